@@ -1,0 +1,51 @@
+"""The Typer app: six commands; an error that a user can act on is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ccaco_cli import __version__
+from ccaco_cli.commands import ablate, embed, prepare, report, retrieve, train
+from ccaco_cli.core.errors import CcacoError
+
+app = typer.Typer(
+    name="ccaco",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start here: [bold]ccaco train --dataset scenes --name first[/bold], then [bold]ccaco report runs/first[/bold]",
+)
+for command in (prepare.prepare, train.train, ablate.ablate, embed.embed, retrieve.retrieve, report.report):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Cross-modal alignment from raw data to a trustworthy table: contrastive and cross-attention in one model."""
+
+
+def main() -> None:
+    """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
+    try:
+        app()
+    except CcacoError as error:
+        print(f"ccaco: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ccaco: interrupted; the same command goes on where it can", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,63 @@
+"""``ccaco train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccaco_cli.commands import options
+
+
+def train(
+    dataset: options.Dataset = "scenes",
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
+    arm: Annotated[str, typer.Option("--arm", help="Which model: ccaco, clip, -contrastive ...")] = "ccaco",
+    image_tower: options.ImageTower = None,
+    text_tower: options.TextTower = None,
+    lock_image: options.LockImage = None,
+    lock_text: options.LockText = None,
+    cache_tokens: options.CacheTokens = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    wd: options.Wd = None,
+    warmup: options.Warmup = None,
+    precision: options.Precision = None,
+    accum_freq: options.Accum = None,
+    grad_checkpointing: options.Checkpointing = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and sampling.")] = 0,
+    name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
+    logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
+    resume: Annotated[str | None, typer.Option("--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False)] = None,
+    config: options.ConfigFile = None,
+    set_: options.Settings = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    data: options.Data = Path("data"),
+    shown: options.Shown = None,
+) -> None:
+    """Train one model and score its best checkpoint. The embedded data set 'scenes' is prepared by itself.
+
+    [bold]Examples[/bold]
+
+    ccaco train --dataset scenes --alpha 1 --beta 0.5 --name first
+
+    ccaco train --dataset scenes --arm clip --epochs 2 --name quick
+    """
+    from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.workflows import report
+    from ccaco_cli.core.workflows.train import Asked
+    from ccaco_cli.core.workflows.train import train as workflow
+    from ccaco_cli.view import progress, results
+
+    if resume not in (None, "latest"):
+        raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
+    folder = logs / (name or f"{Path(dataset).name}-{arm}-s{seed}")
+    asked = Asked(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
+    with progress.bar(f"train {folder.name}") as tell:
+        workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
+    results.show(report.rows([folder], every_stage=True), shown, str(folder))
+    progress.note(f"next: ccaco embed --run {folder} --dataset {dataset} --index {Path(dataset).name}.idx")

@@ -1,0 +1,55 @@
+"""Arrays that are computed once and then read by memory map."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def key(**parts: Any) -> str:
+    """A short name for what a cached array depends on: equal parts, equal name."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def folder(path: Path, write: Callable[[Path], None]) -> Path:
+    """The folder at ``path``, made by ``write(temporary folder)`` when it is not there; whole or absent, whatever happens."""
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path) as temp:
+            write(temp)
+            if not path.is_dir():  # another process may have been faster
+                os.replace(temp, path)
+    return path
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap[Any, Any]:
+    """A ``.npy`` file of this shape, open for writing by memory map."""
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    return array
+
+
+def read_array(path: Path) -> np.ndarray[Any, Any]:
+    """A ``.npy`` file by memory map, read only; pickles are refused."""
+    found: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temp.mkdir()
+    try:
+        yield temp
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+

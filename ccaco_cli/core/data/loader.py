@@ -1,0 +1,169 @@
+"""From a prepared split to batches: columns of items, and pairs of them.
+
+An *item* is one sample of one modality: a caption, or the media of a row. A *row* is one thing with all its items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ccaco_cli.core.data import cache
+from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.shards import Split
+from ccaco_cli.core.types import Features, PairBatch
+
+Array = np.ndarray[Any, Any]
+DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image}
+"""Modality -> its bytes as what ``Tower.preprocess`` takes."""
+PIXELS_IN_CACHE = 128
+"""Pictures up to this many pixels a side are kept decoded (uint8, memory-mapped): decoding them again costs more than reading."""
+
+
+class Column(Protocol):
+    """All items of one modality of a split.
+
+    row     [items] int64, the row of each item
+    start   [rows + 1] int64, items of row r are start[r] .. start[r + 1]
+    length  [items] int64 tokens of each item where they differ (for batching by length), or None
+    """
+
+    row: Array
+    start: Array
+    length: Array | None
+
+    def inputs(self, items: Array) -> Any:
+        """What the tower takes (dict of tensors), or cached Features."""
+        ...
+
+
+class TextColumn:
+    """Captions, tokenised once; a batch is padded to its own longest caption."""
+
+    def __init__(self, split: Split, tokenize: Callable[[list[str]], dict[str, Tensor]]):
+        self.row, self.start = split.caption_row, split.caption_start
+        encoded = tokenize(list(split.captions))
+        self.ids, self.mask = encoded["ids"].to(torch.int32), encoded["mask"]
+        self.length: Array | None = self.mask.sum(1).numpy()
+
+    def inputs(self, items: Array) -> dict[str, Tensor]:
+        mask = self.mask[items]
+        longest = int(mask.any(0).nonzero().max()) + 1
+        return {"ids": self.ids[items, :longest].long(), "mask": mask[:, :longest]}
+
+
+class MediaColumn:
+    """Pictures (or other media), decoded when asked for."""
+
+    length: Array | None = None
+
+    def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor]):
+        self.split, self.modality, self.preprocess = split, modality, preprocess
+        self.row, self.start = np.arange(len(split)), np.arange(len(split) + 1)
+
+    def inputs(self, items: Array) -> dict[str, Tensor]:
+        samples = [self.preprocess(DECODERS[self.modality](data)) for data in self.split.media(self.modality, items)]
+        return {"pixels": torch.stack(samples)}
+
+
+class PixelColumn(MediaColumn):
+    """Small pictures, decoded once into a memory-mapped uint8 array [rows, 3, H, W]."""
+
+    def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor], path: Path):
+        super().__init__(split, modality, preprocess)
+        self.pixels = cache.read_array(cache.folder(path, self._write) / "pixels.npy")
+
+    def _write(self, folder: Path) -> None:
+        shape = super().inputs(np.array([0]))["pixels"].shape[1:]
+        array = cache.new_array(folder / "pixels.npy", (len(self.split), *shape), np.uint8)
+        for first in range(0, len(self.split), 512):
+            rows = np.arange(first, min(first + 512, len(self.split)))
+            array[rows] = super().inputs(rows)["pixels"].numpy()
+        array.flush()
+
+    def inputs(self, items: Array) -> dict[str, Tensor]:
+        return {"pixels": torch.from_numpy(self.pixels[items])}
+
+
+class CachedColumn:
+    """Tokens of a locked tower, read from a cache folder (``tokens.npy`` [total, W] float16, ``offsets.npy``, ``pooled.npy``)."""
+
+    def __init__(self, path: Path, row: Array, start: Array):
+        self.row, self.start = row, start
+        self.tokens, self.pooled = (cache.read_array(path / f"{name}.npy") for name in ("tokens", "pooled"))
+        self.offsets = np.load(path / "offsets.npy", allow_pickle=False)
+        counts = np.diff(self.offsets)
+        self.length: Array | None = counts
+        self.fixed = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
+
+    def inputs(self, items: Array) -> Features:
+        pooled = torch.from_numpy(np.asarray(self.pooled[items]))
+        if self.fixed:  # a patch grid: one block a row
+            tokens = torch.from_numpy(self.tokens.reshape(-1, self.fixed, self.tokens.shape[1])[items])
+            return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
+        counts = np.asarray(self.length)[items]
+        mask = np.arange(counts.max()) < counts[:, None]
+        source = (self.offsets[items][:, None] + np.arange(counts.max()))[mask]
+        padded = np.zeros((*mask.shape, self.tokens.shape[1]), np.float16)
+        padded[mask] = self.tokens[source]
+        return Features(torch.from_numpy(padded), torch.from_numpy(mask), pooled)
+
+
+def batches_of_items(column: Column, size: int) -> Iterator[Array]:
+    """All items once, in batches of similar length (so that padding costs little)."""
+    order = np.arange(len(column.row)) if column.length is None else np.argsort(column.length, kind="stable")
+    for first in range(0, len(order), size):
+        yield order[first : first + size]
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """The order of one epoch: for every batch, rows and the item of either side. A function of (seed, epoch) alone."""
+
+    a: Column
+    b: Column
+    family: Array
+    batch_size: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Batches an epoch; a last one that would be smaller is left out."""
+        return max(1, len(self.family) // self.batch_size)
+
+    def epoch(self, number: int) -> list[tuple[Array, Array, Array]]:
+        """[(rows, items of a, items of b)]: rows shuffled, families (hard negatives of each other) kept side by side."""
+        rng = np.random.default_rng((self.seed, number))
+        key = rng.random(int(self.family.max()) + 1)[self.family]
+        order = np.lexsort((rng.random(len(key)), key))
+        items_a, items_b = (_one_item(column, rng) for column in (self.a, self.b))
+        cuts = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))
+        return [(rows, items_a[rows], items_b[rows]) for rows in cuts]
+
+
+def _one_item(column: Column, rng: np.random.Generator) -> Array:
+    counts = np.diff(column.start)
+    return column.start[:-1] + (rng.random(len(counts)) * counts).astype(np.int64)
+
+
+class PairDataset(Dataset[PairBatch]):
+    """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan."""
+
+    def __init__(self, a: Column, b: Column, group: Array, domain: Array):
+        self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
+
+    def __getitem__(self, entry: tuple[Array, Array, Array]) -> PairBatch:
+        rows, items_a, items_b = entry
+        index = torch.from_numpy(rows)
+        return PairBatch(self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index])
+
+
+def load(dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int) -> DataLoader[PairBatch]:
+    """Batches in plan order, prefetched by ``workers`` processes (0 = in this one)."""
+    return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""Checks a stream of records on all cores, in order, with bounded memory. Imports little, for every worker process loads it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from ccaco_cli.core.data.checks import Passed, Rejected, Rules, check_all
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+
+CHUNK = 32  # records a task
+AHEAD = 4  # tasks a worker that may wait: bounds memory
+
+
+def checked(records: Iterator[PairRecord], rules: Rules, workers: int | None) -> Iterator[tuple[PairRecord, Passed | Rejected]]:
+    """Each record with its outcome, in order.
+
+    workers  processes; None = all cores, 0 or 1 = none besides this one
+    Raises   DataError: a worker died (memory, most likely)
+    """
+    workers = _cores() if workers is None else workers
+    if workers <= 1:
+        for record in records:
+            yield record, check_all([record], rules)[0]
+        return
+    # spawned, not forked: this process may hold threads of Arrow or torch
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_worker)
+    try:
+        yield from _in_order(pool, records, rules, workers * AHEAD)
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process died", expected="enough memory for every worker", next="the same command with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead: int) -> Iterator[tuple[PairRecord, Passed | Rejected]]:
+    waiting: deque[tuple[list[PairRecord], Future[list[Passed | Rejected]]]] = deque()
+    chunk: list[PairRecord] = []
+    for record in records:
+        chunk.append(record)
+        if len(chunk) == CHUNK:
+            waiting.append((chunk, pool.submit(check_all, chunk, rules)))
+            chunk = []
+        if len(waiting) > ahead:
+            ready, future = waiting.popleft()
+            yield from zip(ready, future.result(), strict=True)
+    waiting.append((chunk, pool.submit(check_all, chunk, rules)))
+    for ready, future in waiting:
+        yield from zip(ready, future.result(), strict=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _worker() -> None:
+    """A worker leaves interrupts to its parent, and does not outlive it (after a kill -9 it would wait for ever)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,311 @@
+"""The generated data set: pictures whose captions need binding (which colour belongs to which thing, who is left of, on or chasing whom).
+
+Every picture comes from its own generator, seeded by (seed, split, domain, index), so a set is the same for any number of workers.
+Composing is cheap and happens while records are streamed; drawing is left to a picklable function and so to the worker processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ccaco_cli.core.data import scene_words
+from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, Figure, Picture, render_jpeg
+from ccaco_cli.core.data.scene_figures import COLOURS, INSIDE, SEATS, Box, extent
+from ccaco_cli.core.data.scene_words import Thing, Wording
+from ccaco_cli.core.types import PairRecord
+
+POSES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cat", "dog", "rabbit", "horse"), ("napping", "napping", "sitting", "standing", "running")),
+    **{"bird": ("sitting", "flying", "napping"), "fish": ("swimming",), "turtle": ("walking", "napping")},
+}
+"""Animals and what they do when nobody is chased; everything else has no pose."""
+
+ANIMALS = ("cat", "cat", "cat", "dog", "dog", "rabbit", "horse", "bird", "fish", "turtle")
+THINGS = ("ball", "box", "car", "tree", "house", "sofa", "cup", "boat", "balloon", "umbrella", "flower", "hat")
+HUES = (*COLOURS, "orange")
+HELD_OUT = frozenset(
+    {
+        *(("cat", "purple"), ("dog", "green"), ("rabbit", "red"), ("horse", "blue"), ("bird", "orange"), ("fish", "black")),
+        *(("turtle", "white"), ("ball", "purple"), ("box", "yellow"), ("car", "white"), ("tree", "orange"), ("house", "green")),
+        *(("sofa", "black"), ("cup", "red")),
+    }
+)
+"""(noun, colour) pairs that appear in the test split only."""
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "": ("left", "left", "above", "on", "inside", "chasing", "chasing", "next"),
+    "role": ("left", "left", "above", "on", "chasing", "chasing"),
+    "colour": ("left", "above", "on", "inside", "chasing", "next"),
+    "shape": ("left", "above", "on", "chasing", "next"),
+}
+"""Kind of swapped twin ("" = none) -> relations for which the swap gives another, possible picture."""
+
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "train": ("", "role", "", "", "colour", "", "", "shape", ""),
+    **dict.fromkeys(("val", "test"), ("", "role", "colour", "shape", "role", "colour", "", "shape", "role", "colour", "shape")),
+}
+"""Families of a split in the order they come, again and again; half of train is twins, nine tenths of val and test."""
+
+CAPTIONS, FULL_CAPTIONS = 5, 3
+SCALES = {"small": 0.25, "large": 0.4}
+FURTHER = {"small": 0.235, "large": 0.31}
+"""Side of a thing's square: of things[0] and things[1] before their jitter, and of the others, which stand further back."""
+
+_FLOATS = ("balloon", "fish")
+_CHASE = {"bird": "flying", "fish": "swimming", "turtle": "walking"}
+_RESTS = ("sofa", "box", "car", "house", "boat", "turtle", "horse")
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """What a picture shows: the facts (things, relation of things[0] to things[1], place) and the chance of its layout."""
+
+    things: tuple[Thing, ...]
+    relation: str
+    place: str
+    variant: int
+    jitter: tuple[float, ...]
+    spots: tuple[tuple[float, float], ...] = ()
+
+
+def swap(scene: Composition, kind: str) -> Composition:
+    """The twin of a scene: things[0] and things[1] exchange all they are (role), their colours, or their nouns with poses (shape)."""
+    a, b, *rest = scene.things
+    if kind == "role":
+        a, b = b, a
+    elif kind == "colour":
+        a, b = replace(a, colour=b.colour), replace(b, colour=a.colour)
+    else:
+        a, b = replace(a, noun=b.noun, pose=b.pose), replace(b, noun=a.noun, pose=a.pose)
+    return replace(scene, things=(a, b, *rest))
+
+
+def held_out(scene: Composition) -> bool:
+    """True when a thing has a colour that it never has in train or val."""
+    return any((t.noun, t.colour) in HELD_OUT for t in scene.things)
+
+
+def compose(rng: random.Random, kind: str = "", *, allow_held_out: bool = False) -> tuple[Composition, ...]:
+    """A scene, and its twin of that kind (none when ``kind`` is empty), with the same layout chance and room for both."""
+    while True:
+        scene = _facts(rng, rng.choice(KINDS[kind]))
+        family = (scene, swap(scene, kind)) if kind else (scene,)
+        if allow_held_out or not any(held_out(s) for s in family):
+            break
+    taken = [box for s in family for _, box in _main(s)]
+    spots: list[tuple[float, float]] = []
+    for thing in scene.things[2:]:
+        spot = _free_spot(rng, thing, taken)
+        if spot is None:
+            break
+        spots.append(spot)
+    return tuple(replace(s, things=s.things[: 2 + len(spots)], spots=tuple(spots)) for s in family)
+
+
+def _facts(rng: random.Random, relation: str) -> Composition:
+    count = rng.choices((2, 3, 4, 5), (26, 32, 26, 16))[0]
+    chase = relation == "chasing"
+    nouns: list[str] = []
+    while len(nouns) < count:
+        pool: tuple[str, ...] = ANIMALS if rng.random() < 0.58 else THINGS
+        if not nouns and (chase or relation == "on" or (relation == "inside" and rng.random() < 0.7)):
+            pool = ANIMALS
+        elif not nouns and relation == "above" and rng.random() < 0.5:
+            pool = ("bird", "bird", "balloon", "umbrella", "fish")
+        elif len(nouns) == 1:
+            pool = {"chasing": (*ANIMALS, "ball", "ball", "ball", "car", "car"), "on": _RESTS, "inside": tuple(INSIDE)}.get(relation, pool)
+        noun = rng.choice(pool)
+        if noun not in nouns:
+            nouns.append(noun)
+    things: list[Thing] = []
+    for i, noun in enumerate(nouns):
+        main = i < 2
+        pose = _CHASE.get(noun, "running") if chase and main and noun in POSES else rng.choice(POSES.get(noun, ("",)))
+        size = (
+            {0: "small", 1: "large"}[i]
+            if relation == "inside" and main
+            else rng.choice(("small", "large") if main else ("small", "small", "large"))
+        )
+        colour = rng.choice([c for c in HUES if i != 1 or c != things[0].colour])
+        things.append(Thing(noun, colour, size, pose))
+    # Few scenes are about an orange cat napping if left to chance; the sets' best known query wants its pictures.
+    if not chase and rng.random() < 0.04 and "cat" in nouns[:2]:
+        cat, other = (nouns.index("cat"), 1 - nouns.index("cat"))
+        if things[other].colour != "orange":
+            things[cat] = replace(things[cat], colour="orange", pose="napping")
+    return Composition(tuple(things), relation, rng.choice(tuple(GROUNDS)), rng.randrange(VARIANTS), tuple(rng.random() for _ in range(12)))
+
+
+def _scale(scene: Composition, i: int) -> float:
+    """Side of a thing's square; few steps, so that figures are found in the cache."""
+    if scene.relation == "inside" and i < 2:
+        return (0.25, 0.48)[i]
+    size = scene.things[i].size
+    if i >= 2:
+        return FURTHER[size]
+    return SCALES[size] * (0.94, 1.0, 1.06)[int(scene.jitter[i] * 3)]
+
+
+def _at(noun: str, pose: str, left: bool, side: float, x: float, bottom: float) -> Box:
+    """Tight box of a figure whose middle is at x and whose lowest point is at ``bottom``."""
+    x0, y0, x1, y1 = extent(noun, pose, left)
+    return (x - side * (x1 - x0) / 2, bottom - side * (y1 - y0), x + side * (x1 - x0) / 2, bottom)
+
+
+def _main(scene: Composition) -> list[tuple[bool, Box]]:
+    """(faces left, box) of things[0] and things[1], so placed that their relation holds."""
+    j = scene.jitter
+    a, b = scene.things[:2]
+    sa, sb = _scale(scene, 0), _scale(scene, 1)
+    ground = 0.88 + 0.08 * j[6]
+    la, lb = j[7] < 0.5, j[8] < 0.5
+    middle = 0.5 + 0.4 * (j[9] - 0.5)
+    left = scene.relation == "left"
+    if scene.relation in ("left", "chasing", "next"):
+        towards_left = scene.relation == "chasing" and j[10] < 0.5
+        if scene.relation == "chasing":
+            la = lb = towards_left
+        box_a, box_b = _at(a.noun, a.pose, la, sa, 0, ground), _at(b.noun, b.pose, lb, sb, 0, ground - 0.03 + 0.06 * j[11])
+        order = [box_b, box_a] if towards_left or (scene.relation == "next" and j[10] < 0.5) else [box_a, box_b]
+        width = sum(x1 - x0 for x0, _, x1, _ in order)
+        # Neighbours nearly touch; otherwise the two stand a clear way apart.
+        wide = 0.02 if scene.relation == "next" else min(0.1 + 0.08 * j[9], 0.94 - width)
+        width += wide
+        start = 0.03 + max(0.0, 0.94 - width) * (0.25 + 0.5 * j[10] if left else j[9])
+        first = _shift(order[0], start - order[0][0])
+        second = _shift(order[1], first[2] + wide - order[1][0])
+        box_a, box_b = (second, first) if order[0] is box_b else (first, second)
+    else:
+        box_b = _at(b.noun, b.pose, lb, sb, middle, ground)
+        top, height = box_b[1], box_b[3] - box_b[1]
+        y0, y1 = extent(b.noun, b.pose, lb)[1::2]
+        if scene.relation == "on":
+            seat = box_b[1] + sb * (max(SEATS.get(b.noun, y0 + 0.06), y0) - y0)
+            box_a = _at(a.noun, a.pose, la, sa, middle, seat + 0.01)
+        elif scene.relation == "inside":
+            hole = INSIDE[b.noun]
+            box_a = _at(a.noun, a.pose, la, sa, middle, top + height * (hole[3] - 0.02 - y0) / (y1 - y0))
+        else:
+            box_a = _at(a.noun, a.pose, la, sa, middle + 0.08 * (j[10] - 0.5), top - 0.05 - 0.06 * j[11])
+    # A tall pile may leave the picture: push it back as a whole.
+    down = max(0.0, 0.01 - min(box_a[1], box_b[1]))
+    return [(la, _shift(box_a, 0, down)), (lb, _shift(box_b, 0, down))]
+
+
+def _shift(box: Box, x: float, y: float = 0.0) -> Box:
+    return (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+
+
+def _free_spot(rng: random.Random, thing: Thing, taken: list[Box]) -> tuple[float, float] | None:
+    """(x, bottom) for a further thing where it covers next to nothing; its box joins ``taken``."""
+    side = FURTHER[thing.size]
+    up = thing.noun in _FLOATS or thing.pose == "flying"
+    for _ in range(60):
+        x, bottom = rng.uniform(0.14, 0.86), rng.uniform(0.3, 0.7) if up else rng.uniform(0.5, 0.96)
+        box = _at(thing.noun, thing.pose, False, side, x, bottom)
+        room = 0.1 * (box[2] - box[0]) * (box[3] - box[1])
+        if box[0] > 0.01 and box[1] > 0.01 and box[2] < 0.99 and sum(_overlap(box, other) for other in taken) <= room:
+            taken.append(box)
+            return x, bottom
+    return None
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def place(scene: Composition) -> list[tuple[bool, Box]]:
+    """(faces left, box) of every thing; boxes are tight, (x0, y0, x1, y1) as shares of the side, y down."""
+    found = _main(scene)
+    for i, (x, bottom) in enumerate(scene.spots, start=2):
+        thing, left = scene.things[i], scene.jitter[5] < 0.5
+        found.append((left, _at(thing.noun, thing.pose, left, _scale(scene, i), x, bottom)))
+    return found
+
+
+def picture(scene: Composition, noise: str = "") -> Picture:
+    """A scene as figures from back to front. ``noise`` seeds the grain of the style "noisy"."""
+    placed = place(scene)
+    floats = {0} if scene.relation in ("above", "on", "inside") else set()
+    # Who rests on or in another is drawn after it, whatever their feet say.
+    behind = [box[3] + (1.0 if i == 0 and floats else 0.0) for i, (_, box) in enumerate(placed)]
+    figures: list[Figure] = []
+    for i in sorted(range(len(placed)), key=behind.__getitem__):
+        thing, (left, box), side = scene.things[i], placed[i], _scale(scene, i)
+        ex0, ey0, _, _ = extent(thing.noun, thing.pose, left)
+        width, middle = box[2] - box[0], (box[0] + box[2]) / 2
+        airborne = i in floats or thing.noun in _FLOATS or thing.pose == "flying"
+        shadow = None if airborne else (middle, box[3], width * 1.1)
+        figures.append(Figure(thing.noun, thing.colour, thing.pose, left, box[0] - ex0 * side, box[1] - ey0 * side, side, shadow))
+        if thing.pose == "napping":
+            mark = 0.11 if thing.size == "small" else 0.14
+            x = box[0] + width * (0.0 if left else 0.75)
+            figures.append(Figure("zzz", "white", "", False, x, max(0.0, box[1] - mark * 0.7), mark))
+        elif scene.relation == "chasing" and i < 2:
+            mark = side * 0.3
+            x = box[2] - mark * 0.1 if left else box[0] - mark * 0.9
+            figures.append(Figure("speed", "white", "", left, x, (box[1] + box[3]) / 2 - mark / 2, mark))
+    return Picture(scene.place, scene.variant, tuple(figures), noise)
+
+
+def records(name: str, counts: Mapping[str, Mapping[str, int]], *, seed: int, size: int, limit: int | None) -> Iterator[PairRecord]:
+    """All records of a generated set.
+
+    name    of the set, the first part of every id
+    counts  split -> domain (one of ``STYLES``) -> pictures
+    size    pixels of a picture's side
+    limit   at most that many pictures a split, shared among its domains; families stay whole
+    """
+    for split, domains in counts.items():
+        total = sum(domains.values())
+        most = total if limit is None else min(limit, total)
+        ends = [most * end // total for end in itertools.accumulate(domains.values(), initial=0)]
+        for domain, (start, end) in zip(domains, itertools.pairwise(ends), strict=True):
+            wanted = end - start
+            prefix = f"{name}/{split}" if len(domains) == 1 else f"{name}/{split}/{domain}"
+            yield from _split(prefix, split, domain, wanted, seed=seed, size=size)
+
+
+def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size: int) -> Iterator[PairRecord]:
+    index = 0
+    for kind in itertools.cycle(PATTERNS[split]):
+        if index + (2 if kind else 1) > wanted:
+            return
+        rng = random.Random(f"{seed}/{split}/{domain}/{index}")
+        family = compose(rng, kind, allow_held_out=split == "test")
+        wordings = [Wording.draw(rng) for _ in range(FULL_CAPTIONS)]
+        ids = [f"{prefix}/{index + i:06d}" for i in range(len(family))]
+        said = [[scene_words.full(w, s.things, s.relation, s.place) for w in wordings] for s in family]
+        for i, scene in enumerate(family):
+            own = random.Random(f"{seed}/{split}/{domain}/{index + i}/words")
+            parts = [scene_words.partial(Wording.draw(own), scene.things, scene.place, own) for _ in range(CAPTIONS - FULL_CAPTIONS)]
+            meta = _meta(scene)
+            meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
+            meta["binding"] = [[true, false] for true, false in zip(said[i], said[1 - i], strict=True)] if kind else []
+            image = partial(render_jpeg, picture(scene, ids[i]), size, domain)
+            yield PairRecord(
+                ids[i], ids[i], split, {"image": image}, (*said[i], *parts), domain=domain, family=ids[0] if kind else "", meta=meta
+            )
+        index += len(family)
+
+
+def _meta(scene: Composition) -> dict[str, Any]:
+    """Facts and boxes of a scene as JSON types."""
+    boxes = [
+        {"word": t.noun, "thing": i, "box": [round(min(1.0, max(0.0, v)), 4) for v in box]}
+        for i, (t, (_, box)) in enumerate(zip(scene.things, place(scene), strict=True))
+    ]
+    return {
+        "things": len(scene.things),
+        "facts": [{"noun": t.noun, "colour": t.colour, "size": t.size, "pose": t.pose} for t in scene.things],
+        "relation": scene.relation,
+        "place": scene.place,
+        "boxes": boxes,
+        "heldout": held_out(scene),
+        "full_captions": FULL_CAPTIONS,
+    }

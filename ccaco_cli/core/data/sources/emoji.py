@@ -1,0 +1,56 @@
+"""Emoji with their Unicode names in several vendors' drawing styles: one meaning, several domains."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ccaco_cli.core.data.sources.lists import read_lines, revision_of
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+
+_EXPECTS = "emoji.tsv (codepoint, unicode_name, category, split, styles) beside one folder of PNG files a style"
+_PICTURES = {
+    "noto2018": "noto2018/png/128/emoji_u{}.png",
+    "twemoji": "twemoji/png/128/{}.png",
+    "fxemoji": "fxemoji/png128/{}.png",
+}
+_COLUMNS = {"codepoint", "unicode_name", "category", "split", "styles"}
+
+
+def _read(root: Path | None, options: SourceOptions) -> SourceData:
+    table = root / "emoji.tsv" if root is not None else None
+    if root is None or table is None or not table.is_file():
+        raise DataError("no emoji styles here", where=root, expected=_EXPECTS, next="ccaco prepare emoji-styles --source PATH")
+    rows = list(csv.DictReader(read_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not rows or _COLUMNS - rows[0].keys():
+        raise DataError("a table of another shape", where=table, expected=f"the columns {', '.join(sorted(_COLUMNS))}")
+
+    def records() -> Iterator[PairRecord]:
+        for row in rows:
+            for style in row["styles"].split(","):
+                code = row["codepoint"]
+                picture = root / _PICTURES.get(style, style + "/{}.png").format(code)
+                yield PairRecord(
+                    id=f"{style}/{code}",
+                    group=code,
+                    split=row["split"],
+                    media={"image": picture},
+                    captions=[row["unicode_name"]],
+                    domain=style,
+                    label=row["category"],
+                )
+
+    return SourceData(
+        records=records(),
+        protocol="emoji-styles: split by hash of the code point, so that no emoji is in two splits in whatever style",
+        licence="noto2018 Apache-2.0; twemoji and fxemoji CC BY 4.0",
+        revision=revision_of(table),
+        counts=Counter(row["split"] for row in rows for _ in row["styles"].split(",")),
+    )
+
+
+SOURCE = Source("emoji-styles", ("image", "text"), _EXPECTS, _read)

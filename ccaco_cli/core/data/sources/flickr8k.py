@@ -1,0 +1,97 @@
+"""Flickr8k and Flickr30k: ``*.token.txt`` with split lists, or Karpathy's json; both give the same records.
+
+Source: Hodosh, Young & Hockenmaier, JAIR 47 (2013); Young et al., TACL 2 (2014); splits of arXiv:1412.2306.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ccaco_cli.core.data.sources.lists import captions_of, karpathy_images, read_lines, revision_of
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+
+_LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
+_EXPECTS = "dataset_{0}.json, or {1} with its split lists, beside the folder of photos (or one of these files itself)"
+_TOKENS = {"flickr8k": ("Flickr8k.token.txt", "Flickr8k.token"), "flickr30k": ("results_20130124.token", "flickr30k.token.txt")}
+_LISTS = {
+    "train": ("Flickr_8k.trainImages.txt", "train.txt", "flickr30k_train.txt"),
+    "val": ("Flickr_8k.devImages.txt", "val.txt", "flickr30k_val.txt"),
+    "test": ("Flickr_8k.testImages.txt", "test.txt", "flickr30k_test.txt"),
+}
+_FOLDERS = ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
+_Listed = dict[str, tuple[str, list[str]]]  # file name -> (split, captions)
+
+
+def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
+    expects = _EXPECTS.format(name, _TOKENS[name][0])
+    if root is None or not root.exists():
+        raise DataError(f"no {name} here", where=root, expected=expects, next=f"ccaco prepare {name} --source PATH")
+    folder = root if root.is_dir() else root.parent
+    json_file = root if root.suffix == ".json" else _first(root, (f"dataset_{name}.json",)) if root.is_dir() else None
+    if json_file is not None:
+        listed: _Listed = {str(i["filename"]): (str(i["split"]), captions_of(i)) for i in karpathy_images(json_file)}
+        read_from, unlisted = [json_file], 0
+    else:
+        tokens = root if root.is_file() else _first(root, _TOKENS[name])
+        if tokens is None:
+            raise DataError(f"no {name} list in this folder", where=root, expected=expects, next=f"ccaco prepare {name} --source PATH")
+        listed, lists, unlisted = _token_layout(folder, tokens, name)
+        read_from = [tokens, *lists]
+    counts: dict[str, int] = {}
+    for split, _ in listed.values():
+        counts[split] = counts.get(split, 0) + 1
+    return SourceData(
+        records=_records(folder, listed),
+        protocol=f"{name}: the published train, val and test lists, all captions of a photo",
+        licence=_LICENCE,
+        revision=revision_of(*read_from),
+        facts={"unlisted": unlisted},
+        counts=counts,
+    )
+
+
+def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[Path], int]:
+    captions: dict[str, list[tuple[int, str]]] = {}
+    for number, line in enumerate(read_lines(tokens), 1):
+        key, tab, text = line.partition("\t")
+        file, _, index = key.strip().partition("#")
+        if not tab or not index.isdigit():
+            raise DataError("a line of another shape", where=f"{tokens}:{number}", expected="PHOTO.jpg#0<TAB>caption")
+        captions.setdefault(file, []).append((int(index), text))
+    split_of: dict[str, str] = {}
+    lists = []
+    for split, names in _LISTS.items():
+        found = _first(folder, names)
+        if found is None:
+            raise DataError(
+                f"no list of the {split} photos", where=folder, expected=" or ".join(names), next=f"add dataset_{name}.json instead"
+            )
+        lists.append(found)
+        # Flickr30k's lists name photos without their suffix
+        split_of |= {file if "." in file else f"{file}.jpg": split for file in map(str.strip, read_lines(found))}
+    # a photo that is listed but has no caption is kept here, to be counted and named among the rejects
+    listed = {file: (split, [text for _, text in sorted(captions.get(file, []))]) for file, split in split_of.items()}
+    return listed, lists, len(captions.keys() - split_of.keys())
+
+
+def _records(folder: Path, listed: _Listed) -> Iterator[PairRecord]:
+    photos = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
+    for file in sorted(listed):  # by name, so that both layouts give the same order
+        split, captions = listed[file]
+        yield PairRecord(id=file, group=file, split=split, media={"image": photos / file}, captions=captions)
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of the named files in a folder, or in one of its folders (lists come in an archive of their own)."""
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
+    return next((place / name for name in names for place in places if (place / name).is_file()), None)
+
+
+SOURCE = Source("flickr8k", ("image", "text"), _EXPECTS.format("flickr8k", "Flickr8k.token.txt"), partial(_read, "flickr8k"))
+FLICKR30K_SOURCE = Source(
+    "flickr30k", ("image", "text"), _EXPECTS.format("flickr30k", "results_20130124.token"), partial(_read, "flickr30k")
+)

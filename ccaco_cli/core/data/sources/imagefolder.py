@@ -1,0 +1,57 @@
+"""Any folder of class folders: ``[SPLIT/][DOMAIN/]CLASS/*.jpg``; the caption is the class name in a template."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+
+_EXPECTS = "class folders of pictures: CLASS/*.jpg, or DOMAIN/CLASS/*.jpg, each under train/ val/ test/ if you have splits"
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+
+
+def _read(root: Path | None, options: SourceOptions) -> SourceData:
+    if root is None or not root.is_dir():
+        raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
+    if "{}" not in options.template:
+        raise DataError("a template without a place for the class name", where=options.template, expected='"a photo of a {}"')
+    if not any(entry.is_dir() for entry in root.iterdir()):
+        raise DataError("no class folder in this folder", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
+    return SourceData(
+        records=_records(root, options.template),
+        protocol="imagefolder (split folders where there are any; else 80/10/10 by hash of the path)",
+        facts={"template": options.template},
+    )
+
+
+def _records(root: Path, template: str) -> Iterator[PairRecord]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # a linked folder is not walked; yielded as if it were a picture, it is counted and named among the rejects
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        pictures = [name for name in files if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
+        for name in sorted(pictures + links):
+            path = Path(folder, name)
+            places = path.relative_to(root).parts[:-1]
+            split = SPLIT_NAMES.get(places[0].lower()) if places else None
+            if split:
+                places = places[1:]
+            label = places[-1].replace("_", " ") if places else ""
+            id = path.relative_to(root).as_posix()
+            yield PairRecord(
+                id=id,
+                group=label,  # two pictures of one class have the same caption: no negatives of each other
+                split=split or hash_split(id),
+                media={"image": path},
+                captions=[template.format(label)] if label else [],
+                domain="/".join(places[:-1]),
+                label=label,
+            )
+
+
+SOURCE = Source("imagefolder", ("image", "text"), _EXPECTS, _read)

@@ -1,0 +1,83 @@
+"""The list files that published data sets share: text of any encoding, JSON, Karpathy's split files, splits by hash."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ccaco_cli.core.errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def decode_text(data: bytes) -> str:
+    """Text of UTF-8 (with or without BOM) or UTF-16 (with BOM); other bytes are taken as Windows-1252, which lists saved elsewhere are."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a list file, without line ends and without blank lines; each line's encoding is judged by itself."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        lines = decode_text(data).splitlines()
+    else:
+        lines = [decode_text(line) for line in data.splitlines()]
+    return [line for line in lines if line.strip()]
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object that has ``keys``; raises DataError when it is none."""
+    try:
+        found = json.loads(decode_text(path.read_bytes()))
+    except ValueError as error:
+        raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in keys):
+        raise DataError("a JSON file of another shape", where=path, expected=f"an object with the lists {', '.join(keys)}")
+    return found
+
+
+def karpathy_images(path: Path) -> list[dict[str, Any]]:
+    """``images`` of a Karpathy split file, each with ``filename``, ``split`` and ``sentences``; raises DataError."""
+    images: list[dict[str, Any]] = read_json(path, "images")["images"]
+    for image in images:
+        if not isinstance(image, dict) or not {"filename", "split", "sentences"} <= image.keys():
+            raise DataError("not a Karpathy split file", where=path, expected="images[].{filename, split, sentences[].raw}")
+    return images
+
+
+def captions_of(image: dict[str, Any]) -> list[str]:
+    """Captions of one entry of a Karpathy split file, in its order."""
+    return [str(sentence.get("raw", "")) for sentence in image["sentences"]]
+
+
+def hash_fraction(key: str) -> float:
+    """A number in [0, 1) that depends on ``key`` alone: equal on every machine, and unmoved by what else is in the set."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
+
+
+def hash_split(key: str) -> str:
+    """train, val or test for four fifths, a tenth and a tenth of all keys."""
+    fraction = hash_fraction(key)
+    return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
+
+
+def revision_of(*paths: Path) -> str:
+    """Which lists a data set was read from: file names and the start of their SHA-256."""
+    return ", ".join(f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in paths)

@@ -1,0 +1,62 @@
+"""What a source is: one published layout of one data set, read as a stream of ``PairRecord``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ccaco_cli.core.types import PairRecord
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user may ask of a source; each source takes what concerns it.
+
+    limit     at most this many records a split (None = all)
+    seed      of generated sets
+    size      pixels of the short side of generated pictures
+    columns   for ``table``: our name (image, caption, split, domain, label, group) -> the file's column name
+    separator for ``table``: CSV separator
+    template  for ``imagefolder``: the caption made of a class name
+    """
+
+    limit: int | None = None
+    seed: int = 0
+    size: int = 64
+    columns: Mapping[str, str] = field(default_factory=dict)
+    separator: str | None = None
+    template: str = "a photo of a {}"
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """One opened source.
+
+    records  consumed once and streamed; media stay unread (paths under the source's folder, or functions)
+    counts   split -> records, where the source knows it beforehand (tells progress how much is to come)
+    """
+
+    records: Iterable[PairRecord]
+    protocol: str
+    licence: str = ""
+    revision: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An entry of ``sources.SOURCES``.
+
+    expects  what ``--source PATH`` must hold, one line for ``prepare --list`` and for errors
+    read     (root, options) -> SourceData; raises DataError at once when the layout is not there
+    embedded True when nothing needs to be downloaded (``root`` is None)
+    """
+
+    name: str
+    modalities: tuple[str, str]
+    expects: str
+    read: Callable[[Path | None, SourceOptions], SourceData]
+    embedded: bool = False

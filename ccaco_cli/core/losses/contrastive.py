@@ -1,0 +1,41 @@
+"""The global half: symmetric InfoNCE over the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ccaco_cli.core.errors import LossInputError
+
+
+def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric multi-positive InfoNCE over in-batch negatives (CLIP, arXiv:2103.00020, fig. 3; positives as in SupCon, arXiv:2004.11362, eq. 2).
+
+    z_a, z_b     [B, E] float, unit norm; row i of both is pair i
+    group        [B] int64; rows of one group are positives of each other, never negatives
+    logit_scale  scalar, multiplies (1 / temperature), not its log
+    Returns      scalar, nats, mean over the 2B queries
+    Raises       LossInputError: shapes differ, or a row is not finite
+    """
+    if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
+        raise LossInputError(f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]")
+    if not (torch.isfinite(z_a).all() and torch.isfinite(z_b).all()):
+        raise LossInputError("embeddings are not finite", expected="unit vectors", next="lower --lr, or use --precision fp32")
+    return matrix_nce(logit_scale * z_a @ z_b.T, group, group)
+
+
+def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:
+    """Symmetric multi-positive cross-entropy of a score matrix.
+
+    logits            [A, B] float, higher = better match
+    group_a, group_b  [A], [B] int64; equal groups are positives; every row and column has at least one
+    Returns           scalar, nats, mean of both directions
+    """
+    positive = group_a[:, None] == group_b[None, :]
+    return (_soft_cross_entropy(logits, positive) + _soft_cross_entropy(logits.T, positive.T)) / 2
+
+
+def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
+    target = positive.float() / positive.sum(1, keepdim=True)
+    return -(target * F.log_softmax(logits.float(), dim=1)).sum(1).mean()

@@ -1,0 +1,117 @@
+"""``total = alpha * contrastive + beta * cross``, each part under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ccaco_cli.core.config import LossConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses import contrastive, matching, pairing
+from ccaco_cli.core.losses.pairing import Pairs
+from ccaco_cli.core.types import Crossed, Encoded
+
+
+class PairSampler(Protocol):
+    """(similarity [B, B], group [B], size, negatives) -> the pairs of this step."""
+
+    def __call__(self, similarity: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs: ...
+
+
+@dataclass(frozen=True)
+class CrossLoss:
+    """One way to train the cross branch: which pairs it sees, and what it is asked."""
+
+    pairs: PairSampler
+    loss: Callable[[Crossed, Pairs, Tensor, LossConfig], Tensor]
+
+
+def _info_nce(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
+    return contrastive.matrix_nce(crossed.match_logit, group[pairs.rows], group[pairs.rows])
+
+
+def _matching(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
+    if pairs.label is None:
+        raise ConfigError("matching needs labelled pairs", where="loss.cross")
+    return matching.matching(crossed.match_logit, pairs.label)
+
+
+def _listwise(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
+    return matching.listwise(crossed.match_logit, config.negatives + 1)
+
+
+def _mse(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
+    """The source description's L_mse = mean ||F_v' - F_v||^2 + mean ||F_t' - F_t||^2.
+
+    A known flaw, kept by name: F' - F is the attention output itself, so the term shrinks the tokens and aligns nothing.
+    """
+    if crossed.drift is None:
+        raise ConfigError("this fusion has no residual to measure", where="loss.cross = 'mse'", expected="model.fusion.kind residual or coattention")
+    return crossed.drift
+
+
+CROSS_LOSSES: dict[str, CrossLoss] = {
+    "infonce": CrossLoss(pairing.all_pairs, _info_nce),
+    "matching": CrossLoss(pairing.with_hard_negatives, _matching),
+    "listwise": CrossLoss(pairing.with_hard_negatives, _listwise),
+    "mse": CrossLoss(pairing.aligned, _mse),
+}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """All that the losses of one step need; ``crossed`` and ``pairs`` are None while beta is 0.
+
+    a, b         Encoded, row i of both is pair i
+    group        [B] int64
+    logit_scale  scalar
+    """
+
+    a: Encoded
+    b: Encoded
+    group: Tensor
+    logit_scale: Tensor
+    crossed: Crossed | None = None
+    pairs: Pairs | None = None
+
+
+def beta_at(config: LossConfig, progress: float) -> float:
+    """The weight of the cross loss at a share 0..1 of the run: 0 in the contrastive warm-up, then rising to ``beta``."""
+    if config.alpha == 0:
+        return config.beta
+    ramp = (progress - config.cross_start) / config.cross_ramp if config.cross_ramp > 0 else float(progress >= config.cross_start)
+    return config.beta * min(1.0, max(0.0, ramp))
+
+
+def sample_pairs(a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None) -> Pairs:
+    """The pairs that the cross loss of this config wants from this batch."""
+    with torch.no_grad():
+        similarity = a.z @ b.z.T
+    return cross_loss(config).pairs(similarity, group, config.cross_batch, config.negatives, generator)
+
+
+def cross_loss(config: LossConfig) -> CrossLoss:
+    """The entry of ``CROSS_LOSSES`` that a config names."""
+    if config.cross not in CROSS_LOSSES:
+        raise ConfigError("unknown cross loss", where=f"loss.cross = {config.cross!r}", expected=" | ".join(CROSS_LOSSES))
+    return CROSS_LOSSES[config.cross]
+
+
+def total_loss(alignment: Alignment, config: LossConfig, beta: float) -> dict[str, Tensor]:
+    """Every part and their weighted sum.
+
+    Returns {"contrastive", "cross" (when beta > 0), "total"}: scalars, nats (mse: squared units)
+    """
+    parts: dict[str, Tensor] = {}
+    total = alignment.logit_scale.new_zeros(())
+    if config.alpha > 0:
+        parts["contrastive"] = contrastive.info_nce(alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale)
+        total = total + config.alpha * parts["contrastive"]
+    if beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
+        parts["cross"] = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
+        total = total + beta * parts["cross"]
+    return parts | {"total": total}

@@ -1,0 +1,163 @@
+"""The model: one tower and head a modality, a shared space, and the cross branch. It never computes a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ccaco_cli.core.config import LossConfig, ModelConfig, TowerConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model import matching, towers
+from ccaco_cli.core.model.attention import masked_mean
+from ccaco_cli.core.model.fusion import mlp
+from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.types import Crossed, Encoded, Features
+
+
+class Center(nn.Module):
+    """Subtracts the running mean token (SCIENCE, finding 2): momentum 0.9 in training, the stored mean in evaluation."""
+
+    MOMENTUM = 0.9
+    mean: Tensor
+    seen: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("seen", torch.tensor(False))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens [B, N, W], mask [B, N] -> [B, N, W]."""
+        if self.training:
+            with torch.no_grad():
+                now = tokens[mask].float().mean(0)
+                self.mean.copy_(torch.where(self.seen, self.mean.lerp(now, 1 - self.MOMENTUM), now))
+                self.seen.fill_(True)
+        return tokens - self.mean.to(tokens.dtype)
+
+
+class AttentionPool(nn.Module):
+    """One learned query over the tokens."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Linear(width, 1)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens [B, N, W], mask [B, N] -> [B, W]."""
+        weight = self.query(tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf).softmax(-1)
+        return (weight.unsqueeze(-1).to(tokens.dtype) * tokens).sum(1)
+
+
+POOLS = ("mean", "cls", "attention")
+
+
+class Side(nn.Module):
+    """One modality: its tower, pooling, projection and residual head."""
+
+    def __init__(self, tower: Tower, config: TowerConfig, width: int):
+        super().__init__()
+        if config.pool not in POOLS:
+            raise ConfigError("unknown pooling", where=f"model.{tower.modality}.pool = {config.pool!r}", expected=" | ".join(POOLS))
+        if config.center not in ("auto", "on", "off"):
+            raise ConfigError("unknown centring", where=f"model.{tower.modality}.center = {config.center!r}", expected="auto | on | off")
+        self.tower, self.config = tower.module, config
+        if config.lock:
+            self.tower.requires_grad_(False)
+        centred = config.center == "on" or (config.center == "auto" and not tower.pretrained)
+        self.center = Center(tower.width) if centred else None
+        self.attention_pool = AttentionPool(tower.width) if config.pool == "attention" else None
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.project = nn.Linear(tower.width, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = mlp(width, config.head_dropout)
+        self.drop = nn.Dropout(config.head_dropout)
+
+    def train(self, mode: bool = True) -> Side:
+        super().train(mode)
+        if self.config.lock:  # a frozen tower also keeps its batch statistics and drops nothing
+            self.tower.eval()
+        return self
+
+    def features(self, inputs: Any) -> Features:
+        """Inputs of the tower, or Features read from a cache -> Features, tokens centred when the config says so."""
+        if isinstance(inputs, Features):
+            found = inputs.map(lambda t: t.float() if t.dtype == torch.float16 else t)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.lock):
+                found = self.tower(inputs)
+        return found if self.center is None else Features(self.center(found.tokens, found.mask), found.mask, found.pooled)
+
+    def pool(self, features: Features) -> Tensor:
+        """Features -> [B, W]."""
+        if self.config.pool == "cls":
+            return features.pooled
+        if self.attention_pool is not None:
+            return self.attention_pool(features.tokens, features.mask)
+        return masked_mean(features.tokens, features.mask)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """[B, W] -> [B, E], before normalisation."""
+        g = self.project(self.input_dropout(pooled))
+        return g + self.drop(self.mlp(self.norm(g)))
+
+
+class Aligner(nn.Module):
+    """Two sides and a matcher.
+
+    modalities  (a, b), as the data set's manifest names them: ("image", "text"), ("video", "audio") ...
+    sides       modality -> Side
+    """
+
+    def __init__(self, built: Mapping[str, Tower], config: ModelConfig, loss: LossConfig):
+        super().__init__()
+        self.modalities: tuple[str, str] = tuple(built)  # type: ignore[assignment]
+        self.config = config
+        self.sides = nn.ModuleDict({m: Side(tower, config.tower(m), config.width) for m, tower in built.items()})
+        self.matcher = matching.build(config.width, config.fusion)
+        if not config.fusion.share:
+            self.own_project = nn.ModuleDict({m: nn.Linear(tower.width, config.width) for m, tower in built.items()})
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(loss.temperature)), requires_grad=loss.learn_temperature)
+        self.max_scale = loss.max_scale
+
+    def logit_scale(self) -> Tensor:
+        """1 / temperature, clamped: scalar that multiplies cosines."""
+        return self.log_scale.exp().clamp(max=self.max_scale)
+
+    def encode(self, modality: str, inputs: Any) -> Encoded:
+        """The global half.
+
+        inputs   what the tower takes, or cached Features
+        Returns  Encoded whose tokens [B, N, W] are still the tower's: ``local`` prepares those that the cross branch will see
+        """
+        side = self.sides[modality]
+        features = side.features(inputs)  # type: ignore[operator]
+        pooled = side.head(side.pool(features))  # type: ignore[operator]
+        return Encoded(features.tokens, features.mask, pooled, F.normalize(pooled.float(), dim=-1))
+
+    def local(self, modality: str, encoded: Encoded) -> Encoded:
+        """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
+        tokens = encoded.tokens
+        if self.config.fusion.share:
+            tokens = self.sides[modality].project(tokens)  # type: ignore[operator]
+        else:
+            tokens = self.own_project[modality](tokens.detach())
+        prepared = self.matcher.local(self.modalities.index(modality), tokens, encoded.mask)
+        return Encoded(prepared, encoded.mask, encoded.pooled, encoded.z)
+
+    def cross(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+        """The local half: pairs of prepared samples (``local``) -> Crossed; ``index`` [M, 2], or None for all pairs."""
+        return self.matcher(a, b, index, attention=attention)
+
+
+def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
+    """An aligner and its towers (for preprocessing), built once from the config."""
+    built = {
+        m: towers.build(config.tower(m).spec, m, size=config.tower(m).size, context_length=config.tower(m).context_length) for m in modalities
+    }
+    return Aligner(built, config, loss), built

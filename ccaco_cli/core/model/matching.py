@@ -1,0 +1,268 @@
+"""Matchers: from the local tokens of both sides to one match logit a pair.
+
+A matcher has two steps, so that the first can be stored in an index and only the second runs at query time:
+``local(side, tokens, mask)`` prepares the tokens of one side; ``forward(a, b, index)`` scores pairs of prepared sides.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ccaco_cli.core.config import FusionConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model.attention import masked_mean
+from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, mlp
+from ccaco_cli.core.types import Crossed, Encoded
+
+MAX_SCALE = 100.0
+
+
+class Matcher(nn.Module, ABC):
+    """What every kind shares: the interface, and all pairs as a special case of listed pairs.
+
+    width  D of the tokens that ``local`` receives and gives
+    """
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__()
+        self.width, self.config = width, config
+
+    def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Prepares one side: tokens [R, N, D], mask [R, N] -> [R, N, D]."""
+        return tokens
+
+    def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+        """Scores pairs.
+
+        a, b       Encoded with tokens prepared by ``local``: A and B samples
+        index      [M, 2] int64 rows of a and b, or None for all A x B pairs
+        attention  also return how much each token of b looks at each of a (listed pairs only)
+        Returns    Crossed, match_logit [M] or [A, B]
+        """
+        if index is not None:
+            return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
+        rows, columns = (torch.arange(len(x.z), device=x.z.device) for x in (a, b))
+        crossed = self.pairs(*(x[i] for x, i in zip((a, b), (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), strict=True)))
+        return Crossed(crossed.match_logit.view(len(rows), len(columns)), drift=crossed.drift)
+
+    @abstractmethod
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        """Scores row i of a against row i of b."""
+
+
+class Scaled(Matcher):
+    """Matchers whose score is a cosine: kappa_2 multiplies, learned and clamped."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
+
+    def scale(self) -> Tensor:
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+class Attended(Scaled):
+    """Gated attended similarity (after SCAN, arXiv:1803.08024, eq. 1-8; gate and identity start: SCIENCE, finding 4).
+
+    t_w = unit(B x_w), v_p = unit(A x_p), A and B start as the identity; a_wp = softmax_p(lambda t_w . v_p);
+    s = sum_w g_w cos(t_w, sum_p a_wp v_p), g = softmax over the looking side's tokens of Linear(LN(x)).
+    ``local`` gives g_w * t_w, so that the gate travels in the norm and nothing else has to be stored.
+    """
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(2))
+        for linear in self.maps:
+            nn.init.eye_(linear.weight)
+        self.gates = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in range(2))
+        self.log_sharpness = nn.Parameter(torch.tensor(config.sharpness).log())
+
+    def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        gate = self.gates[side](tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf).softmax(-1)
+        return F.normalize(self.maps[side](tokens), dim=-1) * gate.unsqueeze(-1)
+
+    def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+        if index is not None:
+            return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
+        unit_a, gate_a = _unit(a.tokens)
+        unit_b, gate_b = _unit(b.tokens)
+        cosines = torch.einsum("apd,bld->ablp", unit_a, unit_b)
+        return Crossed(self._directions(cosines, unit_a.unsqueeze(1), unit_b.unsqueeze(0), a.mask[:, None], b.mask[None], gate_a[:, None], gate_b[None])[0])
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        unit_a, gate_a = _unit(a.tokens)
+        unit_b, gate_b = _unit(b.tokens)
+        cosines = unit_b @ unit_a.transpose(1, 2)
+        logit, weights = self._directions(cosines, unit_a, unit_b, a.mask, b.mask, gate_a, gate_b)
+        return Crossed(logit, attention=weights if attention else None)
+
+    def _directions(self, cosines: Tensor, a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, gate_a: Tensor, gate_b: Tensor) -> tuple[Tensor, Tensor]:
+        """cosines [..., L, P] of b's tokens against a's; the rest broadcasts over the leading dimensions."""
+        sharpness = self.log_sharpness.exp()
+        scores, weights = [], cosines
+        if self.config.direction != "a_to_b":
+            score, weights = _attend(cosines, a, mask_a, gate_b, sharpness)
+            scores.append(score)
+        if self.config.direction != "b_to_a":
+            score, looks = _attend(cosines.transpose(-1, -2), b, mask_b, gate_a, sharpness)
+            scores.append(score)
+            weights = weights if self.config.direction == "both" else looks.transpose(-1, -2)
+        return self.scale() * torch.stack(scores).mean(0), weights
+
+
+def _unit(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits what ``Attended.local`` gives into unit tokens and gates (zero for padding)."""
+    gate = tokens.float().norm(dim=-1)
+    return (tokens / gate.clamp_min(1e-6).unsqueeze(-1).to(tokens.dtype)), gate
+
+
+def _attend(cosines: Tensor, seen: Tensor, mask: Tensor, gate: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    """Every looking token against the mean of what it sees: cosines [..., L, P], seen [..., P, D], mask [..., P], gate [..., L] -> score [...], weights.
+
+    The attended vector is never built: its product with the token is sum_p a_wp cos_wp, its norm comes from the Gram matrix of ``seen``.
+    """
+    weights = (sharpness * cosines).masked_fill(~mask.unsqueeze(-2), -torch.inf).softmax(-1)
+    gram = seen @ seen.transpose(-1, -2)
+    norm = (torch.einsum("...lp,...pq->...lq", weights, gram) * weights).sum(-1).clamp_min(1e-12).sqrt()
+    score = (weights * cosines).sum(-1) / norm
+    return (gate * score).sum(-1), weights
+
+
+class MaxSim(Scaled):
+    """Token-wise maximum similarity, both ways (FILIP, arXiv:2111.07783, eq. 4-6)."""
+
+    def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        return F.normalize(tokens, dim=-1)
+
+    def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+        if index is not None:
+            return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
+        cosines = torch.einsum("apd,bld->ablp", a.tokens, b.tokens)
+        return Crossed(self._score(cosines, a.mask[:, None], b.mask[None]))
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        cosines = b.tokens @ a.tokens.transpose(1, 2)
+        weights = cosines.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1) if attention else None
+        return Crossed(self._score(cosines, a.mask, b.mask), attention=weights)
+
+    def _score(self, cosines: Tensor, mask_a: Tensor, mask_b: Tensor) -> Tensor:
+        both = mask_b.unsqueeze(-1) & mask_a.unsqueeze(-2)
+        cosines = cosines.masked_fill(~both, -1.0)
+        best_a, best_b = cosines.amax(-1), cosines.amax(-2)
+        mean_b = (best_a * mask_b).sum(-1) / mask_b.sum(-1).clamp_min(1)
+        mean_a = (best_b * mask_a).sum(-1) / mask_a.sum(-1).clamp_min(1)
+        return self.scale() * (mean_a + mean_b) / 2
+
+
+class Residual(Scaled):
+    """The source description's fusion: F_v' = F_v + softmax(F_v F_t^T / sqrt(D)) F_t, and F_t' alike; no parameters of its own."""
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        scores = b.tokens @ a.tokens.transpose(1, 2) / self.width**0.5
+        to_a = scores.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1)
+        to_b = scores.transpose(1, 2).masked_fill(~b.mask.unsqueeze(1), -torch.inf).softmax(-1)
+        brought_a, brought_b = to_b @ b.tokens, to_a @ a.tokens
+        fused_a, fused_b = a.tokens + brought_a, b.tokens + brought_b
+        drift = masked_mean(brought_a.square(), a.mask).mean() + masked_mean(brought_b.square(), b.mask).mean()
+        cosine = F.cosine_similarity(masked_mean(fused_a, a.mask), masked_mean(fused_b, b.mask), dim=-1)
+        return Crossed(self.scale() * cosine, fused_a, fused_b, to_a if attention else None, drift)
+
+
+class CoAttention(Matcher):
+    """Co-attention blocks, then one logit from the product of both means (ViLBERT's alignment head, arXiv:1908.02265, sec. 3.2)."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        self.blocks = nn.ModuleList(CoAttentionBlock(width, config.heads, config.dropout, config.residual, config.direction) for _ in range(config.layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.head = mlp(width, config.dropout, 1)
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        fused_a, fused_b, weights = a.tokens, b.tokens, None
+        for block in self.blocks:
+            fused_a, fused_b, weights = block(fused_a, a.mask, fused_b, b.mask, weights=attention)
+        drift = masked_mean((fused_a - a.tokens).square(), a.mask).mean() + masked_mean((fused_b - b.tokens).square(), b.mask).mean()
+        joined = self.norms[0](masked_mean(fused_a, a.mask)) * self.norms[1](masked_mean(fused_b, b.mask))
+        return Crossed(self.head(joined).squeeze(-1), fused_a, fused_b, weights, drift)
+
+
+class Unified(Matcher):
+    """One single-stream transformer over both sides' tokens, and one logit from their joint mean."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        self.stream = SingleStream(width, config.heads, config.layers, config.dropout)
+        self.norm = nn.LayerNorm(width)
+        self.head = mlp(width, config.dropout, 1)
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        fused_a, fused_b = self.stream(a.tokens, a.mask, b.tokens, b.mask)
+        joint = masked_mean(torch.cat([fused_a, fused_b], 1), torch.cat([a.mask, b.mask], 1))
+        return Crossed(self.head(self.norm(joint)).squeeze(-1), fused_a, fused_b)
+
+
+class Concat(Matcher):
+    """Pooled features side by side, then fully connected layers: the plain baseline of the field."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        self.head = nn.Sequential(nn.LayerNorm(2 * width), mlp(2 * width, config.dropout, 1))
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        return Crossed(self.head(torch.cat([masked_mean(a.tokens, a.mask), masked_mean(b.tokens, b.mask)], -1)).squeeze(-1))
+
+
+class Early(Matcher):
+    """Early fusion: both sides' tokens are joined by one shared encoder layer by layer from the start, without knowing whose they are."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        layer = nn.TransformerEncoderLayer(width, config.heads, 2 * width, config.dropout, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout, 1))
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        mask = torch.cat([a.mask, b.mask], 1)
+        fused = self.encoder(torch.cat([a.tokens, b.tokens], 1), src_key_padding_mask=~mask)
+        return Crossed(self.head(masked_mean(fused, mask)).squeeze(-1))
+
+
+class Late(Scaled):
+    """Late fusion: each side decides alone (its own layers to a vector), and only the decisions meet."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__(width, config)
+        self.decide = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout)) for _ in range(2))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        one, other = (f(masked_mean(x.tokens, x.mask)) for f, x in zip(self.decide, (a, b), strict=True))
+        return Crossed(self.scale() * F.cosine_similarity(one, other, dim=-1) + self.bias)
+
+
+MATCHERS: dict[str, Callable[[int, FusionConfig], Matcher]] = {
+    "attended": Attended,
+    "maxsim": MaxSim,
+    "residual": Residual,
+    "coattention": CoAttention,
+    "unified": Unified,
+    "early": Early,
+    "late": Late,
+    "concat": Concat,
+}
+
+
+def build(width: int, config: FusionConfig) -> Matcher:
+    """The matcher that a config names. Raises ConfigError with the known kinds."""
+    if config.kind not in MATCHERS:
+        raise ConfigError("unknown fusion kind", where=f"model.fusion.kind = {config.kind!r}", expected=" | ".join(MATCHERS))
+    if config.direction not in ("both", "b_to_a", "a_to_b"):
+        raise ConfigError("unknown direction", where=f"model.fusion.direction = {config.direction!r}", expected="both | b_to_a | a_to_b")
+    if width % config.heads:
+        raise ConfigError("heads must divide the width", where=f"model.fusion.heads = {config.heads}", expected=f"a divisor of {width}")
+    return MATCHERS[config.kind](width, config)

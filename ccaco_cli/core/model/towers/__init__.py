@@ -1,0 +1,46 @@
+"""Towers by family. A new family is a module with a builder, and one entry of ``FAMILIES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.model.towers.weights import nearest
+
+Builder = Callable[[TowerSpec, str, int, int], Tower]
+
+
+def _in(module: str, function: str = "build") -> Builder:
+    """The builder of a module, imported when first called: a family's libraries take seconds to import."""
+
+    def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
+        tower: Tower = getattr(import_module(f"{__name__}.{module}"), function)(spec, modality, size, context_length)
+        return tower
+
+    return build
+
+
+FAMILIES: dict[str, Builder] = {
+    "tiny": _in("tiny"),
+    "open_clip": _in("open_clip"),
+    "torchvision": _in("vision", "build_torchvision"),
+    "timm": _in("vision", "build_timm"),
+    "hf": _in("hf"),
+}
+
+
+def build(spec: str, modality: str, *, size: int = 0, context_length: int = 0) -> Tower:
+    """Builds the tower that a SPEC (``family:name@weights``) names.
+
+    modality        image | text
+    size            pixels of the square input of an image tower; 0 = the family's own (tiny: 64)
+    context_length  most tokens of a caption; 0 = the family's own (tiny: 48)
+    Returns         Tower in training mode, on the CPU, float32; random weights come from torch's global generator
+    Raises          TowerError: unknown family or name, a modality the family lacks, weights that are missing or do not fit
+    """
+    parsed = TowerSpec.parse(spec)
+    if parsed.family not in FAMILIES:
+        raise TowerError("unknown tower family", where=spec, expected=nearest(parsed.family, FAMILIES))
+    return FAMILIES[parsed.family](parsed, modality, size, context_length)

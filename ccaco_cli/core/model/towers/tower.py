@@ -1,0 +1,59 @@
+"""What a tower is: an encoder of one modality that gives tokens, mask and a pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ccaco_cli.core.errors import TowerError
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """``family:name@weights`` taken apart; ``weights`` is a pretrained tag, a file, ``none`` or empty (the family's default)."""
+
+    family: str
+    name: str
+    weights: str
+
+    @classmethod
+    def parse(cls, text: str) -> TowerSpec:
+        head, _, weights = text.partition("@")
+        family, _, name = head.partition(":")
+        if not family:
+            raise TowerError("empty tower SPEC", where=repr(text), expected="tiny or family:name[@weights]")
+        return cls(family, name, weights)
+
+    def __str__(self) -> str:
+        return self.family + (f":{self.name}" if self.name else "") + (f"@{self.weights}" if self.weights else "")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One built encoder.
+
+    module      nn.Module: dict of input tensors -> Features (tokens [B, N, W], mask [B, N] True = real, pooled [B, W])
+    preprocess  one decoded sample -> what the loader stacks; image: PIL image -> uint8 [3, H, W];
+                text: list[str] -> {"ids" int64 [n, L], "mask" bool [n, L]}, padded to the longest of the list. Picklable.
+    width       W
+    tokens      the most tokens that a sample can have (context length, or grid height x width plus special tokens)
+    grid        (height, width) of the patch grid; the last height*width tokens are the patches, row by row; None for text
+    pretrained  True when weights were loaded
+    fingerprint sha256 of spec, weights and preprocessing: equal fingerprint = equal output
+    save_assets (folder) -> SPEC that rebuilds this architecture and preprocessing from that folder (without weights, no network)
+    """
+
+    spec: TowerSpec
+    modality: str
+    module: nn.Module
+    preprocess: Callable[[Any], Any]
+    width: int
+    tokens: int
+    grid: tuple[int, int] | None
+    pretrained: bool
+    fingerprint: str
+    save_assets: Callable[[Path], str]

@@ -1,0 +1,54 @@
+"""Which way the items of a split reach the model: tokenised text, pixels, media decoded on the fly, or cached tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ccaco_cli.core.config import ModelConfig
+from ccaco_cli.core.data import cache
+from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, Column, MediaColumn, PixelColumn, TextColumn
+from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.retrieval.embed import cached
+from ccaco_cli.core.types import OnProgress, silent
+
+
+def columns(data: PairData, split: str, aligner: Aligner, towers: Mapping[str, Tower], config: ModelConfig, on_progress: OnProgress = silent) -> dict[str, Column]:
+    """Both modalities' items of a split; tokens of locked towers come from the data set's cache (made on the first call).
+
+    on_progress  told while tokens are computed, with ``facts["what"]``
+    """
+    device = next(aligner.parameters()).device
+    return {m: _column(data, split, m, aligner.sides[m].tower, towers[m], config, device, on_progress) for m in data.modalities}
+
+
+def _column(data: PairData, split: str, modality: str, module: Any, tower: Tower, config: ModelConfig, device: Any, on_progress: OnProgress) -> Column:
+    settings = config.tower(modality)
+    found = _raw(data, split, modality, tower)
+    if not settings.lock:
+        return found
+    most = settings.cache_tokens if tower.grid else 0
+    name = cache.key(tower=tower.fingerprint, data=data.manifest.sha256, split=split, modality=modality, tokens=most)
+    what = f"{modality} tokens of {split}"
+    return cached(
+        module,
+        found,
+        data.manifest.path / "cache" / name,
+        grid=tower.grid,
+        most=most,
+        device=device,
+        on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": what}),
+    )
+
+
+def _raw(data: PairData, split: str, modality: str, tower: Tower) -> Column:
+    part = data.split(split)
+    if modality == "text":
+        return TextColumn(part, tower.preprocess)
+    size = max(getattr(tower.preprocess, "size", (0,)))
+    if 0 < size <= PIXELS_IN_CACHE:
+        name = cache.key(data=data.manifest.sha256, split=split, modality=modality, preprocess=repr(tower.preprocess))
+        return PixelColumn(part, modality, tower.preprocess, data.manifest.path / "cache" / name)
+    return MediaColumn(part, modality, tower.preprocess)

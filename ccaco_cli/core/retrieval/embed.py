@@ -1,0 +1,130 @@
+"""From items to arrays: the encoder run over a column, in memory or into a token cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ccaco_cli.core.data import cache
+from ccaco_cli.core.data.loader import CachedColumn, Column, batches_of_items
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.types import Encoded, Features, OnProgress, move, silent
+
+BATCH = 256
+
+
+@torch.inference_mode()
+def encode(
+    aligner: Aligner, modality: str, column: Column, *, items: Any = None, local: bool = False, batch_size: int = BATCH, on_progress: OnProgress = silent
+) -> Encoded:
+    """Encodes items of a column, in evaluation mode.
+
+    items    [n] int64, default all
+    local    also keep the tokens that the cross branch needs (float16, padded to the longest)
+    Returns  Encoded on the CPU in item order; tokens [n, N, D] float16 (N = 0 unless ``local``), z float32
+    """
+    aligner.eval()
+    device = next(aligner.parameters()).device
+    chosen = np.arange(len(column.row)) if items is None else np.asarray(items)
+    parts: list[tuple[np.ndarray[Any, Any], Encoded]] = []
+    done = 0
+    for positions in _by_length(column, chosen, batch_size):
+        encoded = aligner.encode(modality, move(column.inputs(chosen[positions]), device))
+        if local:
+            encoded = aligner.local(modality, encoded)
+        tokens = encoded.tokens.half() if local else encoded.tokens[:, :0].half()
+        parts.append((positions, Encoded(tokens, encoded.mask if local else encoded.mask[:, :0], encoded.pooled.float(), encoded.z.float()).to("cpu")))
+        done += len(positions)
+        on_progress(done, len(chosen), {})
+    return _gather(parts, len(chosen))
+
+
+def _by_length(column: Column, chosen: Any, size: int) -> Any:
+    order = np.arange(len(chosen)) if column.length is None else np.argsort(np.asarray(column.length)[chosen], kind="stable")
+    return (order[first : first + size] for first in range(0, len(order), size))
+
+
+def _gather(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
+    longest = max(e.tokens.shape[1] for _, e in parts)
+    width, dim = parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]
+    whole = Encoded(
+        torch.zeros(count, longest, width, dtype=torch.float16),
+        torch.zeros(count, longest, dtype=torch.bool),
+        torch.empty(count, dim),
+        torch.empty(count, dim),
+    )
+    for positions, part in parts:
+        index = torch.from_numpy(positions)
+        n = part.tokens.shape[1]
+        whole.tokens[index, :n], whole.mask[index, :n] = part.tokens, part.mask
+        whole.pooled[index], whole.z[index] = part.pooled, part.z
+    return whole
+
+
+def cached(
+    tower: Any, column: Column, path: Path, *, grid: tuple[int, int] | None, most: int, device: Any, on_progress: OnProgress = silent
+) -> CachedColumn:
+    """The column of a locked tower's tokens: computed once into ``path``, then read by memory map.
+
+    tower  module: inputs -> Features
+    grid   (height, width) of the patch grid, or None; larger grids are average-pooled to at most ``most`` tokens
+    """
+
+    @torch.inference_mode()
+    def write(folder: Path) -> None:
+        tower.eval()
+        counts = np.zeros(len(column.row), np.int64)
+        files: dict[str, Any] = {}
+        parts: list[tuple[Any, Features]] = []
+        done = 0
+        for items in batches_of_items(column, 64):
+            found = shrink(tower(move(column.inputs(items), device)), grid, most)
+            parts.append((items, found.map(lambda t: t.half() if t.is_floating_point() else t).to("cpu")))
+            counts[items] = parts[-1][1].mask.sum(1).numpy()
+            done += len(items)
+            if column.length is None and not files:  # a fixed grid: sizes are known, so write as we go
+                files = _files(folder, len(column.row) * int(counts[items[0]]), len(column.row), found)
+            if files:
+                counts[:] = counts[items[0]]
+                _store(files, np.concatenate([[0], np.cumsum(counts)]), parts)
+                parts = []
+            on_progress(done, len(column.row), {})
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        if parts:
+            files = _files(folder, int(offsets[-1]), len(column.row), parts[0][1])
+            _store(files, offsets, parts)
+        for array in files.values():
+            array.flush()
+        np.save(folder / "offsets.npy", offsets)
+
+    return CachedColumn(cache.folder(path, write), column.row, column.start)
+
+
+def _files(folder: Path, tokens: int, items: int, like: Features) -> dict[str, Any]:
+    return {
+        "tokens": cache.new_array(folder / "tokens.npy", (tokens, like.tokens.shape[2]), np.float16),
+        "pooled": cache.new_array(folder / "pooled.npy", (items, like.pooled.shape[1]), np.float16),
+    }
+
+
+def _store(files: dict[str, Any], offsets: Any, parts: list[tuple[Any, Features]]) -> None:
+    for items, found in parts:
+        files["pooled"][items] = found.pooled.numpy()
+        for item, tokens, mask in zip(items, found.tokens.numpy(), found.mask.numpy(), strict=True):
+            files["tokens"][offsets[item] : offsets[item + 1]] = tokens[mask]
+
+
+def shrink(features: Features, grid: tuple[int, int] | None, most: int) -> Features:
+    """Average-pools a patch grid to at most ``most`` tokens (a square side no larger than the grid's); special tokens stay in front."""
+    if grid is None or grid[0] * grid[1] <= most:
+        return features
+    side = int(most**0.5)
+    patches = grid[0] * grid[1]
+    special, patch = features.tokens[:, :-patches], features.tokens[:, -patches:]
+    maps = patch.transpose(1, 2).unflatten(2, grid)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps, (min(side, grid[0]), min(side, grid[1])))
+    tokens = torch.cat([special, pooled.flatten(2).transpose(1, 2)], 1)
+    return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), features.pooled)

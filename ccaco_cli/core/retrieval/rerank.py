@@ -1,0 +1,119 @@
+"""Two-stage scores: a shortlist by cosine, reordered by cosine and cross-attention together; or the cross branch alone, exhaustively."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccaco_cli.core.config import EvalConfig
+from ccaco_cli.core.evaluation.metrics import RankResult, ranks
+from ccaco_cli.core.evaluation.protocols import Evaluation, Pool, evaluate
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.types import Encoded
+
+PAIRS_AT_ONCE = 2048
+BELOW = 1e6
+"""Subtracted from what is not on the shortlist, so that it stands behind it in its own order."""
+
+
+@torch.inference_mode()
+def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
+    """Match logits of listed pairs: a, b prepared by ``local`` (on the CPU), index [M, 2] -> [M] float32 on the CPU."""
+    aligner.eval()
+    device = next(aligner.parameters()).device
+    out = torch.empty(len(index))
+    for first in range(0, len(index), PAIRS_AT_ONCE):
+        rows_a, rows_b = index[first : first + PAIRS_AT_ONCE].unbind(1)
+        # only the rows of this chunk go to the device, and no further than their longest token
+        one, other = (_trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b)))
+        every = torch.arange(len(rows_a), device=device)
+        out[first : first + PAIRS_AT_ONCE] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
+    return out
+
+
+def _trim(encoded: Encoded) -> Encoded:
+    longest = int(encoded.mask.any(0).nonzero().max()) + 1 if encoded.mask.any() else 0
+    return Encoded(encoded.tokens[:, :longest], encoded.mask[:, :longest], encoded.pooled, encoded.z)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One direction of a pool, with everything that does not depend on the weight.
+
+    cosine     [Q, G] is never kept: ``z_query`` and ``z_gallery`` are
+    columns    [Q, K] int64, the shortlist of each query
+    match      [Q, K] float, its cross scores
+    """
+
+    z_query: Tensor
+    z_gallery: Tensor
+    group_query: Any
+    group_gallery: Any
+    columns: Tensor
+    match: Tensor
+    scale: float
+
+    def ranks(self, weight: float) -> RankResult:
+        """Ranks by ``scale * cosine + weight * match`` within the shortlist, by cosine behind it."""
+
+        def block(rows: slice) -> Tensor:
+            score = self.scale * (self.z_query[rows].double() @ self.z_gallery.double().T).float().double()
+            best = score.gather(1, self.columns[rows]) + weight * self.match[rows].double()
+            return (score - BELOW).scatter(1, self.columns[rows], best)
+
+        return ranks(block, self.group_query, self.group_gallery)
+
+
+def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig) -> tuple[Stage, Stage]:
+    """Shortlists and cross scores of both directions (a to b, b to a); a, b prepared by ``local``."""
+    scale = float(aligner.logit_scale().detach())
+    found = []
+    for query, gallery, groups, size, flipped in ((a, b, (group_a, group_b), config.shortlist_back, False), (b, a, (group_b, group_a), config.shortlist, True)):
+        columns = torch.cat([(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in query.z.split(1024)])
+        pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
+        logits = match(aligner, a, b, pairs.flip(1) if flipped else pairs)
+        found.append(Stage(query.z, gallery.z, *groups, columns, logits.view_as(columns), scale))
+    return found[0], found[1]
+
+
+def choose_weight(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig) -> tuple[float, dict[float, float]]:
+    """The weight of the cross score with the highest R-sum (on validation); ties go to the smaller weight, NaN never wins."""
+    one, other = stages(aligner, a, b, group_a, group_b, config)
+    sums = {w: _r_sum(one.ranks(w)) + _r_sum(other.ranks(w)) for w in sorted(config.rerank_weights)}
+    return max(sums, key=lambda w: (np.nan_to_num(sums[w], nan=-1.0), -w)), sums
+
+
+def _r_sum(result: RankResult) -> float:
+    return sum(100 * float(result.hits(k).mean()) for k in (1, 5, 10))
+
+
+def two_stage(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig, weight: float) -> Evaluation:
+    """Recalls of the two-stage score under the config's protocol."""
+
+    def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
+        one, other = stages(aligner, a[pool.a], b[pool.b], group_a[pool.a], group_b[pool.b], config)
+        return one.ranks(weight), other.ranks(weight)
+
+    return evaluate(config.protocol, group_a, group_b, rank_pool, aligner.modalities)
+
+
+def exhaustive(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, protocol: str) -> Evaluation:
+    """Recalls of the cross branch alone, every pair scored: the price of a model without a contrastive half."""
+
+    def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
+        table = _table(aligner, a[pool.a], b[pool.b])
+        ids = group_a[pool.a], group_b[pool.b]
+        return ranks(lambda rows: table[rows], *ids), ranks(lambda rows: table.T[rows], *reversed(ids))
+
+    return evaluate(protocol, group_a, group_b, rank_pool, aligner.modalities)
+
+
+def _table(aligner: Aligner, a: Encoded, b: Encoded) -> Tensor:
+    """[A, B] match logits, float32; each pair is scored once and serves both directions."""
+    columns = torch.arange(len(b.z))
+    rows = (torch.stack([torch.full_like(columns, row), columns], 1) for row in range(len(a.z)))
+    return torch.stack([match(aligner, a, b, pairs) for pairs in rows])

@@ -1,0 +1,135 @@
+"""The loop around the step: epochs, accumulation, clipping, validation, best and last checkpoint, resume."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.loader import PairDataset, PairPlan, load
+from ccaco_cli.core.losses.total import beta_at
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.training import checkpoint, step
+from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
+from ccaco_cli.core.types import OnProgress
+
+Evaluate = Callable[[Aligner], Mapping[str, float]]
+
+
+@dataclass
+class Cursor:
+    """Where a run is; all of it is in ``state.pt``."""
+
+    step: int = 0
+    epoch: int = 0
+    best: float = float("-inf")
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a finished run says of itself. memory in MiB (peak), seconds without validation."""
+
+    steps: int
+    best_epoch: int
+    best: float
+    seconds: float
+    samples_per_second: float
+    memory: float
+
+
+def fit(
+    aligner: Aligner,
+    data: PairDataset,
+    plan: PairPlan,
+    config: RunConfig,
+    folder: Path,
+    evaluate: Evaluate,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress,
+) -> Fitted:
+    """Trains an aligner; leaves ``checkpoints/best``, ``checkpoints/last`` and ``metrics.jsonl`` in ``folder``.
+
+    evaluate  validation figures of the model as it is; ``config.eval.select`` chooses the best epoch
+    resume    continue from ``checkpoints/last``
+    """
+    device = next(aligner.parameters()).device
+    optimizer = adamw(aligner, config.optim)
+    cursor = Cursor()
+    if resume:
+        checkpoint.load_weights(folder / "checkpoints/last" / checkpoint.WEIGHTS, aligner)
+        cursor = Cursor(**checkpoint.load_state(folder / "checkpoints/last" / checkpoint.STATE, optimizer))
+    updates = max(1, len(plan) // config.optim.accum_freq)
+    total = config.optim.steps or config.optim.epochs * updates
+    scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "amp_fp16")
+    _cut_log(folder / "metrics.jsonl", cursor.step)
+    with (folder / "metrics.jsonl").open("a") as log:
+        while cursor.step < total:
+            aligner.train()
+            entries = plan.epoch(cursor.epoch)[: min(updates, total - cursor.step) * config.optim.accum_freq]
+            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + cursor.epoch)
+            clock, waited = time.perf_counter(), 0.0
+            arriving = time.perf_counter()
+            for number, batch in enumerate(load(data, entries, config.workers)):
+                waited += time.perf_counter() - arriving
+                set_lr(optimizer, lr_at(cursor.step, total, config.optim))
+                beta = beta_at(config.loss, cursor.step / total)
+                with runtime.autocast(config.optim.precision, device):
+                    parts = step.losses(aligner, batch.to(device), config.loss, beta, generator)
+                scaler.scale(parts["total"] / config.optim.accum_freq).backward()
+                if (number + 1) % config.optim.accum_freq == 0:
+                    scaler.unscale_(optimizer)
+                    norm = torch.nn.utils.clip_grad_norm_(aligner.parameters(), config.optim.grad_clip or float("inf"))
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    cursor.step += 1
+                    facts = {k: round(float(v), 6) for k, v in parts.items()} | {"alpha": config.loss.alpha, "beta": round(beta, 6)}
+                    facts |= {"lr": lr_at(cursor.step - 1, total, config.optim), "grad_norm": round(float(norm), 4)}
+                    facts |= {"logit_scale": round(float(aligner.logit_scale().detach()), 4)}
+                    log.write(json.dumps({"step": cursor.step, "epoch": cursor.epoch, **facts}) + "\n")
+                    rate = cursor.step * config.optim.batch_size * config.optim.accum_freq / (cursor.seconds + time.perf_counter() - clock)
+                    on_progress(cursor.step, total, {k: facts[k] for k in parts} | {"samples/s": rate})
+                arriving = time.perf_counter()
+            spent = time.perf_counter() - clock
+            cursor.seconds += spent
+            cursor.epoch += 1
+            figures = evaluate(aligner)
+            log.write(json.dumps({"step": cursor.step, "epoch": cursor.epoch - 1, "validation": dict(figures), "waiting": round(waited / spent, 3)}) + "\n")
+            log.flush()
+            score = float(figures[config.eval.select])
+            if score > cursor.best or cursor.best_epoch < 0:
+                cursor.best, cursor.best_epoch = score, cursor.epoch - 1
+                checkpoint.save_weights(folder / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
+            checkpoint.save_weights(folder / "checkpoints/last" / checkpoint.WEIGHTS, aligner)
+            checkpoint.save_state(folder / "checkpoints/last" / checkpoint.STATE, optimizer, **vars(cursor))
+            if config.optim.patience and cursor.epoch - 1 - cursor.best_epoch >= config.optim.patience:
+                break
+    samples = cursor.step * config.optim.batch_size * config.optim.accum_freq
+    return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, samples / max(cursor.seconds, 1e-9), peak_memory(device))
+
+
+def peak_memory(device: Any) -> float:
+    """Peak memory in MiB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss counts bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _cut_log(path: Path, step_done: int) -> None:
+    """Drops what a killed run logged after its last checkpoint, so that no step appears twice."""
+    if path.exists():
+        kept = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step_done]
+        path.write_text("".join(kept) if step_done else "", "utf-8")

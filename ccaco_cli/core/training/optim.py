@@ -1,0 +1,40 @@
+"""AdamW with decay groups, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ccaco_cli.core.config import OptimConfig
+
+
+def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay only on matrices, not on biases, norms, gains or scales (as open_clip does).
+
+    The cross branch (``matcher``) learns at ``lr * cross_lr``.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim >= 2, name.startswith(("matcher.", "own_project."))), []).append(parameter)
+    settings = [
+        {"params": found, "weight_decay": config.wd if decays else 0.0, "ratio": config.cross_lr if cross else 1.0}
+        for (decays, cross), found in groups.items()
+    ]
+    return torch.optim.AdamW(settings, lr=config.lr, betas=(0.9, config.beta2), eps=1e-6, fused=True)
+
+
+def lr_at(step: int, total: int, config: OptimConfig) -> float:
+    """Linear warm-up over the first ``warmup`` share (or steps, when 1 or more), then cosine to zero (arXiv:1608.03983)."""
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * total
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return 0.5 * config.lr * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["ratio"]

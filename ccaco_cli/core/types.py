@@ -1,0 +1,139 @@
+"""The words that the rooms share. Shapes: B pairs, N tokens of either modality, W tower width, D model width, E shared width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Media = Path | bytes | Callable[[], bytes]
+"""Where the bytes of one sample come from: a file, the bytes themselves, or a picklable function that makes them."""
+
+
+class OnProgress(Protocol):
+    """Progress of long work, told to whoever asked: ``on_progress(done, total, facts)``. ``core`` knows no terminal."""
+
+    def __call__(self, done: int, total: int | None, facts: Mapping[str, Any]) -> None: ...
+
+
+def silent(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+    """The ``OnProgress`` of a caller that does not listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """One thing described in two modalities, as a source yields it.
+
+    id        unique within the data set; used in results and rejects
+    group     things of one group mean the same: never each other's negatives
+    split     train | val | test
+    media     modality -> where its bytes come from (every modality but text)
+    captions  the texts of the thing (empty for video-audio)
+    domain    style or origin; "" when the set has one only
+    label     class name; "" when the set has none
+    family    hard negatives of each other share a family (swapped twins); "" = alone
+    meta      anything else worth keeping, as JSON types
+    """
+
+    id: str
+    group: str
+    split: str
+    media: Mapping[str, Media]
+    captions: Sequence[str] = ()
+    domain: str = ""
+    label: str = ""
+    family: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TensorRecord:
+    """Moves and indexes every tensor field of a dataclass alike."""
+
+    def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        changed = {f.name: fn(v) for f in fields(self) if hasattr(v := getattr(self, f.name), "device")}  # type: ignore[arg-type]
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: Any) -> Any:
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.map(lambda t: t[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Features(TensorRecord):
+    """What a tower says of B samples.
+
+    tokens  [B, N, W] float
+    mask    [B, N] bool, True = real token
+    pooled  [B, W] float, the tower's own summary (class token, attention pool or masked mean)
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(TensorRecord):
+    """What the aligner says of B samples of one modality.
+
+    tokens  [B, N, D] float, projected tokens for the cross branch
+    mask    [B, N] bool, True = real token
+    pooled  [B, E] float, before normalisation
+    z       [B, E] float, unit norm
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    pooled: torch.Tensor
+    z: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed(TensorRecord):
+    """What the cross branch says of M pairs (or of all A x B pairs).
+
+    match_logit  [M] or [A, B] float, higher = better match
+    fused_a      [M, N_a, D] float or None
+    fused_b      [M, N_b, D] float or None
+    attention    [M, N_b, N_a] float or None: how much each token of b looks at each token of a
+    drift        scalar or None: mean squared change that the fusion makes to the tokens (the source description's L_mse)
+    """
+
+    match_logit: torch.Tensor
+    fused_a: torch.Tensor | None = None
+    fused_b: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
+    drift: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch(TensorRecord):
+    """B pairs on their way to the model.
+
+    a, b    what ``Tower.module`` of either modality takes: a dict of tensors, or ``Features`` read from a token cache
+    rows    [B] int64, row of each pair in its split
+    group   [B] int64, equal = means the same
+    domain  [B] int64
+    """
+
+    a: Any
+    b: Any
+    rows: torch.Tensor
+    group: torch.Tensor
+    domain: torch.Tensor
+
+    def to(self, device: Any) -> PairBatch:
+        return PairBatch(move(self.a, device), move(self.b, device), *(t.to(device) for t in (self.rows, self.group, self.domain)))
+
+
+def move(inputs: Any, device: Any) -> Any:
+    """Inputs of one modality (``Features`` or a dict of tensors) on another device."""
+    if isinstance(inputs, dict):
+        return {k: v.to(device, non_blocking=True) for k, v in inputs.items()}
+    return inputs.to(device)

@@ -1,0 +1,112 @@
+"""Rows as a Rich table, CSV, JSON, Markdown or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FORMATS = ("table", "csv", "json", "markdown", "latex")
+Row = Mapping[str, Any]
+
+
+def default_format() -> str:
+    """A table on a terminal, CSV in a pipe."""
+    return "table" if sys.stdout.isatty() else "csv"
+
+
+def show(rows: Sequence[Row], columns: Sequence[str], format: str | None = None, title: str | None = None, *, header: bool = True) -> None:
+    """Prints rows on stdout; ``format`` None is ``default_format()``.
+
+    columns  which, in which order; fractions of metrics become percent in tables, CSV and JSON keep them as they are
+    header   of CSV: whether to print it
+    """
+    format = format or default_format()
+    if format == "table":
+        _rich(rows, columns, title)
+    elif format == "csv":
+        sys.stdout.write(_csv(rows, columns, header))
+    else:
+        sys.stdout.write({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
+    sys.stdout.flush()
+
+
+def percent(name: str) -> bool:
+    """True for metrics that are fractions in files and percent in tables."""
+    return "_R@" in name or name.endswith("_mAP") or name.endswith("accuracy")
+
+
+def text(name: str, value: Any) -> str:
+    """One value as people read it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return " | ".join(map(str, value))
+    if percent(name):
+        return f"{100 * value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def short(name: str) -> str:
+    """``text_to_image_R@1`` -> ``t2i R@1``."""
+    head, to, rest = name.partition("_to_")
+    if not to:
+        return name
+    target, _, metric = rest.partition("_")
+    return f"{head[0]}2{target[0]} {metric.replace('_', ' ')}"
+
+
+def _rich(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in columns:
+        numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
+        table.add_column(short(name), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(text(name, row.get(name))) for name in columns))
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+
+
+def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if header:
+        writer.writerow(columns)
+    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        value = " | ".join(map(str, value))
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value  # spreadsheets would run it as a formula
+    return value
+
+
+def _json(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    from ccaco_cli.core.manifest import json_text
+
+    return json_text([{name: row.get(name) for name in columns} for row in rows])
+
+
+def _markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    lines = [[short(n) for n in columns], ["---"] * len(columns)]
+    lines += [[text(n, row.get(n)).replace("|", "\\|") for n in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    escape = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+    lines = [[short(n).translate(escape) for n in columns]]
+    lines += [[text(n, row.get(n)).translate(escape) for n in columns] for row in rows]
+    body = " \\\\\n".join(" & ".join(line) for line in lines[1:])
+    return f"\\begin{{tabular}}{{{'l' * len(columns)}}}\n\\toprule\n{' & '.join(lines[0])} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ccaco_cli.core.data.sources.emoji import SOURCE
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.errors import DataError
+
+OPTIONS = SourceOptions()
+
+
+def test_one_record_a_style_and_one_group_an_emoji(tmp_path: Path) -> None:
+    table = (
+        "codepoint\tchar\tunicode_name\tcategory\tsplit\tstyles\n1f4a5\t\U0001f4a5\tcollision symbol\tnature\ttest\tnoto2018,fxemoji,own\n"
+    )
+    (tmp_path / "emoji.tsv").write_text(table, "utf-8")
+    data = SOURCE.read(tmp_path, OPTIONS)
+    noto, fx, own = data.records
+    assert (noto.id, noto.group, noto.split, noto.domain, noto.label) == ("noto2018/1f4a5", "1f4a5", "test", "noto2018", "nature")
+    assert list(fx.captions) == ["collision symbol"] and fx.group == noto.group and fx.domain == "fxemoji"
+    assert noto.media["image"] == tmp_path / "noto2018/png/128/emoji_u1f4a5.png"
+    assert own.media["image"] == tmp_path / "own/1f4a5.png"
+    assert data.counts == {"test": 3}
+
+
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no emoji styles here"):
+        SOURCE.read(tmp_path, OPTIONS)
+    (tmp_path / "emoji.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(DataError, match=r"a table of another shape.*codepoint"):
+        SOURCE.read(tmp_path, OPTIONS)
+
+
+@pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real emoji to read")
+def test_every_real_picture_is_found() -> None:
+    rows = list(SOURCE.read(Path(os.environ["CCACO_REAL_DATA"]) / "emoji_styles", OPTIONS).records)
+    assert len(rows) == 3 * 611 and len({r.group for r in rows}) == 611
+    assert all(Path(str(r.media["image"])).is_file() for r in rows)
+    assert len({(r.group, r.split) for r in rows}) == 611

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ccaco_cli.core.data.sources.flickr8k import FLICKR30K_SOURCE, SOURCE
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.errors import DataError
+
+OPTIONS = SourceOptions()
+
+
+def lay_out(root: Path) -> None:
+    (root / "Flickr8k_text").mkdir(parents=True)
+    (root / "Flicker8k_Dataset").mkdir()
+    token = "b.jpg#1\tB one .\r\nb.jpg#0\tB zero\r\na.jpg#0\t caf\xe9 \r\nd.jpg.1#0\tnowhere\r\n"
+    (root / "Flickr8k_text" / "Flickr8k.token.txt").write_bytes(token.encode("cp1252"))
+    for part, name in (("train", "b.jpg"), ("dev", "a.jpg"), ("test", "c.jpg")):
+        (root / "Flickr8k_text" / f"Flickr_8k.{part}Images.txt").write_text(f"{name}\n\n")
+
+
+def test_token_layout(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    data = SOURCE.read(tmp_path, OPTIONS)
+    rows = list(data.records)
+    photos = tmp_path / "Flicker8k_Dataset"
+    assert [(r.id, r.group, r.split, list(r.captions), r.media["image"]) for r in rows] == [
+        ("a.jpg", "a.jpg", "val", [" caf\xe9 "], photos / "a.jpg"),
+        ("b.jpg", "b.jpg", "train", ["B zero", "B one ."], photos / "b.jpg"),
+        ("c.jpg", "c.jpg", "test", [], photos / "c.jpg"),
+    ]
+    assert data.facts == {"unlisted": 1} and data.counts == {"train": 1, "val": 1, "test": 1}
+
+
+def test_karpathy_layout_comes_first_in_a_folder_and_each_file_can_be_named(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    image = {"filename": "b.jpg", "split": "test", "sentences": [{"raw": "from json"}]}
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": [image]}))
+    for path in (tmp_path, tmp_path / "dataset_flickr8k.json"):
+        (row,) = SOURCE.read(path, OPTIONS).records
+        assert (row.split, row.captions) == ("test", ["from json"])
+    tokens = tmp_path / "Flickr8k_text" / "Flickr8k.token.txt"
+    assert [r.id for r in SOURCE.read(tokens, OPTIONS).records] == ["a.jpg", "b.jpg", "c.jpg"]
+    (tmp_path / "Flickr8k_text" / "Flickr_8k.trainImages.txt").unlink()
+    with pytest.raises(DataError, match="no list of the train photos"):
+        SOURCE.read(tokens, OPTIONS)
+
+
+def test_flickr30k_lists_name_photos_without_suffix(tmp_path: Path) -> None:
+    (tmp_path / "results_20130124.token").write_text("1.jpg#0\tone\n2.jpg#0\ttwo\n3.jpg#0\tthree\n")
+    for number, part in enumerate(("train", "val", "test"), 1):
+        (tmp_path / f"{part}.txt").write_text(f"{number}\n")
+    rows = list(FLICKR30K_SOURCE.read(tmp_path, OPTIONS).records)
+    assert [(r.id, r.split, list(r.captions)) for r in rows] == [
+        ("1.jpg", "train", ["one"]),
+        ("2.jpg", "val", ["two"]),
+        ("3.jpg", "test", ["three"]),
+    ]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no flickr8k list in this folder.*Flickr8k.token.txt.*ccaco prepare flickr8k --source PATH"):
+        SOURCE.read(tmp_path, OPTIONS)
+    (tmp_path / "Flickr8k.token.txt").write_text("a.jpg\tno number\n")
+    with pytest.raises(DataError, match=r"a line of another shape.*:1"):
+        SOURCE.read(tmp_path, OPTIONS)
+    (tmp_path / "dataset_flickr8k.json").write_text("[1")
+    with pytest.raises(DataError, match="not a JSON file"):
+        SOURCE.read(tmp_path, OPTIONS)
+    (tmp_path / "dataset_flickr8k.json").write_text('{"images": [{"filename": "a"}]}')
+    with pytest.raises(DataError, match="not a Karpathy split file"):
+        SOURCE.read(tmp_path, OPTIONS)
+
+
+@pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real photos to read")
+def test_real_lists_are_the_same_in_both_layouts() -> None:
+    root = Path(os.environ["CCACO_REAL_DATA"]) / "flickr8k"
+    karpathy = list(SOURCE.read(root / "dataset_flickr8k.json", OPTIONS).records)
+    tokens = list(SOURCE.read(root / "Flickr8k.token.txt", OPTIONS).records)
+    assert karpathy == tokens
+    assert len(tokens) == 7000 and sum(len(r.captions) for r in tokens) == 35_000
+    assert {s: sum(r.split == s for r in tokens) for s in ("train", "val", "test")} == {"train": 6000, "val": 500, "test": 500}

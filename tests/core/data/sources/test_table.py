@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ccaco_cli.core.data.sources.lists import hash_split
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.data.sources.table import SOURCE
+from ccaco_cli.core.errors import DataError
+
+ROWS = pd.DataFrame(
+    {
+        "filepath": ["b.jpg", "a.jpg", "b.jpg", "c.jpg"],
+        "title": ["one, two", 'said "x"\nline', "three", "four"],
+        "split": ["train", "dev", "train", "test"],
+        "domain": ["d", "e", "d", "d"],
+    }
+)
+
+
+def read(path: Path, **options: Any) -> list[tuple[Any, ...]]:
+    return [(r.id, r.split, list(r.captions), r.domain) for r in SOURCE.read(path, SourceOptions(**options)).records]
+
+
+@pytest.mark.parametrize("kind", ["t.csv", "tabs.csv", "t.tsv", "semicolons.csv", "bom.csv", "utf16.csv", "t.jsonl", "t.parquet"])
+def test_every_kind_gives_the_same_records(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "t.jsonl":
+        ROWS.to_json(path, orient="records", lines=True)
+    elif kind == "t.parquet":
+        ROWS.to_parquet(path)
+    else:
+        separator = ";" if "semi" in kind else "\t" if "tabs" in kind or "tsv" in kind else ","
+        ROWS.to_csv(path, index=False, sep=separator, encoding={"bom": "utf-8-sig", "utf16": "utf-16"}.get(path.stem, "utf-8"))
+    assert read(path) == [
+        ("b.jpg", "train", ["one, two", "three"], "d"),
+        ("a.jpg", "val", ['said "x"\nline'], "e"),
+        ("c.jpg", "test", ["four"], "d"),
+    ]
+    (first, *_) = SOURCE.read(path, SourceOptions()).records
+    assert first.media["image"] == tmp_path / "b.jpg" and first.group == "b.jpg"
+
+
+def test_columns_by_other_names_groups_and_hash_split(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("photo|text|who\n" + "".join(f"{i}.jpg|t{i}|g{i // 2}\n" for i in range(40)))
+    data = SOURCE.read(path, SourceOptions(columns={"image": "photo", "caption": "text", "group": "who"}, separator="|"))
+    rows = list(data.records)
+    assert len(rows) == 40 and "hash of the group" in data.protocol and data.facts == {"rows": 40}
+    assert all(r.split == hash_split(r.group) and r.group == f"g{i // 2}" for i, r in enumerate(rows))
+    assert {r.split for r in rows} == {"train", "val", "test"}
+
+
+def test_one_cell_in_another_encoding_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("filepath,title\na.jpg,caf\u00e9\n".encode() + b"b.jpg,caf\xe9\nc.jpg,\n")
+    assert [(r[0], r[2]) for r in read(path)] == [("a.jpg", ["caf\u00e9"]), ("b.jpg", ["caf\u00e9"]), ("c.jpg", [""])]
+
+
+def test_jsonl_captions_may_be_lists_and_numbers_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = ['{"filepath": "a.jpg", "title": ["x", "y"], "label": 3}', "", '{"filepath": "b.jpg", "title": null}']
+    path.write_text("\n".join([*lines, '{"filepath": "a.jpg", "title": "z"}']))
+    rows = list(SOURCE.read(path, SourceOptions()).records)
+    assert [(r.id, list(r.captions), r.label) for r in rows] == [("a.jpg", ["x", "y", "z"], "3"), ("b.jpg", [], "")]
+
+
+def test_refusals_name_the_columns_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("image,caption\na.jpg,x\n")
+    with pytest.raises(DataError, match=r"not one column 'filepath' for image.*one of image, caption.*--column image="):
+        read(path)
+    with pytest.raises(DataError, match="not one column 'where' for domain"):
+        read(path, columns={"image": "image", "caption": "caption", "domain": "where"})
+    with pytest.raises(DataError, match="no such column of ours: picture"):
+        read(path, columns={"picture": "image"})
+    path.write_text("filepath,title,title\na.jpg,x,y\n")
+    with pytest.raises(DataError, match="not one column 'title'"):
+        read(path)
+    path.write_text("filepath,title\na.jpg,x,y\n")
+    with pytest.raises(DataError, match=r"cannot be read.*Expected 2 columns, got 3"):
+        read(path)
+    path.write_text("")
+    with pytest.raises(DataError, match="an empty table"):
+        read(path)
+    (tmp_path / "t.jsonl").write_text('{"filepath": "a.jpg"}\n[1]\n')
+    with pytest.raises(DataError, match=r"not a JSON object.*t.jsonl:2"):
+        read(tmp_path / "t.jsonl")
+    (tmp_path / "t.parquet").write_text("no")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        read(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="a table of unknown kind"):
+        read(Path(__file__))
+    with pytest.raises(DataError, match="no table here"):
+        read(tmp_path)

@@ -1,0 +1,74 @@
+"""What image towers share: the transform, normalisation on the device, tokens of a map."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.tower import TowerSpec
+
+PICTURE = Picture((8, 8), (8,), "bicubic", (0.5, 0.25, 0.1), (0.5, 0.2, 0.1))
+
+
+class Pass(PictureModule):
+    def encode(self, pixels: Tensor) -> Encoding:
+        if pixels.shape[2] > 16:
+            raise RuntimeError("too large")
+        return map_tokens(pixels)
+
+
+def test_transform_crops_the_middle_of_the_short_side() -> None:
+    stripes = Image.fromarray(np.repeat(np.arange(24, dtype=np.uint8)[None, :, None] * 10, 8, 0).repeat(3, 2))
+    pixels = pickle.loads(pickle.dumps(PICTURE))(stripes)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels[0, 0], torch.arange(8, 16, dtype=torch.uint8) * 10)
+    squashed = Picture((8, 8), (8, 8), "bicubic", (0.0,) * 3, (1.0,) * 3)(stripes)
+    assert squashed[0, 0, 0] < 30 and squashed[0, 0, -1] > 200
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_transform_takes_every_mode(mode: str) -> None:
+    assert PICTURE(Image.new("RGB", (20, 9), "red").convert(mode)).shape == (3, 8, 8)
+
+
+def test_pixels_are_normalised_as_torchvision_does() -> None:
+    from torchvision.transforms.functional import normalize
+
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    found = Pass(PICTURE)({"pixels": pixels})
+    wanted = normalize(pixels / 255, PICTURE.mean, PICTURE.std).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found.tokens, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.pooled, wanted.mean(1), atol=1e-5, rtol=1e-5)
+    assert found.mask.all() and found.mask.shape == (2, 64)
+
+
+def test_map_tokens_run_row_by_row() -> None:
+    maps = torch.arange(12.0).view(1, 2, 2, 3)
+    tokens, pooled, grid = map_tokens(maps)
+    assert grid == (2, 3) and pooled is None
+    assert tokens[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert tokens[0, 4].tolist() == [4, 10]
+
+
+def test_a_pooled_vector_of_another_width_is_not_taken() -> None:
+    tokens = torch.zeros(2, 5, 7)
+    assert own_pooled(torch.zeros(2, 6), tokens) is None
+    assert own_pooled(None, tokens) is None
+    assert own_pooled(tokens[:, 0], tokens) is not None
+
+
+def test_tower_is_measured_and_left_in_its_mode() -> None:
+    module = Pass(PICTURE).train()
+    tower = picture_tower(TowerSpec("x", "y", ""), module, PICTURE, pretrained=False, facts=(), save_assets=str)
+    assert (tower.width, tower.tokens, tower.grid, module.training) == (3, 64, (8, 8), True)
+    assert "mean" not in module.state_dict()
+    wide = Picture((32, 32), (32,), "bicubic", PICTURE.mean, PICTURE.std)
+    with pytest.raises(TowerError, match=r"32 x 32 \(too large\)"):
+        picture_tower(TowerSpec("x", "y", ""), module, wide, pretrained=False, facts=(), save_assets=str)

@@ -1,0 +1,117 @@
+"""The tiny towers: deterministic, deaf to padding, able to learn who is where."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ccaco_cli.core.model.towers import build
+from ccaco_cli.core.model.towers.tower import Tower
+
+TEXTS = ["a dog", "an orange cat napping on a sofa! wow!!", "a very " + "very " * 60 + "long caption"]
+
+
+@pytest.fixture(scope="module")
+def text() -> Tower:
+    torch.manual_seed(0)
+    tower = build("tiny", "text")
+    tower.module.eval()
+    return tower
+
+
+def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]:
+    made = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return {"pixels": made}
+
+
+@pytest.mark.parametrize(("spec", "size", "grid", "extra"), [("tiny", 0, (4, 4), 0), ("tiny", 96, (6, 6), 0), ("tiny:vit", 64, (8, 8), 1)])
+def test_image_tower(spec: str, size: int, grid: tuple[int, int], extra: int) -> None:
+    torch.manual_seed(0)
+    tower = build(spec, "image", size=size)
+    found = tower.module(pixels(1, size or 64))
+    assert tower.grid == grid and tower.tokens == grid[0] * grid[1] + extra
+    assert found.tokens.shape == (4, tower.tokens, tower.width) and found.pooled.shape == (4, tower.width)
+    assert found.mask.dtype == torch.bool and found.mask.all()
+    assert found.tokens.isfinite().all() and not tower.pretrained
+    assert tower.preprocess(Image.new("L", (90, 70))).shape == (3, size or 64, size or 64)
+    assert tower.save_assets(Path("nowhere")) == spec
+
+
+@pytest.mark.parametrize(("spec", "modality"), [("tiny", "image"), ("tiny:vit", "image"), ("tiny", "text")])
+def test_one_seed_one_tower(spec: str, modality: str) -> None:
+    made = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        made.append(build(spec, modality))
+    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
+    for a, b in zip(made[0].module.parameters(), made[1].module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_size_and_context_change_the_fingerprint() -> None:
+    torch.manual_seed(0)
+    a = build("tiny", "text").preprocess
+    torch.manual_seed(0)
+    b = build("tiny", "text", context_length=16).preprocess
+    assert repr(a) != repr(b)
+
+
+def test_text_inputs(text: Tower) -> None:
+    found = pickle.loads(pickle.dumps(text.preprocess))(TEXTS)
+    assert found["ids"].dtype == torch.int64 and found["mask"].dtype == torch.bool
+    assert found["ids"].shape == found["mask"].shape == (3, 48)
+    assert found["mask"].sum(1).tolist() == [4, 12, 48]
+    assert text.preprocess(TEXTS[:1])["ids"].shape == (1, 4)
+    assert text.preprocess([""])["mask"].tolist() == [[True, True]]
+
+
+def test_exclamation_marks_are_words_and_not_padding(text: Tower) -> None:
+    assert text.preprocess(["a dog ! ! !"])["mask"].sum() == 7
+    with torch.no_grad():
+        plain, loud = (text.module(text.preprocess([t])).pooled for t in ("a dog", "a dog !"))
+    assert not torch.allclose(plain, loud, atol=1e-3)
+
+
+def test_padding_changes_nothing(text: Tower) -> None:
+    with torch.no_grad():
+        together = text.module(text.preprocess(TEXTS))
+        for row, one in enumerate(TEXTS):
+            alone = text.module(text.preprocess([one]))
+            torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(together.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], atol=1e-5, rtol=1e-5)
+
+
+def test_word_order_matters_to_pooled(text: Tower) -> None:
+    with torch.no_grad():
+        found = text.module(text.preprocess(["a dog chasing a ball", "a ball chasing a dog"])).pooled
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_places_matter_to_pooled() -> None:
+    torch.manual_seed(0)
+    tower = build("tiny", "image")
+    picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    picture[0, :, :32, :32] = picture[1, :, 32:, 32:] = 255
+    with torch.no_grad():
+        found = tower.module.eval()({"pixels": picture}).pooled
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_every_parameter_learns_and_checkpointing_changes_nothing(modality: str) -> None:
+    torch.manual_seed(0)
+    tower = build("tiny", modality)
+    inputs = pixels(2) if modality == "image" else tower.preprocess(TEXTS[:2])
+    grads = []
+    for on in (False, True):
+        tower.module.zero_grad()
+        tower.module.set_grad_checkpointing(on)  # type: ignore[operator]
+        tower.module(inputs).tokens[..., ::2].square().sum().backward()
+        grads.append([p.grad.clone() for p in tower.module.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(list(tower.module.parameters()))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)

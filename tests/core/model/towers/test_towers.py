@@ -1,0 +1,47 @@
+"""The registry: SPEC -> tower, and what it says to a SPEC that it cannot build."""
+
+from __future__ import annotations
+
+import pytest
+
+from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers import FAMILIES, build
+from ccaco_cli.core.model.towers.tower import TowerSpec
+
+
+@pytest.mark.parametrize("text", ["tiny", "hf:bert-base-uncased", "open_clip:ViT-B-32@openai", "torchvision:resnet50@none", "tiny@none"])
+def test_spec_survives_parsing(text: str) -> None:
+    assert str(TowerSpec.parse(text)) == text
+
+
+def test_families_are_the_documented_ones() -> None:
+    assert set(FAMILIES) >= {"tiny", "open_clip", "torchvision", "timm", "hf"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "modality", "said"),
+    [
+        ("", "image", "empty tower SPEC"),
+        ("tinny", "image", "expected one of tiny"),
+        ("tiny:vti", "image", "tiny:vit"),
+        ("tiny:vit", "text", "unknown tiny text tower"),
+        ("tiny@laion", "image", "expected tiny or tiny@none"),
+        ("tiny", "audio", "no audio tower"),
+        ("timm:resnet18@none", "text", "no text tower"),
+        ("timm:resnet1o@none", "image", "resnet18"),
+        ("timm:resnet18.a1_in1", "image", "resnet18.a1_in1k"),
+        ("torchvision:resnet5@none", "image", "resnet50"),
+        ("torchvision:resnet50@IMAGENET1K_V3", "image", "IMAGENET1K_V2"),
+        ("torchvision:resnet50@nowhere.pth", "image", "no weights file here: nowhere.pth"),
+        ("open_clip:ViT-B-3@openai", "image", "ViT-B-32"),
+        ("open_clip:ViT-B-32@opena", "text", "openai"),
+        ("open_clip:ViT-B-32", "text", "which weights is not said"),
+        ("hf:", "text", "no model is named"),
+        ("hf:/no/such/folder", "text", "no model folder here: /no/such/folder"),
+    ],
+)
+def test_a_wrong_spec_says_what_is_wrong_in_one_line(spec: str, modality: str, said: str) -> None:
+    with pytest.raises(TowerError) as caught:
+        build(spec, modality)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
