@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +23,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start here: [bold]ccaco train --dataset scenes --name first[/bold], then [bold]ccaco report runs/first[/bold]",
 )
+
+
+def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose interruptions have our exit codes: Typer would say 1 when ``| head`` has seen enough, and nothing at Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("ccaco: interrupted; the same command goes on where it can", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return run
+
+
 for command in (prepare.prepare, train.train, ablate.ablate, embed.embed, retrieve.retrieve, report.report):
-    app.command()(command)
+    app.command()(_ends_well(command))
 
 
 def _version(asked: bool) -> None:
@@ -43,9 +64,3 @@ def main() -> None:
     except CcacoError as error:
         print(f"ccaco: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("ccaco: interrupted; the same command goes on where it can", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

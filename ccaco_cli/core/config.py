@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -26,7 +27,7 @@ class TowerConfig:
     cache_tokens    a cached patch grid is average-pooled to at most this many tokens
     center          auto | on | off: subtract the running mean token before pooling (auto: on when trained from scratch)
     pool            mean | cls | attention: tokens -> one vector
-    input_dropout   on the pooled features, before the projection
+    input_dropout   on the tokens (or the class token), before pooling and projection
     head_dropout    inside the residual MLP of the head
     """
 
@@ -196,6 +197,8 @@ def load(path: Path) -> dict[str, Any]:
         nested = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such config file", where=path, expected="a TOML file", next="ccaco train --help") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not TOML ({error})", where=path) from None
     return flatten(nested)
@@ -263,8 +266,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's, but for DEL
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     return repr(value)
@@ -289,7 +291,10 @@ def _set(config: Any, path: list[str], value: Any, full: str) -> Any:
 
 def _coerce(value: Any, hint: Any, current: Any, key: str) -> Any:
     if isinstance(current, tuple) and isinstance(value, list | tuple):
-        return tuple(type(current[0])(v) for v in value)
+        try:
+            return tuple(type(current[0])(v) for v in value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{value!r} does not fit", where=key, expected=f"numbers, like {list(current)}") from None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(current):

@@ -72,7 +72,9 @@ def _rich(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> Non
     for row in rows:
         table.add_row(*(escape(text(name, row.get(name))) for name in columns))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    with console.capture() as drawn:  # Rich itself would end the process with 1 on a closed pipe
+        console.print(table)
+    sys.stdout.write(drawn.get())
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> str:

@@ -76,7 +76,6 @@ class Side(nn.Module):
         self.project = nn.Linear(tower.width, width)
         self.norm = nn.LayerNorm(width)
         self.mlp = mlp(width, config.head_dropout)
-        self.drop = nn.Dropout(config.head_dropout)
 
     def train(self, mode: bool = True) -> Side:
         super().train(mode)
@@ -96,15 +95,15 @@ class Side(nn.Module):
     def pool(self, features: Features) -> Tensor:
         """Features -> [B, W]."""
         if self.config.pool == "cls":
-            return features.pooled
-        if self.attention_pool is not None:
-            return self.attention_pool(features.tokens, features.mask)
-        return masked_mean(features.tokens, features.mask)
+            pooled: Tensor = self.input_dropout(features.pooled)
+            return pooled
+        tokens = self.input_dropout(features.tokens)
+        return masked_mean(tokens, features.mask) if self.attention_pool is None else self.attention_pool(tokens, features.mask)
 
     def head(self, pooled: Tensor) -> Tensor:
         """[B, W] -> [B, E], before normalisation."""
-        g = self.project(self.input_dropout(pooled))
-        return g + self.drop(self.mlp(self.norm(g)))
+        g = self.project(pooled)
+        return g + self.mlp(self.norm(g))
 
 
 class Aligner(nn.Module):

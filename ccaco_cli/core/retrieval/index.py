@@ -61,7 +61,7 @@ def write_side(folder: Path, z: Any, tokens: Encoded | None, items: Mapping[str,
     import faiss
 
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = np.ascontiguousarray(z, np.float32)
+    vectors = np.array(z, np.float32, order="C")
     faiss.normalize_L2(vectors)  # float16 shards are unit norm to three digits only
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
@@ -118,7 +118,7 @@ class Index:
     """An opened index. Raises ManifestError when the folder is none, or was altered."""
 
     def __init__(self, path: Path):
-        self.manifest = manifest.open(path, kind="index")
+        self.manifest = manifest.open(path, kind="index", verify=True)
         first, second = self.manifest.facts["modalities"]
         self.modalities: tuple[str, str] = (first, second)
         self.sides = {m: IndexSide(path / m) for m in self.modalities}

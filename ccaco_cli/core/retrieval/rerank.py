@@ -62,7 +62,9 @@ class Stage:
 
         def block(rows: slice) -> Tensor:
             score = self.scale * (self.z_query[rows].double() @ self.z_gallery.double().T).float().double()
-            best = score.gather(1, self.columns[rows]) + weight * self.match[rows].double()
+            best = score.gather(1, self.columns[rows])
+            if weight:  # at 0 the cross branch has no say, not even when it is NaN
+                best = best + weight * self.match[rows].double()
             return (score - BELOW).scatter(1, self.columns[rows], best)
 
         return ranks(block, self.group_query, self.group_gallery)
@@ -83,7 +85,7 @@ def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any,
 def choose_weight(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig) -> tuple[float, dict[float, float]]:
     """The weight of the cross score with the highest R-sum (on validation); ties go to the smaller weight, NaN never wins."""
     one, other = stages(aligner, a, b, group_a, group_b, config)
-    sums = {w: _r_sum(one.ranks(w)) + _r_sum(other.ranks(w)) for w in sorted(config.rerank_weights)}
+    sums = {w: _r_sum(one.ranks(w)) + _r_sum(other.ranks(w)) for w in sorted({0.0, *config.rerank_weights})}
     return max(sums, key=lambda w: (np.nan_to_num(sums[w], nan=-1.0), -w)), sums
 
 

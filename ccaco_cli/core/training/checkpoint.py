@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def save_state(path: Path, optimizer: torch.optim.Optimizer, **cursor: Any) -> N
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def save_both(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, **cursor: Any) -> None:
+    """Weights and state of one moment: written beside ``folder`` and put in its place together, so that a kill never mixes two epochs."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_weights(new / WEIGHTS, model)
+    save_state(new / STATE, optimizer, **cursor)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import torch
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.loader import PairDataset, PairPlan, load
-from ccaco_cli.core.losses.total import beta_at
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses.total import beta_at, cross_loss
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, step
 from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
@@ -48,6 +49,20 @@ class Fitted:
     memory: float
 
 
+def check(config: RunConfig) -> None:
+    """Raises ConfigError for settings that would only fail in the middle of a run."""
+    if config.loss.beta > 0:
+        cross_loss(config.loss)
+    if config.optim.precision not in runtime.PRECISIONS:
+        raise ConfigError("unknown precision", where=config.optim.precision, expected=" | ".join(runtime.PRECISIONS))
+    budget = {"optim.epochs": config.optim.steps or config.optim.epochs, "optim.batch_size": config.optim.batch_size}
+    for key, value in (budget | {"optim.accum_freq": config.optim.accum_freq}).items():
+        if value < 1:
+            raise ConfigError(f"{value} does not fit", where=key, expected="1 or more")
+    if config.loss.alpha < 0 or config.loss.beta < 0 or config.loss.alpha == config.loss.beta == 0:
+        raise ConfigError("nothing to learn", where=f"loss.alpha {config.loss.alpha}, loss.beta {config.loss.beta}", expected="one above 0, none below")
+
+
 def fit(
     aligner: Aligner,
     data: PairDataset,
@@ -63,19 +78,24 @@ def fit(
 
     evaluate  validation figures of the model as it is; ``config.eval.select`` chooses the best epoch
     resume    continue from ``checkpoints/last``
+    Raises    ConfigError: an epoch has fewer batches than ``accum_freq``
     """
+    if len(plan) < config.optim.accum_freq:
+        raise ConfigError("too few batches an epoch to accumulate", where=f"optim.accum_freq = {config.optim.accum_freq}", expected=f"at most {len(plan)}")
     device = next(aligner.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "amp_fp16")
     optimizer = adamw(aligner, config.optim)
     cursor = Cursor()
     if resume:
         checkpoint.load_weights(folder / "checkpoints/last" / checkpoint.WEIGHTS, aligner)
-        cursor = Cursor(**checkpoint.load_state(folder / "checkpoints/last" / checkpoint.STATE, optimizer))
-    updates = max(1, len(plan) // config.optim.accum_freq)
+        state = checkpoint.load_state(folder / "checkpoints/last" / checkpoint.STATE, optimizer)
+        scaler.load_state_dict(state.pop("scaler"))
+        cursor = Cursor(**state)
+    updates = len(plan) // config.optim.accum_freq
     total = config.optim.steps or config.optim.epochs * updates
-    scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "amp_fp16")
     _cut_log(folder / "metrics.jsonl", cursor.step)
     with (folder / "metrics.jsonl").open("a") as log:
-        while cursor.step < total:
+        while cursor.step < total and not _out_of_patience(cursor, config.optim.patience):
             aligner.train()
             entries = plan.epoch(cursor.epoch)[: min(updates, total - cursor.step) * config.optim.accum_freq]
             generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + cursor.epoch)
@@ -95,7 +115,7 @@ def fit(
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
                     cursor.step += 1
-                    facts = {k: round(float(v), 6) for k, v in parts.items()} | {"alpha": config.loss.alpha, "beta": round(beta, 6)}
+                    facts = {k: round(v.item(), 6) for k, v in parts.items()} | {"alpha": config.loss.alpha, "beta": round(beta, 6)}
                     facts |= {"lr": lr_at(cursor.step - 1, total, config.optim), "grad_norm": round(float(norm), 4)}
                     facts |= {"logit_scale": round(float(aligner.logit_scale().detach()), 4)}
                     log.write(json.dumps({"step": cursor.step, "epoch": cursor.epoch, **facts}) + "\n")
@@ -112,12 +132,13 @@ def fit(
             if score > cursor.best or cursor.best_epoch < 0:
                 cursor.best, cursor.best_epoch = score, cursor.epoch - 1
                 checkpoint.save_weights(folder / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
-            checkpoint.save_weights(folder / "checkpoints/last" / checkpoint.WEIGHTS, aligner)
-            checkpoint.save_state(folder / "checkpoints/last" / checkpoint.STATE, optimizer, **vars(cursor))
-            if config.optim.patience and cursor.epoch - 1 - cursor.best_epoch >= config.optim.patience:
-                break
+            checkpoint.save_both(folder / "checkpoints/last", aligner, optimizer, scaler=scaler.state_dict(), **vars(cursor))
     samples = cursor.step * config.optim.batch_size * config.optim.accum_freq
     return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, samples / max(cursor.seconds, 1e-9), peak_memory(device))
+
+
+def _out_of_patience(cursor: Cursor, patience: int) -> bool:
+    return patience > 0 and cursor.epoch - 1 - cursor.best_epoch >= patience
 
 
 def peak_memory(device: Any) -> float:

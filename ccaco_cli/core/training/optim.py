@@ -30,7 +30,7 @@ def lr_at(step: int, total: int, config: OptimConfig) -> float:
     """Linear warm-up over the first ``warmup`` share (or steps, when 1 or more), then cosine to zero (arXiv:1608.03983)."""
     warmup = config.warmup if config.warmup >= 1 else config.warmup * total
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.lr * min(1.0, (step + 1) / warmup)
     return 0.5 * config.lr * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
 
 

@@ -36,6 +36,8 @@ def ablate(
     """
     data = shards.open(prepared(asked.dataset, data_root, on_progress))
     cells = list(_cells(asked, arms, seeds))
+    for _, cell in cells:
+        cell.resolve(data)  # a misspelt arm or key is told before hours are spent
     failures: dict[str, str] = {}
     for number, (name, cell) in enumerate(cells):
         path = folder / name

@@ -52,8 +52,8 @@ def embed(
     data = shards.open(prepared(dataset, data_root, on_progress))
     if tuple(found.facts["modalities"]) != data.modalities:
         raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(found.facts["modalities"]))
-    if index is not None and manifest.exists(index):
-        raise DataError("an index is there already", where=index, expected="a new name", next=f"rm -r {index}, or another --index")
+    if index is not None and index.exists():
+        raise DataError("an index is there already" if manifest.exists(index) else "something else is there already", where=index, expected="a new name", next=f"rm -r {index}, or another --index")
     inputs = {"run": found, "dataset": data.manifest}
     part = data.split(split)
     sides = columns(data, split, aligner, towers, config.model, on_progress)

@@ -13,7 +13,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, GateError
 
 Row = dict[str, Any]
-_GATE = re.compile(r"\s*([\w@:.-]+)\s*(<=|>=|<|>|==)\s*([-+.\deE]+)\s*")
+_GATE = re.compile(r"\s*([\w@:./-]+)\s*(<=|>=|<|>|==)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 
 
@@ -27,12 +27,19 @@ def rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = Fals
 
 def runs_of(path: Path) -> list[Path]:
     """The finished runs at a path. Raises DataError when there are none."""
-    if manifest.exists(path) and json.loads((path / manifest.NAME).read_text("utf-8")).get("kind") == "run":
+    if manifest.exists(path) and _is_run(path / manifest.NAME):
         return [path]
-    found = [p.parent for p in sorted(path.glob(f"*/{manifest.NAME}")) if json.loads(p.read_text("utf-8")).get("kind") == "run"]
+    found = [p.parent for p in sorted(path.glob(f"*/{manifest.NAME}")) if _is_run(p)]
     if not found:
         raise DataError("no finished run here", where=path, expected="a run folder, or a folder of runs", next="ccaco train --dataset scenes")
     return found
+
+
+def _is_run(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text("utf-8"))["kind"] == "run")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _rows_of(path: Path, split: str, every_stage: bool) -> list[Row]:
@@ -74,7 +81,7 @@ def failed(table: Sequence[Mapping[str, Any]], gate: str) -> list[str]:
     name, sign, number = found.groups()
     lines = []
     for row in table:
-        if name not in row:
+        if name not in row or isinstance(row[name], str):
             raise GateError(f"no column {name}", where=gate, expected=", ".join(k for k, v in row.items() if isinstance(v, int | float)))
         value = row[name]
         if value is None or value != value or _COMPARE[sign](value, float(number)):

@@ -16,7 +16,7 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
-from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
+from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate, pools
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model.aligner import Aligner
@@ -52,12 +52,14 @@ def train(asked: Asked, folder: Path, *, resume: bool = False, data_root: Path =
     """
     data = shards.open(prepared(asked.dataset, data_root, on_progress))
     config = asked.resolve(data)
-    _claim(folder, config, resume)
+    _check(config, data)
+    _refuse_finished(folder)
     runtime.threads()
     runtime.seed(config.seed)
     device = runtime.device(config.device)
     aligner, towers = aligners.build(config.model, config.loss, data.modalities)
     aligner.to(device)
+    _claim(folder, config, resume)  # only now: whatever the user got wrong so far leaves nothing behind
     parts = {split: columns(data, split, aligner, towers, config.model, on_progress) for split in ("train", "val")}
     split = data.split("train")
     a, b = (parts["train"][m] for m in data.modalities)
@@ -131,9 +133,10 @@ def _scored(aligner: Aligner, a: Encoded, b: Encoded, groups: Any, config: RunCo
 
 def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
     """The best model of a finished run, with its towers (for preprocessing)."""
-    found = manifest.open(path, kind="run")
+    found = manifest.open(path, kind="run", verify=True)
     config = configs.from_dict(found.config)
     first, second = found.facts["modalities"]
+    runtime.seed(config.seed)  # a locked tower without published weights is rebuilt as training built it
     aligner, towers = aligners.build(config.model, config.loss, (first, second))
     for modality, fingerprint in found.facts["towers"].items():
         if config.model.tower(modality).lock and towers[modality].fingerprint != fingerprint:
@@ -142,9 +145,22 @@ def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any],
     return aligner.to(runtime.device(device)).eval(), towers, config, found
 
 
-def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
+def _check(config: RunConfig, data: PairData) -> None:
+    """Raises ConfigError or DataError for settings that would only fail when the run is over."""
+    loop.check(config)
+    known = evaluate("full", [0], [0], by_similarity(np.ones((1, 1)), np.ones((1, 1)), [0], [0]), data.modalities).metrics
+    if config.eval.select not in known:
+        raise ConfigError("no such validation figure", where=f"eval.select = {config.eval.select!r}", expected=" | ".join(known))
+    part = data.split("test" if "test" in data.splits else "val")
+    pools(config.eval.protocol if part.name == "test" else "full", *(part.group[part.caption_row] if m == "text" else part.group for m in data.modalities))
+
+
+def _refuse_finished(folder: Path) -> None:
     if manifest.exists(folder):
         raise DataError("this run is finished", where=folder, expected="a new name", next=f"ccaco report {folder}, or choose another --name")
+
+
+def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
     text = configs.to_toml(config)
     file = folder / "config.toml"
     if not file.exists():

@@ -39,7 +39,8 @@ class Picture:
 
     def __call__(self, image: Image.Image) -> Tensor:
         image = transforms.resize(image.convert("RGB"), list(self.resize), InterpolationMode(self.interpolation))
-        return transforms.pil_to_tensor(transforms.center_crop(image, list(self.size)))
+        pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, list(self.size)))
+        return pixels
 
 
 class PictureModule(nn.Module):

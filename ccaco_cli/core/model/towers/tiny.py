@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -22,33 +25,34 @@ MLP_RATIO = 2.0
 
 
 class TinyModule(PictureModule):
-    """Stem and first three stages of open_clip's ModifiedResNet, then a small transformer over its grid.
+    """Stem and first three stages of open_clip's ModifiedResNet, with learned positions; ``tiny:hybrid`` adds a transformer over its cells.
 
-    The transformer lets cells see each other: learned positions alone add a constant to the mean of the tokens and tell it nothing
-    of who is left of whom.
+    Positions go in before the third stage: added to the tokens themselves they would be a constant of their mean, and tell the pooled
+    vector nothing of who is left of whom.
     """
 
-    def __init__(self, picture: Picture):
+    def __init__(self, picture: Picture, layers: int = 0):
         super().__init__(picture)
         trunk = ModifiedResNet([1, 1, 1, 1], output_dim=1, heads=1, image_size=picture.size[0], width=CHANNELS)
         trunk.layer4 = trunk.attnpool = None
-        self.trunk = trunk
-        self.project = nn.Conv2d(CHANNELS * 16, WIDTH, 1)
+        self.trunk = trunk.eval()  # so that measuring leaves its running statistics alone
         with torch.no_grad():
-            cells = self.trunk_map(torch.zeros(1, 3, *picture.size)).shape[-2:].numel()
-        self.positional_embedding = nn.Parameter(torch.randn(cells, WIDTH) * WIDTH**-0.5)
-        self.transformer = Transformer(WIDTH, LAYERS, HEADS, mlp_ratio=MLP_RATIO)
+            cells = self.lower(torch.zeros(1, 3, *picture.size)).shape[1:]
+        self.trunk.train()
+        self.positional_embedding = nn.Parameter(torch.randn(1, *cells) * 0.1)
+        self.project = nn.Conv2d(CHANNELS * 16, WIDTH, 1)
+        self.transformer = Transformer(WIDTH, layers, HEADS, mlp_ratio=MLP_RATIO)
         self.ln_post = LayerNorm(WIDTH)
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
-    def trunk_map(self, pixels: Tensor) -> Tensor:
-        trunk = self.trunk
-        return trunk.layer3(trunk.layer2(trunk.layer1(trunk.stem(pixels))))
+    def lower(self, pixels: Tensor) -> Tensor:
+        maps: Tensor = self.trunk.layer2(self.trunk.layer1(self.trunk.stem(pixels)))
+        return maps
 
     def encode(self, pixels: Tensor) -> Encoding:
-        maps = self.project(self.trunk_map(pixels.contiguous(memory_format=torch.channels_last)))
-        tokens, pooled, grid = map_tokens(maps)
-        return self.ln_post(self.transformer(tokens + self.positional_embedding)), pooled, grid
+        maps = self.lower(pixels.contiguous(memory_format=torch.channels_last)) + self.positional_embedding
+        tokens, pooled, grid = map_tokens(self.project(self.trunk.layer3(maps)))
+        return self.ln_post(self.transformer(tokens)), pooled, grid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.grad_checkpointing = enable
@@ -59,11 +63,11 @@ def _vit(picture: Picture) -> PictureModule:
     return VitModule(VisionTransformer(size, 8, WIDTH, 4, HEADS, MLP_RATIO, output_dim=WIDTH), picture)
 
 
-IMAGE = {"": TinyModule, "vit": _vit}
+IMAGE: dict[str, Callable[[Picture], PictureModule]] = {"": TinyModule, "hybrid": partial(TinyModule, layers=LAYERS), "vit": _vit}
 
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
-    """``tiny`` (image: small ResNet and transformer; text: bidirectional transformer on CLIP's vocabulary) or ``tiny:vit`` (image)."""
+    """``tiny`` (image: small ResNet; text: bidirectional transformer on CLIP's vocabulary), ``tiny:hybrid`` and ``tiny:vit`` (image)."""
     refuse_modality(spec, modality, ("image", "text"))
     known = IMAGE if modality == "image" else {"": None}
     if spec.name not in known:

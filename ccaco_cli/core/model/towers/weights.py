@@ -52,7 +52,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     import timm.models
 
     try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
+        state: dict[str, torch.Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, AttributeError) as error:
         raise TowerError(f"unreadable weights ({first_line(error)})", where=path, expected="a safetensors or torch state dict") from None
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):

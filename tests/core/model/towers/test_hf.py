@@ -19,7 +19,7 @@ from ccaco_cli.core.model.towers import build
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "runs", "through", "the", "snow", "orange"]
 TEXTS = ["a dog", "the orange cat runs through the snow", "dog " * 40]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CLIP_IDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
 
 
@@ -90,13 +90,14 @@ def test_padding_changes_nothing(kind: str, request: pytest.FixtureRequest) -> N
 
 def normalised(tower: Any, picture: Image.Image) -> torch.Tensor:
     read = tower.preprocess
-    return (read(picture) / 255 - torch.tensor(read.mean).view(3, 1, 1)) / torch.tensor(read.std).view(3, 1, 1)
+    pixels: torch.Tensor = (read(picture) / 255 - torch.tensor(read.mean).view(3, 1, 1)) / torch.tensor(read.std).view(3, 1, 1)
+    return pixels
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip"])
 def test_image(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
-    tower = build(f"hf:{folder}", "image")
+    tower: Any = build(f"hf:{folder}", "image")
     assert (tower.width, tower.tokens, tower.grid, tower.pretrained) == (32, 17, (4, 4), True)
     wanted = hf.AutoImageProcessor.from_pretrained(folder)(photo(), return_tensors="pt")["pixel_values"][0]
     assert (normalised(tower, photo()) - wanted).abs().mean() < 0.02  # transformers resizes tensors, we resize pictures
@@ -122,12 +123,12 @@ def test_clip_text_pools_at_the_end_of_text(clip: Path) -> None:
 
 
 def test_a_map_model_and_another_size(tmp_path: Path, vit: Path) -> None:
-    larger = build(f"hf:{vit}", "image", size=48)
+    larger: Any = build(f"hf:{vit}", "image", size=48)
     assert (larger.grid, larger.tokens, larger.preprocess.size) == ((6, 6), 37, (48, 48))
     folder = tmp_path / "resnet"
     hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")).save_pretrained(folder)
     hf.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875).save_pretrained(folder)
-    tower = build(f"hf:{folder}", "image")
+    tower: Any = build(f"hf:{folder}", "image")
     assert (tower.width, tower.grid, tower.tokens, tower.preprocess.resize) == (16, (4, 4), 16, (36,))
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.open_clip import CONFIG, masked_mean
+from ccaco_cli.core.model.towers.pictures import Picture
 
 TEXTS = ["a dog!", "an orange cat napping on a sofa", "word " * 40]
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -101,6 +102,7 @@ def test_assets_rebuild_architecture_and_preprocessing(tmp_path: Path, modality:
     assert again.tokens == (10 if modality == "image" else 11)
     assert repr(again.preprocess) == repr(tower.preprocess)
     if modality == "image":
+        assert isinstance(again.preprocess, Picture)
         assert again.preprocess.resize == (48, 48) and again.preprocess.mean == (0.5, 0.5, 0.5)
 
 

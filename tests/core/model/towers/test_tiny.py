@@ -28,7 +28,10 @@ def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]
     return {"pixels": made}
 
 
-@pytest.mark.parametrize(("spec", "size", "grid", "extra"), [("tiny", 0, (4, 4), 0), ("tiny", 96, (6, 6), 0), ("tiny:vit", 64, (8, 8), 1)])
+@pytest.mark.parametrize(
+    ("spec", "size", "grid", "extra"),
+    [("tiny", 0, (4, 4), 0), ("tiny", 96, (6, 6), 0), ("tiny:hybrid", 48, (3, 3), 0), ("tiny:vit", 64, (8, 8), 1)],
+)
 def test_image_tower(spec: str, size: int, grid: tuple[int, int], extra: int) -> None:
     torch.manual_seed(0)
     tower = build(spec, "image", size=size)
@@ -91,20 +94,39 @@ def test_word_order_matters_to_pooled(text: Tower) -> None:
     assert (found[0] - found[1]).abs().max() > 1e-3
 
 
-def test_places_matter_to_pooled() -> None:
+@pytest.mark.parametrize("spec", ["tiny", "tiny:hybrid", "tiny:vit"])
+def test_positions_reach_the_pooled_vector(spec: str) -> None:
+    """A thing moved within a picture changes the mean of the tokens more with learned positions than with the same one everywhere."""
     torch.manual_seed(0)
-    tower = build("tiny", "image")
+    module = build(spec, "image").module.eval()
     picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    picture[0, :, :32, :32] = picture[1, :, 32:, 32:] = 255
+    picture[0, :, 16:32, 16:32] = picture[1, :, 32:48, 32:48] = 255
+
+    def change() -> float:
+        with torch.no_grad():
+            found = module({"pixels": picture}).tokens.mean(1)
+        return float((found[0] - found[1]).norm())
+
+    for block in module.modules():  # blocks start as the identity; let them do something
+        if hasattr(block, "bn3"):
+            torch.nn.init.ones_(block.bn3.weight)  # type: ignore[union-attr, arg-type]
+    learned = change()
+    position = next(p for n, p in module.named_parameters() if n.endswith("positional_embedding"))
     with torch.no_grad():
-        found = tower.module.eval()({"pixels": picture}).pooled
-    assert (found[0] - found[1]).abs().max() > 1e-3
+        position.zero_()
+    assert learned > change() + 1e-3
 
 
-@pytest.mark.parametrize("modality", ["image", "text"])
-def test_every_parameter_learns_and_checkpointing_changes_nothing(modality: str) -> None:
+def test_building_leaves_running_statistics_alone() -> None:
+    state = build("tiny", "image").module.state_dict()
+    tracked = [v for k, v in state.items() if k.endswith("num_batches_tracked")]
+    assert tracked and all(v == 0 for v in tracked)
+
+
+@pytest.mark.parametrize(("spec", "modality"), [("tiny", "image"), ("tiny:hybrid", "image"), ("tiny", "text")])
+def test_every_parameter_learns_and_checkpointing_changes_nothing(spec: str, modality: str) -> None:
     torch.manual_seed(0)
-    tower = build("tiny", modality)
+    tower = build(spec, modality)
     inputs = pixels(2) if modality == "image" else tower.preprocess(TEXTS[:2])
     grads = []
     for on in (False, True):

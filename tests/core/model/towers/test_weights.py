@@ -121,9 +121,9 @@ def test_without_a_network_it_fails_fast_in_one_line(
 
 
 def test_reachable_trusts_proxies_and_else_tries_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights.urllib.request, "getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     assert not weights._reachable("http://127.0.0.1:1", 0.5)
-    monkeypatch.setattr(weights.urllib.request, "getproxies", lambda: {"https": "http://127.0.0.1:1"})
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://127.0.0.1:1"})
     assert weights._reachable("http://127.0.0.1:1", 0.5)
 
 

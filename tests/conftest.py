@@ -1,0 +1,174 @@
+"""What many tests share: a tiny prepared ``scenes``, one run trained on it, its index, the CLI in this process, and toy models."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors only wait for each other
+
+import numpy as np
+import pytest
+import torch
+
+from ccaco_cli.app import main
+from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TowerConfig
+from ccaco_cli.core.data.loader import PairDataset, PairPlan
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.types import Features
+from ccaco_cli.core.workflows.embed import embed
+from ccaco_cli.core.workflows.prepare import prepare
+from ccaco_cli.core.workflows.train import Asked, train
+
+PICTURES = 24
+SMALL = {
+    "model.width": 16,
+    "model.image.size": 32,
+    "optim.batch_size": 8,
+    "optim.epochs": 2,
+    "loss.cross_start": 0.0,
+    "loss.cross_ramp": 0.0,
+    "loss.beta": 0.5,
+    "eval.shortlist": 8,
+    "eval.shortlist_back": 8,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def small() -> dict[str, Any]:
+    """Settings of the smallest real run."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of prepared data sets that holds ``scenes``, 24 pictures a split."""
+    root = tmp_path_factory.mktemp("data")
+    prepare("scenes", out=root / "scenes", options=SourceOptions(limit=PICTURES, size=32), workers=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train(Asked("scenes", explicit=SMALL), folder, data_root=data_root)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded(run: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Embeddings of the test split in shards of 10, and the index beside them (``path.parent / "scenes.idx"``)."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    embed(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", data_root=data_root, shard=10)
+    from ccaco_cli.core import manifest
+
+    return manifest.open(folder / "test", kind="embeddings")
+
+
+@pytest.fixture(scope="session")
+def index(embedded: Manifest) -> Path:
+    """The index of the test split."""
+    return embedded.path.parent / "scenes.idx"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ccaco(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """``ccaco(*arguments, stdin="")``: the real script, in this process."""
+
+    def call(*arguments: object, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "argv", ["ccaco", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call
+
+
+class ToyTower(torch.nn.Module):
+    """A learned matrix over the tokens it is given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(width, width)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
+        tokens, mask = self.linear(inputs["tokens"]), inputs["mask"]
+        return Features(tokens, mask, tokens[:, 0])
+
+
+class ToyColumn:
+    """``Column`` of random tokens; ``counts`` items a row, of ragged length."""
+
+    def __init__(self, rows: int, counts: int, tokens: int, width: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.row, self.start = np.repeat(np.arange(rows), counts), np.arange(rows + 1) * counts
+        self.length = rng.integers(1, tokens + 1, len(self.row))
+        mask = np.arange(tokens) < self.length[:, None]
+        what = np.random.default_rng(99).normal(size=(rows, 1, 4))[self.row]  # what both sides say of a row
+        told = np.concatenate([np.broadcast_to(what, (len(self.row), tokens, 4)), rng.normal(size=(len(self.row), tokens, width - 4))], -1)
+        self.tokens, self.mask = torch.from_numpy(told).float() * torch.from_numpy(mask)[..., None], torch.from_numpy(mask)
+
+    def inputs(self, items: Any) -> dict[str, torch.Tensor]:
+        return {"tokens": self.tokens[items], "mask": self.mask[items]}
+
+
+class Toy:
+    """A model of two small matrices and 24 rows of data: every part of training and retrieval in milliseconds."""
+
+    ROWS = 24
+
+    def config(self, **settings: Any) -> RunConfig:
+        """``RunConfig`` with dotted names written with double underscores: ``optim__lr=0.1``."""
+        from ccaco_cli.core.config import override
+
+        side = TowerConfig(head_dropout=0.1, input_dropout=0.0, center="on", pool="mean")
+        model = ModelConfig(width=8, image=side, text=side, fusion=FusionConfig(kind="attended"))
+        loss = LossConfig(beta=0.5, cross="infonce", cross_start=0.0, cross_ramp=0.0, cross_batch=8)
+        optim = OptimConfig(epochs=3, batch_size=8, accum_freq=1, lr=1e-2, warmup=0.1, grad_clip=1.0, patience=0, precision="fp32")
+        return override(RunConfig(model=model, loss=loss, optim=optim), {k.replace("__", "."): v for k, v in settings.items()})
+
+    def aligner(self, config: RunConfig) -> Aligner:
+        torch.manual_seed(config.seed)
+        towers = {m: self.tower(m, width) for m, width in (("image", 6), ("text", 10))}
+        return Aligner(towers, config.model, config.loss)
+
+    def tower(self, modality: str, width: int) -> Tower:
+        return Tower(TowerSpec("tiny", "", ""), modality, ToyTower(width), lambda x: x, width, 9, None, False, "f", lambda folder: "tiny")
+
+    def columns(self, rows: int = ROWS) -> tuple[ToyColumn, ToyColumn]:
+        return ToyColumn(rows, 1, 5, 6, seed=1), ToyColumn(rows, 2, 7, 10, seed=2)
+
+    def data(self, config: RunConfig, rows: int = ROWS) -> tuple[PairDataset, PairPlan]:
+        a, b = self.columns(rows)
+        plan = PairPlan(a, b, np.arange(rows) // 2, config.optim.batch_size, config.seed)
+        return PairDataset(a, b, np.arange(rows), np.zeros(rows, np.int64)), plan
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    return Toy()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccaco_cli.core.data import cache
+
+
+def write(folder: Path) -> None:
+    cache.new_array(folder / "x.npy", (3, 2), np.uint8)[:] = 7
+
+
+def test_equal_parts_equal_name() -> None:
+    assert cache.key(a=1, b="x") == cache.key(b="x", a=1) != cache.key(a=2, b="x")
+    assert cache.key(a=Path("p")) == cache.key(a="p")
+
+
+def test_made_once_and_read_only(tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def counted(folder: Path) -> None:
+        calls.append(folder)
+        write(folder)
+
+    for _ in range(2):
+        found = cache.read_array(cache.folder(tmp_path / "deep/c", counted) / "x.npy")
+        assert found.tolist() == [[7, 7]] * 3
+    assert len(calls) == 1
+    assert isinstance(found, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        found[0, 0] = 1
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["c"]
+
+
+def test_whole_or_absent(tmp_path: Path) -> None:
+    def killed(folder: Path) -> None:
+        write(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.folder(tmp_path / "c", killed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_faster_of_two_wins(tmp_path: Path) -> None:
+    def overtaken(folder: Path) -> None:
+        write(folder)
+        cache.folder(tmp_path / "c", lambda other: (other / "first").touch())
+
+    assert [p.name for p in cache.folder(tmp_path / "c", overtaken).iterdir()] == ["first"]
+
+
+def test_pickles_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickle|Array can't be memory-mapped"):
+        cache.read_array(tmp_path / "x.npy")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ccaco_cli.core.data import loader, shards
+from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.loader import CachedColumn, MediaColumn, PairDataset, PairPlan, PixelColumn, TextColumn, batches_of_items
+from ccaco_cli.core.data.shards import Split
+
+
+class Words:
+    """A tokenizer: one id a word, padded to ten."""
+
+    calls = 0
+
+    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        counts = torch.tensor([min(10, len(t.split())) for t in texts])
+        mask = torch.arange(10)[None] < counts[:, None]
+        return {"ids": torch.where(mask, counts[:, None] * 100 + torch.arange(10), 0), "mask": mask}
+
+
+@pytest.fixture
+def split(data_root: Path) -> Split:
+    return shards.open(data_root / "scenes").split("train")
+
+
+@pytest.fixture
+def plan(toy: Any) -> PairPlan:
+    return PairPlan(*toy.columns(25), family=np.repeat(np.arange(13), 2)[:25], batch_size=4, seed=3)
+
+
+def test_an_epoch_is_a_function_of_seed_and_number(plan: PairPlan) -> None:
+    def flat(epoch: Any) -> list[list[int]]:
+        return [part.tolist() for batch in epoch for part in batch]
+
+    assert flat(plan.epoch(2)) == flat(plan.epoch(2))
+    assert flat(plan.epoch(2)) != flat(plan.epoch(3))
+    assert flat(plan.epoch(2)) != flat(replace(plan, seed=4).epoch(2))
+
+
+def test_every_row_at_most_once_with_an_item_of_its_own(plan: PairPlan) -> None:
+    chosen = set()
+    for number in range(20):
+        batches = plan.epoch(number)
+        assert [len(rows) for rows, _, _ in batches] == [4] * 6 == [4] * len(plan)
+        rows, a, b = (np.concatenate(part) for part in zip(*batches, strict=True))
+        assert len(set(rows.tolist())) == 24
+        assert (plan.a.row[a] == rows).all()
+        assert (plan.b.row[b] == rows).all()
+        chosen |= set(b.tolist())
+    assert chosen == set(range(50)), "every caption gets its turn"
+
+
+def test_families_stay_side_by_side(plan: PairPlan) -> None:
+    rows = np.concatenate([batch[0] for batch in plan.epoch(0)])
+    families = plan.family[rows]
+    assert (np.diff(families) != 0).sum() + 1 == len(set(families.tolist()))
+    assert families.tolist() != sorted(families.tolist())
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(plan: PairPlan) -> None:
+    small = replace(plan, batch_size=100)
+    assert len(small) == 1
+    assert sorted(small.epoch(0)[0][0].tolist()) == list(range(25))
+
+
+def test_text_is_tokenised_once_and_trimmed_to_its_longest(split: Split) -> None:
+    words = Words()
+    column = TextColumn(split, words)
+    assert column.length is not None
+    order = np.argsort(column.length)
+    items = order[[1, 0, len(order) // 2]]
+    for chosen in (items, order[-3:]):
+        found = column.inputs(chosen)
+        longest = int(column.length[chosen].max())
+        assert found["ids"].shape == found["mask"].shape == (3, longest)
+        assert found["ids"].dtype == torch.int64
+        wanted = Words()([split.captions[i] for i in chosen])
+        assert torch.equal(found["ids"], wanted["ids"][:, :longest])
+        assert not wanted["mask"][:, longest:].any()
+    assert words.calls == 1
+    assert (column.row == split.caption_row).all()
+
+
+def test_pixels_equal_decoding(split: Split, tmp_path: Path) -> None:
+    column = PixelColumn(split, "image", pil_to_tensor, tmp_path / "cache")
+    rows = np.array([5, 0, 23])
+    wanted = torch.stack([pil_to_tensor(decode_image(data)) for data in split.media("image", rows)])
+    assert torch.equal(column.inputs(rows)["pixels"], wanted)
+    assert torch.equal(MediaColumn(split, "image", pil_to_tensor).inputs(rows)["pixels"], wanted)
+    assert column.pixels.dtype == np.uint8
+
+    def never(image: Any) -> torch.Tensor:
+        raise AssertionError("decoded again")
+
+    again = PixelColumn(split, "image", never, tmp_path / "cache")
+    assert torch.equal(again.inputs(rows)["pixels"], wanted)
+
+
+@pytest.mark.parametrize("counts", [[3, 3, 3, 3], [2, 5, 1, 4]], ids=["fixed", "ragged"])
+def test_cached_tokens_equal_what_was_written(counts: list[int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens = [rng.normal(size=(n, 6)).astype(np.float16) for n in counts]
+    pooled = rng.normal(size=(4, 6)).astype(np.float16)
+    np.save(tmp_path / "tokens.npy", np.concatenate(tokens))
+    np.save(tmp_path / "pooled.npy", pooled)
+    np.save(tmp_path / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
+    found = CachedColumn(tmp_path, np.arange(4), np.arange(5)).inputs(np.array([2, 0, 3]))
+    assert found.tokens.shape[1] == max(counts[i] for i in (2, 0, 3))
+    for place, item in enumerate((2, 0, 3)):
+        assert found.mask[place].tolist() == [j < counts[item] for j in range(found.mask.shape[1])]
+        assert np.array_equal(found.tokens[place][found.mask[place]].numpy(), tokens[item])
+        assert not found.tokens[place][~found.mask[place]].any()
+    assert np.array_equal(found.pooled.numpy(), pooled[[2, 0, 3]])
+
+
+def test_items_come_once_in_batches_of_similar_length(toy: Any) -> None:
+    column = toy.columns()[1]
+    batches = list(batches_of_items(column, 7))
+    lengths = [column.length[items] for items in batches]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(48))
+    assert all(before.max() <= after.min() for before, after in zip(lengths, lengths[1:], strict=False))
+    column.length = None
+    assert np.concatenate(list(batches_of_items(column, 7))).tolist() == list(range(48))
+
+
+def test_batches_are_the_plans_in_order_with_any_number_of_workers(toy: Any) -> None:
+    data, plan = toy.data(toy.config())
+    alone, helped = (list(loader.load(data, plan.epoch(0), workers)) for workers in (0, 1))
+    assert len(alone) == len(helped) == 3
+    for batch, other, (rows, items_a, items_b) in zip(alone, helped, plan.epoch(0), strict=True):
+        assert batch.rows.tolist() == batch.group.tolist() == rows.tolist()
+        assert torch.equal(batch.a["tokens"], data.a.tokens[items_a])  # type: ignore[attr-defined]
+        assert torch.equal(batch.b["tokens"], data.b.tokens[items_b])  # type: ignore[attr-defined]
+        assert torch.equal(batch.b["tokens"], other.b["tokens"])
+    assert isinstance(data, PairDataset)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ccaco_cli.core.errors import LossInputError
+from ccaco_cli.core.losses.contrastive import info_nce, matrix_nce
+
+ONE = torch.tensor(1.0)
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def test_two_by_two_by_hand() -> None:
+    # similarities [[1, 0], [0.6, 0.8]] at scale 2; rows and columns are softmax cross-entropies of the diagonal
+    z_a = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    z_b = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    s = [[2.0, 0.0], [1.2, 1.6]]
+    rows = [math.log(1 + math.exp(s[0][1] - s[0][0])), math.log(1 + math.exp(s[1][0] - s[1][1]))]
+    columns = [math.log(1 + math.exp(s[1][0] - s[0][0])), math.log(1 + math.exp(s[0][1] - s[1][1]))]
+    assert info_nce(z_a, z_b, torch.arange(2), torch.tensor(2.0)).item() == pytest.approx((sum(rows) + sum(columns)) / 4, rel=1e-6)
+
+
+def test_equals_open_clip() -> None:
+    from open_clip.loss import ClipLoss
+
+    z_a, z_b = unit(16, 8).float(), unit(16, 8, seed=1).float()
+    assert info_nce(z_a, z_b, torch.arange(16), torch.tensor(14.0)).item() == pytest.approx(ClipLoss()(z_a, z_b, torch.tensor(14.0)).item(), rel=1e-5)
+
+
+def test_permuting_pairs_changes_nothing_and_breaking_them_does() -> None:
+    z_a, z_b, order = unit(12, 6), unit(12, 6, seed=1), torch.randperm(12)
+    group = torch.arange(12)
+    whole = info_nce(z_a, z_b, group, ONE)
+    assert torch.allclose(info_nce(z_a[order], z_b[order], group, ONE), whole)
+    assert not torch.allclose(info_nce(z_a, z_b.roll(1, 0), group, ONE), whole)
+
+
+def test_symmetric_in_the_modalities() -> None:
+    z_a, z_b = unit(5, 4), unit(5, 4, seed=1)
+    assert torch.allclose(info_nce(z_a, z_b, torch.arange(5), ONE), info_nce(z_b, z_a, torch.arange(5), ONE))
+
+
+def test_aligned_pairs_score_near_zero_and_opposed_ones_badly() -> None:
+    z = torch.eye(4)
+    assert info_nce(z, z, torch.arange(4), torch.tensor(50.0)).item() < 1e-6
+    assert info_nce(z, z.roll(1, 0), torch.arange(4), torch.tensor(50.0)).item() > 40
+
+
+def test_siblings_are_positives_not_negatives() -> None:
+    z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    apart = info_nce(z, z, torch.tensor([0, 1, 2]), torch.tensor(30.0))
+    together = info_nce(z, z, torch.tensor([0, 0, 1]), torch.tensor(30.0))
+    assert apart.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-3)  # two rows cannot tell their twins apart
+    assert together.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-3)  # and with two positives each, log 2 is the floor
+
+
+def test_multi_positive_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1.0], [0.5, 2.0]])
+    rows = logits.log_softmax(1).mean(), logits.T.log_softmax(1).mean()  # everyone is everyone's positive: uniform targets
+    assert matrix_nce(logits, torch.zeros(2), torch.zeros(2)).item() == pytest.approx(-(rows[0] + rows[1]).item() / 2, rel=1e-6)
+
+
+def test_gradient() -> None:
+    z_a, z_b = unit(5, 4).requires_grad_(), unit(5, 4, seed=1).requires_grad_()
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    group = torch.tensor([0, 1, 1, 2, 3])
+    target = (group[:, None] == group[None]).double()
+    logits = scale * z_a @ z_b.T
+    plain = -((target / target.sum(1, keepdim=True)) * logits.log_softmax(1)).sum(1).mean() / 2
+    plain = plain - ((target / target.sum(1, keepdim=True)) * logits.T.log_softmax(1)).sum(1).mean() / 2
+    ours = matrix_nce(logits, group, group)
+    for got, wanted in zip(torch.autograd.grad(ours, (z_a, z_b, scale), retain_graph=True), torch.autograd.grad(plain, (z_a, z_b, scale)), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda a, b, s: matrix_nce(s * a @ b.T, group, group), (z_a, z_b, scale), eps=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("sick", [float("nan"), float("inf")])
+def test_sick_rows_are_refused(sick: float) -> None:
+    z = unit(3, 2)
+    z[1, 0] = sick
+    with pytest.raises(LossInputError, match="not finite"):
+        info_nce(z, unit(3, 2), torch.arange(3), ONE)
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(LossInputError, match="shapes"):
+        info_nce(unit(3, 2), unit(4, 2), torch.arange(3), ONE)

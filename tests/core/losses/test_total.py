@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ccaco_cli.core.config import LossConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses.pairing import Pairs
+from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, beta_at, sample_pairs, total_loss
+from ccaco_cli.core.types import Crossed, Encoded
+
+
+def encoded(seed: int, rows: int = 4) -> Encoded:
+    z = F.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return Encoded(torch.zeros(rows, 1, 8), torch.ones(rows, 1, dtype=torch.bool), z, z)
+
+
+def alignment(crossed: Crossed, pairs: Pairs) -> Alignment:
+    return Alignment(encoded(0), encoded(1), torch.arange(4), torch.tensor(10.0), crossed, pairs)
+
+
+def test_total_is_the_weighted_sum_of_named_parts() -> None:
+    given = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
+    parts = total_loss(given, LossConfig(alpha=2.0), beta=0.3)
+    assert set(parts) == {"contrastive", "cross", "total"}
+    assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
+
+
+def test_a_half_with_weight_zero_is_not_there() -> None:
+    given = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
+    assert set(total_loss(given, LossConfig(), beta=0.0)) == {"contrastive", "total"}
+    only = total_loss(given, LossConfig(alpha=0.0), beta=1.0)
+    assert set(only) == {"cross", "total"}
+    assert torch.allclose(only["total"], only["cross"])
+
+
+@pytest.mark.parametrize("name", CROSS_LOSSES)
+def test_every_cross_loss_prefers_the_truth(name: str) -> None:
+    config = LossConfig(alpha=0.0, cross=name, negatives=2, cross_batch=4)
+    pairs = sample_pairs(encoded(0), encoded(1), torch.arange(4), config, torch.Generator().manual_seed(0))
+    if name == "mse":
+        logit = torch.zeros(4)
+        low, high = (total_loss(alignment(Crossed(logit, drift=torch.tensor(d)), pairs), config, 1.0)["cross"] for d in (0.1, 0.2))
+    else:
+        truth = torch.eye(4) if pairs.label is None else pairs.label.float()
+        low, high = (total_loss(alignment(Crossed(s * truth), pairs), config, 1.0)["cross"] for s in (5.0, -5.0))
+    assert low < high
+
+
+def test_beta_waits_for_the_contrastive_half_then_rises() -> None:
+    config = LossConfig(beta=0.5, cross_start=0.3, cross_ramp=0.1)
+    assert [beta_at(config, p) for p in (0.0, 0.3, 0.35, 0.4, 1.0)] == pytest.approx([0, 0, 0.25, 0.5, 0.5])
+    assert beta_at(replace(config, alpha=0.0), 0.0) == 0.5
+    assert beta_at(replace(config, cross_ramp=0.0), 0.31) == 0.5
+
+
+def test_unknown_names_and_missing_parts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="infonce"):
+        total_loss(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="sum"), 1.0)
+    with pytest.raises(ConfigError, match="residual"):
+        total_loss(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="mse"), 1.0)

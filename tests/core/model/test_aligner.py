@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, TowerConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model.aligner import Aligner, Center
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.types import Features
+
+
+class Echo(torch.nn.Module):
+    """A tower that gives back what it got, times a learned gain, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.calls = torch.nn.Parameter(torch.ones(())), 0
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
+        self.calls += 1
+        tokens, mask = inputs["tokens"] * self.gain, inputs["mask"]
+        return Features(tokens, mask, tokens[:, 0])
+
+
+def tower(modality: str, width: int, pretrained: bool = False) -> Tower:
+    return Tower(TowerSpec("tiny", "", ""), modality, Echo(), lambda x: x, width, 9, None, pretrained, "f", lambda f: "tiny")
+
+
+def aligner(pretrained: bool = False, **settings: Any) -> Aligner:
+    torch.manual_seed(0)
+    side = TowerConfig(**{k: v for k, v in settings.items() if k in TowerConfig.__dataclass_fields__})
+    fusion = FusionConfig(**{k: v for k, v in settings.items() if k in FusionConfig.__dataclass_fields__})
+    config = ModelConfig(width=8, image=side, text=side, fusion=fusion)
+    return Aligner({"image": tower("image", 6, pretrained), "text": tower("text", 10, pretrained)}, config, LossConfig())
+
+
+def inputs(width: int, rows: int = 5, tokens: int = 4) -> dict[str, torch.Tensor]:
+    mask = torch.arange(tokens)[None] < torch.tensor([4, 3, 2, 1, 4])[:rows, None]
+    return {"tokens": torch.randn(rows, tokens, width, generator=torch.Generator().manual_seed(width)), "mask": mask}
+
+
+def test_shapes_and_unit_norm() -> None:
+    found = aligner().eval().encode("text", inputs(10))
+    assert found.tokens.shape == (5, 4, 10)
+    assert found.pooled.shape == (5, 8)
+    assert torch.allclose(found.z.norm(dim=-1), torch.ones(5), atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_padding_does_not_change_z(pool: str) -> None:
+    model, given = aligner(pool=pool).eval(), inputs(6)
+    dirty = given | {"tokens": torch.where(given["mask"][..., None], given["tokens"], 50.0)}
+    assert torch.allclose(model.encode("image", given).z, model.encode("image", dirty).z, atol=1e-6)
+
+
+def test_cls_takes_the_towers_own_vector() -> None:
+    model, given = aligner(pool="cls").eval(), inputs(6)
+    changed = given | {"tokens": torch.cat([given["tokens"][:, :1], given["tokens"][:, 1:] + 3], 1)}
+    assert torch.allclose(model.encode("image", given).z, model.encode("image", changed).z)
+
+
+def test_cached_features_equal_the_towers() -> None:
+    model, given = aligner(lock=True).eval(), inputs(6)
+    cached = Features(given["tokens"].half(), given["mask"], given["tokens"][:, 0].half())
+    assert torch.allclose(model.encode("image", given).z, model.encode("image", cached).z, atol=1e-2)
+    assert model.sides["image"].tower.calls == 1
+
+
+def test_a_locked_tower_learns_nothing_and_stays_in_evaluation() -> None:
+    model = aligner(lock=True).train()
+    assert not model.sides["image"].tower.training
+    model.encode("image", inputs(6)).z.sum().backward()
+    assert model.sides["image"].tower.gain.grad is None
+    assert model.sides["image"].project.weight.grad is not None
+    free = aligner().train()
+    free.encode("image", inputs(6)).pooled.sum().backward()
+    assert free.sides["image"].tower.gain.grad is not None
+
+
+def test_centring_follows_the_running_mean() -> None:
+    center, mask = Center(1).train(), torch.tensor([[True, True, False]])
+    assert center(torch.tensor([[[1.0], [3.0], [99.0]]]), mask)[0, :2, 0].tolist() == [-1.0, 1.0]  # the first batch sets it
+    center(torch.tensor([[[12.0], [12.0], [99.0]]]), mask)
+    assert center.mean.item() == pytest.approx(0.9 * 2 + 0.1 * 12)
+    stored = center.mean.clone()
+    center.eval()(torch.tensor([[[70.0], [70.0], [70.0]]]), mask)
+    assert torch.equal(center.mean, stored)
+
+
+def test_auto_centring_is_for_towers_from_scratch() -> None:
+    assert aligner().sides["image"].center is not None
+    assert aligner(pretrained=True).sides["image"].center is None
+    assert aligner(pretrained=True, center="on").sides["image"].center is not None
+    assert aligner(center="off").sides["image"].center is None
+
+
+def test_cross_uses_the_projection_of_the_contrastive_half_only_when_shared() -> None:
+    for share in (True, False):
+        model = aligner(share=share)
+        a, b = model.encode("image", inputs(6)), model.encode("text", inputs(10))
+        model.cross(model.local("image", a), model.local("text", b)).match_logit.diagonal().sum().backward()
+        assert (model.sides["image"].project.weight.grad is not None) is share
+        assert (model.sides["image"].tower.gain.grad is not None) is share
+
+
+def test_logit_scale_is_clamped() -> None:
+    model = aligner()
+    assert model.logit_scale().item() == pytest.approx(20.0)
+    model.log_scale.data.fill_(9.0)
+    assert model.logit_scale().item() == 100.0
+
+
+def test_unknown_settings_are_refused() -> None:
+    for settings in ({"pool": "max"}, {"center": "yes"}):
+        with pytest.raises(ConfigError, match="image"):
+            aligner(**settings)
+
+
+def test_fixed_temperature() -> None:
+    config = ModelConfig(width=8)
+    built = {"image": tower("image", 6), "text": tower("text", 10)}
+    assert not Aligner(built, config, replace(LossConfig(), learn_temperature=False)).log_scale.requires_grad

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ccaco_cli.core.config import FusionConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model.matching import MATCHERS, Matcher, build
+from ccaco_cli.core.types import Encoded
+
+WIDTH = 16
+
+
+def encoded(rows: int, tokens: int, seed: int) -> Encoded:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(tokens)[None] < torch.randint(2, tokens + 1, (rows, 1), generator=generator)
+    z = torch.zeros(rows, 4)
+    return Encoded(torch.randn(rows, tokens, WIDTH, generator=generator), mask, z, z)
+
+
+def matcher(kind: str, **settings: object) -> Matcher:
+    torch.manual_seed(0)
+    return build(WIDTH, replace(FusionConfig(kind=kind, dropout=0.0), **settings)).eval()  # type: ignore[arg-type]
+
+
+def local(found: Matcher, a: Encoded, b: Encoded) -> tuple[Encoded, Encoded]:
+    first, second = (Encoded(found.local(i, x.tokens, x.mask), x.mask, x.pooled, x.z) for i, x in enumerate((a, b)))
+    return first, second
+
+
+@pytest.mark.parametrize("kind", MATCHERS)
+def test_all_pairs_equal_listed_pairs(kind: str) -> None:
+    found = matcher(kind)
+    a, b = local(found, encoded(3, 5, 0), encoded(4, 6, 1))
+    index = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    assert torch.allclose(found(a, b).match_logit.flatten(), found(a, b, index).match_logit, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MATCHERS)
+def test_padding_never_counts(kind: str) -> None:
+    found = matcher(kind)
+    a, b = encoded(3, 5, 0), encoded(3, 6, 1)
+
+    def garbage(x: Encoded) -> Encoded:
+        tokens = torch.cat([torch.where(x.mask[..., None], x.tokens, 100.0), torch.full((3, 2, WIDTH), -70.0)], 1)
+        return Encoded(tokens, torch.cat([x.mask, torch.zeros(3, 2, dtype=torch.bool)], 1), x.pooled, x.z)
+
+    index = torch.arange(3)[:, None].expand(3, 2)
+    clean, dirty = found(*local(found, a, b), index), found(*local(found, garbage(a), garbage(b)), index)
+    assert torch.allclose(clean.match_logit, dirty.match_logit, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [k for k in MATCHERS if k != "maxsim"])
+def test_both_sides_and_every_parameter_matter(kind: str) -> None:
+    found = matcher(kind, direction="both")
+    a, b = encoded(3, 5, 0), encoded(3, 6, 1)
+    a.tokens.requires_grad_()
+    b.tokens.requires_grad_()
+    crossed = found(*local(found, a, b), torch.arange(3)[:, None].expand(3, 2))
+    crossed.match_logit.square().sum().backward()
+    assert a.tokens.grad is not None
+    assert b.tokens.grad is not None
+    assert (a.tokens.grad[a.mask].abs().sum(-1) > 0).all()
+    assert (a.tokens.grad[~a.mask] == 0).all()
+    unused = [n for n, p in found.named_parameters() if p.grad is None]
+    assert not unused
+
+
+def test_attended_equals_the_formula_written_out() -> None:
+    found = matcher("attended", direction="b_to_a", scale=20.0, sharpness=9.0)
+    a, b = encoded(1, 5, 0), encoded(1, 6, 1)
+    x_p, x_w = a.tokens[0][a.mask[0]], b.tokens[0][b.mask[0]]
+    v, t = F.normalize(x_p, dim=-1), F.normalize(x_w, dim=-1)  # A and B start as the identity
+    gate = found.gates[1](x_w).squeeze(-1).softmax(0)  # type: ignore[index]
+    score = torch.tensor(0.0)
+    for w in range(len(t)):
+        attention = (9.0 * v @ t[w]).softmax(0)
+        score = score + gate[w] * F.cosine_similarity(t[w], attention @ v, dim=0)
+    got = found(*local(found, a, b), torch.tensor([[0, 0]]), attention=True)
+    assert got.match_logit.item() == pytest.approx(20 * score.item(), rel=1e-4)
+    assert torch.allclose(got.attention[0, : len(t), : len(v)].sum(-1), torch.ones(len(t)), atol=1e-5)
+
+
+def test_attended_finds_the_picture_that_holds_the_words() -> None:
+    found = matcher("attended")
+    words = F.normalize(torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(3)), dim=-1)
+    other = F.normalize(torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(4)), dim=-1)
+    pictures = torch.cat([torch.cat([other[:, :3], words], 1), other])
+    z = torch.zeros(2, 4)
+    a = Encoded(pictures, torch.ones(2, 6, dtype=torch.bool), z, z)
+    b = Encoded(words, torch.ones(1, 3, dtype=torch.bool), z[:1], z[:1])
+    scores = found(*local(found, a, b)).match_logit[:, 0]
+    assert scores[0] > scores[1] + 5
+
+
+def test_maxsim_equals_the_formula_written_out() -> None:
+    found = matcher("maxsim", scale=10.0)
+    a, b = encoded(1, 4, 0), encoded(1, 5, 1)
+    v, t = F.normalize(a.tokens[0][a.mask[0]], dim=-1), F.normalize(b.tokens[0][b.mask[0]], dim=-1)
+    table = t @ v.T
+    wanted = 10 * (table.max(1).values.mean() + table.max(0).values.mean()) / 2
+    assert found(*local(found, a, b)).match_logit.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_residual_equals_the_source_description() -> None:
+    found = matcher("residual")
+    a, b = encoded(1, 4, 0), encoded(1, 5, 1)
+    f_v, f_t = a.tokens[0][a.mask[0]], b.tokens[0][b.mask[0]]
+    to_t, to_v = (f_v @ f_t.T / WIDTH**0.5).softmax(-1) @ f_t, (f_t @ f_v.T / WIDTH**0.5).softmax(-1) @ f_v
+    got = found(a, b, torch.tensor([[0, 0]]))
+    assert torch.allclose(got.fused_a[0][a.mask[0]], f_v + to_t, atol=1e-5)
+    assert torch.allclose(got.fused_b[0][b.mask[0]], f_t + to_v, atol=1e-5)
+    wanted = to_t.square().sum(-1).mean() / WIDTH + to_v.square().sum(-1).mean() / WIDTH
+    assert got.drift.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_one_way_attention_leaves_the_other_side_alone() -> None:
+    a, b = encoded(2, 4, 0), encoded(2, 5, 1)
+    index = torch.arange(2)[:, None].expand(2, 2)
+    one_way = matcher("coattention", direction="b_to_a")(a, b, index)
+    assert torch.equal(one_way.fused_a, a.tokens)
+    assert not torch.allclose(one_way.fused_b, b.tokens)
+    other_way = matcher("coattention", direction="a_to_b")(a, b, index)
+    assert torch.equal(other_way.fused_b, b.tokens)
+
+
+def test_unknown_settings_are_refused() -> None:
+    for settings, words in (({"kind": "sum"}, "attended"), ({"direction": "up"}, "b_to_a"), ({"kind": "coattention", "heads": 3}, "divisor")):
+        with pytest.raises(ConfigError, match=words):
+            build(WIDTH, replace(FusionConfig(), **settings))  # type: ignore[arg-type]

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.errors import ManifestError
+
+
+def made(root: Path, text: str = "hello", **more: Any) -> manifest.Manifest:
+    (root / "part").mkdir(parents=True)
+    (root / "part/a.txt").write_text(text)
+    files = [manifest.file_entry(root, root / "part/a.txt", rows=3)]
+    return manifest.write(root, "dataset", facts={"name": "x"}, files=files, **more)
+
+
+def edit(root: Path, **changes: Any) -> None:
+    file = root / manifest.NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    data = made(tmp_path / "d", config={"limit": 3})
+    child = manifest.write(tmp_path / "d2", "run", facts={}, inputs={"dataset": data})
+    found = manifest.open(tmp_path / "d", kind="dataset", verify=True)
+    assert found == data
+    assert found.files == [{"name": "part/a.txt", "sha256": found.files[0]["sha256"], "bytes": 5, "rows": 3}]
+    assert (found.facts, found.config) == ({"name": "x"}, {"limit": 3})
+    assert child.inputs == {"dataset": {"path": str(tmp_path / "d"), "sha256": data.sha256}}
+    assert found.made_by["libraries"]["torch"]
+
+
+def test_identity_is_the_content_and_not_the_place_or_time(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "a"), made(tmp_path / "b")
+    edit(tmp_path / "b", made_at="2001-01-01T00:00:00+00:00", made_by={})
+    assert manifest.open(tmp_path / "b", kind="dataset").sha256 == one.sha256 == other.sha256
+    assert made(tmp_path / "c", text="hullo").sha256 != one.sha256
+    assert made(tmp_path / "e", config={"limit": 1}).sha256 != one.sha256
+
+
+def test_nothing_there_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"no index here.*next: ccaco embed"):
+        manifest.open(tmp_path / "gone", kind="index")
+    with pytest.raises(ManifestError, match="incomplete or foreign"):
+        manifest.open(tmp_path, kind="run")
+
+
+def test_another_kind_schema_or_garbage_is_refused(tmp_path: Path) -> None:
+    made(tmp_path / "d")
+    with pytest.raises(ManifestError, match=r"this is a dataset.*expected a run"):
+        manifest.open(tmp_path / "d", kind="run")
+    edit(tmp_path / "d", schema=manifest.SCHEMA + 1)
+    with pytest.raises(ManifestError, match="newer"):
+        manifest.open(tmp_path / "d", kind="dataset")
+    for text in ("{", "[]", "{}", '{"kind": "dataset"}'):
+        (tmp_path / "d" / manifest.NAME).write_text(text)
+        with pytest.raises(ManifestError, match="unreadable"):
+            manifest.open(tmp_path / "d", kind="dataset")
+
+
+def test_altered_files_are_named(tmp_path: Path) -> None:
+    made(tmp_path / "d")
+    file = tmp_path / "d/part/a.txt"
+    file.write_text("jello")
+    manifest.open(tmp_path / "d", kind="dataset")  # the size is the same, so only a full check sees it
+    with pytest.raises(ManifestError, match=r"altered.*a\.txt"):
+        manifest.open(tmp_path / "d", kind="dataset", verify=True)
+    file.write_text("hell")
+    with pytest.raises(ManifestError, match=r"altered.*a\.txt"):
+        manifest.open(tmp_path / "d", kind="dataset")
+    file.unlink()
+    with pytest.raises(ManifestError, match=r"missing.*a\.txt"):
+        manifest.open(tmp_path / "d", kind="dataset")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new/x.json"
+    manifest.write_bytes(file, b"old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        manifest.write_bytes(file, b"new")
+    assert [p.name for p in file.parent.iterdir()] == ["x.json"]
+    assert file.read_bytes() == b"old"
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    manifest.write_json(tmp_path / "x.json", {"a": [math.nan, 1.5, (math.inf, -math.inf)], "b": {"ä": Path("p")}})
+    assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {"a": [None, 1.5, [None, None]], "b": {"ä": "p"}}
+    assert "ä" in (tmp_path / "x.json").read_text("utf-8")

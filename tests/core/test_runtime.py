@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.errors import ConfigError
+
+
+def test_devices() -> None:
+    assert runtime.device("cpu") == torch.device("cpu")
+    assert runtime.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:77", "tpu-please"):
+        with pytest.raises(ConfigError, match="no such device"):
+            runtime.device(name)
+
+
+def test_a_seed_governs_every_generator() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    runtime.seed(5)
+    first = draw()
+    assert draw() != first
+    runtime.seed(5)
+    assert draw() == first
+    runtime.seed(2**40)  # numpy takes 32 bits only
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    x = torch.ones(2, 2)
+    for name, wanted in (("fp32", torch.float32), ("auto", torch.float32), ("amp_bf16", torch.bfloat16)):
+        with runtime.autocast(name, cpu):
+            assert (x @ x).dtype == wanted
+    with pytest.raises(ConfigError, match="amp_bf16"):
+        runtime.autocast("half", cpu)
+
+
+def test_threads_follow_the_environment_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    runtime.threads()
+    assert told == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    runtime.threads()
+    assert told == [len(os.sched_getaffinity(0))]
+    assert torch.get_num_threads() == before

@@ -1,0 +1,70 @@
+"""The house of DESIGN section 2, held by reading imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ccaco_cli"
+FLOORS = {"workflows": 4, "training": 3, "retrieval": 3, "evaluation": 2, "model": 1, "losses": 1, "data": 1}
+ALLOWED = {  # rooms on one floor that may import each other, and why
+    ("retrieval", "training"),  # an index holds a checkpoint
+}
+TERMINAL = ("typer", "rich", "matplotlib", "ccaco_cli.commands", "ccaco_cli.view", "ccaco_cli.app")
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(parts: tuple[str, ...]) -> str:
+    """core/model/towers/tiny.py -> model; core/config.py -> ''."""
+    return parts[0] if parts[0] in FLOORS else ""
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if "core" in p.parts], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_core_imports_downward_only(path: Path) -> None:
+    here = room(path.relative_to(PACKAGE / "core").with_suffix("").parts)
+    for name in imports(path):
+        assert not name.startswith(TERMINAL), f"core knows the terminal: {name}"
+        if not name.startswith("ccaco_cli.core."):
+            continue
+        there = room(tuple(name.split(".")[2:]))
+        same = here == there or (here, there) in ALLOWED
+        assert same or FLOORS.get(there, 0) < FLOORS.get(here, 0), f"{here or 'floor 0'} imports {there}: {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "view"], ids=lambda p: p.name)
+def test_view_knows_no_commands(path: Path) -> None:
+    assert not any(n.startswith(("ccaco_cli.commands", "ccaco_cli.app")) for n in imports(path))
+
+
+def test_only_step_joins_model_and_losses() -> None:
+    both = []
+    for path in MODULES:
+        names = imports(path)
+        if any(n.startswith("ccaco_cli.core.model") for n in names) and any(n.startswith("ccaco_cli.core.losses") for n in names):
+            both.append(path.relative_to(PACKAGE).as_posix())
+    assert [p for p in both if p != "core/training/loop.py"] == ["core/training/step.py"]  # the loop asks losses only for the weight of the day
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "commands" and p.name not in ("__init__.py", "options.py")], ids=lambda p: p.name)
+def test_commands_are_thin(path: Path) -> None:
+    function = next(n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef))
+    body = function.body[-1].end_lineno - function.body[1].lineno  # type: ignore[operator]
+    assert body <= 60
+
+
+def test_no_rooms_without_a_name() -> None:
+    assert not [p for p in MODULES if p.stem in ("utils", "helpers", "common", "misc", "manager")]
+    assert not [p for p in MODULES if len(p.read_text("utf-8").splitlines()) > 440]
