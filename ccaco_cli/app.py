@@ -19,9 +19,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help starts in half the time: Rich alone takes 0.2 s to import
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start here: [bold]ccaco train --dataset scenes --name first[/bold], then [bold]ccaco report runs/first[/bold]",
+    epilog="Start here: ccaco train --dataset scenes --name first, then ccaco report runs/first",
 )
 
 

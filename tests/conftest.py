@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.prepare import prepare
 from ccaco_cli.core.workflows.train import Asked, train
 
-PICTURES = 24
+PICTURES = 25
 SMALL = {
     "model.width": 16,
     "model.image.size": 32,
@@ -51,7 +52,7 @@ def small() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of prepared data sets that holds ``scenes``, 24 pictures a split."""
+    """A folder of prepared data sets that holds ``scenes``, 25 pictures a split (an even number would cut a pair of twins)."""
     root = tmp_path_factory.mktemp("data")
     prepare("scenes", out=root / "scenes", options=SourceOptions(limit=PICTURES, size=32), workers=0)
     return root
@@ -127,7 +128,7 @@ class ToyColumn:
     def __init__(self, rows: int, counts: int, tokens: int, width: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.row, self.start = np.repeat(np.arange(rows), counts), np.arange(rows + 1) * counts
-        self.length = rng.integers(1, tokens + 1, len(self.row))
+        self.length: Any = rng.integers(1, tokens + 1, len(self.row))
         mask = np.arange(tokens) < self.length[:, None]
         what = np.random.default_rng(99).normal(size=(rows, 1, 4))[self.row]  # what both sides say of a row
         told = np.concatenate([np.broadcast_to(what, (len(self.row), tokens, 4)), rng.normal(size=(len(self.row), tokens, width - 4))], -1)
@@ -172,3 +173,67 @@ class Toy:
 @pytest.fixture(scope="session")
 def toy() -> Toy:
     return Toy()
+
+
+class Fabricate:
+    """Finished runs without a model: folders as ``train`` leaves them, with per-query ranks drawn at random around a given skill."""
+
+    PICTURES, CAPTIONS = 60, 2
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, name: str, skill: float, *, arm: str = "ccaco", seed: int = 0, stage: str = "two-stage", **more: Any) -> Path:
+        """``skill`` is added to the score of the right answer; equal seeds share their noise. ``more``: dataset, data, facts, strata,
+        config (dotted settings), small (add the stage that all arms share), root."""
+        from dataclasses import asdict
+
+        from ccaco_cli.core import manifest
+        from ccaco_cli.core.config import RunConfig, override
+
+        folder = more.get("root", self.root) / name
+        dataset, data = more.get("dataset", "toy"), more.get("data", "d" * 64)
+        found = self.evaluation(skill, seed, self.PICTURES)
+        results = {f"test.{stage}": found, f"val.{stage}": self.evaluation(skill, seed + 100, self.PICTURES)}
+        if more.get("small"):
+            results["test.small"] = self.evaluation(skill, seed, 20, "first-20")
+        for key, measured in results.items():
+            split, _, how = key.partition(".")
+            body = {"split": split, "stage": how, "arm": arm, "seed": seed, "dataset": dataset, "data": data, "weight": 0.5}
+            rows = measured.pools[0][0]
+            body |= {**measured.as_dict(), "strata": {k: list(v)[:rows] for k, v in more.get("strata", {}).items()}}
+            body |= {"per_item": more.get("items", {})}
+            manifest.write_json(folder / "results" / f"{key}.json", body)
+        config = override(RunConfig(dataset=dataset, arm=arm, seed=seed), more.get("config", {}))
+        fitted = {"steps": 100, "seconds": 10.0 + seed, "samples_per_second": 5.0, "memory": 50.0, "best": 1.0, "best_epoch": 0}
+        facts = {"name": name, "arm": arm, "seed": seed, "fitted": fitted, "headline": stage, "weight": 0.5, "parameters": 7}
+        facts |= {
+            "metrics": {k: v.metrics for k, v in results.items()},
+            "warnings": [],
+            "modalities": ["image", "text"],
+            **more.get("facts", {}),
+        }
+        (folder / "metrics.jsonl").write_text('{"step": 1, "contrastive": 2.0, "total": 2.5}\n')
+        manifest.write(folder, "run", facts=facts, config=asdict(config))
+        body = json.loads((folder / manifest.NAME).read_text())
+        body["inputs"] = {"dataset": {"path": f"data/{dataset}", "sha256": data}}
+        manifest.write_json(folder / manifest.NAME, body)
+        return folder
+
+    def evaluation(self, skill: float, seed: int, pictures: int, protocol: str = "full") -> Any:
+        from dataclasses import replace
+
+        from ccaco_cli.core.evaluation.metrics import ranks
+        from ccaco_cli.core.evaluation.protocols import evaluate
+
+        rng = np.random.default_rng(seed)
+        picture, caption = np.arange(self.PICTURES), np.repeat(np.arange(self.PICTURES), self.CAPTIONS)
+        score = rng.normal(size=(len(picture), len(caption))) + skill * (picture[:, None] == caption)
+        score, one, other = score[:pictures, : pictures * self.CAPTIONS], picture[:pictures], caption[: pictures * self.CAPTIONS]
+        both = ranks(lambda rows: score[rows], one, other), ranks(lambda rows: score.T[rows], other, one)
+        return replace(evaluate("full", one, other, lambda pool: both), protocol=protocol)
+
+
+@pytest.fixture
+def fabricate(tmp_path: Path) -> Fabricate:
+    return Fabricate(tmp_path / "runs")

@@ -12,8 +12,18 @@ from ccaco_cli.commands import options
 
 def ablate(
     dataset: options.Dataset = "scenes",
-    arms: Annotated[str, typer.Option("--arms", help="Arms, with commas between them.")] = "ccaco,clip,-contrastive",
+    arms: Annotated[
+        str, typer.Option("--arms", help="all, baselines, fusion, ablation, or names, with commas between them.")
+    ] = "ccaco,clip,-contrastive",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every arm.")] = 3,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            "--grid", metavar="FILE", help="TOML: a table [grid] of settings and the values to try with every arm.", show_default=False
+        ),
+    ] = None,
+    metric: options.Metric = "R-sum",
+    reference: options.Reference = None,
     alpha: options.Alpha = None,
     beta: options.Beta = None,
     image_tower: options.ImageTower = None,
@@ -36,25 +46,29 @@ def ablate(
     data: options.Data = Path("data"),
     shown: options.Shown = None,
 ) -> None:
-    """Train every arm with every seed on the same data and budget, and set them side by side.
+    """Train every arm with every seed on the same data and budget, and say whether they differ beyond chance.
 
-    Finished cells are skipped, so the same command goes on after an interruption.
+    Finished cells are skipped and interrupted ones go on, so the same command goes on after an interruption.
 
-    [bold]Examples[/bold]
-
-    ccaco ablate --dataset scenes --arms ccaco,clip --seeds 2
-
-    ccaco ablate --dataset scenes --arms ccaco,clip,-contrastive --epochs 2 --name quick
+    \b
+    Examples:
+      ccaco ablate --dataset scenes --arms ccaco,clip --seeds 2
+      ccaco ablate --dataset scenes --arms ccaco,clip,-contrastive --epochs 2 --name quick --reference clip
     """
+    from ccaco_cli.core.workflows import arms as known
     from ccaco_cli.core.workflows.ablate import ablate as workflow
+    from ccaco_cli.core.workflows.ablate import read_grid
     from ccaco_cli.core.workflows.train import Asked
     from ccaco_cli.view import progress, results
 
     folder = logs / (name or f"{Path(dataset).name}-ablation")
     asked = Asked(dataset, "ccaco", options.file_settings(config), options.settings(set_, locals()))
+    values = read_grid(grid) if grid else None
     with progress.bar("ablate") as tell:
-        found = workflow(asked, arms.split(","), seeds, folder, data_root=data, on_progress=tell)
-    results.show(found.rows, shown, str(folder))
+        found = workflow(
+            asked, known.expand(arms), seeds, folder, grid=values, metric=metric, reference=reference, data_root=data, on_progress=tell
+        )
+    results.show(found.table, shown, str(folder))
     for cell, error in found.failures.items():
         progress.note(f"failed: {cell}: {error}")
     progress.note(f"next: ccaco report {folder}")

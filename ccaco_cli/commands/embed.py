@@ -23,11 +23,10 @@ def embed(
 
     Finished shards are kept, so the same command goes on after an interruption.
 
-    [bold]Examples[/bold]
-
-    ccaco embed --run runs/first --dataset scenes --index scenes.idx
-
-    ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
+    \b
+    Examples:
+      ccaco embed --run runs/first --dataset scenes --index scenes.idx
+      ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
     """
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress

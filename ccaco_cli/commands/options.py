@@ -19,28 +19,52 @@ class Format(StrEnum):
     latex = "latex"
 
 
-Dataset = Annotated[str, typer.Option("--dataset", "-d", help="A prepared data set: its NAME under data/, or its FOLDER.", show_default=True)]
+Dataset = Annotated[
+    str, typer.Option("--dataset", "-d", help="A prepared data set: its NAME under data/, or its FOLDER.", show_default=True)
+]
 Data = Annotated[Path, typer.Option("--data", help="Where prepared data sets lie.")]
-Shown = Annotated[Format | None, typer.Option("--format", "-f", help="How rows are printed; by default a table on a terminal, CSV in a pipe.", show_default=False)]
+Shown = Annotated[
+    Format | None,
+    typer.Option("--format", "-f", help="How rows are printed; by default a table on a terminal, CSV in a pipe.", show_default=False),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings; flags win over it.", show_default=False)]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set loss.beta=0.5.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set loss.beta=0.5.", show_default=False)
+]
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Weight of the contrastive loss.", show_default="1")]
 Beta = Annotated[float | None, typer.Option("--beta", help="Weight of the cross-attention loss.", show_default="0.5")]
-ImageTower = Annotated[str | None, typer.Option("--image-tower", metavar="SPEC", help="tiny, or family:name[@weights].", show_default="tiny")]
+ImageTower = Annotated[
+    str | None, typer.Option("--image-tower", metavar="SPEC", help="tiny, or family:name[@weights].", show_default="tiny")
+]
 TextTower = Annotated[str | None, typer.Option("--text-tower", metavar="SPEC", help="tiny, or family:name[@weights].", show_default="tiny")]
-LockImage = Annotated[bool | None, typer.Option("--lock-image", help="Freeze the image tower; its tokens are computed once.", show_default=False)]
-LockText = Annotated[bool | None, typer.Option("--lock-text", help="Freeze the text tower; its tokens are computed once.", show_default=False)]
-CacheTokens = Annotated[int | None, typer.Option("--cache-tokens", help="Most patch tokens kept of a locked tower's grid.", show_default="49")]
+LockImage = Annotated[
+    bool | None, typer.Option("--lock-image", help="Freeze the image tower; its tokens are computed once.", show_default=False)
+]
+LockText = Annotated[
+    bool | None, typer.Option("--lock-text", help="Freeze the text tower; its tokens are computed once.", show_default=False)
+]
+CacheTokens = Annotated[
+    int | None, typer.Option("--cache-tokens", help="Most patch tokens kept of a locked tower's grid.", show_default="49")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training pictures.", show_default="by towers")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs a step.", show_default="by towers")]
 Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="by towers")]
 Wd = Annotated[float | None, typer.Option("--wd", help="Weight decay.", show_default="by towers")]
-Warmup = Annotated[float | None, typer.Option("--warmup", help="Warm-up: a share of the steps, or steps when 1 or more.", show_default="0.05")]
+Warmup = Annotated[
+    float | None, typer.Option("--warmup", help="Warm-up: a share of the steps, or steps when 1 or more.", show_default="0.05")
+]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, amp_bf16 or amp_fp16.", show_default="auto")]
 Accum = Annotated[int | None, typer.Option("--accum-freq", help="Batches whose gradients are added before a step.", show_default="1")]
-Checkpointing = Annotated[bool | None, typer.Option("--grad-checkpointing", help="Trade time for memory in the towers.", show_default=False)]
+Checkpointing = Annotated[
+    bool | None, typer.Option("--grad-checkpointing", help="Trade time for memory in the towers.", show_default=False)
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load data (0 = none besides this one).", show_default="0")]
+Metric = Annotated[str, typer.Option("--metric", help="The one that is tested: R-sum, text_to_image_R@1, ...")]
+Reference = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="ARM", help="The arm that others are held against.", show_default="ccaco, else the first"),
+]
 
 KEYS = {
     "alpha": "loss.alpha",

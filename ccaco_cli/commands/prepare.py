@@ -27,11 +27,10 @@ def prepare(
 ) -> None:
     """Turn a data set as published into Arrow shards, checking every sample.
 
-    [bold]Examples[/bold]
-
-    ccaco prepare --list
-
-    ccaco prepare scenes --limit 200 --out data/few-scenes
+    \b
+    Examples:
+      ccaco prepare --list
+      ccaco prepare scenes --limit 200 --out data/few-scenes
     """
     from ccaco_cli.core.data.sources.source import SourceOptions
     from ccaco_cli.core.workflows import prepare as workflow
@@ -41,14 +40,13 @@ def prepare(
         tables.show(workflow.listing(), ("name", "modalities", "expects"), shown, "Sources")
         return
     columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v}
-    size = {"size": image_size} if image_size else {}
     out = out or Path("data") / name
     with progress.bar(f"prepare {name}") as tell:
         found = workflow.prepare(
             name,
             source_path=source,
             out=out,
-            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, **size),
+            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, size=image_size or 64),
             image_size=image_size,
             workers=workers,
             max_rejects=max_rejects,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,27 +11,60 @@ import typer
 from ccaco_cli.commands import options
 
 
+class Table(StrEnum):
+    """Which table of the results."""
+
+    runs = "runs"
+    retrieval = "retrieval"
+    matching = "matching"
+    ablation = "ablation"
+
+
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, or folders that hold runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, folders that hold runs, or result files.")],
     split: Annotated[str, typer.Option("--split", help="Which results.")] = "test",
+    table: Annotated[
+        Table | None,
+        typer.Option(
+            "--table",
+            help="One row a run; retrieval or matching by data set and arm; arms with the evidence.",
+            show_default="ablation for ablations, else runs",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The two runs (or results) given, metric by metric, with a paired test.")
+    ] = False,
     stages: Annotated[bool, typer.Option("--stages", help="Cosine and two-stage rows, not only the run's own score.")] = False,
-    fail_if: Annotated[list[str] | None, typer.Option("--fail-if", metavar="CONDITION", help="Exit 1 when it holds, e.g. 'text_to_image_R@1<0.40'.", show_default=False)] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="STRATUM", help="Divide the queries, e.g. by 'things' in the picture.", show_default=False)
+    ] = None,
+    metric: options.Metric = "R-sum",
+    reference: options.Reference = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="CONDITION",
+            help="Exit 1 when it holds for any run, e.g. 'text_to_image_R@1<0.40' or 'ccaco not better than clip on R-sum'.",
+            show_default=False,
+        ),
+    ] = None,
     shown: options.Shown = None,
 ) -> None:
-    """Set finished runs side by side: recalls, mAP, losses, time and memory.
+    """Set finished runs side by side: recalls, mAP, losses, time and memory; or arms, with what speaks for a difference.
 
-    [bold]Examples[/bold]
-
-    ccaco report runs/first
-
-    ccaco report runs/first --format json --fail-if 'text_to_image_R@1<0.05'
+    \b
+    Examples:
+      ccaco report runs/first --format json --fail-if 'text_to_image_R@1<0.05'
+      ccaco report --compare runs/first runs/quick
     """
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
 
-    rows = workflow.rows(runs, split=split, every_stage=stages)
+    asked = workflow.Asked(runs, split, stages, by, metric, reference)
+    rows = workflow.table(asked, "compare" if compare else table)
+    broken = workflow.broken(asked, fail_if or ())
     results.show(rows, shown, f"Results on {split}")
-    broken = [line for gate in fail_if or () for line in workflow.failed(rows, gate)]
     for line in broken:
         progress.note(f"gate: {line}")
     if broken:

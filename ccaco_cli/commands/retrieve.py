@@ -22,11 +22,10 @@ def retrieve(
 ) -> None:
     """Find what belongs to a sentence or a picture.
 
-    [bold]Examples[/bold]
-
-    ccaco retrieve "an orange cat napping" --index scenes.idx -k 5
-
-    echo "a dog chasing a ball" | ccaco retrieve - --index scenes.idx --format csv
+    \b
+    Examples:
+      ccaco retrieve "an orange cat napping" --index scenes.idx -k 5
+      echo "a dog chasing a ball" | ccaco retrieve - --index scenes.idx --format csv
     """
     from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.index import Index

@@ -41,11 +41,10 @@ def train(
 ) -> None:
     """Train one model and score its best checkpoint. The embedded data set 'scenes' is prepared by itself.
 
-    [bold]Examples[/bold]
-
-    ccaco train --dataset scenes --alpha 1 --beta 0.5 --name first
-
-    ccaco train --dataset scenes --arm clip --epochs 2 --name quick
+    \b
+    Examples:
+      ccaco train --dataset scenes --alpha 1 --beta 0.5 --name first
+      ccaco train --dataset scenes --arm clip --epochs 2 --name quick
     """
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.workflows import report

@@ -12,7 +12,6 @@ from typing import Any, TypeVar, get_type_hints
 
 from ccaco_cli.core.errors import ConfigError
 
-
 C = TypeVar("C")
 
 
@@ -135,23 +134,29 @@ class EvalConfig:
     rerank_weights   grid from which the weight of the cross score is chosen on validation; 0 must be in it
     select           validation figure that chooses the best checkpoint
     protocol         an entry of ``evaluation.protocols.PROTOCOLS``
-    exhaustive       gallery size of per-epoch validation for models without a contrastive half
+    exhaustive       gallery size (things of the first modality) of per-epoch validation for models without a contrastive half
+    small            gallery size of the stage ``small``: the most that such a model scores exhaustively, so every arm is scored on it too
     """
 
     shortlist: int = 32
     shortlist_back: int = 64
-    rerank_weights: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
+    rerank_weights: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
     select: str = "R-sum"
     protocol: str = "full"
-    exhaustive: int = 200
+    exhaustive: int = 50
+    small: int = 200
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, complete: the same config, data and library versions give the same numbers."""
+    """One training run, complete: the same config, data and library versions give the same numbers.
+
+    method  how the model comes about, an entry of ``workflows.train.FITTERS``: gradient | cca (hand-made features)
+    """
 
     dataset: str = "scenes"
     arm: str = "ccaco"
+    method: str = "gradient"
     seed: int = 0
     device: str = "auto"
     workers: int = 0

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from ccaco_cli.core.types import OnProgress, silent
@@ -13,14 +14,24 @@ from ccaco_cli.core.types import OnProgress, silent
 
 @contextmanager
 def bar(title: str) -> Iterator[OnProgress]:
-    """An ``OnProgress`` that draws one bar for each thing it is told of (``facts["what"]``, ``facts["cell"]``), with rate and time left."""
+    """An ``OnProgress`` that draws one bar for each thing it is told of (``facts["what"]``, ``facts["cell"]``), with rate and time left.
+
+    ``facts["left"]`` are seconds until the whole work is done, where that is more than this bar.
+    """
     if not sys.stderr.isatty() or os.environ.get("CI"):
         yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
+    shape = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )
     with Progress(*shape, console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
@@ -30,7 +41,10 @@ def bar(title: str) -> Iterator[OnProgress]:
                 for old in tasks.values():
                     progress.update(old, visible=False)
                 tasks[name] = progress.add_task(name, facts="")
-            shown = "  ".join(f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3f}" for k, v in facts.items() if isinstance(v, int | float))
+            numbers = {k: v for k, v in facts.items() if isinstance(v, int | float) and k != "left"}
+            shown = "  ".join(f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3f}" for k, v in numbers.items())
+            if "left" in facts:
+                shown += f"  all done in {timedelta(seconds=round(facts['left']))}"
             progress.update(tasks[name], completed=done, total=total, facts=shown, visible=True)
 
         yield tell

@@ -8,18 +8,63 @@ from typing import Any
 from ccaco_cli.view import tables
 
 _SMALL = ("mAP", "median_rank", "mean_rank")
+_SAID_ONCE = {"dataset": "{}", "pool": "pool {}", "covers": "95 % intervals cover {}"}
+"""Columns that go to a table's title when all rows agree."""
+_ALWAYS = ("arm", "seeds", "verdict")
 
 
 def show(rows: Sequence[tables.Row], format: str | None, title: str) -> None:
-    """Results of runs; a table leaves out what the other formats keep (ranks, sizes, single losses)."""
+    """Results of runs or arms. What people read is laid out for them; CSV and JSON keep every column (ranks, sizes, single losses)."""
     if not rows:
         return
-    names = list(dict.fromkeys(name for row in rows for name in row))
     format = format or tables.default_format()
-    if format in ("table", "markdown", "latex"):
-        hidden = ("seed", "weight", "parameters", "steps", "loss_total", "samples/s")
-        names = [n for n in names if not n.endswith(_SMALL[1:]) and n not in hidden]
-    tables.show(rows, names, format, title)
+    if format in ("csv", "json"):
+        tables.show(rows, list(rows[0]), format, title)
+        return
+    laid = [_pair(row) if "other" in row else _arm(row, format) if "verdict" in row else _run(row) for row in rows]
+    same = {n: v for n in _SAID_ONCE if format == "table" and len(v := {row.get(n) for row in laid} - {None, ""}) == 1}
+    names = [n for n in dict.fromkeys(name for row in laid for name in row) if n not in same]
+    names = [n for n in names if n in _ALWAYS or any(row.get(n) not in (None, "") for row in laid)]
+    tables.show(laid, names, format, "; ".join([title, *(_SAID_ONCE[n].format(*v) for n, v in same.items())]))
+
+
+def _run(row: tables.Row) -> dict[str, Any]:
+    hidden = ("seed", "weight", "parameters", "steps", "loss_total", "samples/s", "dataset" if "run" in row else "")
+    return {k: v or None if k == "warnings" else v for k, v in row.items() if not k.endswith(_SMALL[1:]) and k not in hidden}
+
+
+def _arm(row: tables.Row, format: str) -> dict[str, Any]:
+    """An arm's evidence: figure with interval, change with interval, p and the verdict in words."""
+    metric = row.get("metric") or ""
+    head = {k: row[k] for k in tuple(row)[: tuple(row).index("seeds") + 1]}
+    few = ("_R@1", "R-sum", "accuracy") if format == "table" else ("_R@1", "_R@5", "_R@10", "_mAP", "R-sum", "accuracy")
+    figures = {k: v for k, v in row.items() if k.endswith(few) and k != metric}
+    change = (
+        f"{_number(metric, row['difference'], '+')} {_interval(metric, row, 'difference_')}" if row.get("difference") is not None else None
+    )
+    found: dict[str, Any] = head | figures
+    found |= {metric: row.get("value"), f"{metric} 95 %": _interval(metric, row), "covers": row.get("covers")} if metric else {}
+    found |= {f"change against {row['reference']}": change} if row.get("reference") else {}
+    found |= {"p (Holm)": row.get("p_holm"), "effect": row.get("effect"), "verdict": row["verdict"]}
+    return found | {"seconds": row.get("seconds"), "warnings": row.get("warnings") or None, "failed": row.get("failed") or None}
+
+
+def _pair(row: tables.Row) -> dict[str, Any]:
+    """One metric of two runs."""
+    metric = row["metric"]
+    found = {"metric": tables.short(metric), f"A: {row['reference']}": _number(metric, row["reference_value"])}
+    found |= {f"B: {row['other']}": _number(metric, row["other_value"]), "B - A": _number(metric, row["difference"], "+")}
+    found |= {"95 %": _interval(metric, row), "covers": row["covers"]}
+    return found | {"p": row["p"], "p (Holm)": row["p_holm"], "effect": row["effect"], "B is": row["verdict"]}
+
+
+def _number(metric: str, value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{100 * value if tables.percent(metric) else value:{sign}.1f}"
+
+
+def _interval(metric: str, row: tables.Row, prefix: str = "") -> str:
+    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
+    return "" if low is None or high is None else f"[{_number(metric, low)}, {_number(metric, high)}]"
 
 
 def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | None) -> None:

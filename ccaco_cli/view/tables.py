@@ -71,10 +71,10 @@ def _rich(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> Non
         table.add_column(short(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(text(name, row.get(name))) for name in columns))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
-    with console.capture() as drawn:  # Rich itself would end the process with 1 on a closed pipe
-        console.print(table)
-    sys.stdout.write(drawn.get())
+    drawn = io.StringIO()  # Rich itself would end the process with 1 on a closed pipe
+    terminal = sys.stdout.isatty()
+    Console(file=drawn, force_terminal=terminal, width=None if terminal else 160).print(table)
+    sys.stdout.write(drawn.getvalue())
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> str:
@@ -107,8 +107,11 @@ def _markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def _latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    escape = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+    escape = str.maketrans(
+        {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    )
     lines = [[short(n).translate(escape) for n in columns]]
     lines += [[text(n, row.get(n)).translate(escape) for n in columns] for row in rows]
     body = " \\\\\n".join(" & ".join(line) for line in lines[1:])
-    return f"\\begin{{tabular}}{{{'l' * len(columns)}}}\n\\toprule\n{' & '.join(lines[0])} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
+    head = f"\\begin{{tabular}}{{{'l' * len(columns)}}}\n\\toprule\n{' & '.join(lines[0])}"
+    return f"{head} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"

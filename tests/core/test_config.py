@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccaco_cli.core import config as configs
@@ -41,7 +41,12 @@ def test_a_setting_without_key_and_value_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("loss.bta", "loss.beta"), ("optim.batchsize", "optim.batch_size"), ("model.imag.lock", "model.image"), ("model.fusion.kin", "model.fusion.kind")],
+    [
+        ("loss.bta", "loss.beta"),
+        ("optim.batchsize", "optim.batch_size"),
+        ("model.imag.lock", "model.image"),
+        ("model.fusion.kin", "model.fusion.kind"),
+    ],
 )
 def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match="unknown config key") as caught:
@@ -105,10 +110,11 @@ def test_the_recipe_follows_the_towers(config: RunConfig, recipe: str) -> None:
 
 
 def test_every_recipe_names_known_keys() -> None:
-    for settings in configs.RECIPES.values():
-        override(RunConfig(), settings)
+    for recipe in configs.RECIPES.values():
+        override(RunConfig(), recipe)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.text(st.characters(codec="utf-8")), st.floats(allow_nan=False), st.integers(-(2**60), 2**60))
 def test_toml_round_trip(text: str, number: float, whole: int) -> None:
     config = override(RunConfig(), {"dataset": text, "loss.beta": number, "seed": whole, "eval.rerank_weights": [number, 0.0]})

@@ -6,7 +6,9 @@ from ccaco_cli.core.types import Crossed, Features, PairBatch, move, silent
 
 
 def features() -> Features:
-    return Features(torch.arange(12.0).view(3, 2, 2), torch.tensor([[True, True], [True, False], [True, True]]), torch.arange(6.0).view(3, 2))
+    return Features(
+        torch.arange(12.0).view(3, 2, 2), torch.tensor([[True, True], [True, False], [True, True]]), torch.arange(6.0).view(3, 2)
+    )
 
 
 def test_indexing_takes_the_same_rows_of_every_tensor() -> None:

@@ -52,8 +52,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 """Families of a split in the order they come, again and again; half of train is twins, nine tenths of val and test."""
 
 CAPTIONS, FULL_CAPTIONS = 5, 3
-SCALES = {"small": 0.25, "large": 0.4}
-FURTHER = {"small": 0.235, "large": 0.31}
+SCALES = {"small": 0.3, "large": 0.42}
+FURTHER = {"small": 0.27, "large": 0.33}
 """Side of a thing's square: of things[0] and things[1] before their jitter, and of the others, which stand further back."""
 
 _FLOATS = ("balloon", "fish")
@@ -144,7 +144,7 @@ def _facts(rng: random.Random, relation: str) -> Composition:
 def _scale(scene: Composition, i: int) -> float:
     """Side of a thing's square; few steps, so that figures are found in the cache."""
     if scene.relation == "inside" and i < 2:
-        return (0.25, 0.48)[i]
+        return (0.27, 0.52)[i]
     size = scene.things[i].size
     if i >= 2:
         return FURTHER[size]

@@ -10,7 +10,7 @@ from ccaco_cli.core.errors import LossInputError
 
 
 def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric multi-positive InfoNCE over in-batch negatives (CLIP, arXiv:2103.00020, fig. 3; positives as in SupCon, arXiv:2004.11362, eq. 2).
+    """Symmetric InfoNCE over in-batch negatives (CLIP, arXiv:2103.00020, fig. 3), several positives as in SupCon (arXiv:2004.11362, eq. 2).
 
     z_a, z_b     [B, E] float, unit norm; row i of both is pair i
     group        [B] int64; rows of one group are positives of each other, never negatives

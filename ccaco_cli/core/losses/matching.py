@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,11 @@ def matching(match_logit: Tensor, label: Tensor) -> Tensor:
     Returns      scalar, nats; a model that knows only the share of true pairs stays at that share's entropy (0.6365 for 1 : 2)
     """
     return F.binary_cross_entropy_with_logits(match_logit.float(), label.float())
+
+
+def prior(negatives: int) -> float:
+    """Nats that ``matching`` costs a model that knows only the share of true pairs: one to ``negatives`` false ones (0.6365 for 2)."""
+    return math.log(1 + negatives) - negatives / (1 + negatives) * math.log(negatives)
 
 
 def listwise(match_logit: Tensor, candidates: int) -> Tensor:

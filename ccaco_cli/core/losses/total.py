@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,10 +25,14 @@ class PairSampler(Protocol):
 
 @dataclass(frozen=True)
 class CrossLoss:
-    """One way to train the cross branch: which pairs it sees, and what it is asked."""
+    """One way to train the cross branch: which pairs it sees, what it is asked, and the loss of a branch that has learned nothing.
+
+    chance  (config, pairs in the batch) -> nats; None when the loss has no such level
+    """
 
     pairs: PairSampler
     loss: Callable[[Crossed, Pairs, Tensor, LossConfig], Tensor]
+    chance: Callable[[LossConfig, int], float] | None = None
 
 
 def _info_nce(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
@@ -50,14 +55,16 @@ def _mse(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> T
     A known flaw, kept by name: F' - F is the attention output itself, so the term shrinks the tokens and aligns nothing.
     """
     if crossed.drift is None:
-        raise ConfigError("this fusion has no residual to measure", where="loss.cross = 'mse'", expected="model.fusion.kind residual or coattention")
+        raise ConfigError(
+            "this fusion has no residual to measure", where="loss.cross = 'mse'", expected="model.fusion.kind residual or coattention"
+        )
     return crossed.drift
 
 
 CROSS_LOSSES: dict[str, CrossLoss] = {
-    "infonce": CrossLoss(pairing.all_pairs, _info_nce),
-    "matching": CrossLoss(pairing.with_hard_negatives, _matching),
-    "listwise": CrossLoss(pairing.with_hard_negatives, _listwise),
+    "infonce": CrossLoss(pairing.all_pairs, _info_nce, lambda config, batch: math.log(min(config.cross_batch or batch, batch))),
+    "matching": CrossLoss(pairing.with_hard_negatives, _matching, lambda config, batch: matching.prior(config.negatives)),
+    "listwise": CrossLoss(pairing.with_hard_negatives, _listwise, lambda config, batch: math.log(config.negatives + 1)),
     "mse": CrossLoss(pairing.aligned, _mse),
 }
 

@@ -51,7 +51,8 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens [B, N, W], mask [B, N] -> [B, W]."""
         weight = self.query(tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf).softmax(-1)
-        return (weight.unsqueeze(-1).to(tokens.dtype) * tokens).sum(1)
+        pooled: Tensor = (weight.unsqueeze(-1).to(tokens.dtype) * tokens).sum(1)
+        return pooled
 
 
 POOLS = ("mean", "cls", "attention")
@@ -102,8 +103,8 @@ class Side(nn.Module):
 
     def head(self, pooled: Tensor) -> Tensor:
         """[B, W] -> [B, E], before normalisation."""
-        g = self.project(pooled)
-        return g + self.mlp(self.norm(g))
+        g: Tensor = self.project(pooled)
+        return g + self.mlp(self.norm(g))  # type: ignore[no-any-return]
 
 
 class Aligner(nn.Module):
@@ -141,22 +142,21 @@ class Aligner(nn.Module):
 
     def local(self, modality: str, encoded: Encoded) -> Encoded:
         """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
-        tokens = encoded.tokens
-        if self.config.fusion.share:
-            tokens = self.sides[modality].project(tokens)  # type: ignore[operator]
-        else:
-            tokens = self.own_project[modality](tokens.detach())
+        shared = self.config.fusion.share
+        tokens = self.sides[modality].project(encoded.tokens) if shared else self.own_project[modality](encoded.tokens.detach())  # type: ignore[operator]
         prepared = self.matcher.local(self.modalities.index(modality), tokens, encoded.mask)
         return Encoded(prepared, encoded.mask, encoded.pooled, encoded.z)
 
     def cross(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
         """The local half: pairs of prepared samples (``local``) -> Crossed; ``index`` [M, 2], or None for all pairs."""
-        return self.matcher(a, b, index, attention=attention)
+        crossed: Crossed = self.matcher(a, b, index, attention=attention)
+        return crossed
 
 
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
     """An aligner and its towers (for preprocessing), built once from the config."""
     built = {
-        m: towers.build(config.tower(m).spec, m, size=config.tower(m).size, context_length=config.tower(m).context_length) for m in modalities
+        m: towers.build(config.tower(m).spec, m, size=config.tower(m).size, context_length=config.tower(m).context_length)
+        for m in modalities
     }
     return Aligner(built, config, loss), built

@@ -36,10 +36,11 @@ class Attention(nn.Module):
             scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
             found = scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=self.dropout if self.training else 0.0)
-        return self.out(out.transpose(1, 2).flatten(2)), found
+        brought: Tensor = self.out(out.transpose(1, 2).flatten(2))
+        return brought, found
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

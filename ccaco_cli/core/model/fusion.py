@@ -43,17 +43,27 @@ def mlp(width: int, dropout: float, out: int | None = None) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, out or width))
 
 
+def positions(tokens: Tensor) -> Tensor:
+    """Sinusoidal position embeddings (arXiv:1706.03762, sec. 3.5) for tokens [B, N, D], D even: [N, D]."""
+    count, width = tokens.shape[1:]
+    rate = 10_000 ** (-torch.arange(0, width, 2, device=tokens.device) / width)
+    angle = torch.arange(count, device=tokens.device)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(tokens.dtype)
+
+
 class SingleStream(nn.Module):
-    """One transformer over the tokens of both sides, with an embedding that says whose each token is (UNITER, arXiv:1909.11740)."""
+    """One transformer over the tokens of both sides, with embeddings that say whose each token is and where (UNITER, arXiv:1909.11740)."""
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float):
         super().__init__()
+        # starts as small as the embedding of the side, so that what the tokens say is not drowned
+        self.place = nn.Parameter(torch.full((2, 1), 0.02))
         self.side = nn.Parameter(0.02 * torch.randn(2, width))
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor) -> tuple[Tensor, Tensor]:
         """a [M, N_a, D], b [M, N_b, D] -> fused tokens of both, same shapes."""
-        joined = torch.cat([a + self.side[0], b + self.side[1]], 1)
+        joined = torch.cat([x + self.side[i] + self.place[i] * positions(x) for i, x in enumerate((a, b))], 1)
         fused = self.encoder(joined, src_key_padding_mask=~torch.cat([mask_a, mask_b], 1))
         return fused[:, : a.shape[1]], fused[:, a.shape[1] :]

@@ -47,7 +47,9 @@ class Matcher(nn.Module, ABC):
         if index is not None:
             return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
         rows, columns = (torch.arange(len(x.z), device=x.z.device) for x in (a, b))
-        crossed = self.pairs(*(x[i] for x, i in zip((a, b), (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), strict=True)))
+        crossed = self.pairs(
+            *(x[i] for x, i in zip((a, b), (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), strict=True))
+        )
         return Crossed(crossed.match_logit.view(len(rows), len(columns)), drift=crossed.drift)
 
     @abstractmethod
@@ -76,15 +78,17 @@ class Attended(Scaled):
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
-        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(2))
-        for linear in self.maps:
+        maps = [nn.Linear(width, width, bias=False) for _ in range(2)]
+        for linear in maps:
             nn.init.eye_(linear.weight)
+        self.maps = nn.ModuleList(maps)
         self.gates = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in range(2))
         self.log_sharpness = nn.Parameter(torch.tensor(config.sharpness).log())
 
     def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
         gate = self.gates[side](tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf).softmax(-1)
-        return F.normalize(self.maps[side](tokens), dim=-1) * gate.unsqueeze(-1)
+        gated: Tensor = F.normalize(self.maps[side](tokens), dim=-1) * gate.unsqueeze(-1)
+        return gated
 
     def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
         if index is not None:
@@ -92,7 +96,11 @@ class Attended(Scaled):
         unit_a, gate_a = _unit(a.tokens)
         unit_b, gate_b = _unit(b.tokens)
         cosines = torch.einsum("apd,bld->ablp", unit_a, unit_b)
-        return Crossed(self._directions(cosines, unit_a.unsqueeze(1), unit_b.unsqueeze(0), a.mask[:, None], b.mask[None], gate_a[:, None], gate_b[None])[0])
+        return Crossed(
+            self._directions(
+                cosines, unit_a.unsqueeze(1), unit_b.unsqueeze(0), a.mask[:, None], b.mask[None], gate_a[:, None], gate_b[None]
+            )[0]
+        )
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         unit_a, gate_a = _unit(a.tokens)
@@ -101,7 +109,9 @@ class Attended(Scaled):
         logit, weights = self._directions(cosines, unit_a, unit_b, a.mask, b.mask, gate_a, gate_b)
         return Crossed(logit, attention=weights if attention else None)
 
-    def _directions(self, cosines: Tensor, a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, gate_a: Tensor, gate_b: Tensor) -> tuple[Tensor, Tensor]:
+    def _directions(
+        self, cosines: Tensor, a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, gate_a: Tensor, gate_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """cosines [..., L, P] of b's tokens against a's; the rest broadcasts over the leading dimensions."""
         sharpness = self.log_sharpness.exp()
         scores, weights = [], cosines
@@ -122,8 +132,9 @@ def _unit(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend(cosines: Tensor, seen: Tensor, mask: Tensor, gate: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-    """Every looking token against the mean of what it sees: cosines [..., L, P], seen [..., P, D], mask [..., P], gate [..., L] -> score [...], weights.
+    """Every looking token against the mean of what it sees.
 
+    cosines [..., L, P], seen [..., P, D], mask [..., P], gate [..., L] -> score [...], weights [..., L, P]
     The attended vector is never built: its product with the token is sum_p a_wp cos_wp, its norm comes from the Gram matrix of ``seen``.
     """
     weights = (sharpness * cosines).masked_fill(~mask.unsqueeze(-2), -torch.inf).softmax(-1)
@@ -178,7 +189,9 @@ class CoAttention(Matcher):
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
-        self.blocks = nn.ModuleList(CoAttentionBlock(width, config.heads, config.dropout, config.residual, config.direction) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            CoAttentionBlock(width, config.heads, config.dropout, config.residual, config.direction) for _ in range(config.layers)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.head = mlp(width, config.dropout, 1)
 

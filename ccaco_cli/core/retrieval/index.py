@@ -35,7 +35,8 @@ def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], conf
     for modality, tower in towers.items():
         spec = tower.save_assets(folder / f"tower-{modality}").replace(str(folder), "{model}")
         center = "off" if aligner.sides[modality].center is None else "on"
-        model = replace(model, **{modality: replace(model.tower(modality), spec=spec, center=center)})
+        sides: dict[str, Any] = {modality: replace(model.tower(modality), spec=spec, center=center)}
+        model = replace(model, **sides)
     manifest.write_bytes(folder / "config.toml", configs.to_toml(replace(config, model=model)).encode())
     checkpoint.save_weights(folder / checkpoint.WEIGHTS, aligner, everything=True)
 

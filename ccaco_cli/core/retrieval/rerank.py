@@ -75,7 +75,7 @@ def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any,
     scale = float(aligner.logit_scale().detach())
     found = []
     for query, gallery, groups, size, flipped in ((a, b, (group_a, group_b), config.shortlist_back, False), (b, a, (group_b, group_a), config.shortlist, True)):
-        columns = torch.cat([(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in query.z.split(1024)])
+        columns = torch.cat([(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in torch.split(query.z, 1024)])
         pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
         logits = match(aligner, a, b, pairs.flip(1) if flipped else pairs)
         found.append(Stage(query.z, gallery.z, *groups, columns, logits.view_as(columns), scale))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import torch
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.loader import PairDataset, PairPlan, load
-from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.errors import ConfigError, LossInputError
 from ccaco_cli.core.losses.total import beta_at, cross_loss
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training import checkpoint, step
+from ccaco_cli.core.training import checkpoint, sentinel, step
 from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
-from ccaco_cli.core.types import OnProgress
+from ccaco_cli.core.types import OnProgress, PairBatch
 
 Evaluate = Callable[[Aligner], Mapping[str, float]]
 
@@ -35,11 +36,12 @@ class Cursor:
     best: float = float("-inf")
     best_epoch: int = -1
     seconds: float = 0.0
+    warnings: list[sentinel.Warning] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a finished run says of itself. memory in MiB (peak), seconds without validation."""
+    """What a finished run says of itself. memory in MiB (peak), seconds without validation, warnings that held at the end."""
 
     steps: int
     best_epoch: int
@@ -47,6 +49,7 @@ class Fitted:
     seconds: float
     samples_per_second: float
     memory: float
+    warnings: tuple[sentinel.Warning, ...] = ()
 
 
 def check(config: RunConfig) -> None:
@@ -60,7 +63,9 @@ def check(config: RunConfig) -> None:
         if value < 1:
             raise ConfigError(f"{value} does not fit", where=key, expected="1 or more")
     if config.loss.alpha < 0 or config.loss.beta < 0 or config.loss.alpha == config.loss.beta == 0:
-        raise ConfigError("nothing to learn", where=f"loss.alpha {config.loss.alpha}, loss.beta {config.loss.beta}", expected="one above 0, none below")
+        raise ConfigError(
+            "nothing to learn", where=f"loss.alpha {config.loss.alpha}, loss.beta {config.loss.beta}", expected="one above 0, none below"
+        )
 
 
 def fit(
@@ -76,12 +81,16 @@ def fit(
 ) -> Fitted:
     """Trains an aligner; leaves ``checkpoints/best``, ``checkpoints/last`` and ``metrics.jsonl`` in ``folder``.
 
+    A loss or gradient that is not finite ends the run before the weights are touched: what was best until then is kept.
+
     evaluate  validation figures of the model as it is; ``config.eval.select`` chooses the best epoch
     resume    continue from ``checkpoints/last``
     Raises    ConfigError: an epoch has fewer batches than ``accum_freq``
     """
     if len(plan) < config.optim.accum_freq:
-        raise ConfigError("too few batches an epoch to accumulate", where=f"optim.accum_freq = {config.optim.accum_freq}", expected=f"at most {len(plan)}")
+        raise ConfigError(
+            "too few batches an epoch to accumulate", where=f"optim.accum_freq = {config.optim.accum_freq}", expected=f"at most {len(plan)}"
+        )
     device = next(aligner.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "amp_fp16")
     optimizer = adamw(aligner, config.optim)
@@ -95,22 +104,31 @@ def fit(
     total = config.optim.steps or config.optim.epochs * updates
     _cut_log(folder / "metrics.jsonl", cursor.step)
     with (folder / "metrics.jsonl").open("a") as log:
-        while cursor.step < total and not _out_of_patience(cursor, config.optim.patience):
+        while cursor.step < total and not _out_of_patience(cursor, config.optim.patience) and not sentinel.ended(cursor.warnings):
             aligner.train()
             entries = plan.epoch(cursor.epoch)[: min(updates, total - cursor.step) * config.optim.accum_freq]
             generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + cursor.epoch)
             clock, waited = time.perf_counter(), 0.0
+            cross_losses: list[float] = []
             arriving = time.perf_counter()
             for number, batch in enumerate(load(data, entries, config.workers)):
                 waited += time.perf_counter() - arriving
                 set_lr(optimizer, lr_at(cursor.step, total, config.optim))
                 beta = beta_at(config.loss, cursor.step / total)
+                batch = batch.to(device)
                 with runtime.autocast(config.optim.precision, device):
-                    parts = step.losses(aligner, batch.to(device), config.loss, beta, generator)
-                scaler.scale(parts["total"] / config.optim.accum_freq).backward()
+                    parts = _losses(aligner, batch, config, beta, generator)
+                if sick := sentinel.stop(cursor.step + 1, parts, 0.0):
+                    cursor.warnings.append(sick)
+                    break
+                scaler.scale(parts["total"] / config.optim.accum_freq).backward()  # type: ignore[no-untyped-call]
                 if (number + 1) % config.optim.accum_freq == 0:
                     scaler.unscale_(optimizer)
                     norm = torch.nn.utils.clip_grad_norm_(aligner.parameters(), config.optim.grad_clip or float("inf"))
+                    # a scaler skips such steps itself, and lowers its scale
+                    if not scaler.is_enabled() and (sick := sentinel.stop(cursor.step + 1, {}, float(norm))):
+                        cursor.warnings.append(sick)
+                        break
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
@@ -118,6 +136,7 @@ def fit(
                     facts = {k: round(v.item(), 6) for k, v in parts.items()} | {"alpha": config.loss.alpha, "beta": round(beta, 6)}
                     facts |= {"lr": lr_at(cursor.step - 1, total, config.optim), "grad_norm": round(float(norm), 4)}
                     facts |= {"logit_scale": round(float(aligner.logit_scale().detach()), 4)}
+                    cross_losses += [facts["cross"]] if "cross" in facts else []
                     log.write(json.dumps({"step": cursor.step, "epoch": cursor.epoch, **facts}) + "\n")
                     rate = cursor.step * config.optim.batch_size * config.optim.accum_freq / (cursor.seconds + time.perf_counter() - clock)
                     on_progress(cursor.step, total, {k: facts[k] for k in parts} | {"samples/s": rate})
@@ -125,16 +144,28 @@ def fit(
             spent = time.perf_counter() - clock
             cursor.seconds += spent
             cursor.epoch += 1
+            chance = cross_loss(config.loss).chance if cross_losses else None
+            found = sentinel.inspect(aligner, batch, cross_losses, chance(config.loss, config.optim.batch_size) if chance else None)
+            cursor.warnings = sentinel.renew(cursor.warnings, found, cursor.step)
             figures = evaluate(aligner)
-            log.write(json.dumps({"step": cursor.step, "epoch": cursor.epoch - 1, "validation": dict(figures), "waiting": round(waited / spent, 3)}) + "\n")
+            entry = {"step": cursor.step, "epoch": cursor.epoch - 1, "validation": dict(figures), "waiting": round(waited / spent, 3)}
+            log.write(json.dumps(entry | ({"warnings": cursor.warnings} if cursor.warnings else {})) + "\n")
             log.flush()
             score = float(figures[config.eval.select])
-            if score > cursor.best or cursor.best_epoch < 0:
+            if score > cursor.best or not math.isfinite(cursor.best):
                 cursor.best, cursor.best_epoch = score, cursor.epoch - 1
                 checkpoint.save_weights(folder / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
             checkpoint.save_both(folder / "checkpoints/last", aligner, optimizer, scaler=scaler.state_dict(), **vars(cursor))
     samples = cursor.step * config.optim.batch_size * config.optim.accum_freq
-    return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, samples / max(cursor.seconds, 1e-9), peak_memory(device))
+    speed = samples / max(cursor.seconds, 1e-9)
+    return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, peak_memory(device), tuple(cursor.warnings))
+
+
+def _losses(aligner: Aligner, batch: PairBatch, config: RunConfig, beta: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    try:
+        return step.losses(aligner, batch, config.loss, beta, generator)
+    except LossInputError:  # embeddings that are not finite: as sick as a loss that is not
+        return {"embeddings": torch.tensor(math.nan), "total": torch.tensor(math.nan)}
 
 
 def _out_of_patience(cursor: Cursor, patience: int) -> bool:
@@ -152,5 +183,9 @@ def peak_memory(device: Any) -> float:
 def _cut_log(path: Path, step_done: int) -> None:
     """Drops what a killed run logged after its last checkpoint, so that no step appears twice."""
     if path.exists():
-        kept = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step_done]
+        kept = [
+            line
+            for line in path.read_text("utf-8").splitlines(keepends=True)
+            if line.endswith("\n") and json.loads(line)["step"] <= step_done
+        ]
         path.write_text("".join(kept) if step_done else "", "utf-8")

@@ -1,71 +1,298 @@
-"""``ccaco ablate``: arms x seeds, each cell an ordinary run; finished cells are skipped, failed ones retried and reported."""
+"""``ccaco ablate``: arms x grid x seeds, each cell an ordinary run; finished cells are skipped, failed ones retried and reported."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
+
+import numpy as np
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.errors import CcacoError
+from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.errors import CcacoError, ConfigError, ManifestError
+from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
+from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.types import OnProgress, silent
-from ccaco_cli.core.workflows import report
+from ccaco_cli.core.workflows import evidence, report, results
 from ccaco_cli.core.workflows.prepare import prepared
+from ccaco_cli.core.workflows.results import Row
 from ccaco_cli.core.workflows.train import Asked, train
+
+FAILED = "failed.json"
+"""In a cell's folder: what went wrong there. A cell that has it starts anew; one that was merely interrupted goes on."""
+DATA = "data.sha256"
+"""In an ablation's folder: the data set that interrupted cells were begun on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an ablation.
+
+    label   its arm, with the values of the grid: ``ccaco,beta=0.1``; the row of the table that it belongs to
+    config  resolved
+    """
+
+    label: str
+    seed: int
+    asked: Asked
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}-s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Rows of all finished cells, and the cells that failed with their errors."""
+    """What came of it: one row an arm with its evidence, one row a finished cell, and the cells that failed with their errors."""
 
-    rows: list[report.Row]
+    table: list[Row]
+    rows: list[Row]
     failures: dict[str, str] = field(default_factory=dict)
 
 
 def ablate(
-    asked: Asked, arms: Sequence[str], seeds: int, folder: Path, *, data_root: Path = Path("data"), on_progress: OnProgress = silent
+    asked: Asked,
+    arms: Sequence[str],
+    seeds: int,
+    folder: Path,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    metric: str = "R-sum",
+    reference: str | None = None,
+    data_root: Path = Path("data"),
+    on_progress: OnProgress = silent,
 ) -> Ablation:
     """Trains every arm with every seed on the same data and budget.
 
-    asked   dataset and settings that all arms share
-    folder  cells lie at ``folder/ARM-sSEED``
+    asked      dataset and settings that all arms share
+    folder     cells lie at ``folder/LABEL-sSEED``; the ablation's manifest lists those of the last command
+    grid       dotted config key -> values; every combination is tried on top of every arm
+    metric, reference   of the table, as in ``evidence.arms``
+    Raises     ConfigError, before anything is trained: an unknown arm, key, metric or reference; arms that differ in step budget,
+               evaluation pool or selection rule
     """
     data = shards.open(prepared(asked.dataset, data_root, on_progress))
-    cells = list(_cells(asked, arms, seeds))
-    for _, cell in cells:
-        cell.resolve(data)  # a misspelt arm or key is told before hours are spent
-    failures: dict[str, str] = {}
-    for number, (name, cell) in enumerate(cells):
-        path = folder / name
-        if not _finished(path, cell, data):
-            shutil.rmtree(path, ignore_errors=True)
-            try:
-                train(cell, path, data_root=data_root, on_progress=_within(on_progress, number, len(cells), name))
-            except CcacoError as error:
-                failures[name] = str(error)
-        on_progress(number + 1, len(cells), {"what": "cells"})
-    done = [folder / name for name, _ in cells if name not in failures]
-    found = Ablation(report.rows(done) if done else [], failures)
-    manifest.write_json(folder / "ablation.json", {"dataset": data.name, "cells": [name for name, _ in cells], "failures": failures})
+    cells = plan(asked, arms, seeds, data, grid or {})
+    evidence.check_fair({cell.label: asdict(cell.config) for cell in cells})
+    _check_table(cells, data, metric, reference)
+    left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
+    if left:
+        _begin(folder, left, data)
+    clock = _Clock(cells, left, folder, on_progress)
+    devices = _devices() if cells[0].config.device == "auto" else []
+    train_all = _in_parallel if len(devices) > 1 and len(left) > 1 else _in_turn
+    failures = dict(train_all(left, folder, data_root, clock, devices))
+    _complete(folder, cells, failures, data)
+    done = [folder / cell.name for cell in cells if cell.name not in failures]
+    split = "test" if "test" in data.splits else "val"
+    runs = results.find([folder]) if done else []
+    table = evidence.arms(runs, split=split, metric=metric, reference=reference, failed=results.failures([folder]))
+    return Ablation(table, report.rows(done, split=split), {cell.name: failures[cell.name] for cell in cells if cell.name in failures})
+
+
+def read_grid(path: Path) -> dict[str, list[Any]]:
+    """The grid of a TOML file: dotted config key -> values. Raises ConfigError: no file, not TOML, or anything but a table ``[grid]``."""
+    settings = configs.load(path)
+    found = {key.removeprefix("grid."): values for key, values in settings.items() if key.startswith("grid.")}
+    if not found or len(found) < len(settings):
+        raise ConfigError("a grid file holds one table and nothing else", where=path, expected="[grid] and lines like loss.beta = [0, 0.5]")
     return found
 
 
-def _cells(asked: Asked, arms: Sequence[str], seeds: int) -> Iterator[tuple[str, Asked]]:
-    for seed in range(seeds):
-        for arm in arms:
-            explicit = {**(asked.explicit or {}), "seed": seed}
-            yield f"{arm}-s{seed}", Asked(asked.dataset, arm, asked.base, explicit)
+def plan(asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
+    """All cells, seeds outermost, so that an early end leaves every arm with as many seeds.
+
+    A key of the grid that an arm sets by itself does not multiply that arm's cells.
+    Raises ConfigError: an unknown arm or key, a value that does not fit, a key that is no setting of an arm, two cells of one name
+    """
+    for key, values in grid.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"{values!r} is no list of values", where=f"[grid] {key}", expected=f"{key} = [VALUE, ...]")
+        if key in (*results.OWN, "dataset"):
+            raise ConfigError("this key cannot vary within an ablation", where=f"[grid] {key}", expected="a key of model, loss or optim")
+    found: dict[str, Cell] = {}
+    for seed, arm in itertools.product(range(seeds), dict.fromkeys(arms)):
+        tried = []
+        for values in itertools.product(*grid.values()):
+            combination = dict(zip(grid, values, strict=True))
+            cell = replace(asked, arm=arm, explicit={**(asked.explicit or {}), **combination, "seed": seed})
+            tried.append((combination, cell, cell.resolve(data)))
+        resolved = [configs.flatten(asdict(config)) for _, _, config in tried]
+        heard = [key for key, values in grid.items() if len(values) == 1 or len({json.dumps(one[key]) for one in resolved}) > 1]
+        for combination, cell, config in tried:
+            made = Cell(_label(arm, {key: combination[key] for key in heard}, grid), seed, cell, config)
+            if found.setdefault(made.name, made).config != config:
+                raise ConfigError("two cells would have one name", where=made.name, expected="values that differ in letters and digits")
+    return list(found.values())
 
 
-def _finished(path: Path, cell: Asked, data: Any) -> bool:
-    """True when this very config is finished there; a cell of another config is trained anew."""
-    config = configs.to_toml(cell.resolve(data))
-    return manifest.exists(path) and (path / "config.toml").read_text("utf-8") == config
+def _label(arm: str, values: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
+    """``ccaco,beta=0.1``: the last part of a key where that is enough, and no letter that a folder cannot have."""
+    parts = [arm]
+    for key, value in values.items():
+        last = key.rpartition(".")[2]
+        unique = sum(other.rpartition(".")[2] == last for other in grid) == 1
+        parts.append(f"{last if unique else key}={value}")
+    return ",".join(re.sub(r"[^\w.,+=-]+", "_", part)[-60:] for part in parts)
 
 
-def _within(tell: OnProgress, number: int, cells: int, name: str) -> OnProgress:
-    return lambda done, total, facts: tell(done, total, {**facts, "cell": f"{name} ({number + 1} of {cells})"})
+def _check_table(cells: Sequence[Cell], data: PairData, metric: str, reference: str | None) -> None:
+    labels = list(dict.fromkeys(cell.label for cell in cells))
+    if not labels:
+        raise ConfigError("no arms to train", where="--arms", expected="all | baselines | fusion | ablation | NAME,NAME")
+    if reference is not None and reference not in labels:
+        raise ConfigError("the reference is none of the arms", where=reference, expected=" | ".join(labels))
+    one = np.ones((1, 1))
+    per_query(metric, evaluate("full", [0], [0], by_similarity(one, one, [0], [0]), data.modalities).directions())
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path, cell: Cell, data: PairData) -> bool:
+    """True when this very config is finished there, on this very data."""
+    try:
+        found = manifest.open(path, kind="run")
+    except ManifestError:
+        return False
+    return _hash(found.config) == _hash(asdict(cell.config)) and found.inputs["dataset"]["sha256"] == data.manifest.sha256
+
+
+def _begin(folder: Path, left: Sequence[Cell], data: PairData) -> None:
+    """Clears what cannot be continued: cells of another config or data set, and cells that failed."""
+    (folder / manifest.NAME).unlink(missing_ok=True)  # until the last cell is done this is no complete ablation
+    note = folder / DATA
+    same = note.is_file() and note.read_text("utf-8") == data.manifest.sha256
+    for cell in left:
+        path = folder / cell.name
+        config = path / "config.toml"
+        interrupted = config.is_file() and config.read_text("utf-8") == configs.to_toml(cell.config) and not (path / FAILED).exists()
+        if not (same and interrupted) or manifest.exists(path):
+            shutil.rmtree(path, ignore_errors=True)
+    manifest.write_bytes(note, data.manifest.sha256.encode())
+
+
+def _train(cell: Cell, path: Path, data_root: Path, on_progress: OnProgress = silent) -> str:
+    """Trains one cell; returns what went wrong, and "" when nothing did."""
+    try:
+        train(cell.asked, path, resume=True, data_root=data_root, on_progress=on_progress)
+    except Exception as error:  # whatever one cell dies of, a bug of its arm included, must not cost the others
+        told = str(error) if isinstance(error, CcacoError) else " ".join(f"{type(error).__name__}: {error}".split())
+        manifest.write_json(path / FAILED, {"error": told, "traceback": traceback.format_exc()})
+        return told
+    return ""
+
+
+def _in_turn(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, _: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for cell in cells:
+        error = _train(cell, folder / cell.name, data_root, clock.started(cell))
+        clock.ended(cell)
+        if error:
+            yield cell.name, error
+
+
+def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, devices: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """One process a device, each of which sees that device only."""
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    free = context.SimpleQueue()
+    for device in devices:
+        free.put(device)
+    pool = ProcessPoolExecutor(len(devices), context, initializer=_take, initargs=(free,))
+    try:
+        futures = {pool.submit(_train, cell, folder / cell.name, data_root): cell for cell in cells}
+        for future in as_completed(futures):
+            cell = futures[future]
+            try:
+                error = future.result()
+            except BrokenProcessPool:
+                error = "a worker process died; next: the same command, with more memory or fewer devices (CUDA_VISIBLE_DEVICES)"
+            clock.ended(cell)
+            if error:
+                yield cell.name, error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _take(free: Any) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
+
+
+def _devices() -> list[str]:
+    import torch
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return chosen.split(",") if chosen and torch.cuda.is_available() else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _complete(folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData) -> None:
+    listed = []
+    for cell in cells:
+        about = {"name": cell.name, "label": cell.label, "arm": cell.config.arm, "seed": cell.seed, "config": _hash(asdict(cell.config))}
+        error = failures.get(cell.name)
+        outcome = {"error": error} if error else {"run": manifest.open(folder / cell.name, kind="run").sha256}
+        listed.append(about | outcome)
+    manifest.write(folder, "ablation", facts={"dataset": data.name, "cells": listed}, inputs={"dataset": data.manifest})
+
+
+class _Clock:
+    """Tells progress, with the time left over all cells: what cells of the same arm took, else the mean, else the present cell's pace."""
+
+    def __init__(self, cells: Sequence[Cell], left: Sequence[Cell], folder: Path, tell: OnProgress) -> None:
+        self.total, self.waiting, self.tell = len(cells), list(left), tell
+        self.took: dict[str, list[float]] = {}
+        self.begun = time.monotonic()
+        for cell in cells:
+            if cell not in self.waiting:
+                spent = manifest.open(folder / cell.name, kind="run").facts["fitted"]["seconds"]
+                self.took.setdefault(cell.label, []).append(spent)
+
+    def started(self, cell: Cell) -> OnProgress:
+        """The ``OnProgress`` of one cell."""
+        self.begun = time.monotonic()
+        number = self.total - len(self.waiting) + 1
+
+        def tell(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+            share = done / total if total and "what" not in facts else 0.0  # only training itself has no name
+            self.tell(done, total, {**facts, "cell": f"{cell.name} ({number} of {self.total})", **self._left(cell, share)})
+
+        return tell
+
+    def ended(self, cell: Cell) -> None:
+        """Tells that a cell is done."""
+        now = time.monotonic()
+        self.took.setdefault(cell.label, []).append(now - self.begun)
+        self.begun = now
+        self.waiting.remove(cell)
+        self.tell(self.total - len(self.waiting), self.total, {"what": "cells", **self._left(None, 0.0)})
+
+    def _left(self, present: Cell | None, share: float) -> dict[str, float]:
+        spent = time.monotonic() - self.begun
+        known = {label: mean(seconds) for label, seconds in self.took.items()}
+        if present and share > 0:
+            known.setdefault(present.label, spent / share)
+        if not known:
+            return {}
+        usual = mean(known.values())
+        left = {cell.name: known.get(cell.label, usual) for cell in self.waiting}
+        if present:
+            left[present.name] = max(0.0, left[present.name] - spent)
+        return {"left": sum(left.values())}

@@ -1,38 +1,233 @@
-"""Arms of an ablation: each edits a base config, and its docstring is its hypothesis."""
+"""Arms of an ablation: each edits a base config, and its docstring is its hypothesis.
+
+All arms keep data, towers, budget (steps, batch), seeds and selection as the base has them; ``CHANGES`` says what each may touch.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config import RunConfig, override
 from ccaco_cli.core.errors import ConfigError
 
 Arm = Callable[[RunConfig], RunConfig]
+ARMS: dict[str, Arm] = {}
+CHANGES: dict[str, tuple[str, ...]] = {}
+"""Arm -> the config keys that it may change; ``model.*.pool`` is every modality's."""
+MODALITIES = ("image", "text", "audio", "video")
+SHORTLIST = {"eval.shortlist": 16, "eval.shortlist_back": 16}
+"""Of matchers that run a transformer on every pair; the figures are flat from 16 candidates to 128 (SCIENCE, corrections)."""
+MATCHING = {"loss.cross": "matching", "model.fusion.direction": "both", **SHORTLIST}
 
 
+def arm(*names: str, changes: tuple[str, ...] = ()) -> Callable[[Arm], Arm]:
+    """Enters a function in ``ARMS`` under each name, and what it may change in ``CHANGES``."""
+
+    def enter(function: Arm) -> Arm:
+        for name in names:
+            ARMS[name], CHANGES[name] = function, changes
+        return function
+
+    return enter
+
+
+def _every(key: str, value: Any) -> dict[str, Any]:
+    return {f"model.{m}.{key}": value for m in MODALITIES}
+
+
+# baselines
+
+
+@arm("ccaco")
 def ccaco(config: RunConfig) -> RunConfig:
     """Joined alignment: contrastive and cross-attention in one loss beat either half."""
     return config
 
 
+@arm("clip", "-cross", changes=("loss.beta",))
 def clip(config: RunConfig) -> RunConfig:
     """Contrastive only (CLIP, arXiv:2103.00020): one vector a sample is enough."""
-    return replace(config, loss=replace(config.loss, beta=0.0))
+    return override(config, {"loss.beta": 0.0})
 
 
+@arm("vilbert", changes=("loss.alpha", "loss.cross", "model.fusion.kind", "model.fusion.layers", "model.fusion.direction", *SHORTLIST))
+def vilbert(config: RunConfig) -> RunConfig:
+    """Two streams with co-attention, trained on matching alone (ViLBERT, arXiv:1908.02265), need no shared space."""
+    return override(config, MATCHING | {"loss.alpha": 0.0, "model.fusion.kind": "coattention", "model.fusion.layers": 2})
+
+
+@arm("concat", changes=("loss.alpha", "loss.cross", "model.fusion.kind"))
+def concat(config: RunConfig) -> RunConfig:
+    """Pooled features side by side and fully connected layers find the matches without attention or a shared space."""
+    return override(config, {"loss.alpha": 0.0, "loss.cross": "matching", "model.fusion.kind": "concat"})
+
+
+@arm("handmade", changes=("method", "loss.beta"))
+def handmade(config: RunConfig) -> RunConfig:
+    """Gradient and colour histograms, TF-IDF and linear canonical correlation do the job without learned features."""
+    return override(config, {"method": "cca", "loss.beta": 0.0})
+
+
+@arm("resnet-bert", changes=("model.image.spec", "model.text.spec", "loss.beta"))
+def resnet_bert(config: RunConfig) -> RunConfig:
+    """A pretrained CNN and BERT as a plain two-tower model are enough (weights are needed, so no set holds this arm: name it)."""
+    return override(config, {"model.image.spec": "timm:resnet50.a1_in1k", "model.text.spec": "hf:bert-base-uncased", "loss.beta": 0.0})
+
+
+# fusion: the joined model, its cross branch trained on matching, in each way that features can meet
+
+FUSION = ("model.fusion.kind", *MATCHING)
+
+
+@arm("early", changes=FUSION)
+def early(config: RunConfig) -> RunConfig:
+    """Features joined before one encoder: meeting early lets everything interact."""
+    return override(config, MATCHING | {"model.fusion.kind": "early"})
+
+
+@arm("late", changes=FUSION)
+def late(config: RunConfig) -> RunConfig:
+    """Each side decides alone and only decisions are joined: meeting late costs nothing in quality and is cheapest."""
+    return override(config, MATCHING | {"model.fusion.kind": "late"})
+
+
+@arm("cross", "matching", changes=FUSION)
+def cross(config: RunConfig) -> RunConfig:
+    """Co-attention and a matching head with hard negatives (ALBEF, arXiv:2107.07651): "same or not" is the best teacher of attention."""
+    return override(config, MATCHING | {"model.fusion.kind": "coattention"})
+
+
+@arm("unified", changes=FUSION)
+def unified(config: RunConfig) -> RunConfig:
+    """One single-stream transformer over patches and words (UNITER, arXiv:1909.11740) fuses better than two streams."""
+    return override(config, MATCHING | {"model.fusion.kind": "unified"})
+
+
+# ablations
+
+
+@arm("-contrastive", changes=("loss.alpha",))
 def no_contrastive(config: RunConfig) -> RunConfig:
     """Without the contrastive half the cross branch alone finds the matches (scored exhaustively)."""
-    return replace(config, loss=replace(config.loss, alpha=0.0))
+    return override(config, {"loss.alpha": 0.0})
 
 
-ARMS: dict[str, Arm] = {"ccaco": ccaco, "clip": clip, "-cross": clip, "-contrastive": no_contrastive}
+@arm("-collaboration", changes=("model.fusion.share",))
+def no_collaboration(config: RunConfig) -> RunConfig:
+    """Two halves that share neither projections nor gradients are as good: the gain, if any, is not from learning together."""
+    return override(config, {"model.fusion.share": False})
+
+
+@arm("one-way-t2i", changes=("model.fusion.direction",))
+def text_to_image(config: RunConfig) -> RunConfig:
+    """Words looking at patches are enough (the default of ``ccaco``, by name)."""
+    return override(config, {"model.fusion.direction": "b_to_a"})
+
+
+@arm("one-way-i2t", changes=("model.fusion.direction",))
+def image_to_text(config: RunConfig) -> RunConfig:
+    """Patches looking at words are enough."""
+    return override(config, {"model.fusion.direction": "a_to_b"})
+
+
+@arm("two-way", changes=("model.fusion.direction",))
+def two_way(config: RunConfig) -> RunConfig:
+    """Both sides looking at each other see more than one."""
+    return override(config, {"model.fusion.direction": "both"})
+
+
+@arm("-residual", changes=(*FUSION, "model.fusion.residual"))
+def no_residual(config: RunConfig) -> RunConfig:
+    """Co-attention needs no residual path: what attention brings is enough (hold this against ``cross``)."""
+    return override(cross(config), {"model.fusion.residual": False})
+
+
+@arm("attended", changes=("model.fusion.kind", "loss.cross"))
+def attended(config: RunConfig) -> RunConfig:
+    """Gated attended similarity (after SCAN, arXiv:1803.08024) is the best cross branch (the default of ``ccaco``, by name)."""
+    return override(config, {"model.fusion.kind": "attended", "loss.cross": "infonce"})
+
+
+@arm("maxsim", changes=("model.fusion.kind", "loss.cross"))
+def maxsim(config: RunConfig) -> RunConfig:
+    """The best patch of every word and the best word of every patch (FILIP, arXiv:2111.07783) say as much as attention."""
+    return override(config, {"model.fusion.kind": "maxsim", "loss.cross": "infonce"})
+
+
+@arm("listwise", changes=(*FUSION, "loss.negatives"))
+def listwise(config: RunConfig) -> RunConfig:
+    """Choosing among one true and eight hard partners teaches co-attention more than judging pairs one by one."""
+    return override(cross(config), {"loss.cross": "listwise", "loss.negatives": 8})
+
+
+@arm("mse", changes=("model.fusion.kind", "loss.cross"))
+def mse(config: RunConfig) -> RunConfig:
+    """The source description's loss, the mean squared change that attention makes, aligns (a known flaw: it only shrinks tokens)."""
+    return override(config, {"model.fusion.kind": "residual", "loss.cross": "mse"})
+
+
+@arm("pool-cls", changes=("model.*.pool",))
+def pool_cls(config: RunConfig) -> RunConfig:
+    """The tower's own summary is the better global vector."""
+    return override(config, _every("pool", "cls"))
+
+
+@arm("pool-attention", changes=("model.*.pool",))
+def pool_attention(config: RunConfig) -> RunConfig:
+    """A learned weight a token makes a better global vector than their mean."""
+    return override(config, _every("pool", "attention"))
+
+
+@arm("temperature-fixed", changes=("loss.learn_temperature",))
+def temperature_fixed(config: RunConfig) -> RunConfig:
+    """The temperature need not be learned."""
+    return override(config, {"loss.learn_temperature": False})
+
+
+@arm("dropout-0", changes=("model.*.input_dropout", "model.*.head_dropout", "model.fusion.dropout"))
+def no_dropout(config: RunConfig) -> RunConfig:
+    """Without dropout the heads learn more, not less."""
+    return override(config, _every("input_dropout", 0.0) | _every("head_dropout", 0.0) | {"model.fusion.dropout": 0.0})
+
+
+_BASELINES = ("ccaco", "clip", "vilbert", "concat", "handmade")
+_FUSION = ("ccaco", "early", "late", "cross", "unified")
+# one-way-t2i and attended are ccaco's defaults: as rows they would only measure the same thing again
+_ABLATION = (
+    *("ccaco", "-contrastive", "-cross", "-collaboration", "one-way-i2t", "two-way", "-residual", "maxsim", "matching", "listwise", "mse"),
+    *("pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
+)
+SETS: Mapping[str, tuple[str, ...]] = {
+    "all": (*_BASELINES, *_FUSION, *_ABLATION),
+    "baselines": _BASELINES,
+    "fusion": _FUSION,
+    "ablation": _ABLATION,
+}
+
+
+def expand(text: str) -> list[str]:
+    """``"baselines,-residual"`` -> names of arms in the order given; of names for one arm (clip, -cross) only the first stays.
+
+    Raises ConfigError: neither an arm nor a set, or nothing at all
+    """
+    found: dict[Arm, str] = {}
+    for word in filter(None, (w.strip() for w in text.split(","))):
+        for name in SETS.get(word, (word,)):
+            found.setdefault(_arm(name), name)
+    if not found:
+        raise ConfigError("no arms", where=repr(text), expected=f"{' | '.join(SETS)} | NAME,NAME,...")
+    return list(found.values())
 
 
 def apply(config: RunConfig, name: str) -> RunConfig:
     """A config as an arm changes it. Raises ConfigError with the nearest name."""
+    return override(_arm(name)(config), {"arm": name})
+
+
+def _arm(name: str) -> Arm:
     if name not in ARMS:
-        near = difflib.get_close_matches(name, ARMS, 1)
+        near = difflib.get_close_matches(name, [*ARMS, *SETS], 1)
         raise ConfigError("unknown arm", where=name, expected=" | ".join(ARMS), next=f"did you mean {near[0]}?" if near else None)
-    return replace(ARMS[name](config), arm=name)
+    return ARMS[name]

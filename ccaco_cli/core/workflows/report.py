@@ -1,89 +1,215 @@
-"""``ccaco report``: what finished runs measured, as rows; and gates for CI."""
+"""``ccaco report``: what finished runs measured, as tables; and gates for CI."""
 
 from __future__ import annotations
 
 import json
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ccaco_cli.core import manifest
-from ccaco_cli.core.errors import DataError, GateError
+import numpy as np
 
-Row = dict[str, Any]
+from ccaco_cli.core.errors import ConfigError, DataError, GateError
+from ccaco_cli.core.evaluation.significance import BETTER, WORSE
+from ccaco_cli.core.workflows import evidence, results
+from ccaco_cli.core.workflows.results import Result, Row, Run, aligned, by_arm, by_pool, mean_metrics, strata
+
+LOSSES = ("contrastive", "cross", "total")
 _GATE = re.compile(r"\s*([\w@:./-]+)\s*(<=|>=|<|>|==)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+_CLAIM = re.compile(r"\s*(\S+)\s+(not\s+)?(better|worse)\s+than\s+(\S+)\s+on\s+(\S+)\s*")
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report is about.
+
+    paths      runs, ablations, folders that hold runs, or result files
+    split      which results
+    stages     every stage of a run, not only its own score
+    by         a stratum by which queries are divided, such as ``things``
+    metric     the one that is tested in the ablation's table
+    reference  the arm that others are held against; None = ccaco where it is there, else the first
+    """
+
+    paths: Sequence[Path]
+    split: str = "test"
+    stages: bool = False
+    by: str | None = None
+    metric: str = "R-sum"
+    reference: str | None = None
+
+
+def table(asked: Asked, name: str | None = None) -> list[Row]:
+    """The rows of a table of ``TABLES``; None = ``ablation`` where every path is one, else ``runs``.
+
+    Raises ConfigError: no such table; DataError: nothing there, or results that cannot be set side by side
+    """
+    chosen = name or ("ablation" if results.only_ablations(asked.paths) and not asked.stages else "runs")
+    if chosen not in TABLES:
+        raise ConfigError("no such table", where=chosen, expected=" | ".join(TABLES))
+    return TABLES[chosen](asked)
 
 
 def rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = False) -> list[Row]:
     """One row a run (and a stage, when asked): what it is, its metrics (fractions), and what it cost.
 
-    paths  run folders, ablation folders, or folders that hold runs
+    paths  run folders, ablation folders, folders that hold runs, or result files
     """
-    return [row for path in paths for run in runs_of(path) for row in _rows_of(run, split, every_stage)]
+    return aligned([row for run in results.find(paths) for row in _rows_of(run, split, every_stage)])
 
 
 def runs_of(path: Path) -> list[Path]:
     """The finished runs at a path. Raises DataError when there are none."""
-    if manifest.exists(path) and _is_run(path / manifest.NAME):
-        return [path]
-    found = [p.parent for p in sorted(path.glob(f"*/{manifest.NAME}")) if _is_run(p)]
-    if not found:
-        raise DataError("no finished run here", where=path, expected="a run folder, or a folder of runs", next="ccaco train --dataset scenes")
-    return found
+    return [run.path for run in results.find([path])]
 
 
-def _is_run(file: Path) -> bool:
-    try:
-        return bool(json.loads(file.read_text("utf-8"))["kind"] == "run")
-    except (ValueError, KeyError, TypeError):
-        return False
+def broken(asked: Asked, gates: Iterable[str]) -> list[str]:
+    """The conditions that hold, as lines to print: ``text_to_image_R@1<0.40`` (for any run; NaN fails every gate), or
+    ``ccaco not better than clip on text_to_image_R@1`` (arms by name over their common seeds, or two runs by name).
+
+    Raises GateError: cannot be read, or names what is not there; DataError: results that cannot be compared
+    """
+    lines: list[str] = []
+    for gate in gates:
+        if claim := _CLAIM.fullmatch(gate):
+            lines += _claimed(asked, gate, *claim.groups())
+        else:
+            lines += failed(rows(asked.paths, split=asked.split, every_stage=asked.stages), gate)
+    return lines
 
 
-def _rows_of(path: Path, split: str, every_stage: bool) -> list[Row]:
-    facts = manifest.open(path, kind="run").facts
-    stages = [name.partition(".")[2] for name in facts["metrics"] if name.startswith(f"{split}.")]
-    if not stages:
-        known = sorted({name.partition(".")[0] for name in facts["metrics"]})
-        raise DataError(f"this run has no results on {split}", where=path, expected=" or ".join(known))
-    chosen = stages if every_stage else [facts["headline"]]
-    fitted = facts["fitted"]
-    cost = {"parameters": facts["parameters"], "steps": fitted["steps"], "seconds": fitted["seconds"]}
-    cost |= {"samples/s": fitted["samples_per_second"], "memory_MiB": fitted["memory"]}
-    losses = _last_losses(path / "metrics.jsonl")
-    return [
-        {"run": facts["name"], "arm": facts["arm"], "seed": facts["seed"], "stage": stage, "weight": facts["weight"] if stage == "two-stage" else None}
-        | facts["metrics"][f"{split}.{stage}"]
-        | losses
-        | cost
-        for stage in chosen
-    ]
-
-
-def _last_losses(log: Path) -> Row:
-    last: Row = {}
-    for line in log.read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        last |= {f"loss_{k}": entry[k] for k in ("contrastive", "cross", "total") if k in entry}
-    return last
-
-
-def failed(table: Sequence[Mapping[str, Any]], gate: str) -> list[str]:
+def failed(table: Sequence[Mapping[str, object]], gate: str) -> list[str]:
     """The rows for which a condition such as ``text_to_image_R@1<0.40`` holds, as lines to print; NaN fails every gate.
 
     Raises GateError: cannot be read, or names a column that is not there
     """
     found = _GATE.fullmatch(gate)
     if not found:
-        raise GateError("cannot read this condition", where=gate, expected="METRIC<NUMBER, for example 'text_to_image_R@1<0.40'")
+        expected = "METRIC<NUMBER, for example 'text_to_image_R@1<0.40', or 'ARM not better than ARM on METRIC'"
+        raise GateError("cannot read this condition", where=gate, expected=expected)
     name, sign, number = found.groups()
     lines = []
     for row in table:
-        if name not in row or isinstance(row[name], str):
-            raise GateError(f"no column {name}", where=gate, expected=", ".join(k for k, v in row.items() if isinstance(v, int | float)))
-        value = row[name]
+        value = row.get(name)
+        if name not in row or not (value is None or isinstance(value, int | float)):
+            numbers = ", ".join(k for k, v in row.items() if isinstance(v, int | float))
+            raise GateError(f"no column {name}", where=gate, expected=numbers)
         if value is None or value != value or _COMPARE[sign](value, float(number)):
             lines.append(f"{row['run']}: {name} = {value} ({gate})")
     return lines
+
+
+def _claimed(asked: Asked, gate: str, name: str, no: str | None, word: str, reference: str, metric: str) -> list[str]:
+    try:
+        verdicts = evidence.claim(results.find(asked.paths), name, reference, metric, asked.split)
+    except ConfigError as error:
+        raise GateError(error.what, where=gate, expected=error.expected, next=error.next) from None
+    wanted = BETTER if word == "better" else WORSE
+    met = [one for one in verdicts if one[1] == "NaN" or (one[1] == wanted) != bool(no)]
+    return [f"{name} against {reference} on {dataset}: {verdict}; {words} ({gate})" for dataset, verdict, words in met]
+
+
+def _runs(asked: Asked) -> list[Row]:
+    if not asked.by:
+        return rows(asked.paths, split=asked.split, every_stage=asked.stages)
+    by = asked.by
+    found = [
+        results.result(run, asked.split, stage) for run in results.find(asked.paths) for stage in _stages(run, asked.split, asked.stages)
+    ]
+    return aligned(
+        [
+            ({**_identity(one.run, one.stage), by: value, "queries": _queries(part)}, dict(part.metrics))
+            for one in found
+            for value, part in strata(one, by).items()
+        ]
+    )
+
+
+def _retrieval(asked: Asked) -> list[Row]:
+    return _per_arm(asked, lambda name: "_R@" in name or name.endswith("_mAP") or name == "R-sum", spread="R-sum")
+
+
+def _matching(asked: Asked) -> list[Row]:
+    return _per_arm(asked, lambda name: name.endswith("accuracy"), spread=None)
+
+
+def _per_arm(asked: Asked, wanted: Callable[[str], bool], spread: str | None) -> list[Row]:
+    """One row a data set, pool and arm: means over seeds."""
+    found = []
+    for (dataset, pool), group in by_pool(results.find(asked.paths), asked.split).items():
+        for label, seeds in by_arm(group).items():
+            metrics = {name: value for name, value in mean_metrics(seeds.values()).items() if wanted(name)}
+            each = [one.metrics[spread] for one in seeds.values()] if spread else []
+            sd = {f"{spread}_seed_sd": float(np.std(np.array(each, float), ddof=1)) if len(each) > 1 else None} if spread else {}
+            found.append(({"dataset": dataset, "pool": pool, "arm": label, "seeds": len(seeds)}, metrics, sd))
+    if not any(metrics for _, metrics, _ in found):
+        raise DataError("these runs have no such figures", where=", ".join(map(str, asked.paths)), expected="runs that measured them")
+    return aligned(found)
+
+
+def _ablation(asked: Asked) -> list[Row]:
+    return evidence.arms(
+        results.find(asked.paths),
+        split=asked.split,
+        metric=asked.metric,
+        reference=asked.reference,
+        by=asked.by,
+        failed=results.failures(asked.paths),
+    )
+
+
+def _compared(asked: Asked) -> list[Row]:
+    found = [run for path in asked.paths for run in results.find([path])]
+    if len(found) != 2:
+        raise DataError(f"{len(found)} runs to compare", where=", ".join(map(str, asked.paths)), expected="two runs, or two results of one")
+    return evidence.pair(found, asked.split)
+
+
+TABLES: dict[str, Callable[[Asked], list[Row]]] = {
+    "runs": _runs,
+    "retrieval": _retrieval,
+    "matching": _matching,
+    "ablation": _ablation,
+    "compare": _compared,
+}
+
+
+def _rows_of(run: Run, split: str, every_stage: bool) -> list[tuple[Row, Row, Row]]:
+    facts = run.facts
+    losses = _last_losses(run.path / "metrics.jsonl")
+    cost: Row = {"parameters": facts.get("parameters")}
+    if fitted := facts.get("fitted"):
+        cost |= {"steps": fitted["steps"], "seconds": fitted["seconds"]}
+        cost |= {"samples/s": fitted["samples_per_second"], "memory_MiB": fitted["memory"]}
+    cost["warnings"] = list(dict.fromkeys(w["kind"] for w in facts.get("warnings", ())))
+    stages = _stages(run, split, every_stage)
+    return [(_identity(run, stage), dict(facts["metrics"][f"{split}.{stage}"]), losses | cost) for stage in stages]
+
+
+def _stages(run: Run, split: str, every: bool) -> list[str]:
+    stages = [name.partition(".")[2] for name in run.facts["metrics"] if name.startswith(f"{split}.")]
+    if not stages:
+        known = sorted({name.partition(".")[0] for name in run.facts["metrics"]})
+        raise DataError(f"this run has no results on {split}", where=run.path, expected=" or ".join(known))
+    return stages if every else [run.facts["headline"]]
+
+
+def _identity(run: Run, stage: str) -> Row:
+    facts = run.facts
+    weight = facts.get("weight") if stage == "two-stage" else None
+    return {"run": run.name, "dataset": run.dataset, "arm": run.label, "seed": facts["seed"], "stage": stage, "weight": weight}
+
+
+def _queries(one: Result) -> int:
+    return sum(len(ranks.rank) for pools in one.evaluation.directions().values() for ranks in pools)
+
+
+def _last_losses(log: Path) -> Row:
+    last: Row = {f"loss_{name}": None for name in LOSSES}
+    for line in log.read_text("utf-8").splitlines() if log.is_file() else ():
+        entry = json.loads(line)
+        last |= {f"loss_{k}": entry[k] for k in LOSSES if k in entry}
+    return last

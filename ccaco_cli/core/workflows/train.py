@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data import shards
+from ccaco_cli.core.data import cache, shards
+from ccaco_cli.core.data.checks import decode_image
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
-from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate, pools
+from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate, pools
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
+from ccaco_cli.core.model import handmade
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.retrieval.columns import columns
@@ -27,6 +32,7 @@ from ccaco_cli.core.training import checkpoint, loop
 from ccaco_cli.core.types import Encoded, OnProgress, silent
 from ccaco_cli.core.workflows import arms
 from ccaco_cli.core.workflows.prepare import prepared
+from ccaco_cli.core.workflows.score import Encodings, score
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,40 @@ class Asked:
         return arms.apply(replace(config, dataset=self.dataset), self.arm)
 
 
-def train(asked: Asked, folder: Path, *, resume: bool = False, data_root: Path = Path("data"), on_progress: OnProgress = silent) -> Manifest:
+@dataclass(frozen=True)
+class Fit:
+    """A model, however it came about.
+
+    encode   split name -> its items
+    aligner  None for a model that has vectors only
+    fitted   what training says of itself
+    facts    {"towers", "parameters"} for the run's manifest
+    files    weights, inside the run's folder
+    """
+
+    encode: Callable[[str], Encodings]
+    aligner: Aligner | None
+    fitted: loop.Fitted
+    facts: dict[str, Any]
+    files: tuple[Path, ...] = ()
+
+
+class Fitter(Protocol):
+    """Makes a model; calls ``claim`` when nothing the user got wrong is left to find, before it writes."""
+
+    def __call__(
+        self, data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress
+    ) -> Fit: ...
+
+
+def train(
+    asked: Asked, folder: Path, *, resume: bool = False, data_root: Path = Path("data"), on_progress: OnProgress = silent
+) -> Manifest:
     """Trains one model and scores its best checkpoint.
 
     folder   the run; must not hold a finished one
     resume   continue an interrupted run from its last checkpoint
-    Returns  the run's manifest: facts {"metrics", "headline", "weight", "fitted", "modalities", ...}
+    Returns  the run's manifest: facts {"metrics", "headline", "weight", "fitted", "warnings", "modalities", ...}
     """
     data = shards.open(prepared(asked.dataset, data_root, on_progress))
     config = asked.resolve(data)
@@ -56,10 +90,21 @@ def train(asked: Asked, folder: Path, *, resume: bool = False, data_root: Path =
     _refuse_finished(folder)
     runtime.threads()
     runtime.seed(config.seed)
+    fit = FITTERS[config.method](data, config, folder, lambda: _claim(folder, config, resume), resume, on_progress)
+    facts = score(data, fit.encode, fit.aligner, config, folder) | fit.facts
+    facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "modalities": list(data.modalities)}
+    facts |= {"fitted": asdict(fit.fitted), "warnings": list(fit.fitted.warnings), "protocol": data.manifest.facts["protocol"]}
+    files = [manifest.file_entry(folder, file) for file in fit.files]
+    device = str(runtime.device(config.device))
+    return manifest.write(folder, "run", facts=facts, inputs={"dataset": data.manifest}, config=asdict(config), files=files, device=device)
+
+
+def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
+    """An aligner, trained by gradient descent; the best checkpoint is scored."""
     device = runtime.device(config.device)
     aligner, towers = aligners.build(config.model, config.loss, data.modalities)
     aligner.to(device)
-    _claim(folder, config, resume)  # only now: whatever the user got wrong so far leaves nothing behind
+    claim()
     parts = {split: columns(data, split, aligner, towers, config.model, on_progress) for split in ("train", "val")}
     split = data.split("train")
     a, b = (parts["train"][m] for m in data.modalities)
@@ -74,73 +119,99 @@ def train(asked: Asked, folder: Path, *, resume: bool = False, data_root: Path =
         resume=resume and (folder / "checkpoints/last" / checkpoint.STATE).exists(),
         on_progress=on_progress,
     )
-    checkpoint.load_weights(folder / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
-    facts = score(aligner, data, towers, config, folder, parts["val"])
-    files = [manifest.file_entry(folder, folder / "checkpoints/best" / checkpoint.WEIGHTS)]
-    facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "fitted": asdict(fitted), "modalities": list(data.modalities)}
-    facts |= {"towers": {m: t.fingerprint for m, t in towers.items()}, "protocol": data.manifest.facts["protocol"]}
-    facts |= {"parameters": sum(p.numel() for p in aligner.parameters() if p.requires_grad)}
-    return manifest.write(folder, "run", facts=facts, inputs={"dataset": data.manifest}, config=asdict(config), files=files, device=str(device))
+    best = folder / "checkpoints/best" / checkpoint.WEIGHTS
+    checkpoint.load_weights(best, aligner)
+
+    def encoded(name: str) -> Encodings:
+        sides = parts["val"] if name == "val" else columns(data, name, aligner, towers, config.model)
+        one, other = (encode(aligner, m, c, local=config.loss.beta > 0) for m, c in sides.items())
+        row_a, row_b = (c.row for c in sides.values())
+        return Encodings(one, other, row_a, row_b)
+
+    trained = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
+    return Fit(encoded, aligner, fitted, {"towers": {m: t.fingerprint for m, t in towers.items()}, "parameters": trained}, (best,))
+
+
+def cca(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
+    """Hand-made features and canonical correlation: solved, not trained; its vectors are scored and not kept."""
+    if data.modalities != ("image", "text"):
+        raise DataError("hand-made features are of pictures and words", where=data.name, expected="a data set of image and text")
+    claim()
+    clock = time.perf_counter()
+    split = data.split("train")
+    found = handmade.align(_features(data, "train", on_progress), split.captions, split.caption_row, seed=config.seed)
+    seconds = time.perf_counter() - clock
+
+    def encoded(name: str) -> Encodings:
+        part = data.split(name)
+        one, other = found.pictures(_features(data, name, on_progress)), found.texts(part.captions)
+        return Encodings(_vectors(one), _vectors(other), np.arange(len(part)), part.caption_row)
+
+    val = encoded("val")
+    group = data.split("val").group
+    ids = group[val.row_a], group[val.row_b]
+    figures = evaluate("full", *ids, by_similarity(val.a.z, val.b.z, *ids), data.modalities).metrics
+    manifest.write_bytes(folder / "metrics.jsonl", (json.dumps({"step": 0, "epoch": 0, "validation": figures}) + "\n").encode())
+    fitted = loop.Fitted(0, 0, figures[config.eval.select], seconds, len(split) / seconds, loop.peak_memory(torch.device("cpu")))
+    return Fit(encoded, None, fitted, {"towers": {}, "parameters": found.parameters})
+
+
+FITTERS: dict[str, Fitter] = {"gradient": gradient, "cca": cca}
+
+
+def _features(data: PairData, name: str, on_progress: OnProgress) -> Any:
+    """Hand-made features of a split's pictures, computed once into the data set's cache: they depend on nothing else."""
+    split = data.split(name)
+
+    def write(folder: Path) -> None:
+        rows = []
+        for row in range(len(split)):
+            rows.append(handmade.picture(decode_image(split.media("image", [row])[0])))
+            on_progress(row + 1, len(split), {"what": f"hand-made features of {name}"})
+        np.save(folder / "features.npy", np.stack(rows))
+
+    key = cache.key(data=data.manifest.sha256, split=name, made="hog and colours, 1")
+    return cache.read_array(cache.folder(data.manifest.path / "cache" / key, write) / "features.npy")
+
+
+def _vectors(z: Any) -> Encoded:
+    found = torch.from_numpy(z)
+    return Encoded(found.new_zeros(len(found), 0, 1), torch.zeros(len(found), 0, dtype=torch.bool), found, found)
 
 
 def validate(aligner: Aligner, data: PairData, parts: Mapping[str, Column], config: RunConfig) -> dict[str, float]:
-    """Figures of the validation split that choose the best epoch: by cosine, or exhaustively on a part when there is no contrastive half."""
+    """Figures of the validation split that choose the best epoch: by cosine, or every pair of a part when there is no contrastive half."""
     (first, a), (second, b) = parts.items()
     group = data.split("val").group
     if config.loss.alpha > 0:
         one, other = encode(aligner, first, a), encode(aligner, second, b)
-        return evaluate("full", group[a.row], group[b.row], by_similarity(one.z, other.z, group[a.row], group[b.row]), data.modalities).metrics
+        return evaluate(
+            "full", group[a.row], group[b.row], by_similarity(one.z, other.z, group[a.row], group[b.row]), data.modalities
+        ).metrics
     rows = min(config.eval.exhaustive, len(group))
     items = tuple(np.flatnonzero(column.row < rows) for column in (a, b))
     one, other = (encode(aligner, m, c, items=i, local=True) for (m, c), i in zip(parts.items(), items, strict=True))
     return rerank.exhaustive(aligner, one, other, group[a.row[items[0]]], group[b.row[items[1]]], "full").metrics
 
 
-def score(aligner: Aligner, data: PairData, towers: Mapping[str, Any], config: RunConfig, folder: Path, val: Mapping[str, Column]) -> dict[str, Any]:
-    """Scores the best checkpoint: the weight of the cross score is chosen on validation, the test split is touched once.
-
-    Leaves ``results/SPLIT.STAGE.json`` with per-query ranks; returns the facts of the run's manifest.
-    """
-    weight, sums = 0.0, {}
-    stage = "cosine" if config.loss.alpha > 0 else "cross"
-    metrics: dict[str, dict[str, float]] = {}
-    for name in ("val", "test"):
-        if name not in data.splits:
-            continue
-        parts = val if name == "val" else columns(data, name, aligner, towers, config.model)
-        group = data.split(name).group
-        a, b = (encode(aligner, m, c, local=config.loss.beta > 0) for m, c in parts.items())
-        groups = tuple(group[c.row] for c in parts.values())
-        if name == "val" and config.loss.alpha > 0 and config.loss.beta > 0:
-            weight, sums = rerank.choose_weight(aligner, a, b, *groups, config.eval)
-        for label, found in _scored(aligner, a, b, groups, config, weight if sums else None, "full" if name == "val" else config.eval.protocol):
-            body = {"split": name, "stage": label, "arm": config.arm, "seed": config.seed, "dataset": data.name, "data": data.manifest.sha256}
-            body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, **found.as_dict()}
-            manifest.write_json(folder / "results" / f"{name}.{label}.json", body)
-            metrics[f"{name}.{label}"] = found.metrics
-    headline = "two-stage" if weight > 0 else stage
-    return {"metrics": metrics, "headline": headline, "weight": weight, "weights_tried": {str(k): v for k, v in sums.items()}}
-
-
-def _scored(aligner: Aligner, a: Encoded, b: Encoded, groups: Any, config: RunConfig, weight: float | None, protocol: str) -> list[tuple[str, Evaluation]]:
-    if config.loss.alpha == 0:
-        return [("cross", rerank.exhaustive(aligner, a, b, *groups, protocol))]
-    found = [("cosine", evaluate(protocol, *groups, by_similarity(a.z, b.z, *groups), aligner.modalities))]
-    if weight is not None:
-        found.append(("two-stage", rerank.two_stage(aligner, a, b, *groups, replace(config.eval, protocol=protocol), weight)))
-    return found
-
-
 def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
     """The best model of a finished run, with its towers (for preprocessing)."""
     found = manifest.open(path, kind="run", verify=True)
     config = configs.from_dict(found.config)
+    if config.method != "gradient":
+        raise ManifestError(
+            "this run keeps its figures only, no model", where=path, expected="a trained run", next="ccaco train --arm ccaco, or --arm clip"
+        )
     first, second = found.facts["modalities"]
     runtime.seed(config.seed)  # a locked tower without published weights is rebuilt as training built it
     aligner, towers = aligners.build(config.model, config.loss, (first, second))
     for modality, fingerprint in found.facts["towers"].items():
         if config.model.tower(modality).lock and towers[modality].fingerprint != fingerprint:
-            raise ManifestError("the weights of a locked tower are not those of this run", where=config.model.tower(modality).spec, expected=fingerprint[:12])
+            raise ManifestError(
+                "the weights of a locked tower are not those of this run",
+                where=config.model.tower(modality).spec,
+                expected=fingerprint[:12],
+            )
     checkpoint.load_weights(path / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
     return aligner.to(runtime.device(device)).eval(), towers, config, found
 
@@ -148,16 +219,23 @@ def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any],
 def _check(config: RunConfig, data: PairData) -> None:
     """Raises ConfigError or DataError for settings that would only fail when the run is over."""
     loop.check(config)
+    if config.method not in FITTERS:
+        raise ConfigError("no such method", where=f"method = {config.method!r}", expected=" | ".join(FITTERS))
     known = evaluate("full", [0], [0], by_similarity(np.ones((1, 1)), np.ones((1, 1)), [0], [0]), data.modalities).metrics
     if config.eval.select not in known:
         raise ConfigError("no such validation figure", where=f"eval.select = {config.eval.select!r}", expected=" | ".join(known))
     part = data.split("test" if "test" in data.splits else "val")
-    pools(config.eval.protocol if part.name == "test" else "full", *(part.group[part.caption_row] if m == "text" else part.group for m in data.modalities))
+    pools(
+        config.eval.protocol if part.name == "test" else "full",
+        *(part.group[part.caption_row] if m == "text" else part.group for m in data.modalities),
+    )
 
 
 def _refuse_finished(folder: Path) -> None:
     if manifest.exists(folder):
-        raise DataError("this run is finished", where=folder, expected="a new name", next=f"ccaco report {folder}, or choose another --name")
+        raise DataError(
+            "this run is finished", where=folder, expected="a new name", next=f"ccaco report {folder}, or choose another --name"
+        )
 
 
 def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
@@ -166,6 +244,13 @@ def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
     if not file.exists():
         manifest.write_bytes(file, text.encode())
     elif not resume:
-        raise DataError("an interrupted run lies here", where=folder, expected="--resume latest, or a new --name", next=f"add --resume latest, or rm -r {folder}")
+        raise DataError(
+            "an interrupted run lies here",
+            where=folder,
+            expected="--resume latest, or a new --name",
+            next=f"add --resume latest, or rm -r {folder}",
+        )
     elif file.read_text("utf-8") != text:
-        raise ConfigError("cannot resume with another config", where=file, expected="the flags of the first start", next="choose another --name")
+        raise ConfigError(
+            "cannot resume with another config", where=file, expected="the flags of the first start", next="choose another --name"
+        )

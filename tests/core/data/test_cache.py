@@ -54,5 +54,5 @@ def test_the_faster_of_two_wins(tmp_path: Path) -> None:
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="pickle|Array can't be memory-mapped"):
+    with pytest.raises(ValueError, match=r"pickle|Array can't be memory-mapped"):
         cache.read_array(tmp_path / "x.npy")

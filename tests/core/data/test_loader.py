@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from ccaco_cli.core.data.shards import Split
 
 
 class Words:
-    """A tokenizer: one id a word, padded to ten."""
+    """A tokenizer: one id a word, padded to forty."""
 
     calls = 0
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
         self.calls += 1
-        counts = torch.tensor([min(10, len(t.split())) for t in texts])
-        mask = torch.arange(10)[None] < counts[:, None]
-        return {"ids": torch.where(mask, counts[:, None] * 100 + torch.arange(10), 0), "mask": mask}
+        counts = torch.tensor([min(40, len(t.split())) for t in texts])
+        mask = torch.arange(40)[None] < counts[:, None]
+        return {"ids": torch.where(mask, counts[:, None] * 100 + torch.arange(40), 0), "mask": mask}
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_items_come_once_in_batches_of_similar_length(toy: Any) -> None:
     batches = list(batches_of_items(column, 7))
     lengths = [column.length[items] for items in batches]
     assert sorted(np.concatenate(batches).tolist()) == list(range(48))
-    assert all(before.max() <= after.min() for before, after in zip(lengths, lengths[1:], strict=False))
+    assert all(before.max() <= after.min() for before, after in pairwise(lengths))
     column.length = None
     assert np.concatenate(list(batches_of_items(column, 7))).tolist() == list(range(48))
 

@@ -66,7 +66,7 @@ def test_the_single_stream_knows_whose_each_token_is() -> None:
     fused_a, fused_b = stream(a, MASK_A, b, MASK_B)
     assert fused_a.shape == a.shape
     assert fused_b.shape == b.shape
-    swapped_b, swapped_a = stream(b, MASK_B, a, MASK_A)
+    _, swapped_a = stream(b, MASK_B, a, MASK_A)
     assert not torch.allclose(fused_a[MASK_A], swapped_a[MASK_A], atol=1e-3)
     stream.side.data[1] = stream.side.data[0]
     fused_a, swapped_a = stream(a, MASK_A, b, MASK_B)[0], stream(b, MASK_B, a, MASK_A)[1]

@@ -1,0 +1,198 @@
+"""How a trained model is scored: the same code for every arm. Leaves ``results/SPLIT.STAGE.json`` with per-query ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.shards import PairData, Split
+from ccaco_cli.core.evaluation.metrics import choice_accuracy, matching_accuracy
+from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.retrieval import rerank
+from ccaco_cli.core.types import Encoded
+
+Array = NDArray[Any]
+PairScore = Callable[[Tensor], Tensor]
+"""Pairs of items [M, 2] -> scores [M], higher = better match."""
+STRATA = ("things",)
+"""Facts of a thing (``Split.meta``) by which results can be split."""
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """A split as a model sees it.
+
+    a, b          items of either modality (tokens prepared for ``cross`` when the model has a cross branch)
+    row_a, row_b  [items] int64, the row of each item
+    """
+
+    a: Encoded
+    b: Encoded
+    row_a: Array
+    row_b: Array
+
+    def first(self, rows: int) -> Encodings:
+        """The items of the first rows only."""
+        one, other = np.flatnonzero(self.row_a < rows), np.flatnonzero(self.row_b < rows)
+        return Encodings(self.a[one], self.b[other], self.row_a[one], self.row_b[other])
+
+
+def score(data: PairData, encode: Callable[[str], Encodings], aligner: Aligner | None, config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Scores a model: the weight of the cross score is chosen on validation, the test split is touched once.
+
+    encode   split name -> its items; called once a split
+    aligner  None for a model that has vectors only
+    Returns  facts of the run's manifest: {"metrics", "pool_rules", "headline", "weight", "weights_tried"}
+
+    Stages: ``cosine``, ``two-stage`` (cosine and cross score over a shortlist), ``cross`` (every pair, models without a contrastive half);
+    and, on larger test splits, ``small``: the model's own score over the first ``eval.small`` things, the one pool that all arms share.
+    """
+    weight = 0.0
+    sums: dict[float, float] = {}
+    metrics: dict[str, dict[str, float]] = {}
+    rules: dict[str, str] = {}
+    for name in (n for n in ("val", "test") if n in data.splits):
+        split, found = data.split(name), encode(name)
+        if name == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0:
+            weight, sums = rerank.choose_weight(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
+        judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums))
+        for label, (how, result) in judge.stages().items():
+            measured, items = judge.pairs(how)
+            result = replace(result, metrics=result.metrics | measured)
+            body = {
+                "split": name,
+                "stage": label,
+                "arm": config.arm,
+                "seed": config.seed,
+                "dataset": data.name,
+                "data": data.manifest.sha256,
+            }
+            body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, "pool_rule": result.protocol, "scoring": how}
+            body |= {**result.as_dict(), "strata": judge.strata(result), "per_item": items}
+            manifest.write_json(folder / "results" / f"{name}.{label}.json", body)
+            metrics[f"{name}.{label}"], rules[f"{name}.{label}"] = result.metrics, result.protocol
+    own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross"
+    last = "test" if "test" in data.splits else "val"
+    headline = own if f"{last}.{own}" in metrics else "small"
+    tried = {str(k): v for k, v in sums.items()}
+    return {"metrics": metrics, "pool_rules": rules, "headline": headline, "weight": weight, "weights_tried": tried}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One split of one model. ``tuned`` = the weight of the cross score was chosen."""
+
+    modalities: tuple[str, str]
+    split: Split
+    found: Encodings
+    aligner: Aligner | None
+    config: RunConfig
+    weight: float
+    tuned: bool
+
+    def stages(self) -> dict[str, tuple[str, Evaluation]]:
+        """Stage -> (which score, what it measured)."""
+        test = self.split.name == "test"
+        protocol = self.config.eval.protocol if test else "full"
+        if self.config.loss.alpha == 0:
+            most = self.config.eval.small if test else self.config.eval.exhaustive
+            if len(self.split) <= most:
+                return {"cross": ("cross", self._evaluate("cross", self.found, protocol))}
+            return {"small": ("cross", self._small("cross", most))}
+        wanted = ["cosine", "two-stage"] if self.tuned else ["cosine"]
+        stages = {how: (how, self._evaluate(how, self.found, protocol)) for how in wanted}
+        if test and len(self.split) > self.config.eval.small:
+            own = "two-stage" if self.weight > 0 else "cosine"
+            stages["small"] = (own, self._small(own, self.config.eval.small))
+        return stages
+
+    def _small(self, how: str, rows: int) -> Evaluation:
+        return replace(self._evaluate(how, self.found.first(rows), "full"), protocol=f"first-{rows}")
+
+    def _evaluate(self, how: str, items: Encodings, protocol: str) -> Evaluation:
+        a, b, groups = items.a, items.b, (self.split.group[items.row_a], self.split.group[items.row_b])
+        if self.aligner is None or how == "cosine":
+            return evaluate(protocol, *groups, by_similarity(a.z, b.z, *groups), self.modalities)
+        if how == "cross":
+            return rerank.exhaustive(self.aligner, a, b, *groups, protocol)
+        return rerank.two_stage(self.aligner, a, b, *groups, replace(self.config.eval, protocol=protocol), self.weight)
+
+    def strata(self, result: Evaluation) -> dict[str, list[Any]]:
+        """Name -> its value for every row of the first modality that was in the pool, in order."""
+        rows = self.found.row_a[: result.pools[0][0]] if result.protocol.startswith("first-") else self.found.row_a
+        metas = [self.split.meta(int(row)) for row in rows]
+        return {name: [m[name] for m in metas] for name in STRATA if metas and all(name in m for m in metas)}
+
+    def pairs(self, how: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """What a score says of single pairs: accuracies (0..1) and the outcome of every item.
+
+        ``matching_accuracy``        each item of the second modality chooses between its own partner and a random other one
+        ``matching_sign_accuracy``   the sign of a matching head's logit, on the same pairs
+        ``binding_accuracy``         each thing chooses between a caption and the same one with what it says swapped
+        """
+        metrics: dict[str, float] = {}
+        items: dict[str, Any] = {}
+        scores = self._score(how)
+        true, false = self._partners()
+        if len(true):
+            right = choice_accuracy(scores(true), scores(false))
+            metrics["matching_accuracy"], items["matching"] = float(right.mean()), right.astype(int).tolist()
+            if self.config.loss.beta > 0 and self.config.loss.cross == "matching":
+                logit = self._score("cross")(torch.cat([true, false]))
+                metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, np.repeat([True, False], len(true))).mean())
+        said, swapped = self._binding()
+        if len(said):
+            right = choice_accuracy(scores(said), scores(swapped))
+            metrics["binding_accuracy"], items["binding"] = float(right.mean()), right.astype(int).tolist()
+            items["binding_row"] = self.found.row_a[said[:, 0].numpy()].tolist()
+        return metrics, items
+
+    def _score(self, how: str) -> PairScore:
+        a, b, aligner = self.found.a, self.found.b, self.aligner
+
+        def cosine(index: Tensor) -> Tensor:
+            return (a.z[index[:, 0]].double() * b.z[index[:, 1]].double()).sum(-1)
+
+        if (
+            aligner is None or how == "cosine" or (how == "two-stage" and not self.weight)
+        ):  # at 0 the cross branch has no say, not even when it is NaN
+            return cosine
+        if how == "cross":
+            return lambda index: rerank.match(aligner, a, b, index)
+        scale = float(aligner.logit_scale().detach())
+        return lambda index: scale * cosine(index) + self.weight * rerank.match(aligner, a, b, index)
+
+    def _partners(self) -> tuple[Tensor, Tensor]:
+        """Pairs of items [items of b, 2]: each item of b with its own partner, and with one of another group (always the same draw)."""
+        row_a, row_b, group = self.found.row_a, self.found.row_b, self.split.group
+        if len(np.unique(group)) < 2:
+            return torch.empty(0, 2, dtype=torch.long), torch.empty(0, 2, dtype=torch.long)
+        rng, items = np.random.default_rng(0), np.arange(len(row_b))
+        other = rng.integers(len(row_a), size=len(row_b))
+        while len(clash := np.flatnonzero(group[row_a[other]] == group[row_b])):
+            other[clash] = rng.integers(len(row_a), size=len(clash))
+        own = np.searchsorted(row_a, row_b)
+        return torch.from_numpy(np.stack([own, items], 1)), torch.from_numpy(np.stack([other, items], 1))
+
+    def _binding(self) -> tuple[Tensor, Tensor]:
+        """Pairs (thing, true caption) and (thing, swapped caption), for swapped captions that are captions of the split (of the twin)."""
+        pairs: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        if self.modalities[1] == "text":
+            at: Mapping[str, int] = {text: item for item, text in enumerate(self.split.captions)}
+            for item, row in enumerate(self.found.row_a):
+                for said in self.split.meta(int(row)).get("binding") or ():
+                    if all(text in at for text in said):
+                        for side, text in zip(pairs, said, strict=True):
+                            side.append((item, at[text]))
+        one, other = (torch.tensor(side, dtype=torch.long).view(-1, 2) for side in pairs)
+        return one, other

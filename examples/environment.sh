@@ -1,0 +1,14 @@
+# Sourced by examples/quickstart.sh and tests/run.sh: an environment with ccaco in it, made in .venv when there is none.
+# usage: . examples/environment.sh EXTRA      (run from the project's root)
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+  if [ ! -x .venv/bin/python ]; then
+    echo "making .venv (first time only; about 2 minutes and 6 GB)" >&2
+    "${PYTHON:-python3}" -m venv .venv
+  fi
+  . .venv/bin/activate
+fi
+stamp="$VIRTUAL_ENV/.ccaco-$1"
+if [ ! "$stamp" -nt pyproject.toml ]; then
+  python -m pip install --quiet --disable-pip-version-check -e ".[$1]"
+  touch "$stamp"
+fi

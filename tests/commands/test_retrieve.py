@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.workflows.retrieve import by_text
+
+
+def test_answers_are_those_of_the_core(ccaco: Callable[..., Any], index: Path) -> None:
+    done = ccaco("retrieve", "a red cat", "a dog", "--index", index, "-k", 3, "--rerank", 0)
+    assert (done.code, done.err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    wanted = [(q, h) for q, hits in by_text(Index(index), ["a red cat", "a dog"], k=3, rerank=0) for h in hits]
+    assert [(r["query"], r["id"], int(r["rank"])) for r in rows] == [(q, h.item["id"], h.rank) for q, h in wanted]
+    assert [float(r["cosine"]) for r in rows] == pytest.approx([h.cosine for _, h in wanted], abs=1e-4)
+
+
+def test_queries_from_stdin_and_json(ccaco: Callable[..., Any], index: Path) -> None:
+    done = ccaco("retrieve", "-", "-i", index, "-k", 1, "--format", "json", stdin="a cat\n\na dog\n")
+    assert [row["query"] for row in json.loads(done.out)] == ["a cat", "a dog"]
+    assert ccaco("retrieve", "-", "-i", index, "--format", "csv").out == ""
+
+
+def test_a_picture_and_a_contact_sheet(ccaco: Callable[..., Any], index: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "orange").save(tmp_path / "q.png")
+    done = ccaco("retrieve", "--image", tmp_path / "q.png", "-i", index, "-k", 2, "--save", tmp_path / "sheet.png")
+    assert done.code == 0
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [r["query"] for r in rows] == [str(tmp_path / "q.png")] * 2
+    assert Image.open(tmp_path / "sheet.png").size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a cat", "--index", "gone.idx"], "no index here: gone.idx"),
+        (["--index", "INDEX"], "nothing to look for"),
+        (["a cat", "--image", "x.png", "--index", "INDEX"], "two kinds of query"),
+        (["--image", "gone.png", "--index", "INDEX"], "gone.png"),
+        (["a cat", "--save", "sheet.txt", "--index", "INDEX"], ".png"),
+    ],
+)
+def test_errors_are_one_line(
+    ccaco: Callable[..., Any], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = ccaco("retrieve", *(index if a == "INDEX" else a for a in arguments))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert words in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell is needed")
+@pytest.mark.parametrize("format", ["csv", "table"])
+def test_a_closed_pipe_is_no_error(index: Path, format: str) -> None:
+    ccaco = f"{sys.executable} -m ccaco_cli"
+    retrieve = f'{{ {ccaco} retrieve - -i {index} -k 20 --format {format}; echo "code $?" >&2; }}'
+    script = f'for i in $(seq 200); do echo "cat $i"; done | {retrieve} | head -1'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == "code 0\n"

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccaco_cli.core import config as configs
+from ccaco_cli.core import manifest
+
+
+@pytest.fixture
+def flags(data_root: Path, tmp_path: Path) -> list[object]:
+    small = ["--set", "model.width=16", "--set", "model.image.size=32", "--set", "optim.steps=1", "--device", "cpu"]
+    return [*small, "--data", data_root, "--logs", tmp_path]
+
+
+def test_flags_reach_the_run_and_its_rows_stdout(ccaco: Callable[..., Any], flags: list[object], tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[optim]\nlr = 0.5\nwd = 0.25\n")
+    given = ["--config", tmp_path / "c.toml", "--lr", "0.001", "--alpha", 2, "--beta", 0.25, "--batch-size", 8, "--seed", 7, "--warmup", 0]
+    done = ccaco("train", *flags, *given)
+    assert done.code == 0, done.err
+    folder = tmp_path / "scenes-ccaco-s7"
+    config = configs.from_dict(manifest.open(folder, kind="run").config)
+    assert (config.optim.lr, config.optim.wd, config.loss.alpha, config.loss.beta) == (0.001, 0.25, 2.0, 0.25)
+    assert (config.optim.batch_size, config.seed, config.optim.warmup, config.model.width) == (8, 7, 0.0, 16)
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [row["stage"] for row in rows] == ["cosine", "two-stage"]
+    assert done.err == f"next: ccaco embed --run {folder} --dataset scenes --index scenes.idx\n"
+    again = ccaco("train", *flags, *given)
+    assert (again.code, again.out) == (2, "")
+    assert "this run is finished" in again.err
+    assert again.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset", "sceens"], ["no such data set: sceens", "ccaco prepare scenes"]),
+        (["--dataset", "flickr8k"], ["not prepared", "ccaco prepare flickr8k --source PATH"]),
+        (["--set", "loss.bta=1"], ["loss.bta", "did you mean loss.beta?"]),
+        (["--set", "loss.beta"], ["KEY=VALUE"]),
+        (["--set", "loss.beta=much"], ["loss.beta", "float"]),
+        (["--config", "gone.toml"], ["no such config file", "gone.toml"]),
+        (["--resume", "epoch3"], ["--resume epoch3", "--resume latest"]),
+        (["--arm", "clipp"], ["clipp", "did you mean clip?"]),
+        (["--image-tower", "tiny:huge"], ["tiny:huge"]),
+        (["--precision", "half"], ["amp_bf16"]),
+        (["--device", "cuda:77"], ["cuda:77"]),
+        (["--accum-freq", "0"], ["accum_freq"]),
+        (["--set", "loss.cross=x"], ["infonce"]),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(
+    ccaco: Callable[..., Any], flags: list[object], tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    done = ccaco("train", *flags, "--name", "x", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("ccaco: ")
+    assert all(word in done.err for word in words), done.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_usage_errors_end_with_2(ccaco: Callable[..., Any]) -> None:
+    for arguments in (["train", "--no-such-flag"], ["train", "--epochs", "many"], ["retrieve", "x"], ["dance"]):
+        done = ccaco(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert "Traceback" not in done.err

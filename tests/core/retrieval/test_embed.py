@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ccaco_cli.core.retrieval.embed import cached, encode, shrink
+from ccaco_cli.core.types import Features
+
+
+def test_order_and_batching_do_not_matter(toy: Any) -> None:
+    aligner, column = toy.aligner(toy.config()).train(), toy.columns()[1]
+    told: list[tuple[int, int | None]] = []
+    whole = encode(aligner, "text", column, batch_size=7, on_progress=lambda done, total, facts: told.append((done, total)))
+    assert not aligner.training
+    assert told[-1] == (48, 48)
+    assert whole.tokens.shape == (48, 0, 10)
+    for item in (0, 17, 47):
+        alone = aligner.encode("text", column.inputs(np.array([item])))
+        assert torch.allclose(whole.z[item], alone.z[0], atol=1e-6)
+        assert torch.allclose(whole.pooled[item], alone.pooled[0], atol=1e-6)
+    some = encode(aligner, "text", column, items=[40, 3], batch_size=1)
+    assert torch.allclose(some.z, whole.z[[40, 3]], atol=1e-6)
+    assert whole.z.dtype == torch.float32
+    assert torch.allclose(whole.z.norm(dim=1), torch.ones(48), atol=1e-6)
+
+
+def test_local_keeps_the_tokens_of_the_cross_branch(toy: Any) -> None:
+    aligner, column = toy.aligner(toy.config()), toy.columns()[1]
+    found = encode(aligner, "text", column, local=True, batch_size=5)
+    assert found.tokens.dtype == torch.float16
+    assert found.mask.sum(1).tolist() == column.length.tolist()
+    assert not found.tokens[~found.mask].any()
+    for item in (0, 17, 47):
+        given = column.inputs(np.array([item]))
+        wanted = aligner.local("text", aligner.encode("text", given))
+        length = int(column.length[item])
+        assert torch.allclose(found.tokens[item, :length].float(), wanted.tokens[0, :length], atol=2e-3)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
+def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, side: int) -> None:
+    column, width = toy.columns()[side], (6, 10)[side]
+    if side == 0:
+        column.mask[:], column.length = True, None
+    tower = toy.tower("x", width).module
+    calls: list[int] = []
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    found = cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu")
+    assert (found.row == column.row).all()
+    items = np.array([9, 2, 20])
+    got, wanted = found.inputs(items), tower(column.inputs(items))
+    for place in range(3):
+        assert torch.allclose(got.tokens[place][got.mask[place]].float(), wanted.tokens[place][wanted.mask[place]], atol=2e-3)
+    assert torch.allclose(got.pooled.float(), wanted.pooled, atol=2e-3)
+    calls.clear()
+    assert torch.equal(cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu").inputs(items).tokens, got.tokens)
+    assert not calls
+
+
+def test_a_patch_grid_is_averaged_by_hand() -> None:
+    patches = torch.arange(16.0).view(1, 16, 1)
+    special = torch.tensor([[[100.0]]])
+    features = Features(torch.cat([special, patches], 1), torch.ones(1, 17, dtype=torch.bool), special[:, 0])
+    found = shrink(features, (4, 4), 4)
+    assert found.tokens.flatten().tolist() == [100.0, 2.5, 4.5, 10.5, 12.5]
+    assert found.mask.shape == (1, 5)
+    assert found.mask.all()
+    assert torch.equal(found.pooled, features.pooled)
+    assert shrink(features, (4, 4), 16) is features
+    assert shrink(features, None, 4) is features

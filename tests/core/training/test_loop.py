@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.training import checkpoint, step
+from ccaco_cli.core.training.loop import Fitted, check, fit
+from ccaco_cli.core.training.optim import lr_at
+from ccaco_cli.core.types import silent
+
+BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"
+LAST = f"checkpoints/last/{checkpoint.WEIGHTS}"
+
+
+def start(toy: Any, config: Any, folder: Path, evaluate: Callable[[Any], Mapping[str, float]] | None = None, **more: Any) -> Fitted:
+    folder.mkdir(exist_ok=True)
+    runtime.seed(config.seed)
+    aligner = toy.aligner(config)
+    data, plan = toy.data(config)
+    return fit(aligner, data, plan, config, folder, evaluate or (lambda model: {"R-sum": 1.0}), **{"on_progress": silent} | more)
+
+
+def scores(*values: float, stop_after: int = 99) -> Callable[[Any], Mapping[str, float]]:
+    """Validation that says these figures one after the other, and is killed after ``stop_after``."""
+    given = iter(values)
+    calls = []
+
+    def evaluate(model: Any) -> Mapping[str, float]:
+        calls.append(model)
+        if len(calls) > stop_after:
+            raise KeyboardInterrupt
+        return {"R-sum": next(given)}
+
+    return evaluate
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [e for e in entries(folder) if "validation" not in e]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(toy: Any, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        start(toy, toy.config(seed=seed), tmp_path / name)
+    a, b, c = ((tmp_path / name / LAST).read_bytes() for name in "abc")
+    assert a == b != c
+    assert steps(tmp_path / "a") == steps(tmp_path / "b") != steps(tmp_path / "c")
+
+
+def test_training_lowers_both_losses(toy: Any, tmp_path: Path) -> None:
+    start(toy, toy.config(optim__epochs=15), tmp_path / "a")
+    log = steps(tmp_path / "a")
+    for part in ("contrastive", "cross"):
+        first, last = (sum(e[part] for e in part_of) for part_of in (log[:3], log[-3:]))
+        assert last < 0.8 * first, part
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_resumed_run_equals_the_undisturbed_one(toy: Any, tmp_path: Path, killed_after: int) -> None:
+    config = toy.config(optim__epochs=4, loss__cross_start=0.3, loss__cross_ramp=0.2)
+    whole = start(toy, config, tmp_path / "whole", scores(1, 3, 2, 2.5))
+    figures = [1, 3, 2, 2.5]
+    with pytest.raises(KeyboardInterrupt):
+        start(toy, config, tmp_path / "part", scores(*figures, stop_after=killed_after))
+    assert len(steps(tmp_path / "part")) == 3 * (killed_after + 1), "the last epoch was logged but never saved"
+    torch.manual_seed(987)
+    resumed = start(toy, config, tmp_path / "part", scores(*figures[killed_after:]), resume=True)
+    for file in (BEST, LAST):
+        assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert steps(tmp_path / "part") == steps(tmp_path / "whole")
+    assert [e["validation"] for e in entries(tmp_path / "part") if "validation" in e] == [{"R-sum": f} for f in figures]
+    assert (resumed.steps, resumed.best_epoch, resumed.best) == (whole.steps, whole.best_epoch, whole.best) == (12, 1, 3)
+
+
+def test_a_torn_line_of_the_log_is_dropped(toy: Any, tmp_path: Path) -> None:
+    config = toy.config(optim__epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        start(toy, config, tmp_path / "a", scores(1, stop_after=1))
+    with (tmp_path / "a/metrics.jsonl").open("a") as log:
+        log.write('{"step": 4, "epo')
+    start(toy, config, tmp_path / "a", resume=True)
+    assert [e["step"] for e in steps(tmp_path / "a")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_best_is_the_best_validation_epoch_and_the_earlier_of_two(toy: Any, tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+    figures = iter([1.0, 5.0, 5.0, 2.0])
+
+    def evaluate(model: Any) -> Mapping[str, float]:
+        seen.append(model.log_scale.detach().clone())
+        return {"R-sum": next(figures), "loss": 0.0}
+
+    found = start(toy, toy.config(optim__epochs=4), tmp_path / "a", evaluate)
+    assert (found.best_epoch, found.best) == (1, 5.0)
+    assert torch.equal(load_file(tmp_path / "a" / BEST)["log_scale"], seen[1])
+    assert torch.equal(load_file(tmp_path / "a" / LAST)["log_scale"], seen[3])
+    assert len({float(s) for s in seen}) == 4
+
+
+def test_patience_also_after_a_resume(toy: Any, tmp_path: Path) -> None:
+    config = toy.config(optim__epochs=9, optim__patience=2)
+    found = start(toy, config, tmp_path / "a", scores(1, 3, 2, 2, 9, 9))
+    assert (found.steps, found.best_epoch) == (12, 1)
+    again = start(toy, config, tmp_path / "a", scores(9, 9), resume=True)
+    assert (again.steps, again.best_epoch, again.best) == (12, 1, 3)
+
+
+def test_the_log_has_one_line_a_step_with_every_part(toy: Any, tmp_path: Path) -> None:
+    config = toy.config(optim__epochs=4, loss__alpha=2.0, loss__beta=0.5, loss__cross_start=0.5, loss__cross_ramp=0.25)
+    told: list[tuple[int, int | None]] = []
+    start(toy, config, tmp_path / "a", on_progress=lambda done, total, facts: told.append((done, total)))
+    log = steps(tmp_path / "a")
+    assert [e["step"] for e in log] == list(range(1, 13))
+    assert [e["epoch"] for e in log] == [i // 3 for i in range(12)]
+    assert told == [(i, 12) for i in range(1, 13)]
+    for number, entry in enumerate(log):
+        beta = 0.5 * min(1, max(0, (number / 12 - 0.5) / 0.25))
+        assert entry["beta"] == pytest.approx(beta, abs=1e-6)
+        assert ("cross" in entry) == (beta > 0)
+        assert entry["total"] == pytest.approx(2 * entry["contrastive"] + beta * entry.get("cross", 0.0), abs=1e-5)
+        assert entry["lr"] == lr_at(number, 12, config.optim)
+        assert entry["grad_norm"] > 0
+    assert [e["step"] for e in entries(tmp_path / "a") if "validation" in e] == [3, 6, 9, 12]
+
+
+def test_accumulation_makes_fewer_updates_and_leaves_an_odd_batch_out(toy: Any, tmp_path: Path) -> None:
+    found = start(toy, toy.config(optim__epochs=2, optim__batch_size=4, optim__accum_freq=4), tmp_path / "a")
+    assert found.steps == 2  # six batches an epoch: one update of four, two left
+    assert len(steps(tmp_path / "a")) == 2
+
+
+def test_accumulated_gradients_are_the_mean_of_their_batches(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fixed(aligner: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        return {"total": aligner.log_scale * float(batch.rows.sum())}
+
+    monkeypatch.setattr(step, "losses", fixed)
+    config = toy.config(optim__steps=1, optim__accum_freq=2, optim__grad_clip=0.0)
+    start(toy, config, tmp_path / "a")
+    plan = toy.data(config)[1].epoch(0)
+    wanted = sum(float(rows.sum()) for rows, _, _ in plan[:2]) / 2
+    assert steps(tmp_path / "a")[0]["grad_norm"] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_more_accumulation_than_an_epoch_has_is_refused(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"accum_freq = 4; expected at most 3"):
+        start(toy, toy.config(optim__accum_freq=4), tmp_path / "a")
+
+
+def test_every_epoch_has_its_own_order(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    real = step.losses
+
+    def watch(aligner: Any, batch: Any, *rest: Any) -> Any:
+        seen.append(batch.rows.tolist())
+        return real(aligner, batch, *rest)
+
+    monkeypatch.setattr(step, "losses", watch)
+    config = toy.config(optim__epochs=2)
+    start(toy, config, tmp_path / "a")
+    plan = toy.data(config)[1]
+    assert seen == [rows.tolist() for number in (0, 1) for rows, _, _ in plan.epoch(number)]
+
+
+def test_gradients_are_clipped(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    real = torch.optim.AdamW.step
+
+    def watch(self: Any, *arguments: Any, **more: Any) -> Any:
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
+    start(toy, toy.config(optim__epochs=1, optim__grad_clip=0.01), tmp_path / "a")
+    assert norms == pytest.approx([0.01] * 3, rel=1e-2)
+    assert all(e["grad_norm"] > 0.011 for e in steps(tmp_path / "a")), "the log tells the norm before clipping"
+    norms.clear()
+    start(toy, toy.config(optim__epochs=1, optim__grad_clip=0.0), tmp_path / "b")
+    assert norms == pytest.approx([e["grad_norm"] for e in steps(tmp_path / "b")], abs=1e-3)
+
+
+def test_steps_win_over_epochs(toy: Any, tmp_path: Path) -> None:
+    found = start(toy, toy.config(optim__epochs=1, optim__steps=7), tmp_path / "a")
+    assert found.steps == len(steps(tmp_path / "a")) == 7
+    assert [e["epoch"] for e in steps(tmp_path / "a")] == [0, 0, 0, 1, 1, 1, 2]
+    assert found.samples_per_second == pytest.approx(7 * 8 / found.seconds)
+    assert found.memory > 50
+
+
+def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
+    config = toy.config(model__image__lock=True)
+    runtime.seed(0)
+    aligner = toy.aligner(config)
+    before = {k: v.clone() for k, v in aligner.state_dict().items()}
+    data, plan = toy.data(config)
+    fit(aligner, data, plan, config, tmp_path, lambda model: {"R-sum": 0.0}, on_progress=silent)
+    moved = {k for k, v in aligner.state_dict().items() if not torch.equal(v, before[k])}
+    assert not any(k.startswith("sides.image.tower") for k in moved)
+    assert {"sides.text.tower.linear.weight", "sides.image.project.weight", "log_scale"} <= moved
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"loss__cross": "sum"}, "infonce"),
+        ({"optim__precision": "fp64"}, "amp_bf16"),
+        ({"optim__batch_size": 0}, "optim.batch_size"),
+        ({"optim__epochs": 0}, "optim.epochs"),
+        ({"optim__accum_freq": 0}, "optim.accum_freq"),
+        ({"loss__alpha": 0.0, "loss__beta": 0.0}, "nothing to learn"),
+        ({"loss__beta": -1.0}, "none below"),
+    ],
+)
+def test_settings_that_would_fail_later_are_refused_at_once(toy: Any, settings: dict[str, Any], words: str) -> None:
+    check(toy.config())
+    with pytest.raises(ConfigError, match=words):
+        check(toy.config(**settings))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.workflows.ablate import ablate
+from ccaco_cli.core.workflows.train import Asked
+
+ARMS = ["ccaco", "clip"]
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("*/manifest.json")}
+
+
+def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    asked, folder = Asked("scenes", explicit=small | {"optim.steps": 1}), tmp_path / "abl"
+    found = ablate(asked, ARMS, 1, folder, data_root=data_root)
+    assert sorted((row["run"], row["arm"], row["seed"]) for row in found.rows) == [("ccaco-s0", "ccaco", 0), ("clip-s0", "clip", 0)]
+    assert found.failures == {}
+    assert manifest.open(folder, kind="ablation").kind == "ablation"
+    before = stamps(folder)
+    assert ablate(asked, ARMS, 1, folder, data_root=data_root).rows == found.rows
+    assert stamps(folder) == before, "finished cells are left alone"
+    changed = Asked("scenes", explicit=small | {"optim.steps": 2})
+    assert [row["steps"] for row in ablate(changed, ["clip"], 1, folder, data_root=data_root).rows] == [2]
+
+
+def test_a_misspelt_arm_is_told_before_anything_is_trained(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown arm: clpi"):
+        ablate(Asked("scenes", explicit=small), ["ccaco", "clpi"], 1, tmp_path / "abl", data_root=data_root)
+    assert not (tmp_path / "abl").exists()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.errors import DataError, ManifestError
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.workflows.embed import embed
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*_*.*") if p.is_file()}
+
+
+def test_the_layout_is_clip_retrievals(embedded: Manifest, data_root: Path) -> None:
+    folder = embedded.path
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+        *("img_emb", "text_emb", "metadata", "text_metadata", manifest.NAME)
+    }
+    assert sorted(p.name for p in (folder / "img_emb").iterdir()) == ["img_emb_0.npy", "img_emb_1.npy", "img_emb_2.npy"]
+    assert len(list((folder / "text_emb").iterdir())) == 13
+    part = shards.open(data_root / "scenes").split("test")
+    for number, rows in enumerate((slice(0, 10), slice(10, 20), slice(20, 25))):
+        vectors = np.load(folder / f"img_emb/img_emb_{number}.npy")
+        assert vectors.dtype == np.float16
+        assert vectors.shape == (len(part.ids[rows]), 16)
+        assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(np.ones(len(vectors)), abs=2e-3)
+        table = pq.read_table(folder / f"metadata/metadata_{number}.parquet").to_pydict()
+        assert table["id"] == part.ids[rows]
+        assert table["group"] == part.group[rows].tolist()
+    texts = pq.read_table(folder / "text_metadata/text_metadata_12.parquet").to_pydict()
+    assert texts["text"] == part.captions[120:125]
+    assert texts["id"] == [part.ids[r] for r in part.caption_row[120:125]]
+    assert embedded.facts["rows"] == {"image": 25, "text": 125}
+    assert {entry["name"] for entry in embedded.files} == set(bytes_of(folder))
+
+
+def test_finished_shards_are_kept_and_missing_ones_made_again(run: Path, data_root: Path, tmp_path: Path, embedded: Manifest) -> None:
+    out = tmp_path / "e"
+
+    def again() -> Manifest:
+        return embed(run, "scenes", out=out, device="cpu", data_root=data_root, shard=10)
+
+    again()
+    first = bytes_of(out)
+    assert first == bytes_of(embedded.path)
+    lost = out / "text_emb/text_emb_3.npy"
+    kept = (out / "text_emb/text_emb_4.npy").stat().st_mtime_ns
+    lost.unlink()
+    with pytest.raises(ManifestError, match="text_emb_3"):
+        again()
+    (out / manifest.NAME).unlink()
+    assert again().kind == "embeddings"
+    assert bytes_of(out) == first
+    assert (out / "text_emb/text_emb_4.npy").stat().st_mtime_ns == kept
+    made_at = manifest.open(out, kind="embeddings").made_at
+    assert again().made_at == made_at
+
+
+def test_a_folder_with_something_else_is_refused(run: Path, data_root: Path, tmp_path: Path, embedded: Manifest, index: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    before = bytes_of(embedded.path)
+    for out, split, shard in ((embedded.path, "val", 10), (embedded.path, "test", 20), (tmp_path / "mine", "test", 10)):
+        with pytest.raises(DataError, match="other embeddings lie here"):
+            embed(run, "scenes", split=split, out=out, device="cpu", data_root=data_root, shard=shard)
+    assert bytes_of(embedded.path) == before
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    for there in (index, tmp_path / "mine"):
+        with pytest.raises(DataError, match="there already"):
+            embed(run, "scenes", out=tmp_path / "new", index=there, device="cpu", data_root=data_root)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_not_there_is_refused_before_anything_is_written(run: Path, data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no split 'dev'.*train, val, test"):
+        embed(run, "scenes", split="dev", out=tmp_path / "e", device="cpu", data_root=data_root)
+    with pytest.raises(ManifestError, match=r"no run here.*ccaco train"):
+        embed(tmp_path / "gone", "scenes", out=tmp_path / "e", device="cpu", data_root=data_root)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All tests, with style and types, in .venv (made when there is none). Arguments go to pytest.
+# Real photos and sounds are used when CCACO_REAL_DATA names their folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. examples/environment.sh all
+ruff check .
+ruff format --check .
+mypy
+pytest "$@"

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccaco_cli import __version__
+from ccaco_cli.core.workflows import report
+
+
+def test_version_and_help(ccaco: Callable[..., Any]) -> None:
+    assert ccaco("--version").out == f"{__version__}\n"
+    for arguments in (("-h",), ("--help",), ()):
+        done = ccaco(*arguments)
+        assert all(name in done.out + done.err for name in ("prepare", "train", "ablate", "embed", "retrieve", "report"))
+
+
+def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "rows", interrupted)
+    done = ccaco("report", "x")
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "ccaco: interrupted; the same command goes on where it can\n"
+
+
+def test_a_bug_is_not_hidden(ccaco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def buggy(*arguments: Any, **more: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(report, "rows", buggy)
+    with pytest.raises(ZeroDivisionError):
+        ccaco("report", "x")
+
+
+def test_the_script_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ccaco_cli", "report", str(tmp_path / "gone")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"ccaco: no finished run here: {tmp_path / 'gone'}; expected ")
+    assert done.stderr.endswith("; next: ccaco train --dataset scenes\n")
+    assert done.stderr.count("\n") == 1

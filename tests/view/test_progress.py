@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from ccaco_cli.core.types import silent
+from ccaco_cli.view import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_nothing_is_drawn_when_nobody_looks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bar("x") as tell:
+        assert tell is silent
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("CI", "true")
+    with progress.bar("x") as tell:
+        assert tell is silent
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_a_thing_on_stderr_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.bar("train x") as tell:
+        tell(1, 10, {"total": 1.23456, "samples/s": 1234.0})
+        tell(2, None, {"what": "pictures", "cell": "a-s0"})
+        tell(10, 10, {"total": 0.5})
+    drawn = terminal.getvalue()
+    assert "train x" in drawn
+    assert "10/10" in drawn
+    assert "0.500" in drawn
+    assert capsys.readouterr().out == ""
+
+
+def test_a_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.note("next: x")
+    assert capsys.readouterr() == ("", "next: x\n")
