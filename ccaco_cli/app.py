@@ -59,8 +59,12 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main() -> None:
     """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stall every other process of a busy machine
     try:
         app()
     except CcacoError as error:
         print(f"ccaco: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no permission, a full disk, a folder where a file should be
+        print(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
         sys.exit(2)

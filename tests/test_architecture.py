@@ -55,10 +55,14 @@ def test_only_step_joins_model_and_losses() -> None:
         names = imports(path)
         if any(n.startswith("ccaco_cli.core.model") for n in names) and any(n.startswith("ccaco_cli.core.losses") for n in names):
             both.append(path.relative_to(PACKAGE).as_posix())
-    assert [p for p in both if p != "core/training/loop.py"] == ["core/training/step.py"]  # the loop asks losses only for the weight of the day
+    assert [p for p in both if p != "core/training/loop.py"] == [
+        "core/training/step.py"
+    ]  # the loop asks losses only for the weight of the day
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "commands" and p.name not in ("__init__.py", "options.py")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.parent.name == "commands" and p.name not in ("__init__.py", "options.py")], ids=lambda p: p.name
+)
 def test_commands_are_thin(path: Path) -> None:
     function = next(n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef))
     body = function.body[-1].end_lineno - function.body[1].lineno  # type: ignore[operator]

@@ -36,4 +36,8 @@ def embed(
         found = workflow(run, dataset, split=split, out=out, index=index, device=device, data_root=data, on_progress=tell)
     rows = ", ".join(f"{count:,} {modality}" for modality, count in found.facts["rows"].items())
     progress.note(f"{found.path}: {rows}")
-    progress.note(f'next: ccaco retrieve "an orange cat napping" --index {index}' if index else f"next: add --index {Path(dataset).name}.idx to search them")
+    progress.note(
+        f'next: ccaco retrieve "an orange cat napping" --index {index}'
+        if index
+        else f"next: add --index {Path(dataset).name}.idx to search them"
+    )

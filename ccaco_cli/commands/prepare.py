@@ -11,16 +11,22 @@ from ccaco_cli.commands import options
 
 
 def prepare(
-    name: Annotated[str | None, typer.Argument(help="A source: scenes, flickr8k, coco, table ... (see --list).", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A source: scenes, flickr8k, coco, table ... (see --list).", show_default=False)
+    ] = None,
     source: Annotated[Path | None, typer.Option("--source", help="The published folder or file.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the data set goes.", show_default="data/NAME")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.", show_default=False)] = None,
-    image_size: Annotated[int | None, typer.Option("--image-size", min=8, help="Re-encode larger pictures to this short side.", show_default=False)] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=8, help="Re-encode larger pictures to this short side.", show_default=False)
+    ] = None,
     image_key: Annotated[str | None, typer.Option("--csv-img-key", help="table: column of picture paths.", show_default="filepath")] = None,
     caption_key: Annotated[str | None, typer.Option("--csv-caption-key", help="table: column of captions.", show_default="title")] = None,
     separator: Annotated[str | None, typer.Option("--csv-separator", help="table: column separator.", show_default="by suffix")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
-    max_rejects: Annotated[float, typer.Option("--max-rejects", min=0, max=1, help="Stop when a larger share than this is rejected.")] = 0.05,
+    max_rejects: Annotated[
+        float, typer.Option("--max-rejects", min=0, max=1, help="Stop when a larger share than this is rejected.")
+    ] = 0.05,
     workers: options.Workers = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the sources and what each expects to find.")] = False,
     shown: options.Shown = None,

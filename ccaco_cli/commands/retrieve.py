@@ -14,10 +14,17 @@ from ccaco_cli.commands import options
 def retrieve(
     query: Annotated[list[str] | None, typer.Argument(help="Sentences, or - for one a line from stdin.", show_default=False)] = None,
     index: Annotated[Path, typer.Option("--index", "-i", help="An index that 'embed' made.")] = ...,  # type: ignore[assignment]
-    image: Annotated[Path | None, typer.Option("--image", help="A picture instead of a sentence: finds captions.", show_default=False)] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="A picture instead of a sentence: finds captions.", show_default=False)
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Answers a query.")] = 10,
-    rerank: Annotated[int | None, typer.Option("--rerank", min=0, help="Candidates that cross-attention reorders; 0 = none.", show_default="as in the run")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write the answers as a contact sheet (.png, .pdf, .svg).", show_default=False)] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option("--rerank", min=0, help="Candidates that cross-attention reorders; 0 = none.", show_default="as in the run"),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write the answers as a contact sheet (.png, .pdf, .svg).", show_default=False)
+    ] = None,
     shown: options.Shown = None,
 ) -> None:
     """Find what belongs to a sentence or a picture.
@@ -33,11 +40,17 @@ def retrieve(
     from ccaco_cli.view import figures, results
 
     if bool(query) == (image is not None):
-        raise DataError("nothing to look for" if not query else "two kinds of query", expected="sentences, -, or --image FILE", next="ccaco retrieve --help")
+        raise DataError(
+            "nothing to look for" if not query else "two kinds of query",
+            expected="sentences, -, or --image FILE",
+            next="ccaco retrieve --help",
+        )
     opened = Index(index)
     queries = sys.stdin if query == ["-"] else query or ()
     answers = (
-        [(str(image), workflow.by_image(opened, image, k=k, rerank=rerank))] if image else workflow.by_text(opened, queries, k=k, rerank=rerank)
+        [(str(image), workflow.by_image(opened, image, k=k, rerank=rerank))]
+        if image
+        else workflow.by_text(opened, queries, k=k, rerank=rerank)
     )
     if save:
         answers = list(answers)

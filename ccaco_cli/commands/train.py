@@ -31,7 +31,9 @@ def train(
     seed: Annotated[int, typer.Option("--seed", help="Of weights, order and sampling.")] = 0,
     name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
-    resume: Annotated[str | None, typer.Option("--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False)] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False)
+    ] = None,
     config: options.ConfigFile = None,
     set_: options.Settings = None,
     device: options.Device = "auto",

@@ -144,7 +144,7 @@ class EvalConfig:
     select: str = "R-sum"
     protocol: str = "full"
     exhaustive: int = 50
-    small: int = 200
+    small: int = 100
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ class RunConfig:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # towers that learn from nothing
-    "scratch": {},
+    # towers that learn from nothing: minutes on two cores
+    "scratch": {"optim.epochs": 9, "loss.cross_batch": 32},
     # towers that stay as they are: heads only, strongly regularised (SCIENCE, finding 3)
     "locked": {
         "optim.epochs": 25,
@@ -290,7 +290,9 @@ def _set(config: Any, path: list[str], value: Any, full: str) -> Any:
             raise ConfigError("this config key has no parts", where=full, expected=name)
         return replace(config, **{name: _set(current, rest, value, full)})
     if is_dataclass(current):
-        raise ConfigError("this config key is a table", where=full, expected=f"{full}.KEY with KEY one of {', '.join(f.name for f in fields(current))}")
+        raise ConfigError(
+            "this config key is a table", where=full, expected=f"{full}.KEY with KEY one of {', '.join(f.name for f in fields(current))}"
+        )
     return replace(config, **{name: _coerce(value, get_type_hints(type(config))[name], current, full)})
 
 

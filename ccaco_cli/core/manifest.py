@@ -155,7 +155,9 @@ def open(path: Path, *, kind: str, verify: bool = False) -> Manifest:
     if found.kind != kind:
         raise ManifestError(f"this is a {found.kind}", where=path, expected=f"a {kind}", next=make)
     if schema > SCHEMA:
-        raise ManifestError(f"made by a newer ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next="pip install -U ccaco")
+        raise ManifestError(
+            f"made by a newer ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next="pip install -U ccaco"
+        )
     for entry in found.files:
         file = path / entry["name"]
         if not file.is_file():

@@ -61,11 +61,10 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell is needed")
-@pytest.mark.parametrize("format", ["csv", "table"])
-def test_a_closed_pipe_is_no_error(index: Path, format: str) -> None:
+def test_a_closed_pipe_is_no_error(index: Path) -> None:
     ccaco = f"{sys.executable} -m ccaco_cli"
-    retrieve = f'{{ {ccaco} retrieve - -i {index} -k 20 --format {format}; echo "code $?" >&2; }}'
-    script = f'for i in $(seq 200); do echo "cat $i"; done | {retrieve} | head -1'
+    retrieve = f'{{ {ccaco} retrieve - -i {index} -k 20 --rerank 0; echo "code $?" >&2; }}'
+    script = f'for i in $(seq 130); do echo "cat $i"; done | {retrieve} | head -1'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     assert done.stdout.count("\n") == 1
     assert done.stderr == "code 0\n"

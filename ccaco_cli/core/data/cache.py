@@ -51,5 +51,3 @@ def _temporary(path: Path) -> Iterator[Path]:
         yield temp
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-
-

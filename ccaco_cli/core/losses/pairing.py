@@ -46,12 +46,12 @@ def hard_negatives(similarity: Tensor, group: Tensor, count: int, generator: tor
 
 
 def all_pairs(similarity: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs:
-    """A random sub-batch, everyone against everyone (``count`` unused)."""
+    """A sub-batch, everyone against everyone (``count`` unused)."""
     return Pairs(rows=_subset(similarity, size, generator))
 
 
 def aligned(similarity: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs:
-    """A random sub-batch, true pairs only: for losses that have no negatives."""
+    """A sub-batch, true pairs only: for losses that have no negatives."""
     rows = _subset(similarity, size, generator)
     diagonal = torch.arange(len(rows), device=rows.device)
     return Pairs(rows, torch.stack([diagonal, diagonal], 1), torch.ones_like(diagonal, dtype=torch.bool))
@@ -76,7 +76,10 @@ def with_hard_negatives(similarity: Tensor, group: Tensor, size: int, count: int
 
 
 def _subset(similarity: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """Neighbours in the batch: the loader shuffles, but keeps families (swapped twins) side by side, and they are the hardest negatives."""
     batch = len(similarity)
+    every = torch.arange(batch, device=similarity.device)
     if size <= 0 or size >= batch:
-        return torch.arange(batch, device=similarity.device)
-    return torch.randperm(batch, generator=generator, device=similarity.device)[:size]
+        return every
+    start = torch.randint(batch, (1,), generator=generator, device=similarity.device)
+    return (every[:size] + start) % batch

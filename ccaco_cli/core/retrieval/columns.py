@@ -15,7 +15,9 @@ from ccaco_cli.core.retrieval.embed import cached
 from ccaco_cli.core.types import OnProgress, silent
 
 
-def columns(data: PairData, split: str, aligner: Aligner, towers: Mapping[str, Tower], config: ModelConfig, on_progress: OnProgress = silent) -> dict[str, Column]:
+def columns(
+    data: PairData, split: str, aligner: Aligner, towers: Mapping[str, Tower], config: ModelConfig, on_progress: OnProgress = silent
+) -> dict[str, Column]:
     """Both modalities' items of a split; tokens of locked towers come from the data set's cache (made on the first call).
 
     on_progress  told while tokens are computed, with ``facts["what"]``
@@ -24,7 +26,9 @@ def columns(data: PairData, split: str, aligner: Aligner, towers: Mapping[str, T
     return {m: _column(data, split, m, aligner.sides[m].tower, towers[m], config, device, on_progress) for m in data.modalities}
 
 
-def _column(data: PairData, split: str, modality: str, module: Any, tower: Tower, config: ModelConfig, device: Any, on_progress: OnProgress) -> Column:
+def _column(
+    data: PairData, split: str, modality: str, module: Any, tower: Tower, config: ModelConfig, device: Any, on_progress: OnProgress
+) -> Column:
     settings = config.tower(modality)
     found = _raw(data, split, modality, tower)
     if not settings.lock:

@@ -18,7 +18,14 @@ BATCH = 256
 
 @torch.inference_mode()
 def encode(
-    aligner: Aligner, modality: str, column: Column, *, items: Any = None, local: bool = False, batch_size: int = BATCH, on_progress: OnProgress = silent
+    aligner: Aligner,
+    modality: str,
+    column: Column,
+    *,
+    items: Any = None,
+    local: bool = False,
+    batch_size: int = BATCH,
+    on_progress: OnProgress = silent,
 ) -> Encoded:
     """Encodes items of a column, in evaluation mode.
 
@@ -36,7 +43,12 @@ def encode(
         if local:
             encoded = aligner.local(modality, encoded)
         tokens = encoded.tokens.half() if local else encoded.tokens[:, :0].half()
-        parts.append((positions, Encoded(tokens, encoded.mask if local else encoded.mask[:, :0], encoded.pooled.float(), encoded.z.float()).to("cpu")))
+        parts.append(
+            (
+                positions,
+                Encoded(tokens, encoded.mask if local else encoded.mask[:, :0], encoded.pooled.float(), encoded.z.float()).to("cpu"),
+            )
+        )
         done += len(positions)
         on_progress(done, len(chosen), {})
     return _gather(parts, len(chosen))

@@ -16,7 +16,6 @@ import torch
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
@@ -133,7 +132,9 @@ class Index:
     def other(self, modality: str) -> str:
         """The modality that a query of this one finds. Raises DataError for one that the index does not hold."""
         if modality not in self.modalities:
-            raise DataError(f"this index holds no {modality}", where=self.manifest.path, expected=f"a query by {' or '.join(self.modalities)}")
+            raise DataError(
+                f"this index holds no {modality}", where=self.manifest.path, expected=f"a query by {' or '.join(self.modalities)}"
+            )
         return self.modalities[1 - self.modalities.index(modality)]
 
 
@@ -154,5 +155,3 @@ def complete(folder: Path, run: Manifest, dataset: Manifest, split: str, counts:
     facts = {k: run.facts[k] for k in ("modalities", "weight", "headline")} | {"split": split, "rows": dict(counts)}
     facts |= {"dataset": dataset.facts["name"], "run": run.facts["name"]}
     return manifest.write(folder, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files)
-
-

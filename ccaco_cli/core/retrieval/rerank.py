@@ -29,7 +29,9 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     for first in range(0, len(index), PAIRS_AT_ONCE):
         rows_a, rows_b = index[first : first + PAIRS_AT_ONCE].unbind(1)
         # only the rows of this chunk go to the device, and no further than their longest token
-        one, other = (_trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b)))
+        one, other = (
+            _trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b))
+        )
         every = torch.arange(len(rows_a), device=device)
         out[first : first + PAIRS_AT_ONCE] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
     return out
@@ -74,7 +76,10 @@ def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any,
     """Shortlists and cross scores of both directions (a to b, b to a); a, b prepared by ``local``."""
     scale = float(aligner.logit_scale().detach())
     found = []
-    for query, gallery, groups, size, flipped in ((a, b, (group_a, group_b), config.shortlist_back, False), (b, a, (group_b, group_a), config.shortlist, True)):
+    for query, gallery, groups, size, flipped in (
+        (a, b, (group_a, group_b), config.shortlist_back, False),
+        (b, a, (group_b, group_a), config.shortlist, True),
+    ):
         columns = torch.cat([(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in torch.split(query.z, 1024)])
         pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
         logits = match(aligner, a, b, pairs.flip(1) if flipped else pairs)
@@ -82,9 +87,8 @@ def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any,
     return found[0], found[1]
 
 
-def choose_weight(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig) -> tuple[float, dict[float, float]]:
+def choose_weight(one: Stage, other: Stage, config: EvalConfig) -> tuple[float, dict[float, float]]:
     """The weight of the cross score with the highest R-sum (on validation); ties go to the smaller weight, NaN never wins."""
-    one, other = stages(aligner, a, b, group_a, group_b, config)
     sums = {w: _r_sum(one.ranks(w)) + _r_sum(other.ranks(w)) for w in sorted({0.0, *config.rerank_weights})}
     return max(sums, key=lambda w: (np.nan_to_num(sums[w], nan=-1.0), -w)), sums
 
@@ -93,11 +97,20 @@ def _r_sum(result: RankResult) -> float:
     return sum(100 * float(result.hits(k).mean()) for k in (1, 5, 10))
 
 
-def two_stage(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig, weight: float) -> Evaluation:
-    """Recalls of the two-stage score under the config's protocol."""
+def two_stage(
+    aligner: Aligner,
+    a: Encoded,
+    b: Encoded,
+    group_a: Any,
+    group_b: Any,
+    config: EvalConfig,
+    weight: float,
+    known: tuple[Stage, Stage] | None = None,
+) -> Evaluation:
+    """Recalls of the two-stage score under the config's protocol; ``known`` = the stages of its one pool, if there already."""
 
     def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
-        one, other = stages(aligner, a[pool.a], b[pool.b], group_a[pool.a], group_b[pool.b], config)
+        one, other = known or stages(aligner, a[pool.a], b[pool.b], group_a[pool.a], group_b[pool.b], config)
         return one.ranks(weight), other.ranks(weight)
 
     return evaluate(config.protocol, group_a, group_b, rank_pool, aligner.modalities)

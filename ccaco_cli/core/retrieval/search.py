@@ -41,10 +41,7 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
     """
     aligner, towers, _ = index.model
     tower = towers[modality]
-    if modality == "text":
-        inputs = tower.preprocess(list(samples))
-    else:
-        inputs = {"pixels": torch.stack([tower.preprocess(s) for s in samples])}
+    inputs = tower.preprocess(list(samples)) if modality == "text" else {"pixels": torch.stack([tower.preprocess(s) for s in samples])}
     encoded = aligner.encode(modality, inputs)
     return aligner.local(modality, encoded)
 
@@ -65,9 +62,7 @@ def search(index: Index, modality: str, query: Encoded, k: int, rerank: int | No
         rerank = 0
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
     cosines, rows = side.vectors.search(np.ascontiguousarray(query.z.numpy(), np.float32), wanted)
-    return [
-        _rank(index, modality, query[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank) for i in range(len(query.z))
-    ]
+    return [_rank(index, modality, query[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank) for i in range(len(query.z))]
 
 
 def _rank(index: Index, modality: str, query: Encoded, cosines: Any, rows: Any, k: int, rerank: int) -> list[Hit]:
@@ -86,6 +81,13 @@ def _rank(index: Index, modality: str, query: Encoded, cosines: Any, rows: Any, 
     else:
         order = np.arange(len(rows))
     return [
-        Hit(place + 1, int(rows[i]), float(scores[i]), float(cosines[i]), None if np.isnan(matches[i]) else float(matches[i]), side.item(int(rows[i])))
+        Hit(
+            place + 1,
+            int(rows[i]),
+            float(scores[i]),
+            float(cosines[i]),
+            None if np.isnan(matches[i]) else float(matches[i]),
+            side.item(int(rows[i])),
+        )
         for place, i in enumerate(order[:k])
     ]

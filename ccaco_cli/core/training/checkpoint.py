@@ -45,7 +45,9 @@ def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> N
     faults += [f"{k} is {list(found[k].shape)}, not {list(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape]
     if faults:
         what = f"a checkpoint of another shape: {'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}"
-        raise ManifestError(what, where=path, expected="weights made with this config", next="train again, or use the run's own config.toml")
+        raise ManifestError(
+            what, where=path, expected="weights made with this config", next="train again, or use the run's own config.toml"
+        )
     model.load_state_dict(found, strict=False)
 
 

@@ -11,7 +11,9 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.types import PairBatch
 
 
-def losses(aligner: Aligner, batch: PairBatch, config: LossConfig, beta: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def losses(
+    aligner: Aligner, batch: PairBatch, config: LossConfig, beta: float, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
     """Every loss part of one batch (DESIGN section 3).
 
     beta       the weight of the cross loss at this step; at 0 the cross branch does not run

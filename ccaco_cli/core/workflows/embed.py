@@ -53,7 +53,12 @@ def embed(
     if tuple(found.facts["modalities"]) != data.modalities:
         raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(found.facts["modalities"]))
     if index is not None and index.exists():
-        raise DataError("an index is there already" if manifest.exists(index) else "something else is there already", where=index, expected="a new name", next=f"rm -r {index}, or another --index")
+        raise DataError(
+            "an index is there already" if manifest.exists(index) else "something else is there already",
+            where=index,
+            expected="a new name",
+            next=f"rm -r {index}, or another --index",
+        )
     inputs = {"run": found, "dataset": data.manifest}
     part = data.split(split)
     sides = columns(data, split, aligner, towers, config.model, on_progress)
@@ -62,7 +67,12 @@ def embed(
         for modality, column in sides.items():
             _write_shards(out, modality, part, column, lambda m, c, i: encode(aligner, m, c, items=i), shard, on_progress)
         files = [manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")]
-        facts = {"modalities": list(data.modalities), "split": split, "dim": config.model.width, "rows": {m: len(c.row) for m, c in sides.items()}}
+        facts = {
+            "modalities": list(data.modalities),
+            "split": split,
+            "dim": config.model.width,
+            "rows": {m: len(c.row) for m, c in sides.items()},
+        }
         result = manifest.write(out, "embeddings", facts=facts, inputs=inputs, config=asdict(config), files=files)
     else:
         result = manifest.open(out, kind="embeddings")

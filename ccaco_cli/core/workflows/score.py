@@ -61,13 +61,17 @@ def score(data: PairData, encode: Callable[[str], Encodings], aligner: Aligner |
     sums: dict[float, float] = {}
     metrics: dict[str, dict[str, float]] = {}
     rules: dict[str, str] = {}
+    last = "test" if "test" in data.splits else "val"
+    known: tuple[rerank.Stage, rerank.Stage] | None = None
     for name in (n for n in ("val", "test") if n in data.splits):
         split, found = data.split(name), encode(name)
         if name == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0:
-            weight, sums = rerank.choose_weight(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
-        judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums))
+            known = rerank.stages(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
+            weight, sums = rerank.choose_weight(*known, config.eval)
+        judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known if name == "val" else None)
         for label, (how, result) in judge.stages().items():
-            measured, items = judge.pairs(how)
+            # single pairs choose nothing, and cost a slow matcher as much as its ranks: they wait for the last split
+            measured, items = judge.pairs(how) if name == last else ({}, {})
             result = replace(result, metrics=result.metrics | measured)
             body = {
                 "split": name,
@@ -82,7 +86,6 @@ def score(data: PairData, encode: Callable[[str], Encodings], aligner: Aligner |
             manifest.write_json(folder / "results" / f"{name}.{label}.json", body)
             metrics[f"{name}.{label}"], rules[f"{name}.{label}"] = result.metrics, result.protocol
     own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross"
-    last = "test" if "test" in data.splits else "val"
     headline = own if f"{last}.{own}" in metrics else "small"
     tried = {str(k): v for k, v in sums.items()}
     return {"metrics": metrics, "pool_rules": rules, "headline": headline, "weight": weight, "weights_tried": tried}
@@ -90,7 +93,7 @@ def score(data: PairData, encode: Callable[[str], Encodings], aligner: Aligner |
 
 @dataclass(frozen=True)
 class Judge:
-    """One split of one model. ``tuned`` = the weight of the cross score was chosen."""
+    """One split of one model. ``tuned`` = the weight of the cross score was chosen; ``known`` = from these shortlists and cross scores."""
 
     modalities: tuple[str, str]
     split: Split
@@ -99,6 +102,7 @@ class Judge:
     config: RunConfig
     weight: float
     tuned: bool
+    known: tuple[rerank.Stage, rerank.Stage] | None = None
 
     def stages(self) -> dict[str, tuple[str, Evaluation]]:
         """Stage -> (which score, what it measured)."""
@@ -125,7 +129,7 @@ class Judge:
             return evaluate(protocol, *groups, by_similarity(a.z, b.z, *groups), self.modalities)
         if how == "cross":
             return rerank.exhaustive(self.aligner, a, b, *groups, protocol)
-        return rerank.two_stage(self.aligner, a, b, *groups, replace(self.config.eval, protocol=protocol), self.weight)
+        return rerank.two_stage(self.aligner, a, b, *groups, replace(self.config.eval, protocol=protocol), self.weight, self.known)
 
     def strata(self, result: Evaluation) -> dict[str, list[Any]]:
         """Name -> its value for every row of the first modality that was in the pool, in order."""
@@ -145,10 +149,12 @@ class Judge:
         scores = self._score(how)
         true, false = self._partners()
         if len(true):
-            right = choice_accuracy(scores(true), scores(false))
+            both = torch.cat([true, false])
+            found = scores(both)
+            right = choice_accuracy(found[: len(true)], found[len(true) :])
             metrics["matching_accuracy"], items["matching"] = float(right.mean()), right.astype(int).tolist()
             if self.config.loss.beta > 0 and self.config.loss.cross == "matching":
-                logit = self._score("cross")(torch.cat([true, false]))
+                logit = found if how == "cross" else self._score("cross")(both)
                 metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, np.repeat([True, False], len(true))).mean())
         said, swapped = self._binding()
         if len(said):

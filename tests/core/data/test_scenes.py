@@ -219,7 +219,7 @@ def digest(records):
 
 
 def test_same_bytes_in_another_process():
-    counts = {"train": {style: 12 for style in STYLES}}
+    counts = {"train": dict.fromkeys(STYLES, 12)}
     records = list(scenes.records("s", counts, seed=3, size=64, limit=None))
     code = (
         "import sys; from ccaco_cli.core.data import scenes; import hashlib\n"

@@ -30,7 +30,9 @@ def test_equals_open_clip() -> None:
     from open_clip.loss import ClipLoss
 
     z_a, z_b = unit(16, 8).float(), unit(16, 8, seed=1).float()
-    assert info_nce(z_a, z_b, torch.arange(16), torch.tensor(14.0)).item() == pytest.approx(ClipLoss()(z_a, z_b, torch.tensor(14.0)).item(), rel=1e-5)
+    assert info_nce(z_a, z_b, torch.arange(16), torch.tensor(14.0)).item() == pytest.approx(
+        ClipLoss()(z_a, z_b, torch.tensor(14.0)).item(), rel=1e-5
+    )
 
 
 def test_permuting_pairs_changes_nothing_and_breaking_them_does() -> None:
@@ -75,7 +77,9 @@ def test_gradient() -> None:
     plain = -((target / target.sum(1, keepdim=True)) * logits.log_softmax(1)).sum(1).mean() / 2
     plain = plain - ((target / target.sum(1, keepdim=True)) * logits.T.log_softmax(1)).sum(1).mean() / 2
     ours = matrix_nce(logits, group, group)
-    for got, wanted in zip(torch.autograd.grad(ours, (z_a, z_b, scale), retain_graph=True), torch.autograd.grad(plain, (z_a, z_b, scale)), strict=True):
+    for got, wanted in zip(
+        torch.autograd.grad(ours, (z_a, z_b, scale), retain_graph=True), torch.autograd.grad(plain, (z_a, z_b, scale)), strict=True
+    ):
         assert torch.allclose(got, wanted, atol=1e-6)
     assert torch.autograd.gradcheck(lambda a, b, s: matrix_nce(s * a @ b.T, group, group), (z_a, z_b, scale), eps=1e-3, atol=1e-2)
 

@@ -128,6 +128,10 @@ def test_one_way_attention_leaves_the_other_side_alone() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    for settings, words in (({"kind": "sum"}, "attended"), ({"direction": "up"}, "b_to_a"), ({"kind": "coattention", "heads": 3}, "divisor")):
+    for settings, words in (
+        ({"kind": "sum"}, "attended"),
+        ({"direction": "up"}, "b_to_a"),
+        ({"kind": "coattention", "heads": 3}, "divisor"),
+    ):
         with pytest.raises(ConfigError, match=words):
             build(WIDTH, replace(FusionConfig(), **settings))  # type: ignore[arg-type]

@@ -118,7 +118,7 @@ def cosines(rows: int) -> tuple[Encoded, Encoded]:
 def chosen(table: torch.Tensor, weights: tuple[float, ...]) -> tuple[float, dict[float, float]]:
     rows = np.arange(len(table))
     config = EvalConfig(shortlist=len(table), shortlist_back=len(table), rerank_weights=weights)
-    return choose_weight(ByTable(table), *cosines(len(table)), rows, rows, config)  # type: ignore[arg-type]
+    return choose_weight(*stages(ByTable(table), *cosines(len(table)), rows, rows, config), config)  # type: ignore[arg-type]
 
 
 def test_the_weight_with_the_best_validation_figure_wins() -> None:

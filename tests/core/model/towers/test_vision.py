@@ -66,7 +66,7 @@ def test_torchvision_tokens_equal_the_model_s_own_features() -> None:
 @pytest.mark.parametrize("name", ["squeezenet1_0", "efficientnet_b0"])
 def test_torchvision_preprocessing_is_its_own(name: str) -> None:
     tower = build(f"torchvision:{name}@none", "image")
-    recipe = zoo.get_model_weights(name)["IMAGENET1K_V1"].transforms()
+    recipe = zoo.get_model_weights(name)["IMAGENET1K_V1"].transforms(resize_size=224)
     found = (tower.preprocess(photo()) / 255 - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(3, 1, 1)
     torch.testing.assert_close(found, recipe(photo()))
 
@@ -143,7 +143,7 @@ def test_real_squeezenet() -> None:
     model = zoo.squeezenet1_0().eval()
     model.load_state_dict(load_file(file))
     with torch.no_grad():
-        wanted = model.features(zoo.SqueezeNet1_0_Weights.DEFAULT.transforms()(photo())[None]).flatten(2).transpose(1, 2)
+        wanted = model.features(zoo.SqueezeNet1_0_Weights.DEFAULT.transforms(resize_size=224)(photo())[None]).flatten(2).transpose(1, 2)
         found = tower.module.eval()({"pixels": tower.preprocess(photo())[None]})
     torch.testing.assert_close(found.tokens, wanted, atol=1e-3, rtol=1e-3)
     assert found.tokens.std() > 0.1
