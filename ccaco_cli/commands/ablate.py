@@ -41,7 +41,7 @@ def ablate(
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
     config: options.ConfigFile = None,
     set_: options.Settings = None,
-    device: options.Device = "auto",
+    device: options.TrainDevice = None,
     workers: options.Workers = None,
     data: options.Data = Path("data"),
     shown: options.Shown = None,

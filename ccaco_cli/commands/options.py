@@ -28,6 +28,7 @@ Shown = Annotated[
     typer.Option("--format", "-f", help="How rows are printed; by default a table on a terminal, CSV in a pipe.", show_default=False),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
+TrainDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda[:N].", show_default="auto")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings; flags win over it.", show_default=False)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set loss.beta=0.5.", show_default=False)

@@ -28,7 +28,7 @@ def train(
     precision: options.Precision = None,
     accum_freq: options.Accum = None,
     grad_checkpointing: options.Checkpointing = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and sampling.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and sampling.", show_default="0")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
     resume: Annotated[
@@ -36,7 +36,7 @@ def train(
     ] = None,
     config: options.ConfigFile = None,
     set_: options.Settings = None,
-    device: options.Device = "auto",
+    device: options.TrainDevice = None,
     workers: options.Workers = None,
     data: options.Data = Path("data"),
     shown: options.Shown = None,
@@ -56,9 +56,14 @@ def train(
 
     if resume not in (None, "latest"):
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
-    folder = logs / (name or f"{Path(dataset).name}-{arm}-s{seed}")
     asked = Asked(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
+    folder = logs / (name or f"{Path(dataset).name}-{arm}-s{asked.seed}")
     with progress.bar(f"train {folder.name}") as tell:
-        workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
+        found = workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
     results.show(report.rows([folder], every_stage=True), shown, str(folder))
-    progress.note(f"next: ccaco embed --run {folder} --dataset {dataset} --index {Path(dataset).name}.idx")
+    searchable = "towers" in found.facts  # hand-made features leave no model behind
+    progress.note(
+        f"next: ccaco embed --run {folder} --dataset {dataset} --index {Path(dataset).name}.idx"
+        if searchable
+        else f"next: ccaco report {folder}"
+    )

@@ -125,6 +125,18 @@ class Aligner(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(loss.temperature)), requires_grad=loss.learn_temperature)
         self.max_scale = loss.max_scale
 
+    def set_grad_checkpointing(self) -> None:
+        """Recomputes the activations of the towers that learn instead of keeping them. Raises ConfigError: a tower that cannot."""
+        for modality, side in self.sides.items():
+            if side.config.lock:  # type: ignore[union-attr]
+                continue
+            if not hasattr(side.tower, "set_grad_checkpointing"):
+                spec = self.config.tower(modality).spec
+                raise ConfigError(
+                    "this tower has no gradient checkpointing", where=spec, expected="--lock-image or --lock-text, or another tower"
+                )
+            side.tower.set_grad_checkpointing(True)  # type: ignore[operator,union-attr]
+
     def logit_scale(self) -> Tensor:
         """1 / temperature, clamped: scalar that multiplies cosines."""
         return self.log_scale.exp().clamp(max=self.max_scale)

@@ -44,6 +44,10 @@ class Asked:
     base: Mapping[str, Any] | None = None
     explicit: Mapping[str, Any] | None = None
 
+    @property
+    def seed(self) -> int:
+        return int((self.explicit or {}).get("seed", (self.base or {}).get("seed", 0)))
+
     def resolve(self, data: PairData) -> RunConfig:
         config = configs.build(base=self.base or {}, explicit=self.explicit or {}, modalities=data.modalities)
         return arms.apply(replace(config, dataset=self.dataset), self.arm)
@@ -104,6 +108,8 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
     device = runtime.device(config.device)
     aligner, towers = aligners.build(config.model, config.loss, data.modalities)
     aligner.to(device)
+    if config.optim.grad_checkpointing:
+        aligner.set_grad_checkpointing()
     claim()
     parts = {split: columns(data, split, aligner, towers, config.model, on_progress) for split in ("train", "val")}
     split = data.split("train")

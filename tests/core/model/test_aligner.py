@@ -124,3 +124,15 @@ def test_fixed_temperature() -> None:
     config = ModelConfig(width=8)
     built = {"image": tower("image", 6), "text": tower("text", 10)}
     assert not Aligner(built, config, replace(LossConfig(), learn_temperature=False)).log_scale.requires_grad
+
+
+def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:
+    with pytest.raises(ConfigError, match="checkpointing"):
+        aligner().set_grad_checkpointing()
+    aligner(lock=True).set_grad_checkpointing()  # nothing to recompute
+    asked: list[bool] = []
+    model = aligner()
+    for side in model.sides.values():
+        side.tower.set_grad_checkpointing = asked.append  # type: ignore[union-attr,assignment]
+    model.set_grad_checkpointing()
+    assert asked == [True, True]
