@@ -168,7 +168,7 @@ class RunConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     # towers that learn from nothing: minutes on two cores
-    "scratch": {"optim.epochs": 9, "loss.cross_batch": 32},
+    "scratch": {"optim.epochs": 8, "loss.cross_batch": 32},
     # towers that stay as they are: heads only, strongly regularised (SCIENCE, finding 3)
     "locked": {
         "optim.epochs": 25,

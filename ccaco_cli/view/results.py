@@ -73,13 +73,18 @@ def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | Non
     columns = ("query", "rank", "score", "cosine", "match", "id", "text")
     if format == "table":
         for query, hits in answers:
-            tables.show([_row(query, hit) for hit in hits], columns[1:], "table", query)
+            tables.show([_first_caption(_row(query, hit)) for hit in hits], columns[1:], "table", query)
         return
     if format == "csv":
         for number, (query, hits) in enumerate(answers):
             tables.show([_row(query, hit) for hit in hits], columns, "csv", header=number == 0)
         return
     tables.show([_row(query, hit) for query, hits in answers for hit in hits], columns, format)
+
+
+def _first_caption(row: dict[str, Any]) -> dict[str, Any]:
+    text = row["text"]
+    return row | {"text": text[0] if isinstance(text, list) and text else text}
 
 
 def _row(query: str, hit: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def short(name: str) -> str:
     """``text_to_image_R@1`` -> ``t2i R@1``."""
     head, to, rest = name.partition("_to_")
     if not to:
-        return name
+        return name.removesuffix("_accuracy").replace("loss_", "loss ").replace("memory_", "")
     target, _, metric = rest.partition("_")
     return f"{head[0]}2{target[0]} {metric.replace('_', ' ')}"
 

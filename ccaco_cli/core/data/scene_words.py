@@ -87,9 +87,9 @@ class Wording:
         template = rng.randrange(len(FULL))
         return cls(
             template=template,
-            placed=rng.random() < 0.75,
+            placed=rng.random() < 0.5,
             inverse=rng.random() < 0.35,
-            sized=rng.random() < 0.7,
+            sized=rng.random() < 0.5,
             posed=rng.random() < 0.85,
             # "is" wants what the thing does behind it, so the pose moves before the noun.
             pose_first=template == 3 or rng.random() < 0.3,
@@ -129,9 +129,8 @@ def full(wording: Wording, things: Sequence[Thing], relation: str, place: str) -
 
 def partial(wording: Wording, things: Sequence[Thing], place: str, rng: random.Random) -> str:
     """A caption that names a part only: one or two things, how they look, and perhaps where; no relation."""
-    named = rng.sample(range(len(things)), 2 if rng.random() < 0.7 else 1)
+    named = rng.sample(range(len(things)), rng.choice((1, 2)))
     text = " and ".join(wording.thing(things[i]) for i in named)
-    # A lone thing without its place would fit too many pictures.
-    if len(named) == 1 or wording.placed:
+    if wording.placed:
         return f"{text} {wording.say(place)}"
     return f"a picture of {text}" if wording.template == 0 else text

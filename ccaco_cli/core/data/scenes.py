@@ -25,9 +25,11 @@ POSES: dict[str, tuple[str, ...]] = {
 }
 """Animals and what they do when nobody is chased; everything else has no pose."""
 
-ANIMALS = ("cat", "cat", "cat", "dog", "dog", "rabbit", "horse", "bird", "fish", "turtle")
-THINGS = ("ball", "box", "car", "tree", "house", "sofa", "cup", "boat", "balloon", "umbrella", "flower", "hat")
-HUES = (*COLOURS, "orange")
+ANIMALS = (*("cat",) * 6, *("dog",) * 5, *("rabbit", "bird", "fish") * 2, "horse", "turtle")
+THINGS = (*("ball",) * 4, *("box", "car", "sofa") * 3, *("house", "boat", "tree") * 2, "cup", "balloon", "umbrella", "flower", "hat")
+HUES = (*COLOURS, *("orange", "orange", "red", "blue", "green", "yellow"))
+"""As often as they stand there: a few are common and the others rare, as in photos."""
+
 HELD_OUT = frozenset(
     {
         *(("cat", "purple"), ("dog", "green"), ("rabbit", "red"), ("horse", "blue"), ("bird", "orange"), ("fish", "black")),

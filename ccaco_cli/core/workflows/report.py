@@ -53,6 +53,10 @@ def table(asked: Asked, name: str | None = None) -> list[Row]:
     return TABLES[chosen](asked)
 
 
+WHOLE = ("cosine", "two-stage", "cross")
+"""Stages that are measured on the whole gallery."""
+
+
 def rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = False) -> list[Row]:
     """One row a run (and a stage, when asked): what it is, its metrics (fractions), and what it cost.
 
@@ -194,7 +198,8 @@ def _stages(run: Run, split: str, every: bool) -> list[str]:
     if not stages:
         known = sorted({name.partition(".")[0] for name in run.facts["metrics"]})
         raise DataError(f"this run has no results on {split}", where=run.path, expected=" or ".join(known))
-    return stages if every else [run.facts["headline"]]
+    own = run.facts["headline"]
+    return [s for s in stages if s in (own, *WHOLE)] if every else [own]  # the small pool is for arms that have no other
 
 
 def _identity(run: Run, stage: str) -> Row:
