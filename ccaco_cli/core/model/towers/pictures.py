@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Picture:
         return pixels
 
 
-class PictureModule(nn.Module):
+class PictureModule(nn.Module, ABC):
     """Base of image towers: {"pixels": uint8 [B, 3, H, W]} -> Features."""
 
     mean: Tensor
@@ -54,9 +55,9 @@ class PictureModule(nn.Module):
         for name, channels in (("mean", picture.mean), ("std", picture.std)):
             self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1) * 255, persistent=False)
 
+    @abstractmethod
     def encode(self, pixels: Tensor) -> Encoding:
         """Normalised pixels [B, 3, H, W] -> (tokens [B, N, W], pooled [B, W] or None for their mean, grid of the last tokens)."""
-        raise NotImplementedError
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         tokens, pooled, _ = self.encode((inputs["pixels"].to(self.mean.dtype) - self.mean) / self.std)
