@@ -31,7 +31,7 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
     from PIL import Image
 
     lines = [(query, hits[first : first + COLUMNS]) for query, hits in answers for first in range(0, max(1, len(hits)), COLUMNS)]
-    figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(2.2 * COLUMNS, 2.9 * len(lines)), squeeze=False)
+    figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(2.2 * COLUMNS, 3.6 * len(lines)), squeeze=False)
     for (query, hits), row in zip(lines, axes, strict=True):
         row[0].set_title(query if hits and hits[0].rank == 1 else "", loc="left", fontsize=11, fontweight="bold", pad=22, parse_math=False)
         for axis in row:

@@ -33,4 +33,6 @@ def by_image(index: Index, file: Path, *, k: int, rerank: int | None) -> list[Hi
         picture = decode_image(file.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read this picture ({error.strerror or error})", where=file, expected="an image file") from None
+    except DataError as error:  # decode_image sees bytes and does not know whose
+        raise DataError(error.what, where=file, expected=error.expected) from None
     return search(index, "image", encode_query(index, "image", [picture]), k, rerank)[0]
