@@ -25,6 +25,7 @@ from ccaco_cli.core.types import Media, PairRecord
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_FILE_BYTES = 1 << 30  # Arrow's binary columns hold 2 GiB a shard
 JPEG_QUALITY = 90
+Measures = Mapping[str, float]
 SPLIT_NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
 
 
@@ -47,14 +48,14 @@ class Rules:
 class Passed:
     """A record that came through: ``row`` as the shards have it, and what the manifest counts.
 
-    size     (width, height) of the picture as stored, None for other media
+    measures what can be measured of its media as stored: ``width`` and ``height`` in pixels (names of several media do not clash)
     sha1     of the first media's original bytes, in hex ("" when the pair has none)
     cleaned  captions whose blanks were mended
     dropped  captions that were empty
     """
 
     row: dict[str, Any]
-    size: tuple[int, int] | None
+    measures: Measures
     sha1: str
     cleaned: int
     dropped: int
@@ -139,7 +140,8 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     captions = [text for text in cleaned if text]
     row: dict[str, Any] = {name: getattr(record, name) for name in ("id", "group", "domain", "label", "family")}
     row |= {"captions": captions, "meta": json.dumps(dict(record.meta), sort_keys=True)}
-    size, sha1 = None, ""
+    measures: dict[str, float] = {}
+    sha1 = ""
     try:
         for name in ("id", "group", "domain", "label", "family"):
             if not row[name].isascii() and _printable(row[name]) != row[name]:
@@ -154,26 +156,27 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
             data = _bytes_of(record.media[modality], rules.root)
             sha1 = sha1 or hashlib.sha1(data, usedforsecurity=False).hexdigest()
             row[modality], found = _CHECKS.get(modality, _as_it_is)(data, rules)
-            size = size or found
+            measures |= found
     except DataError as error:
         return Rejected(_printable(record.id), record.split, error.what, _place(record, rules.root, error))
     mended = sum(text != "" and text != before for text, before in zip(cleaned, record.captions, strict=True))
-    return Passed(row, size, sha1, cleaned=mended, dropped=len(cleaned) - len(captions))
+    return Passed(row, measures, sha1, cleaned=mended, dropped=len(cleaned) - len(captions))
 
 
-def _check_image(data: bytes, rules: Rules) -> tuple[bytes, tuple[int, int] | None]:
+def _check_image(data: bytes, rules: Rules) -> tuple[bytes, Measures]:
     image = decode_image(data)
-    if rules.image_size is None or min(image.size) <= rules.image_size:
-        return data, image.size
-    return shrink(image, rules.image_size)
+    kept, size = data, image.size
+    if rules.image_size is not None and min(size) > rules.image_size:
+        kept, size = shrink(image, rules.image_size)
+    return kept, dict(zip(("width", "height"), size, strict=True))
 
 
-def _as_it_is(data: bytes, rules: Rules) -> tuple[bytes, tuple[int, int] | None]:
-    return data, None
+def _as_it_is(data: bytes, rules: Rules) -> tuple[bytes, Measures]:
+    return data, {}
 
 
-_CHECKS: Mapping[str, Callable[[bytes, Rules], tuple[bytes, tuple[int, int] | None]]] = {"image": _check_image}
-"""Modality -> what its bytes must pass; gives the bytes to keep."""
+_CHECKS: Mapping[str, Callable[[bytes, Rules], tuple[bytes, Measures]]] = {"image": _check_image}
+"""Modality -> what its bytes must pass; gives the bytes to keep, and what was measured of them (told by ``prepare`` for every split)."""
 
 
 def _bytes_of(media: Media, root: str | None) -> bytes:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -19,7 +19,7 @@ CHUNK = 32  # records a task
 AHEAD = 4  # tasks a worker that may wait: bounds memory
 
 
-def checked(records: Iterator[PairRecord], rules: Rules, workers: int | None) -> Iterator[tuple[PairRecord, Passed | Rejected]]:
+def checked(records: Iterator[PairRecord], rules: Rules, workers: int | None) -> Generator[tuple[PairRecord, Passed | Rejected], None, None]:
     """Each record with its outcome, in order.
 
     workers  processes; None = all cores, 0 or 1 = none besides this one

@@ -12,9 +12,10 @@ import json
 import math
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import filelock
 import pyarrow as pa
 
 from ccaco_cli.core import manifest
-from ccaco_cli.core.data.checks import SPLIT_NAME, Rejected, Rules
+from ccaco_cli.core.data.checks import SPLIT_NAME, Passed, Rejected, Rules
 from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.data.tally import REJECTS, Tally, journals, summarise
@@ -33,7 +34,9 @@ from ccaco_cli.core.types import OnProgress, PairRecord, silent
 
 ROWS = 2048
 BYTES = 128 << 20
-MAX_REJECTS = 0.05
+MAX_REJECTS = 0.01
+HOPELESS = 1000
+"""Rejects from which on a run that cannot succeed any more stops at once; fewer are worth being listed whole."""
 _PLAN = "plan.json"
 
 
@@ -49,7 +52,7 @@ class _Open:
 
 
 def _journal() -> dict[str, Any]:
-    return {"seen": 0, "rows": 0, "cleaned": 0, "dropped": 0, "sizes": [], "sha1": [], "rejects": []}
+    return {"seen": 0, "rows": 0, "cleaned": 0, "dropped": 0, "measures": {}, "sha1": [], "rejects": []}
 
 
 def write(
@@ -77,8 +80,8 @@ def write(
     root         real path of the folder that every media path starts with and may not leave
     image_size   short side in pixels above which pictures are re-encoded (JPEG); None keeps the original bytes
     workers      processes; None = all cores, 0 or 1 = none besides this one
-    max_rejects  the share of records, 0..1, that may be rejected
-    total        records to come, where known, for ``on_progress``
+    max_rejects  the share of records, 0..1, that may be rejected; with ``total`` known, a run that has lost many more stops at once
+    total        records to come, where known
     Raises       DataError: ``out`` exists, another process is writing it, too many rejects, no usable record, an id twice
     """
     out = Path(os.path.abspath(out))
@@ -89,11 +92,15 @@ def write(
     rules = Rules(str(root) if root is not None else None, modalities, image_size)
     with _alone(out):
         _begin(partial, plan)
-        seen = _write_shards(records, partial, rules, workers, total, rows_per_shard, on_progress)
-        tally = summarise(partial, modalities)
+        seen = _write_shards(records, partial, rules, workers, total, rows_per_shard, max_rejects, on_progress)
+        try:
+            tally = summarise(partial)
+            _refuse_losses(partial, tally, max_rejects)
+        except DataError:
+            (partial / _PLAN).unlink()  # the source will be mended, so the next run begins anew
+            raise
         if tally.seen != seen:
             raise _changed(partial)
-        _refuse_losses(partial, tally, max_rejects)
         manifest.write(
             partial,
             "dataset",
@@ -133,7 +140,6 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _refuse_losses(partial: Path, tally: Tally, max_rejects: float) -> None:
     if tally.rejected > max_rejects * tally.seen or tally.rejected == tally.seen:
-        (partial / _PLAN).unlink()  # the source will be mended, so the next run begins anew
         if not tally.seen:
             raise DataError("the source has no records", expected="at least one", next="look at --source and --limit")
         reasons = ", ".join(f"{reason} {count}" for reason, count in tally.facts["rejects"].items())
@@ -162,57 +168,54 @@ def _write_shards(
     workers: int | None,
     total: int | None,
     rows_per_shard: int,
+    max_rejects: float,
     tell: OnProgress,
 ) -> int:
-    """Returns how many records went by, those of shards that were finished before included."""
+    """Returns how many records went by, those of shards that were finished before included; stops when too many are lost."""
     opened: dict[str, _Open] = {}
-    done = rejected = 0
+    skip: dict[str, deque[tuple[int, str, int]]] = {}  # of shards finished before: records, digest, rejects
+    done = rejected = resumed = 0
+    clock = time.perf_counter()
 
     def unfinished() -> Iterator[PairRecord]:
-        nonlocal done, rejected
-        skip: dict[str, deque[dict[str, Any]]] = {}
+        nonlocal done, rejected, resumed
         for record in records:
             split = _bucket(record)
             if split not in skip:
                 opened[split] = _Open()
-                skip[split] = deque(journals(partial, split))
+                skip[split] = deque((j["seen"], j["digest"], len(j["rejects"])) for j in journals(partial, split))
             if not skip[split]:
                 yield record
                 continue
-            shard, journal = opened[split], skip[split][0]
+            shard, (seen, digest, lost) = opened[split], skip[split][0]
             _note(shard, record)
             done += 1
-            if shard.journal["seen"] == journal["seen"]:
-                if shard.digest.hexdigest() != journal["digest"]:
+            resumed += 1
+            if shard.journal["seen"] == seen:
+                if shard.digest.hexdigest() != digest:
                     raise _changed(partial)
-                rejected += len(journal["rejects"])
+                rejected += lost
                 opened[split] = _Open(index=shard.index + 1, digest=shard.digest)
                 skip[split].popleft()
                 tell(done, total, {"rejects": rejected, "resumed": True})
 
     schema = _schema(rules.modalities)
-    for record, result in checked(unfinished(), rules, workers):
-        split = _bucket(record)
-        shard = opened[split]
-        _note(shard, record)
-        done += 1
-        journal = shard.journal
-        if isinstance(result, Rejected):
-            rejected += 1
-            journal["rejects"].append([result.id, result.split, result.reason, result.where])
-        else:
-            shard.rows.append(result.row)
-            shard.size += sum(len(result.row[m]) for m in rules.modalities if m != "text")
-            journal["cleaned"] += result.cleaned
-            journal["dropped"] += result.dropped
-            journal["sizes"] += [result.size] if result.size else []
-            journal["sha1"].append(result.sha1)
-        if journal["seen"] >= rows_per_shard or shard.size >= BYTES:
-            _close(partial, split, shard, schema)
-            opened[split] = _Open(index=shard.index + 1, digest=shard.digest)
-        tell(done, total, {"rejects": rejected})
+    with closing(checked(unfinished(), rules, workers)) as outcomes:
+        for record, result in outcomes:
+            split = _bucket(record)
+            shard = opened[split]
+            _note(shard, record)
+            done += 1
+            _put(shard, result, rules.modalities)
+            rejected += isinstance(result, Rejected)
+            if shard.journal["seen"] >= rows_per_shard or shard.size >= BYTES:
+                _close(partial, split, shard, schema)
+                opened[split] = _Open(index=shard.index + 1, digest=shard.digest)
+            tell(done, total, {"rejects": rejected, "samples/s": (done - resumed) / (time.perf_counter() - clock)})
+            if total is not None and rejected > max(HOPELESS, max_rejects * max(total, done)):
+                break
     for split, shard in opened.items():
-        if shard.journal["seen"]:
+        if shard.journal["seen"] and not skip[split]:
             _close(partial, split, shard, schema)
     return done
 
@@ -229,6 +232,20 @@ def _changed(partial: Path) -> DataError:
 def _note(shard: _Open, record: PairRecord) -> None:
     shard.journal["seen"] += 1
     shard.digest.update(repr((record.id, record.group, record.domain, record.label, record.family, list(record.captions))).encode())
+
+
+def _put(shard: _Open, result: Passed | Rejected, modalities: tuple[str, str]) -> None:
+    journal = shard.journal
+    if isinstance(result, Rejected):
+        journal["rejects"].append([result.id, result.split, result.reason, result.where])
+        return
+    shard.rows.append(result.row)
+    shard.size += sum(len(result.row[m]) for m in modalities if m != "text")
+    journal["cleaned"] += result.cleaned
+    journal["dropped"] += result.dropped
+    journal["sha1"].append(result.sha1)
+    for name, value in result.measures.items():
+        journal["measures"].setdefault(name, []).append(value)
 
 
 def _close(partial: Path, split: str, shard: _Open, schema: pa.Schema) -> None:

@@ -1,13 +1,18 @@
-"""What a data set being prepared amounts to: counts, lengths, sizes, rejects and leakage, from its shards and their journals."""
+"""What a data set being prepared amounts to: counts, lengths, sizes, rejects and leakage, from its shards and their journals.
+
+One shard is looked at at a time; what is kept of a sample are three hashes of eight bytes, so memory hardly grows with their number.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,9 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
 
 REJECTS = "rejects.csv"
+LEAKAGE = "leakage.csv"
 _ORDER = ("train", "val", "test")
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,58 @@ class Tally:
     rejected: int
 
 
+@dataclass
+class _Spread:
+    """Least, mean and most of values that come in parts."""
+
+    count: int = 0
+    total: float = 0
+    least: float = math.inf
+    most: float = -math.inf
+
+    def add(self, values: Any) -> None:
+        if len(values):
+            self.count += len(values)
+            self.total += np.sum(values).item()
+            self.least, self.most = min(self.least, np.min(values).item()), max(self.most, np.max(values).item())
+
+    def told(self) -> dict[str, float]:
+        return {"min": self.least, "mean": round(self.total / self.count, 3), "max": self.most} if self.count else {}
+
+
+@dataclass
+class _Split:
+    """One split while it is counted; hashes are of 64 bits, which tell a hundred million things apart."""
+
+    counts: Counter[str] = field(default_factory=lambda: Counter(samples=0, groups=0, captions=0, rejects=0))
+    reasons: Counter[str] = field(default_factory=Counter)
+    spreads: dict[str, _Spread] = field(default_factory=dict)
+    ids: list[Hashes] = field(default_factory=list)
+    groups: list[Hashes] = field(default_factory=list)
+    media: list[Hashes] = field(default_factory=list)
+    captions: list[Any] = field(default_factory=list)
+
+    def add(self, table: pa.Table, journal: dict[str, Any]) -> None:
+        captions = pc.list_flatten(table["captions"])
+        self.counts.update(samples=len(table), captions=len(captions))
+        self.ids.append(_hashes(table["id"].to_pylist()))
+        self.groups.append(_hashes(table["group"].to_pylist()))
+        self.media.append(_media(journal))
+        self.captions.append(pc.list_value_length(table["captions"]).to_numpy())
+        measured = {"words": pc.list_value_length(pc.utf8_split_whitespace(captions)).to_numpy(), **journal["measures"]}
+        for name, values in measured.items():
+            self.spreads.setdefault(name, _Spread()).add(values)
+
+    def inspection(self) -> dict[str, Any]:
+        """What ``prepare`` tells of the split at its end."""
+        _, group = np.unique(np.concatenate(self.groups), return_inverse=True) if self.groups else (None, np.empty(0, int))
+        self.counts["groups"] = int(group.max()) + 1 if len(group) else 0
+        per_group = _Spread()
+        per_group.add(np.bincount(group, np.concatenate(self.captions)).astype(int) if len(group) else ())
+        spreads = {"captions_per_group": per_group, **self.spreads}
+        return {name: one.told() for name, one in spreads.items() if one.most > 0} | {"rejects": dict(sorted(self.reasons.items()))}
+
+
 def journals(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """The journals of a split's finished shards, in order, up to the first that is missing."""
     index = 0
@@ -40,59 +99,51 @@ def journals(folder: Path, split: str) -> Iterator[dict[str, Any]]:
         index += 1
 
 
-def summarise(folder: Path, modalities: tuple[str, str]) -> Tally:
-    """Counts everything in a folder of finished shards, and writes its rejects.csv.
+def summarise(folder: Path) -> Tally:
+    """Counts everything in a folder of finished shards; writes its rejects.csv, and leakage.csv when there is any.
 
-    facts    splits {name: samples, groups, captions, rejects}; domains {name: samples}; captions {cleaned, dropped, words}; image_size
-             {width, height} in pixels as stored; rejects {reason: count}; leakage = how many media (by their bytes) are in several splits
+    facts    splits {name: samples, groups, captions, rejects}; inspection {name: {captions_per_group, words, width, height ...: {min, mean,
+             max}, rejects: {reason: count}}}; domains {name: samples}; captions {cleaned, dropped}; rejects {reason: count};
+             leakage = how many media (by their bytes) are in several splits
     Raises   DataError: two samples have one id
     """
     names = {file.stem.rpartition("-")[0] for file in folder.glob("*-[0-9]*.json")}
-    splits: dict[str, dict[str, int]] = {}
+    splits: dict[str, _Split] = {}
     domains: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    rejects: list[list[str]] = []
-    ids, words, sizes, sha1, split_of = [], [], [], [], []
-    files = []
-    for number, split in enumerate(sorted(names, key=lambda n: (_ORDER.index(n) if n in _ORDER else len(_ORDER), n))):
-        groups, found = [], Counter(samples=0, groups=0, captions=0, rejects=0)
+    files, rejects = [], []
+    for split in sorted(names, key=lambda n: (_ORDER.index(n) if n in _ORDER else len(_ORDER), n)):
+        here = splits[split] = _Split()
         for index, journal in enumerate(journals(folder, split)):
             counts.update({key: journal[key] for key in ("seen", "cleaned", "dropped")})
-            found["rejects"] += len(journal["rejects"])
+            here.counts["rejects"] += len(journal["rejects"])
+            here.reasons.update(reason for _, _, reason, _ in journal["rejects"])
             rejects += journal["rejects"]
-            if not journal["rows"]:
-                continue
-            file = folder / f"{split}-{index:05d}.arrow"
-            files.append(manifest.file_entry(folder, file, rows=journal["rows"]))
-            table = read_shard(file)
-            captions = pc.list_flatten(table["captions"])
-            words.append(pc.list_value_length(pc.utf8_split_whitespace(captions)).to_numpy())
-            domains.update({pair["values"]: pair["counts"] for pair in table["domain"].value_counts().to_pylist()})
-            found.update(samples=journal["rows"], captions=len(captions))
-            # taken, that is copied, so that the shard's pages need not stay mapped until the end
-            names_here = table.select(["id", "group"]).take(pa.array(np.arange(len(table))))
-            ids.append(names_here["id"])
-            groups.append(names_here["group"])
-            sizes.append(np.array(journal["sizes"], np.int32).reshape(-1, 2))
-            known = [digest for digest in journal["sha1"] if digest]
-            sha1.append(np.array([int(digest[:16], 16) for digest in known], np.uint64))  # 64 bits tell a hundred million media apart
-            split_of.append(np.full(len(known), number))
-        found["groups"] = pc.count_distinct(_joined(groups)).as_py() if groups else 0
-        if split:
-            splits[split] = dict(found)
-    _refuse_twins(_joined(ids))
-    (rejects_file := folder / REJECTS).write_bytes(_csv(rejects))
-    files.append(manifest.file_entry(folder, rejects_file, rows=len(rejects)))
-    size = np.concatenate(sizes) if sizes else np.empty((0, 2), np.int32)
+            if journal["rows"]:
+                file = folder / f"{split}-{index:05d}.arrow"
+                files.append(manifest.file_entry(folder, file, rows=journal["rows"]))
+                table = read_shard(file)
+                domains.update({pair["values"]: pair["counts"] for pair in table["domain"].value_counts().to_pylist()})
+                here.add(table, journal)
+    _refuse_twins(folder, {split: here.ids for split, here in splits.items()})
+    leaks = _leaks({split: here.media for split, here in splits.items()})
+    for name, header, rows in (
+        (REJECTS, ("id", "split", "reason", "where"), rejects),
+        (LEAKAGE, ("sha1", "split", "id"), sorted(_named(folder, {s: here.media for s, here in splits.items()}, leaks))),
+    ):
+        (folder / name).unlink(missing_ok=True)
+        if rows or name == REJECTS:
+            (folder / name).write_bytes(_csv(header, rows))
+            files.append(manifest.file_entry(folder, folder / name, rows=len(rows)))
+    inspection = {split: here.inspection() for split, here in splits.items() if split}
     facts: dict[str, Any] = {
-        "splits": splits,
+        "splits": {split: dict(here.counts) for split, here in splits.items() if split},
+        "inspection": inspection,
         "domains": dict(sorted(domains.items())),
-        "captions": {"cleaned": counts["cleaned"], "dropped": counts["dropped"], "words": _spread(words)},
-        "rejects": dict(sorted(Counter(reason for _, _, reason, _ in rejects).items())),
-        "leakage": _leakage(sha1, split_of),
+        "captions": {"cleaned": counts["cleaned"], "dropped": counts["dropped"]},
+        "rejects": dict(sorted(sum((here.reasons for here in splits.values()), Counter()).items())),
+        "leakage": len(leaks),
     }
-    if "image" in modalities:
-        facts["image_size"] = {"width": _spread([size[:, 0]]), "height": _spread([size[:, 1]])}
     return Tally(facts, files, counts["seen"], len(rejects))
 
 
@@ -101,33 +152,47 @@ def read_shard(file: Path) -> pa.Table:
     return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
 
 
-def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+def _hashes(names: Sequence[str]) -> Hashes:
+    return np.frombuffer(b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names), np.uint64)
 
 
-def _refuse_twins(ids: pa.ChunkedArray) -> None:
-    if pc.count_distinct(ids).as_py() < len(ids):
-        twin = next(pair["values"] for pair in ids.value_counts().to_pylist() if pair["counts"] > 1)
-        raise DataError("two samples have one id", where=twin, expected="an id for every sample", next="mend the list of the data set")
+def _media(journal: dict[str, Any]) -> Hashes:
+    """[rows] the start of each media's SHA-1; 0 for a row that has none."""
+    return np.array([int(digest[:16] or "0", 16) for digest in journal["sha1"]], np.uint64)
 
 
-def _spread(parts: list[np.ndarray[Any, Any]]) -> dict[str, float]:
-    values = np.concatenate(parts) if parts else np.empty(0, int)
-    return {"min": int(values.min()), "mean": round(float(values.mean()), 3), "max": int(values.max())} if values.size else {}
+def _refuse_twins(folder: Path, ids: dict[str, list[Hashes]]) -> None:
+    each = [part for parts in ids.values() for part in parts]
+    values, times = np.unique(np.concatenate(each), return_counts=True) if each else (np.empty(0, np.uint64), np.empty(0))
+    if (times > 1).any():
+        suspects = Counter(id for _, _, id in _named(folder, ids, values[times > 1]))
+        twins = [id for id, count in suspects.items() if count > 1]
+        if twins:  # not only equal by hash
+            raise DataError("two samples have one id", where=twins[0], expected="an id for every sample", next="mend the list of the data set")
 
 
-def _leakage(sha1: list[np.ndarray[Any, Any]], split_of: list[np.ndarray[Any, Any]]) -> int:
-    if not sha1:
-        return 0
-    _, media = np.unique(np.concatenate(sha1), return_inverse=True)
-    several = max(int(part[0]) for part in split_of if part.size) + 1 if media.size else 1
-    places = np.unique(media * several + np.concatenate(split_of)) // several
-    return int((np.bincount(places) > 1).sum())
+def _leaks(media: dict[str, list[Hashes]]) -> Hashes:
+    """The hashes of media that are in several splits."""
+    distinct = [np.unique(np.concatenate(parts)) for parts in media.values() if parts]
+    values, splits = np.unique(np.concatenate([*distinct, np.empty(0, np.uint64)]), return_counts=True)
+    found: Hashes = values[(splits > 1) & (values > 0)]
+    return found
 
 
-def _csv(rejects: list[list[str]]) -> bytes:
+def _named(folder: Path, hashes: dict[str, list[Hashes]], wanted: Hashes) -> Iterator[tuple[str, str, str]]:
+    """(SHA-1 of the media, split, id) of the samples with these hashes; only the shards that hold one are read again."""
+    for split, parts in hashes.items() if len(wanted) else ():
+        with_rows = ((i, j) for i, j in enumerate(journals(folder, split)) if j["rows"])
+        for (index, journal), part in zip(with_rows, parts, strict=True):
+            rows = np.flatnonzero(np.isin(part, wanted))
+            if len(rows):
+                ids = read_shard(folder / f"{split}-{index:05d}.arrow")["id"]
+                yield from ((journal["sha1"][row], split, ids[row].as_py()) for row in rows.tolist())
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "split", "reason", "where"))
-    writer.writerows(rejects)
+    writer.writerow(header)
+    writer.writerows(rows)
     return text.getvalue().encode()

@@ -95,11 +95,11 @@ def test_original_bytes_are_kept_unless_the_picture_is_larger_than_asked() -> No
     data = encode(Image.new("RGB", (40, 20)), "JPEG")
     for size in (None, 20, 64):
         kept = check(record(data), Rules(None, ("image", "text"), size))
-        assert isinstance(kept, Passed) and kept.row["image"] == data and kept.size == (40, 20)
+        assert isinstance(kept, Passed) and kept.row["image"] == data and kept.measures == {"width": 40, "height": 20}
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = check(record(encode(Image.new("RGB", (40, 20)), "JPEG", exif=exif)), Rules(None, ("image", "text"), 10))
-    assert isinstance(turned, Passed) and turned.size == (10, 20)
+    assert isinstance(turned, Passed) and turned.measures == {"width": 10, "height": 20}
     stored = Image.open(io.BytesIO(turned.row["image"]))
     assert (stored.format, stored.size, decode_image(turned.row["image"]).size) == ("JPEG", (10, 20), (10, 20))
 
@@ -157,4 +157,4 @@ def test_paths_stay_inside_the_source(tmp_path: Path) -> None:
 def test_other_modalities_are_kept_as_they_are_and_need_no_caption() -> None:
     pair = PairRecord("x", "x", "train", {"video": b"v", "audio": lambda: b"a"})
     found = check(pair, Rules(None, ("video", "audio")))
-    assert isinstance(found, Passed) and (found.row["video"], found.row["audio"], found.size) == (b"v", b"a", None)
+    assert isinstance(found, Passed) and (found.row["video"], found.row["audio"], found.measures) == (b"v", b"a", {})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -41,7 +42,7 @@ def records(n: int = 50, bad: tuple[int, ...] = ()) -> Iterator[PairRecord]:
 
 
 def write(out: Path, source: Any, **more: Any) -> manifest.Manifest:
-    settings: dict[str, Any] = {"name": "toy", "modalities": PAIR, "workers": 0, "rows_per_shard": 8}
+    settings: dict[str, Any] = {"name": "toy", "modalities": PAIR, "workers": 0, "rows_per_shard": 8, "max_rejects": 0.05}
     return shards.write(source, out, **settings | more)
 
 
@@ -61,8 +62,16 @@ def test_counts_files_and_rows(tmp_path: Path) -> None:
         "test": {"samples": 10, "groups": 10, "captions": 20, "rejects": 0},
     }
     assert made.facts["rejects"] == {"not a picture": 1}
-    assert made.facts["captions"] == {"cleaned": 49, "dropped": 0, "words": {"min": 1, "mean": 1.5, "max": 2}}
-    assert made.facts["image_size"] == {"width": {"min": 8, "mean": 8.0, "max": 8}, "height": {"min": 6, "mean": 6.0, "max": 6}}
+    assert made.facts["captions"] == {"cleaned": 49, "dropped": 0}
+    sizes = {"width": {"min": 8, "mean": 8.0, "max": 8}, "height": {"min": 6, "mean": 6.0, "max": 6}}
+    groups = [sum(i // 2 == g for i in range(50) if i % 5 != 4 and i != 3) for g in in_train]
+    assert made.facts["inspection"]["train"] == {
+        "captions_per_group": {"min": 2, "mean": round(2 * sum(groups) / len(groups), 3), "max": 4},
+        "words": {"min": 1, "mean": 1.5, "max": 2},
+        **sizes,
+        "rejects": {"not a picture": 1},
+    }
+    assert made.facts["inspection"]["test"]["rejects"] == {}
     assert made.facts["leakage"] == 0
     assert told[-1] == (50, 50, 1) and [d for d, _, _ in told] == list(range(1, 51))
     names = [f"train-{i:05d}.arrow" for i in range(5)] + [f"test-{i:05d}.arrow" for i in range(2)] + ["rejects.csv"]
@@ -165,7 +174,7 @@ def test_another_plan_begins_anew(tmp_path: Path) -> None:
     folder = interrupted(tmp_path / "d", records(), 40)
     assert (folder / "train-00000.json").exists()
     assert write(tmp_path / "d", records(), image_size=4).sha256 == fresh.sha256
-    assert fresh.facts["image_size"]["height"]["max"] == 4
+    assert fresh.facts["inspection"]["test"]["height"]["max"] == 4
 
 
 def test_refuses_what_is_there(tmp_path: Path) -> None:
@@ -196,10 +205,31 @@ def test_too_many_rejects_stop_and_the_mended_source_is_read_again(tmp_path: Pat
     assert not (tmp_path / "d").exists()
     assert write(tmp_path / "d", records()).facts["rejects"] == {}
     assert write(tmp_path / "e", records(bad=bad), max_rejects=0.06).facts["splits"]["train"]["rejects"] == 3
+    with pytest.raises(DataError, match="3 of 50 samples rejected.*at most 1.00%"):
+        shards.write(records(bad=bad), tmp_path / "strict", name="toy", modalities=PAIR, workers=0)
     with pytest.raises(DataError, match="no records"):
         write(tmp_path / "none", iter(()))
     with pytest.raises(DataError, match="2 of 2 samples rejected"):
         write(tmp_path / "all", records(2, bad=(0, 1)), max_rejects=1.0)
+
+
+def test_a_run_beyond_hope_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "HOPELESS", 4)
+    read: list[str] = []
+
+    def watched() -> Iterator[PairRecord]:
+        for record in records(50, bad=tuple(range(20, 50))):
+            read.append(record.id)
+            yield record
+
+    folder = interrupted(tmp_path / "d", watched(), 20)  # what was finished before is kept and counted
+    read.clear()
+    with pytest.raises(DataError, match=r"5 of 25 samples rejected \(not a picture 5\)") as error:
+        write(tmp_path / "d", watched(), total=50)
+    assert read[-1] == "id24" and str(error.value.where) == str(folder / "rejects.csv")
+    read.clear()
+    with pytest.raises(DataError, match="30 of 50 samples rejected"):  # without a total nobody can know
+        write(tmp_path / "d", watched())
 
 
 def test_a_split_name_cannot_leave_the_folder(tmp_path: Path) -> None:
@@ -212,13 +242,18 @@ def test_a_split_name_cannot_leave_the_folder(tmp_path: Path) -> None:
 def test_twins_and_leakage(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two samples have one id: id7"):
         write(tmp_path / "t", [*records(10), *list(records(10))[7:8]])
-    # id0 again in test (leaks); id1 again in train (does not)
+    with pytest.raises(DataError, match="two samples have one id: id8"):  # in two splits
+        write(tmp_path / "t", [*records(10), PairRecord("id8", "g", "test", {"image": picture(99)}, ["a"])])
+    # id0 again in val (leaks); id1 again in train (does not)
     same = [
         PairRecord("x", "x", "test", {"image": picture(0)}, ["a"]),
         PairRecord("y", "y", "train", {"image": picture(1)}, ["a"]),
         PairRecord("z", "z", "val", {"image": picture(0)}, ["a"]),
     ]
-    assert write(tmp_path / "d", [*records(20), *same]).facts["leakage"] == 1
+    made = write(tmp_path / "d", [*records(20), *same])
+    sha1 = hashlib.sha1(picture(0)).hexdigest()
+    assert made.facts["leakage"] == 1 and {"name": "leakage.csv", "rows": 3}.items() <= made.files[-1].items()
+    assert (tmp_path / "d" / "leakage.csv").read_text() == f"sha1,split,id\n{sha1},test,x\n{sha1},train,id0\n{sha1},val,z\n"
 
 
 def test_shards_also_close_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
