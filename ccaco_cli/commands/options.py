@@ -104,3 +104,30 @@ def file_settings(path: Path | None) -> dict[str, Any]:
     from ccaco_cli.core.config import load
 
     return {} if path is None else load(path)
+
+
+def pairs(given: list[str] | None, flag: str) -> dict[str, str]:
+    """``OURS=THEIRS`` of a flag that may be given several times."""
+    from ccaco_cli.core.errors import ConfigError
+
+    found = {}
+    for text in given or ():
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise ConfigError(f"cannot read {flag}", where=text, expected="OURS=THEIRS, for example caption=text")
+        found[ours] = theirs
+    return found
+
+
+def share(text: str, flag: str) -> float:
+    """``1%`` or ``0.01`` -> 0.01."""
+    from ccaco_cli.core.errors import ConfigError
+
+    number, percent, rest = text.partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if rest or not 0 <= value <= 1:
+        raise ConfigError(f"cannot read {flag}", where=text, expected="a share such as 1% or 0.01")
+    return value

@@ -12,9 +12,11 @@ from ccaco_cli.commands import options
 
 def prepare(
     name: Annotated[
-        str | None, typer.Argument(help="A source: scenes, flickr8k, coco, table ... (see --list).", show_default=False)
+        str | None, typer.Argument(help="A source: scenes, flickr8k, coco, table, hub:NAME ... (see --list).", show_default=False)
     ] = None,
-    source: Annotated[Path | None, typer.Option("--source", help="The published folder or file.", show_default=False)] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The published folder or file, or a pattern of tar files.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the data set goes.", show_default="data/NAME")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.", show_default=False)] = None,
     image_size: Annotated[
@@ -22,12 +24,20 @@ def prepare(
     ] = None,
     image_key: Annotated[str | None, typer.Option("--csv-img-key", help="table: column of picture paths.", show_default="filepath")] = None,
     caption_key: Annotated[str | None, typer.Option("--csv-caption-key", help="table: column of captions.", show_default="title")] = None,
-    separator: Annotated[str | None, typer.Option("--csv-separator", help="table: column separator.", show_default="by suffix")] = None,
+    separator: Annotated[str | None, typer.Option("--csv-separator", help="table: column separator.", show_default="by header")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="OURS=THEIRS", help="table, hub: where image, caption, split, domain, label or group is."),
+    ] = None,
+    template: Annotated[str, typer.Option("--template", help="The caption made of a class name.")] = "a photo of a {}",
     seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
-    max_rejects: Annotated[
-        float, typer.Option("--max-rejects", min=0, max=1, help="Stop when a larger share than this is rejected.")
-    ] = 0.05,
-    workers: options.Workers = None,
+    max_rejects: Annotated[str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")] = "1%",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes that check samples (0 = this one).", show_default="all cores")
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option("--preview", metavar="FILE", help="Draw some samples into FILE.png.", show_default=False)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the sources and what each expects to find.")] = False,
     shown: options.Shown = None,
 ) -> None:
@@ -36,27 +46,36 @@ def prepare(
     \b
     Examples:
       ccaco prepare --list
-      ccaco prepare scenes --limit 200 --out data/few-scenes
+      ccaco prepare scenes --limit 200 --out data/few-scenes --preview few.png
     """
     from ccaco_cli.core.data.sources.source import SourceOptions
     from ccaco_cli.core.workflows import prepare as workflow
-    from ccaco_cli.view import progress, tables
+    from ccaco_cli.view import figures, progress, results, tables
 
     if list_ or name is None:
         tables.show(workflow.listing(), ("name", "modalities", "expects"), shown, "Sources")
         return
-    columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v}
-    out = out or Path("data") / name
+    columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v} | options.pairs(column, "--column")
+    size = image_size or 64
+    out = out or Path("data") / workflow.out_name(name)
+    if preview:
+        figures.check_suffix(preview)
     with progress.bar(f"prepare {name}") as tell:
         found = workflow.prepare(
             name,
             source_path=source,
             out=out,
-            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, size=image_size or 64),
+            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, size=size, template=template),
             image_size=image_size,
             workers=workers,
-            max_rejects=max_rejects,
+            max_rejects=options.share(max_rejects, "--max-rejects"),
             on_progress=tell,
         )
-    tables.show(workflow.summary(found), ("split", "samples", "groups", "captions", "rejects"), shown, f"{out} ({found.facts['protocol']})")
-    progress.note(f"next: ccaco train --dataset {name if out == Path('data') / name else out}")
+    if preview:
+        from ccaco_cli.core.data import shards
+
+        figures.preview(preview, shards.open(out))
+    results.show_prepared(workflow.summary(found), shown, str(out))
+    for line in workflow.notes(found):
+        progress.note(line)
+    progress.note(f"next: ccaco train --dataset {out.name if out.parent == Path('data') else out}")

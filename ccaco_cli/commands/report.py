@@ -17,18 +17,27 @@ class Table(StrEnum):
     runs = "runs"
     retrieval = "retrieval"
     matching = "matching"
+    choices = "choices"
     ablation = "ablation"
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, folders that hold runs, or result files.")],
     split: Annotated[str, typer.Option("--split", help="Which results.")] = "test",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="DATASET", help="Score the runs on this prepared data set first (once), and report that.", show_default=False
+        ),
+    ] = None,
+    data: options.Data = Path("data"),
+    device: options.Device = "auto",
     table: Annotated[
         Table | None,
         typer.Option(
             "--table",
-            help="One row a run; retrieval or matching by data set and arm; arms with the evidence.",
-            show_default="ablation for ablations, else runs",
+            help="One row a run; retrieval or matching by data set and arm; choices by kind; arms with the evidence.",
+            show_default="ablation for ablations, choices for sugarcrepe, else runs",
         ),
     ] = None,
     compare: Annotated[
@@ -57,10 +66,16 @@ def report(
     Examples:
       ccaco report runs/first --format json --fail-if 'text_to_image_R@1<0.05'
       ccaco report --compare runs/first runs/quick
+      ccaco report runs/first --on sugarcrepe
     """
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
 
+    if on:
+        from ccaco_cli.core.workflows import transfer
+
+        with progress.bar(f"score on {on}") as tell:
+            runs = transfer.on(runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell)
     asked = workflow.Asked(runs, split, stages, by, metric, reference)
     rows = workflow.table(asked, "compare" if compare else table)
     broken = workflow.broken(asked, fail_if or ())

@@ -1,14 +1,18 @@
-"""Pictures for people: the contact sheet of a retrieval."""
+"""Pictures for people: the contact sheets of a retrieval and of a data set."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ccaco_cli.core.data.checks import decode_image
 from ccaco_cli.core.errors import DataError
+
+if TYPE_CHECKING:
+    from ccaco_cli.core.data.shards import PairData
 
 COLUMNS = 5
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -20,8 +24,7 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
     path    .png, .jpg, .pdf or .svg
     Raises  DataError: another suffix
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError("no such kind of picture", where=path, expected=" | ".join(SUFFIXES))
+    check_suffix(path)
     if not answers:
         return
     import matplotlib
@@ -44,6 +47,66 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
             axis.text(0, 1.03, f"{hit.rank}.  {hit.score:.3g}", transform=axis.transAxes, fontsize=9)
             axis.text(0, -0.03, textwrap.fill(caption, 30), transform=axis.transAxes, fontsize=7, va="top", parse_math=False)
     figure.tight_layout()
+    _save(figure, path)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises DataError: no kind of picture that can be written."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError("no such kind of picture", where=path, expected=" | ".join(SUFFIXES))
+
+
+def preview(path: Path, data: PairData, rows: int = 3) -> None:
+    """Samples of every split, evenly spread over it, each with its id, domain and captions: a look at what a model will learn from.
+
+    path    as of ``contact_sheet``
+    rows    of five samples, shared out among the splits
+    """
+    check_suffix(path)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    lines = []
+    for name in data.splits:
+        part = data.split(name)
+        chosen = np.unique(np.linspace(0, len(part) - 1, COLUMNS * max(1, rows // len(data.splits))).astype(int))
+        lines += [(part, chosen[first : first + COLUMNS], first == 0) for first in range(0, len(chosen), COLUMNS)]
+    shape = {"figsize": (2.4 * COLUMNS, 4 * len(lines)), "height_ratios": [2.4, 1.6] * len(lines), "layout": "constrained"}
+    figure, axes = plt.subplots(2 * len(lines), COLUMNS, squeeze=False, **shape)
+    for axis in axes.flat:
+        axis.axis("off")
+    for (part, chosen, first), pictures, words in zip(lines, axes[::2], axes[1::2], strict=True):
+        if first:
+            pictures[0].set_title(f"{part.name}: {len(part):,} samples", loc="left", fontsize=11, fontweight="bold")
+        for above, below, row in zip(pictures, words, chosen.tolist(), strict=False):
+            above.set_anchor("SW")
+            for modality in DRAWN.keys() & set(data.modalities):
+                DRAWN[modality](above, part.media(modality, [row])[0])
+            said = part.captions[part.caption_start[row] : part.caption_start[row + 1]]
+            told = [
+                part.ids[row][-44:],
+                *filter(None, [part.domains[part.domain[row]]]),
+                *(f"- {textwrap.shorten(t, 80)}" for t in said[:5]),
+            ]
+            filled = [textwrap.fill(line, 42, subsequent_indent="  ", max_lines=2) for line in told]
+            below.text(0, 1, "\n".join(filled), transform=below.transAxes, fontsize=6, va="top", parse_math=False)
+    _save(figure, path)
+
+
+def _draw_image(axis: Any, data: bytes) -> None:
+    axis.imshow(decode_image(data), interpolation="nearest")
+
+
+DRAWN: dict[str, Callable[[Any, bytes], None]] = {"image": _draw_image}
+"""Modality -> how one sample of it is drawn into a place of the sheet."""
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

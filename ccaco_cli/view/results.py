@@ -67,6 +67,29 @@ def _interval(metric: str, row: tables.Row, prefix: str = "") -> str:
     return "" if low is None or high is None else f"[{_number(metric, low)}, {_number(metric, high)}]"
 
 
+def show_prepared(rows: Sequence[tables.Row], format: str | None, title: str) -> None:
+    """What a prepared data set holds, one row a split; people get each measure as its mean and range."""
+    format = format or tables.default_format()
+    laid = rows if format in ("csv", "json") else [_split(row) for row in rows]
+    names = [n for n in dict.fromkeys(n for row in laid for n in row) if n in ("split", "rejects") or any(row.get(n) for row in laid)]
+    if format == "table":  # the protocol is one for all splits
+        title = f"{title}: {rows[0]['protocol']}"
+        names.remove("protocol")
+    tables.show(laid, names, format, title)
+
+
+def _split(row: tables.Row) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        measure, _, part = name.rpartition("_")
+        if part not in ("min", "mean", "max"):
+            found[name] = value
+        elif part == "mean" and value is not None:
+            least, most = (tables.text(name, row[f"{measure}_{end}"]) for end in ("min", "max"))
+            found[measure.replace("_", " ")] = f"{value:.4g}" if least == most else f"{value:.4g} ({least} to {most})"
+    return found
+
+
 def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | None) -> None:
     """Ranked answers, as they come: a table a query, or rows of one CSV."""
     format = format or tables.default_format()

@@ -44,10 +44,23 @@ class Column(Protocol):
         ...
 
 
+class Captioned(Protocol):
+    """Rows with captions, as ``Split`` has them."""
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    @property
+    def caption_row(self) -> Array: ...
+
+    @property
+    def caption_start(self) -> Array: ...
+
+
 class TextColumn:
     """Captions, tokenised once; a batch is padded to its own longest caption."""
 
-    def __init__(self, split: Split, tokenize: Callable[[list[str]], dict[str, Tensor]]):
+    def __init__(self, split: Captioned, tokenize: Callable[[list[str]], dict[str, Tensor]]):
         self.row, self.start = split.caption_row, split.caption_start
         encoded = tokenize(list(split.captions))
         self.ids, self.mask = encoded["ids"].to(torch.int32), encoded["mask"]

@@ -19,7 +19,9 @@ CHUNK = 32  # records a task
 AHEAD = 4  # tasks a worker that may wait: bounds memory
 
 
-def checked(records: Iterator[PairRecord], rules: Rules, workers: int | None) -> Generator[tuple[PairRecord, Passed | Rejected], None, None]:
+def checked(
+    records: Iterator[PairRecord], rules: Rules, workers: int | None
+) -> Generator[tuple[PairRecord, Passed | Rejected], None, None]:
     """Each record with its outcome, in order.
 
     workers  processes; None = all cores, 0 or 1 = none besides this one

@@ -168,7 +168,9 @@ def _refuse_twins(folder: Path, ids: dict[str, list[Hashes]]) -> None:
         suspects = Counter(id for _, _, id in _named(folder, ids, values[times > 1]))
         twins = [id for id, count in suspects.items() if count > 1]
         if twins:  # not only equal by hash
-            raise DataError("two samples have one id", where=twins[0], expected="an id for every sample", next="mend the list of the data set")
+            raise DataError(
+                "two samples have one id", where=twins[0], expected="an id for every sample", next="mend the list of the data set"
+            )
 
 
 def _leaks(media: dict[str, list[Hashes]]) -> Hashes:

@@ -153,5 +153,5 @@ def complete(folder: Path, run: Manifest, dataset: Manifest, split: str, counts:
     """Writes the manifest of an index whose sides and model lie in ``folder``."""
     files = [manifest.file_entry(folder, f) for f in sorted(folder.rglob("*")) if f.is_file()]
     facts = {k: run.facts[k] for k in ("modalities", "weight", "headline")} | {"split": split, "rows": dict(counts)}
-    facts |= {"dataset": dataset.facts["name"], "run": run.facts["name"]}
+    facts |= {"dataset": dataset.facts["name"], "protocol": dataset.facts["protocol"], "run": run.facts["name"]}
     return manifest.write(folder, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files)

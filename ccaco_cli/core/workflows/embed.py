@@ -70,6 +70,7 @@ def embed(
         facts = {
             "modalities": list(data.modalities),
             "split": split,
+            "protocol": data.manifest.facts["protocol"],
             "dim": config.model.width,
             "rows": {m: len(c.row) for m, c in sides.items()},
         }

@@ -85,6 +85,7 @@ def pair(runs: Sequence[Run], split: str = "test") -> list[Row]:
     same_pool([reference, other])
     names = [f"{direction}_{m}" for direction in reference.evaluation.directions() for m in ("R@1", "R@5", "R@10", "mAP", "mean_rank")]
     names += ["R-sum", *(name for name in CHOICES if name in reference.metrics and name in other.metrics)]
+    names += [f"{name}_accuracy" for name in reference.items if name.startswith("choice_") and not name.endswith("_row")]
     values = {name: (reference.per_query(name), other.per_query(name)) for name in names}
     found = _corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})
     return [

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
+from pathlib import Path, PurePath
+from typing import Any
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.sources.source import Source, SourceOptions
+from ccaco_cli.core.data.tally import LEAKAGE, REJECTS
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.types import OnProgress, PairRecord, silent
@@ -30,33 +32,41 @@ def prepare(
 ) -> Manifest:
     """Reads a source, checks every sample, and writes the data set ``out``; goes on where an interrupted run of the same call stopped.
 
-    name         an entry of ``SOURCES``
-    source_path  the published folder or file (not for embedded sources)
+    name         an entry of ``SOURCES``; ``hub:NAME`` reads the source ``hub`` with NAME as an option
+    source_path  the published folder or file, or a pattern of files (not for embedded sources)
     image_size   short side in pixels above which pictures are re-encoded
     workers      processes; None = all cores
     max_rejects  share of samples, 0..1, that may be rejected
     Raises       DataError: unknown name, no source, another layout, ``out`` exists, too many rejects
     """
-    options = options or SourceOptions()
+    name, _, of = name.partition(":")
+    options = replace(options or SourceOptions(), name=of)
     source = find_source(name)
     shards.refuse_overwrite(Path(out))
     where = _whereabouts(source, source_path)
     data = source.read(where, options)
     counts = data.counts.values()
+    protocol = data.protocol if options.limit is None else f"{data.protocol}; at most {options.limit:,} samples a split"
     return shards.write(
         _limited(data.records, options.limit),
         Path(out),
-        name=name,
+        name=out_name(f"{name}:{of}"),
         modalities=source.modalities,
-        facts={"protocol": data.protocol, "licence": data.licence, "revision": data.revision, "source": dict(data.facts)},
+        facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": dict(data.facts)},
         config={"source": name, **asdict(options)},
-        root=None if where is None else where if where.is_dir() else where.parent,
+        root=data.root or (None if where is None else where if where.is_dir() else where.parent),
         image_size=image_size,
         workers=workers,
         max_rejects=max_rejects,
         total=sum(n if options.limit is None else min(n, options.limit) for n in counts) if counts else None,
         on_progress=on_progress,
     )
+
+
+def out_name(name: str) -> str:
+    """The folder under ``data/`` that a source's NAME goes to: ``hub:people/photos:english`` -> ``photos``."""
+    source, _, of = name.partition(":")
+    return PurePath(of.partition(":")[0]).name or source
 
 
 def find_source(name: str) -> Source:
@@ -100,9 +110,9 @@ def needs_prepare(dataset: str, data_root: Path = Path("data")) -> bool:
 
 
 def _whereabouts(source: Source, path: Path | None) -> Path | None:
-    """The source's path with the links of its folders resolved, so that "inside" has one meaning."""
-    if source.embedded:
-        return None
+    """What the source is to read: its path with the links of its folders resolved, so that "inside" has one meaning."""
+    if source.embedded or source.finds:
+        return path
     if path is None:
         raise DataError(
             f"{source.name} is not part of ccaco",
@@ -141,5 +151,22 @@ def listing() -> list[dict[str, str]]:
 
 
 def summary(found: Manifest) -> list[dict[str, object]]:
-    """What a prepared data set holds, one row a split."""
-    return [{"split": split, **counts} for split, counts in found.facts["splits"].items()]
+    """What a prepared data set holds, one row a split: counts; least, mean and most of what was measured; rejects and why; the protocol."""
+    told: dict[str, dict[str, Any]] = found.facts["inspection"]
+    measured = list(dict.fromkeys(name for part in told.values() for name in part if name != "rejects"))
+    rows: list[dict[str, object]] = []
+    for split, counts in found.facts["splits"].items():
+        spreads = {f"{name}_{part}": told[split].get(name, {}).get(part) for name in measured for part in ("min", "mean", "max")}
+        reasons = [f"{reason} {count}" for reason, count in told[split]["rejects"].items()]
+        rows.append({"split": split, **counts, **spreads, "reasons": reasons, "protocol": found.facts["protocol"]})
+    return rows
+
+
+def notes(found: Manifest) -> list[str]:
+    """What a person should know of a data set before training on it."""
+    lines = []
+    if leaks := found.facts["leakage"]:
+        lines.append(f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {found.path / LEAKAGE}")
+    if rejects := sum(found.facts["rejects"].values()):
+        lines.append(f"{rejects:,} samples were skipped; they are listed in {found.path / REJECTS}")
+    return lines

@@ -43,16 +43,18 @@ class Asked:
 
 
 def table(asked: Asked, name: str | None = None) -> list[Row]:
-    """The rows of a table of ``TABLES``; None = ``ablation`` where every path is one, else ``runs``.
+    """The rows of a table of ``TABLES``; None = ``ablation`` where every path is one, what the results themselves name, else ``runs``.
 
     Raises ConfigError: no such table; DataError: nothing there, or results that cannot be set side by side
     """
-    chosen = name or ("ablation" if results.only_ablations(asked.paths) and not asked.stages else "runs")
+    chosen = name or ("ablation" if results.only_ablations(asked.paths) and not asked.stages else results.own_table(asked.paths) or "runs")
     if chosen not in TABLES:
         raise ConfigError("no such table", where=chosen, expected=" | ".join(TABLES))
     return TABLES[chosen](asked)
 
 
+BLIND = ("", "text_only", "shuffled")
+"""A choice with its own picture, without one, and with another's."""
 WHOLE = ("cosine", "two-stage", "cross")
 """Stages that are measured on the whole gallery."""
 
@@ -154,6 +156,25 @@ def _per_arm(asked: Asked, wanted: Callable[[str], bool], spread: str | None) ->
     return aligned(found)
 
 
+def _choices(asked: Asked) -> list[Row]:
+    """One row a run and kind of choice: accuracy beside the two blind ones; chance is a half."""
+    found: list[Row] = []
+    for run in results.find(asked.paths):
+        for stage in _stages(run, asked.split, asked.stages):
+            one = results.result(run, asked.split, stage)
+            kinds = [name.removesuffix("_row") for name in one.items if name.startswith("choice_") and name.endswith("_row")]
+            for kind in [*kinds, *(["choice"] if kinds else [])]:
+                head = {"run": run.name, "dataset": run.dataset, "arm": run.label, "seed": run.facts["seed"], "stage": stage}
+                count = sum(len(one.items[k]) for k in (kinds if kind == "choice" else [kind]))
+                figures = {f"{how or 'choice'}_accuracy": one.metrics.get(f"{kind}{how and '_'}{how}_accuracy") for how in BLIND}
+                found.append({**head, "kind": kind.removeprefix("choice_") if kind in kinds else "mean", "items": count, **figures})
+    if not found:
+        raise DataError(
+            "these results have no choices", where=", ".join(map(str, asked.paths)), expected="--on a data set such as sugarcrepe"
+        )
+    return found
+
+
 def _ablation(asked: Asked) -> list[Row]:
     return evidence.arms(
         results.find(asked.paths),
@@ -176,6 +197,7 @@ TABLES: dict[str, Callable[[Asked], list[Row]]] = {
     "runs": _runs,
     "retrieval": _retrieval,
     "matching": _matching,
+    "choices": _choices,
     "ablation": _ablation,
     "compare": _compared,
 }

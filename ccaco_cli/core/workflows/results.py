@@ -56,7 +56,8 @@ class Result:
     data     sha256 of the data set's manifest
     metrics  of its stage, fractions; None where it was NaN
     strata   name -> one value a row of modality a, in the order of the pools
-    items    outcomes of single choices, 0 or 1: ``matching`` a caption, ``binding`` and the picture of each, ``binding_row``
+    items    outcomes of single choices, 0 or 1: ``matching`` a caption, ``binding`` and the picture of each, ``binding_row``;
+             ``choice_KIND`` and ``choice_KIND_row``
     """
 
     run: Run
@@ -77,7 +78,7 @@ class Result:
     def per_query(self, metric: str) -> PerQuery:
         """The values whose mean is the metric, by picture. Raises ConfigError: no mean over queries or choices goes by that name."""
         texts = np.concatenate([part.query_group for part in self.evaluation.b_to_a])
-        of = {"matching": texts, "binding": np.asarray(self.items.get("binding_row", ()))}
+        of = {"matching": texts} | {k.removesuffix("_row"): np.asarray(v) for k, v in self.items.items() if k.endswith("_row")}
         name = metric.removesuffix("_accuracy")
         right = np.asarray(self.items.get(name, ())) if name != metric else np.empty(0)
         if len(right) and len(right) == len(of.get(name, ())):
@@ -106,6 +107,12 @@ def failures(paths: Iterable[Path]) -> dict[str, int]:
 def only_ablations(paths: Sequence[Path]) -> bool:
     """True when each path is a completed ablation."""
     return bool(paths) and all(_kind(path) == "ablation" for path in paths)
+
+
+def own_table(paths: Iterable[Path]) -> str | None:
+    """The table that suits results on a data set made for one question, such as ``choices``; None where they differ, or name none."""
+    named = {str(run.facts.get("evaluation") or "") for run in find(paths)}
+    return named.pop() or None if len(named) == 1 else None
 
 
 def result(run: Run, split: str = "test", stage: str | None = None) -> Result:
@@ -264,9 +271,9 @@ def _lone(file: Path) -> Run:
     body = _json(file) or {}
     if not {"split", "stage", "arm", "seed", "metrics", "per_query"} <= body.keys():
         raise DataError("this file is no result", where=file, expected="results/SPLIT.STAGE.json of a run")
-    name = f"{file.parent.parent.name}/{file.stem}" if file.parent.name == "results" else file.stem
+    name = body.get("run") or (f"{file.parent.parent.name}/{file.stem}" if file.parent.name == "results" else file.stem)
     facts = {"name": name, "headline": body["stage"], "metrics": {f"{body['split']}.{body['stage']}": body["metrics"]}}
-    return Run(file, body["arm"], facts | {k: body[k] for k in ("arm", "seed", "weight", "dataset") if k in body})
+    return Run(file, body["arm"], facts | {k: body[k] for k in ("arm", "seed", "weight", "dataset", "evaluation") if k in body})
 
 
 def same_data(results: Sequence[Result]) -> None:

@@ -25,12 +25,13 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import handmade
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.training import checkpoint, loop
 from ccaco_cli.core.types import Encoded, OnProgress, silent
-from ccaco_cli.core.workflows import arms
+from ccaco_cli.core.workflows import arms, choices
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.score import Encodings, score
 
@@ -130,12 +131,21 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
 
     def encoded(name: str) -> Encodings:
         sides = parts["val"] if name == "val" else columns(data, name, aligner, towers, config.model)
-        one, other = (encode(aligner, m, c, local=config.loss.beta > 0) for m, c in sides.items())
-        row_a, row_b = (c.row for c in sides.values())
-        return Encodings(one, other, row_a, row_b)
+        return encodings(data, name, sides, aligner, towers, config)
 
     trained = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
     return Fit(encoded, aligner, fitted, {"towers": {m: t.fingerprint for m, t in towers.items()}, "parameters": trained}, (best,))
+
+
+def encodings(
+    data: PairData, name: str, sides: Mapping[str, Column], aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig
+) -> Encodings:
+    """A split as an aligner sees it, with all that its scores need."""
+    local = config.loss.beta > 0
+    one, other = (encode(aligner, m, c, local=local) for m, c in sides.items())
+    row_a, row_b = (c.row for c in sides.values())
+    texts = "text" in sides and choices.find(data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local))
+    return Encodings(one, other, row_a, row_b, texts or None)
 
 
 def cca(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:

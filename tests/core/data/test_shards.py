@@ -205,7 +205,7 @@ def test_too_many_rejects_stop_and_the_mended_source_is_read_again(tmp_path: Pat
     assert not (tmp_path / "d").exists()
     assert write(tmp_path / "d", records()).facts["rejects"] == {}
     assert write(tmp_path / "e", records(bad=bad), max_rejects=0.06).facts["splits"]["train"]["rejects"] == 3
-    with pytest.raises(DataError, match="3 of 50 samples rejected.*at most 1.00%"):
+    with pytest.raises(DataError, match=r"3 of 50 samples rejected.*at most 1.00%"):
         shards.write(records(bad=bad), tmp_path / "strict", name="toy", modalities=PAIR, workers=0)
     with pytest.raises(DataError, match="no records"):
         write(tmp_path / "none", iter(()))

@@ -16,6 +16,9 @@ _WHERE = {
     "emoji-styles": "emoji.SOURCE",
     "imagefolder": "imagefolder.SOURCE",
     "table": "table.SOURCE",
+    "webdataset": "webdataset.SOURCE",
+    "hub": "hub.SOURCE",
+    "sugarcrepe": "sugarcrepe.SOURCE",
 }
 
 

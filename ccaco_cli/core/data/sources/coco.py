@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ccaco_cli.core.data.sources.lists import captions_of, hash_fraction, karpathy_images, read_json, revision_of
+from ccaco_cli.core.data.sources.lists import captions_of, hash_fraction, karpathy_images, part_of, read_json, revision_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -19,6 +19,8 @@ _LICENCE = "annotations CC BY 4.0; each photo has its own Flickr licence (named 
 _EXPECTS = (
     "annotations/captions_train2017.json and captions_val2017.json (or 2014) beside train2017/ and val2017/; or dataset_coco.json there"
 )
+_KARPATHY = {"train": 113_287, "val": 5_000, "test": 5_000}  # photos
+_OFFICIAL = {"2017": {"train": 118_287, "val": 5_000}, "2014": {"train": 82_783, "val": 40_504}}
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -49,12 +51,14 @@ def _karpathy(root: Path, file: Path) -> SourceData:
             id = f"{image.get('filepath', '')}/{image['filename']}"
             yield PairRecord(id, id, split, {"image": photo}, captions if split == "train" else captions[:5])
 
+    counts = Counter(_KARPATHY_SPLITS[i["split"]] for i in images)
+    rule = "train+restval -> train; captions: all in train, the first five in val and test"
     return SourceData(
         records=records(),
-        protocol="coco-karpathy (train+restval -> train; val and test keep the first five captions of a photo)",
+        protocol=f"coco-karpathy ({rule}){part_of(counts, _KARPATHY)}",
         licence=_LICENCE,
         revision=revision_of(file),
-        counts=Counter(_KARPATHY_SPLITS[i["split"]] for i in images),
+        counts=counts,
     )
 
 
@@ -83,7 +87,8 @@ def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
 
     return SourceData(
         records=records(),
-        protocol=f"coco-official-{year} (train{year} -> train, less a tenth, by hash of the image id -> val; val{year} -> test)",
+        protocol=f"coco-official-{year} (train{year} -> train, less a tenth, by hash of the image id -> val; val{year} -> test; all captions)"
+        + part_of({part: len(images) for part, images in parts.items()}, _OFFICIAL[year]),
         licence=_LICENCE,
         revision=revision_of(*files.values()),
         counts=Counter(split_of(part, key) for part, images in parts.items() for key in images),

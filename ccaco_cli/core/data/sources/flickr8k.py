@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import captions_of, karpathy_images, read_lines, revision_of
+from ccaco_cli.core.data.sources.lists import captions_of, karpathy_images, part_of, read_lines, revision_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -17,6 +17,10 @@ from ccaco_cli.core.types import PairRecord
 _LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
 _EXPECTS = "dataset_{0}.json, or {1} with its split lists, beside the folder of photos (or one of these files itself)"
 _TOKENS = {"flickr8k": ("Flickr8k.token.txt", "Flickr8k.token"), "flickr30k": ("results_20130124.token", "flickr30k.token.txt")}
+_PUBLISHED = {
+    "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
+    "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
+}  # photos
 _LISTS = {
     "train": ("Flickr_8k.trainImages.txt", "train.txt", "flickr30k_train.txt"),
     "val": ("Flickr_8k.devImages.txt", "val.txt", "flickr30k_val.txt"),
@@ -36,7 +40,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
         listed: _Listed = {str(i["filename"]): (str(i["split"]), captions_of(i)) for i in karpathy_images(json_file)}
         read_from, unlisted = [json_file], 0
     else:
-        tokens = root if root.is_file() else _first(root, _TOKENS[name])
+        tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
         if tokens is None:
             raise DataError(f"no {name} list in this folder", where=root, expected=expects, next=f"ccaco prepare {name} --source PATH")
         listed, lists, unlisted = _token_layout(folder, tokens, name)
@@ -46,7 +50,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
         counts[split] = counts.get(split, 0) + 1
     return SourceData(
         records=_records(folder, listed),
-        protocol=f"{name}: the published train, val and test lists, all captions of a photo",
+        protocol=f"{name}: the published train, val and test lists, all captions of a photo{part_of(counts, _PUBLISHED[name])}",
         licence=_LICENCE,
         revision=revision_of(*read_from),
         facts={"unlisted": unlisted},
@@ -83,6 +87,12 @@ def _records(folder: Path, listed: _Listed) -> Iterator[PairRecord]:
     for file in sorted(listed):  # by name, so that both layouts give the same order
         split, captions = listed[file]
         yield PairRecord(id=file, group=file, split=split, media={"image": photos / file}, captions=captions)
+
+
+def _only_tokens(folder: Path) -> Path | None:
+    """The one token file of a folder, whatever its name; lemmas are no captions."""
+    found = [path for pattern in ("*.token", "*.token.txt") for path in folder.glob(pattern) if ".lemma." not in path.name]
+    return found[0] if len(found) == 1 else None
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split
+from ccaco_cli.core.data.sources.lists import PICTURE_SUFFIXES, SPLIT_NAMES, hash_split
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = "class folders of pictures: CLASS/*.jpg, or DOMAIN/CLASS/*.jpg, each under train/ val/ test/ if you have splits"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
@@ -34,7 +33,7 @@ def _records(root: Path, template: str) -> Iterator[PairRecord]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # a linked folder is not walked; yielded as if it were a picture, it is counted and named among the rejects
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        pictures = [name for name in files if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
+        pictures = [name for name in files if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]
         for name in sorted(pictures + links):
             path = Path(folder, name)
             places = path.relative_to(root).parts[:-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
 def decode_text(data: bytes) -> str:
@@ -67,6 +69,15 @@ def captions_of(image: dict[str, Any]) -> list[str]:
     return [str(sentence.get("raw", "")) for sentence in image["sentences"]]
 
 
+def texts_of(value: Any) -> list[str]:
+    """A cell as texts: bytes as a CSV has them, a string, a number, a list of these, or nothing."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [text for item in value for text in texts_of(item)]
+    return [decode_text(value) if isinstance(value, bytes) else str(value)]
+
+
 def hash_fraction(key: str) -> float:
     """A number in [0, 1) that depends on ``key`` alone: equal on every machine, and unmoved by what else is in the set."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
@@ -76,6 +87,12 @@ def hash_split(key: str) -> str:
     """train, val or test for four fifths, a tenth and a tenth of all keys."""
     fraction = hash_fraction(key)
     return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
+
+
+def part_of(found: Mapping[str, int], published: Mapping[str, int]) -> str:
+    """What to add to the name of a protocol whose lists are not the published ones: "" or "; a part: test 500 of 1,000"."""
+    differing = [f"{name} {found.get(name, 0):,} of {count:,}" for name, count in published.items() if found.get(name, 0) != count]
+    return f"; a part: {', '.join(differing)}" if differing else ""
 
 
 def revision_of(*paths: Path) -> str:

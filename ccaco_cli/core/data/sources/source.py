@@ -17,9 +17,10 @@ class SourceOptions:
     limit     at most this many records a split (None = all)
     seed      of generated sets
     size      pixels of the short side of generated pictures
-    columns   for ``table``: our name (image, caption, split, domain, label, group) -> the file's column name
+    columns   for ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> the column's name there
     separator for ``table``: CSV separator
-    template  for ``imagefolder``: the caption made of a class name
+    template  for sources of classes: the caption made of a class name
+    name      for ``hub``: what comes after the colon of ``hub:NAME``
     """
 
     limit: int | None = None
@@ -28,6 +29,7 @@ class SourceOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
     template: str = "a photo of a {}"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class SourceData:
 
     records  consumed once and streamed; media stay unread (paths under the source's folder, or functions)
     counts   split -> records, where the source knows it beforehand (tells progress how much is to come)
+    root     real path of the folder that media paths may not leave, where ``--source`` does not say it
     """
 
     records: Iterable[PairRecord]
@@ -44,6 +47,7 @@ class SourceData:
     revision: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Source:
     expects  what ``--source PATH`` must hold, one line for ``prepare --list`` and for errors
     read     (root, options) -> SourceData; raises DataError at once when the layout is not there
     embedded True when nothing needs to be downloaded (``root`` is None)
+    finds    True when ``read`` makes of ``--source`` what it will: a pattern of files, or nothing where a name says it
     """
 
     name: str
@@ -60,3 +65,4 @@ class Source:
     expects: str
     read: Callable[[Path | None, SourceOptions], SourceData]
     embedded: bool = False
+    finds: bool = False

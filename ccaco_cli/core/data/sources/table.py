@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, decode_text, hash_split, revision_of
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, decode_text, hash_split, revision_of, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -83,7 +83,7 @@ def _records(folder: Path, table: pa.Table) -> Iterator[PairRecord]:
 
 
 def _record(folder: Path, rows: list[dict[str, Any]]) -> PairRecord:
-    first = {name: _texts(value)[0] if _texts(value) else "" for name, value in rows[0].items()}
+    first = {name: texts_of(value)[0] if texts_of(value) else "" for name, value in rows[0].items()}
     id = first["image"]
     group = first.get("group") or id
     split = first.get("split") or hash_split(group)
@@ -92,19 +92,10 @@ def _record(folder: Path, rows: list[dict[str, Any]]) -> PairRecord:
         group=group,
         split=SPLIT_NAMES.get(split.lower(), split),
         media={"image": folder / id},
-        captions=[text for row in rows for text in _texts(row["caption"])],
+        captions=[text for row in rows for text in texts_of(row["caption"])],
         domain=first.get("domain", ""),
         label=first.get("label", ""),
     )
-
-
-def _texts(value: Any) -> list[str]:
-    """A cell as texts: bytes as a CSV has them, a string, a number, a list of these, or nothing."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [text for item in value for text in _texts(item)]
-    return [decode_text(value) if isinstance(value, bytes) else str(value)]
 
 
 def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
@@ -150,7 +141,7 @@ def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Rea
             except (ValueError, TypeError) as error:
                 raise DataError(f"not a JSON object ({error})", where=f"{file}:{number}", expected="one object a line") from None
             names |= dict.fromkeys(row)
-            cells = {theirs: _texts(row.get(theirs)) for theirs in wanted.values()}
+            cells = {theirs: texts_of(row.get(theirs)) for theirs in wanted.values()}
             rows.append({name: texts if name == wanted["caption"] else "".join(texts[:1]) for name, texts in cells.items()})
             if len(rows) == _BATCH:
                 batches.append(pa.RecordBatch.from_pylist(rows, schema=schema))

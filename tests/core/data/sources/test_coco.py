@@ -60,7 +60,9 @@ def test_karpathy_protocol(tmp_path: Path) -> None:
     (tmp_path / "train2017" / "000000000002.jpg").touch()
     data = SOURCE.read(tmp_path, OPTIONS)
     rows = list(data.records)
-    assert data.protocol.startswith("coco-karpathy") and data.counts == {"train": 2, "val": 1, "test": 1}
+    rule = "train+restval -> train; captions: all in train, the first five in val and test"
+    assert data.protocol == f"coco-karpathy ({rule}); a part: train 2 of 113,287, val 1 of 5,000, test 1 of 5,000"
+    assert data.counts == {"train": 2, "val": 1, "test": 1}
     assert [(r.split, len(r.captions)) for r in rows] == [("train", 7), ("train", 5), ("val", 5), ("test", 5)]
     assert rows[0].media["image"] == tmp_path / "val2014" / "COCO_val2014_000000000001.jpg"
     assert rows[1].media["image"] == tmp_path / "train2017" / "000000000002.jpg"
@@ -68,6 +70,14 @@ def test_karpathy_protocol(tmp_path: Path) -> None:
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [image(1, "dev", 1)]}))
     with pytest.raises(DataError, match="unknown split 'dev'"):
         SOURCE.read(tmp_path, OPTIONS)
+
+
+def test_the_whole_karpathy_split_is_named_without_a_part(tmp_path: Path) -> None:
+    counts = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
+    images = [{"filename": f"{split}{n}.jpg", "split": split, "sentences": []} for split, many in counts.items() for n in range(many)]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    data = SOURCE.read(tmp_path, OPTIONS)
+    assert data.counts == {"train": 113_287, "val": 5_000, "test": 5_000} and data.protocol.endswith("in val and test)")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_token_layout(tmp_path: Path) -> None:
         ("c.jpg", "c.jpg", "test", [], photos / "c.jpg"),
     ]
     assert data.facts == {"unlisted": 1} and data.counts == {"train": 1, "val": 1, "test": 1}
+    assert data.protocol.endswith("; a part: train 1 of 6,000, val 1 of 1,000, test 1 of 1,000")
 
 
 def test_karpathy_layout_comes_first_in_a_folder_and_each_file_can_be_named(tmp_path: Path) -> None:
@@ -59,6 +60,14 @@ def test_flickr30k_lists_name_photos_without_suffix(tmp_path: Path) -> None:
         ("2.jpg", "val", ["two"]),
         ("3.jpg", "test", ["three"]),
     ]
+
+
+def test_a_token_file_of_another_name(tmp_path: Path) -> None:
+    (tmp_path / "captions.token").write_text("1.jpg#0\tone\n")
+    (tmp_path / "Flickr8k.lemma.token.txt").write_text("1.jpg#0\tlemma\n")
+    for part in ("train", "val", "test"):
+        (tmp_path / f"{part}.txt").write_text("1\n" if part == "train" else "")
+    assert [r.captions for r in FLICKR30K_SOURCE.read(tmp_path, OPTIONS).records] == [["one"]]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ccaco_cli.core.data.sources import SOURCES
 
 def test_every_entry_is_a_source_of_that_name() -> None:
     assert {"scenes", "scenes-styles", "coco", "flickr8k", "flickr30k", "emoji-styles", "imagefolder", "table"} <= set(SOURCES)
+    assert {"webdataset", "hub", "sugarcrepe"} <= set(SOURCES)
     for name, source in SOURCES.items():
         assert source.name == name and source.expects and len(source.modalities) == 2
     assert {name for name, source in SOURCES.items() if source.embedded} == {"scenes", "scenes-styles"}

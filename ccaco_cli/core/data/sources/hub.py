@@ -1,0 +1,148 @@
+"""A data set in the layout of the Hugging Face hub, by name or as a local folder, streamed through ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split, texts_of
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import Media, PairRecord
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+_EXPECTS = "hub:NAME or hub:NAME:CONFIG of huggingface.co/datasets, or a local folder in that layout; columns by --column OURS=THEIRS"
+_USUAL = {
+    "image": ("image", "img", "jpg", "png", "filepath", "file_name"),
+    "caption": ("caption", "captions", "text", "txt", "title", "sentences"),
+    "label": ("label", "labels", "class"),
+    "split": ("split",),
+    "domain": ("domain",),
+    "group": ("group",),
+}
+"""Our names -> the columns that are taken for them where no flag says otherwise, the first that is there."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Our names -> theirs; ``labels`` gives names to numbers."""
+
+    theirs: Mapping[str, str]
+    labels: Any
+    template: str
+
+    def captions(self, row: Mapping[str, Any], label: str) -> list[str]:
+        return texts_of(row[self.theirs["caption"]]) if "caption" in self.theirs else [self.template.format(label)] if label else []
+
+    def text(self, row: Mapping[str, Any], name: str) -> str:
+        value = row[self.theirs[name]] if name in self.theirs else None
+        if name == "label" and isinstance(value, int) and hasattr(self.labels, "int2str"):
+            return str(self.labels.int2str(value)).replace("_", " ") if value >= 0 else ""
+        return (texts_of(value) or [""])[0]
+
+
+def _read(root: Path | None, options: SourceOptions) -> SourceData:
+    where, _, config = options.name.partition(":") if root is None else (str(root), "", "")
+    if not where:
+        raise DataError("no name of a data set", where="hub", expected=_EXPECTS, next="ccaco prepare hub --source FOLDER")
+    folder = Path(where).resolve() if Path(where).is_dir() else None
+    parts, licence, revision = _load(where, config, folder)
+    columns = _columns(where, next(iter(parts.values())), options)
+    one = len(parts) == 1 and "split" not in columns.theirs
+    return SourceData(
+        records=_records(parts, columns, folder, one),
+        protocol=f"hub {folder.name if folder else where}{config and f' ({config})'}; "
+        + ("80/10/10 by hash of the row number (published as one split)" if one else "splits as published"),
+        licence=licence,
+        revision=revision,
+        facts={"columns": dict(columns.theirs)},
+        root=folder,
+    )
+
+
+def _load(where: str, config: str, folder: Path | None) -> tuple[dict[str, IterableDataset], str, str]:
+    """The splits, the licence, and the commit of the hub's repository (of a local folder nothing is known)."""
+    import datasets
+
+    datasets.disable_progress_bars()  # ours is enough
+    try:
+        builder = datasets.load_dataset_builder(str(folder or where), config or None)
+        parts = dict(builder.as_streaming_dataset())
+    except Exception as error:  # no network, no such name, a layout it cannot read: its readers raise whatever they stumble over
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"datasets cannot read this ({why[:300]})", where=where, expected=_EXPECTS) from None
+    return parts, builder.info.license or "", "" if folder else f"commit {builder.hash}"
+
+
+def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Columns:
+    features = dict(part.features or dict.fromkeys(next(iter(part), {})))
+    wanted = {ours: [name for name in names if name in features][:1] for ours, names in _USUAL.items()}
+    pictures = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+    if len(pictures) == 1:
+        wanted["image"] = pictures
+    unknown = options.columns.keys() - _USUAL.keys()
+    if unknown:
+        raise DataError(f"no such column of ours: {sorted(unknown)[0]}", where=where, expected=f"one of {', '.join(_USUAL)}")
+    wanted |= {ours: [theirs] if theirs in features else [] for ours, theirs in options.columns.items()}
+    needed = ["image"] if wanted["label"] and not wanted["caption"] else ["image", "caption"]
+    missing = [ours for ours in (*needed, *options.columns) if not wanted[ours]]
+    if missing:
+        asked = options.columns.get(missing[0])
+        raise DataError(
+            f"no column {asked!r} for {missing[0]}" if asked else f"no column that looks like the {missing[0]}",
+            where=where,
+            expected=f"one of {', '.join(features)}",
+            next=f"--column {missing[0]}=ONE_OF_THESE",
+        )
+    theirs = {ours: names[0] for ours, names in wanted.items() if names}
+    return _Columns(theirs, features.get(theirs.get("label", "")), options.template)
+
+
+def _records(parts: Mapping[str, IterableDataset], columns: _Columns, folder: Path | None, one: bool) -> Iterator[PairRecord]:
+    import datasets
+
+    for name, part in parts.items():
+        picture = columns.theirs["image"]
+        part = part.select_columns(list(dict.fromkeys(columns.theirs.values())))  # others are not even decoded
+        if type((part.features or {}).get(picture)).__name__ == "Image":
+            part = part.cast_column(picture, datasets.Image(decode=False))
+        for number, row in enumerate(part):
+            id, label = f"{name}/{number}", columns.text(row, "label")
+            split = columns.text(row, "split") or (hash_split(id) if one else name)
+            media = _media(row[picture], folder)
+            yield PairRecord(
+                id,
+                columns.text(row, "group") or (label if "caption" not in columns.theirs else id),
+                SPLIT_NAMES.get(split.lower(), split),
+                {} if media is None else {"image": media},
+                columns.captions(row, label),
+                domain=columns.text(row, "domain"),
+                label=label,
+            )
+
+
+def _media(value: Any, folder: Path | None) -> Media | None:
+    """Bytes, a file of the local folder, or a file of the hub that is fetched when asked for; None = the row has no picture."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
+    for found in (data, path):
+        if isinstance(found, bytes):
+            return found
+    if not path:
+        return None
+    return folder / str(path) if folder is not None and "://" not in str(path) else partial(_fetch, str(path))
+
+
+def _fetch(path: str) -> bytes:
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as file:
+        data: bytes = file.read()
+    return data
+
+
+SOURCE = Source("hub", ("image", "text"), _EXPECTS, _read, finds=True)

@@ -1,0 +1,62 @@
+"""A finished run, scored on another data set than it was trained on: nothing is tuned there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.retrieval.columns import columns
+from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.workflows import results
+from ccaco_cli.core.workflows.prepare import prepared
+from ccaco_cli.core.workflows.score import Judge
+from ccaco_cli.core.workflows.train import encodings, load_run
+
+
+def on(
+    paths: Iterable[Path],
+    dataset: str,
+    *,
+    split: str = "test",
+    every_stage: bool = False,
+    device: str = "auto",
+    data_root: Path = Path("data"),
+    on_progress: OnProgress = silent,
+) -> list[Path]:
+    """Scores runs on a split of a prepared data set, each once: the results stay in ``RUN/results/on/DATASET-HASH/SPLIT.STAGE.json``.
+
+    every_stage  all stages, not only the run's own score
+    Returns      the result files, for ``report``; the weight of the cross score is the one that the run chose on its own validation split
+    Raises       DataError: other modalities, no such split; what ``load_run`` and ``prepared`` raise
+    """
+    folder = prepared(dataset, data_root, on_progress)
+    data = shards.open(folder)
+    found = []
+    for run in results.find(paths):
+        place = run.path / "results" / "on" / f"{data.name}-{data.manifest.sha256[:12]}"
+        model = manifest.open(run.path, kind="run").sha256
+        if model not in {json.loads(file.read_text("utf-8")).get("model") for file in place.glob(f"{split}.*.json")}:
+            _score(run.path, data, split, place, device, on_progress)
+        files = sorted(place.glob(f"{split}.*.json"))
+        own = [file for file in files if file.stem == f"{split}.{run.facts['headline']}"]
+        found += files if every_stage or not own else own
+    return found
+
+
+def _score(run: Path, data: shards.PairData, split: str, place: Path, device: str, on_progress: OnProgress) -> None:
+    aligner, towers, config, found = load_run(run, device)
+    if tuple(found.facts["modalities"]) != data.modalities:
+        raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(found.facts["modalities"]))
+    part = data.split(split)
+    sides = columns(data, split, aligner, towers, config.model, on_progress)
+    config = replace(config, eval=replace(config.eval, protocol="full"))
+    seen = encodings(data, split, sides, aligner, towers, config)
+    judge = Judge(data.modalities, part, seen, aligner, config, float(found.facts["weight"]), tuned=bool(found.facts["weights_tried"]))
+    for label, body in judge.results(data, pairs=True).items():
+        body |= {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts["source"].get("evaluation")}
+        manifest.write_json(place / f"{split}.{label}.json", body)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.sources.hub import SOURCE
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+from ccaco_cli.core.workflows.prepare import out_name, prepare
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def picture(number: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (9, 7), (number, 0, 5)).save(out, "PNG")
+    return out.getvalue()
+
+
+def parquet(folder: Path, splits: dict[str, int], **more: Any) -> Path:
+    """A folder as the hub has it: ``data/SPLIT-00000-of-00001.parquet`` with a column of pictures."""
+    (folder / "data").mkdir(parents=True)
+    for number, (split, rows) in enumerate(splits.items()):
+        columns: dict[str, Any] = {"photo": [{"bytes": picture(50 * number + i), "path": None} for i in range(rows)]}
+        columns |= {name: [make(i) for i in range(rows)] for name, make in more.items()}
+        table = datasets.Dataset.from_dict(columns).cast_column("photo", datasets.Image())
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def read(path: Path, **options: Any) -> list[PairRecord]:
+    return list(SOURCE.read(path, SourceOptions(**options)).records)
+
+
+def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "set", {"train": 3, "validation": 2}, text=lambda i: [f" one {i}", "two"], rest=lambda i: i)
+    data = SOURCE.read(folder, SourceOptions())
+    rows = list(data.records)
+    assert [(r.id, r.group, r.split) for r in rows] == [
+        *((f"train/{i}", f"train/{i}", "train") for i in range(3)),
+        *((f"validation/{i}", f"validation/{i}", "val") for i in range(2)),
+    ]
+    assert rows[1].captions == [" one 1", "two"] and rows[3].media["image"] == picture(50)
+    assert data.protocol == "hub set; splits as published" and data.facts == {"columns": {"image": "photo", "caption": "text"}}
+    made = prepare(f"hub:{folder}", out=tmp_path / "d", workers=0)
+    assert made.facts["name"] == "set" and made.config["name"] == str(folder) and made.facts["captions"]["cleaned"] == 5
+    assert shards.open(tmp_path / "d").split("train").media("image", [2]) == [picture(2)]
+
+
+def test_columns_by_flags_and_an_error_that_lists_them(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "set", {"train": 20}, de=str, en=lambda i: f"e{i}", style=lambda i: "ab"[i % 2])
+    with pytest.raises(DataError, match=r"no column that looks like the caption.*one of photo, de, en, style.*--column caption="):
+        read(folder)
+    with pytest.raises(DataError, match=r"no column 'english' for caption.*one of photo, de, en, style"):
+        read(folder, columns={"caption": "english"})
+    with pytest.raises(DataError, match="no such column of ours: words"):
+        read(folder, columns={"words": "en"})
+    rows = read(folder, columns={"caption": "en", "domain": "style"})
+    assert [(list(r.captions), r.domain) for r in rows[:2]] == [(["e0"], "a"), (["e1"], "b")]
+    assert len({r.split for r in rows}) > 1  # one split, so it is divided
+
+
+def test_class_labels_become_captions(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for split in ("train", "test"):
+        for name in ("polar_bear", "cat"):
+            (folder / split / name).mkdir(parents=True)
+            (folder / split / name / "1.png").write_bytes(picture(len(name)))
+    rows = read(folder, template="a drawing of a {}")
+    assert sorted((r.split, r.label, r.group, *r.captions) for r in rows) == [
+        ("test", "cat", "cat", "a drawing of a cat"),
+        ("test", "polar bear", "polar bear", "a drawing of a polar bear"),
+        ("train", "cat", "cat", "a drawing of a cat"),
+        ("train", "polar bear", "polar bear", "a drawing of a polar bear"),
+    ]
+    made = prepare("hub", source_path=folder, out=tmp_path / "d", workers=0)
+    assert made.facts["splits"]["train"]["samples"] == 2 and made.facts["source"]["columns"]["label"] == "label"
+
+
+def test_metadata_of_an_imagefolder_cannot_leave_it(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(picture(1))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "set" / "b.png").write_bytes(picture(2))
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
+    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", workers=0, max_rejects=0.5)
+    assert made.facts["rejects"] == {"outside the source folder": 1} and sum(s["samples"] for s in made.facts["splits"].values()) == 1
+
+
+def test_what_cannot_be_read_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"datasets cannot read this \(.*empty"):
+        read(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"datasets cannot read this .*nobody/nothing"):
+        prepare("hub:nobody/nothing", out=tmp_path / "d")
+    with pytest.raises(DataError, match=r"no name of a data set.*hub:NAME"):
+        prepare("hub", out=tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(("name", "folder"), [("coco", "coco"), ("hub:people/photos:en", "photos"), ("hub:./x/", "x"), ("hub:", "hub")])
+def test_the_folder_of_a_name(name: str, folder: str) -> None:
+    assert out_name(name) == folder

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.sources.lists import hash_split
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.data.sources.webdataset import SOURCE, braces
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+from ccaco_cli.core.workflows.prepare import prepare
+
+
+def picture(number: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (9, 7), (number % 256, number // 256, 5)).save(out, "PNG")
+    return out.getvalue()
+
+
+def shard(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def sample(number: int, **told: Any) -> list[tuple[str, bytes]]:
+    """As img2dataset writes it."""
+    key, text = f"{number:09d}", f"caption {number}"
+    body = {"caption": text, "url": f"http://x/{number}.jpg", "key": key, "width": 9} | told
+    return [(f"{key}.jpg", picture(number)), (f"{key}.json", json.dumps(body).encode()), (f"{key}.txt", text.encode())]
+
+
+def read(path: Path | str) -> list[PairRecord]:
+    return list(SOURCE.read(Path(path), SourceOptions()).records)
+
+
+def data_of(record: PairRecord) -> bytes:
+    media = record.media["image"]
+    assert callable(media) or isinstance(media, bytes)
+    return media() if callable(media) else media
+
+
+def test_shards_of_img2dataset(tmp_path: Path) -> None:
+    for number in range(2):
+        shard(tmp_path / f"{number:05d}.tar", sample(10 * number) + sample(10 * number + 1))
+    data = SOURCE.read(tmp_path, SourceOptions())
+    rows = list(data.records)
+    assert [r.id for r in rows] == ["00000/000000000", "00000/000000001", "00001/000000010", "00001/000000011"]
+    assert [list(r.captions) for r in rows[:2]] == [["caption 0"], ["caption 1"]]
+    assert [data_of(r) for r in rows] == [picture(n) for n in (0, 1, 10, 11)]
+    assert rows[3].meta == {"url": "http://x/11.jpg", "key": "000000011"} and rows[3].split == hash_split(rows[3].id)
+    assert data.facts == {"shards": 2} and data.revision.startswith("2 shards, 00000.tar to 00001.tar")
+    assert [r.id for r in read(tmp_path / "{00000..00001}.tar")] == [r.id for r in read(tmp_path / "*.tar")] == [r.id for r in rows]
+    assert [r.id for r in read(tmp_path / "00001.tar")] == [r.id for r in rows[2:]]
+
+
+def test_captions_come_from_txt_or_json_and_splits_from_names(tmp_path: Path) -> None:
+    image = ("a.b.c.jpg", picture(1))  # a key ends at the first dot of the name
+    told = ("a.json", b'{"caption": ["one", "two"]}')
+    for name in ("train-0.tar", "val/0.tar"):
+        shard(
+            tmp_path / name,
+            [image, ("a.json", b'{"caption": ["one", "two"]}'), ("x/b.PNG", picture(2)), ("x/b.txt", b"caf\xe9"), ("c.txt", b"t")],
+        )
+    rows = {r.id: r for r in read(tmp_path)}
+    assert {id: (r.split, list(r.captions), len(r.media)) for id, r in rows.items()} == {
+        "train-0/a": ("train", ["one", "two"], 1),
+        "train-0/x/b": ("train", ["caf\u00e9"], 1),
+        "train-0/c": ("train", ["t"], 0),
+        "val/0/a": ("val", ["one", "two"], 1),
+        "val/0/x/b": ("val", ["caf\u00e9"], 1),
+        "val/0/c": ("val", ["t"], 0),
+    }
+    assert [r.captions for r in read(shard(tmp_path / "y" / "1.tar", [image, ("a.json", b"{no json")]))] == [[]]
+
+
+def test_compressed_shards_are_read_in_sequence(tmp_path: Path) -> None:
+    path = shard(tmp_path / "0.tar.gz", sample(0) + sample(1), "w:gz")
+    assert [data_of(r) for r in read(path)] == [picture(0), picture(1)]
+
+
+def test_damage_is_counted_and_named(tmp_path: Path) -> None:
+    whole = shard(tmp_path / "s" / "00000.tar", [part for n in range(40) for part in sample(n)])
+    cut = whole.with_name("00001.tar")
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2 + 700])
+    whole.with_name("00002.tar").write_bytes(b"no tar at all" * 100)
+    made = prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / "d", workers=0, max_rejects=0.5)
+    listed = (tmp_path / "d" / "rejects.csv").read_text()
+    assert made.facts["rejects"]["broken archive"] == 2 and "(the rest of 00001.tar)" in listed and "(the rest of 00002.tar)" in listed
+    read_of_cut = sum(
+        id.startswith("00001/") for name in shards.open(tmp_path / "d").splits for id in shards.open(tmp_path / "d").split(name).ids
+    )
+    assert 15 <= read_of_cut < 25 and sum(s["samples"] for s in made.facts["splits"].values()) == 40 + read_of_cut
+
+
+def test_a_pool_reads_the_tar_where_the_pictures_lie(tmp_path: Path) -> None:
+    shard(tmp_path / "s" / "0.tar", [part for n in range(70) for part in sample(n)])
+    alone, pooled = (prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / f"d{n}", workers=n) for n in (0, 2))
+    assert alone.sha256 == pooled.sha256 and sum(s["samples"] for s in alone.facts["splits"].values()) == 70
+
+
+def test_braces() -> None:
+    assert braces("a{08..10}b") == ["a08b", "a09b", "a10b"]
+    assert braces("{x,y}/{1..2}.tar") == ["x/1.tar", "y/1.tar", "x/2.tar", "y/2.tar"]
+    assert braces("plain.tar") == ["plain.tar"]
+    for bad in ("{1..2", "{a}", "{0..99999999999}"):
+        with pytest.raises(DataError, match="a pattern that cannot be read"):
+            braces(bad)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    shard(tmp_path / "00000.tar", sample(0))
+    with pytest.raises(DataError, match=r"a shard of this pattern is missing: .*00001.tar"):
+        read(tmp_path / "{00000..00002}.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no tar shards here.*ccaco prepare webdataset --source PATTERN"):
+        read(tmp_path / "empty")
+    with pytest.raises(DataError, match="no tar shards here"):
+        prepare("webdataset", out=tmp_path / "d")
