@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.search import Hit
-from ccaco_cli.view.figures import contact_sheet
+from ccaco_cli.core.types import PairRecord
+from ccaco_cli.view.figures import contact_sheet, preview
 
 
 def hit(rank: int, colour: str = "red", text: object = "a cat", picture: bool = True) -> Hit:
@@ -44,3 +46,19 @@ def test_other_suffixes_are_refused_and_nothing_is_written_for_nothing(tmp_path:
             contact_sheet(tmp_path / name, [("q", [hit(1)])])
     contact_sheet(tmp_path / "x.png", [])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preview_shows_five_samples_of_every_split(tmp_path: Path) -> None:
+    picture = hit(1).item["thumbnail"]
+    splits = {"train": 40, "val": 5, "test": 3}
+    rows = [
+        PairRecord(f"{split}/{i}", f"{split}{i}", split, {"image": picture}, ["a $dollar^ caption " * 20] * 9)
+        for split in splits
+        for i in range(splits[split])
+    ]
+    shards.write(rows, tmp_path / "d", name="d", modalities=("image", "text"), workers=0)
+    preview(tmp_path / "new" / "look.png", shards.open(tmp_path / "d"))
+    contact_sheet(tmp_path / "one.png", [("a query", [hit(1)])])
+    assert 13 * 0.8 < red(tmp_path / "new" / "look.png") / red(tmp_path / "one.png") < 13 * 1.5
+    with pytest.raises(DataError, match="no such kind of picture"):
+        preview(tmp_path / "look.txt", shards.open(tmp_path / "d"))

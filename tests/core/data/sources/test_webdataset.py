@@ -67,7 +67,6 @@ def test_shards_of_img2dataset(tmp_path: Path) -> None:
 
 def test_captions_come_from_txt_or_json_and_splits_from_names(tmp_path: Path) -> None:
     image = ("a.b.c.jpg", picture(1))  # a key ends at the first dot of the name
-    told = ("a.json", b'{"caption": ["one", "two"]}')
     for name in ("train-0.tar", "val/0.tar"):
         shard(
             tmp_path / name,
