@@ -47,6 +47,7 @@ def prepare(
     Examples:
       ccaco prepare --list
       ccaco prepare scenes --limit 200 --out data/few-scenes --preview few.png
+      ccaco prepare webdataset --source 'shards/{00000..00099}.tar' --image-size 256
     """
     from ccaco_cli.core.data.sources.source import SourceOptions
     from ccaco_cli.core.workflows import prepare as workflow
@@ -78,4 +79,6 @@ def prepare(
     results.show_prepared(workflow.summary(found), shown, str(out))
     for line in workflow.notes(found):
         progress.note(line)
-    progress.note(f"next: ccaco train --dataset {out.name if out.parent == Path('data') else out}")
+    said = out.name if out.parent == Path("data") else out
+    trains = found.facts["splits"].get("train", {}).get("samples")
+    progress.note(f"next: ccaco train --dataset {said}" if trains else f"next: ccaco report RUN --on {said}")

@@ -87,7 +87,7 @@ def test_the_last_table_tells_what_to_expect(ccaco: Callable[..., Any], tmp_path
     assert {"split": "train", "samples": "37", "captions": "37", "rejects": "3", "reasons": "not a picture 3"}.items() <= row.items()
     assert {"words_max": "2", "width_min": "16", "height_max": "12", "captions_per_group_mean": "1.0"}.items() <= row.items()
     assert row["protocol"].startswith("webdataset (")
-    assert "3 samples were skipped; they are listed in" in done.err and Image.open(tmp_path / "look.png").size[0] > 1000
+    assert "3 samples were skipped (not a picture 3); they are listed in" in done.err and Image.open(tmp_path / "look.png").size[0] > 1000
     done = ccaco(*given, "--out", tmp_path / "e", "--max-rejects", "0.08", "--format", "markdown")
     assert "| captions per group | words | width | height | reasons | protocol |" in done.out and "| 32 | 24 |" in done.out
 

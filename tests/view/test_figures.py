@@ -51,11 +51,9 @@ def test_other_suffixes_are_refused_and_nothing_is_written_for_nothing(tmp_path:
 def test_a_preview_shows_five_samples_of_every_split(tmp_path: Path) -> None:
     picture = hit(1).item["thumbnail"]
     splits = {"train": 40, "val": 5, "test": 3}
-    rows = [
-        PairRecord(f"{split}/{i}", f"{split}{i}", split, {"image": picture}, ["a $dollar^ caption " * 20] * 9)
-        for split in splits
-        for i in range(splits[split])
-    ]
+    said = ["a $dollar^ caption " * 20] * 9
+    places = [(split, i) for split, many in splits.items() for i in range(many)]
+    rows = [PairRecord(f"{split}/{i}", f"{split}{i}", split, {"image": picture}, said) for split, i in places]
     shards.write(rows, tmp_path / "d", name="d", modalities=("image", "text"), workers=0)
     preview(tmp_path / "new" / "look.png", shards.open(tmp_path / "d"))
     contact_sheet(tmp_path / "one.png", [("a query", [hit(1)])])

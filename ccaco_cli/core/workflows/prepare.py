@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -48,7 +48,7 @@ def prepare(
     counts = data.counts.values()
     protocol = data.protocol if options.limit is None else f"{data.protocol}; at most {options.limit:,} samples a split"
     return shards.write(
-        _limited(data.records, options.limit),
+        _limited(data.records, options.limit, data.splits or tuple(data.counts)),
         Path(out),
         name=out_name(f"{name}:{of}"),
         modalities=source.modalities,
@@ -125,13 +125,15 @@ def _whereabouts(source: Source, path: Path | None) -> Path | None:
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
-def _limited(records: Iterable[PairRecord], limit: int | None) -> Iterator[PairRecord]:
-    """At most ``limit`` records a split."""
+def _limited(records: Iterable[PairRecord], limit: int | None, splits: Collection[str]) -> Iterator[PairRecord]:
+    """At most ``limit`` records a split; stops when all ``splits`` there are (() = not known) have them."""
     seen: Counter[str] = Counter()
     for record in records:
         seen[record.split] += 1
         if limit is None or seen[record.split] <= limit:
             yield record
+        if limit is not None and splits and all(seen[split] >= limit for split in splits):
+            return
 
 
 def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = silent) -> Path:
@@ -167,6 +169,7 @@ def notes(found: Manifest) -> list[str]:
     lines = []
     if leaks := found.facts["leakage"]:
         lines.append(f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {found.path / LEAKAGE}")
-    if rejects := sum(found.facts["rejects"].values()):
-        lines.append(f"{rejects:,} samples were skipped; they are listed in {found.path / REJECTS}")
+    if rejects := found.facts["rejects"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
+        lines.append(f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {found.path / REJECTS}")
     return lines

@@ -58,5 +58,5 @@ def _score(run: Path, data: shards.PairData, split: str, place: Path, device: st
     seen = encodings(data, split, sides, aligner, towers, config)
     judge = Judge(data.modalities, part, seen, aligner, config, float(found.facts["weight"]), tuned=bool(found.facts["weights_tried"]))
     for label, body in judge.results(data, pairs=True).items():
-        body |= {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts["source"].get("evaluation")}
+        body |= {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
         manifest.write_json(place / f"{split}.{label}.json", body)

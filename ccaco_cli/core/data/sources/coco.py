@@ -85,10 +85,11 @@ def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
                 id = f"{part}{year}/{name}"
                 yield PairRecord(id, id, split_of(part, key), {"image": root / f"{part}{year}" / name}, captions)
 
+    rule = f"train{year} -> train, less a tenth, by hash of the image id -> val; val{year} -> test; all captions"
+    part = part_of({name: len(images) for name, images in parts.items()}, _OFFICIAL[year])
     return SourceData(
         records=records(),
-        protocol=f"coco-official-{year} (train{year} -> train, less a tenth, by hash of the image id -> val; val{year} -> test; all captions)"
-        + part_of({part: len(images) for part, images in parts.items()}, _OFFICIAL[year]),
+        protocol=f"coco-official-{year} ({rule}){part}",
         licence=_LICENCE,
         revision=revision_of(*files.values()),
         counts=Counter(split_of(part, key) for part, images in parts.items() for key in images),

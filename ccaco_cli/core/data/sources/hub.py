@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split, texts_of
+from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_split, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
@@ -54,6 +54,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     parts, licence, revision = _load(where, config, folder)
     columns = _columns(where, next(iter(parts.values())), options)
     one = len(parts) == 1 and "split" not in columns.theirs
+    if options.limit is not None and not one and "split" not in columns.theirs:
+        parts = {name: part.take(options.limit) for name, part in parts.items()}
     return SourceData(
         records=_records(parts, columns, folder, one),
         protocol=f"hub {folder.name if folder else where}{config and f' ({config})'}; "
@@ -61,6 +63,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         licence=licence,
         revision=revision,
         facts={"columns": dict(columns.theirs)},
+        splits=HASH_SPLITS if one else (),
         root=folder,
     )
 

@@ -21,6 +21,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+HASH_SPLITS = ("train", "val", "test")  # of ``hash_split``
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class SourceData:
 
     records  consumed once and streamed; media stay unread (paths under the source's folder, or functions)
     counts   split -> records, where the source knows it beforehand (tells progress how much is to come)
+    splits   all that the records can be in, where that is known beforehand: ``--limit`` may then stop early
     root     real path of the folder that media paths may not leave, where ``--source`` does not say it
     """
 
@@ -47,6 +48,7 @@ class SourceData:
     revision: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    splits: Collection[str] = ()
     root: Path | None = None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, decode_text, hash_split, revision_of, texts_of
+from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, decode_text, hash_split, revision_of, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -59,6 +59,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         protocol=f"table (split: {rule}; rows of one path are one sample)",
         revision=revision_of(root),
         facts={"rows": table.num_rows},
+        splits=() if "split" in used else HASH_SPLITS,
     )
 
 

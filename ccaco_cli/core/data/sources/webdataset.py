@@ -6,16 +6,16 @@ The headers of a shard are read in sequence by this process; pictures are read w
 from __future__ import annotations
 
 import glob
-import itertools
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ccaco_cli.core.data.sources.lists import PICTURE_SUFFIXES, SPLIT_NAMES, decode_text, hash_split, texts_of
+from ccaco_cli.core.data.sources.lists import HASH_SPLITS, PICTURE_SUFFIXES, SPLIT_NAMES, decode_text, hash_split, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
@@ -58,10 +58,11 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if not files:
         raise DataError("no tar shards here", where=root, expected=_EXPECTS, next="ccaco prepare webdataset --source PATTERN")
     return SourceData(
-        records=itertools.chain.from_iterable(map(_samples, files)),
+        records=_records(files, options.limit),
         protocol="webdataset (split: name of the shard or of its folder, else 80/10/10 by hash of shard and key)",
         revision=f"{len(files)} shards, {files[0].name} to {files[-1].name}, {sum(file.stat().st_size for file in files)} bytes",
         facts={"shards": len(files)},
+        splits={split for file in files for split in ([_split(file)] if _split(file) else HASH_SPLITS)},
     )
 
 
@@ -94,11 +95,25 @@ def braces(pattern: str) -> list[str]:
     return [f"{head}{choice}{end}" for end in braces(tail) for choice in choices]
 
 
-def _samples(file: Path) -> Iterator[PairRecord]:
+def _split(file: Path) -> str:
+    """What the name of a shard, or of its folder, says; "" when they say nothing."""
+    words = (re.split(r"[^a-z]", file.name.lower())[0], file.parent.name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+
+
+def _records(files: list[Path], limit: int | None) -> Iterator[PairRecord]:
+    seen: Counter[str] = Counter()
+    for file in files:
+        split = _split(file)
+        for record in _samples(file, split):
+            if limit is not None and split and seen[split] >= limit:
+                break  # the rest of the shard would be read for nothing
+            seen[split] += 1
+            yield record
+
+
+def _samples(file: Path, split: str) -> Iterator[PairRecord]:
     name = file.name.partition(".")[0]
-    split = next(
-        (SPLIT_NAMES[word] for word in (re.split(r"[^a-z]", name.lower())[0], file.parent.name.lower()) if word in SPLIT_NAMES), ""
-    )
     place = f"{file.parent.name}/{name}" if file.parent.name.lower() in SPLIT_NAMES else name
     key = ""
     parts: dict[str, Any] = {}

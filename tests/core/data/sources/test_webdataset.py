@@ -84,6 +84,21 @@ def test_captions_come_from_txt_or_json_and_splits_from_names(tmp_path: Path) ->
     assert [r.captions for r in read(shard(tmp_path / "y" / "1.tar", [image, ("a.json", b"{no json")]))] == [[]]
 
 
+def test_a_limit_reads_no_more_than_it_needs(tmp_path: Path) -> None:
+    for name in ("train-0", "train-1", "val-0"):
+        shard(tmp_path / "s" / f"{name}.tar", [part for n in range(5) for part in sample(n)])
+    (tmp_path / "s" / "val-1.tar").write_bytes(b"never looked at")
+    (tmp_path / "s" / "train-2.tar").symlink_to(tmp_path / "s" / "train-0.tar")
+    told: list[int] = []
+    options = SourceOptions(limit=3)
+    made = prepare(
+        "webdataset", source_path=tmp_path / "s", out=tmp_path / "d", options=options, workers=0, on_progress=lambda d, t, f: told.append(d)
+    )
+    assert {name: counts["samples"] for name, counts in made.facts["splits"].items()} == {"train": 3, "val": 3} and told[-1] == 6
+    assert made.facts["protocol"].endswith("; at most 3 samples a split")
+    assert len(list(SOURCE.read(tmp_path / "s", options).records)) < 12
+
+
 def test_compressed_shards_are_read_in_sequence(tmp_path: Path) -> None:
     path = shard(tmp_path / "0.tar.gz", sample(0) + sample(1), "w:gz")
     assert [data_of(r) for r in read(path)] == [picture(0), picture(1)]
