@@ -29,7 +29,9 @@ def prepare(
         list[str] | None,
         typer.Option("--column", metavar="OURS=THEIRS", help="table, hub: where image, caption, split, domain, label or group is."),
     ] = None,
-    template: Annotated[str, typer.Option("--template", help="The caption made of a class name.")] = "a photo of a {}",
+    template: Annotated[
+        str | None, typer.Option("--template", help="imagefolder, hub: the caption of a class.", show_default="a photo of a {} ...")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
     max_rejects: Annotated[str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")] = "1%",
     workers: Annotated[
@@ -66,7 +68,7 @@ def prepare(
             name,
             source_path=source,
             out=out,
-            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, size=size, template=template),
+            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, size=size, template=template or ""),
             image_size=image_size,
             workers=workers,
             max_rejects=options.share(max_rejects, "--max-rejects"),

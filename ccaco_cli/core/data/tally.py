@@ -196,6 +196,5 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    # a name that begins like a formula would be run by a spreadsheet
-    writer.writerows(["'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in row] for row in rows)
+    writer.writerows(rows)
     return text.getvalue().encode()

@@ -56,8 +56,7 @@ class Result:
     data     sha256 of the data set's manifest
     metrics  of its stage, fractions; None where it was NaN
     strata   name -> one value a row of modality a, in the order of the pools
-    items    outcomes of single choices, 0 or 1: ``matching`` a caption, ``binding`` and the picture of each, ``binding_row``;
-             ``choice_KIND`` and ``choice_KIND_row``
+    items    outcomes of single choices, 0 or 1: ``matching`` a caption, ``binding`` and the picture of each, ``binding_row``
     """
 
     run: Run
@@ -78,7 +77,7 @@ class Result:
     def per_query(self, metric: str) -> PerQuery:
         """The values whose mean is the metric, by picture. Raises ConfigError: no mean over queries or choices goes by that name."""
         texts = np.concatenate([part.query_group for part in self.evaluation.b_to_a])
-        of = {"matching": texts} | {k.removesuffix("_row"): np.asarray(v) for k, v in self.items.items() if k.endswith("_row")}
+        of = {"matching": texts} | {key.removesuffix("_row"): np.asarray(rows) for key, rows in self.items.items() if key.endswith("_row")}
         name = metric.removesuffix("_accuracy")
         right = np.asarray(self.items.get(name, ())) if name != metric else np.empty(0)
         if len(right) and len(right) == len(of.get(name, ())):

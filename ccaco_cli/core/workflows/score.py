@@ -20,7 +20,7 @@ from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evalu
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.types import Encoded
-from ccaco_cli.core.workflows import choices
+from ccaco_cli.core.workflows import negatives
 
 Array = NDArray[Any]
 PairScore = Callable[[Tensor], Tensor]
@@ -35,14 +35,14 @@ class Encodings:
 
     a, b          items of either modality (tokens prepared for ``cross`` when the model has a cross branch)
     row_a, row_b  [items] int64, the row of each item
-    choices       captions of which the pictures must choose, where the split has such
+    negatives     true captions and hard negatives of which the pictures must choose, where the split has such
     """
 
     a: Encoded
     b: Encoded
     row_a: Array
     row_b: Array
-    choices: choices.Choices | None = None
+    negatives: negatives.Negatives | None = None
 
     def first(self, rows: int) -> Encodings:
         """The items of the first rows only."""
@@ -72,10 +72,22 @@ def score(data: PairData, encode: Callable[[str], Encodings], aligner: Aligner |
             known = rerank.stages(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
             weight, sums = rerank.choose_weight(*known, config.eval)
         judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known if name == "val" else None)
-        # single pairs choose nothing, and cost a slow matcher as much as its ranks: they wait for the last split
-        for label, body in judge.results(data, pairs=name == last).items():
+        for label, (how, result) in judge.stages().items():
+            # single pairs choose nothing, and cost a slow matcher as much as its ranks: they wait for the last split
+            measured, items = judge.pairs(how) if name == last else ({}, {})
+            result = replace(result, metrics=result.metrics | measured)
+            body = {
+                "split": name,
+                "stage": label,
+                "arm": config.arm,
+                "seed": config.seed,
+                "dataset": data.name,
+                "data": data.manifest.sha256,
+            }
+            body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, "pool_rule": result.protocol, "scoring": how}
+            body |= {**result.as_dict(), "strata": judge.strata(result), "per_item": items}
             manifest.write_json(folder / "results" / f"{name}.{label}.json", body)
-            metrics[f"{name}.{label}"], rules[f"{name}.{label}"] = body["metrics"], body["pool_rule"]
+            metrics[f"{name}.{label}"], rules[f"{name}.{label}"] = result.metrics, result.protocol
     own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross"
     headline = own if f"{last}.{own}" in metrics else "small"
     tried = {str(k): v for k, v in sums.items()}
@@ -94,18 +106,6 @@ class Judge:
     weight: float
     tuned: bool
     known: tuple[rerank.Stage, rerank.Stage] | None = None
-
-    def results(self, data: PairData, *, pairs: bool) -> dict[str, dict[str, Any]]:
-        """Stage -> what ``results/SPLIT.STAGE.json`` holds; ``pairs`` = also what the scores say of single pairs."""
-        found = {}
-        for label, (how, result) in self.stages().items():
-            measured, items = self.pairs(how) if pairs else ({}, {})
-            result = replace(result, metrics=result.metrics | measured)
-            body = {"split": self.split.name, "stage": label, "arm": self.config.arm, "seed": self.config.seed}
-            body |= {"dataset": data.name, "data": data.manifest.sha256, "data_protocol": data.manifest.facts["protocol"]}
-            body |= {"weight": self.weight, "pool_rule": result.protocol, "scoring": how}
-            found[label] = body | {**result.as_dict(), "strata": self.strata(result), "per_item": items}
-        return found
 
     def stages(self) -> dict[str, tuple[str, Evaluation]]:
         """Stage -> (which score, what it measured)."""
@@ -146,7 +146,7 @@ class Judge:
         ``matching_accuracy``        each item of the second modality chooses between its own partner and a random other one
         ``matching_sign_accuracy``   the sign of a matching head's logit, on the same pairs
         ``binding_accuracy``         each thing chooses between a caption and the same one with what it says swapped
-        ``choice_.._accuracy``       as ``choices.measure`` has them, where the split has hard negatives of its own
+        ``choice_.._accuracy``       as ``negatives.measure`` has them, where the split has hard negatives of its own
         """
         metrics: dict[str, float] = {}
         items: dict[str, Any] = {}
@@ -165,8 +165,8 @@ class Judge:
             right = choice_accuracy(scores(said), scores(swapped))
             metrics["binding_accuracy"], items["binding"] = float(right.mean()), right.astype(int).tolist()
             items["binding_row"] = self.found.row_a[said[:, 0].numpy()].tolist()
-        if (asked := self.found.choices) is not None:
-            measured, outcomes = choices.measure(asked, self.split.group, self._score(how, asked.texts))
+        if (asked := self.found.negatives) is not None:
+            measured, outcomes = negatives.measure(asked, self.split.group, self._score(how, asked.texts))
             metrics, items = metrics | measured, items | outcomes
         return metrics, items
 

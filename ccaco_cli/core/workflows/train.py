@@ -31,7 +31,7 @@ from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.training import checkpoint, loop
 from ccaco_cli.core.types import Encoded, OnProgress, silent
-from ccaco_cli.core.workflows import arms, choices
+from ccaco_cli.core.workflows import arms, negatives
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.score import Encodings, score
 
@@ -144,8 +144,10 @@ def encodings(
     local = config.loss.beta > 0
     one, other = (encode(aligner, m, c, local=local) for m, c in sides.items())
     row_a, row_b = (c.row for c in sides.values())
-    texts = "text" in sides and choices.find(data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local))
-    return Encodings(one, other, row_a, row_b, texts or None)
+    asked = None
+    if "text" in sides:
+        asked = negatives.find(data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local))
+    return Encodings(one, other, row_a, row_b, asked)
 
 
 def cca(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:

@@ -57,6 +57,11 @@ def _score(run: Path, data: shards.PairData, split: str, place: Path, device: st
     config = replace(config, eval=replace(config.eval, protocol="full"))
     seen = encodings(data, split, sides, aligner, towers, config)
     judge = Judge(data.modalities, part, seen, aligner, config, float(found.facts["weight"]), tuned=bool(found.facts["weights_tried"]))
-    for label, body in judge.results(data, pairs=True).items():
-        body |= {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
-        manifest.write_json(place / f"{split}.{label}.json", body)
+    about = {"dataset": data.name, "data": data.manifest.sha256, "data_protocol": data.manifest.facts["protocol"]}
+    about |= {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
+    for stage, (how, result) in judge.stages().items():
+        measured, items = judge.pairs(how)
+        result = replace(result, metrics=result.metrics | measured)
+        body = {"split": split, "stage": stage, "arm": config.arm, "seed": config.seed, **about, "weight": judge.weight}
+        body |= {"pool_rule": result.protocol, "scoring": how, **result.as_dict(), "strata": judge.strata(result), "per_item": items}
+        manifest.write_json(place / f"{split}.{stage}.json", body)

@@ -278,12 +278,6 @@ def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path) -> None
     assert small > 32 * 20_000 and large < small + 3_000_000  # 640 samples are 12.8 MB
 
 
-def test_a_name_that_begins_like_a_formula_is_quoted(tmp_path: Path) -> None:
-    source = [PairRecord(id, id, "train", {"image": b"bad" if id[0] == "=" else picture(0)}, ["a"]) for id in ("=1+1", "b")]
-    write(tmp_path / "d", source, max_rejects=0.5)
-    assert (tmp_path / "d" / "rejects.csv").read_text().splitlines()[1] == "'=1+1,train,not a picture,"
-
-
 def test_manifest_holds_no_path_of_this_machine(tmp_path: Path) -> None:
     root = (tmp_path / "source").resolve()
     root.mkdir()

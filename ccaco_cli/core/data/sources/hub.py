@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 _EXPECTS = "hub:NAME or hub:NAME:CONFIG of huggingface.co/datasets, or a local folder in that layout; columns by --column OURS=THEIRS"
+_TEMPLATE = "a photo of a {}"
 _USUAL = {
     "image": ("image", "img", "jpg", "png", "filepath", "file_name"),
     "caption": ("caption", "captions", "text", "txt", "title", "sentences"),
@@ -103,7 +104,7 @@ def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Colu
             next=f"--column {missing[0]}=ONE_OF_THESE",
         )
     theirs = {ours: names[0] for ours, names in wanted.items() if names}
-    return _Columns(theirs, features.get(theirs.get("label", "")), options.template)
+    return _Columns(theirs, features.get(theirs.get("label", "")), options.template or _TEMPLATE)
 
 
 def _records(parts: Mapping[str, IterableDataset], columns: _Columns, folder: Path | None, one: bool) -> Iterator[PairRecord]:

@@ -12,19 +12,21 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = "class folders of pictures: CLASS/*.jpg, or DOMAIN/CLASS/*.jpg, each under train/ val/ test/ if you have splits"
+_TEMPLATE = "a photo of a {}"
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
         raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
-    if "{}" not in options.template:
-        raise DataError("a template without a place for the class name", where=options.template, expected='"a photo of a {}"')
+    template = options.template or _TEMPLATE
+    if "{}" not in template:
+        raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
     if not any(entry.is_dir() for entry in root.iterdir()):
         raise DataError("no class folder in this folder", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
     return SourceData(
-        records=_records(root, options.template),
+        records=_records(root, template),
         protocol="imagefolder (split folders where there are any; else 80/10/10 by hash of the path)",
-        facts={"template": options.template},
+        facts={"template": template},
     )
 
 

@@ -19,7 +19,7 @@ class SourceOptions:
     size      pixels of the short side of generated pictures
     columns   for ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> the column's name there
     separator for ``table``: CSV separator
-    template  for sources of classes: the caption made of a class name
+    template  for sources of classes: the caption made of a class name; empty = the source's own
     name      for ``hub``: what comes after the colon of ``hub:NAME``
     """
 
@@ -28,7 +28,7 @@ class SourceOptions:
     size: int = 64
     columns: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
-    template: str = "a photo of a {}"
+    template: str = ""
     name: str = ""
 
 

@@ -27,8 +27,8 @@ PREFIX = "choice"
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The choices of a split.
+class Negatives:
+    """The choices of a split, each between a true caption and a hard negative.
 
     kind   [n] what the negative changes: replace_att, swap_obj ...
     row    [n] int64, the row of each picture
@@ -51,7 +51,7 @@ class _Sentences:
     caption_start: Array
 
 
-def find(split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], Encoded]) -> Choices | None:
+def find(split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], Encoded]) -> Negatives | None:
     """The choices of a split, texts encoded; None when it has none."""
     told = [(row, *choice) for row in range(len(split)) for choice in split.meta(row).get("choices") or ()]
     if not told:
@@ -59,10 +59,10 @@ def find(split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[T
     at: dict[str, int] = {}
     pair = np.array([[at.setdefault(text, len(at)) for text in (true, false)] for _, _, true, false in told])
     column = TextColumn(_Sentences(list(at), np.arange(len(at)), np.arange(len(at) + 1)), tokenize)
-    return Choices([kind for _, kind, _, _ in told], np.array([row for row, _, _, _ in told]), pair, encode(column))
+    return Negatives([kind for _, kind, _, _ in told], np.array([row for row, _, _, _ in told]), pair, encode(column))
 
 
-def measure(choices: Choices, group: Array, score: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(asked: Negatives, group: Array, score: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, Any]]:
     """Accuracies of one score, 0..1; ties and NaN are wrong.
 
     group    [rows] int64 of the split; row r is item r of the pictures
@@ -71,30 +71,30 @@ def measure(choices: Choices, group: Array, score: Callable[[Tensor], Tensor]) -
              draw) and ``choice_KIND_shuffled_accuracy`` (one of these), and ``choice_..`` = mean over kinds;
              items ``choice_KIND`` -> 0 or 1 of each choice, ``choice_KIND_row`` -> its picture
     """
-    kinds = np.array(choices.kind)
-    right = {"": _right(choices, choices.row[:, None], score)}
+    kinds = np.array(asked.kind)
+    right = {"": _right(asked, asked.row[:, None], score)}
     if len(np.unique(group)) > 1:
-        others = _others(choices.row, group)
-        right |= {"_text_only": _right(choices, others, score), "_shuffled": _right(choices, others[:, :1], score)}
+        others = _others(asked.row, group)
+        right |= {"_text_only": _right(asked, others, score), "_shuffled": _right(asked, others[:, :1], score)}
     metrics: dict[str, float] = {}
-    names = sorted(set(choices.kind))
+    names = sorted(set(asked.kind))
     for kind in names:
         metrics |= {f"{PREFIX}_{kind}{how}_accuracy": float(outcome[kinds == kind].mean()) for how, outcome in right.items()}
     metrics |= {f"{PREFIX}{how}_accuracy": float(np.mean([metrics[f"{PREFIX}_{kind}{how}_accuracy"] for kind in names])) for how in right}
     items: dict[str, Any] = {}
     for kind in names:
         items[f"{PREFIX}_{kind}"] = right[""][kinds == kind].astype(int).tolist()
-        items[f"{PREFIX}_{kind}_row"] = choices.row[kinds == kind].tolist()
+        items[f"{PREFIX}_{kind}_row"] = asked.row[kinds == kind].tolist()
     return metrics, items
 
 
-def _right(choices: Choices, pictures: Array, score: Callable[[Tensor], Tensor]) -> Array:
+def _right(asked: Negatives, pictures: Array, score: Callable[[Tensor], Tensor]) -> Array:
     """[n] whether the mean score over some pictures [n, k] is higher for the true text."""
     true, false = (
         score(torch.from_numpy(np.stack([pictures, np.broadcast_to(text[:, None], pictures.shape)], -1).reshape(-1, 2)))
         .reshape(pictures.shape)
         .mean(1)
-        for text in choices.pair.T
+        for text in asked.pair.T
     )
     return choice_accuracy(true, false)
 

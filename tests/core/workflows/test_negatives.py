@@ -9,18 +9,18 @@ import torch
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.types import Encoded, PairRecord
-from ccaco_cli.core.workflows import choices
-from ccaco_cli.core.workflows.choices import Choices, measure
+from ccaco_cli.core.workflows import negatives
+from ccaco_cli.core.workflows.negatives import Negatives, measure
 
 PICTURES = 12
 GROUP = np.arange(PICTURES)
 
 
-def asked(kinds: list[str]) -> Choices:
+def asked(kinds: list[str]) -> Negatives:
     """Picture i chooses between text 2i (true) and text 2i + 1, once for every kind."""
     row = np.repeat(np.arange(PICTURES), len(kinds))
     nothing = torch.zeros(2 * PICTURES, 0)
-    return Choices(kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), Encoded(nothing, nothing.bool(), nothing, nothing))
+    return Negatives(kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), Encoded(nothing, nothing.bool(), nothing, nothing))
 
 
 def by(table: Any) -> Any:
@@ -54,7 +54,7 @@ def test_other_pictures_are_of_other_groups_and_the_mean_is_over_kinds() -> None
     table = np.zeros((PICTURES, 2 * PICTURES))
     table[-1] = np.arange(2 * PICTURES) % 2 == 0
     few = asked(["x"])
-    unequal = Choices(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
+    unequal = Negatives(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
     metrics, _ = measure(unequal, group, by(table))
     assert metrics["choice_x_shuffled_accuracy"] == metrics["choice_x_text_only_accuracy"] == 1.0
     assert metrics["choice_y_accuracy"] == pytest.approx(1 / 9) and metrics["choice_accuracy"] == pytest.approx(1 / 18)
@@ -76,7 +76,7 @@ def test_the_choices_of_a_split(tmp_path: Path) -> None:
         texts.extend(found)
         return {"ids": torch.ones(len(found), 2), "mask": torch.ones(len(found), 2, dtype=torch.bool)}
 
-    found = choices.find(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
+    found = negatives.find(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
     assert found is not None and texts == ["same", "false 1", "false 2"]
     assert found.row.tolist() == [0, 1, 1] and found.pair.tolist() == [[0, 1], [0, 2], [0, 2]] and found.kind == ["swap_obj"] * 3
-    assert choices.find(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]
+    assert negatives.find(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]
