@@ -115,7 +115,7 @@ def _records(parts: Mapping[str, IterableDataset], columns: _Columns, folder: Pa
         part = part.select_columns(list(dict.fromkeys(columns.theirs.values())))  # others are not even decoded
         if type((part.features or {}).get(picture)).__name__ == "Image":
             part = part.cast_column(picture, datasets.Image(decode=False))
-        for number, row in enumerate(part):
+        for number, row in enumerate(_rows(part, name)):
             id, label = f"{name}/{number}", columns.text(row, "label")
             split = columns.text(row, "split") or (hash_split(id) if one else name)
             media = _media(row[picture], folder)
@@ -128,6 +128,14 @@ def _records(parts: Mapping[str, IterableDataset], columns: _Columns, folder: Pa
                 domain=columns.text(row, "domain"),
                 label=label,
             )
+
+
+def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from part
+    except Exception as error:  # as in ``_load``; what a caller throws is no Exception of theirs
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"datasets stopped reading split {name} ({why[:300]})", where="hub", next="mend the files, or --limit N") from None
 
 
 def _media(value: Any, folder: Path | None) -> Media | None:

@@ -48,11 +48,17 @@ def read_lines(path: Path) -> list[str]:
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """A JSON object that has ``keys``; raises DataError when it is none."""
     try:
-        found = json.loads(decode_text(path.read_bytes()))
+        found = json.loads(decode_text(path.read_bytes()), object_hook=_without_tokens)
     except ValueError as error:
         raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
     if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in keys):
         raise DataError("a JSON file of another shape", where=path, expected=f"an object with the lists {', '.join(keys)}")
+    return found
+
+
+def _without_tokens(found: dict[str, Any]) -> dict[str, Any]:
+    """Karpathy's files hold every caption twice; its words one by one take most of the memory, and nobody reads them."""
+    found.pop("tokens", None)
     return found
 
 

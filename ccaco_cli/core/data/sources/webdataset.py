@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ccaco_cli.core.data.checks import MAX_FILE_BYTES
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, PICTURE_SUFFIXES, SPLIT_NAMES, decode_text, hash_split, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
@@ -35,6 +36,8 @@ class Slice:
     size: int
 
     def __call__(self) -> bytes:
+        if self.size > MAX_FILE_BYTES:
+            raise DataError("file too large", expected=f"at most {MAX_FILE_BYTES} bytes")
         with self.file.open("rb") as tar:
             tar.seek(self.start)
             data = tar.read(self.size)
@@ -154,7 +157,7 @@ def _opens(file: Path) -> bool:
     return True
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int = -1) -> bytes:
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int = MAX_FILE_BYTES) -> bytes:
     found = tar.extractfile(member)
     return b"" if found is None else found.read(most)
 
@@ -162,7 +165,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int = -1) -> b
 def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairRecord:
     try:
         told = dict(json.loads(decode_text(parts.get("json", b"{}"))))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         told = {}
     captions = texts_of(parts["txt"]) if "txt" in parts else texts_of(told.get("caption"))
     id = f"{place}/{key}"

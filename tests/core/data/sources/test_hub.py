@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,29 @@ def test_class_labels_become_captions(tmp_path: Path) -> None:
     ]
     made = prepare("hub", source_path=folder, out=tmp_path / "d", workers=0)
     assert made.facts["splits"]["train"]["samples"] == 2 and made.facts["source"]["columns"]["label"] == "label"
+
+
+def test_pictures_inside_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
+        for name in ("cat", "dog"):
+            archive.writestr(f"{name}.png", picture(len(name) + ord(name[0])))
+        archive.writestr("metadata.csv", "file_name,text\ncat.png,a cat\ndog.png,a dog\n")
+    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", workers=2)
+    data = shards.open(tmp_path / "d")
+    parts = [data.split(name) for name in data.splits]
+    found = {text: media for part in parts for text, media in zip(part.captions, part.media("image", range(len(part))), strict=True)}
+    assert found == {f"a {name}": picture(len(name) + ord(name[0])) for name in ("cat", "dog")} and not made.facts["rejects"]
+
+
+def test_what_stops_in_the_middle_is_one_error(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "set", {"train": 3}, text=str)
+    file = next((folder / "data").iterdir())
+    data = bytearray(file.read_bytes())
+    data[4:200] = bytes(196)  # the pages, not the footer that says what is in them
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="datasets stopped reading split train"):
+        prepare(f"hub:{folder}", out=tmp_path / "d", workers=0)
 
 
 def test_metadata_of_an_imagefolder_cannot_leave_it(tmp_path: Path) -> None:

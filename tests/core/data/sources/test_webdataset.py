@@ -81,7 +81,8 @@ def test_captions_come_from_txt_or_json_and_splits_from_names(tmp_path: Path) ->
         "val/0/x/b": ("val", ["caf\u00e9"], 1),
         "val/0/c": ("val", ["t"], 0),
     }
-    assert [r.captions for r in read(shard(tmp_path / "y" / "1.tar", [image, ("a.json", b"{no json")]))] == [[]]
+    for number, text in enumerate((b"{no json", b"[1]", b"[" * 100_000)):
+        assert [r.captions for r in read(shard(tmp_path / "y" / f"{number}.tar", [image, ("a.json", text)]))] == [[]]
 
 
 def test_a_limit_reads_no_more_than_it_needs(tmp_path: Path) -> None:
