@@ -73,6 +73,7 @@ def test_facts(index: Path) -> None:
     assert opened.modalities == ("image", "text")
     assert opened.manifest.facts["rows"] == {"image": 25, "text": 125}
     assert opened.manifest.facts["split"] == "test"
+    assert opened.manifest.facts["protocol"].startswith("scenes: ")
     assert opened.other("text") == "image"
     assert opened.other("image") == "text"
     with pytest.raises(DataError, match="no audio"):

@@ -37,6 +37,7 @@ def test_the_layout_is_clip_retrievals(embedded: Manifest, data_root: Path) -> N
     assert texts["text"] == part.captions[120:125]
     assert texts["id"] == [part.ids[r] for r in part.caption_row[120:125]]
     assert embedded.facts["rows"] == {"image": 25, "text": 125}
+    assert embedded.facts["protocol"].endswith("; at most 25 samples a split")
     assert {entry["name"] for entry in embedded.files} == set(bytes_of(folder))
 
 
