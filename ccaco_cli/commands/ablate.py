@@ -13,7 +13,7 @@ from ccaco_cli.commands import options
 def ablate(
     dataset: options.Dataset = "scenes",
     arms: Annotated[
-        str, typer.Option("--arms", help="all, baselines, fusion, ablation, or names, with commas between them.")
+        str, typer.Option("--arms", help="all, baselines, fusion, ablation, attention, balance, or names, with commas between them.")
     ] = "ccaco,clip,-contrastive",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every arm.")] = 3,
     grid: Annotated[
@@ -30,6 +30,11 @@ def ablate(
     text_tower: options.TextTower = None,
     lock_image: options.LockImage = None,
     lock_text: options.LockText = None,
+    image_size: options.ImageSize = None,
+    tile: options.Tile = None,
+    context_length: options.ContextLength = None,
+    attention: options.Attention = None,
+    balance: options.Balance = None,
     cache_tokens: options.CacheTokens = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,

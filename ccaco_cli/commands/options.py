@@ -45,6 +45,22 @@ LockImage = Annotated[
 LockText = Annotated[
     bool | None, typer.Option("--lock-text", help="Freeze the text tower; its tokens are computed once.", show_default=False)
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option("--image-size", metavar="SIDE|HxW", help="Pixels that the image tower sees.", show_default="the tower's own"),
+]
+Tile = Annotated[
+    int | None, typer.Option("--tile", help="Cut larger pictures into tiles of this side, one pass each.", show_default="no tiles")
+]
+ContextLength = Annotated[
+    int | None, typer.Option("--context-length", help="Text tokens; longer captions are cut and counted.", show_default="the tower's own")
+]
+Attention = Annotated[
+    str | None, typer.Option("--attention", help="Of the cross branch: dense, window or linear.", show_default="dense")
+]
+Balance = Annotated[
+    str | None, typer.Option("--balance", help="Of the losses: fixed, schedule, uncertainty or gradnorm.", show_default="schedule")
+]
 CacheTokens = Annotated[
     int | None, typer.Option("--cache-tokens", help="Most patch tokens kept of a locked tower's grid.", show_default="49")
 ]
@@ -74,6 +90,9 @@ KEYS = {
     "text_tower": "model.text.spec",
     "lock_image": "model.image.lock",
     "lock_text": "model.text.lock",
+    "context_length": "model.text.context_length",
+    "attention": "model.fusion.attention",
+    "balance": "loss.balance",
     "epochs": "optim.epochs",
     "batch_size": "optim.batch_size",
     "lr": "optim.lr",
@@ -96,7 +115,26 @@ def settings(set_: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
     given = {KEYS[name]: value for name, value in flags.items() if name in KEYS and value is not None}
     if flags.get("cache_tokens") is not None:
         given |= {f"model.{m}.cache_tokens": flags["cache_tokens"] for m in ("image", "text", "audio", "video")}
+    if flags.get("image_size") is not None or flags.get("tile") is not None:
+        given |= _picture(flags.get("image_size"), flags.get("tile"))
     return given | dict(map(parse_setting, set_ or ()))
+
+
+def _picture(size: str | None, tile: int | None) -> dict[str, Any]:
+    """``--image-size 4096x4096 --tile 512`` -> a tower of 512 pixels over 8x8 tiles."""
+    from ccaco_cli.core.errors import ConfigError
+
+    sides = [int(side) if side.isdecimal() else 0 for side in (size or "").lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ConfigError("cannot read this size", where=f"--image-size {size or ''}", expected="pixels, SIDE or HEIGHTxWIDTH")
+    height, width = sides[0], sides[-1]
+    if tile is None:
+        if height != width:
+            raise ConfigError("towers see squares", where=f"--image-size {size}", expected="a square, or --tile", next="add --tile SIDE")
+        return {"model.image.size": height, "model.image.tiles": ""}
+    if tile < 1 or height % tile or width % tile:
+        raise ConfigError("tiles must fill the picture", where=f"--tile {tile}", expected=f"a divisor of {height} and {width}")
+    return {"model.image.size": tile, "model.image.tiles": f"{height // tile}x{width // tile}"}
 
 
 def file_settings(path: Path | None) -> dict[str, Any]:

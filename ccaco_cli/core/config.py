@@ -22,7 +22,9 @@ class TowerConfig:
     spec            tiny | family:name[@weights]
     lock            frozen; its tokens are then computed once and cached
     size            image pixels a side, 0 = the tower's own
+    tiles           ROWSxCOLUMNS: the picture is cut into so many squares of ``size``, each seen by itself; "" = the picture is one
     context_length  text tokens, 0 = the tower's own
+    positions       an entry of ``model.towers.positions.RULES``: how learned positions reach a longer context than they were trained for
     cache_tokens    a cached patch grid is average-pooled to at most this many tokens
     center          auto | on | off: subtract the running mean token before pooling (auto: on when trained from scratch)
     pool            mean | cls | attention: tokens -> one vector
@@ -33,7 +35,9 @@ class TowerConfig:
     spec: str = "tiny"
     lock: bool = False
     size: int = 0
+    tiles: str = ""
     context_length: int = 0
+    positions: str = "stretch"
     cache_tokens: int = 49
     center: str = "auto"
     pool: str = "mean"
@@ -51,6 +55,9 @@ class FusionConfig:
     direction   both | b_to_a | a_to_b: who looks at whom (b is the text of image-text)
     share       projections and towers are shared with the contrastive half (False = two halves that do not collaborate)
     scale, sharpness         starting values of kappa_2 and lambda of the attended kinds (SCIENCE, finding 4)
+    attention   dense | window | linear: an entry of ``model.attention.KINDS``
+    window, spread           window: tokens of a block, and global tokens spread over each side
+    features, redraw         linear: random features a head, drawn anew about once in so many training calls (0 = never)
     """
 
     kind: str = "attended"
@@ -62,6 +69,11 @@ class FusionConfig:
     share: bool = True
     scale: float = 20.0
     sharpness: float = 9.0
+    attention: str = "dense"
+    window: int = 64
+    spread: int = 16
+    features: int = 256
+    redraw: int = 1000
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,9 @@ class LossConfig:
     cross_batch    pairs of the batch that the cross branch sees at a step
     cross_start    share of the steps before beta starts to rise (a contrastive warm-up)
     cross_ramp     share of the steps over which it rises to its full value
+    balance        fixed | schedule | uncertainty | gradnorm: an entry of ``losses.balance.BALANCES``
+    ramp           linear | cosine: how beta rises (not when fixed)
+    asymmetry      gradnorm: how strongly the part that learns more slowly is preferred
     negatives      hard negatives a side for matching and listwise
     temperature    starting value; learned unless learn_temperature is off
     max_scale      clamp of 1 / temperature
@@ -100,6 +115,9 @@ class LossConfig:
     cross_batch: int = 64
     cross_start: float = 0.3
     cross_ramp: float = 0.1
+    balance: str = "schedule"
+    ramp: str = "linear"
+    asymmetry: float = 1.5
     negatives: int = 1
     temperature: float = 0.05
     learn_temperature: bool = True

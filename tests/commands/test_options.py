@@ -28,6 +28,22 @@ def test_set_wins_over_flags_and_absent_flags_say_nothing() -> None:
     override(RunConfig(), found)
 
 
+def test_picture_sizes_and_tiles() -> None:
+    assert options.settings(None, {"image_size": "96"}) == {"model.image.size": 96, "model.image.tiles": ""}
+    found = options.settings(None, {"image_size": "4096x2048", "tile": 512})
+    assert found == {"model.image.size": 512, "model.image.tiles": "8x4"}
+    override(RunConfig(), found)
+    for flags, words in (
+        ({"image_size": "large"}, "HEIGHTxWIDTH"),
+        ({"image_size": "1x2x3"}, "HEIGHTxWIDTH"),
+        ({"image_size": "64x32"}, "add --tile"),
+        ({"image_size": "64x32", "tile": 24}, "divisor"),
+        ({"tile": 24}, "HEIGHTxWIDTH"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            options.settings(None, flags)  # type: ignore[arg-type]
+
+
 def test_files_and_formats(tmp_path: Path) -> None:
     assert options.file_settings(None) == {}
     (tmp_path / "c.toml").write_text("[loss]\nbeta = 0.125\n")

@@ -13,6 +13,7 @@ from torch import Tensor
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses import contrastive, matching, pairing
+from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.pairing import Pairs
 from ccaco_cli.core.types import Crossed, Encoded
 
@@ -86,14 +87,6 @@ class Alignment:
     pairs: Pairs | None = None
 
 
-def beta_at(config: LossConfig, progress: float) -> float:
-    """The weight of the cross loss at a share 0..1 of the run: 0 in the contrastive warm-up, then rising to ``beta``."""
-    if config.alpha == 0:
-        return config.beta
-    ramp = (progress - config.cross_start) / config.cross_ramp if config.cross_ramp > 0 else float(progress >= config.cross_start)
-    return config.beta * min(1.0, max(0.0, ramp))
-
-
 def sample_pairs(a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None) -> Pairs:
     """The pairs that the cross loss of this config wants from this batch."""
     with torch.no_grad():
@@ -108,17 +101,19 @@ def cross_loss(config: LossConfig) -> CrossLoss:
     return CROSS_LOSSES[config.cross]
 
 
-def total_loss(alignment: Alignment, config: LossConfig, beta: float) -> dict[str, Tensor]:
+def total_loss(alignment: Alignment, config: LossConfig, beta: float, balance: Balance | None = None) -> dict[str, Tensor]:
     """Every part and their weighted sum.
 
+    balance  multiplies the weights; None = as they are
     Returns {"contrastive", "cross" (when beta > 0), "total"}: scalars, nats (mse: squared units)
     """
+    balance = balance or Balance(config)
     parts: dict[str, Tensor] = {}
     total = alignment.logit_scale.new_zeros(())
     if config.alpha > 0:
         parts["contrastive"] = contrastive.info_nce(alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale)
-        total = total + config.alpha * parts["contrastive"]
+        total = total + balance.weigh("contrastive", config.alpha) * parts["contrastive"]
     if beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
         parts["cross"] = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
-        total = total + beta * parts["cross"]
-    return parts | {"total": total}
+        total = total + balance.weigh("cross", beta) * parts["cross"]
+    return parts | {"total": total + balance.penalty(list(parts))}

@@ -15,6 +15,7 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import matching, towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.fusion import mlp
+from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.types import Crossed, Encoded, Features
 
@@ -119,7 +120,7 @@ class Aligner(nn.Module):
         self.modalities: tuple[str, str] = tuple(built)  # type: ignore[assignment]
         self.config = config
         self.sides = nn.ModuleDict({m: Side(tower, config.tower(m), config.width) for m, tower in built.items()})
-        self.matcher = matching.build(config.width, config.fusion)
+        self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
         if not config.fusion.share:
             self.own_project = nn.ModuleDict({m: nn.Linear(tower.width, config.width) for m, tower in built.items()})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(loss.temperature)), requires_grad=loss.learn_temperature)
@@ -163,6 +164,10 @@ class Aligner(nn.Module):
         """The local half: pairs of prepared samples (``local``) -> Crossed; ``index`` [M, 2], or None for all pairs."""
         crossed: Crossed = self.matcher(a, b, index, attention=attention)
         return crossed
+
+
+def _layout(tower: Tower) -> Layout:
+    return LINE if tower.grid is None else Layout(tower.tokens - tower.grid[0] * tower.grid[1], tower.grid)
 
 
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:

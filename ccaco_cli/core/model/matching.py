@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.attention import masked_mean
-from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, mlp
+from ccaco_cli.core.model import attention
+from ccaco_cli.core.model.attention import Kernel, kernel, masked_mean
+from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, Stream, mlp
+from ccaco_cli.core.model.layout import LINE, Layout, Sequence
 from ccaco_cli.core.types import Crossed, Encoded
 
 MAX_SCALE = 100.0
@@ -25,12 +27,22 @@ MAX_SCALE = 100.0
 class Matcher(nn.Module, ABC):
     """What every kind shares: the interface, and all pairs as a special case of listed pairs.
 
-    width  D of the tokens that ``local`` receives and gives
+    width    D of the tokens that ``local`` receives and gives
+    layouts  how the tokens of either side lie (set by ``build``)
+    kinds    attention kinds that it can work with
     """
+
+    kinds: tuple[str, ...] = ("dense",)
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()
         self.width, self.config = width, config
+        self.layouts: tuple[Layout, Layout] = (LINE, LINE)
+
+    def lie(self, a: Encoded, b: Encoded) -> tuple[Sequence, Sequence]:
+        """The layouts of these tokens."""
+        one, other = (layout.of(x.tokens.shape[1]) for layout, x in zip(self.layouts, (a, b), strict=True))
+        return (one,), (other,)
 
     def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
         """Prepares one side: tokens [R, N, D], mask [R, N] -> [R, N, D]."""
@@ -68,6 +80,9 @@ class Scaled(Matcher):
         return self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
+EVERY_KIND = ("dense", "window", "linear")
+
+
 class Attended(Scaled):
     """Gated attended similarity (after SCAN, arXiv:1803.08024, eq. 1-8; gate and identity start: SCIENCE, finding 4).
 
@@ -76,8 +91,11 @@ class Attended(Scaled):
     ``local`` gives g_w * t_w, so that the gate travels in the norm and nothing else has to be stored.
     """
 
+    kinds = EVERY_KIND
+
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
+        self.kernel = None if config.attention == "dense" else kernel(width, config)  # dense has a shorter way, see ``_attend``
         maps = [nn.Linear(width, width, bias=False) for _ in range(2)]
         for linear in maps:
             nn.init.eye_(linear.weight)
@@ -91,8 +109,8 @@ class Attended(Scaled):
         return gated
 
     def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
-        if index is not None:
-            return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
+        if index is not None or self.kernel is not None:
+            return super().forward(a, b, index, attention=attention)
         unit_a, gate_a = _unit(a.tokens)
         unit_b, gate_b = _unit(b.tokens)
         cosines = torch.einsum("apd,bld->ablp", unit_a, unit_b)
@@ -105,9 +123,34 @@ class Attended(Scaled):
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         unit_a, gate_a = _unit(a.tokens)
         unit_b, gate_b = _unit(b.tokens)
+        if self.kernel is not None:
+            return self._sparse(self.kernel, (unit_a, a.mask, gate_a), (unit_b, b.mask, gate_b), self.lie(a, b), attention)
         cosines = unit_b @ unit_a.transpose(1, 2)
         logit, weights = self._directions(cosines, unit_a, unit_b, a.mask, b.mask, gate_a, gate_b)
         return Crossed(logit, attention=weights if attention else None)
+
+    def _sparse(
+        self,
+        kernel: Kernel,
+        a: tuple[Tensor, Tensor, Tensor],
+        b: tuple[Tensor, Tensor, Tensor],
+        lie: tuple[Sequence, Sequence],
+        attention: bool,
+    ) -> Crossed:
+        """The same score, what each token attends to built by a kernel: a, b are (unit tokens, mask, gates)."""
+        scale = self.log_sharpness.exp()
+        ways = {"b_to_a": [(b, a, lie[::-1])], "a_to_b": [(a, b, lie)], "both": [(b, a, lie[::-1]), (a, b, lie)]}[self.config.direction]
+        scores = []
+        for (tokens, _, gate), (seen, mask, _), lies in ways:
+            keys = seen.unsqueeze(2)
+            brought = kernel((scale * tokens).unsqueeze(2), keys, keys, mask, scale=1.0, dropout=0.0, lie=lies).squeeze(2)
+            scores.append((gate * F.cosine_similarity(tokens.float(), brought.float(), dim=-1)).sum(-1))
+        weights = None
+        if attention:
+            (tokens, _, _), (seen, mask, _), lies = ways[0]
+            weights = kernel.weights((scale * tokens).unsqueeze(2), seen.unsqueeze(2), mask, scale=1.0, lie=lies)
+            weights = weights if self.config.direction != "a_to_b" else weights.transpose(1, 2)
+        return Crossed(self.scale() * torch.stack(scores).mean(0), attention=weights)
 
     def _directions(
         self, cosines: Tensor, a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, gate_a: Tensor, gate_b: Tensor
@@ -187,18 +230,18 @@ class Residual(Scaled):
 class CoAttention(Matcher):
     """Co-attention blocks, then one logit from the product of both means (ViLBERT's alignment head, arXiv:1908.02265, sec. 3.2)."""
 
+    kinds = EVERY_KIND
+
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
-        self.blocks = nn.ModuleList(
-            CoAttentionBlock(width, config.heads, config.dropout, config.residual, config.direction) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(CoAttentionBlock(width, config) for _ in range(config.layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.head = mlp(width, config.dropout, 1)
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         fused_a, fused_b, weights = a.tokens, b.tokens, None
         for block in self.blocks:
-            fused_a, fused_b, weights = block(fused_a, a.mask, fused_b, b.mask, weights=attention)
+            fused_a, fused_b, weights = block(fused_a, a.mask, fused_b, b.mask, lie=self.lie(a, b), weights=attention)
         drift = masked_mean((fused_a - a.tokens).square(), a.mask).mean() + masked_mean((fused_b - b.tokens).square(), b.mask).mean()
         joined = self.norms[0](masked_mean(fused_a, a.mask)) * self.norms[1](masked_mean(fused_b, b.mask))
         return Crossed(self.head(joined).squeeze(-1), fused_a, fused_b, weights, drift)
@@ -207,16 +250,18 @@ class CoAttention(Matcher):
 class Unified(Matcher):
     """One single-stream transformer over both sides' tokens, and one logit from their joint mean."""
 
+    kinds = EVERY_KIND
+
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
-        self.stream = SingleStream(width, config.heads, config.layers, config.dropout)
+        self.stream = SingleStream(width, config)
         self.norm = nn.LayerNorm(width)
         self.head = mlp(width, config.dropout, 1)
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
-        fused_a, fused_b = self.stream(a.tokens, a.mask, b.tokens, b.mask)
+        fused_a, fused_b, weights = self.stream(a.tokens, a.mask, b.tokens, b.mask, lie=self.lie(a, b), weights=attention)
         joint = masked_mean(torch.cat([fused_a, fused_b], 1), torch.cat([a.mask, b.mask], 1))
-        return Crossed(self.head(self.norm(joint)).squeeze(-1), fused_a, fused_b)
+        return Crossed(self.head(self.norm(joint)).squeeze(-1), fused_a, fused_b, weights)
 
 
 class Concat(Matcher):
@@ -233,15 +278,17 @@ class Concat(Matcher):
 class Early(Matcher):
     """Early fusion: both sides' tokens are joined by one shared encoder layer by layer from the start, without knowing whose they are."""
 
+    kinds = EVERY_KIND
+
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
-        layer = nn.TransformerEncoderLayer(width, config.heads, 2 * width, config.dropout, "gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.stream = Stream(width, config)
         self.head = nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout, 1))
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         mask = torch.cat([a.mask, b.mask], 1)
-        fused = self.encoder(torch.cat([a.tokens, b.tokens], 1), src_key_padding_mask=~mask)
+        one, other = self.lie(a, b)
+        fused, _ = self.stream(torch.cat([a.tokens, b.tokens], 1), mask, one + other)
         return Crossed(self.head(masked_mean(fused, mask)).squeeze(-1))
 
 
@@ -270,12 +317,22 @@ MATCHERS: dict[str, Callable[[int, FusionConfig], Matcher]] = {
 }
 
 
-def build(width: int, config: FusionConfig) -> Matcher:
-    """The matcher that a config names. Raises ConfigError with the known kinds."""
+def build(width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)) -> Matcher:
+    """The matcher that a config names, for sides whose tokens lie so. Raises ConfigError with the known kinds."""
     if config.kind not in MATCHERS:
         raise ConfigError("unknown fusion kind", where=f"model.fusion.kind = {config.kind!r}", expected=" | ".join(MATCHERS))
     if config.direction not in ("both", "b_to_a", "a_to_b"):
         raise ConfigError("unknown direction", where=f"model.fusion.direction = {config.direction!r}", expected="both | b_to_a | a_to_b")
     if width % config.heads:
         raise ConfigError("heads must divide the width", where=f"model.fusion.heads = {config.heads}", expected=f"a divisor of {width}")
-    return MATCHERS[config.kind](width, config)
+    attention.check(config)
+    found = MATCHERS[config.kind](width, config)
+    if config.attention not in found.kinds:
+        raise ConfigError(
+            f"fusion {config.kind!r} has no {config.attention} attention",
+            where=f"model.fusion.attention = {config.attention!r}",
+            expected=" | ".join(found.kinds),
+            next="--set model.fusion.kind=coattention (or attended, unified, early)",
+        )
+    found.layouts = layouts
+    return found

@@ -18,7 +18,9 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.loader import PairDataset, PairPlan, load
 from ccaco_cli.core.errors import ConfigError, LossInputError
-from ccaco_cli.core.losses.total import beta_at, cross_loss
+from ccaco_cli.core.losses import balance as balances
+from ccaco_cli.core.losses.balance import Balance, beta_at
+from ccaco_cli.core.losses.total import cross_loss
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, sentinel, step
 from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
@@ -54,6 +56,7 @@ class Fitted:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError for settings that would only fail in the middle of a run."""
+    balances.build(config.loss)
     if config.loss.beta > 0:
         cross_loss(config.loss)
     if config.optim.precision not in runtime.PRECISIONS:
@@ -94,11 +97,15 @@ def fit(
     device = next(aligner.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "amp_fp16")
     optimizer = adamw(aligner, config.optim)
+    balance = balances.build(config.loss).to(device)
+    if learned := list(balance.parameters()):
+        optimizer.add_param_group({"params": learned, "weight_decay": 0.0, "ratio": 1.0})
     cursor = Cursor()
     if resume:
         checkpoint.load_weights(folder / "checkpoints/last" / checkpoint.WEIGHTS, aligner)
         state = checkpoint.load_state(folder / "checkpoints/last" / checkpoint.STATE, optimizer)
         scaler.load_state_dict(state.pop("scaler"))
+        balance.load_state_dict(state.pop("balance"))
         cursor = Cursor(**state)
     updates = len(plan) // config.optim.accum_freq
     total = config.optim.steps or config.optim.epochs * updates
@@ -117,10 +124,13 @@ def fit(
                 beta = beta_at(config.loss, cursor.step / total)
                 batch = batch.to(device)
                 with runtime.autocast(config.optim.precision, device):
-                    parts = _losses(aligner, batch, config, beta, generator)
+                    parts = _losses(aligner, batch, config, beta, generator, balance)
                 if sick := sentinel.stop(cursor.step + 1, parts, 0.0):
                     cursor.warnings.append(sick)
                     break
+                given = {"contrastive": config.loss.alpha, "cross": beta}
+                used = {name: round(float(balance.weigh(name, weight)), 6) for name, weight in given.items()}
+                balance.observe(parts, given, step.shared(aligner))
                 scaler.scale(parts["total"] / config.optim.accum_freq).backward()  # type: ignore[no-untyped-call]
                 if (number + 1) % config.optim.accum_freq == 0:
                     scaler.unscale_(optimizer)
@@ -133,7 +143,7 @@ def fit(
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
                     cursor.step += 1
-                    facts = {k: round(v.item(), 6) for k, v in parts.items()} | {"alpha": config.loss.alpha, "beta": round(beta, 6)}
+                    facts = {k: round(v.item(), 6) for k, v in parts.items()} | {"alpha": used["contrastive"], "beta": used["cross"]}
                     facts |= {"lr": lr_at(cursor.step - 1, total, config.optim), "grad_norm": round(float(norm), 4)}
                     facts |= {"logit_scale": round(float(aligner.logit_scale().detach()), 4)}
                     cross_losses += [facts["cross"]] if "cross" in facts else []
@@ -155,15 +165,19 @@ def fit(
             if score > cursor.best or not math.isfinite(cursor.best):
                 cursor.best, cursor.best_epoch = score, cursor.epoch - 1
                 checkpoint.save_weights(folder / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
-            checkpoint.save_both(folder / "checkpoints/last", aligner, optimizer, scaler=scaler.state_dict(), **vars(cursor))
+            checkpoint.save_both(
+                folder / "checkpoints/last", aligner, optimizer, scaler=scaler.state_dict(), balance=balance.state_dict(), **vars(cursor)
+            )
     samples = cursor.step * config.optim.batch_size * config.optim.accum_freq
     speed = samples / max(cursor.seconds, 1e-9)
     return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, peak_memory(device), tuple(cursor.warnings))
 
 
-def _losses(aligner: Aligner, batch: PairBatch, config: RunConfig, beta: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _losses(
+    aligner: Aligner, batch: PairBatch, config: RunConfig, beta: float, generator: torch.Generator, balance: Balance
+) -> dict[str, torch.Tensor]:
     try:
-        return step.losses(aligner, batch, config.loss, beta, generator)
+        return step.losses(aligner, batch, config.loss, beta, generator, balance)
     except LossInputError:  # embeddings that are not finite: as sick as a loss that is not
         return {"embeddings": torch.tensor(math.nan), "total": torch.tensor(math.nan)}
 

@@ -192,6 +192,60 @@ def no_dropout(config: RunConfig) -> RunConfig:
     return override(config, _every("input_dropout", 0.0) | _every("head_dropout", 0.0) | {"model.fusion.dropout": 0.0})
 
 
+# attention: co-attention by each kind, with windows that are small beside small grids, so that something is left out
+
+
+@arm("attention-window", changes=(*FUSION, "model.fusion.attention", "model.fusion.window", "model.fusion.spread"))
+def attention_window(config: RunConfig) -> RunConfig:
+    """Local windows and a few global tokens (Longformer, arXiv:2004.05150) see as much as dense attention (hold this against ``cross``)."""
+    return override(cross(config), {"model.fusion.attention": "window", "model.fusion.window": 4, "model.fusion.spread": 4})
+
+
+@arm("attention-linear", changes=(*FUSION, "model.fusion.attention"))
+def attention_linear(config: RunConfig) -> RunConfig:
+    """Random features (Performer, arXiv:2009.14794) are as good as the softmax they stand for (hold this against ``cross``)."""
+    return override(cross(config), {"model.fusion.attention": "linear"})
+
+
+@arm("unified-window", changes=(*FUSION, "model.fusion.attention", "model.fusion.window", "model.fusion.spread"))
+def unified_window(config: RunConfig) -> RunConfig:
+    """A single stream needs to see near patches and words only (hold this against ``unified``)."""
+    return override(unified(config), {"model.fusion.attention": "window", "model.fusion.window": 4, "model.fusion.spread": 4})
+
+
+@arm("unified-linear", changes=(*FUSION, "model.fusion.attention"))
+def unified_linear(config: RunConfig) -> RunConfig:
+    """A single stream by random features loses nothing (hold this against ``unified``)."""
+    return override(unified(config), {"model.fusion.attention": "linear"})
+
+
+# balance: how the weights of the two losses come about
+
+
+@arm("balance-fixed", changes=("loss.balance",))
+def balance_fixed(config: RunConfig) -> RunConfig:
+    """Both losses from the first step on: the cross branch needs no contrastive warm-up."""
+    return override(config, {"loss.balance": "fixed"})
+
+
+@arm("balance-cosine", changes=("loss.ramp", "loss.cross_ramp"))
+def balance_cosine(config: RunConfig) -> RunConfig:
+    """A cross loss that rises softly, by a cosine over all the steps that are left after the warm-up, disturbs less than a short ramp."""
+    return override(config, {"loss.ramp": "cosine", "loss.cross_ramp": 1.0 - config.loss.cross_start})
+
+
+@arm("balance-uncertainty", changes=("loss.balance",))
+def balance_uncertainty(config: RunConfig) -> RunConfig:
+    """Weights learned as homoscedastic uncertainty (arXiv:1705.07115) make alpha and beta needless."""
+    return override(config, {"loss.balance": "uncertainty"})
+
+
+@arm("balance-gradnorm", changes=("loss.balance",))
+def balance_gradnorm(config: RunConfig) -> RunConfig:
+    """Losses whose gradients are kept of one size (arXiv:1711.02257) help each other most."""
+    return override(config, {"loss.balance": "gradnorm"})
+
+
 _BASELINES = ("ccaco", "clip", "vilbert", "concat", "handmade")
 _FUSION = ("ccaco", "early", "late", "cross", "unified")
 # one-way-t2i and attended are ccaco's defaults: as rows they would only measure the same thing again
@@ -204,6 +258,8 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "baselines": _BASELINES,
     "fusion": _FUSION,
     "ablation": _ABLATION,
+    "attention": ("ccaco", "cross", "attention-window", "attention-linear", "unified", "unified-window", "unified-linear"),
+    "balance": ("ccaco", "balance-fixed", "balance-cosine", "balance-uncertainty", "balance-gradnorm"),
 }
 
 

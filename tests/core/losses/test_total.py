@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ import torch.nn.functional as F
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.pairing import Pairs
-from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, beta_at, sample_pairs, total_loss
+from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, sample_pairs, total_loss
 from ccaco_cli.core.types import Crossed, Encoded
 
 
@@ -48,13 +46,6 @@ def test_every_cross_loss_prefers_the_truth(name: str) -> None:
         truth = torch.eye(4) if pairs.label is None else pairs.label.float()
         low, high = (total_loss(alignment(Crossed(s * truth), pairs), config, 1.0)["cross"] for s in (5.0, -5.0))
     assert low < high
-
-
-def test_beta_waits_for_the_contrastive_half_then_rises() -> None:
-    config = LossConfig(beta=0.5, cross_start=0.3, cross_ramp=0.1)
-    assert [beta_at(config, p) for p in (0.0, 0.3, 0.35, 0.4, 1.0)] == pytest.approx([0, 0, 0.25, 0.5, 0.5])
-    assert beta_at(replace(config, alpha=0.0), 0.0) == 0.5
-    assert beta_at(replace(config, cross_ramp=0.0), 0.31) == 0.5
 
 
 def test_unknown_names_and_missing_parts_are_refused() -> None:

@@ -3,12 +3,53 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ccaco_cli.core.model.attention import Attention, masked_mean
+from ccaco_cli.core.config import FusionConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model import attention
+from ccaco_cli.core.model.attention import (
+    KINDS,
+    Attention,
+    flex,
+    lines,
+    masked_mean,
+    orthogonal_features,
+    positive_features,
+    sliced,
+)
+from ccaco_cli.core.model.layout import Layout, Segment, Sequence, plan
+
+GRID, LINE = (Segment(31, 1, (5, 6)),), (Segment(23),)
+"""A class token and 5 x 6 patches; 23 words."""
+CASES = {
+    "words over patches": (LINE, GRID),
+    "patches over words": (GRID, LINE),
+    "patches": (GRID, GRID),
+    "words": (LINE, LINE),
+    "one grid over another": (GRID, (Segment(16, 0, (8, 2)),)),
+    "stream": (GRID + LINE, GRID + LINE),
+}
+
+
+def build(kind: str, **settings: object) -> Attention:
+    torch.manual_seed(0)
+    return Attention(12, FusionConfig(heads=3, dropout=0.0, attention=kind, **settings))  # type: ignore[arg-type]
+
+
+def count(lie: Sequence) -> int:
+    return sum(part.count for part in lie)
+
+
+def tokens(lie: tuple[Sequence, Sequence], width: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    x, context = (torch.randn(2, count(part), width) for part in lie)
+    mask = torch.ones(context.shape[:2], dtype=torch.bool)
+    mask[1, -3:] = False
+    return x, context, mask
 
 
 def test_equals_torchs_own_attention() -> None:
     torch.manual_seed(0)
-    ours, theirs = Attention(12, 3).eval(), torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    ours, theirs = build("dense").eval(), torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.cat([ours.q.weight, ours.k.weight, ours.v.weight]))
         theirs.in_proj_bias.copy_(torch.cat([ours.q.bias, ours.k.bias, ours.v.bias]))
@@ -27,3 +68,233 @@ def test_masked_mean() -> None:
     tokens = torch.tensor([[[1.0], [3.0], [100.0]], [[5.0], [7.0], [9.0]]])
     mask = torch.tensor([[True, True, False], [False, False, False]])
     assert masked_mean(tokens, mask).flatten().tolist() == pytest.approx([2.0, 0.0])
+
+
+def seen_by_hand(lie: tuple[Sequence, Sequence], side: int, spread: int) -> torch.Tensor:
+    """The windows written out token by token, from the words of ``plan``'s docstring."""
+
+    def place(lie: Sequence) -> list[tuple[int, int, int, int, int]]:
+        """(segment, block row, block column, block rows, block columns) of each token; block -1 = special."""
+        found = []
+        for number, part in enumerate(lie):
+            found += [(number, -1, -1, 0, 0)] * part.special
+            for i in range(part.count - part.special):
+                if part.grid:
+                    height, width = part.grid
+                    found.append((number, i // width // side, i % width // side, -(-height // side), -(-width // side)))
+                else:
+                    found.append((number, 0, i // side**2, 1, -(-part.count // side**2)))
+        return found
+
+    def is_global(lie: Sequence) -> list[bool]:
+        found = []
+        for part in lie:
+            cells = part.count - part.special
+            if part.grid:
+                n = max(1, int(spread**0.5))
+                rows, columns = ({i * size // min(n, size) for i in range(min(n, size))} for size in part.grid)
+                chosen = {r * part.grid[1] + c for r in rows for c in columns}
+            else:
+                n = min(max(1, spread), cells)
+                chosen = {i * cells // n for i in range(n)}
+            found += [True] * part.special + [i in chosen for i in range(cells)]
+        return found
+
+    def along(b: int, n: int, other: int, m: int) -> bool:
+        return b * m // n - 1 <= other < -(-(b + 1) * m // n) + 1
+
+    seen = torch.zeros(count(lie[0]), count(lie[1]), dtype=torch.bool)
+    for i, (one, free) in enumerate(zip(place(lie[0]), is_global(lie[0]), strict=True)):
+        for j, (other, shown) in enumerate(zip(place(lie[1]), is_global(lie[1]), strict=True)):
+            _, row, column, rows, columns = one
+            _, other_row, other_column, other_rows, other_columns = other
+            if free or shown:
+                seen[i, j] = True
+            elif rows == 1 or other_rows == 1:
+                here, there = row * columns + column, other_row * other_columns + other_column
+                seen[i, j] = along(here, rows * columns, there, other_rows * other_columns)
+            else:
+                seen[i, j] = along(row, rows, other_row, other_rows) and along(column, columns, other_column, other_columns)
+    return seen
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("window", "spread"), [(4, 1), (5, 4), (9, 0), (64, 16)])
+def test_windows_are_those_of_the_definition(name: str, window: int, spread: int) -> None:
+    lie = CASES[name]
+    found = plan(*lie, window, spread, "cpu").pattern(count(lie[1]))
+    assert torch.equal(found, seen_by_hand(lie, int(window**0.5), spread))
+    assert found.any(0).all(), "every key is in somebody's window"
+    assert window == 9 or found.all() == (window == 64)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("at_once", [1 << 24, 1])
+def test_the_window_kind_is_dense_attention_under_its_mask(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
+    lie = CASES[name]
+    found = build("window", window=4, spread=1)
+    x, context, mask = tokens(lie)
+    x.requires_grad_()
+    context.requires_grad_()
+    pattern = plan(*lie, 4, 1, "cpu").pattern(context.shape[1])
+    got, weights = found(x, context, mask, lie=lie, weights=True)
+    q, k, v = (f(t).unflatten(-1, (3, -1)).transpose(1, 2) for f, t in ((found.q, x), (found.k, context), (found.v, context)))
+    allowed = pattern & mask[:, None, None, :]
+    table = (q @ k.transpose(-1, -2) / 2).masked_fill(~allowed, -torch.inf).softmax(-1)
+    wanted = found.out((table @ v).transpose(1, 2).flatten(2))
+    assert torch.allclose(got, wanted, atol=1e-5)
+    assert torch.allclose(weights, table.mean(1), atol=1e-5)
+    inputs = (x, context, found.q.weight, found.v.bias)
+    shadow = torch.randn(got.shape)
+    for ours, theirs in zip(torch.autograd.grad(got, inputs, shadow), torch.autograd.grad(wanted, inputs, shadow), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["words over patches", "stream"])
+def test_flex_attention_sees_the_same_windows(name: str) -> None:
+    lie = CASES[name]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, count(part), 2, 16) for part in (lie[0], lie[1], lie[1]))
+    mask = tokens(lie)[2]
+    way = plan(*lie, 4, 1, "cpu")
+    assert torch.allclose(flex(q, k, v, mask, 0.3, way), sliced(q, k, v, mask, 0.3, 0.0, way), atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_flex_attention_on_a_gpu_equals_the_slices() -> None:
+    lie = CASES["stream"]
+    x, context, mask = (t.cuda() for t in tokens(lie, 96))
+    found = Attention(96, FusionConfig(heads=3, dropout=0.0, attention="window", window=16, spread=1)).cuda()
+    shadow = torch.randn(x.shape, device="cuda")
+    on_gpu = found(x, context, mask, lie=lie)[0]
+    slow = found.cpu()(x.cpu(), context.cpu(), mask.cpu(), lie=lie)[0]
+    assert torch.allclose(on_gpu.cpu(), slow, atol=1e-3)
+    assert all(
+        g.isfinite().all()
+        for g in torch.autograd.grad((on_gpu * shadow).sum(), found.cuda().parameters(), allow_unused=True)
+        if g is not None
+    )
+
+
+def test_kinds_share_their_parameters() -> None:
+    made = {kind: dict(build(kind).named_parameters()) for kind in KINDS}
+    assert made["dense"].keys() == made["window"].keys() == made["linear"].keys()
+    dense, window = build("dense").eval(), build("window", window=64).eval()
+    window.load_state_dict(dense.state_dict(), strict=False)
+    x, context, mask = tokens((LINE, GRID))
+    assert torch.allclose(dense(x, context, mask)[0], window(x, context, mask)[0], atol=1e-5), "a window that holds all is dense"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_holds_masks_dropout_mixed_precision_and_self_attention(kind: str) -> None:
+    found = build(kind, window=4, spread=1, redraw=0)
+    x, context, mask = tokens((LINE, LINE))
+    clean = found(x, context, mask, lie=(LINE, LINE))[0]
+    dirty = found(x, torch.where(mask[..., None], context, 50.0), mask, lie=(LINE, LINE))[0]
+    assert torch.allclose(clean, dirty, atol=1e-4), "padding is never seen"
+    assert torch.allclose(found(x, x, mask)[0], found(x, x, mask, lie=lines(x, x))[0])
+    found.dropout = 0.3
+    assert torch.equal(found.eval()(x, context, mask)[0], clean), "nothing is dropped outside training"
+    found.train()
+    some = torch.stack([found(x, context, mask)[0] for _ in range(400)])
+    assert not torch.allclose(some[0], some[1])
+    assert torch.allclose(some.mean(0), clean, atol=0.15), "and the mean stays where it is"
+    with torch.autocast("cpu", torch.bfloat16):
+        half = found.eval()(x, context, mask)[0]
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(half.float(), clean, atol=0.05)
+
+
+def test_positive_random_features_are_unbiased_and_their_error_falls_with_their_number() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 8).mul(0.5)
+    wanted = (x * y).sum(-1).exp()
+    errors = {}
+    for features in (16, 256):
+        draws = []
+        for _ in range(2000):
+            random = orthogonal_features(features, 8)
+            draws.append((positive_features(x, random) + positive_features(y, random)).exp().mean(-1))
+        found = torch.stack(draws)
+        error = found.std(0) / len(found) ** 0.5
+        assert ((found.mean(0) - wanted).abs() < 4 * error).all()
+        errors[features] = float(((found - wanted).square().mean(0).sqrt() / wanted).mean())
+    assert errors[256] == pytest.approx(errors[16] / 4, rel=0.25), "16 times the features, a quarter of the error"
+
+
+def test_orthogonal_features_are_orthogonal_in_runs_and_as_long_as_gaussian_ones() -> None:
+    torch.manual_seed(0)
+    found = orthogonal_features(20, 8)
+    table = found[:8] @ found[:8].T
+    assert torch.allclose(table, table.diag().diag(), atol=1e-4)
+    assert found.shape == (20, 8)
+    many = torch.stack([orthogonal_features(8, 8) for _ in range(500)])
+    assert many.mean((0, 1)).abs().max() < 0.08
+    assert float(many.square().sum(-1).mean()) == pytest.approx(8, rel=0.05)
+
+
+def test_the_linear_kind_comes_near_dense_attention() -> None:
+    x, context, mask = tokens((LINE, GRID))
+    dense = build("dense").eval()
+    errors = []
+    for features in (8, 4096):
+        linear = build("linear", features=features).eval()
+        linear.load_state_dict(dense.state_dict(), strict=False)
+        got, weights = linear(x, context, mask, weights=True)
+        errors.append(float((got - dense(x, context, mask)[0]).norm()))
+        assert torch.allclose(weights.sum(-1), torch.ones(2, 23), atol=1e-4)
+        v = linear.v(context).unflatten(-1, (3, -1))
+        assert weights[1, :, -3:].abs().max() == 0 and v.isfinite().all()
+    assert errors[1] < errors[0] / 5
+
+
+def test_random_features_are_drawn_anew_in_training_only_and_live_in_the_checkpoint() -> None:
+    found = build("linear", redraw=1)
+    x, context, mask = tokens((LINE, GRID))
+    before = found.kernel.random
+    found.eval()(x, context, mask)
+    assert found.kernel.random is before
+    out = found.train()(x, context, mask)[0]
+    assert not torch.equal(found.kernel.random, before)
+    found(x, context, mask)
+    out.sum().backward()  # the features of the first call are still there for it
+    assert torch.equal(found.state_dict()["kernel.random"], found.kernel.random)
+    never = build("linear", redraw=0).train()
+    kept = never.kernel.random
+    never(x, context, mask)
+    assert never.kernel.random is kept
+
+
+def test_linear_attention_stands_large_and_equal_keys() -> None:
+    found = build("linear").eval()
+    x, context, mask = tokens((LINE, GRID))
+    assert found(1e3 * x, 1e3 * context, mask)[0].isfinite().all()
+
+
+def test_a_plan_made_while_encoding_serves_training() -> None:
+    found = build("window", window=9, spread=2)
+    lie = ((Segment(17),), (Segment(19),))
+    x, context = torch.randn(1, 17, 12), torch.randn(1, 19, 12)
+    mask = torch.ones(1, 19, dtype=torch.bool)
+    with torch.inference_mode():
+        found(x, context, mask, lie=lie)
+    found(x, context, mask, lie=lie)[0].sum().backward()
+    assert found.k.weight.grad is not None
+
+
+def test_layouts_follow_what_a_cache_leaves_of_a_grid() -> None:
+    vit = Layout(1, (14, 14))
+    assert vit.of(197) == Segment(197, 1, (14, 14))
+    assert vit.of(50) == Segment(50, 1, (7, 7))
+    assert vit.of(20) == Segment(20), "no grid fits: a line"
+    assert Layout(0, (4, 9)).of(36) == Segment(36, 0, (4, 9))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"attention": "sparse"}, "dense | window | linear"), ({"window": 0}, "window"), ({"features": 0}, "features")]
+)
+def test_unknown_kinds_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("|", r"\|")):
+        Attention(12, FusionConfig(heads=3, **settings))  # type: ignore[arg-type]

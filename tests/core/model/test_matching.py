@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model.attention import KINDS
 from ccaco_cli.core.model.matching import MATCHERS, Matcher, build
 from ccaco_cli.core.types import Encoded
 
@@ -37,6 +38,30 @@ def test_all_pairs_equal_listed_pairs(kind: str) -> None:
     a, b = local(found, encoded(3, 5, 0), encoded(4, 6, 1))
     index = torch.cartesian_prod(torch.arange(3), torch.arange(4))
     assert torch.allclose(found(a, b).match_logit.flatten(), found(a, b, index).match_logit, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", KINDS)
+@pytest.mark.parametrize("kind", [k for k, made in MATCHERS.items() if len(made.kinds) > 1])  # type: ignore[attr-defined]
+def test_every_kind_of_attention_lets_padding_alone_and_shows_what_it_sees(kind: str, attention: str) -> None:
+    found = matcher(kind, attention=attention, window=4, spread=1, direction="both")
+    a, b = local(found, encoded(3, 9, 0), encoded(3, 6, 1))
+    index = torch.arange(3)[:, None].expand(3, 2)
+    clean = found(a, b, index, attention=True)
+    dirty = found(*(Encoded(torch.where(x.mask[..., None], x.tokens, 0.0), x.mask, x.pooled, x.z) for x in (a, b)), index)
+    assert torch.allclose(clean.match_logit, dirty.match_logit, atol=1e-4)
+    if kind != "early":
+        assert torch.allclose(clean.attention[b.mask].sum(-1), torch.ones(int(b.mask.sum())), atol=1e-3)
+
+
+def test_attended_by_a_window_that_holds_all_is_the_dense_one() -> None:
+    for direction in ("b_to_a", "a_to_b", "both"):
+        dense, window = matcher("attended", direction=direction), matcher("attended", attention="window", direction=direction)
+        a, b = local(dense, encoded(3, 5, 0), encoded(3, 6, 1))
+        index = torch.arange(3)[:, None].expand(3, 2)
+        one, other = (m(a, b, index, attention=True) for m in (dense, window))
+        assert torch.allclose(one.match_logit, other.match_logit, atol=1e-4)
+        assert torch.allclose(one.attention[b.mask], other.attention[b.mask], atol=1e-4)
+        assert torch.allclose(dense(a, b).match_logit, window(a, b).match_logit, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", MATCHERS)
@@ -132,6 +157,8 @@ def test_unknown_settings_are_refused() -> None:
         ({"kind": "sum"}, "attended"),
         ({"direction": "up"}, "b_to_a"),
         ({"kind": "coattention", "heads": 3}, "divisor"),
+        ({"kind": "maxsim", "attention": "window"}, "has no window attention"),
+        ({"kind": "maxsim", "attention": "sparse"}, "unknown attention"),
     ):
         with pytest.raises(ConfigError, match=words):
             build(WIDTH, replace(FusionConfig(), **settings))  # type: ignore[arg-type]

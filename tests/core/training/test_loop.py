@@ -134,6 +134,22 @@ def test_the_log_has_one_line_a_step_with_every_part(toy: Any, tmp_path: Path) -
     assert [e["step"] for e in entries(tmp_path / "a") if "validation" in e] == [3, 6, 9, 12]
 
 
+@pytest.mark.parametrize("balance", ["uncertainty", "gradnorm"])
+def test_learned_weights_are_logged_and_survive_a_resume(toy: Any, tmp_path: Path, balance: str) -> None:
+    config = toy.config(optim__epochs=4, loss__balance=balance)
+    start(toy, config, tmp_path / "whole", scores(1, 2, 3, 4))
+    with pytest.raises(KeyboardInterrupt):
+        start(toy, config, tmp_path / "part", scores(1, 2, stop_after=2))
+    start(toy, config, tmp_path / "part", scores(3, 4), resume=True)
+    log = steps(tmp_path / "whole")
+    assert steps(tmp_path / "part") == log
+    assert (log[0]["alpha"], log[0]["beta"]) == (1, 0.5)
+    assert len({e["beta"] for e in log}) == len({e["alpha"] for e in log}) == 12, "each step has its own"
+    if balance == "gradnorm":
+        assert all(e["alpha"] + e["beta"] / 0.5 == pytest.approx(2, abs=1e-4) for e in log)
+        assert all(e["total"] == pytest.approx(e["alpha"] * e["contrastive"] + e["beta"] * e["cross"], abs=1e-4) for e in log)
+
+
 def test_accumulation_makes_fewer_updates_and_leaves_an_odd_batch_out(toy: Any, tmp_path: Path) -> None:
     found = start(toy, toy.config(optim__epochs=2, optim__batch_size=4, optim__accum_freq=4), tmp_path / "a")
     assert found.steps == 2  # six batches an epoch: one update of four, two left
@@ -215,6 +231,7 @@ def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
     [
         ({"loss__cross": "sum"}, "infonce"),
         ({"optim__precision": "fp64"}, "amp_bf16"),
+        ({"loss__balance": "equal"}, "gradnorm"),
         ({"optim__batch_size": 0}, "optim.batch_size"),
         ({"optim__epochs": 0}, "optim.epochs"),
         ({"optim__accum_freq": 0}, "optim.accum_freq"),

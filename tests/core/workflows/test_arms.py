@@ -63,6 +63,18 @@ def test_sets_hold_what_is_asked_of_them() -> None:
     assert not any("resnet-bert" in names for names in SETS.values()), "it needs weights"
 
 
+def test_attention_and_balance_differ_from_their_partners_in_what_they_are_about() -> None:
+    for one, other, keys in (
+        ("attention-window", "cross", {"model.fusion.attention", "model.fusion.window", "model.fusion.spread"}),
+        ("attention-linear", "cross", {"model.fusion.attention"}),
+        ("unified-linear", "unified", {"model.fusion.attention"}),
+        ("balance-gradnorm", "ccaco", {"loss.balance"}),
+    ):
+        a, b = (flatten(asdict(apply(RunConfig(), name))) | {"arm": ""} for name in (one, other))
+        assert {key for key in a if a[key] != b[key]} == keys
+    assert {"dense", "window", "linear"} == {apply(RunConfig(), name).model.fusion.attention for name in expand("attention")}
+
+
 def test_expand_keeps_the_order_and_no_doubles() -> None:
     assert expand("late, clip,late") == ["late", "clip"]
     assert expand("baselines,-cross,-residual") == [*SETS["baselines"], "-residual"]
