@@ -55,9 +55,7 @@ Tile = Annotated[
 ContextLength = Annotated[
     int | None, typer.Option("--context-length", help="Text tokens; longer captions are cut and counted.", show_default="the tower's own")
 ]
-Attention = Annotated[
-    str | None, typer.Option("--attention", help="Of the cross branch: dense, window or linear.", show_default="dense")
-]
+Attention = Annotated[str | None, typer.Option("--attention", help="Of the cross branch: dense, window or linear.", show_default="dense")]
 Balance = Annotated[
     str | None, typer.Option("--balance", help="Of the losses: fixed, schedule, uncertainty or gradnorm.", show_default="schedule")
 ]

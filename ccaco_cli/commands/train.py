@@ -39,6 +39,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option("--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False)
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what a step would cost, and what to change when it does not fit.")
+    ] = False,
     config: options.ConfigFile = None,
     set_: options.Settings = None,
     device: options.TrainDevice = None,
@@ -52,19 +55,29 @@ def train(
     Examples:
       ccaco train --dataset scenes --alpha 1 --beta 0.5 --name first
       ccaco train --dataset scenes --arm clip --epochs 2 --name quick
+      ccaco train --dataset scenes --image-size 256 --batch-size 256 --estimate
     """
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.workflows import report
-    from ccaco_cli.core.workflows.train import Asked
+    from ccaco_cli.core.workflows.train import CUT, Asked
     from ccaco_cli.core.workflows.train import train as workflow
-    from ccaco_cli.view import progress, results
+    from ccaco_cli.view import progress, results, tables
 
     if resume not in (None, "latest"):
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
     asked = Asked(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
+    if estimate:
+        from ccaco_cli.core.workflows.estimate import estimate as cost
+
+        with progress.bar("estimate") as tell:
+            rows = cost(asked, data_root=data, on_progress=tell)
+        tables.show(rows, list(rows[0]), shown, "One step")
+        return
     folder = logs / (name or f"{Path(dataset).name}-{arm}-s{asked.seed}")
     with progress.bar(f"train {folder.name}") as tell:
         found = workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
+    for warning in (w for w in found.facts["warnings"] if w["kind"] == CUT):
+        progress.note(f"warning: {warning['what']}")
     results.show(report.rows([folder], every_stage=True), shown, str(folder))
     searchable = "towers" in found.facts  # hand-made features leave no model behind
     progress.note(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 from ccaco_cli.core.errors import ConfigError
@@ -40,6 +41,29 @@ def seed(value: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now (0 where the system does not say)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def available_memory(device: Any) -> int:
+    """Bytes that a run may take: of the GPU, or of this machine (what is free, and what this process holds already) and its container."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    rooms = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        rooms.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 + resident_memory())
+    with contextlib.suppress(OSError, ValueError):  # a container without a limit says "max"
+        rooms.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(rooms)
 
 
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16")

@@ -58,18 +58,22 @@ class Captioned(Protocol):
 
 
 class TextColumn:
-    """Captions, tokenised once; a batch is padded to its own longest caption."""
+    """Captions, tokenised once; a batch is padded to its own longest caption, and says how long each is.
+
+    cut  captions that were longer than the tower takes
+    """
 
     def __init__(self, split: Captioned, tokenize: Callable[[list[str]], dict[str, Tensor]]):
         self.row, self.start = split.caption_row, split.caption_start
         encoded = tokenize(list(split.captions))
         self.ids, self.mask = encoded["ids"].to(torch.int32), encoded["mask"]
         self.length: Array | None = self.mask.sum(1).numpy()
+        self.cut = int(encoded["cut"].sum()) if "cut" in encoded else 0
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         mask = self.mask[items]
         longest = int(mask.any(0).nonzero().max()) + 1
-        return {"ids": self.ids[items, :longest].long(), "mask": mask[:, :longest]}
+        return {"ids": self.ids[items, :longest].long(), "mask": mask[:, :longest], "lengths": mask.sum(1)}
 
 
 class MediaColumn:
@@ -111,6 +115,7 @@ class CachedColumn:
     def __init__(self, path: Path, row: Array, start: Array):
         self.row, self.start = row, start
         self.tokens, self.pooled = (cache.read_array(path / f"{name}.npy") for name in ("tokens", "pooled"))
+        self.cut = 0
         self.offsets = np.load(path / "offsets.npy", allow_pickle=False)
         counts = np.diff(self.offsets)
         self.length: Array | None = counts

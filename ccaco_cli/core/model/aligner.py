@@ -16,6 +16,7 @@ from ccaco_cli.core.model import matching, towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.layout import LINE, Layout
+from ccaco_cli.core.model.towers.packing import by_length
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.types import Crossed, Encoded, Features
 
@@ -91,7 +92,7 @@ class Side(nn.Module):
             found = inputs.map(lambda t: t.float() if t.dtype == torch.float16 else t)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.lock):
-                found = self.tower(inputs)
+                found = by_length(self.tower, inputs) if "lengths" in inputs else self.tower(inputs)
         return found if self.center is None else Features(self.center(found.tokens, found.mask), found.mask, found.pooled)
 
     def pool(self, features: Features) -> Tensor:
@@ -173,7 +174,8 @@ def _layout(tower: Tower) -> Layout:
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
     """An aligner and its towers (for preprocessing), built once from the config."""
     built = {
-        m: towers.build(config.tower(m).spec, m, size=config.tower(m).size, context_length=config.tower(m).context_length)
+        m: towers.build(t.spec, m, size=t.size, context_length=t.context_length, tiles=t.tiles, positions=t.positions)
         for m in modalities
+        for t in (config.tower(m),)
     }
     return Aligner(built, config, loss), built

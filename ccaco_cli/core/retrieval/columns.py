@@ -36,7 +36,7 @@ def _column(
     most = settings.cache_tokens if tower.grid else 0
     name = cache.key(tower=tower.fingerprint, data=data.manifest.sha256, split=split, modality=modality, tokens=most)
     what = f"{modality} tokens of {split}"
-    return cached(
+    kept = cached(
         module,
         found,
         data.manifest.path / "cache" / name,
@@ -45,6 +45,8 @@ def _column(
         device=device,
         on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": what}),
     )
+    kept.cut = getattr(found, "cut", 0)
+    return kept
 
 
 def _raw(data: PairData, split: str, modality: str, tower: Tower) -> Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.types import Encoded, Features, OnProgress, move, silent
 
 BATCH = 256
+TOKENS, PIXELS = 1 << 15, 1 << 24
+"""Most text tokens, and numbers of other media, that are encoded at a time: one picture of 4096 x 4096."""
 
 
 @torch.inference_mode()
@@ -38,7 +41,7 @@ def encode(
     chosen = np.arange(len(column.row)) if items is None else np.asarray(items)
     parts: list[tuple[np.ndarray[Any, Any], Encoded]] = []
     done = 0
-    for positions in _by_length(column, chosen, batch_size):
+    for positions in _batches(column, chosen, batch_size):
         encoded = aligner.encode(modality, move(column.inputs(chosen[positions]), device))
         if local:
             encoded = aligner.local(modality, encoded)
@@ -54,9 +57,22 @@ def encode(
     return _gather(parts, len(chosen))
 
 
-def _by_length(column: Column, chosen: Any, size: int) -> Any:
-    order = np.arange(len(chosen)) if column.length is None else np.argsort(np.asarray(column.length)[chosen], kind="stable")
-    return (order[first : first + size] for first in range(0, len(order), size))
+def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
+    """Positions in ``chosen``, by length, at most ``size`` at a time and fewer of what is large."""
+    if column.length is None:
+        one = column.inputs(chosen[:1]) if len(chosen) else None
+        cost = max(t[0].numel() for t in one.values()) // 3 if isinstance(one, dict) else 1
+        order, limits = np.arange(len(chosen)), np.full(len(chosen), PIXELS // max(1, cost))
+    else:
+        length = np.asarray(column.length)[chosen]
+        order = np.argsort(length, kind="stable")
+        limits = TOKENS // np.maximum(1, length[order])
+    first = 0
+    while first < len(order):
+        count = min(size, len(order) - first, max(1, int(limits[first])))
+        count = min(count, max(1, int(limits[first + count - 1])))  # the last is the longest
+        yield order[first : first + count]
+        first += count
 
 
 def _gather(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:

@@ -16,6 +16,8 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.types import Encoded
 
 PAIRS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 1 << 18
+"""Tokens of both sides that go to the device at once: fewer pairs of what is long."""
 BELOW = 1e6
 """Subtracted from what is not on the shortlist, so that it stands behind it in its own order."""
 
@@ -26,14 +28,15 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     aligner.eval()
     device = next(aligner.parameters()).device
     out = torch.empty(len(index))
-    for first in range(0, len(index), PAIRS_AT_ONCE):
-        rows_a, rows_b = index[first : first + PAIRS_AT_ONCE].unbind(1)
+    step = max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // max(1, a.mask.shape[1] + b.mask.shape[1])))
+    for first in range(0, len(index), step):
+        rows_a, rows_b = index[first : first + step].unbind(1)
         # only the rows of this chunk go to the device, and no further than their longest token
         one, other = (
             _trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b))
         )
         every = torch.arange(len(rows_a), device=device)
-        out[first : first + PAIRS_AT_ONCE] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
+        out[first : first + step] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
     return out
 
 

@@ -17,6 +17,8 @@ Warning = dict[str, Any]
 NOT_FINITE = "not-finite"
 """The one kind that ends a run: nothing after such a step can be trusted."""
 PAIRS = 64
+SEEN = 1 << 24
+"""Attention weights (pairs x tokens x tokens) that are looked at; of longer inputs fewer pairs, and of one that is larger none."""
 SAME = 0.999
 """Length of the mean of unit vectors from which they count as one vector."""
 AT_CHANCE = 0.98
@@ -66,26 +68,28 @@ def inspect(aligner: Aligner, batch: PairBatch, cross_losses: Sequence[float], c
     if chance is not None and mean > AT_CHANCE * chance:
         found["loss-at-chance"] = f"the cross loss is at {mean:.4f} nats; having learned nothing costs {chance:.4f}"
     if cross_losses:
-        a, b = (aligner.local(m, side[:PAIRS]) for m, side in zip(aligner.modalities, sides, strict=True))
-        found |= _attention(aligner, a, b)
+        size = sides[0].mask.shape[1] * sides[1].mask.shape[1]
+        pairs = max(2, min(PAIRS, SEEN // size))
+        a, b = (aligner.local(m, side[:pairs]) for m, side in zip(aligner.modalities, sides, strict=True))
+        found |= _attention(aligner, a, b, weights=size <= SEEN)
     return found
 
 
-def _attention(aligner: Aligner, a: Encoded, b: Encoded) -> dict[str, str]:
+def _attention(aligner: Aligner, a: Encoded, b: Encoded, *, weights: bool) -> dict[str, str]:
     true = torch.arange(len(a.z), device=a.z.device)
-    crossed = aligner.cross(a, b, torch.stack([true, true], 1), attention=True)
-    logit, weights = crossed.match_logit.float(), crossed.attention
-    if not torch.isfinite(logit).all() or (weights is not None and not torch.isfinite(weights).all()):
+    crossed = aligner.cross(a, b, torch.stack([true, true], 1), attention=weights)
+    logit, attention = crossed.match_logit.float(), crossed.attention
+    if not torch.isfinite(logit).all() or (attention is not None and not torch.isfinite(attention).all()):
         return {"attention-vanished": "the cross branch is not finite"}
     if len(logit) > 1 and logit.std() < 1e-5 * max(1.0, float(logit.abs().mean())):
         return {"attention-vanished": "the cross branch gives every pair the same score"}
-    if weights is None:
+    if attention is None:
         return {}
     if aligner.config.fusion.direction == "a_to_b":  # then it is a that looks, and each token of a spreads over b
-        weights, a, b = weights.transpose(1, 2), b, a
+        attention, a, b = attention.transpose(1, 2), b, a
     seen = a.mask.sum(1, keepdim=True).expand_as(b.mask)
     looking = b.mask & (seen > 1)
-    entropy = -(weights * weights.clamp_min(1e-12).log()).sum(-1)[looking] / seen[looking].log()
+    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(-1)[looking] / seen[looking].log()
     if len(entropy) and entropy.mean() > UNIFORM:
         return {"attention-uniform": f"attention is spread evenly ({entropy.mean():.3f} of the highest entropy)"}
     return {}

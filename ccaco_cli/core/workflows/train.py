@@ -35,6 +35,9 @@ from ccaco_cli.core.workflows import arms, negatives
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.score import Encodings, score
 
+CUT = "captions-cut"
+"""The warning of captions that lost their end."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -91,7 +94,7 @@ def train(
     """
     data = shards.open(prepared(asked.dataset, data_root, on_progress))
     config = asked.resolve(data)
-    _check(config, data)
+    check(config, data)
     _refuse_finished(folder)
     runtime.threads()
     runtime.seed(config.seed)
@@ -134,6 +137,7 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
         return encodings(data, name, sides, aligner, towers, config)
 
     trained = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
+    fitted = replace(fitted, warnings=(*_cut(parts, towers), *fitted.warnings))
     return Fit(encoded, aligner, fitted, {"towers": {m: t.fingerprint for m, t in towers.items()}, "parameters": trained}, (best,))
 
 
@@ -148,6 +152,16 @@ def encodings(
     if "text" in sides:
         asked = negatives.find(data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local))
     return Encodings(one, other, row_a, row_b, asked)
+
+
+def _cut(parts: Mapping[str, Mapping[str, Column]], towers: Mapping[str, Tower]) -> list[dict[str, Any]]:
+    """A warning when captions are longer than the text tower takes, with how many."""
+    counts = {split: (getattr(c["text"], "cut", 0), len(c["text"].row)) for split, c in parts.items() if "text" in c}
+    told = [f"{cut:,} of {count:,} captions of {split}" for split, (cut, count) in counts.items() if cut]
+    if not told:
+        return []
+    what = f"{' and '.join(told)} are longer than {towers['text'].tokens} tokens, and were cut; --context-length takes more"
+    return [{"step": 0, "kind": CUT, "what": what}]
 
 
 def cca(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
@@ -234,7 +248,7 @@ def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any],
     return aligner.to(runtime.device(device)).eval(), towers, config, found
 
 
-def _check(config: RunConfig, data: PairData) -> None:
+def check(config: RunConfig, data: PairData) -> None:
     """Raises ConfigError or DataError for settings that would only fail when the run is over."""
     loop.check(config)
     if config.method not in FITTERS:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.positions import lengthen
+from ccaco_cli.core.model.towers.tiles import tiled
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import nearest
 
@@ -31,16 +33,21 @@ FAMILIES: dict[str, Builder] = {
 }
 
 
-def build(spec: str, modality: str, *, size: int = 0, context_length: int = 0) -> Tower:
+def build(spec: str, modality: str, *, size: int = 0, context_length: int = 0, tiles: str = "", positions: str = "stretch") -> Tower:
     """Builds the tower that a SPEC (``family:name@weights``) names.
 
     modality        image | text
     size            pixels of the square input of an image tower; 0 = the family's own (tiny: 64)
     context_length  most tokens of a caption; 0 = the family's own (tiny: 48)
+    tiles           ROWSxCOLUMNS squares of that size that a picture is cut into; "" = none
+    positions       how learned positions reach a longer context than the tower was trained for, an entry of ``positions.RULES``
     Returns         Tower in training mode, on the CPU, float32; random weights come from torch's global generator
     Raises          TowerError: unknown family or name, a modality the family lacks, weights that are missing or do not fit
     """
     parsed = TowerSpec.parse(spec)
     if parsed.family not in FAMILIES:
         raise TowerError("unknown tower family", where=spec, expected=nearest(parsed.family, FAMILIES))
-    return FAMILIES[parsed.family](parsed, modality, size, context_length)
+    tower = FAMILIES[parsed.family](parsed, modality, size, context_length)
+    if modality == "text" and tower.tokens < context_length:
+        tower = lengthen(tower, context_length, positions)
+    return tiled(tower, tiles)

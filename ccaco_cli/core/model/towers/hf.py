@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.open_clip import masked_mean
 from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.positions import lengthen_embeddings
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, fit, hub, read_state, refuse_misfit, refuse_modality, weights_file
 from ccaco_cli.core.types import Features
@@ -45,6 +46,10 @@ class HfText(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         _grad_checkpointing(self.body, enable)
+
+    def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
+        """Room for ``count`` tokens, learned positions by ``rule`` (``positions.RULES``)."""
+        lengthen_embeddings(self.body, count, rule)
 
 
 class HfPicture(PictureModule):
@@ -77,14 +82,19 @@ class HfPicture(PictureModule):
 
 @dataclass(frozen=True)
 class HfTokens:
-    """list[str] -> {"ids" int64 [n, L], "mask" bool [n, L]}, padded to the longest of the list, cut at the context length."""
+    """list[str] -> {"ids" int64 [n, L], "mask" bool [n, L], "cut" bool [n] True = was longer}, padded to the longest of the list."""
 
     tokenizer: Any
     context_length: int
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
         found = self.tokenizer(list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt")
-        return {"ids": found["input_ids"], "mask": found["attention_mask"].bool()}
+        mask = found["attention_mask"].bool()
+        if found.encodings:
+            cut = torch.tensor([bool(encoding.overflowing) for encoding in found.encodings])
+        else:  # tokenizers written in Python do not say
+            cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
+        return {"ids": found["input_ids"], "mask": mask, "cut": cut}
 
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:

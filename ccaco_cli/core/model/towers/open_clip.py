@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +97,14 @@ class TextModule(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
 
+    def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
+        """Room for ``count`` tokens, positions by ``rule`` (``positions.RULES``)."""
+        text = self.body
+        text.positional_embedding = nn.Parameter(rule(text.positional_embedding.detach(), count).contiguous())
+        text.num_pos = text.context_length = count
+        if text.attn_mask is not None:
+            text.attn_mask = text.build_causal_mask()
+
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens. tokens [B, N, W], mask [B, N] True = real -> [B, W]."""
@@ -105,7 +114,7 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """list[str] -> {"ids" int64 [n, L], "mask" bool [n, L]} by one of open_clip's tokenizers.
+    """list[str] -> {"ids" int64 [n, L], "mask" bool [n, L], "cut" bool [n] True = was longer} by one of open_clip's tokenizers.
 
     trim  cut to the longest caption of the list: exact for causal towers, whose tokens never see what follows
     """
@@ -115,15 +124,21 @@ class ClipTokens:
     trim: bool = True
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        ids = self.tokenizer(list(texts), self.context_length)
-        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+        # one token more than there is room for tells what was cut; its last token is the end of text in any case
+        ids = self.tokenizer(list(texts), self.context_length + 1)
+        last, ids = ids[:, -1], ids[:, :-1]
+        tokenizer = self.tokenizer
+        simple = isinstance(tokenizer, open_clip.SimpleTokenizer)
+        cut = last == tokenizer.eot_token_id if simple else last != tokenizer.tokenizer.pad_token_id
+        ids[cut, -1] = last[cut]
+        if simple:
             # Padding is 0, and so is "!": the last end-of-text tells where a caption ends, not the ids.
             after = (ids == self.tokenizer.eot_token_id).flip(1).int().argmax(1, keepdim=True)
             mask = torch.arange(ids.shape[1]) < ids.shape[1] - after
         else:
             mask = ids != self.tokenizer.tokenizer.pad_token_id
         longest = int(mask.sum(1).max()) if self.trim and len(texts) else ids.shape[1]
-        return {"ids": ids[:, :longest], "mask": mask[:, :longest]}
+        return {"ids": ids[:, :longest], "mask": mask[:, :longest], "cut": cut}
 
     def __repr__(self) -> str:
         backend = getattr(getattr(self.tokenizer, "tokenizer", None), "name_or_path", "")
@@ -192,8 +207,8 @@ def _create(spec: TowerSpec, size: int, context_length: int) -> tuple[Any, dict[
     config["quick_gelu"] = bool(config.get("quick_gelu") or (tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")))
     if size:
         config["vision_cfg"]["image_size"] = size
-    if context_length:
-        config["text_cfg"]["context_length"] = context_length
+    if context_length:  # a longer one is made of the tower's own, see ``positions``
+        context_length = config["text_cfg"]["context_length"] = min(context_length, config["text_cfg"].get("context_length", 77))
     with hub(spec):
         model = open_clip.create_model(
             name,

@@ -11,6 +11,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import LayerNorm, TextTransformer, Transformer, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.open_clip import ClipTokens, TextModule, VitModule
@@ -36,6 +37,7 @@ class TinyModule(PictureModule):
         trunk = ModifiedResNet([1, 1, 1, 1], output_dim=1, heads=1, image_size=picture.size[0], width=CHANNELS)
         trunk.layer4 = trunk.attnpool = None
         self.trunk = trunk.eval()  # so that measuring leaves its running statistics alone
+        self.checkpointing = False
         with torch.no_grad():
             cells = self.lower(torch.zeros(1, 3, *picture.size)).shape[1:]
         self.trunk.train()
@@ -46,7 +48,10 @@ class TinyModule(PictureModule):
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     def lower(self, pixels: Tensor) -> Tensor:
-        maps: Tensor = self.trunk.layer2(self.trunk.layer1(self.trunk.stem(pixels)))
+        maps = pixels
+        for stage in (self.trunk.stem, self.trunk.layer1, self.trunk.layer2):
+            again = self.checkpointing and torch.is_grad_enabled()
+            maps = checkpoint(stage, maps, use_reentrant=False) if again else stage(maps)
         return maps
 
     def encode(self, pixels: Tensor) -> Encoding:
@@ -55,7 +60,7 @@ class TinyModule(PictureModule):
         return self.ln_post(self.transformer(tokens)), pooled, grid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.grad_checkpointing = enable
+        self.checkpointing = self.transformer.grad_checkpointing = enable
 
 
 def _vit(picture: Picture) -> PictureModule:
