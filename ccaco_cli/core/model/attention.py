@@ -302,7 +302,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout:
 
 
 def _softmax(q: Tensor, k: Tensor, seen: Tensor, scale: float) -> Tensor:
-    scores: Tensor = scale * torch.einsum("bnhd,bmhd->bhnm", q, k)
+    scores = scale * torch.einsum("bnhd,bmhd->bhnm", q, k)
     shares: Tensor = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return shares.mean(1)
 

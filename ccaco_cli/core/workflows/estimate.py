@@ -24,6 +24,8 @@ from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.train import Asked, check
 
 Row = dict[str, Any]
+SLACK = 1.25
+"""What a process on a CPU holds for each byte of live tensors: the allocator keeps what was freed, convolutions need room to work."""
 
 
 def estimate(asked: Asked, *, data_root: Path = Path("data"), on_progress: OnProgress = silent) -> list[Row]:
@@ -79,7 +81,7 @@ def _row(what: str, config: RunConfig, part: Split, modalities: tuple[str, str],
     found = cost.of_step(aligner, PairBatch(a, b, every, every, torch.zeros_like(every)), config)
     held = sum(t.numel() * t.element_size() for t in (*aligner.parameters(), *aligner.buffers()))
     # a process holds its libraries too, and the model that was just built
-    peak = found.peak if device.type == "cuda" else runtime.resident_memory() + found.peak - held
+    peak = found.peak if device.type == "cuda" else runtime.resident_memory() + round(SLACK * (found.peak - held))
     learned = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
     facts = {"what": what, "parameters": learned, "GFLOPs": round(found.flops / 1e9, 1), "memory_MiB": round(peak / 2**20)}
     return facts | {"available_MiB": round(room / 2**20), "fits": peak < room}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccaco_cli.core.retrieval.embed import cached, encode, shrink
+from ccaco_cli.core.retrieval.embed import _batches, cached, encode, shrink
 from ccaco_cli.core.types import Features
 
 
@@ -72,3 +72,24 @@ def test_a_patch_grid_is_averaged_by_hand() -> None:
     assert torch.equal(found.pooled, features.pooled)
     assert shrink(features, (4, 4), 16) is features
     assert shrink(features, None, 4) is features
+
+
+class Sized:
+    """A column that only knows how large its items are."""
+
+    def __init__(self, length: list[int] | None, side: int = 0) -> None:
+        self.length = None if length is None else np.array(length)
+        self.side = side
+
+    def inputs(self, items: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.empty(1, dtype=torch.uint8).expand(len(items), 3, self.side, self.side)}
+
+
+def test_large_items_are_encoded_fewer_at_a_time() -> None:
+    words = [part.tolist() for part in _batches(Sized([30_000, 10, 20, 2_000, 40_000]), np.arange(5), 256)]
+    assert words == [[1, 2, 3], [0], [4]]
+    assert [len(part) for part in _batches(Sized([77] * 600), np.arange(600), 256)] == [256, 256, 88]
+    assert [len(part) for part in _batches(Sized(None, 224), np.arange(300), 256)] == [256, 44]
+    assert [len(part) for part in _batches(Sized(None, 4096), np.arange(2), 256)] == [1, 1]
+    assert [part.tolist() for part in _batches(Sized(None, 8), np.array([5, 3]), 1)] == [[0], [1]]
+    assert not list(_batches(Sized([]), np.arange(0), 256))
