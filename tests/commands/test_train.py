@@ -36,6 +36,18 @@ def test_flags_reach_the_run_and_its_rows_stdout(ccaco: Callable[..., Any], flag
     assert again.err.count("\n") == 1
 
 
+def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
+    ccaco: Callable[..., Any], flags: list[object], tmp_path: Path
+) -> None:
+    given = ["--context-length", 6, "--attention", "window", "--balance", "gradnorm", "--image-size", "32x64", "--tile", 16]
+    done = ccaco("train", *flags[:2], *flags[4:], *given, "--batch-size", 8, "--name", "x", "--set", "loss.cross_start=0")
+    assert done.code == 0, done.err
+    assert " captions of train and " in done.err and "are longer than 6 tokens, and were cut; --context-length takes more" in done.err
+    config = configs.from_dict(manifest.open(tmp_path / "x", kind="run").config)
+    assert (config.model.image.size, config.model.image.tiles, config.model.text.context_length) == (16, "2x4", 6)
+    assert (config.model.fusion.attention, config.loss.balance) == ("window", "gradnorm")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -52,6 +64,9 @@ def test_flags_reach_the_run_and_its_rows_stdout(ccaco: Callable[..., Any], flag
         (["--device", "cuda:77"], ["cuda:77"]),
         (["--accum-freq", "0"], ["accum_freq"]),
         (["--set", "loss.cross=x"], ["infonce"]),
+        (["--attention", "sparse"], ["sparse", "dense | window | linear"]),
+        (["--balance", "equal"], ["equal", "gradnorm"]),
+        (["--image-size", "64x32"], ["--tile"]),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(

@@ -293,7 +293,8 @@ def orthogonal_features(count: int, width: int) -> Tensor:
     runs = math.ceil(count / width)
     found, triangle = torch.linalg.qr(torch.randn(runs, width, width))
     found = found * triangle.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own signs are not random: the mean would be off
-    return found.transpose(1, 2).reshape(-1, width)[:count] * torch.randn(count, width).norm(dim=1, keepdim=True)
+    directions: Tensor = found.transpose(1, 2).reshape(-1, width)[:count]
+    return directions * torch.randn(count, width).norm(dim=1, keepdim=True)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:

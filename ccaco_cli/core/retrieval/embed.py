@@ -69,8 +69,8 @@ def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
         limits = TOKENS // np.maximum(1, length[order])
     first = 0
     while first < len(order):
-        count = min(size, len(order) - first, max(1, int(limits[first])))
-        count = min(count, max(1, int(limits[first + count - 1])))  # the last is the longest
+        room = np.maximum(1, limits[first : first + size])  # by the longest so far
+        count = int((np.arange(1, len(room) + 1) <= room).sum())
         yield order[first : first + count]
         first += count
 

@@ -37,7 +37,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operations make, as long as they live: ``now`` and ``peak``."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.seen: set[int] = set()
 
@@ -67,7 +67,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-class Phantom(Live):
+class Phantom(Live):  # type: ignore[no-untyped-call]
     """``Live`` for tensors without contents: what depends on them is answered as for a full, healthy batch.
 
     most  values that ``torch.unique`` can find: the rows of the batch
