@@ -285,7 +285,8 @@ def _flex(compiled: bool) -> Any:
 
 def positive_features(x: Tensor, random: Tensor) -> Tensor:
     """log(phi(x) * sqrt(m)) = W x - |x|^2 / 2 (arXiv:2009.14794, lemma 1): x [..., d], random [m, d] -> [..., m]."""
-    return x @ random.T - x.square().sum(-1, keepdim=True) / 2
+    logs: Tensor = x @ random.T - x.square().sum(-1, keepdim=True) / 2
+    return logs
 
 
 def orthogonal_features(count: int, width: int) -> Tensor:

@@ -32,7 +32,7 @@ def test_what_does_not_fit_is_told_what_to_change(small: dict[str, Any], data_ro
     settings = small | {"model.image.size": 128}
     first, *others = estimate(Asked("scenes", explicit=settings), data_root=data_root)
     assert first["fits"] is False
-    assert {"--batch-size 4", "--grad-checkpointing"} <= {row["what"] for row in others}
+    assert "--batch-size 4" in {row["what"] for row in others}
     assert all(row["memory_MiB"] < first["memory_MiB"] for row in others)
 
 
