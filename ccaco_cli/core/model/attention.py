@@ -285,8 +285,7 @@ def _flex(compiled: bool) -> Any:
 
 def positive_features(x: Tensor, random: Tensor) -> Tensor:
     """log(phi(x) * sqrt(m)) = W x - |x|^2 / 2 (arXiv:2009.14794, lemma 1): x [..., d], random [m, d] -> [..., m]."""
-    logs: Tensor = x @ random.T - x.square().sum(-1, keepdim=True) / 2
-    return logs
+    return x @ random.T - x.square().sum(-1, keepdim=True) / 2
 
 
 def orthogonal_features(count: int, width: int) -> Tensor:
@@ -294,8 +293,8 @@ def orthogonal_features(count: int, width: int) -> Tensor:
     runs = math.ceil(count / width)
     found, triangle = torch.linalg.qr(torch.randn(runs, width, width))
     found = found * triangle.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own signs are not random: the mean would be off
-    directions: Tensor = found.transpose(1, 2).reshape(-1, width)[:count]
-    return directions * torch.randn(count, width).norm(dim=1, keepdim=True)
+    rows: Tensor = found.transpose(1, 2).reshape(-1, width)[:count] * torch.randn(count, width).norm(dim=1, keepdim=True)
+    return rows
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
