@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,16 @@ class Table(StrEnum):
     matching = "matching"
     choices = "choices"
     ablation = "ablation"
+    faithfulness = "faithfulness"
+
+
+class Figure(StrEnum):
+    """Which figure."""
+
+    curves = "curves"
+    recall = "recall"
+    confusion = "confusion"
+    map = "map"
 
 
 def report(
@@ -36,7 +46,7 @@ def report(
         Table | None,
         typer.Option(
             "--table",
-            help="One row a run; retrieval or matching by data set and arm; choices by kind; arms with the evidence.",
+            help="One row a run; retrieval, matching by data set and arm; choices by kind; arms with evidence; faithfulness of heat maps.",
             show_default="ablation for ablations, choices for sugarcrepe, else runs",
         ),
     ] = None,
@@ -58,6 +68,14 @@ def report(
             show_default=False,
         ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Write one self-contained page.", show_default=False)
+    ] = None,
+    figure: Annotated[
+        tuple[Figure, Path] | None,
+        typer.Option("--figure", metavar="KIND FILE", help="Draw curves, recall, confusion or map (.png, .pdf, .svg).", show_default=False),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Redraw a run that is still training until it ends.")] = False,
     shown: options.Shown = None,
 ) -> None:
     """Set finished runs side by side: recalls, mAP, losses, time and memory; or arms, with what speaks for a difference.
@@ -67,6 +85,7 @@ def report(
       ccaco report runs/first --format json --fail-if 'text_to_image_R@1<0.05'
       ccaco report --compare runs/first runs/quick
       ccaco report runs/first --on sugarcrepe
+      ccaco report runs/first --html first.html
     """
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
@@ -77,6 +96,12 @@ def report(
         with progress.bar(f"score on {on}") as tell:
             runs = transfer.on(runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell)
     asked = workflow.Asked(runs, split, stages, by, metric, reference)
+    if watch:
+        from ccaco_cli.view import watch as watching
+
+        watching.watch(runs)
+    if html or figure:
+        _draw(asked, html, figure)
     rows = workflow.table(asked, "compare" if compare else table)
     broken = workflow.broken(asked, fail_if or ())
     results.show(rows, shown, f"Results on {split}")
@@ -84,3 +109,18 @@ def report(
         progress.note(f"gate: {line}")
     if broken:
         raise typer.Exit(1)
+
+
+def _draw(asked: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:
+    """The files that were asked for; the rows are printed all the same."""
+    from ccaco_cli.core.workflows.page import gather
+    from ccaco_cli.view import charts, page, progress
+
+    with progress.bar("report") as tell:
+        if figure:
+            charts.save(figure[0].value, figure[1], asked, tell)
+        if html:
+            page.refuse(html)
+            page.write(html, gather(asked, tell))
+    for file in filter(None, (figure and figure[1], html)):
+        progress.note(f"written: {file}")

@@ -25,6 +25,13 @@ def retrieve(
     save: Annotated[
         Path | None, typer.Option("--save", help="Write the answers as a contact sheet (.png, .pdf, .svg).", show_default=False)
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option("--explain", metavar="FOLDER", help="Draw which words met which patches of each answer.", show_default=False),
+    ] = None,
+    explain_method: Annotated[
+        str, typer.Option("--explain-method", help="attention, or gradient (attention weighted by what raised the score).")
+    ] = "attention",
     shown: options.Shown = None,
 ) -> None:
     """Find what belongs to a sentence or a picture.
@@ -33,11 +40,12 @@ def retrieve(
     Examples:
       ccaco retrieve "an orange cat napping" --index scenes.idx -k 5
       echo "a dog chasing a ball" | ccaco retrieve - --index scenes.idx --format csv
+      ccaco retrieve "a red ball on a sofa" --index scenes.idx -k 3 --explain why
     """
     from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.index import Index
     from ccaco_cli.core.workflows import retrieve as workflow
-    from ccaco_cli.view import figures, results
+    from ccaco_cli.view import figures, heat, progress, results
 
     if bool(query) == (image is not None):
         raise DataError(
@@ -52,7 +60,12 @@ def retrieve(
         if image
         else workflow.by_text(opened, queries, k=k, rerank=rerank)
     )
-    if save:
+    if save or explain:
         answers = list(answers)
-        figures.contact_sheet(save, answers)
+        if save:
+            figures.contact_sheet(save, answers)
+    if explain:
+        found = (one for q, hits in answers for one in workflow.explained(opened, image or q, hits, explain_method))
+        with progress.bar("explain") as tell:
+            heat.write(explain, found, sum(len(hits) for _, hits in answers), tell)
     results.show_answers(answers, shown)

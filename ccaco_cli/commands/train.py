@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ccaco_cli.commands import options
+
+
+class ReportTo(StrEnum):
+    """Where a run can be watched."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
 
 
 def train(
@@ -47,6 +55,9 @@ def train(
     device: options.TrainDevice = None,
     workers: options.Workers = None,
     data: options.Data = Path("data"),
+    report_to: Annotated[
+        list[ReportTo] | None, typer.Option("--report-to", help="Also log to tensorboard or wandb (again for both).", show_default=False)
+    ] = None,
     shown: options.Shown = None,
 ) -> None:
     """Train one model and score its best checkpoint. The embedded data set 'scenes' is prepared by itself.
@@ -61,7 +72,7 @@ def train(
     from ccaco_cli.core.workflows import report
     from ccaco_cli.core.workflows.train import CUT, Asked
     from ccaco_cli.core.workflows.train import train as workflow
-    from ccaco_cli.view import progress, results, tables
+    from ccaco_cli.view import live, progress, results, tables
 
     if resume not in (None, "latest"):
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
@@ -74,7 +85,7 @@ def train(
         tables.show(rows, list(rows[0]), shown, "One step")
         return
     folder = logs / (name or f"{Path(dataset).name}-{arm}-s{asked.seed}")
-    with progress.bar(f"train {folder.name}") as tell:
+    with progress.bar(f"train {folder.name}") as bar, live.report_to(report_to or (), folder, bar) as tell:
         found = workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
     for warning in (w for w in found.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")

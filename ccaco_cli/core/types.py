@@ -101,7 +101,8 @@ class Crossed(TensorRecord):
     match_logit  [M] or [A, B] float, higher = better match
     fused_a      [M, N_a, D] float or None
     fused_b      [M, N_b, D] float or None
-    attention    [M, N_b, N_a] float or None: how much each token of b looks at each token of a
+    attention    [M, H, N_b, N_a] float or None: how much each token of b looks at each token of a, in each of H heads; where the score goes
+                 through it, it is part of the graph, so that gradients of ``match_logit`` can be taken there
     drift        scalar or None: mean squared change that the fusion makes to the tokens (the source description's L_mse)
     """
 

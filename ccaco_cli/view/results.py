@@ -8,7 +8,7 @@ from typing import Any
 from ccaco_cli.view import tables
 
 _SMALL = ("mAP", "median_rank", "mean_rank")
-_SAID_ONCE = {"dataset": "{}", "pool": "pool {}", "covers": "95 % intervals cover {}"}
+SAID_ONCE = {"dataset": "{}", "pool": "pool {}", "covers": "95 % intervals cover {}"}
 """Columns that go to a table's title when all rows agree."""
 _ALWAYS = ("arm", "seeds", "verdict")
 
@@ -21,11 +21,19 @@ def show(rows: Sequence[tables.Row], format: str | None, title: str) -> None:
     if format in ("csv", "json"):
         tables.show(rows, list(rows[0]), format, title)
         return
-    laid = [_pair(row) if "other" in row else _arm(row, format) if "verdict" in row else _run(row) for row in rows]
-    same = {n: v for n in _SAID_ONCE if format == "table" and len(v := {row.get(n) for row in laid} - {None, ""}) == 1}
-    names = [n for n in dict.fromkeys(name for row in laid for name in row) if n not in same]
-    names = [n for n in names if n in _ALWAYS or any(row.get(n) not in (None, "") for row in laid)]
-    tables.show(laid, names, format, "; ".join([title, *(_SAID_ONCE[n].format(*v) for n, v in same.items())]))
+    found = laid(rows, format)
+    same = {n: v for n in SAID_ONCE if format == "table" and len(v := {row.get(n) for row in found} - {None, ""}) == 1}
+    names = [n for n in dict.fromkeys(name for row in found for name in row) if n not in same]
+    names = [n for n in names if n in _ALWAYS or any(row.get(n) not in (None, "") for row in found)]
+    tables.show(found, names, format, "; ".join([title, *(SAID_ONCE[n].format(*v) for n, v in same.items())]))
+
+
+def laid(rows: Sequence[tables.Row], format: str) -> list[dict[str, Any]]:
+    """Rows as people read them: of runs, of arms with the evidence, or of a comparison."""
+    return [
+        dict(row) if "measure" in row else _pair(row) if "other" in row else _arm(row, format) if "verdict" in row else _run(row)
+        for row in rows
+    ]
 
 
 def _run(row: tables.Row) -> dict[str, Any]:

@@ -46,3 +46,22 @@ def test_errors_are_one_line(ccaco: Callable[..., Any], run: Path, arguments: li
     done = ccaco("report", *(run if a == "RUN" else a for a in arguments))
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert words in done.err
+
+
+def test_a_page_and_a_figure(ccaco: Callable[..., Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ccaco_cli.core.workflows import look
+
+    monkeypatch.setattr(look, "PAIRS", 4)
+    done = ccaco("report", run, "--html", tmp_path / "run.html", "--figure", "curves", tmp_path / "curves.svg")
+    assert done.code == 0
+    assert done.err.splitlines() == [f"written: {tmp_path / 'curves.svg'}", f"written: {tmp_path / 'run.html'}"]
+    assert done.out.startswith("run,"), "the rows are printed all the same"
+    assert "<h1>first</h1>" in (tmp_path / "run.html").read_text("utf-8")
+    done = ccaco("report", run, "--html", tmp_path / "run.txt")
+    assert done.code == 2 and "FILE.html" in done.err and not (tmp_path / "run.txt").exists()
+
+
+def test_a_finished_run_is_watched_to_its_end(ccaco: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    done = ccaco("report", run, "--watch")
+    assert done.code == 0 and "finished" in done.err and done.out.startswith("run,")
+    assert ccaco("report", tmp_path / "gone", "--watch").code == 2

@@ -40,6 +40,26 @@ def test_a_picture_and_a_contact_sheet(ccaco: Callable[..., Any], index: Path, t
     assert Image.open(tmp_path / "sheet.png").size[0] > 500
 
 
+@pytest.mark.parametrize("method", ["attention", "gradient"])
+def test_answers_are_explained(ccaco: Callable[..., Any], index: Path, tmp_path: Path, method: str) -> None:
+    done = ccaco("retrieve", "a red cat", "two dogs", "-i", index, "-k", 2, "--explain", tmp_path / "why", "--explain-method", method)
+    assert (done.code, done.err) == (0, "")
+    facts = json.loads((tmp_path / "why/explain.json").read_text())
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [(f["query"], str(f["rank"]), f["id"]) for f in facts] == [(r["query"], r["rank"], r["id"]) for r in rows]
+    assert [w["word"] for w in facts[0]["words"]] == ["red", "cat"] and facts[0]["method"] == method
+    assert all(Image.open(tmp_path / "why" / f["picture"]).width > 300 for f in facts)
+
+
+def test_captions_that_a_picture_found_are_explained(ccaco: Callable[..., Any], index: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40), "orange").save(tmp_path / "q.png")
+    done = ccaco("retrieve", "--image", tmp_path / "q.png", "-i", index, "-k", 1, "--explain", tmp_path / "why")
+    assert done.code == 0
+    facts = json.loads((tmp_path / "why/explain.json").read_text())
+    said = next(csv.DictReader(io.StringIO(done.out)))["text"]
+    assert all(word["word"] in said for word in facts[0]["words"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -48,6 +68,7 @@ def test_a_picture_and_a_contact_sheet(ccaco: Callable[..., Any], index: Path, t
         (["a cat", "--image", "x.png", "--index", "INDEX"], "two kinds of query"),
         (["--image", "gone.png", "--index", "INDEX"], "gone.png"),
         (["a cat", "--save", "sheet.txt", "--index", "INDEX"], ".png"),
+        (["a cat", "--explain", "why", "--explain-method", "tea", "--index", "INDEX"], "no such way to explain: tea"),
     ],
 )
 def test_errors_are_one_line(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,15 @@ def test_usage_errors_end_with_2(ccaco: Callable[..., Any]) -> None:
         done = ccaco(*arguments)
         assert (done.code, done.out) == (2, "")
         assert "Traceback" not in done.err
+
+
+def test_a_run_is_also_sent_to_tensorboard(ccaco: Callable[..., Any], flags: list[object], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the optional extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert ccaco("train", "--name", "seen", "--report-to", "tensorboard", *flags).code == 0
+    found = EventAccumulator(str(tmp_path / "seen/tensorboard"))
+    found.Reload()
+    entries = [json.loads(line) for line in (tmp_path / "seen/metrics.jsonl").read_text().splitlines()]
+    assert found.Scalars("contrastive")[0].value == pytest.approx(entries[0]["contrastive"])
+    assert found.Scalars("validation/R-sum")[0].value == pytest.approx(entries[-1]["validation"]["R-sum"])

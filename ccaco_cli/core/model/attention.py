@@ -45,7 +45,7 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def weights(self, q: Tensor, k: Tensor, mask: Tensor, *, scale: float, lie: tuple[Sequence, Sequence]) -> Tensor:
-        """What ``forward`` attends to, [B, N, M], rows sum to 1, mean over heads: for explanations, N * M whatever the kind."""
+        """What ``forward`` attends to, [B, H, N, M], rows sum to 1: for explanations, N * M whatever the kind."""
 
 
 class Dense(Kernel):
@@ -119,7 +119,8 @@ class Linear(Kernel):
     def weights(self, q: Tensor, k: Tensor, mask: Tensor, *, scale: float, lie: tuple[Sequence, Sequence]) -> Tensor:
         one, other = self._features(q, k, mask, scale)
         scores = torch.einsum("bnhf,bmhf->bhnm", one, other)
-        return (scores / scores.sum(-1, keepdim=True)).mean(1)
+        found: Tensor = scores / scores.sum(-1, keepdim=True)
+        return found
 
     def _features(self, q: Tensor, k: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         one, other = (positive_features(x.float() * scale**0.5, self.random.float()) for x in (q, k))
@@ -171,16 +172,25 @@ class Attention(nn.Module):
         context  [B, M, D]
         mask     [B, M] bool, True = real token
         lie      how both lie; None = on lines
-        weights  also return the attention, [B, N, M], mean over heads (explanations only: it is never built in training)
+        weights  also return the attention, [B, H, N, M], through which the result then goes (explanations only: never built in training)
         Returns  ([B, N, D], weights or None)
         """
         q, k, v = (f(t).unflatten(-1, (self.heads, -1)) for f, t in ((self.q, x), (self.k, context), (self.v, context)))
         lie = lie or lines(x, context)
         scale = q.shape[-1] ** -0.5
-        found = self.kernel.weights(q, k, mask, scale=scale, lie=lie) if weights else None
-        out = self.kernel(q, k, v, mask, scale=scale, dropout=self.dropout if self.training else 0.0, lie=lie)
+        if weights:
+            found = self.kernel.weights(q, k, mask, scale=scale, lie=lie)
+            out = weighted(found, v)
+        else:
+            found = None
+            out = self.kernel(q, k, v, mask, scale=scale, dropout=self.dropout if self.training else 0.0, lie=lie)
         brought: Tensor = self.out(out.flatten(2))
         return brought, found
+
+
+def weighted(weights: Tensor, v: Tensor) -> Tensor:
+    """What ``Kernel.forward`` gives, from the weights it gives them: weights [B, H, N, M], v [B, M, H, d] -> [B, N, H, d]."""
+    return torch.einsum("bhnm,bmhd->bnhd", weights, v.to(weights.dtype))
 
 
 def lines(*tokens: Tensor) -> Any:
@@ -305,7 +315,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout:
 def _softmax(q: Tensor, k: Tensor, seen: Tensor, scale: float) -> Tensor:
     scores = scale * torch.einsum("bnhd,bmhd->bhnm", q, k)
     shares: Tensor = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-    return shares.mean(1)
+    return shares
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class CoAttentionBlock(nn.Module):
     def forward(
         self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, *, lie: tuple[Sequence, Sequence] | None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """a [M, N_a, D], b [M, N_b, D], masks True = real, lie (of a, of b) -> (a', b', attention of b over a [M, N_b, N_a] when asked)."""
+        """a [M, N_a, D], b [M, N_b, D], masks True = real, lie of both -> (a', b', attention of b over a [M, H, N_b, N_a] if asked)."""
         lie_a, lie_b = lie or lines(a, b)
         new_a = self._look(0, a, b, mask_b, (lie_a, lie_b), False)[0] if self.looks[0] else a
         new_b, attention = self._look(1, b, a, mask_a, (lie_b, lie_a), weights) if self.looks[1] else (b, None)
@@ -55,7 +55,7 @@ class Stream(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor, lie: Sequence | None = None, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x [M, N, D], mask [M, N] True = real -> (the same shape, attention of the last layer [M, N, N] when asked)."""
+        """x [M, N, D], mask [M, N] True = real -> (the same shape, attention of the last layer [M, H, N, N] when asked)."""
         both, found = (lie, lie) if lie else lines(x, x), None
         for layer, (attend, norm, norm_mlp, think) in enumerate(
             zip(self.attention, self.norm_attention, self.norm_mlp, self.mlp, strict=True)
@@ -104,13 +104,13 @@ class SingleStream(nn.Module):
     def forward(
         self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, *, lie: tuple[Sequence, Sequence] | None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """a [M, N_a, D], b [M, N_b, D] -> fused tokens of both, same shapes, and the attention of b over a [M, N_b, N_a] when asked."""
+        """a [M, N_a, D], b [M, N_b, D] -> fused tokens of both, same shapes, and the attention of b over a [M, H, N_b, N_a] if asked."""
         lie_a, lie_b = lie or lines(a, b)
         joined = torch.cat([self._told(i, x, part) for i, (x, (part,)) in enumerate(((a, lie_a), (b, lie_b)))], 1)
         fused, found = self.stream(joined, torch.cat([mask_a, mask_b], 1), lie_a + lie_b, weights=weights)
         n = a.shape[1]
         if found is not None:
-            found = found[:, n:, :n]
+            found = found[:, :, n:, :n]
             found = found / found.sum(-1, keepdim=True).clamp_min(1e-12)
         return fused[:, :n], fused[:, n:], found
 

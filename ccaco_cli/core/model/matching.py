@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import attention
-from ccaco_cli.core.model.attention import Kernel, kernel, masked_mean
+from ccaco_cli.core.model.attention import Kernel, kernel, masked_mean, weighted
 from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, Stream, mlp
 from ccaco_cli.core.model.layout import LINE, Layout, Sequence
 from ccaco_cli.core.types import Crossed, Encoded
@@ -53,7 +53,7 @@ class Matcher(nn.Module, ABC):
 
         a, b       Encoded with tokens prepared by ``local``: A and B samples
         index      [M, 2] int64 rows of a and b, or None for all A x B pairs
-        attention  also return how much each token of b looks at each of a (listed pairs only)
+        attention  also return how much each token of b looks at each of a, by head (listed pairs only)
         Returns    Crossed, match_logit [M] or [A, B]
         """
         if index is not None:
@@ -140,32 +140,35 @@ class Attended(Scaled):
         """The same score, what each token attends to built by a kernel: a, b are (unit tokens, mask, gates)."""
         scale = self.log_sharpness.exp()
         ways = {"b_to_a": [(b, a, lie[::-1])], "a_to_b": [(a, b, lie)], "both": [(b, a, lie[::-1]), (a, b, lie)]}[self.config.direction]
-        scores = []
+        scores, weights = [], None
         for (tokens, _, gate), (seen, mask, _), lies in ways:
-            keys = seen.unsqueeze(2)
-            brought = kernel((scale * tokens).unsqueeze(2), keys, keys, mask, scale=1.0, dropout=0.0, lie=lies).squeeze(2)
-            scores.append((gate * F.cosine_similarity(tokens.float(), brought.float(), dim=-1)).sum(-1))
-        weights = None
-        if attention:
-            (tokens, _, _), (seen, mask, _), lies = ways[0]
-            weights = kernel.weights((scale * tokens).unsqueeze(2), seen.unsqueeze(2), mask, scale=1.0, lie=lies)
-            weights = weights if self.config.direction != "a_to_b" else weights.transpose(1, 2)
+            queries, keys = (scale * tokens).unsqueeze(2), seen.unsqueeze(2)
+            if attention and weights is None:  # then the score goes through it, so that it has a gradient there
+                weights = kernel.weights(queries, keys, mask, scale=1.0, lie=lies)
+                weights = weights.transpose(2, 3) if self.config.direction == "a_to_b" else weights
+                brought = weighted(weights.transpose(2, 3) if self.config.direction == "a_to_b" else weights, keys)
+            else:
+                brought = kernel(queries, keys, keys, mask, scale=1.0, dropout=0.0, lie=lies)
+            scores.append((gate * F.cosine_similarity(tokens.float(), brought.squeeze(2).float(), dim=-1)).sum(-1))
         return Crossed(self.scale() * torch.stack(scores).mean(0), attention=weights)
 
     def _directions(
         self, cosines: Tensor, a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, gate_a: Tensor, gate_b: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """cosines [..., L, P] of b's tokens against a's; the rest broadcasts over the leading dimensions."""
+        """cosines [..., L, P] of b's tokens against a's; the rest broadcasts over the leading dimensions.
+
+        Returns score [...], attention [..., 1, L, P]
+        """
         sharpness = self.log_sharpness.exp()
-        scores, weights = [], cosines
+        scores, attention = [], cosines
         if self.config.direction != "a_to_b":
-            score, weights = _attend(cosines, a, mask_a, gate_b, sharpness)
-            scores.append(score)
+            attention = _look(cosines, mask_a, sharpness)
+            scores.append(_attend(attention.squeeze(-3), cosines, a, gate_b))
         if self.config.direction != "b_to_a":
-            score, looks = _attend(cosines.transpose(-1, -2), b, mask_b, gate_a, sharpness)
-            scores.append(score)
-            weights = weights if self.config.direction == "both" else looks.transpose(-1, -2)
-        return self.scale() * torch.stack(scores).mean(0), weights
+            back = _look(cosines.transpose(-1, -2), mask_b, sharpness).transpose(-1, -2)
+            scores.append(_attend(back.transpose(-1, -2).squeeze(-3), cosines.transpose(-1, -2), b, gate_a))
+            attention = attention if self.config.direction == "both" else back
+        return self.scale() * torch.stack(scores).mean(0), attention
 
 
 def _unit(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,17 +177,21 @@ def _unit(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return (tokens / gate.clamp_min(1e-6).unsqueeze(-1).to(tokens.dtype)), gate
 
 
-def _attend(cosines: Tensor, seen: Tensor, mask: Tensor, gate: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+def _look(cosines: Tensor, mask: Tensor, sharpness: Tensor) -> Tensor:
+    """How much every looking token sees of each: cosines [..., L, P], mask [..., P] of what is seen -> [..., 1, L, P], one head."""
+    return (sharpness * cosines).masked_fill(~mask.unsqueeze(-2), -torch.inf).softmax(-1).unsqueeze(-3)
+
+
+def _attend(weights: Tensor, cosines: Tensor, seen: Tensor, gate: Tensor) -> Tensor:
     """Every looking token against the mean of what it sees.
 
-    cosines [..., L, P], seen [..., P, D], mask [..., P], gate [..., L] -> score [...], weights [..., L, P]
+    weights, cosines [..., L, P], seen [..., P, D], gate [..., L] -> score [...]
     The attended vector is never built: its product with the token is sum_p a_wp cos_wp, its norm comes from the Gram matrix of ``seen``.
     """
-    weights = (sharpness * cosines).masked_fill(~mask.unsqueeze(-2), -torch.inf).softmax(-1)
     gram = seen @ seen.transpose(-1, -2)
     norm = (torch.einsum("...lp,...pq->...lq", weights, gram) * weights).sum(-1).clamp_min(1e-12).sqrt()
     score = (weights * cosines).sum(-1) / norm
-    return (gate * score).sum(-1), weights
+    return (gate * score).sum(-1)
 
 
 class MaxSim(Scaled):
@@ -201,7 +208,7 @@ class MaxSim(Scaled):
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         cosines = b.tokens @ a.tokens.transpose(1, 2)
-        weights = cosines.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1) if attention else None
+        weights = cosines.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1).unsqueeze(1) if attention else None
         return Crossed(self._score(cosines, a.mask, b.mask), attention=weights)
 
     def _score(self, cosines: Tensor, mask_a: Tensor, mask_b: Tensor) -> Tensor:
@@ -218,13 +225,14 @@ class Residual(Scaled):
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         scores = b.tokens @ a.tokens.transpose(1, 2) / self.width**0.5
-        to_a = scores.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1)
+        heads = scores.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1).unsqueeze(1)
+        to_a = heads.squeeze(1)
         to_b = scores.transpose(1, 2).masked_fill(~b.mask.unsqueeze(1), -torch.inf).softmax(-1)
         brought_a, brought_b = to_b @ b.tokens, to_a @ a.tokens
         fused_a, fused_b = a.tokens + brought_a, b.tokens + brought_b
         drift = masked_mean(brought_a.square(), a.mask).mean() + masked_mean(brought_b.square(), b.mask).mean()
         cosine = F.cosine_similarity(masked_mean(fused_a, a.mask), masked_mean(fused_b, b.mask), dim=-1)
-        return Crossed(self.scale() * cosine, fused_a, fused_b, to_a if attention else None, drift)
+        return Crossed(self.scale() * cosine, fused_a, fused_b, heads if attention else None, drift)
 
 
 class CoAttention(Matcher):

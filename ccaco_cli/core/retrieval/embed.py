@@ -147,12 +147,17 @@ def _store(files: dict[str, Any], offsets: Any, parts: list[tuple[Any, Features]
 
 def shrink(features: Features, grid: tuple[int, int] | None, most: int) -> Features:
     """Average-pools a patch grid to at most ``most`` tokens (a square side no larger than the grid's); special tokens stay in front."""
-    if grid is None or grid[0] * grid[1] <= most:
+    if grid is None or (small := shrunk(grid, most)) == grid:
         return features
-    side = int(most**0.5)
     patches = grid[0] * grid[1]
     special, patch = features.tokens[:, :-patches], features.tokens[:, -patches:]
     maps = patch.transpose(1, 2).reshape(len(patch), -1, *grid)
-    pooled = torch.nn.functional.adaptive_avg_pool2d(maps, (min(side, grid[0]), min(side, grid[1])))
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps, small)
     tokens = torch.cat([special, pooled.flatten(2).transpose(1, 2)], 1)
     return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), features.pooled)
+
+
+def shrunk(grid: tuple[int, int], most: int) -> tuple[int, int]:
+    """(height, width) of the patch grid that ``shrink`` leaves of one."""
+    side = int(most**0.5)
+    return grid if grid[0] * grid[1] <= most else (min(side, grid[0]), min(side, grid[1]))

@@ -127,7 +127,8 @@ class Index:
 
     @cached_property
     def model(self) -> tuple[Aligner, dict[str, Tower], RunConfig]:
-        return load_model(self.manifest.path / "model", self.modalities)
+        with torch.inference_mode(False):  # whoever asks first may be in that mode, and explanations need gradients later
+            return load_model(self.manifest.path / "model", self.modalities)
 
     def other(self, modality: str) -> str:
         """The modality that a query of this one finds. Raises DataError for one that the index does not hold."""

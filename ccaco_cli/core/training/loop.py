@@ -110,7 +110,7 @@ def fit(
     updates = len(plan) // config.optim.accum_freq
     total = config.optim.steps or config.optim.epochs * updates
     _cut_log(folder / "metrics.jsonl", cursor.step)
-    with (folder / "metrics.jsonl").open("a") as log:
+    with (folder / "metrics.jsonl").open("a", buffering=1) as log:  # a line at once: others read along
         while cursor.step < total and not _out_of_patience(cursor, config.optim.patience) and not sentinel.ended(cursor.warnings):
             aligner.train()
             entries = plan.epoch(cursor.epoch)[: min(updates, total - cursor.step) * config.optim.accum_freq]

@@ -85,6 +85,7 @@ def _attention(aligner: Aligner, a: Encoded, b: Encoded, *, weights: bool) -> di
         return {"attention-vanished": "the cross branch gives every pair the same score"}
     if attention is None:
         return {}
+    attention = attention.mean(1)  # over heads
     if aligner.config.fusion.direction == "a_to_b":  # then it is a that looks, and each token of a spreads over b
         attention, a, b = attention.transpose(1, 2), b, a
     seen = a.mask.sum(1, keepdim=True).expand_as(b.mask)

@@ -193,6 +193,12 @@ def _compared(asked: Asked) -> list[Row]:
     return evidence.pair(found, asked.split)
 
 
+def _faithfulness(asked: Asked) -> list[Row]:
+    from ccaco_cli.core.workflows import look  # the only table that needs a model, and so torch
+
+    return aligned([(row,) for run in results.find(asked.paths) for row in look.table(run, asked.split)])
+
+
 TABLES: dict[str, Callable[[Asked], list[Row]]] = {
     "runs": _runs,
     "retrieval": _retrieval,
@@ -200,6 +206,7 @@ TABLES: dict[str, Callable[[Asked], list[Row]]] = {
     "choices": _choices,
     "ablation": _ablation,
     "compare": _compared,
+    "faithfulness": _faithfulness,
 }
 
 

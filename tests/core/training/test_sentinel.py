@@ -25,7 +25,11 @@ def model_and_batch(toy: Any, **settings: Any) -> tuple[Any, Any]:
 
 
 def crossed_as(aligner: Any, monkeypatch: pytest.MonkeyPatch, logit: Any, weights: Any) -> None:
-    monkeypatch.setattr(type(aligner), "cross", lambda self, a, b, index=None, *, attention=False: Crossed(logit, attention=weights(a, b)))
+    def cross(self: Any, a: Any, b: Any, index: Any = None, *, attention: bool = False) -> Crossed:
+        found = weights(a, b)
+        return Crossed(logit, attention=None if found is None else found.unsqueeze(1))  # one head
+
+    monkeypatch.setattr(type(aligner), "cross", cross)
 
 
 def test_a_sound_model_gives_no_warning(toy: Any) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.utils import logging as hf_logging
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.open_clip import masked_mean
+from ccaco_cli.core.model.towers.open_clip import masked_mean, words_of
 from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
 from ccaco_cli.core.model.towers.positions import lengthen_embeddings
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
@@ -95,6 +95,10 @@ class HfTokens:
         else:  # tokenizers written in Python do not say
             cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
         return {"ids": found["input_ids"], "mask": mask, "cut": cut}
+
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text and the places of their tokens; tokens of no word (start, end) are left out."""
+        return words_of(self.tokenizer, text, self.context_length)
 
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:

@@ -140,9 +140,35 @@ class ClipTokens:
         longest = int(mask.sum(1).max()) if self.trim and len(texts) else ids.shape[1]
         return {"ids": ids[:, :longest], "mask": mask[:, :longest], "cut": cut}
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text and the places of their tokens; tokens of no word (start, end) are left out."""
+        if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return words_of(self.tokenizer.tokenizer, text, self.context_length)
+        ids = self([text])
+        found: list[tuple[str, list[int]]] = []
+        piece: list[int] = []
+        for place in range(1, int(ids["mask"].sum()) - 1):
+            piece.append(place)
+            if self.tokenizer.decoder[int(ids["ids"][0, place])].endswith("</w>"):
+                found.append((self.tokenizer.decode(ids["ids"][0, piece].tolist()).strip(), piece))
+                piece = []
+        return found
+
     def __repr__(self) -> str:
         backend = getattr(getattr(self.tokenizer, "tokenizer", None), "name_or_path", "")
         return f"ClipTokens({type(self.tokenizer).__name__} {backend} {self.context_length} {self.trim})"
+
+
+def words_of(tokenizer: Any, text: str, most: int) -> list[tuple[str, list[int]]]:
+    """``ClipTokens.words`` of a tokenizer of transformers; [] for one that does not tell where its tokens come from."""
+    found = tokenizer(text, truncation=True, max_length=most)
+    if not tokenizer.is_fast:
+        return []
+    places: dict[int, list[int]] = {}
+    for place, word in enumerate(found.word_ids()):
+        if word is not None:
+            places.setdefault(word, []).append(place)
+    return [(text[slice(*found.word_to_chars(word))].strip(), at) for word, at in places.items()]
 
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:

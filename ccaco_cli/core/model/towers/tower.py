@@ -40,6 +40,7 @@ class Tower:
     preprocess  one decoded sample -> what the loader stacks; image: PIL image -> uint8 [3, H, W];
                 text: list[str] -> {"ids" int64 [n, L], "mask" bool [n, L], "cut" bool [n]}, padded to the longest of the list;
                 cut says whose end did not fit. Picklable.
+                text towers' also have ``words``: text -> [(word, places of its tokens)], for explanations
     width       W
     tokens      the most tokens that a sample can have (context length, or grid height x width plus special tokens)
     grid        (height, width) of the patch grid; the last height*width tokens are the patches, row by row; None for text

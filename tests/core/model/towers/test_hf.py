@@ -122,6 +122,11 @@ def test_clip_text_pools_at_the_end_of_text(clip: Path) -> None:
     torch.testing.assert_close(found.pooled[0], found.tokens[0, 3], atol=1e-5, rtol=1e-5)
 
 
+def test_words_know_their_tokens(bert: Path) -> None:
+    said = build(f"hf:{bert}", "text").preprocess.words("The orange  Dog runs")  # type: ignore[attr-defined]
+    assert said == [("The", [1]), ("orange", [2]), ("Dog", [3]), ("runs", [4])]
+
+
 def test_a_map_model_and_another_size(tmp_path: Path, vit: Path) -> None:
     larger: Any = build(f"hf:{vit}", "image", size=48)
     assert (larger.grid, larger.tokens, larger.preprocess.size) == ((6, 6), 37, (48, 48))

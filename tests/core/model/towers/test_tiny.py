@@ -28,6 +28,14 @@ def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]
     return {"pixels": made}
 
 
+def test_words_know_their_tokens(text: Tower) -> None:
+    said = text.preprocess.words("An orange xylophonist, napping!")  # type: ignore[attr-defined]
+    assert [word for word, _ in said] == ["an", "orange", "xylophonist", ",", "napping", "!"]
+    places = [place for _, at in said for place in at]
+    length = int(text.preprocess(["An orange xylophonist, napping!"])["mask"].sum())
+    assert places == list(range(1, length - 1)) and len(said[2][1]) > 1
+
+
 @pytest.mark.parametrize(
     ("spec", "size", "grid", "extra"),
     [("tiny", 0, (4, 4), 0), ("tiny", 96, (6, 6), 0), ("tiny:hybrid", 48, (3, 3), 0), ("tiny:vit", 64, (8, 8), 1)],

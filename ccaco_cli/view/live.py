@@ -1,0 +1,133 @@
+"""What a run logs, sent on while it trains: the entries of ``metrics.jsonl`` under the same names, to TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.types import OnProgress
+
+Sink = Callable[[int, Mapping[str, float]], None]
+"""Takes a step and what was logged at it."""
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Sink]:
+    """Event files in ``folder/tensorboard``, made with the first entry."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        raise _absent("tensorboard") from None
+    import time
+
+    with ExitStack() as stack:
+        writers: list[Any] = []
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            if not writers:
+                writers.append(EventFileWriter(str(folder / "tensorboard"), flush_secs=10))
+                stack.callback(writers[0].close)
+            # not through torch's SummaryWriter: it would rename "R@1" to "R_1"
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+            writers[0].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+        yield log
+
+
+@contextmanager
+def wandb(folder: Path) -> Iterator[Sink]:
+    """A run of the project ``ccaco``, begun with the first entry; WANDB_MODE, WANDB_PROJECT and the like are respected."""
+    try:
+        import wandb as library
+    except ImportError:
+        raise _absent("wandb") from None
+    runs: list[Any] = []
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        if not runs:
+            import os
+
+            try:
+                project = os.environ.get("WANDB_PROJECT", "ccaco")
+                runs.append(library.init(project=project, name=folder.name, dir=str(folder), settings=library.Settings(silent=True)))
+            except library.Error as error:
+                raise ConfigError(
+                    f"wandb would not begin a run ({' '.join(str(error).split())[:120]})",
+                    where="--report-to wandb",
+                    expected="a key of WANDB_API_KEY, or WANDB_MODE=offline",
+                ) from None
+        runs[0].log(dict(values), step=step)
+
+    try:
+        yield log
+    finally:
+        for run in runs:
+            run.finish()
+
+
+SINKS: dict[str, Callable[[Path], AbstractContextManager[Sink]]] = {"tensorboard": tensorboard, "wandb": wandb}
+
+
+def _absent(name: str) -> ConfigError:
+    return ConfigError(f"{name} is not installed", where=f"--report-to {name}", next=f"pip install 'ccaco[{name}]'")
+
+
+@contextmanager
+def report_to(names: Sequence[str], folder: Path, tell: OnProgress) -> Iterator[OnProgress]:
+    """An ``OnProgress`` of ``train`` that also sends what the run in ``folder`` has logged since it was last called.
+
+    names   of ``SINKS``
+    Raises  ConfigError: a library that is not installed (before the run begins), or that refuses
+    """
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(SINKS[name](folder)) for name in dict.fromkeys(names)]
+        tail = Tail(folder / "metrics.jsonl")
+
+        def send() -> None:
+            for step, values in tail.read():
+                for sink in sinks:
+                    sink(step, values)
+
+        def on_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+            tell(done, total, facts)
+            if sinks and "what" not in facts:  # a step of training, not some preparation
+                tail.first = done if tail.first is None else tail.first
+                send()
+
+        yield on_progress
+        if tail.first is not None:
+            send()
+
+
+@dataclass
+class Tail:
+    """New whole lines of a growing log; entries before the step ``first`` were sent by the run that was interrupted."""
+
+    path: Path
+    first: int | None = None
+    offset: int = 0
+
+    def read(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, name -> value) of what was written since the last call; validation figures are called ``validation/NAME``."""
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        self.offset += len(new)
+        entries = [json.loads(line) for line in new.splitlines()]
+        return [(entry["step"], _numbers(entry)) for entry in entries if entry["step"] >= (self.first or 0)]
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    figures = {f"validation/{k}": v for k, v in (entry.get("validation") or {}).items()}
+    found = {k: v for k, v in {**entry, **figures}.items() if isinstance(v, int | float) and k != "step"}
+    return {k: float(v) for k, v in found.items()}

@@ -1,0 +1,80 @@
+"""A table of runs that are still training, redrawn until they end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.workflows import page
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 24
+LINES = ("total", "contrastive", "cross")
+
+
+def watch(paths: Sequence[Path], seconds: float = 1.0) -> None:
+    """Redraws ``snapshot`` on stderr until every run is finished. Raises DataError: no run at a path."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(snapshot(paths), console=Console(stderr=True), auto_refresh=False) as live:
+        while not all(manifest.exists(run) for run in running(paths)):
+            time.sleep(seconds)
+            live.update(snapshot(paths), refresh=True)
+        live.update(snapshot(paths), refresh=True)
+
+
+def running(paths: Sequence[Path]) -> list[Path]:
+    """The runs at the paths, finished or not: run folders, or folders (ablations too) that hold some.
+
+    Raises DataError: none at a path
+    """
+    found = []
+    for path in paths:
+        here = [path] if (path / "config.toml").is_file() else sorted(file.parent for file in path.glob("*/config.toml"))
+        if not here:
+            raise DataError("no run has begun here", where=path, expected="a run folder", next="ccaco train --dataset scenes")
+        found += here
+    return found
+
+
+def snapshot(paths: Sequence[Path]) -> Any:
+    """A Rich table: one row a run with its step, losses and validation as sparklines, and how long ago it last spoke."""
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for name in ("run", "step", *LINES, "validation R-sum", "state"):
+        table.add_column(name, overflow="fold")
+    for run in running(paths):
+        entries = page.log(run)
+        steps = [entry for entry in entries if "validation" not in entry]
+        best = [entry["validation"]["R-sum"] for entry in entries if entry.get("validation", {}).get("R-sum") is not None]
+        losses = [[entry[name] for entry in steps if name in entry] for name in LINES]
+        table.add_row(
+            run.name, f"{entries[-1]['step']:,}" if entries else "", *(_line(values, 3) for values in losses), _line(best, 1), _state(run)
+        )
+    return table
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Values as bars of eight heights, averaged into at most ``width`` of them; what is not a number is a gap."""
+    size = max(1, -(-len(values) // width))
+    means = [sum(part) / len(part) for i in range(0, len(values), size) if (part := values[i : i + size])]
+    real = [v for v in means if abs(v) < float("inf")]
+    low, high = (min(real), max(real)) if real else (0.0, 0.0)
+    return "".join(BARS[round((v - low) / (high - low or 1) * (len(BARS) - 1))] if abs(v) < float("inf") else " " for v in means)
+
+
+def _line(values: Sequence[float], digits: int) -> str:
+    return f"{sparkline(values)} {values[-1]:.{digits}f}" if values else ""
+
+
+def _state(run: Path) -> str:
+    if manifest.exists(run):
+        return "finished"
+    file = run / "metrics.jsonl"
+    return f"{max(0, round(time.time() - file.stat().st_mtime))} s ago" if file.is_file() else "begins"
