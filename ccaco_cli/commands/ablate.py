@@ -13,7 +13,10 @@ from ccaco_cli.commands import options
 def ablate(
     dataset: options.Dataset = "scenes",
     arms: Annotated[
-        str, typer.Option("--arms", help="all, baselines, fusion, ablation, attention, balance, or names, with commas between them.")
+        str,
+        typer.Option(
+            "--arms", help="all, baselines, fusion, ablation, attention, balance, domain, classifiers, or names, with commas between them."
+        ),
     ] = "ccaco,clip,-contrastive",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every arm.")] = 3,
     grid: Annotated[
@@ -36,6 +39,10 @@ def ablate(
     attention: options.Attention = None,
     balance: options.Balance = None,
     cache_tokens: options.CacheTokens = None,
+    source_domains: options.SourceDomains = None,
+    target_domain: options.TargetDomain = None,
+    domain_weight: options.DomainWeight = None,
+    domain_sides: options.DomainSides = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     lr: options.Lr = None,

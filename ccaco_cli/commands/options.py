@@ -62,6 +62,18 @@ Balance = Annotated[
 CacheTokens = Annotated[
     int | None, typer.Option("--cache-tokens", help="Most patch tokens kept of a locked tower's grid.", show_default="49")
 ]
+TargetDomain = Annotated[
+    str | None,
+    typer.Option("--target-domain", metavar="NAME", help="Adapt to this domain; its captions and labels stay unread.", show_default=False),
+]
+SourceDomains = Annotated[
+    str | None, typer.Option("--source-domains", metavar="NAME,...", help="Learn pairs from these.", show_default="all but the target")
+]
+DomainLoss = Annotated[str | None, typer.Option("--domain-loss", help="none, dann, mmd, both or coral.", show_default="none")]
+DomainWeight = Annotated[float | None, typer.Option("--domain-weight", help="Weight of the domain loss.", show_default="0.1")]
+DomainSides = Annotated[
+    str | None, typer.Option("--domain-sides", metavar="SIDE,...", help="Modalities it acts on.", show_default="all but text")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training pictures.", show_default="by towers")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs a step.", show_default="by towers")]
 Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="by towers")]
@@ -91,6 +103,11 @@ KEYS = {
     "context_length": "model.text.context_length",
     "attention": "model.fusion.attention",
     "balance": "loss.balance",
+    "target_domain": "domain.target",
+    "source_domains": "domain.sources",
+    "domain_loss": "domain.loss",
+    "domain_weight": "domain.weight",
+    "domain_sides": "domain.sides",
     "epochs": "optim.epochs",
     "batch_size": "optim.batch_size",
     "lr": "optim.lr",

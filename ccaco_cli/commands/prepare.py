@@ -32,6 +32,10 @@ def prepare(
     template: Annotated[
         str | None, typer.Option("--template", help="imagefolder, hub: the caption of a class.", show_default="a photo of a {} ...")
     ] = None,
+    unpaired: Annotated[
+        str | None,
+        typer.Option("--unpaired-domains", metavar="NAME,...", help="Domains whose pictures may be without captions.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
     max_rejects: Annotated[str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")] = "1%",
     workers: Annotated[
@@ -58,6 +62,7 @@ def prepare(
     if list_ or name is None:
         tables.show(workflow.listing(), ("name", "modalities", "expects"), shown, "Sources")
         return
+    lone = tuple(filter(None, (name.strip() for name in (unpaired or "").split(","))))
     columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v} | options.pairs(column, "--column")
     size = image_size or 64
     out = out or Path("data") / workflow.out_name(name)
@@ -68,7 +73,9 @@ def prepare(
             name,
             source_path=source,
             out=out,
-            options=SourceOptions(limit=limit, seed=seed, columns=columns, separator=separator, size=size, template=template or ""),
+            options=SourceOptions(
+                limit=limit, seed=seed, columns=columns, separator=separator, size=size, template=template or "", unpaired=lone
+            ),
             image_size=image_size,
             workers=workers,
             max_rejects=options.share(max_rejects, "--max-rejects"),

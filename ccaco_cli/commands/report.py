@@ -20,6 +20,8 @@ class Table(StrEnum):
     choices = "choices"
     ablation = "ablation"
     faithfulness = "faithfulness"
+    domains = "domains"
+    classes = "classes"
 
 
 class Figure(StrEnum):
@@ -29,6 +31,7 @@ class Figure(StrEnum):
     recall = "recall"
     confusion = "confusion"
     map = "map"
+    domains = "domains"
 
 
 def report(
@@ -46,7 +49,8 @@ def report(
         Table | None,
         typer.Option(
             "--table",
-            help="One row a run; retrieval, matching by data set and arm; choices by kind; arms with evidence; faithfulness of heat maps.",
+            help="One row a run; retrieval, matching by data set and arm; choices by kind; arms with evidence; faithfulness of heat maps; "
+            "domains; classes.",
             show_default="ablation for ablations, choices for sugarcrepe, else runs",
         ),
     ] = None,
@@ -73,7 +77,12 @@ def report(
     ] = None,
     figure: Annotated[
         tuple[Figure, Path] | None,
-        typer.Option("--figure", metavar="KIND FILE", help="Draw curves, recall, confusion or map (.png, .pdf, .svg).", show_default=False),
+        typer.Option(
+            "--figure",
+            metavar="KIND FILE",
+            help="Draw curves, recall, confusion, map, or domains before and after training (.png, .pdf, .svg).",
+            show_default=False,
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Redraw a run that is still training until it ends.")] = False,
     shown: options.Shown = None,

@@ -33,6 +33,11 @@ def train(
     attention: options.Attention = None,
     balance: options.Balance = None,
     cache_tokens: options.CacheTokens = None,
+    source_domains: options.SourceDomains = None,
+    target_domain: options.TargetDomain = None,
+    domain_loss: options.DomainLoss = None,
+    domain_weight: options.DomainWeight = None,
+    domain_sides: options.DomainSides = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     lr: options.Lr = None,
@@ -67,6 +72,7 @@ def train(
       ccaco train --dataset scenes --alpha 1 --beta 0.5 --name first
       ccaco train --dataset scenes --arm clip --epochs 2 --name quick
       ccaco train --dataset scenes --image-size 256 --batch-size 256 --estimate
+      ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann --name sketches
     """
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.workflows import report
@@ -89,8 +95,9 @@ def train(
         found = workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
     for warning in (w for w in found.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
-    results.show(report.rows([folder], every_stage=True), shown, str(folder))
-    searchable = "towers" in found.facts  # hand-made features leave no model behind
+    split = report.scored_on(found.facts["metrics"])
+    results.show(report.rows([folder], split=split, every_stage=True), shown, f"{folder} on {split}")
+    searchable = found.config["method"] == "gradient"  # hand-made features leave no model behind, a classifier no words
     progress.note(
         f"next: ccaco embed --run {folder} --dataset {dataset} --index {Path(dataset).name}.idx"
         if searchable

@@ -125,6 +125,31 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class DomainConfig:
+    """Alignment across domains: pairs from the sources, unpaired samples only from the target.
+
+    target    a domain of the data set; "" = domains play no part
+    sources   names with commas between them; "" = every domain but the target
+    loss      an entry of ``losses.domain.DOMAIN_LOSSES``
+    weight    lambda of ``total = alpha * contrastive + beta * cross + lambda * domain``
+    sides     modalities whose features are aligned, with commas; "" = all but text. The target's texts are withheld, so text is aligned
+              between the sources, of which there must be two
+    stats     source | target: whose running statistics (batch norm, centring) the finished model has; target = AdaBN, arXiv:1603.04779
+    classify  weight of a supervised label predictor on the pictures; above 0 in the classifier arms
+    oracle    also keep and score the checkpoint that is best on the target's validation split: an upper bound, no result
+    """
+
+    target: str = ""
+    sources: str = ""
+    loss: str = "none"
+    weight: float = 0.1
+    sides: str = ""
+    stats: str = "source"
+    classify: float = 0.0
+    oracle: bool = False
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with decay groups, linear warm-up and cosine; the budget is ``epochs`` (or ``steps`` when above 0)."""
 
@@ -169,7 +194,7 @@ class EvalConfig:
 class RunConfig:
     """One training run, complete: the same config, data and library versions give the same numbers.
 
-    method  how the model comes about, an entry of ``workflows.train.FITTERS``: gradient | cca (hand-made features)
+    method  how the model comes about, an entry of ``workflows.train.FITTERS``: gradient | cca (hand-made) | classifier (labels only)
     """
 
     dataset: str = "scenes"
@@ -182,6 +207,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    domain: DomainConfig = field(default_factory=DomainConfig)
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -117,7 +117,8 @@ class Crossed(TensorRecord):
 class PairBatch(TensorRecord):
     """B pairs on their way to the model.
 
-    a, b    what ``Tower.module`` of either modality takes: a dict of tensors, or ``Features`` read from a token cache
+    a, b    what ``Tower.module`` of either modality takes: a dict of tensors, or ``Features`` read from a token cache; samples without a
+            partner, where there are any, lie behind the B that have one
     rows    [B] int64, row of each pair in its split
     group   [B] int64, equal = means the same
     domain  [B] int64

@@ -15,7 +15,7 @@ import numpy as np
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.types import OnProgress, silent
-from ccaco_cli.core.workflows import look, page, results
+from ccaco_cli.core.workflows import look, page, report, results
 from ccaco_cli.core.workflows.report import Asked
 from ccaco_cli.view.tables import short
 
@@ -183,6 +183,36 @@ def _map(asked: Asked, on_progress: OnProgress) -> Any:
     return plane(one, other, looked.data.modalities, of_row)
 
 
+def domains(looks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """The embeddings of source and target in the plane of largest variance, one row a run and modality: before | after training.
+
+    looks   run -> {"before", "after"} -> modality -> {"points", "domain", "proxy_a_distance", "domain_accuracy"}
+    Raises  DataError: nothing to draw
+    """
+    import matplotlib.pyplot as plt
+
+    lines = [(name, modality, of_run) for name, of_run in looks for modality in of_run["after"]]
+    if not lines:
+        raise DataError("no embeddings of two domains to draw", where="--figure domains", expected="a run with a target domain")
+    figure, axes = plt.subplots(len(lines), 2, figsize=(9, 4.2 * len(lines)), squeeze=False, layout="constrained")
+    for (name, modality, of_run), row in zip(lines, axes, strict=True):
+        for axis, when in zip(row, ("before", "after"), strict=True):
+            seen = of_run[when][modality]
+            for domain, colour, marker in (("source", COLOURS[0], "o"), ("target", COLOURS[1], "^")):
+                points = [p for p, d in zip(seen["points"], seen["domain"], strict=True) if d == domain]
+                axis.scatter(*zip(*points, strict=True), s=10, c=colour, marker=marker, alpha=0.6, linewidths=0, label=domain)
+            told = f"proxy A-distance {seen['proxy_a_distance']:.2f}, domains told apart {100 * seen['domain_accuracy']:.0f} %"
+            axis.set_title(f"{name}, {modality}, {when} training\n{told}", parse_math=False)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    axes[0, 0].legend(loc="best")
+    return figure
+
+
+def _domains(asked: Asked, on_progress: OnProgress) -> Any:
+    return domains(report.looks(asked))
+
+
 def _looked(asked: Asked, on_progress: OnProgress) -> look.Looked:
     found = results.find(asked.paths)
     if len(found) != 1:
@@ -190,7 +220,13 @@ def _looked(asked: Asked, on_progress: OnProgress) -> look.Looked:
     return look.open_run(found[0], asked.split, on_progress)
 
 
-FIGURES: dict[str, Callable[[Asked, OnProgress], Any]] = {"curves": _curves, "recall": _recall, "confusion": _confusion, "map": _map}
+FIGURES: dict[str, Callable[[Asked, OnProgress], Any]] = {
+    "curves": _curves,
+    "recall": _recall,
+    "confusion": _confusion,
+    "map": _map,
+    "domains": _domains,
+}
 """Kind of ``--figure`` -> what draws it; call within ``style``."""
 
 

@@ -29,16 +29,22 @@ def show(rows: Sequence[tables.Row], format: str | None, title: str) -> None:
 
 
 def laid(rows: Sequence[tables.Row], format: str) -> list[dict[str, Any]]:
-    """Rows as people read them: of runs, of arms with the evidence, or of a comparison."""
-    return [
-        dict(row) if "measure" in row else _pair(row) if "other" in row else _arm(row, format) if "verdict" in row else _run(row)
-        for row in rows
-    ]
+    """Rows as people read them: of runs, of arms with the evidence, of domains, or of a comparison."""
+    return [_laid(row, format) for row in rows]
+
+
+def _laid(row: tables.Row, format: str) -> dict[str, Any]:
+    if "measure" in row:
+        return dict(row)
+    if "retention" in row:
+        return _domain(row)
+    return _pair(row) if "other" in row else _arm(row, format) if "verdict" in row else _run(row)
 
 
 def _run(row: tables.Row) -> dict[str, Any]:
     hidden = ("seed", "weight", "parameters", "steps", "loss_total", "samples/s", "dataset" if "run" in row else "")
-    return {k: v or None if k == "warnings" else v for k, v in row.items() if not k.endswith(_SMALL[1:]) and k not in hidden}
+    people = {k: v for k, v in row.items() if not k.endswith(_SMALL[1:]) and not k.startswith("accuracy/")}
+    return {k: v or None if k == "warnings" else v for k, v in people.items() if k not in hidden}
 
 
 def _arm(row: tables.Row, format: str) -> dict[str, Any]:
@@ -55,6 +61,18 @@ def _arm(row: tables.Row, format: str) -> dict[str, Any]:
     found |= {f"change against {row['reference']}": change} if row.get("reference") else {}
     found |= {"p (Holm)": row.get("p_holm"), "effect": row.get("effect"), "verdict": row["verdict"]}
     return found | {"seconds": row.get("seconds"), "warnings": row.get("warnings") or None, "failed": row.get("failed") or None}
+
+
+def _domain(row: tables.Row) -> dict[str, Any]:
+    """An arm across domains."""
+    metric, own = row["metric"], ("target", "gain", "source", "oracle (chosen on the target)")
+    found = {
+        k: _number(metric, v, "+" if k == "gain" else "") if k in own else v for k, v in row.items() if k not in ("low", "high", "metric")
+    }
+    told = {f"target ({tables.short(metric)})": found.pop("target"), "95 %": _interval(metric, row)}
+    found |= {"retention": None if row["retention"] is None else f"{100 * row['retention']:.0f} %", "warnings": row["warnings"] or None}
+    first = ("dataset", "sources", "target_domain", "arm", "seeds")
+    return {k: found[k] for k in first} | told | {k: v for k, v in found.items() if k not in first}
 
 
 def _pair(row: tables.Row) -> dict[str, Any]:

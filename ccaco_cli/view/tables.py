@@ -90,7 +90,7 @@ def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> st
 def _cell(value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = " | ".join(map(str, value))
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"-[a-z][\w-]*", value):
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[-+][a-z][\w-]*", value):
         return "'" + value  # spreadsheets would run it as a formula
     return value
 

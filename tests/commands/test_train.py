@@ -98,3 +98,33 @@ def test_a_run_is_also_sent_to_tensorboard(ccaco: Callable[..., Any], flags: lis
     entries = [json.loads(line) for line in (tmp_path / "seen/metrics.jsonl").read_text().splitlines()]
     assert found.Scalars("contrastive")[0].value == pytest.approx(entries[0]["contrastive"])
     assert found.Scalars("validation/R-sum")[0].value == pytest.approx(entries[-1]["validation"]["R-sum"])
+
+
+def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., Any], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert ccaco("prepare", "scenes-styles", "--limit", 45, "--image-size", 32, "--out", data / "scenes-styles", "--workers", 0).code == 0
+    small = ["--set", "model.width=16", "--set", "model.image.size=32", "--set", "optim.steps=1", "--device", "cpu", "--batch-size", 8]
+    given = [
+        "--source-domains",
+        "colour",
+        "--target-domain",
+        "sketch",
+        "--domain-loss",
+        "both",
+        "--domain-weight",
+        0.3,
+        "--domain-sides",
+        "image",
+    ]
+    done = ccaco("train", "--dataset", "scenes-styles", *small, *given, "--data", data, "--logs", tmp_path, "--name", "r")
+    assert done.code == 0, done.err
+    config = configs.from_dict(manifest.open(tmp_path / "r", kind="run").config).domain
+    assert (config.sources, config.target, config.loss, config.weight, config.sides) == ("colour", "sketch", "both", 0.3, "image")
+    table = ccaco("report", tmp_path / "r", "--table", "domains", "--figure", "domains", tmp_path / "map.png")
+    assert table.code == 0, table.err
+    (row,) = csv.DictReader(io.StringIO(table.out))
+    assert (row["sources"], row["target_domain"], row["retention"]) == ("colour", "sketch", "1.0")
+    assert (tmp_path / "map.png").is_file() and table.err == f"written: {tmp_path / 'map.png'}\n"
+    wrong = ccaco("train", "--dataset", "scenes-styles", "--target-domain", "sketches", "--data", data, "--logs", tmp_path, "--name", "s")
+    assert (wrong.code, wrong.out, wrong.err.count("\n")) == (2, "", 1)
+    assert "did you mean sketch?" in wrong.err

@@ -61,3 +61,18 @@ def test_answers_in_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.index("a cat") < out.index("a dog")
     assert "query" not in out
+
+
+def test_arms_across_domains_set_gain_beside_retention(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"dataset": "squares", "sources": "paper", "target_domain": "felt", "arm": "+mmd", "seeds": 2, "metric": "text_to_image_R@1"}
+    row |= {"target": 0.25, "low": 0.2, "high": 0.3, "gain": 0.05, "reference": "source-only", "source": 0.5, "retention": 0.98}
+    row |= {"oracle (chosen on the target)": None, "proxy_a_distance": 0.5, "domain_accuracy": 0.625, "warnings": []}
+    results.show([row], "markdown", "t")
+    head, _, line = capsys.readouterr().out.splitlines()
+    told = dict(zip(head.split("|"), line.split("|"), strict=True))
+    found = {k.strip(): v.strip() for k, v in told.items() if k}
+    assert found["target (t2i R@1)"] == "25.0" and found["95 %"] == "[20.0, 30.0]"
+    assert (found["gain"], found["source"], found["retention"], found["domain"]) == ("+5.0", "50.0", "98 %", "62.5")
+    results.show([row], "csv", "t")
+    stored = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (stored["arm"], stored["gain"], stored["low"]) == ("+mmd", "0.05", "0.2"), "an arm's name is no formula"

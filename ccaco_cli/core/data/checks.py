@@ -37,11 +37,13 @@ class Rules:
                 None when media are made, not read
     modalities  the two of the data set
     image_size  pixels of the short side above which a picture is re-encoded; None keeps every picture as it is
+    unpaired    domains whose records may be without captions
     """
 
     root: str | None
     modalities: tuple[str, str]
     image_size: int | None = None
+    unpaired: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
         for name in ("id", "group", "domain", "label", "family"):
             if not row[name].isascii() and _printable(row[name]) != row[name]:
                 raise DataError("name is not UTF-8", where=row[name])
-        if "text" in rules.modalities and not captions:
+        if "text" in rules.modalities and not captions and record.domain not in rules.unpaired:
             raise DataError("no caption")
         for modality in rules.modalities:
             if modality == "text":

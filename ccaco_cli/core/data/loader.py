@@ -141,28 +141,51 @@ def batches_of_items(column: Column, size: int) -> Iterator[Array]:
         yield order[first : first + size]
 
 
+NONE: Array = np.empty(0, np.int64)
+
+
 @dataclass(frozen=True)
 class PairPlan:
-    """The order of one epoch: for every batch, rows and the item of either side. A function of (seed, epoch) alone."""
+    """The order of one epoch: for every batch, rows and the item of either side. A function of (seed, epoch) alone.
+
+    family    [rows with a partner]
+    unpaired  items of a and of b without a partner: behind its pairs each batch has ``batch_size`` of them, of each side that has any,
+              drawn apart from one another
+    """
 
     a: Column
     b: Column
     family: Array
     batch_size: int
     seed: int
+    unpaired: tuple[Array, Array] = (NONE, NONE)
 
     def __len__(self) -> int:
         """Batches an epoch; a last one that would be smaller is left out."""
         return max(1, len(self.family) // self.batch_size)
 
     def epoch(self, number: int) -> list[tuple[Array, Array, Array]]:
-        """[(rows, items of a, items of b)]: rows shuffled, families (hard negatives of each other) kept side by side."""
+        """[(rows, items of a, items of b)]: rows shuffled, families (hard negatives of each other) kept side by side; more items than rows
+        where some have no partner."""
         rng = np.random.default_rng((self.seed, number))
         key = rng.random(int(self.family.max()) + 1)[self.family]
         order = np.lexsort((rng.random(len(key)), key))
         items_a, items_b = (_one_item(column, rng) for column in (self.a, self.b))
         cuts = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))
-        return [(rows, items_a[rows], items_b[rows]) for rows in cuts]
+        lone = [
+            _in_turn(items, self.batch_size, len(self), np.random.default_rng((self.seed, number, i)))
+            for i, items in enumerate(self.unpaired)
+        ]
+        return [(rows, np.append(items_a[rows], a), np.append(items_b[rows], b)) for rows, a, b in zip(cuts, *lone, strict=True)]
+
+
+def _in_turn(items: Array, size: int, batches: int, rng: np.random.Generator) -> list[Array]:
+    """``batches`` times ``size`` items, each once before any comes again."""
+    if not len(items):
+        return [items] * batches
+    rounds = -(-size * batches // len(items))
+    drawn = np.concatenate([rng.permutation(items) for _ in range(rounds)])
+    return [drawn[i * size : (i + 1) * size] for i in range(batches)]
 
 
 def _one_item(column: Column, rng: np.random.Generator) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Split:
     domain   [n] int64, index into ``domains``
     label    [n] int64, index into ``labels``; -1 = none
     family   [n] int64; hard negatives of each other share one, a row without family has one of its own
+    paired   how many rows have a partner, None = all. Captions of the rows behind them are withheld: nobody reads them here
     """
 
     name: str
@@ -43,6 +45,7 @@ class Split:
     domains: tuple[str, ...]
     labels: tuple[str, ...]
     _data: datasets.Dataset
+    paired: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,6 +56,8 @@ class Split:
 
     def select(self, rows: Any) -> Split:
         """These rows (indices or a boolean mask over this split's rows), in this order; media are not copied."""
+        if self.paired is not None:
+            raise DataError("rows cannot be chosen from a split with withheld captions", where=self.name)
         columns = {name: getattr(self, name)[rows] for name in ("rows", "group", "domain", "label", "family")}
         return Split(self.name, self.modalities, domains=self.domains, labels=self.labels, _data=self._data, **columns)
 
@@ -62,9 +67,16 @@ class Split:
         found: list[str] = self._column("id").to_pylist()
         return found
 
+    @property
+    def key(self) -> str:
+        """Names these very rows of the data set, for caches of what was computed from them."""
+        if self._whole and self.paired is None:
+            return self.name
+        return f"{self.name}-{hashlib.sha256(self.rows.tobytes() + repr(self.paired).encode()).hexdigest()[:16]}"
+
     @cached_property
     def _texts(self) -> pa.ChunkedArray:
-        return self._column("captions")
+        return self._column("captions", self.rows[: self.paired])
 
     @cached_property
     def captions(self) -> list[str]:
@@ -73,9 +85,16 @@ class Split:
         return found
 
     @cached_property
+    def caption_count(self) -> Array:
+        """[n] int64, how many captions each row has, none behind ``paired``; the texts themselves stay unread."""
+        found: Array = pc.list_value_length(self._data.data.column("captions")).to_numpy().astype(np.int64)[self.rows]
+        found[self.paired if self.paired is not None else len(self) :] = 0
+        return found
+
+    @cached_property
     def caption_start(self) -> Array:
-        """[n + 1] int64; the captions of row r are ``captions[caption_start[r]:caption_start[r + 1]]``."""
-        return np.concatenate([[0], np.cumsum(pc.list_value_length(self._texts).to_numpy())]).astype(np.int64)
+        """[n + 1] int64; the captions of row r are ``captions[caption_start[r]:caption_start[r + 1]]``, none of a row behind ``paired``."""
+        return np.concatenate([[0], np.cumsum(self.caption_count)]).astype(np.int64)
 
     @cached_property
     def caption_row(self) -> Array:
@@ -95,10 +114,13 @@ class Split:
         found: dict[str, Any] = json.loads(self._data.data.column("meta")[int(self.rows[row])].as_py())
         return found
 
-    def _column(self, name: str) -> pa.ChunkedArray:
+    @property
+    def _whole(self) -> bool:
+        return len(self.rows) == len(self._data) and bool((self.rows == np.arange(len(self.rows))).all())
+
+    def _column(self, name: str, rows: Array | None = None) -> pa.ChunkedArray:
         column = self._data.data.column(name)
-        whole = len(self.rows) == len(column) and bool((self.rows == np.arange(len(column))).all())
-        return column if whole else column.take(pa.array(self.rows))
+        return column if self._whole and self.paired is None else column.take(pa.array(self.rows if rows is None else rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,7 @@ def write(
     config: Mapping[str, Any] | None = None,
     root: Path | None = None,
     image_size: int | None = None,
+    unpaired: Sequence[str] = (),
     workers: int | None = None,
     max_rejects: float = MAX_REJECTS,
     total: int | None = None,
@@ -79,6 +80,7 @@ def write(
     config       what the records depend on; a partial data set made with another is thrown away
     root         real path of the folder that every media path starts with and may not leave
     image_size   short side in pixels above which pictures are re-encoded (JPEG); None keeps the original bytes
+    unpaired     domains whose records may be without captions
     workers      processes; None = all cores, 0 or 1 = none besides this one
     max_rejects  the share of records, 0..1, that may be rejected; with ``total`` known, a run that has lost many more stops at once
     total        records to come, where known
@@ -89,7 +91,7 @@ def write(
     partial = out.with_name(f".{out.name}.partial")
     plan = {"name": name, "modalities": list(modalities), "facts": dict(facts or {}), "config": dict(config or {}), "rows": rows_per_shard}
     plan["image_size"] = image_size
-    rules = Rules(str(root) if root is not None else None, modalities, image_size)
+    rules = Rules(str(root) if root is not None else None, modalities, image_size, frozenset(unpaired))
     with _alone(out):
         _begin(partial, plan)
         seen = _write_shards(records, partial, rules, workers, total, rows_per_shard, max_rejects, on_progress)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 
-PARTS = ("contrastive", "cross", "domain")
+PARTS = ("contrastive", "cross", "domain", "label")
 """Loss parts that a learned balance can weigh."""
 WEIGHT_RATE = 0.025
 """Learning rate of gradnorm's weights (arXiv:1711.02257, sec. 4.1)."""

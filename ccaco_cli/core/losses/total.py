@@ -1,9 +1,9 @@
-"""``total = alpha * contrastive + beta * cross``, each part under its name."""
+"""``total = alpha * contrastive + beta * cross``, and what adaptation adds, each part under its name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -101,19 +101,26 @@ def cross_loss(config: LossConfig) -> CrossLoss:
     return CROSS_LOSSES[config.cross]
 
 
-def total_loss(alignment: Alignment, config: LossConfig, beta: float, balance: Balance | None = None) -> dict[str, Tensor]:
+def total_loss(
+    alignment: Alignment | None,
+    config: LossConfig,
+    beta: float,
+    balance: Balance | None = None,
+    further: Mapping[str, tuple[float, Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """Every part and their weighted sum.
 
+    alignment  None where neither half learns
     balance  multiplies the weights; None = as they are
-    Returns {"contrastive", "cross" (when beta > 0), "total"}: scalars, nats (mse: squared units)
+    further  name -> (weight, scalar) of parts that do not come from pairs (``domain``, ``label``)
+    Returns  {"contrastive", "cross" (when beta > 0), further ones, "total"}: scalars, nats (mse: squared units)
     """
     balance = balance or Balance(config)
-    parts: dict[str, Tensor] = {}
-    total = alignment.logit_scale.new_zeros(())
-    if config.alpha > 0:
-        parts["contrastive"] = contrastive.info_nce(alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale)
-        total = total + balance.weigh("contrastive", config.alpha) * parts["contrastive"]
-    if beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
-        parts["cross"] = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
-        total = total + balance.weigh("cross", beta) * parts["cross"]
-    return parts | {"total": total + balance.penalty(list(parts))}
+    weighed: dict[str, tuple[float, Tensor]] = {}
+    if alignment is not None and config.alpha > 0:
+        weighed["contrastive"] = config.alpha, contrastive.info_nce(alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale)
+    if alignment is not None and beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
+        weighed["cross"] = beta, cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
+    weighed |= further or {}
+    total = torch.stack([balance.weigh(name, weight) * part for name, (weight, part) in weighed.items()]).sum()
+    return {name: part for name, (_, part) in weighed.items()} | {"total": total + balance.penalty(list(weighed))}

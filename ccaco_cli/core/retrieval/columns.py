@@ -34,7 +34,7 @@ def _column(
     if not settings.lock:
         return found
     most = settings.cache_tokens if tower.grid else 0
-    name = cache.key(tower=tower.fingerprint, data=data.manifest.sha256, split=split, modality=modality, tokens=most)
+    name = cache.key(tower=tower.fingerprint, data=data.manifest.sha256, split=data.split(split).key, modality=modality, tokens=most)
     what = f"{modality} tokens of {split}"
     kept = cached(
         module,
@@ -55,6 +55,6 @@ def _raw(data: PairData, split: str, modality: str, tower: Tower) -> Column:
         return TextColumn(part, tower.preprocess)
     size = max(getattr(tower.preprocess, "size", (0,)))
     if 0 < size <= PIXELS_IN_CACHE:
-        name = cache.key(data=data.manifest.sha256, split=split, modality=modality, preprocess=repr(tower.preprocess))
+        name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))
         return PixelColumn(part, modality, tower.preprocess, data.manifest.path / "cache" / name)
     return MediaColumn(part, modality, tower.preprocess)

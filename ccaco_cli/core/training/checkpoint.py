@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ccaco_cli.core.errors import ManifestError
 from ccaco_cli.core.manifest import write_bytes
 
-WEIGHTS, STATE = "model.safetensors", "state.pt"
+WEIGHTS, HEADS, STATE = "model.safetensors", "adaptation.safetensors", "state.pt"
+"""The model; heads that learned beside it and are no part of it; optimiser, generators and cursor."""
 
 
 def weights_of(model: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:

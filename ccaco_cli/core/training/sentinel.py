@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ SAME = 0.999
 """Length of the mean of unit vectors from which they count as one vector."""
 AT_CHANCE = 0.98
 """Share of the loss of a branch that has learned nothing."""
+WON = 0.98
+"""Accuracy of a domain classifier, over all steps since the last look, from which features are no use against it."""
 UNIFORM = 0.975
 """Share of the highest entropy (SCIENCE, finding 1: an attention that aligns nothing stays at 0.98)."""
 
@@ -48,16 +50,21 @@ def renew(known: Sequence[Warning], found: Mapping[str, str], step: int) -> list
 
 
 @torch.no_grad()
-def inspect(aligner: Aligner, batch: PairBatch, cross_losses: Sequence[float], chance: float | None) -> dict[str, str]:
+def inspect(
+    aligner: Aligner, batch: PairBatch, cross_losses: Sequence[float], chance: float | None, learns: Collection[str] = ()
+) -> dict[str, str]:
     """What is wrong with a model, seen on one batch in evaluation mode: kind -> sentence.
 
     cross_losses  of the steps since the last look; empty when the cross branch did not run
     chance        what it costs to have learned nothing, nats; None = unknown
+    learns        the modalities that learn; () = both
     """
     aligner.eval()
-    sides = [aligner.encode(m, x) for m, x in zip(aligner.modalities, (batch.a, batch.b), strict=True)]
+    sides = [aligner.encode(m, x)[: len(batch.rows)] for m, x in zip(aligner.modalities, (batch.a, batch.b), strict=True)]
     found: dict[str, str] = {}
     for modality, side in zip(aligner.modalities, sides, strict=True):
+        if learns and modality not in learns:
+            continue
         if not torch.isfinite(side.z).all():
             found["nan-embeddings"] = f"the embeddings of {modality} are not finite"
         elif len(side.z) > 1 and side.z.mean(0).norm() > SAME:
@@ -73,6 +80,17 @@ def inspect(aligner: Aligner, batch: PairBatch, cross_losses: Sequence[float], c
         a, b = (aligner.local(m, side[:pairs]) for m, side in zip(aligner.modalities, sides, strict=True))
         found |= _attention(aligner, a, b, weights=size <= SEEN)
     return found
+
+
+def adversary(accuracies: Sequence[float]) -> dict[str, str]:
+    """What is wrong between the towers and the domain classifier: kind -> sentence.
+
+    accuracies  of the domain classifier at the steps since the last look, 0..1
+    """
+    mean = sum(accuracies) / len(accuracies) if accuracies else 0.0
+    if mean < WON:
+        return {}
+    return {"adversary-won": f"the domain classifier is right on {mean:.1%} of samples: the domains are not being drawn together"}
 
 
 def _attention(aligner: Aligner, a: Encoded, b: Encoded, *, weights: bool) -> dict[str, str]:

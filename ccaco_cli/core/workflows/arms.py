@@ -246,6 +246,100 @@ def balance_gradnorm(config: RunConfig) -> RunConfig:
     return override(config, {"loss.balance": "gradnorm"})
 
 
+# across domains: each with the cross branch and, behind "-cross", without it
+
+ACROSS = ("domain.loss", "domain.stats")
+
+
+@arm("source-only", changes=ACROSS)
+def source_only(config: RunConfig) -> RunConfig:
+    """What is learned from the source domains holds in the target without any adaptation (the bar for every other arm)."""
+    return override(config, {"domain.loss": "none", "domain.stats": "source"})
+
+
+@arm("+adabn", changes=ACROSS)
+def adabn(config: RunConfig) -> RunConfig:
+    """The target's running statistics alone, estimated after training (AdaBN, arXiv:1603.04779), give most of what adaptation gives."""
+    return override(config, {"domain.loss": "none", "domain.stats": "target"})
+
+
+@arm("+mmd", changes=ACROSS)
+def with_mmd(config: RunConfig) -> RunConfig:
+    """Kernel means of both domains drawn together (DAN, arXiv:1502.02791) help the target and cost the sources nothing."""
+    return override(config, {"domain.loss": "mmd", "domain.stats": "source"})
+
+
+@arm("+dann", changes=ACROSS)
+def with_dann(config: RunConfig) -> RunConfig:
+    """Features that a domain classifier cannot tell apart (DANN, arXiv:1505.07818) help the target and cost the sources nothing."""
+    return override(config, {"domain.loss": "dann", "domain.stats": "source"})
+
+
+@arm("+both", changes=ACROSS)
+def with_both(config: RunConfig) -> RunConfig:
+    """An adversary and kernel means together help more than either."""
+    return override(config, {"domain.loss": "both", "domain.stats": "source"})
+
+
+@arm("source-only-cross", changes=(*ACROSS, "loss.beta"))
+def source_only_clip(config: RunConfig) -> RunConfig:
+    """Without the cross branch, what is learned from the sources holds in the target no less."""
+    return clip(source_only(config))
+
+
+@arm("+adabn-cross", changes=(*ACROSS, "loss.beta"))
+def adabn_clip(config: RunConfig) -> RunConfig:
+    """Without the cross branch, the target's statistics help no less."""
+    return clip(adabn(config))
+
+
+@arm("+mmd-cross", changes=(*ACROSS, "loss.beta"))
+def mmd_clip(config: RunConfig) -> RunConfig:
+    """Without the cross branch, kernel means help no less."""
+    return clip(with_mmd(config))
+
+
+@arm("+dann-cross", changes=(*ACROSS, "loss.beta"))
+def dann_clip(config: RunConfig) -> RunConfig:
+    """Without the cross branch, an adversary helps no less."""
+    return clip(with_dann(config))
+
+
+@arm("+both-cross", changes=(*ACROSS, "loss.beta"))
+def both_clip(config: RunConfig) -> RunConfig:
+    """Without the cross branch, both losses together help no less."""
+    return clip(with_both(config))
+
+
+# a supervised head instead of words, as the domain-adaptation papers score it
+
+CLASSIFIER: dict[str, Any] = {"method": "classifier", "loss.alpha": 0.0, "loss.beta": 0.0, "domain.classify": 1.0}
+
+
+@arm("classifier", changes=(*CLASSIFIER, *ACROSS))
+def classifier(config: RunConfig) -> RunConfig:
+    """A label predictor trained on the sources' classes needs no adaptation (the bar for the other classifiers)."""
+    return override(source_only(config), CLASSIFIER)
+
+
+@arm("adabn-classifier", changes=(*CLASSIFIER, *ACROSS))
+def adabn_classifier(config: RunConfig) -> RunConfig:
+    """A label predictor needs no more than the target's running statistics."""
+    return override(adabn(config), CLASSIFIER)
+
+
+@arm("dann-classifier", changes=(*CLASSIFIER, *ACROSS))
+def dann_classifier(config: RunConfig) -> RunConfig:
+    """Feature extractor, label predictor and domain classifier (DANN, arXiv:1505.07818): classes are found in the target too."""
+    return override(with_dann(config), CLASSIFIER)
+
+
+@arm("mmd-classifier", changes=(*CLASSIFIER, *ACROSS))
+def mmd_classifier(config: RunConfig) -> RunConfig:
+    """Feature extractor, label predictor and kernel means (DAN, arXiv:1502.02791): classes are found in the target too."""
+    return override(with_mmd(config), CLASSIFIER)
+
+
 _BASELINES = ("ccaco", "clip", "vilbert", "concat", "handmade")
 _FUSION = ("ccaco", "early", "late", "cross", "unified")
 # one-way-t2i and attended are ccaco's defaults: as rows they would only measure the same thing again
@@ -253,6 +347,7 @@ _ABLATION = (
     *("ccaco", "-contrastive", "-cross", "-collaboration", "one-way-i2t", "two-way", "-residual", "maxsim", "matching", "listwise", "mse"),
     *("pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
 )
+_DOMAIN = tuple(name + end for end in ("", "-cross") for name in ("source-only", "+adabn", "+mmd", "+dann", "+both"))
 SETS: Mapping[str, tuple[str, ...]] = {
     "all": (*_BASELINES, *_FUSION, *_ABLATION),
     "baselines": _BASELINES,
@@ -260,7 +355,10 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "ablation": _ABLATION,
     "attention": ("ccaco", "cross", "attention-window", "attention-linear", "unified", "unified-window", "unified-linear"),
     "balance": ("ccaco", "balance-fixed", "balance-cosine", "balance-uncertainty", "balance-gradnorm"),
+    "domain": _DOMAIN,
+    "classifiers": ("classifier", "adabn-classifier", "mmd-classifier", "dann-classifier"),
 }
+"""Of these the last two need a target domain, and so are not part of ``all``."""
 
 
 def expand(text: str) -> list[str]:

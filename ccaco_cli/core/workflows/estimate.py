@@ -40,7 +40,15 @@ def estimate(asked: Asked, *, data_root: Path = Path("data"), on_progress: OnPro
     config = asked.resolve(data)
     check(config, data)
     if config.method != "gradient":
-        raise ConfigError("this arm is solved, not trained", where=f"method = {config.method!r}", expected="an arm that takes steps")
+        raise ConfigError(
+            "only steps on pairs can be estimated", where=f"method = {config.method!r}", expected="an arm that takes such steps"
+        )
+    if config.domain.target and config.domain.loss != "none":
+        raise ConfigError(
+            "the target's samples and heads cannot be estimated",
+            where=f"domain.loss = {config.domain.loss!r}",
+            expected="--domain-loss none",
+        )
     part = data.split("train")
     room = runtime.available_memory(runtime.device(config.device))
     rows = [_row("as asked", config, part, data.modalities, room)]

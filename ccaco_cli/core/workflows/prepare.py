@@ -56,6 +56,7 @@ def prepare(
         config={"source": name, **asdict(options)},
         root=data.root or (None if where is None else where if where.is_dir() else where.parent),
         image_size=image_size,
+        unpaired=options.unpaired,
         workers=workers,
         max_rejects=max_rejects,
         total=sum(n if options.limit is None else min(n, options.limit) for n in counts) if counts else None,

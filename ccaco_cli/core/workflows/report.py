@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ccaco_cli.core.data.domains import SOURCE_TEST
 from ccaco_cli.core.errors import ConfigError, DataError, GateError
 from ccaco_cli.core.evaluation.significance import BETTER, WORSE
-from ccaco_cli.core.workflows import evidence, results
+from ccaco_cli.core.workflows import domains, evidence, results
 from ccaco_cli.core.workflows.results import Result, Row, Run, aligned, by_arm, by_pool, mean_metrics, strata
 
 LOSSES = ("contrastive", "cross", "total")
@@ -65,6 +67,12 @@ def rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = Fals
     paths  run folders, ablation folders, folders that hold runs, or result files
     """
     return aligned([row for run in results.find(paths) for row in _rows_of(run, split, every_stage)])
+
+
+def scored_on(metrics: Mapping[str, object]) -> str:
+    """The split that a run's figures are of: ``test``, or what stands in for it where nothing there could be scored."""
+    met = {name.partition(".")[0] for name in metrics}
+    return next(name for name in ("test", SOURCE_TEST, "val") if name in met)
 
 
 def runs_of(path: Path) -> list[Path]:
@@ -186,6 +194,22 @@ def _ablation(asked: Asked) -> list[Row]:
     )
 
 
+def looks(asked: Asked) -> list[tuple[str, dict[str, Any]]]:
+    """Run -> its embeddings of both domains before and after training, as ``domains.look`` stored them.
+
+    Raises DataError: a run without a target domain
+    """
+    return [(run.name, domains.stored(run)) for run in results.find(asked.paths)]
+
+
+def _domains(asked: Asked) -> list[Row]:
+    return domains.table(results.find(asked.paths), asked.metric, asked.reference)
+
+
+def _classes(asked: Asked) -> list[Row]:
+    return domains.classes(results.find(asked.paths), asked.split)
+
+
 def _compared(asked: Asked) -> list[Row]:
     found = [run for path in asked.paths for run in results.find([path])]
     if len(found) != 2:
@@ -205,6 +229,8 @@ TABLES: dict[str, Callable[[Asked], list[Row]]] = {
     "matching": _matching,
     "choices": _choices,
     "ablation": _ablation,
+    "domains": _domains,
+    "classes": _classes,
     "compare": _compared,
     "faithfulness": _faithfulness,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.domains import SOURCE_TEST
 from ccaco_cli.core.data.shards import PairData, Split
-from ccaco_cli.core.evaluation.metrics import choice_accuracy, matching_accuracy
+from ccaco_cli.core.evaluation.metrics import choice_accuracy, matching_accuracy, similarity_ranks, summary, zero_shot
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval import rerank
@@ -25,6 +27,8 @@ from ccaco_cli.core.workflows import negatives
 Array = NDArray[Any]
 PairScore = Callable[[Tensor], Tensor]
 """Pairs of items [M, 2] -> scores [M], higher = better match."""
+CLASS_ACCURACY = "class_accuracy"
+CLASSIFIED = (CLASS_ACCURACY, "mean_class_accuracy")
 STRATA = ("things",)
 """Facts of a thing (``Split.meta``) by which results can be split."""
 
@@ -36,6 +40,7 @@ class Encodings:
     a, b          items of either modality (tokens prepared for ``cross`` when the model has a cross branch)
     row_a, row_b  [items] int64, the row of each item
     negatives     true captions and hard negatives of which the pictures must choose, where the split has such
+    classes       vectors of the items of a and of every class, whose dot product says how well they fit; None = nothing to classify
     """
 
     a: Encoded
@@ -43,6 +48,7 @@ class Encodings:
     row_a: Array
     row_b: Array
     negatives: negatives.Negatives | None = None
+    classes: tuple[Tensor, Tensor] | None = None
 
     def first(self, rows: int) -> Encodings:
         """The items of the first rows only."""
@@ -50,48 +56,101 @@ class Encodings:
         return Encodings(self.a[one], self.b[other], self.row_a[one], self.row_b[other])
 
 
-def score(data: PairData, encode: Callable[[str], Encodings], aligner: Aligner | None, config: RunConfig, folder: Path) -> dict[str, Any]:
+def score(
+    data: PairData,
+    encode: Callable[[str], Encodings],
+    aligner: Aligner | None,
+    config: RunConfig,
+    folder: Path,
+    oracle: Callable[[], Encodings] | None = None,
+) -> dict[str, Any]:
     """Scores a model: the weight of the cross score is chosen on validation, the test split is touched once.
 
     encode   split name -> its items; called once a split
     aligner  None for a model that has vectors only
+    oracle   called last: items of ``test`` by another checkpoint, which is in the aligner from then on; scored under the name ``oracle``
     Returns  facts of the run's manifest: {"metrics", "pool_rules", "headline", "weight", "weights_tried"}
 
-    Stages: ``cosine``, ``two-stage`` (cosine and cross score over a shortlist), ``cross`` (every pair, models without a contrastive half);
-    and, on larger test splits, ``small``: the model's own score over the first ``eval.small`` things, the one pool that all arms share.
+    Stages: ``cosine``, ``two-stage`` (cosine and cross score over a shortlist), ``cross`` (every pair, models without a contrastive half),
+    ``classes`` (data sets with labels: each sample chooses its class); and, on larger test splits, ``small``: the model's own score over
+    the first ``eval.small`` things, the one pool that all arms share. Across domains ``test`` is the target, ``test-source`` the sources.
     """
     weight = 0.0
     sums: dict[float, float] = {}
     metrics: dict[str, dict[str, float]] = {}
     rules: dict[str, str] = {}
     last = "test" if "test" in data.splits else "val"
-    known: tuple[rerank.Stage, rerank.Stage] | None = None
-    for name in (n for n in ("val", "test") if n in data.splits):
-        split, found = data.split(name), encode(name)
-        if name == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0:
+    wanted = {name: (name, partial(encode, name)) for name in ("val", "test", SOURCE_TEST) if name in data.splits}
+    for title, (name, items_of) in (wanted | ({"oracle": ("test", oracle)} if oracle else {})).items():
+        split, found = data.split(name), items_of()
+        known: tuple[rerank.Stage, rerank.Stage] | None = None
+        if title == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0:
             known = rerank.stages(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
             weight, sums = rerank.choose_weight(*known, config.eval)
-        judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known if name == "val" else None)
+        judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known)
+        told = judge.classes() if title != "val" or last == "val" else None
         for label, (how, result) in judge.stages().items():
             # single pairs choose nothing, and cost a slow matcher as much as its ranks: they wait for the last split
             measured, items = judge.pairs(how) if name == last else ({}, {})
-            result = replace(result, metrics=result.metrics | measured)
-            body = {
-                "split": name,
-                "stage": label,
-                "arm": config.arm,
-                "seed": config.seed,
-                "dataset": data.name,
-                "data": data.manifest.sha256,
-            }
-            body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, "pool_rule": result.protocol, "scoring": how}
-            body |= {**result.as_dict(), "strata": judge.strata(result), "per_item": items}
-            manifest.write_json(folder / "results" / f"{name}.{label}.json", body)
-            metrics[f"{name}.{label}"], rules[f"{name}.{label}"] = result.metrics, result.protocol
-    own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross"
+            if told:
+                measured, items = measured | {k: told[0].metrics[k] for k in CLASSIFIED}, items | told[1]
+            found_here = replace(result, metrics=result.metrics | measured)
+            _store(data, config, folder, title, label, weight, how, found_here, judge.strata(result), items)
+            metrics[f"{title}.{label}"], rules[f"{title}.{label}"] = found_here.metrics, result.protocol
+        if told:
+            _store(data, config, folder, title, "classes", weight, "classes", told[0], {}, told[1])
+            metrics[f"{title}.classes"], rules[f"{title}.classes"] = told[0].metrics, told[0].protocol
+    own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross" if config.loss.beta > 0 else "classes"
     headline = own if f"{last}.{own}" in metrics else "small"
     tried = {str(k): v for k, v in sums.items()}
     return {"metrics": metrics, "pool_rules": rules, "headline": headline, "weight": weight, "weights_tried": tried}
+
+
+def _store(
+    data: PairData,
+    config: RunConfig,
+    folder: Path,
+    title: str,
+    stage: str,
+    weight: float,
+    how: str,
+    result: Evaluation,
+    strata: Mapping[str, Any],
+    items: Mapping[str, Any],
+) -> None:
+    body = {"split": title, "stage": stage, "arm": config.arm, "seed": config.seed, "dataset": data.name, "data": data.manifest.sha256}
+    body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, "pool_rule": result.protocol, "scoring": how}
+    body |= {**result.as_dict(), "strata": strata, "per_item": items}
+    manifest.write_json(folder / "results" / f"{title}.{stage}.json", body)
+
+
+def accuracies(
+    split: Split, rows: Array, classes: tuple[Tensor, Tensor], modalities: tuple[str, str]
+) -> tuple[Evaluation, dict[str, list[int]]]:
+    """Classification as retrieval of the class: ranks of every labelled sample among all classes, and of every class met among the samples.
+
+    rows     [items] int64, the row of each item
+    classes  vectors of items and classes, as ``Encodings`` has them
+    Returns  Evaluation with ``class_accuracy``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each class met, 0..1, and by item
+             ``class`` (1 = right) and ``class_row``
+    Raises   DataError: no item has a label
+    """
+    z, class_z = classes
+    code = split.label[rows]
+    chosen = np.flatnonzero(code >= 0)
+    names = np.asarray(split.labels)
+    label, met = names[code[chosen]], np.unique(code[chosen])
+    ranks, named = zero_shot(z[chosen], class_z, label, split.labels)
+    back = similarity_ranks(class_z[met], z[chosen], names[met], label)
+    figures = summary(ranks, back, (modalities[0], "class")) | dict(
+        zip(CLASSIFIED, (named["accuracy"], named["mean_class_accuracy"]), strict=True)
+    )
+    figures |= {name: value for name, value in named.items() if name.startswith("accuracy/")}
+    sizes = ((len(chosen), len(names)),)
+    return (
+        Evaluation("classes", (modalities[0], "class"), sizes, (ranks,), (back,), figures),
+        {"class": ranks.hits(1).tolist(), "class_row": rows[chosen].tolist()},
+    )
 
 
 @dataclass(frozen=True)
@@ -107,10 +166,18 @@ class Judge:
     tuned: bool
     known: tuple[rerank.Stage, rerank.Stage] | None = None
 
+    def classes(self) -> tuple[Evaluation, dict[str, list[int]]] | None:
+        """As ``accuracies``; None where nothing has a label."""
+        if self.found.classes is None or not (self.split.label[self.found.row_a] >= 0).any():
+            return None
+        return accuracies(self.split, self.found.row_a, self.found.classes, self.modalities)
+
     def stages(self) -> dict[str, tuple[str, Evaluation]]:
         """Stage -> (which score, what it measured)."""
         test = self.split.name == "test"
         protocol = self.config.eval.protocol if test else "full"
+        if self.config.loss.alpha == self.config.loss.beta == 0:
+            return {}
         if self.config.loss.alpha == 0:
             most = self.config.eval.small if test else self.config.eval.exhaustive
             if len(self.split) <= most:

@@ -17,6 +17,7 @@ from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import cache, shards
 from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.domains import TARGET_VAL, across
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
@@ -24,16 +25,17 @@ from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate, pools
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import handmade
+from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
-from ccaco_cli.core.training import checkpoint, loop
-from ccaco_cli.core.types import Encoded, OnProgress, silent
-from ccaco_cli.core.workflows import arms, negatives
+from ccaco_cli.core.training import checkpoint, loop, statistics
+from ccaco_cli.core.types import Encoded, OnProgress, move, silent
+from ccaco_cli.core.workflows import arms, domains, negatives
 from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.score import Encodings, score
+from ccaco_cli.core.workflows.score import CLASS_ACCURACY, Encodings, accuracies, score
 
 CUT = "captions-cut"
 """The warning of captions that lost their end."""
@@ -66,6 +68,7 @@ class Fit:
     fitted   what training says of itself
     facts    {"towers", "parameters"} for the run's manifest
     files    weights, inside the run's folder
+    oracle   the items of ``test`` by the checkpoint that the target chose, which is in the aligner from then on; None where there is none
     """
 
     encode: Callable[[str], Encodings]
@@ -73,6 +76,7 @@ class Fit:
     fitted: loop.Fitted
     facts: dict[str, Any]
     files: tuple[Path, ...] = ()
+    oracle: Callable[[], Encodings] | None = None
 
 
 class Fitter(Protocol):
@@ -94,12 +98,13 @@ def train(
     """
     data = shards.open(prepared(asked.dataset, data_root, on_progress))
     config = asked.resolve(data)
+    data = across(data, config.domain)
     check(config, data)
     _refuse_finished(folder)
     runtime.threads()
     runtime.seed(config.seed)
     fit = FITTERS[config.method](data, config, folder, lambda: _claim(folder, config, resume), resume, on_progress)
-    facts = score(data, fit.encode, fit.aligner, config, folder) | fit.facts
+    facts = score(data, fit.encode, fit.aligner, config, folder, fit.oracle) | fit.facts
     facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "modalities": list(data.modalities)}
     facts |= {"fitted": asdict(fit.fitted), "warnings": list(fit.fitted.warnings), "protocol": data.manifest.facts["protocol"]}
     files = [manifest.file_entry(folder, file) for file in fit.files]
@@ -114,35 +119,93 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
     aligner.to(device)
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()
+    heads = domains.heads(data, config)
+    if heads is not None:
+        heads.to(device)
+    adapts = config.domain.stats == "target"
+    for modality in domains.media(data) if adapts else ():
+        statistics.refuse_without(aligner, modality)
     claim()
-    parts = {split: columns(data, split, aligner, towers, config.model, on_progress) for split in ("train", "val")}
+    wanted = ("train", "val", TARGET_VAL) if config.domain.oracle and TARGET_VAL in data.splits else ("train", "val")
+    parts = {split: columns(data, split, aligner, towers, config.model, on_progress) for split in wanted}
     split = data.split("train")
     a, b = (parts["train"][m] for m in data.modalities)
+    before = domains.look(aligner, parts["train"], data)
     runtime.seed(config.seed)  # so that a run does not depend on whether the cache had to be made
     fitted = loop.fit(
         aligner,
         PairDataset(a, b, split.group, split.domain),
-        PairPlan(a, b, split.family, config.optim.batch_size, config.seed),
+        PairPlan(
+            a, b, split.family[: split.paired], config.optim.batch_size, config.seed, domains.unpaired(data, split, parts["train"], heads)
+        ),
         config,
         folder,
-        lambda model: validate(model, data, parts["val"], config),
+        lambda model: validate(model, data, parts["val"], config, heads=heads),
         resume=resume and (folder / "checkpoints/last" / checkpoint.STATE).exists(),
+        adaptation=heads,
+        oracle=(lambda model: validate(model, data, parts[TARGET_VAL], config, TARGET_VAL, heads)) if TARGET_VAL in parts else None,
         on_progress=on_progress,
     )
-    best = folder / "checkpoints/best" / checkpoint.WEIGHTS
-    checkpoint.load_weights(best, aligner)
+
+    def chosen(name: str) -> Path:
+        """Puts a checkpoint into the model."""
+        file = folder / "checkpoints" / name / checkpoint.WEIGHTS
+        checkpoint.load_weights(file, aligner)
+        if heads is not None:
+            checkpoint.load_weights(file.with_name(checkpoint.HEADS), heads)
+        if adapts:
+            domains.to_target(aligner, parts["train"], data)
+        return file
+
+    best = chosen("best")
+    if adapts:
+        checkpoint.save_weights(best, aligner)
+    after = domains.look(aligner, parts["train"], data)
 
     def encoded(name: str) -> Encodings:
-        sides = parts["val"] if name == "val" else columns(data, name, aligner, towers, config.model)
-        return encodings(data, name, sides, aligner, towers, config)
+        sides = parts[name] if name in parts else columns(data, name, aligner, towers, config.model)
+        return encodings(data, name, sides, aligner, towers, config, heads)
+
+    def oracle() -> Encodings:
+        chosen(domains.ORACLE)
+        return encoded("test")
 
     trained = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
     fitted = replace(fitted, warnings=(*_cut(parts, towers), *fitted.warnings))
-    return Fit(encoded, aligner, fitted, {"towers": {m: t.fingerprint for m, t in towers.items()}, "parameters": trained}, (best,))
+    facts = {"towers": {m: t.fingerprint for m, t in towers.items()}, "parameters": trained} | domains.note(data, before, after, folder)
+    return Fit(encoded, aligner, fitted, facts, (best,), oracle if fitted.oracle_epoch >= 0 and "test" in data.splits else None)
+
+
+def classifier(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
+    """One tower and a label predictor, without words; chosen by accuracy on validation."""
+    by_accuracy = replace(config, eval=replace(config.eval, select=CLASS_ACCURACY))
+    return gradient(data, by_accuracy, folder, claim, resume, on_progress)
+
+
+def _classes(one: Encoded, data: PairData, name: str, aligner: Aligner, towers: Mapping[str, Tower], heads: Adaptation | None) -> Any:
+    """What ``Encodings.classes`` holds: samples and classes as vectors, by the label predictor where there is one, else by prompts."""
+    names = data.split(name).labels
+    if heads is not None and heads.predictor is not None:
+        with torch.inference_mode():
+            logits = heads.eval().predict(one.to(next(heads.parameters()).device)).float().cpu()
+        return logits, torch.eye(len(names))
+    if len(names) < 2 or data.modalities[1] != "text":
+        return None
+    template = data.manifest.facts.get("source", {}).get("template", "{}")
+    device = next(aligner.parameters()).device
+    with torch.inference_mode():
+        prompts = aligner.eval().encode("text", move(towers["text"].preprocess([template.format(name) for name in names]), device))
+    return one.z, prompts.z.float().cpu()
 
 
 def encodings(
-    data: PairData, name: str, sides: Mapping[str, Column], aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig
+    data: PairData,
+    name: str,
+    sides: Mapping[str, Column],
+    aligner: Aligner,
+    towers: Mapping[str, Tower],
+    config: RunConfig,
+    heads: Adaptation | None = None,
 ) -> Encodings:
     """A split as an aligner sees it, with all that its scores need."""
     local = config.loss.beta > 0
@@ -151,7 +214,7 @@ def encodings(
     asked = None
     if "text" in sides:
         asked = negatives.find(data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local))
-    return Encodings(one, other, row_a, row_b, asked)
+    return Encodings(one, other, row_a, row_b, asked, _classes(one, data, name, aligner, towers, heads))
 
 
 def _cut(parts: Mapping[str, Mapping[str, Column]], towers: Mapping[str, Tower]) -> list[dict[str, Any]]:
@@ -188,7 +251,7 @@ def cca(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], Non
     return Fit(encoded, None, fitted, {"towers": {}, "parameters": found.parameters})
 
 
-FITTERS: dict[str, Fitter] = {"gradient": gradient, "cca": cca}
+FITTERS: dict[str, Fitter] = {"gradient": gradient, "cca": cca, "classifier": classifier}
 
 
 def _features(data: PairData, name: str, on_progress: OnProgress) -> Any:
@@ -202,7 +265,7 @@ def _features(data: PairData, name: str, on_progress: OnProgress) -> Any:
             on_progress(row + 1, len(split), {"what": f"hand-made features of {name}"})
         np.save(folder / "features.npy", np.stack(rows))
 
-    key = cache.key(data=data.manifest.sha256, split=name, made="hog and colours, 1")
+    key = cache.key(data=data.manifest.sha256, split=split.key, made="hog and colours, 1")
     return cache.read_array(cache.folder(data.manifest.path / "cache" / key, write) / "features.npy")
 
 
@@ -211,10 +274,17 @@ def _vectors(z: Any) -> Encoded:
     return Encoded(found.new_zeros(len(found), 0, 1), torch.zeros(len(found), 0, dtype=torch.bool), found, found)
 
 
-def validate(aligner: Aligner, data: PairData, parts: Mapping[str, Column], config: RunConfig) -> dict[str, float]:
-    """Figures of the validation split that choose the best epoch: by cosine, or every pair of a part when there is no contrastive half."""
+def validate(
+    aligner: Aligner, data: PairData, parts: Mapping[str, Column], config: RunConfig, name: str = "val", heads: Adaptation | None = None
+) -> dict[str, float]:
+    """Figures of a validation split that choose the best epoch: by cosine, or every pair of a part when there is no contrastive half; by
+    class when there is neither half."""
     (first, a), (second, b) = parts.items()
-    group = data.split("val").group
+    split = data.split(name)
+    group = split.group
+    if config.loss.alpha == config.loss.beta == 0:
+        one = encode(aligner, first, a)
+        return accuracies(split, a.row, _classes(one, data, name, aligner, {}, heads), data.modalities)[0].metrics
     if config.loss.alpha > 0:
         one, other = encode(aligner, first, a), encode(aligner, second, b)
         return evaluate(

@@ -158,3 +158,9 @@ def test_other_modalities_are_kept_as_they_are_and_need_no_caption() -> None:
     pair = PairRecord("x", "x", "train", {"video": b"v", "audio": lambda: b"a"})
     found = check(pair, Rules(None, ("video", "audio")))
     assert isinstance(found, Passed) and (found.row["video"], found.row["audio"], found.measures) == (b"v", b"a", {})
+
+
+def test_a_record_without_captions_passes_in_a_domain_that_may_be_unpaired() -> None:
+    picture, rules = encode(Image.new("RGB", (4, 4))), Rules(None, ("image", "text"), unpaired=frozenset({"sketch"}))
+    for domain, kind in (("sketch", Passed), ("photo", Rejected), ("", Rejected)):
+        assert isinstance(check(PairRecord("x", "x", "train", {"image": picture}, (), domain), rules), kind)

@@ -143,3 +143,21 @@ def test_batches_are_the_plans_in_order_with_any_number_of_workers(toy: Any) -> 
         assert torch.equal(batch.b["tokens"], data.b.tokens[items_b])  # type: ignore[attr-defined]
         assert torch.equal(batch.b["tokens"], other.b["tokens"])
     assert isinstance(data, PairDataset)
+
+
+def test_items_without_a_partner_come_behind_the_pairs_and_apart_from_one_another(toy: Any) -> None:
+    a, b = toy.columns(30)
+    lone_a, lone_b = np.arange(24, 30), b.start[24:30]
+    plan = PairPlan(a, b, np.arange(24), 8, seed=0, unpaired=(lone_a, lone_b))
+    alone = replace(plan, unpaired=(loader.NONE, loader.NONE))
+    together = False
+    for number in range(3):
+        drawn = np.concatenate([items_a[8:] for _, items_a, _ in plan.epoch(number)])
+        assert np.unique(drawn, return_counts=True)[1].tolist() == [4] * 6, "none comes again before all have come"
+        for (rows, items_a, items_b), (rows_, a_, b_) in zip(plan.epoch(number), alone.epoch(number), strict=True):
+            assert len(rows) == 8 and len(items_a) == len(items_b) == 16
+            assert (rows == rows_).all() and (items_a[:8] == a_).all() and (items_b[:8] == b_).all(), "the pairs are what they were"
+            assert set(items_a[8:]) <= set(lone_a) and set(items_b[8:]) <= set(lone_b)
+            together |= bool((a.row[items_a[8:]] == b.row[items_b[8:]]).all())
+    assert not together
+    assert len(plan.epoch(0)[0][1]) == len(replace(plan, unpaired=(lone_a, loader.NONE)).epoch(0)[0][2]) + 8

@@ -29,7 +29,7 @@ def test_a_fixed_beta_does_not_wait_and_a_cosine_rises_softly() -> None:
 @pytest.mark.parametrize("name", BALANCES)
 def test_every_balance_starts_from_the_weights_of_the_config(name: str) -> None:
     found = build(LossConfig(balance=name))
-    assert [float(found.weigh(part, 0.7)) for part in PARTS] == pytest.approx([0.7] * 3)
+    assert [float(found.weigh(part, 0.7)) for part in PARTS] == pytest.approx([0.7] * len(PARTS))
     assert float(found.penalty(PARTS)) == 0
 
 
@@ -103,10 +103,10 @@ def test_gradnorm_leaves_a_part_that_is_alone_and_a_sick_step() -> None:
     found = build(LossConfig(balance="gradnorm"))
     shared = torch.ones(1, requires_grad=True)
     found.observe({"contrastive": 2 * shared[0]}, {"contrastive": 1.0, "cross": 0.0}, [shared])
-    assert found.multiplier.tolist() == [1, 1, 1]
+    assert found.multiplier.tolist() == [1] * len(PARTS)
     assert found.first[:2].isnan().tolist() == [False, True], "the cross loss counts from its own first step"
     found.observe({"contrastive": 2 * shared[0], "cross": math.inf * shared[0]}, {"contrastive": 1.0, "cross": 1.0}, [shared])
-    assert found.multiplier.tolist() == [1, 1, 1]
+    assert found.multiplier.tolist() == [1] * len(PARTS)
 
 
 def test_the_total_uses_the_balance() -> None:

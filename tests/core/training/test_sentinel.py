@@ -177,3 +177,9 @@ def test_a_nan_validation_never_keeps_the_place_of_the_best(toy: Any, tmp_path: 
     figures = iter([math.nan, 2.0, 1.0])
     found = loop.fit(toy.aligner(config), data, plan, config, tmp_path, lambda model: {"R-sum": next(figures)}, on_progress=silent)
     assert (found.best_epoch, found.best) == (1, 2.0)
+
+
+def test_an_adversary_that_has_won() -> None:
+    assert set(sentinel.adversary([1.0, 0.99, 0.97])) == {"adversary-won"}
+    assert "99.0%" in sentinel.adversary([0.99])["adversary-won"]
+    assert sentinel.adversary([1.0, 0.5]) == {} == sentinel.adversary([])

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ccaco_cli.core.losses import contrastive
+from ccaco_cli.core.config import override
+from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan
+from ccaco_cli.core.losses import contrastive, domain
 from ccaco_cli.core.losses.total import CROSS_LOSSES
+from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.training import step
 
 
@@ -57,3 +62,58 @@ def test_the_generator_alone_draws_the_pairs(toy: Any) -> None:
 
     assert cross(1) == cross(1)
     assert len({cross(seed) for seed in range(5)}) > 1
+
+
+def across(toy: Any, name: str, **more: Any) -> tuple[Any, Any, Any]:
+    """A batch of 8 pairs and 8 pictures without a partner, and the heads for it."""
+    config = toy.config(domain__loss=name, domain__weight=0.5, domain__target="t")
+    a, b = toy.columns(24)
+    plan = PairPlan(a, b, np.arange(16), 8, 0, unpaired=(np.arange(16, 24), NONE))
+    given = PairDataset(a, b, np.arange(24), np.arange(24) // 16)[plan.epoch(0)[0]]
+    torch.manual_seed(0)
+    label = torch.arange(24) % 3
+    heads = Adaptation(
+        config.domain, 8, {"image": 2}, torch.zeros(2, dtype=torch.long), label, adversarial=name in ("dann", "both"), **more
+    )
+    return config, given, heads.eval()
+
+
+@pytest.mark.parametrize("name", ["dann", "mmd", "both", "coral"])
+def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) -> None:
+    config, given, heads = across(toy, name)
+    aligner = toy.aligner(config).eval()
+    plain = step.losses(aligner, given, config.loss, 0.3, torch.Generator().manual_seed(0))
+    parts = step.losses(aligner, given, config.loss, 0.3, torch.Generator().manual_seed(0), heads, 0.5)
+    assert {k: v for k, v in plain.items() if k != "total"} == {k: parts[k] for k in plain if k != "total"}, "pairs are what they were"
+    assert torch.allclose(parts["total"], plain["total"] + 0.5 * parts["domain"])
+    features = heads.features(aligner.encode("image", given.a))
+    logits = heads.critics["image"](features) if len(heads.critics) else None
+    seen = domain.Seen(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
+    assert torch.allclose(parts["domain"], domain.domain_loss(name, seen))
+    assert ("domain_accuracy" in parts) == (name in ("dann", "both"))
+
+
+def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
+    config, given, heads = across(toy, "dann")
+    aligner = toy.aligner(config).eval()
+    step.losses(aligner, given, override(config.loss, {"alpha": 0.0}), 0.0, None, heads, 1.0)["total"].backward()
+    tower, critic = aligner.sides["image"].tower.linear.weight, heads.critics["image"][0].weight
+    features = heads.features(aligner.encode("image", given.a))
+    plain = 0.5 * domain.dann(heads.critics["image"](features), torch.arange(16) // 8)
+    up, down = torch.autograd.grad(plain, (tower, critic))
+    assert torch.allclose(critic.grad, down, atol=1e-6)
+    assert torch.allclose(tower.grad, -domain.ramp(1.0) * up, atol=1e-6)
+
+
+def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, given, heads = across(toy, "none", classify="image", classes=3)
+    aligner = toy.aligner(config).eval()
+    real, seen = aligner.encode, []
+    monkeypatch.setattr(aligner, "encode", lambda m, x: seen.append(m) or real(m, x))
+    heads.config = replace(heads.config, classify=2.0)
+    heads.domains = {}
+    parts = step.losses(aligner, given, override(config.loss, {"alpha": 0.0}), 0.0, None, heads, 1.0)
+    assert seen == ["image"] and set(parts) == {"label", "total"}
+    logits = heads.predict(real("image", given.a)[:8])
+    assert torch.allclose(parts["label"], torch.nn.functional.cross_entropy(logits, heads.label[given.rows]))
+    assert torch.allclose(parts["total"], 2 * parts["label"])

@@ -7,6 +7,7 @@ import pytest
 
 from ccaco_cli.core.config import RunConfig, flatten, override
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses.domain import DOMAIN_LOSSES
 from ccaco_cli.core.losses.total import CROSS_LOSSES
 from ccaco_cli.core.model.matching import MATCHERS
 from ccaco_cli.core.workflows.arms import ARMS, CHANGES, SETS, apply, expand
@@ -16,6 +17,7 @@ from ccaco_cli.core.workflows.train import FITTERS
 BASE = override(
     RunConfig(),
     {"dataset": "x", "loss.alpha": 0.75, "loss.beta": 0.25, "loss.cross": "?", "loss.negatives": 3}
+    | {"domain.loss": "?", "domain.stats": "?", "domain.classify": 0.5}
     | {"model.fusion.kind": "?", "model.fusion.direction": "?", "model.fusion.layers": 5, "model.fusion.dropout": 0.3}
     | {
         f"model.{m}.{k}": v
@@ -45,7 +47,8 @@ def test_every_arm_states_its_hypothesis_and_can_be_built(name: str) -> None:
     assert config.model.fusion.kind in MATCHERS
     assert config.loss.cross in CROSS_LOSSES
     assert config.method in FITTERS
-    assert config.loss.alpha + config.loss.beta > 0
+    assert config.loss.alpha + config.loss.beta + config.domain.classify > 0
+    assert config.domain.loss in DOMAIN_LOSSES
     assert 0 in config.eval.rerank_weights
 
 
@@ -59,7 +62,10 @@ def test_arms_of_one_function_are_one_row_and_others_differ() -> None:
 def test_sets_hold_what_is_asked_of_them() -> None:
     assert set(SETS["all"]) == set().union(*(SETS[name] for name in ("baselines", "fusion", "ablation")))
     assert {"ccaco", "clip", "vilbert", "concat", "handmade"} == set(SETS["baselines"])
-    assert all(names[0] == "ccaco" for names in SETS.values()), "the reference is in every set"
+    assert {name: names[0] for name, names in SETS.items()} == {
+        **dict.fromkeys(("all", "baselines", "fusion", "ablation"), "ccaco"),
+        **{"domain": "source-only", "classifiers": "classifier"},
+    }, "the reference is in every set"
     assert not any("resnet-bert" in names for names in SETS.values()), "it needs weights"
 
 
@@ -101,3 +107,14 @@ def test_an_unknown_arm_names_the_nearest() -> None:
         expand("ccaco,baseline")
     with pytest.raises(ConfigError, match="ccaco"):
         apply(BASE, "zzz")
+
+
+def test_arms_across_domains_come_with_and_without_the_cross_branch() -> None:
+    names = SETS["domain"]
+    assert len(names) == 10
+    for name in names[:5]:
+        one, other = apply(BASE, name), apply(BASE, f"{name}-cross")
+        assert (one.loss.beta, other.loss.beta) == (0.25, 0.0)
+        assert one.domain == other.domain
+    told = {(apply(BASE, name).domain.loss, apply(BASE, name).domain.stats) for name in names[:5]}
+    assert told == {("none", "source"), ("none", "target"), ("mmd", "source"), ("dann", "source"), ("both", "source")}

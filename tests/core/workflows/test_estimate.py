@@ -46,7 +46,7 @@ def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: P
 
 
 def test_an_arm_without_steps_is_refused(data_root: Path) -> None:
-    with pytest.raises(ConfigError, match="solved, not trained"):
+    with pytest.raises(ConfigError, match="only steps on pairs"):
         estimate(Asked("scenes", arm="handmade"), data_root=data_root)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ccaco_cli.core.data.sources.lists import PICTURE_SUFFIXES, SPLIT_NAMES, hash_split
@@ -24,13 +24,13 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if not any(entry.is_dir() for entry in root.iterdir()):
         raise DataError("no class folder in this folder", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
     return SourceData(
-        records=_records(root, template),
+        records=_records(root, template, options.unpaired),
         protocol="imagefolder (split folders where there are any; else 80/10/10 by hash of the path)",
         facts={"template": template},
     )
 
 
-def _records(root: Path, template: str) -> Iterator[PairRecord]:
+def _records(root: Path, template: str, unpaired: Collection[str]) -> Iterator[PairRecord]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # a linked folder is not walked; yielded as if it were a picture, it is counted and named among the rejects
@@ -42,8 +42,11 @@ def _records(root: Path, template: str) -> Iterator[PairRecord]:
             split = SPLIT_NAMES.get(places[0].lower()) if places else None
             if split:
                 places = places[1:]
-            label = places[-1].replace("_", " ") if places else ""
             id = path.relative_to(root).as_posix()
+            if "/".join(places) in unpaired:
+                yield PairRecord(id, id, split or hash_split(id), {"image": path}, domain="/".join(places))
+                continue
+            label = places[-1].replace("_", " ") if places else ""
             yield PairRecord(
                 id=id,
                 group=label,  # two pictures of one class have the same caption: no negatives of each other

@@ -21,6 +21,7 @@ class SourceOptions:
     separator for ``table``: CSV separator
     template  for sources of classes: the caption made of a class name; empty = the source's own
     name      for ``hub``: what comes after the colon of ``hub:NAME``
+    unpaired  domains whose samples may be without captions; for ``imagefolder``, folders of pictures without class folders
     """
 
     limit: int | None = None
@@ -30,6 +31,7 @@ class SourceOptions:
     separator: str | None = None
     template: str = ""
     name: str = ""
+    unpaired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -63,3 +63,13 @@ def test_refusals(tmp_path: Path) -> None:
         SOURCE.read(tmp_path / "a.jpg", SourceOptions())
     with pytest.raises(DataError, match="without a place for the class name"):
         SOURCE.read(tmp_path, SourceOptions(template="a photo"))
+
+
+def test_a_domain_without_classes_is_pictures_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "photo/dog/1.jpg", "sketch/2.jpg", "train/sketch/3.jpg", "sketch/dog/4.jpg")
+    rows = {r.id: r for r in SOURCE.read(tmp_path, SourceOptions(unpaired=("sketch",))).records}
+    for id in ("sketch/2.jpg", "train/sketch/3.jpg"):
+        assert (rows[id].domain, rows[id].label, rows[id].captions, rows[id].group) == ("sketch", "", (), id)
+    assert rows["train/sketch/3.jpg"].split == "train"
+    assert (rows["sketch/dog/4.jpg"].domain, rows["sketch/dog/4.jpg"].label) == ("sketch", "dog"), "what has a class keeps it"
+    assert rows["photo/dog/1.jpg"].label == "dog"
