@@ -63,7 +63,7 @@ def test_sets_hold_what_is_asked_of_them() -> None:
     assert set(SETS["all"]) == set().union(*(SETS[name] for name in ("baselines", "fusion", "ablation")))
     assert {"ccaco", "clip", "vilbert", "concat", "handmade"} == set(SETS["baselines"])
     assert {name: names[0] for name, names in SETS.items()} == {
-        **dict.fromkeys(("all", "baselines", "fusion", "ablation"), "ccaco"),
+        **dict.fromkeys(("all", "baselines", "fusion", "ablation", "attention", "balance"), "ccaco"),
         **{"domain": "source-only", "classifiers": "classifier"},
     }, "the reference is in every set"
     assert not any("resnet-bert" in names for names in SETS.values()), "it needs weights"
