@@ -37,7 +37,7 @@ def embed(
     rows = ", ".join(f"{count:,} {modality}" for modality, count in found.facts["rows"].items())
     progress.note(f"{found.path}: {rows}")
     progress.note(
-        f'next: ccaco retrieve "an orange cat napping" --index {index}'
+        f"next: ccaco retrieve {options.QUERIES[found.facts['modalities'][1]]} --index {index}"
         if index
         else f"next: add --index {Path(dataset).name}.idx to search them"
     )

@@ -39,6 +39,10 @@ ImageTower = Annotated[
     str | None, typer.Option("--image-tower", metavar="SPEC", help="tiny, or family:name[@weights].", show_default="tiny")
 ]
 TextTower = Annotated[str | None, typer.Option("--text-tower", metavar="SPEC", help="tiny, or family:name[@weights].", show_default="tiny")]
+AudioTower = Annotated[str | None, typer.Option("--audio-tower", metavar="SPEC", help="tiny, or hf:name[@weights].", show_default="tiny")]
+VideoTower = Annotated[
+    str | None, typer.Option("--video-tower", metavar="SPEC", help="tiny, hf:name[@weights], or frames:IMAGE-TOWER.", show_default="tiny")
+]
 LockImage = Annotated[
     bool | None, typer.Option("--lock-image", help="Freeze the image tower; its tokens are computed once.", show_default=False)
 ]
@@ -59,6 +63,8 @@ Attention = Annotated[str | None, typer.Option("--attention", help="Of the cross
 Balance = Annotated[
     str | None, typer.Option("--balance", help="Of the losses: fixed, schedule, uncertainty or gradnorm.", show_default="schedule")
 ]
+LockAudio = Annotated[bool | None, typer.Option("--lock-audio", help="Freeze the audio tower.", show_default=False)]
+LockVideo = Annotated[bool | None, typer.Option("--lock-video", help="Freeze the video tower.", show_default=False)]
 CacheTokens = Annotated[
     int | None, typer.Option("--cache-tokens", help="Most patch tokens kept of a locked tower's grid.", show_default="49")
 ]
@@ -93,11 +99,15 @@ Reference = Annotated[
     typer.Option("--reference", metavar="ARM", help="The arm that others are held against.", show_default="ccaco, else the first"),
 ]
 
+QUERIES = {"text": '"an orange cat napping"', "image": "--image FILE", "audio": "--audio FILE", "video": "--video FILE"}
+"""How an index is asked by each modality."""
 KEYS = {
     "alpha": "loss.alpha",
     "beta": "loss.beta",
     "image_tower": "model.image.spec",
     "text_tower": "model.text.spec",
+    "audio_tower": "model.audio.spec",
+    "video_tower": "model.video.spec",
     "lock_image": "model.image.lock",
     "lock_text": "model.text.lock",
     "context_length": "model.text.context_length",
@@ -108,6 +118,8 @@ KEYS = {
     "domain_loss": "domain.loss",
     "domain_weight": "domain.weight",
     "domain_sides": "domain.sides",
+    "lock_audio": "model.audio.lock",
+    "lock_video": "model.video.lock",
     "epochs": "optim.epochs",
     "batch_size": "optim.batch_size",
     "lr": "optim.lr",

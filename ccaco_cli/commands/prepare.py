@@ -30,12 +30,14 @@ def prepare(
         typer.Option("--column", metavar="OURS=THEIRS", help="table, hub: where image, caption, split, domain, label or group is."),
     ] = None,
     template: Annotated[
-        str | None, typer.Option("--template", help="imagefolder, hub: the caption of a class.", show_default="a photo of a {} ...")
+        str | None,
+        typer.Option("--template", help="imagefolder, audiofolder, hub: the caption of a class.", show_default="a photo of a {} ..."),
     ] = None,
     unpaired: Annotated[
         str | None,
         typer.Option("--unpaired-domains", metavar="NAME,...", help="Domains whose pictures may be without captions.", show_default=False),
     ] = None,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="audiofolder: the test fold of a set in folds; 0 = the last.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
     max_rejects: Annotated[str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")] = "1%",
     workers: Annotated[
@@ -74,7 +76,14 @@ def prepare(
             source_path=source,
             out=out,
             options=SourceOptions(
-                limit=limit, seed=seed, columns=columns, separator=separator, size=size, template=template or "", unpaired=lone
+                limit=limit,
+                seed=seed,
+                columns=columns,
+                separator=separator,
+                size=size,
+                template=template or "",
+                unpaired=lone,
+                fold=fold,
             ),
             image_size=image_size,
             workers=workers,

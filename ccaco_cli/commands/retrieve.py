@@ -17,6 +17,10 @@ def retrieve(
     image: Annotated[
         Path | None, typer.Option("--image", help="A picture instead of a sentence: finds captions.", show_default=False)
     ] = None,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", help="A sound (of a film, its sound track): finds films, or captions.", show_default=False)
+    ] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="A film: finds sounds.", show_default=False)] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Answers a query.")] = 10,
     rerank: Annotated[
         int | None,
@@ -34,7 +38,7 @@ def retrieve(
     ] = "attention",
     shown: options.Shown = None,
 ) -> None:
-    """Find what belongs to a sentence or a picture.
+    """Find what belongs to a sentence, a picture, a sound or a film.
 
     \b
     Examples:
@@ -47,17 +51,18 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import figures, heat, progress, results
 
-    if bool(query) == (image is not None):
+    files = {modality: file for modality, file in (("image", image), ("audio", audio), ("video", video)) if file is not None}
+    if bool(query) + len(files) != 1:
         raise DataError(
-            "nothing to look for" if not query else "two kinds of query",
-            expected="sentences, -, or --image FILE",
+            "two kinds of query" if query or files else "nothing to look for",
+            expected="sentences, -, or one of --image, --audio and --video FILE",
             next="ccaco retrieve --help",
         )
     opened = Index(index)
     queries = sys.stdin if query == ["-"] else query or ()
     answers = (
-        [(str(image), workflow.by_image(opened, image, k=k, rerank=rerank))]
-        if image
+        [(str(file), workflow.by_file(opened, modality, file, k=k, rerank=rerank)) for modality, file in files.items()]
+        if files
         else workflow.by_text(opened, queries, k=k, rerank=rerank)
     )
     if save or explain:
@@ -65,7 +70,8 @@ def retrieve(
         if save:
             figures.contact_sheet(save, answers)
     if explain:
-        found = (one for q, hits in answers for one in workflow.explained(opened, image or q, hits, explain_method))
+        asked = next(iter(files), "text")
+        found = (one for q, hits in answers for one in workflow.explained(opened, asked, files.get(asked, q), hits, explain_method))
         with progress.bar("explain") as tell:
             heat.write(explain, found, sum(len(hits) for _, hits in answers), tell)
     results.show_answers(answers, shown)

@@ -25,6 +25,9 @@ class TowerConfig:
     tiles           ROWSxCOLUMNS: the picture is cut into so many squares of ``size``, each seen by itself; "" = the picture is one
     context_length  text tokens, 0 = the tower's own
     positions       an entry of ``model.towers.positions.RULES``: how learned positions reach a longer context than they were trained for
+    seconds         audio and video: the start of a clip that is seen and heard, 0 = the tower's own (tiny: 10)
+    rate            video frames a second, 0 = the tower's own (tiny: 16)
+    normalisation   of log-mel features: an entry of ``towers.sound.NORMALISATIONS``, empty = the tower's own
     cache_tokens    a cached patch grid is average-pooled to at most this many tokens
     center          auto | on | off: subtract the running mean token before pooling (auto: on when trained from scratch)
     pool            mean | cls | attention: tokens -> one vector
@@ -38,6 +41,9 @@ class TowerConfig:
     tiles: str = ""
     context_length: int = 0
     positions: str = "stretch"
+    seconds: float = 0.0
+    rate: float = 0.0
+    normalisation: str = ""
     cache_tokens: int = 49
     center: str = "auto"
     pool: str = "mean"
@@ -178,6 +184,7 @@ class EvalConfig:
     select           validation figure that chooses the best checkpoint
     protocol         an entry of ``evaluation.protocols.PROTOCOLS``
     exhaustive       gallery size (things of the first modality) of per-epoch validation for models without a contrastive half
+    ways             N of the N-way matching accuracy: how many partners a thing chooses among
     small            gallery size of the stage ``small``: the most that such a model scores exhaustively, so every arm is scored on it too
     """
 
@@ -187,6 +194,7 @@ class EvalConfig:
     select: str = "R-sum"
     protocol: str = "full"
     exhaustive: int = 50
+    ways: int = 10
     small: int = 100
 
 
@@ -236,7 +244,7 @@ def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
     towers = [config.model.tower(m) for m in modalities]
     if all(t.lock for t in towers):
         return "locked"
-    scratch = all(t.spec.partition(":")[0] == "tiny" or t.spec.endswith("@none") for t in towers if not t.lock)
+    scratch = all(t.spec.removeprefix("frames:").partition(":")[0] == "tiny" or t.spec.endswith("@none") for t in towers if not t.lock)
     return "scratch" if scratch else "finetune"
 
 

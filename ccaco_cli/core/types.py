@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 Media = Path | bytes | Callable[[], bytes]
 """Where the bytes of one sample come from: a file, the bytes themselves, or a picklable function that makes them."""
@@ -22,6 +23,18 @@ class OnProgress(Protocol):
 
 def silent(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
     """The ``OnProgress`` of a caller that does not listen."""
+
+
+class Recording(Protocol):
+    """A video or sound file as audio and video towers take it: each asks for the rate and length it wants."""
+
+    def samples(self, rate: int, seconds: float) -> Any:
+        """The start of the sound: float32 [n], mono, at ``rate`` Hz."""
+        ...
+
+    def frames(self, rate: float, seconds: float) -> Iterator[Image]:
+        """The start of the film: the pictures seen at 0, 1/rate, 2/rate ... s."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ccaco_cli.core.data.shards import PairData
 
 COLUMNS = 5
+PIXELS = 224
+"""Width of the outline of a sound."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
@@ -83,7 +85,7 @@ def preview(path: Path, data: PairData, rows: int = 3) -> None:
             pictures[0].set_title(f"{part.name}: {len(part):,} samples", loc="left", fontsize=11, fontweight="bold")
         for above, below, row in zip(pictures, words, chosen.tolist(), strict=False):
             above.set_anchor("SW")
-            for modality in DRAWN.keys() & set(data.modalities):
+            for modality in [m for m in data.modalities if m in DRAWN][:1]:
                 DRAWN[modality](above, part.media(modality, [row])[0])
             said = part.captions[part.caption_start[row] : part.caption_start[row + 1]]
             told = [
@@ -100,7 +102,19 @@ def _draw_image(axis: Any, data: bytes) -> None:
     axis.imshow(decode_image(data), interpolation="nearest")
 
 
-DRAWN: dict[str, Callable[[Any, bytes], None]] = {"image": _draw_image}
+def _draw_sound(axis: Any, data: bytes) -> None:
+    from ccaco_cli.core.data.clips import Clip  # brings FFmpeg along, which pictures do without
+
+    axis.imshow(Clip(data).waves(PIXELS))
+
+
+def _draw_film(axis: Any, data: bytes) -> None:
+    from ccaco_cli.core.data.clips import Clip
+
+    axis.imshow(Clip(data).poster(), interpolation="nearest")
+
+
+DRAWN: dict[str, Callable[[Any, bytes], None]] = {"image": _draw_image, "audio": _draw_sound, "video": _draw_film}
 """Modality -> how one sample of it is drawn into a place of the sheet."""
 
 

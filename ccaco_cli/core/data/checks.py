@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     cleaned = [clean_caption(text) for text in record.captions]
     captions = [text for text in cleaned if text]
     row: dict[str, Any] = {name: getattr(record, name) for name in ("id", "group", "domain", "label", "family")}
-    row |= {"captions": captions, "meta": json.dumps(dict(record.meta), sort_keys=True)}
+    row["captions"], meta = captions, dict(record.meta)
     measures: dict[str, float] = {}
     sha1 = ""
     try:
@@ -157,28 +158,46 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
                 raise DataError(f"no {modality}")
             data = _bytes_of(record.media[modality], rules.root)
             sha1 = sha1 or hashlib.sha1(data, usedforsecurity=False).hexdigest()
-            row[modality], found = _CHECKS.get(modality, _as_it_is)(data, rules)
+            row[modality], found, facts = _CHECKS.get(modality, _as_it_is)(data, rules)
             measures |= found
+            meta |= {modality: facts} if facts else {}
     except DataError as error:
         return Rejected(_printable(record.id), record.split, error.what, _place(record, rules.root, error))
+    row["meta"] = json.dumps(meta, sort_keys=True)
     mended = sum(text != "" and text != before for text, before in zip(cleaned, record.captions, strict=True))
     return Passed(row, measures, sha1, cleaned=mended, dropped=len(cleaned) - len(captions))
 
 
-def _check_image(data: bytes, rules: Rules) -> tuple[bytes, Measures]:
+def _check_image(data: bytes, rules: Rules) -> _Found:
     image = decode_image(data)
     kept, size = data, image.size
     if rules.image_size is not None and min(size) > rules.image_size:
         kept, size = shrink(image, rules.image_size)
-    return kept, dict(zip(("width", "height"), size, strict=True))
+    return kept, dict(zip(("width", "height"), size, strict=True)), {}
 
 
-def _as_it_is(data: bytes, rules: Rules) -> tuple[bytes, Measures]:
-    return data, {}
+def _check_clip(data: bytes, rules: Rules, *, modality: str) -> _Found:
+    from ccaco_cli.core.data import clips  # brings FFmpeg along, which pictures do without
+
+    found = clips.check(modality, data)
+    measures: dict[str, float] = {f"{modality}_seconds": found.facts["seconds"]}
+    measures |= {"silent": float(found.facts["silent"])} if "silent" in found.facts else {}
+    measures |= dict(zip(("width", "height"), found.size, strict=True)) if found.size else {}
+    return found.data, measures, found.facts
 
 
-_CHECKS: Mapping[str, Callable[[bytes, Rules], tuple[bytes, Measures]]] = {"image": _check_image}
-"""Modality -> what its bytes must pass; gives the bytes to keep, and what was measured of them (told by ``prepare`` for every split)."""
+def _as_it_is(data: bytes, rules: Rules) -> _Found:
+    return data, {}, {}
+
+
+_Found = tuple[bytes, Measures, dict[str, Any]]
+_CHECKS: Mapping[str, Callable[[bytes, Rules], _Found]] = {
+    "image": _check_image,
+    "audio": partial(_check_clip, modality="audio"),
+    "video": partial(_check_clip, modality="video"),
+}
+"""Modality -> what its bytes must pass; gives the bytes to keep, what was measured of them (told by ``prepare`` for every split), and facts
+that go to ``meta[modality]``."""
 
 
 def _bytes_of(media: Media, root: str | None) -> bytes:

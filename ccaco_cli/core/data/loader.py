@@ -6,25 +6,47 @@ An *item* is one sample of one modality: a caption, or the media of a row. A *ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.clips import Clip
 from ccaco_cli.core.data.shards import Split
-from ccaco_cli.core.types import Features, PairBatch
+from ccaco_cli.core.types import Features, OnProgress, PairBatch, silent
 
 Array = np.ndarray[Any, Any]
-DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image}
+DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "audio": Clip, "video": Clip}
 """Modality -> its bytes as what ``Tower.preprocess`` takes."""
+CLIPS = ("audio", "video")
+"""Modalities whose samples have a length."""
+DECODED_AT_ONCE = 64
 PIXELS_IN_CACHE = 128
 """Pictures up to this many pixels a side are kept decoded (uint8, memory-mapped): decoding them again costs more than reading."""
+
+
+def stacked(samples: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Pictures of one size -> {"pixels" [B, 3, H, W]}."""
+    return {"pixels": torch.stack(list(samples))}
+
+
+def padded(samples: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Clips of any length, time first -> {"values" [B, N, ...], zeros behind the end, "mask" [B, N] True = real}."""
+    counts = torch.tensor([len(sample) for sample in samples])
+    return {"values": pad_sequence(list(samples), batch_first=True), "mask": torch.arange(int(counts.max())) < counts[:, None]}
+
+
+COLLATE: dict[str, Callable[[Sequence[Tensor]], dict[str, Tensor]]] = {"image": stacked, "audio": padded, "video": padded}
+"""Modality -> what ``Tower.preprocess`` gave of some samples as what ``Tower.module`` takes."""
 
 
 class Column(Protocol):
@@ -77,7 +99,7 @@ class TextColumn:
 
 
 class MediaColumn:
-    """Pictures (or other media), decoded when asked for."""
+    """Pictures or clips, decoded when asked for."""
 
     length: Array | None = None
 
@@ -86,8 +108,10 @@ class MediaColumn:
         self.row, self.start = np.arange(len(split)), np.arange(len(split) + 1)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
-        samples = [self.preprocess(DECODERS[self.modality](data)) for data in self.split.media(self.modality, items)]
-        return {"pixels": torch.stack(samples)}
+        return COLLATE[self.modality]([self.sample(data) for data in self.split.media(self.modality, items)])
+
+    def sample(self, data: bytes) -> Tensor:
+        return self.preprocess(DECODERS[self.modality](data))
 
 
 class PixelColumn(MediaColumn):
@@ -107,6 +131,37 @@ class PixelColumn(MediaColumn):
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         return {"pixels": torch.from_numpy(self.pixels[items])}
+
+
+class ClipColumn(MediaColumn):
+    """Clips, decoded once into a memory-mapped array [all their steps, ...] of what the tower takes: film as uint8, sound as float16.
+
+    Shards keep the encoded clips, for each tower wants another size, rate and length of them; but decoding H.264 again every epoch would
+    take longer than learning from it.
+    """
+
+    def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor], path: Path, on_progress: OnProgress = silent):
+        super().__init__(split, modality, preprocess)
+        found = cache.folder(path, partial(self._write_clips, on_progress=on_progress))
+        self.offsets = np.load(found / "offsets.npy", allow_pickle=False)
+        like = np.load(found / "like.npy", allow_pickle=False)
+        self.values = np.memmap(found / "values.raw", like.dtype, "r", shape=(int(self.offsets[-1]), *like.shape[1:]))
+        self.length = np.diff(self.offsets)
+
+    def _write_clips(self, folder: Path, on_progress: OnProgress) -> None:
+        counts: list[int] = []
+        with open(folder / "values.raw", "wb") as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:  # FFmpeg frees the GIL
+            for first in range(0, len(self.split), DECODED_AT_ONCE):
+                rows = range(first, min(first + DECODED_AT_ONCE, len(self.split)))
+                for sample in pool.map(self.sample, self.split.media(self.modality, rows)):
+                    file.write(sample.contiguous().numpy().tobytes())
+                    counts.append(len(sample))
+                on_progress(len(counts), len(self.split), {"what": f"{self.modality} of {self.split.name}"})
+        np.save(folder / "like.npy", sample[:0].numpy())
+        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
+
+    def inputs(self, items: Array) -> dict[str, Tensor]:
+        return padded([torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items])
 
 
 class CachedColumn:

@@ -213,6 +213,21 @@ def matching_accuracy(match_logit: ArrayLike, label: ArrayLike) -> NDArray[np.fl
     return np.where(same, logit > 0, logit < 0).astype(float)
 
 
+def best_threshold(true_scores: ArrayLike, false_scores: ArrayLike) -> float:
+    """The score above which a pair is best taken for a true one: halfway between two scores seen, the highest share of right answers.
+
+    true_scores [n], false_scores [m], weighed alike; scores that are not finite are left out
+    Raises      DataError: no finite score on either side
+    """
+    true, false = (np.sort(scores[np.isfinite(scores)]) for scores in (np.asarray(true_scores, float), np.asarray(false_scores, float)))
+    if not len(true) or not len(false):
+        raise DataError("no scores to choose a threshold by", where=f"{len(true)} true and {len(false)} false", expected="one of either")
+    seen = np.unique(np.concatenate([true, false]))
+    cuts = np.concatenate([[seen[0] - 1], (seen[:-1] + seen[1:]) / 2, [seen[-1] + 1]])
+    right = 1 - np.searchsorted(true, cuts, "right") / len(true) + np.searchsorted(false, cuts, "right") / len(false)
+    return float(cuts[right.argmax()])
+
+
 def zero_shot(z: Array, class_z: Array, label: ArrayLike, classes: Sequence[str]) -> tuple[RankResult, dict[str, float]]:
     """Zero-shot classification: each sample retrieves its class among C prompts (ties by the rule above; chance is exactly k / C).
 

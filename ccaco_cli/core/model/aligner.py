@@ -17,7 +17,7 @@ from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.packing import by_length
-from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.model.towers.tower import Tower, Window
 from ccaco_cli.core.types import Crossed, Encoded, Features
 
 
@@ -173,9 +173,18 @@ def _layout(tower: Tower) -> Layout:
 
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
     """An aligner and its towers (for preprocessing), built once from the config."""
-    built = {
-        m: towers.build(t.spec, m, size=t.size, context_length=t.context_length, tiles=t.tiles, positions=t.positions)
-        for m in modalities
-        for t in (config.tower(m),)
-    }
+    built = {m: _tower(config.tower(m), m) for m in modalities}
     return Aligner(built, config, loss), built
+
+
+def _tower(config: TowerConfig, modality: str) -> Tower:
+    window = Window(config.size, config.seconds, config.rate, config.normalisation)
+    return towers.build(
+        config.spec,
+        modality,
+        size=config.size,
+        context_length=config.context_length,
+        tiles=config.tiles,
+        positions=config.positions,
+        window=window,
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ccaco_cli.core.config import ModelConfig
 from ccaco_cli.core.data import cache
-from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, Column, MediaColumn, PixelColumn, TextColumn
+from ccaco_cli.core.data.loader import CLIPS, PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
@@ -30,7 +30,7 @@ def _column(
     data: PairData, split: str, modality: str, module: Any, tower: Tower, config: ModelConfig, device: Any, on_progress: OnProgress
 ) -> Column:
     settings = config.tower(modality)
-    found = _raw(data, split, modality, tower)
+    found = _raw(data, split, modality, tower, settings.lock, on_progress)
     if not settings.lock:
         return found
     most = settings.cache_tokens if tower.grid else 0
@@ -43,18 +43,22 @@ def _column(
         grid=tower.grid,
         most=most,
         device=device,
+        ragged=modality in CLIPS,
         on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": what}),
     )
     kept.cut = getattr(found, "cut", 0)
     return kept
 
 
-def _raw(data: PairData, split: str, modality: str, tower: Tower) -> Column:
+def _raw(data: PairData, split: str, modality: str, tower: Tower, lock: bool, on_progress: OnProgress) -> Column:
     part = data.split(split)
     if modality == "text":
         return TextColumn(part, tower.preprocess)
-    size = max(getattr(tower.preprocess, "size", (0,)))
-    if 0 < size <= PIXELS_IN_CACHE:
-        name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))
-        return PixelColumn(part, modality, tower.preprocess, data.manifest.path / "cache" / name)
+    name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))
+    path = data.manifest.path / "cache" / name
+    if modality in CLIPS:
+        # of a locked tower the tokens are kept, and each clip is decoded for them once
+        return MediaColumn(part, modality, tower.preprocess) if lock else ClipColumn(part, modality, tower.preprocess, path, on_progress)
+    if 0 < max(getattr(tower.preprocess, "size", (0,))) <= PIXELS_IN_CACHE:
+        return PixelColumn(part, modality, tower.preprocess, path)
     return MediaColumn(part, modality, tower.preprocess)

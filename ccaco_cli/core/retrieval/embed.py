@@ -93,12 +93,21 @@ def _gather(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
 
 
 def cached(
-    tower: Any, column: Column, path: Path, *, grid: tuple[int, int] | None, most: int, device: Any, on_progress: OnProgress = silent
+    tower: Any,
+    column: Column,
+    path: Path,
+    *,
+    grid: tuple[int, int] | None,
+    most: int,
+    device: Any,
+    ragged: bool = False,
+    on_progress: OnProgress = silent,
 ) -> CachedColumn:
     """The column of a locked tower's tokens: computed once into ``path``, then read by memory map.
 
     tower  module: inputs -> Features
     grid   (height, width) of the patch grid, or None; larger grids are average-pooled to at most ``most`` tokens
+    ragged items may have different numbers of tokens although the column does not tell their lengths beforehand
     """
 
     @torch.inference_mode()
@@ -113,7 +122,7 @@ def cached(
             parts.append((items, found.map(lambda t: t.half() if t.is_floating_point() else t).to("cpu")))
             counts[items] = parts[-1][1].mask.sum(1).numpy()
             done += len(items)
-            if column.length is None and not files:  # a fixed grid: sizes are known, so write as we go
+            if column.length is None and not ragged and not files:  # a fixed grid: sizes are known, so write as we go
                 files = _files(folder, len(column.row) * int(counts[items[0]]), len(column.row), found)
             if files:
                 counts[:] = counts[items[0]]

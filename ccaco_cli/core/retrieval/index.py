@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.clips import Clip
 from ccaco_cli.core.data.loader import CachedColumn
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
@@ -139,11 +142,17 @@ class Index:
         return self.modalities[1 - self.modalities.index(modality)]
 
 
-def thumbnail(data: bytes) -> bytes:
-    """A picture as JPEG of at most 224 pixels a side (small ones keep their size)."""
-    from ccaco_cli.core.data.checks import decode_image
+POSTERS: Mapping[str, Callable[[bytes], Image.Image]] = {
+    "image": decode_image,
+    "video": lambda data: Clip(data).poster(),
+    "audio": lambda data: Clip(data).waves(THUMBNAIL),
+}
+"""Modality -> what people are shown of its bytes."""
 
-    image = decode_image(data)
+
+def thumbnail(modality: str, data: bytes) -> bytes:
+    """A picture, a frame of a film or the outline of a sound, as JPEG of at most 224 pixels a side (small ones keep their size)."""
+    image = POSTERS[modality](data)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccaco_cli.core.data.loader import COLLATE
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.rerank import match
 from ccaco_cli.core.types import Encoded
@@ -36,12 +37,12 @@ class Hit:
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded:
     """Queries as the index's model sees them.
 
-    samples  texts, or decoded media (PIL images)
+    samples  texts, or decoded media (PIL images, recordings)
     Returns  Encoded with tokens prepared for the cross branch, on the CPU
     """
     aligner, towers, _ = index.model
     tower = towers[modality]
-    inputs = tower.preprocess(list(samples)) if modality == "text" else {"pixels": torch.stack([tower.preprocess(s) for s in samples])}
+    inputs = tower.preprocess(list(samples)) if modality == "text" else COLLATE[modality]([tower.preprocess(s) for s in samples])
     encoded = aligner.encode(modality, inputs)
     return aligner.local(modality, encoded)
 

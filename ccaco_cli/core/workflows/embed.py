@@ -43,7 +43,7 @@ def embed(
 ) -> Manifest:
     """Embeds both modalities of a split with the best model of a run.
 
-    out      embeddings folder: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy`` (float16 [n, E], unit norm),
+    out      embeddings folder: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy``, ``audio_emb/...`` (float16 [n, E], unit norm),
              ``metadata/metadata_0.parquet`` (one row a picture), ``text_metadata/...`` (one row a caption); finished shards are kept
     index    also build the index here
     Returns  manifest of the index, or else of the embeddings
@@ -127,9 +127,10 @@ def _items(part: Split, modality: str, column: Column, items: Any, *, thumbnails
     if modality == "text":
         return found | {"text": [captions[i] for i in items]}
     start = part.caption_start
-    found["text"] = [captions[start[r] : start[r + 1]] for r in rows]
-    if thumbnails and modality == "image":
-        found["thumbnail"] = [indexes.thumbnail(data) for data in part.media(modality, rows)]
+    # what has no caption goes by the name of its class
+    found["text"] = [captions[start[r] : start[r + 1]] or [part.labels[label] for label in part.label[[r]] if label >= 0] for r in rows]
+    if thumbnails:
+        found["thumbnail"] = [indexes.thumbnail(modality, data) for data in part.media(modality, rows)]
     return found
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
-from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.loader import DECODERS
 from ccaco_cli.core.errors import CcacoError, ConfigError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.retrieval.explain import METHODS, Explanation
+from ccaco_cli.core.retrieval.index import POSTERS
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import evidence, look, report, results
 from ccaco_cli.core.workflows.look import Answers, Looked
@@ -261,19 +262,19 @@ def look_inside(looked: Looked, missing: list[str], on_progress: OnProgress = si
 
 def _seen(looked: Looked, row: int) -> NDArray[np.uint8] | None:
     modality = looked.data.modalities[0]
-    if modality != "image":
+    if modality not in ("image", "audio"):
         return None
-    return as_seen(looked.towers[modality], decode_image(looked.split.media(modality, [row])[0]))
+    return as_seen(looked.towers[modality], DECODERS[modality](looked.split.media(modality, [row])[0]))
 
 
 def thumbnails(looked: Looked) -> list[bytes | None]:
-    """Small WebP pictures of the items of the first modality, where it is one of pictures."""
-    rows = looked.found.row_a
-    if looked.data.modalities[0] != "image":
+    """Small WebP pictures of the items of the first modality: a frame of a film, the outline of a sound."""
+    rows, modality = looked.found.row_a, looked.data.modalities[0]
+    if modality not in POSTERS:
         return [None] * len(rows)
     side, found = SIDES[len(rows) > MANY], []
     for row in rows:
-        image = decode_image(looked.split.media("image", [row])[0])
+        image = POSTERS[modality](looked.split.media(modality, [row])[0])
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         image.save(out, "WEBP", quality=70, method=2)

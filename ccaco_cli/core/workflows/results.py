@@ -56,8 +56,8 @@ class Result:
     data     sha256 of the data set's manifest
     metrics  of its stage, fractions; None where it was NaN
     strata   name -> one value a row of modality a, in the order of the pools
-    items    outcomes of single choices, 0 or 1: ``matching`` a caption, ``binding`` and ``class`` with the picture of each,
-             ``binding_row`` and ``class_row``
+    items    outcomes of single choices, 0 or 1: ``matching`` a caption; ``matching_N_way``, ``twin``, ``binding`` and ``class``, with the
+             picture of each in ``binding_row`` and so on
     """
 
     run: Run

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccaco_cli.core import runtime
-from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.loader import DECODERS
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import explain
@@ -33,11 +33,11 @@ def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None)
         yield from zip(batch, search(index, "text", encode_query(index, "text", batch), k, rerank), strict=True)
 
 
-def by_image(index: Index, file: Path, *, k: int, rerank: int | None) -> list[Hit]:
-    """Captions for a picture."""
+def by_file(index: Index, modality: str, file: Path, *, k: int, rerank: int | None) -> list[Hit]:
+    """What belongs to a picture, a sound or a film: items of the index's other modality."""
     runtime.threads()
-    index.other("image")
-    return search(index, "image", encode_query(index, "image", [_picture(file)]), k, rerank)[0]
+    index.other(modality)
+    return search(index, modality, encode_query(index, modality, [_decoded(modality, file)]), k, rerank)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +61,10 @@ class Explained:
         return found | {"weight": self.weight} | self.why.facts()
 
 
-def explained(index: Index, query: str | Path, hits: Sequence[Hit], method: str) -> Iterator[Explained]:
+def explained(index: Index, modality: str, query: str | Path, hits: Sequence[Hit], method: str) -> Iterator[Explained]:
     """Why each answer was found: which words met which cells of the picture, and whether its match score rests on them.
 
-    query  a text, or the file of a picture, as given to ``by_text`` and ``by_image``
+    query  a text, or the file of a ``modality``, as given to ``by_text`` and ``by_file``
     Raises DataError: an index without a cross branch, or of a tower without a grid; ConfigError: as ``explain.relevance``
     """
     first, second = index.modalities
@@ -73,14 +73,15 @@ def explained(index: Index, query: str | Path, hits: Sequence[Hit], method: str)
         raise DataError(
             "this index holds vectors only, no tokens to explain", where=index.manifest.path, expected="an index of a run with beta > 0"
         )
-    backwards = isinstance(query, Path)
-    sample = _picture(query) if isinstance(query, Path) else query
-    asked = encode_query(index, first if backwards else second, [sample])
+    backwards = modality == first
+    sample = _decoded(modality, query) if isinstance(query, Path) else query
+    asked = encode_query(index, modality, [sample])
     weight = 1.0 if index.headline == "cross" else index.weight
     for hit in hits:
         found = index.sides[second if backwards else first].encoded([hit.row])
         a, b = (asked, found) if backwards else (found, asked)
-        seen = sample if backwards else decode_image(hit.item["thumbnail"]) if hit.item.get("thumbnail") else None
+        kept = hit.item.get("thumbnail") if first == "image" else None  # of clips an index keeps posters, which no tower takes
+        seen = sample if backwards else DECODERS[first](kept) if kept else None
         said = hit.item["text"] if backwards else sample
         words = explain.spoken(towers[second], said) if second == "text" else []
         grid = explain.cells(index.model[0], towers[first], int(a.mask.sum()))
@@ -93,15 +94,15 @@ def as_seen(tower: Tower, sample: Any) -> NDArray[np.uint8]:
     seen = np.asarray(tower.preprocess(sample))
     if seen.dtype == np.uint8 and seen.shape[0] == 3:
         return np.ascontiguousarray(seen.transpose(1, 2, 0))
-    bands = seen.reshape(-1, *seen.shape[-2:])[0].astype(np.float64)
+    bands = seen.astype(np.float64).T  # time first
     grey = (bands - bands.min()) / max(float(np.ptp(bands)), 1e-9) * 255
     return np.repeat(grey[::-1, :, None].round(), 3, 2).astype(np.uint8)
 
 
-def _picture(file: Path) -> Any:
+def _decoded(modality: str, file: Path) -> Any:
     try:
-        return decode_image(file.read_bytes())
+        return DECODERS[modality](file.read_bytes())
     except OSError as error:
-        raise DataError(f"cannot read this picture ({error.strerror or error})", where=file, expected="an image file") from None
-    except DataError as error:  # decode_image sees bytes and does not know whose
+        raise DataError(f"cannot read this file ({error.strerror or error})", where=file, expected=f"a readable {modality} file") from None
+    except DataError as error:  # decoders see bytes and do not know whose
         raise DataError(error.what, where=file, expected=error.expected) from None

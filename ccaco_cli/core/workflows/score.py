@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,19 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.domains import SOURCE_TEST
 from ccaco_cli.core.data.shards import PairData, Split
-from ccaco_cli.core.evaluation.metrics import choice_accuracy, matching_accuracy, similarity_ranks, summary, zero_shot
+from ccaco_cli.core.evaluation.metrics import best_threshold, choice_accuracy, matching_accuracy, similarity_ranks, summary, zero_shot
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.types import Encoded
-from ccaco_cli.core.workflows import negatives
+from ccaco_cli.core.workflows import choices, negatives
 
 Array = NDArray[Any]
 PairScore = Callable[[Tensor], Tensor]
 """Pairs of items [M, 2] -> scores [M], higher = better match."""
 CLASS_ACCURACY = "class_accuracy"
 CLASSIFIED = (CLASS_ACCURACY, "mean_class_accuracy")
-STRATA = ("things",)
+STRATA = ("things", "combination")
 """Facts of a thing (``Split.meta``) by which results can be split."""
 
 
@@ -80,6 +80,7 @@ def score(
     metrics: dict[str, dict[str, float]] = {}
     rules: dict[str, str] = {}
     last = "test" if "test" in data.splits else "val"
+    thresholds: dict[str, float] = {}
     wanted = {name: (name, partial(encode, name)) for name in ("val", "test", SOURCE_TEST) if name in data.splits}
     for title, (name, items_of) in (wanted | ({"oracle": ("test", oracle)} if oracle else {})).items():
         split, found = data.split(name), items_of()
@@ -88,8 +89,11 @@ def score(
             known = rerank.stages(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
             weight, sums = rerank.choose_weight(*known, config.eval)
         judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known)
+        judge = replace(judge, thresholds={} if title == "oracle" else thresholds)  # they are of the other checkpoint's scores
         told = judge.classes() if title != "val" or last == "val" else None
         for label, (how, result) in judge.stages().items():
+            if title == "val" != last and (chosen := judge.threshold(how)) is not None:
+                thresholds[how] = chosen
             # single pairs choose nothing, and cost a slow matcher as much as its ranks: they wait for the last split
             measured, items = judge.pairs(how) if name == last else ({}, {})
             if told:
@@ -155,7 +159,8 @@ def accuracies(
 
 @dataclass(frozen=True)
 class Judge:
-    """One split of one model. ``tuned`` = the weight of the cross score was chosen; ``known`` = from these shortlists and cross scores."""
+    """One split of one model. ``tuned`` = the weight of the cross score was chosen; ``known`` = from these shortlists and cross scores;
+    ``thresholds`` = the score of each kind above which a pair counts as a true one."""
 
     modalities: tuple[str, str]
     split: Split
@@ -165,6 +170,7 @@ class Judge:
     weight: float
     tuned: bool
     known: tuple[rerank.Stage, rerank.Stage] | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def classes(self) -> tuple[Evaluation, dict[str, list[int]]] | None:
         """As ``accuracies``; None where nothing has a label."""
@@ -212,30 +218,48 @@ class Judge:
 
         ``matching_accuracy``        each item of the second modality chooses between its own partner and a random other one
         ``matching_sign_accuracy``   the sign of a matching head's logit, on the same pairs
+        ``matching_N_way_accuracy``  each item of the first modality chooses its own partner among N (``eval.ways``) drawn at random
+        ``matching_binary_accuracy`` is a pair a true one? On the pairs of ``matching_accuracy``, above a threshold chosen on validation
+        ``twin_accuracy``            each item of the first modality chooses between its own partner and that of its near-twin (its family)
         ``binding_accuracy``         each thing chooses between a caption and the same one with what it says swapped
         ``choice_.._accuracy``       as ``negatives.measure`` has them, where the split has hard negatives of its own
         """
         metrics: dict[str, float] = {}
         items: dict[str, Any] = {}
-        scores = self._score(how)
+        scores, found = self._score(how), self.found
         true, false = self._partners()
         if len(true):
             both = torch.cat([true, false])
-            found = scores(both)
-            right = choice_accuracy(found[: len(true)], found[len(true) :])
+            said, label = scores(both), np.repeat([True, False], len(true))
+            right = choice_accuracy(said[: len(true)], said[len(true) :])
             metrics["matching_accuracy"], items["matching"] = float(right.mean()), right.astype(int).tolist()
+            if how in self.thresholds:
+                metrics["matching_binary_accuracy"] = float(matching_accuracy(said - self.thresholds[how], label).mean())
             if self.config.loss.beta > 0 and self.config.loss.cross == "matching":
-                logit = found if how == "cross" else self._score("cross")(both)
-                metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, np.repeat([True, False], len(true))).mean())
-        said, swapped = self._binding()
-        if len(said):
-            right = choice_accuracy(scores(said), scores(swapped))
-            metrics["binding_accuracy"], items["binding"] = float(right.mean()), right.astype(int).tolist()
-            items["binding_row"] = self.found.row_a[said[:, 0].numpy()].tolist()
-        if (asked := self.found.negatives) is not None:
+                logit = said if how == "cross" else self._score("cross")(both)
+                metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, label).mean())
+        drawn = {
+            f"matching_{self.config.eval.ways}_way": choices.among(self.config.eval.ways, self.split.group, found.row_a, found.row_b),
+            "twin": choices.twins(self.split, found.row_a, found.row_b),
+            "binding": choices.swapped(self.split, found.row_a),
+        }
+        for name, (own, others) in drawn.items():
+            if len(own):
+                right = choice_accuracy(scores(own), scores(others).view(len(own), -1))
+                metrics[f"{name}_accuracy"], items[name] = float(right.mean()), right.astype(int).tolist()
+                items[f"{name}_row"] = found.row_a[own[:, 0].numpy()].tolist()
+        if (asked := found.negatives) is not None:
             measured, outcomes = negatives.measure(asked, self.split.group, self._score(how, asked.texts))
             metrics, items = metrics | measured, items | outcomes
         return metrics, items
+
+    def threshold(self, how: str) -> float | None:
+        """The score above which a pair is best taken for a true one; None where no pair has one."""
+        true, false = map(self._score(how), self._partners())
+        return best_threshold(true, false) if true.isfinite().any() and false.isfinite().any() else None
+
+    def _partners(self) -> tuple[Tensor, Tensor]:
+        return choices.partners(self.split.group, self.found.row_a, self.found.row_b)
 
     def _score(self, how: str, texts: Encoded | None = None) -> PairScore:
         a, b, aligner = self.found.a, self.found.b if texts is None else texts, self.aligner
@@ -251,28 +275,3 @@ class Judge:
             return lambda index: rerank.match(aligner, a, b, index)
         scale = float(aligner.logit_scale().detach())
         return lambda index: scale * cosine(index) + self.weight * rerank.match(aligner, a, b, index)
-
-    def _partners(self) -> tuple[Tensor, Tensor]:
-        """Pairs of items [items of b, 2]: each item of b with its own partner, and with one of another group (always the same draw)."""
-        row_a, row_b, group = self.found.row_a, self.found.row_b, self.split.group
-        if len(np.unique(group)) < 2:
-            return torch.empty(0, 2, dtype=torch.long), torch.empty(0, 2, dtype=torch.long)
-        rng, items = np.random.default_rng(0), np.arange(len(row_b))
-        other = rng.integers(len(row_a), size=len(row_b))
-        while len(clash := np.flatnonzero(group[row_a[other]] == group[row_b])):
-            other[clash] = rng.integers(len(row_a), size=len(clash))
-        own = np.searchsorted(row_a, row_b)
-        return torch.from_numpy(np.stack([own, items], 1)), torch.from_numpy(np.stack([other, items], 1))
-
-    def _binding(self) -> tuple[Tensor, Tensor]:
-        """Pairs (thing, true caption) and (thing, swapped caption), for swapped captions that are captions of the split (of the twin)."""
-        pairs: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-        if self.modalities[1] == "text":
-            at: Mapping[str, int] = {text: item for item, text in enumerate(self.split.captions)}
-            for item, row in enumerate(self.found.row_a):
-                for said in self.split.meta(int(row)).get("binding") or ():
-                    if all(text in at for text in said):
-                        for side, text in zip(pairs, said, strict=True):
-                            side.append((item, at[text]))
-        one, other = (torch.tensor(side, dtype=torch.long).view(-1, 2) for side in pairs)
-        return one, other

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from ccaco_cli.core.data.checks import Passed, Rejected, Rules, check, clean_caption, decode_image
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
+from tests.recordings import film, tone
 
 
 def encode(image: Image.Image, kind: str = "PNG", **more: object) -> bytes:
@@ -154,10 +156,26 @@ def test_paths_stay_inside_the_source(tmp_path: Path) -> None:
             assert isinstance(found, Rejected) and (found.reason, found.where) == reject
 
 
-def test_other_modalities_are_kept_as_they_are_and_need_no_caption() -> None:
-    pair = PairRecord("x", "x", "train", {"video": b"v", "audio": lambda: b"a"})
-    found = check(pair, Rules(None, ("video", "audio")))
-    assert isinstance(found, Passed) and (found.row["video"], found.row["audio"], found.measures) == (b"v", b"a", {})
+def test_media_without_a_check_are_kept_as_they_are_and_need_no_caption() -> None:
+    pair = PairRecord("x", "x", "train", {"smell": b"v", "taste": lambda: b"a"})
+    found = check(pair, Rules(None, ("smell", "taste")))
+    assert isinstance(found, Passed) and (found.row["smell"], found.row["taste"], found.measures) == (b"v", b"a", {})
+
+
+def test_both_tracks_of_a_film_are_checked() -> None:
+    data = film(samples=tone(1.0, 16_000))
+    found = check(PairRecord("x", "x", "train", {"video": data, "audio": data}, meta={"n": 1}), Rules(None, ("video", "audio")))
+    assert (
+        isinstance(found, Passed)
+        and found.measures["width"] == 32
+        and found.measures["silent"] == 0
+        and found.row["video"] == data != found.row["audio"]
+    )
+    meta = json.loads(found.row["meta"])
+    assert meta["n"] == 1 and meta["video"]["frames"] == 8 and meta["audio"]["silent"] is False
+    mute = film()
+    lost = check(PairRecord("x", "x", "train", {"video": mute, "audio": mute}), Rules(None, ("video", "audio")))
+    assert isinstance(lost, Rejected) and lost.reason == "no sound track"
 
 
 def test_a_record_without_captions_passes_in_a_domain_that_may_be_unpaired() -> None:

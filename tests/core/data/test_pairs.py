@@ -14,7 +14,7 @@ from ccaco_cli.core.types import PairRecord
 @pytest.fixture
 def data(tmp_path: Path) -> shards.PairData:
     def record(i: int, split: str, group: str, captions: int, **more: str) -> PairRecord:
-        media = {"audio": b"sound %d" % i}
+        media = {"raw": b"sound %d" % i}
         return PairRecord(f"id{i}", group, split, media, [f"{i}.{c}" for c in range(captions)], meta={"n": i}, **more)
 
     rows = [
@@ -25,13 +25,13 @@ def data(tmp_path: Path) -> shards.PairData:
         record(4, "test", "g2", 2, domain="a", family="f"),
         record(5, "test", "g3", 1, domain="c", family="h"),
     ]
-    shards.write(rows, tmp_path / "d", name="toy", modalities=("audio", "text"), workers=0, rows_per_shard=2)
+    shards.write(rows, tmp_path / "d", name="toy", modalities=("raw", "text"), workers=0, rows_per_shard=2)
     return shards.open(tmp_path / "d")
 
 
 def test_codes_are_dense_and_agree_between_splits(data: shards.PairData) -> None:
     train, test = data.split("train"), data.split("test")
-    assert (data.name, data.modalities, data.splits) == ("toy", ("audio", "text"), ("train", "test"))
+    assert (data.name, data.modalities, data.splits) == ("toy", ("raw", "text"), ("train", "test"))
     assert (len(train), len(test), train.ids) == (3, 3, ["id1", "id2", "id3"])
     assert train.group.tolist() == [0, 1, 0] and test.group.tolist() == [1, 2, 3] and train.group.dtype == np.int64
     assert train.domains == test.domains == ("a", "b", "c")
@@ -45,7 +45,7 @@ def test_captions_media_and_meta(data: shards.PairData) -> None:
     train = data.split("train")
     assert train.captions == ["1.0", "1.1", "2.0", "2.1", "2.2", "3.0"]
     assert train.caption_start.tolist() == [0, 2, 5, 6] and train.caption_row.tolist() == [0, 0, 1, 1, 1, 2]
-    assert train.media("audio", [2, 0]) == [b"sound 3", b"sound 1"] and train.media("audio", np.array([1])) == [b"sound 2"]
+    assert train.media("raw", [2, 0]) == [b"sound 3", b"sound 1"] and train.media("raw", np.array([1])) == [b"sound 2"]
     assert train.meta(2) == {"n": 3}
 
 
@@ -53,7 +53,7 @@ def test_select_is_a_view_of_everything(data: shards.PairData) -> None:
     test = data.split("test")
     some = test.select(np.array([2, 0]))
     assert some.ids == ["id5", "id0"] and some.captions == ["5.0", "0.0"] and some.caption_start.tolist() == [0, 1, 2]
-    assert some.group.tolist() == [3, 1] and some.media("audio", [0]) == [b"sound 5"] and some.meta(1) == {"n": 0}
+    assert some.group.tolist() == [3, 1] and some.media("raw", [0]) == [b"sound 5"] and some.meta(1) == {"n": 0}
     in_a = test.select(test.domain == test.domains.index("a"))
     assert in_a.ids == ["id4"] and in_a.select([0]).captions == ["4.0", "4.1"] and len(in_a) == 1
 
@@ -64,13 +64,13 @@ def test_pickling_carries_no_media_and_no_texts(data: shards.PairData) -> None:
     packed = pickle.dumps(train)
     assert b"sound 1" not in packed and b"2.2" not in packed
     again = pickle.loads(packed)
-    assert again.media("audio", [0]) == [b"sound 1"] and again.captions == train.captions and again.group.tolist() == [0, 1, 0]
+    assert again.media("raw", [0]) == [b"sound 1"] and again.captions == train.captions and again.group.tolist() == [0, 1, 0]
 
 
 def test_what_is_not_there(data: shards.PairData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'val'.*one of train, test"):
         data.split("val")
-    with pytest.raises(DataError, match=r"no media of modality 'image'.*expected audio"):
+    with pytest.raises(DataError, match=r"no media of modality 'image'.*expected raw"):
         data.split("train").media("image", [0])
     with pytest.raises(DataError, match="no media of modality 'text'"):
         data.split("train").media("text", [0])

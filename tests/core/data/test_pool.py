@@ -15,7 +15,7 @@ from ccaco_cli.core.data.checks import Passed, Rules
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
-RULES = Rules(None, ("audio", "text"))
+RULES = Rules(None, ("raw", "text"))
 
 
 def test_order_holds_and_reading_ahead_is_bounded() -> None:
@@ -24,7 +24,7 @@ def test_order_holds_and_reading_ahead_is_bounded() -> None:
     def records() -> Iterator[PairRecord]:
         nonlocal taken
         for taken in range(1, 1001):
-            yield PairRecord(str(taken), "", "train", {"audio": b"%d" % taken}, ["a"])
+            yield PairRecord(str(taken), "", "train", {"raw": b"%d" % taken}, ["a"])
 
     furthest = 0
     ids = []
@@ -37,7 +37,7 @@ def test_order_holds_and_reading_ahead_is_bounded() -> None:
 
 
 def test_a_worker_that_dies_is_told() -> None:
-    killers = (PairRecord(str(i), "", "train", {"audio": b"a"}, [_Killer()]) for i in range(3))  # type: ignore[list-item]
+    killers = (PairRecord(str(i), "", "train", {"raw": b"a"}, [_Killer()]) for i in range(3))  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"a worker process died.*fewer --workers"):
         list(pool.checked(killers, RULES, 2))
 

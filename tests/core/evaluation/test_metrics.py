@@ -291,6 +291,15 @@ def test_n_way_accuracy():
         metrics.n_way_accuracy([[1.0]], [0])
 
 
+def test_best_threshold():
+    assert metrics.best_threshold([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]) == 2.5
+    assert metrics.best_threshold([2.0, 4.0, NAN], [1.0, 3.0, 3.5, 0.0]) in (1.5, 3.75)
+    assert metrics.best_threshold([1.0], [1.0]) in (0.0, 2.0)  # a constant opinion
+    for true, false in (([NAN], [1.0]), ([], [1.0])):
+        with pytest.raises(DataError, match="no scores"):
+            metrics.best_threshold(true, false)
+
+
 def test_matching_accuracy():
     assert metrics.matching_accuracy([2.0, -1.0, 0.0, -3.0, 1.0, NAN], [1, 1, 1, 0, 0, 0]).tolist() == [1, 0, 0, 1, 0, 0]
     assert metrics.matching_accuracy(np.ones(10), np.arange(10) % 2).mean() == 0.5  # a constant opinion scores chance

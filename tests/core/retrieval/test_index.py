@@ -120,5 +120,5 @@ def test_every_file_is_in_the_manifest(index: Path) -> None:
 def test_thumbnails() -> None:
     out = io.BytesIO()
     Image.new("RGB", (600, 300), "red").save(out, "PNG")
-    small = Image.open(io.BytesIO(thumbnail(out.getvalue())))
+    small = Image.open(io.BytesIO(thumbnail("image", out.getvalue())))
     assert (small.size, small.format) == ((224, 112), "JPEG")

@@ -11,7 +11,7 @@ from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.prepare import prepare
-from ccaco_cli.core.workflows.retrieve import by_image, by_text
+from ccaco_cli.core.workflows.retrieve import by_file, by_text
 from ccaco_cli.core.workflows.train import Asked, train
 
 ROOT = Path(os.environ.get("CCACO_REAL_DATA", "/nowhere"))
@@ -43,5 +43,5 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
     ((_, hits),) = by_text(index, ["a dog runs through the snow"], k=10, rerank=None)
     assert sum("dog" in " ".join(hit.item["text"]).lower() for hit in hits) >= 5
     photo = ROOT / "flickr8k/Images" / Path(hits[0].item["id"]).name
-    found = by_image(index, photo if photo.suffix else photo.with_suffix(".jpg"), k=10, rerank=None)
+    found = by_file(index, "image", photo if photo.suffix else photo.with_suffix(".jpg"), k=10, rerank=None)
     assert len(found) == 10

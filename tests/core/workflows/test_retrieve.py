@@ -9,7 +9,7 @@ from PIL import Image
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.workflows.retrieve import AT_ONCE, by_image, by_text
+from ccaco_cli.core.workflows.retrieve import AT_ONCE, by_file, by_text
 
 
 def test_queries_are_answered_in_order_and_blank_lines_left_out(index: Path) -> None:
@@ -34,14 +34,14 @@ def test_a_stream_is_read_no_further_than_needed(index: Path) -> None:
 
 def test_a_picture_finds_captions_and_a_broken_one_is_refused(index: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (50, 40), "green").save(tmp_path / "p.png")
-    hits = by_image(Index(index), tmp_path / "p.png", k=4, rerank=0)
+    hits = by_file(Index(index), "image", tmp_path / "p.png", k=4, rerank=0)
     assert len(hits) == 4
     assert all(isinstance(h.item["text"], str) for h in hits)
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     for name, words in (
         ("bad.png", r"not a picture: .*bad\.png"),
-        ("gone.png", "cannot read this picture"),
-        (".", "cannot read this picture"),
+        ("gone.png", "cannot read this file"),
+        (".", "cannot read this file"),
     ):
         with pytest.raises(DataError, match=words):
-            by_image(Index(index), tmp_path / name, k=1, rerank=0)
+            by_file(Index(index), "image", tmp_path / name, k=1, rerank=0)

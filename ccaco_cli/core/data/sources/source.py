@@ -20,6 +20,7 @@ class SourceOptions:
     columns   for ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> the column's name there
     separator for ``table``: CSV separator
     template  for sources of classes: the caption made of a class name; empty = the source's own
+    fold      for ``audiofolder``: the test fold of a set in folds; 0 = the last
     name      for ``hub``: what comes after the colon of ``hub:NAME``
     unpaired  domains whose samples may be without captions; for ``imagefolder``, folders of pictures without class folders
     """
@@ -30,6 +31,7 @@ class SourceOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
     template: str = ""
+    fold: int = 0
     name: str = ""
     unpaired: tuple[str, ...] = ()
 

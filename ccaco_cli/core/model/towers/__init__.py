@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.positions import lengthen
 from ccaco_cli.core.model.towers.tiles import tiled
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec, Window
 from ccaco_cli.core.model.towers.weights import nearest
 
 Builder = Callable[[TowerSpec, str, int, int], Tower]
+ClipBuilder = Callable[[TowerSpec, Window], Tower]
 
 
-def _in(module: str, function: str = "build") -> Builder:
+def _in(module: str, function: str = "build") -> Callable[..., Tower]:
     """The builder of a module, imported when first called: a family's libraries take seconds to import."""
 
-    def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
-        tower: Tower = getattr(import_module(f"{__name__}.{module}"), function)(spec, modality, size, context_length)
+    def build(*arguments: Any) -> Tower:
+        tower: Tower = getattr(import_module(f"{__name__}.{module}"), function)(*arguments)
         return tower
 
     return build
@@ -31,20 +33,39 @@ FAMILIES: dict[str, Builder] = {
     "timm": _in("vision", "build_timm"),
     "hf": _in("hf"),
 }
+CLIP_FAMILIES: dict[str, dict[str, ClipBuilder]] = {
+    "audio": {"tiny": _in("sound", "build_tiny"), "hf": _in("sound", "build_hf")},
+    "video": {"tiny": _in("film", "build_tiny"), "frames": _in("film", "build_frames"), "hf": _in("film", "build_hf")},
+}
 
 
-def build(spec: str, modality: str, *, size: int = 0, context_length: int = 0, tiles: str = "", positions: str = "stretch") -> Tower:
+def build(
+    spec: str,
+    modality: str,
+    *,
+    size: int = 0,
+    context_length: int = 0,
+    tiles: str = "",
+    positions: str = "stretch",
+    window: Window | None = None,
+) -> Tower:
     """Builds the tower that a SPEC (``family:name@weights``) names.
 
-    modality        image | text
+    modality        image | text | audio | video
     size            pixels of the square input of an image tower; 0 = the family's own (tiny: 64)
     context_length  most tokens of a caption; 0 = the family's own (tiny: 48)
     tiles           ROWSxCOLUMNS squares of that size that a picture is cut into; "" = none
     positions       how learned positions reach a longer context than the tower was trained for, an entry of ``positions.RULES``
+    window          of audio and video towers; None = the family's own
     Returns         Tower in training mode, on the CPU, float32; random weights come from torch's global generator
     Raises          TowerError: unknown family or name, a modality the family lacks, weights that are missing or do not fit
     """
     parsed = TowerSpec.parse(spec)
+    if modality in CLIP_FAMILIES:
+        known = CLIP_FAMILIES[modality]
+        if parsed.family not in known:
+            raise TowerError(f"no such family of {modality} towers", where=spec, expected=nearest(parsed.family, known))
+        return known[parsed.family](parsed, window or Window())
     if parsed.family not in FAMILIES:
         raise TowerError("unknown tower family", where=spec, expected=nearest(parsed.family, FAMILIES))
     tower = FAMILIES[parsed.family](parsed, modality, size, context_length)

@@ -45,7 +45,7 @@ class HfText(nn.Module):
         return Features(tokens, mask, masked_mean(tokens, mask) if pooled is None else pooled)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        _grad_checkpointing(self.body, enable)
+        grad_checkpointing(self.body, enable)
 
     def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
         """Room for ``count`` tokens, learned positions by ``rule`` (``positions.RULES``)."""
@@ -77,7 +77,7 @@ class HfPicture(PictureModule):
         return tokens, tokens[:, 0] if special else own_pooled(getattr(found, "pooler_output", None), tokens), grid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        _grad_checkpointing(self.body, enable)
+        grad_checkpointing(self.body, enable)
 
 
 @dataclass(frozen=True)
@@ -110,30 +110,16 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
     """
     refuse_modality(spec, modality, ("image", "text"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
-    looks_local = spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
-    name = str(Path(spec.name).expanduser()) if looks_local else spec.name
-    if looks_local and not Path(name).is_dir():
-        raise TowerError("no model folder here", where=name, expected="a folder with config.json, or a name on the hub")
-    if not spec.name:
-        raise TowerError("no model is named", where=spec, expected="hf:NAME or hf:FOLDER")
-    file = weights_file(spec)
-    revision = "main" if file or spec.weights in ("", RANDOM) else spec.weights
-    with hub(spec):
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        reader = (AutoTokenizer if modality == "text" else AutoImageProcessor).from_pretrained(name, revision=revision)
-        model = _model(spec, name, config, revision, load=spec.weights != RANDOM and file is None)
-    if file:
-        fit(model, read_state(file), file, ("pooler.",))
+    config, reader, model = opened(spec, AutoTokenizer if modality == "text" else AutoImageProcessor)
     joint = hasattr(model, f"{PART[modality]}_model")
     body = getattr(model, f"{PART[modality]}_model") if joint else model
     if "add_pooling_layer" in inspect.signature(type(body).__init__).parameters:
         body.pooler = None  # trained on other tasks, and without gradient here
-    kind = {k: v for k, v in body.config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype")}
-    facts = json.dumps(kind, sort_keys=True, default=str)
-    save = partial(_save, [config.save_pretrained, reader.save_pretrained])
+    facts = told(body.config)
+    save = partial(save_all, [config.save_pretrained, reader.save_pretrained])
     pretrained = spec.weights != RANDOM
     if modality == "image":
-        picture = _picture(reader, size, spec)
+        picture = geometry(reader, size, spec)
         return picture_tower(spec, HfPicture(body, picture), picture, pretrained=pretrained, facts=(facts,), save_assets=save)
 
     reader.padding_side = reader.truncation_side = "right"
@@ -157,6 +143,31 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
     )
 
 
+def opened(spec: TowerSpec, readers: Any) -> tuple[Any, Any, Any]:
+    """(config, reader, model) of ``hf:NAME|FOLDER[@REVISION|FILE|none]``; ``readers`` = the Auto class of what prepares its inputs."""
+    looks_local = spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
+    name = str(Path(spec.name).expanduser()) if looks_local else spec.name
+    if looks_local and not Path(name).is_dir():
+        raise TowerError("no model folder here", where=name, expected="a folder with config.json, or a name on the hub")
+    if not spec.name:
+        raise TowerError("no model is named", where=spec, expected="hf:NAME or hf:FOLDER")
+    file = weights_file(spec)
+    revision = "main" if file or spec.weights in ("", RANDOM) else spec.weights
+    with hub(spec):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        reader = readers.from_pretrained(name, revision=revision)
+        model = _model(spec, name, config, revision, load=spec.weights != RANDOM and file is None)
+    if file:
+        fit(model, read_state(file), file, ("pooler.",))
+    return config, reader, model
+
+
+def told(config: Any) -> str:
+    """What names an architecture in a fingerprint."""
+    kind = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype")}
+    return json.dumps(kind, sort_keys=True, default=str)
+
+
 def _model(spec: TowerSpec, name: str, config: Any, revision: str, *, load: bool) -> Any:
     if not load:
         return AutoModel.from_config(config)
@@ -174,7 +185,7 @@ def _model(spec: TowerSpec, name: str, config: Any, revision: str, *, load: bool
     return model
 
 
-def _picture(processor: Any, size: int, spec: TowerSpec) -> Picture:
+def geometry(processor: Any, size: int, spec: TowerSpec) -> Picture:
     """The geometry and numbers of a transformers image processor."""
     if abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         raise TowerError("this image processor is not supported", where=spec, expected="pixels scaled to 0..1", next="timm:NAME")
@@ -204,12 +215,12 @@ def _cells(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
     return (size[0] // patch[0], size[1] // patch[1]) if patch else None
 
 
-def _grad_checkpointing(model: Any, enable: bool) -> None:
+def grad_checkpointing(model: Any, enable: bool) -> None:
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # renamed within transformers 5
     getattr(model, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
 
 
-def _save(savers: list[Callable[[Path], Any]], folder: Path) -> str:
+def save_all(savers: list[Callable[[Path], Any]], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for save in savers:
         save(folder)

@@ -33,17 +33,34 @@ class TowerSpec:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What an audio or video tower takes in of a clip; 0 or empty = the tower's own.
+
+    size           pixels a side of a frame
+    seconds        the start of the clip; a shorter one is taken as it is
+    rate           frames a second
+    normalisation  of log-mel features, an entry of ``sound.NORMALISATIONS``
+    """
+
+    size: int = 0
+    seconds: float = 0.0
+    rate: float = 0.0
+    normalisation: str = ""
+
+
+@dataclass(frozen=True)
 class Tower:
     """One built encoder.
 
     module      nn.Module: dict of input tensors -> Features (tokens [B, N, W], mask [B, N] True = real, pooled [B, W])
     preprocess  one decoded sample -> what the loader stacks; image: PIL image -> uint8 [3, H, W];
                 text: list[str] -> {"ids" int64 [n, L], "mask" bool [n, L], "cut" bool [n]}, padded to the longest of the list;
-                cut says whose end did not fit. Picklable.
+                cut says whose end did not fit;
+                audio, video: ``types.Recording`` -> [n, ...], time first, n as the clip is long. Picklable, and its repr tells all it does.
                 text towers' also have ``words``: text -> [(word, places of its tokens)], for explanations
     width       W
     tokens      the most tokens that a sample can have (context length, or grid height x width plus special tokens)
-    grid        (height, width) of the patch grid; the last height*width tokens are the patches, row by row; None for text
+    grid        (height, width) of the patch grid; the last height*width tokens are the patches, row by row; None where there is no grid
     pretrained  True when weights were loaded
     fingerprint sha256 of spec, weights and preprocessing: equal fingerprint = equal output
     save_assets (folder) -> SPEC that rebuilds this architecture and preprocessing from that folder (without weights, no network)

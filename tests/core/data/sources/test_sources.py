@@ -13,7 +13,7 @@ def test_every_entry_is_a_source_of_that_name() -> None:
     assert {"webdataset", "hub", "sugarcrepe"} <= set(SOURCES)
     for name, source in SOURCES.items():
         assert source.name == name and source.expects and len(source.modalities) == 2
-    assert {name for name, source in SOURCES.items() if source.embedded} == {"scenes", "scenes-styles"}
+    assert {name for name, source in SOURCES.items() if source.embedded} == {"scenes", "scenes-styles", "bounces"}
     with pytest.raises(KeyError):
         SOURCES["flickr"]
 

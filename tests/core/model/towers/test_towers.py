@@ -26,7 +26,7 @@ def test_families_are_the_documented_ones() -> None:
         ("tiny:vti", "image", "tiny:vit"),
         ("tiny:vit", "text", "unknown tiny text tower"),
         ("tiny@laion", "image", "expected tiny or tiny@none"),
-        ("tiny", "audio", "no audio tower"),
+        ("timm:resnet18@none", "audio", "no such family of audio towers"),
         ("timm:resnet18@none", "text", "no text tower"),
         ("timm:resnet1o@none", "image", "resnet18"),
         ("timm:resnet18.a1_in1", "image", "resnet18.a1_in1k"),

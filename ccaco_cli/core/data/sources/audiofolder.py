@@ -1,0 +1,115 @@
+"""Sounds in class folders: ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``, or in folds as ESC-10 and ESC-50 have them, captioned by class."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split, read_lines
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+
+_EXPECTS = (
+    "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; or ESC-10 or ESC-50 with its folds"
+)
+_TEMPLATE = "the sound of {}"
+_SUFFIXES = (".wav", ".ogg", ".oga", ".opus", ".mp3", ".flac", ".m4a", ".aac", ".aif", ".aiff")
+_ESC = re.compile(r"(?P<fold>\d)-(?P<recording>\d+)-(?P<take>[A-Z])(?:-(?P<target>\d+))?")
+"""ESC's file names: fold, Freesound id, take, and in ESC-50 the number of the class."""
+VAL = 0.1
+"""Share of the recordings of the other folds that are for validation."""
+
+
+@dataclass(frozen=True)
+class _Sound:
+    path: Path
+    id: str
+    label: str
+    split: str | None
+    fold: int
+    recording: str
+
+
+def _read(root: Path | None, options: SourceOptions) -> SourceData:
+    if root is None or not root.is_dir():
+        raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH")
+    template = options.template or _TEMPLATE
+    if "{}" not in template:
+        raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
+    sounds = list(_sounds(root, _categories(root)))
+    if not sounds:
+        raise DataError("no sound in this folder", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH")
+    folds = sorted({sound.fold for sound in sounds})
+    in_folds = folds[0] > 0 and len(folds) > 1 and not any(sound.split for sound in sounds)
+    if options.fold and (not in_folds or options.fold not in folds):
+        raise DataError(
+            "no such fold",
+            where=f"--fold {options.fold}",
+            expected=f"one of {', '.join(map(str, folds))}" if in_folds else "a set in folds",
+        )
+    test = options.fold or folds[-1]
+    protocol = "audiofolder (split folders where there are any; else 80/10/10 by hash of the path)"
+    if in_folds:
+        others = "+".join(str(fold) for fold in folds if fold != test)
+        protocol = f"audiofolder: test on fold {test}, train on folds {others}, a tenth of their recordings by hash for validation"
+    return SourceData(
+        records=_records(sounds, template, test if in_folds else 0),
+        protocol=protocol,
+        facts={"template": template, "classes": len({sound.label for sound in sounds})} | ({"test_fold": test} if in_folds else {}),
+    )
+
+
+def _records(sounds: list[_Sound], template: str, test_fold: int) -> Iterator[PairRecord]:
+    for sound in sounds:
+        split = sound.split or hash_split(sound.id)
+        if test_fold:
+            # takes of one recording stay together
+            split = "test" if sound.fold == test_fold else "val" if hash_fraction(sound.recording) < VAL else "train"
+        yield PairRecord(
+            id=sound.id,
+            group=sound.label,  # two sounds of one class have the same caption: no negatives of each other
+            split=split,
+            media={"audio": sound.path},
+            captions=[template.format(sound.label), sound.label] if sound.label else [],
+            label=sound.label,
+        )
+
+
+def _sounds(root: Path, categories: dict[str, str]) -> Iterator[_Sound]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # a linked folder is not walked; yielded as if it were a sound, it is counted and named among the rejects
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        sounds = [name for name in files if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
+        for name in sorted(sounds + links):
+            path = Path(folder, name)
+            id = path.relative_to(root).as_posix()
+            places = path.relative_to(root).parts[:-1]
+            split = SPLIT_NAMES.get(places[0].lower()) if places else None
+            label = categories.get(name) or (_class_name(places[-1]) if places[1 if split else 0 :] else "")
+            esc = _ESC.fullmatch(path.stem)
+            yield _Sound(path, id, label, split, int(esc["fold"]) if esc else 0, esc["recording"] if esc else path.stem)
+
+
+def _class_name(folder: str) -> str:
+    """``003 - Sea waves`` -> ``sea waves``."""
+    return re.sub(r"^\d+\s*-\s*", "", folder).replace("_", " ").strip().lower()
+
+
+def _categories(root: Path) -> dict[str, str]:
+    """File name -> class, of ESC-50's ``meta/esc50.csv`` where it is."""
+    table = root / "meta" / "esc50.csv"
+    if not table.is_file():
+        return {}
+    rows = list(csv.DictReader(read_lines(table)))
+    if not rows or not {"filename", "category"} <= rows[0].keys():
+        raise DataError("a table of another shape", where=table, expected="the columns filename and category")
+    return {row["filename"]: row["category"].replace("_", " ") for row in rows}
+
+
+SOURCE = Source("audiofolder", ("audio", "text"), _EXPECTS, _read)

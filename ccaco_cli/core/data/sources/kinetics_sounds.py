@@ -1,0 +1,180 @@
+"""Kinetics-Sounds: clips in class folders, or the list files as distributed over a folder of clips.
+
+The set was drawn from Kinetics by class, and published work differs in which: the number of classes names the protocol, and the hash of the
+list tells two lists of one length apart. Clips vanish from the site they came from, so what is missing is stamped on the data set and, with
+its protocol, on every result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, decode_text, hash_fraction, read_lines, revision_of
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import PairRecord
+
+_EXPECTS = (
+    "CLASS/*.mp4 (under train/ val/ test/ if you have splits; class.txt chooses classes), "
+    "or the lists *train*.txt and *test*.txt (ID,10,LABEL) beside the clips"
+)
+_NEXT = "ccaco prepare kinetics-sounds --source PATH"
+_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+_CLIP = re.compile(r"(?P<video>.{11})_(?P<start>\d+)(?:_\d+)?")
+"""Both spellings: ``VIDEO_000058_000068`` and ``VIDEO_58``."""
+PROTOCOLS = {
+    31: "the lists of OGM-GE (arXiv:2203.15332)",
+    32: "what the released Kinetics-400 has of the 34",
+    33: "the class.txt that goes round with the lists",
+    34: "the original (arXiv:1705.08168, appendix A)",
+}
+"""Number of classes -> whose choice it is."""
+VAL = 0.1
+"""Share of the training videos, by hash of their id, that are for validation where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """path is None for one that is missing."""
+
+    name: str
+    label: str
+    split: str
+    path: Path | None
+
+
+def _read(root: Path | None, options: SourceOptions) -> SourceData:
+    if root is None or not root.is_dir():
+        raise DataError("no folder here", where=root, expected=_EXPECTS, next=_NEXT)
+    lists = _lists(root)
+    if lists:
+        clips, classes, absent = _listed(root, lists)
+        revision = revision_of(*lists)
+    else:
+        clips, classes, absent = _in_folders(root)
+        revision = ""
+    missing = sorted(clip.name for clip in clips if clip.path is None)
+    if len(missing) == len(clips):
+        what = f"none of the {len(clips):,} listed clips is here" if clips else "no clips here"
+        raise DataError(what, where=root, expected=_EXPECTS, next=_NEXT)
+    listed, lost = Counter(clip.split for clip in clips), Counter(clip.split for clip in clips if clip.path is None)
+    known = PROTOCOLS.get(len(classes), "no published number of classes")
+    protocol = f"kinetics-sounds-{len(classes)} ({known}; class list sha256:{_hash(classes)})"
+    protocol += "".join(f", {split} {lost[split]:,} of {count:,} missing" for split, count in sorted(listed.items()) if lost[split])
+    facts = {
+        "classes": len(classes),
+        "class_list": _hash(classes),
+        "classes_without_clips": absent,
+        "listed": dict(listed),
+        "missing": dict(lost),
+        "missing_list": _hash(missing) if missing else "",
+    }
+    here = [clip for clip in clips if clip.path is not None]
+    return SourceData(
+        records=_records(here),
+        protocol=protocol,
+        licence="clips belong to their uploaders; Kinetics' annotations CC BY 4.0",
+        revision=revision,
+        facts=facts,
+        counts=Counter(clip.split for clip in here),
+    )
+
+
+def _records(clips: list[_Clip]) -> Iterator[PairRecord]:
+    for clip in clips:
+        if clip.path is not None:
+            media = {"video": clip.path, "audio": clip.path}
+            yield PairRecord(id=clip.name, group=clip.name, split=clip.split, media=media, label=clip.label)
+
+
+def _lists(root: Path) -> dict[Path, str]:
+    """List files -> their split, by name."""
+    found = {}
+    for path in sorted(root.glob("*.txt")):
+        words = [SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_NAMES]
+        if words:
+            found[path] = words[0]
+    return found
+
+
+def _listed(root: Path, lists: dict[Path, str]) -> tuple[list[_Clip], list[str], list[str]]:
+    """Clips of the lists, in their order; classes by number, for the lists name none."""
+    files = {_key(path.stem): path for path in _files(root)}
+    has_val = "val" in lists.values()
+    clips = []
+    for table, split in lists.items():
+        for number, line in enumerate(read_lines(table), 1):
+            parts = line.strip().rsplit(",", 2)
+            name, label = parts[0].removesuffix(".mp4"), parts[-1].strip()
+            if len(parts) != 3 or not label.isdigit() or not _CLIP.fullmatch(name):
+                expected = "ID_START_END,10,LABEL or ID_START,10,LABEL"
+                raise DataError("not a line of a Kinetics-Sounds list", where=f"{table.name}:{number}: {line[:60]}", expected=expected)
+            clips.append(_Clip(name, label, _split(split, name, has_val), files.get(_key(name))))
+    twice = [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]
+    if twice:
+        raise DataError("a clip is listed twice", where=twice[0], expected="each clip once, in one list")
+    return clips, sorted({clip.label for clip in clips}, key=int), []
+
+
+def _in_folders(root: Path) -> tuple[list[_Clip], list[str], list[str]]:
+    """Clips of class folders; ``class.txt`` (names with commas or lines between them) says which classes are meant."""
+    wanted = _class_list(root)
+    found = []
+    for path in _files(root):
+        places = path.relative_to(root).parts[:-1]
+        split = SPLIT_NAMES.get(places[0].lower(), "") if places else ""
+        label = _class_name(places[-1]) if places[1 if split else 0 :] else ""
+        if label and (wanted is None or label in wanted):
+            found.append((path, label, split))
+    splits = {split for _, _, split in found}
+    clips = []
+    for path, label, split in found:
+        clips.append(_Clip(path.stem, label, _split(split, path.stem, "val" in splits), path))
+    classes = wanted if wanted is not None else sorted({clip.label for clip in clips})
+    return clips, classes, sorted(set(classes) - {clip.label for clip in clips})
+
+
+def _split(split: str, name: str, has_val: bool) -> str:
+    """Clips of one video stay together."""
+    fraction = hash_fraction(_key(name)[0])
+    if not split:
+        return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
+    return "val" if split == "train" and not has_val and fraction < VAL else split
+
+
+def _key(stem: str) -> tuple[str, int]:
+    """Video and second: equal for both spellings of one clip."""
+    found = _CLIP.fullmatch(stem)
+    return (found["video"], int(found["start"])) if found else (stem, -1)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+
+
+def _class_list(root: Path) -> list[str] | None:
+    file = root / "class.txt"
+    if not file.is_file():
+        return None
+    names = (_class_name(name) for name in re.split(r"[,\n]", decode_text(file.read_bytes())))
+    return sorted({name for name in names if name})
+
+
+def _class_name(text: str) -> str:
+    return " ".join(text.replace("_", " ").lower().split())
+
+
+def _hash(names: Iterable[str]) -> str:
+    """Start of the SHA-256 of names, one a line, in the order given."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+SOURCE = Source("kinetics-sounds", ("video", "audio"), _EXPECTS, _read)
