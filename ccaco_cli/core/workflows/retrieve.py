@@ -19,6 +19,7 @@ from ccaco_cli.core.retrieval import explain
 from ccaco_cli.core.retrieval.explain import Explanation
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import Hit, encode_query, search
+from ccaco_cli.core.types import Encoded
 
 AT_ONCE = 64
 
@@ -37,7 +38,7 @@ def by_file(index: Index, modality: str, file: Path, *, k: int, rerank: int | No
     """What belongs to a picture, a sound or a film: items of the index's other modality."""
     runtime.threads()
     index.other(modality)
-    return search(index, modality, encode_query(index, modality, [_decoded(modality, file)]), k, rerank)[0]
+    return search(index, modality, _asked(index, modality, file)[1], k, rerank)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +75,7 @@ def explained(index: Index, modality: str, query: str | Path, hits: Sequence[Hit
             "this index holds vectors only, no tokens to explain", where=index.manifest.path, expected="an index of a run with beta > 0"
         )
     backwards = modality == first
-    sample = _decoded(modality, query) if isinstance(query, Path) else query
-    asked = encode_query(index, modality, [sample])
+    sample, asked = _asked(index, modality, query) if isinstance(query, Path) else (query, encode_query(index, modality, [query]))
     weight = 1.0 if index.headline == "cross" else index.weight
     for hit in hits:
         found = index.sides[second if backwards else first].encoded([hit.row])
@@ -99,9 +99,11 @@ def as_seen(tower: Tower, sample: Any) -> NDArray[np.uint8]:
     return np.repeat(grey[::-1, :, None].round(), 3, 2).astype(np.uint8)
 
 
-def _decoded(modality: str, file: Path) -> Any:
+def _asked(index: Index, modality: str, file: Path) -> tuple[Any, Encoded]:
+    """What a file holds, as decoded and as the index's model sees it."""
     try:
-        return DECODERS[modality](file.read_bytes())
+        sample = DECODERS[modality](file.read_bytes())
+        return sample, encode_query(index, modality, [sample])  # recordings are decoded here
     except OSError as error:
         raise DataError(f"cannot read this file ({error.strerror or error})", where=file, expected=f"a readable {modality} file") from None
     except DataError as error:  # decoders see bytes and do not know whose

@@ -22,11 +22,11 @@ def make(tmp_path: Path) -> Make:
         """Rows of (split, domain, label); captions name their row; no captions in domain ``bare``."""
         records = [
             PairRecord(
-                f"id{i}", f"g{i}", split, {"audio": b"%d" % i}, [] if domain == "bare" else [f"{i}.0", f"{i}.1"], domain, label, f"f{i % 2}"
+                f"id{i}", f"g{i}", split, {"smell": b"%d" % i}, [] if domain == "bare" else [f"{i}.0", f"{i}.1"], domain, label, f"f{i % 2}"
             )
             for i, (split, domain, label) in enumerate(rows)
         ]
-        shards.write(records, tmp_path / "d", name="toy", modalities=("audio", "text"), workers=0, unpaired=("bare",), **more)
+        shards.write(records, tmp_path / "d", name="toy", modalities=("smell", "text"), workers=0, unpaired=("bare",), **more)
         return shards.open(tmp_path / "d")
 
     return written
@@ -48,7 +48,7 @@ def test_the_splits_of_a_view(make: Make) -> None:
         ["id10", "id12", "id14"],
     ]
     assert view.split("test").captions == ["11.0", "11.1", "13.0", "13.1"]
-    assert view.modalities == ("audio", "text") and view.manifest.sha256 == view.whole.manifest.sha256
+    assert view.modalities == ("smell", "text") and view.manifest.sha256 == view.whole.manifest.sha256
 
 
 def test_of_the_targets_training_rows_nothing_is_known_but_media_and_domain(make: Make) -> None:
@@ -57,7 +57,7 @@ def test_of_the_targets_training_rows_nothing_is_known_but_media_and_domain(make
     assert train.captions == ["0.0", "0.1", "2.0", "2.1", "4.0", "4.1"]
     assert train.caption_start.tolist() == [0, 2, 4, 6, 6, 6] and train.caption_row.tolist() == [0, 0, 1, 1, 2, 2]
     assert unpaired_rows(train).tolist() == [3, 4]
-    assert train.media("audio", [3, 0]) == [b"1", b"0"]
+    assert train.media("smell", [3, 0]) == [b"1", b"0"]
     for column in (train.group, train.label, train.family):
         assert (column[3:] == -1).all() and (column[:3] >= 0).all()
     assert [train.domains[d] for d in train.domain] == ["a", "b", "a", "t", "t"]
