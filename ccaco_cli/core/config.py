@@ -30,7 +30,7 @@ class TowerConfig:
     normalisation   of log-mel features: an entry of ``towers.sound.NORMALISATIONS``, empty = the tower's own
     cache_tokens    a cached patch grid is average-pooled to at most this many tokens
     center          auto | on | off: subtract the running mean token before pooling (auto: on when trained from scratch)
-    pool            mean | cls | attention: tokens -> one vector
+    pool            mean | max | cls | attention: tokens -> one vector
     input_dropout   on the tokens (or the class token), before pooling and projection
     head_dropout    inside the residual MLP of the head
     """
@@ -219,8 +219,8 @@ class RunConfig:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # towers that learn from nothing, in minutes on two cores; things fill few cells of a small picture, so cells are weighted, not averaged
-    "scratch": {"optim.epochs": 8, "loss.cross_batch": 32, "model.image.pool": "attention"},
+    # towers that learn from nothing, in minutes on two cores; things fill few cells of a small picture, and a mean drowns them
+    "scratch": {"optim.epochs": 8, "loss.cross_batch": 32, "model.image.pool": "max"},
     # towers that stay as they are: heads only, strongly regularised (SCIENCE, finding 3)
     "locked": {
         "optim.epochs": 25,

@@ -21,14 +21,12 @@ COLOURS: dict[str, RGB] = {
     "green": (44, 158, 70),
     "blue": (44, 104, 218),
     "purple": (144, 62, 186),
-    "white": (248, 248, 246),
-    "black": (48, 46, 54),
 }
-# A grey drawing has no hues; eight tones keep the captions' colours visible, so that a style shifts the look and not the meaning.
-TONES = {"black": 44, "purple": 74, "blue": 104, "red": 134, "green": 164, "orange": 194, "yellow": 222, "white": 250}
+# A grey drawing has no hues; six tones keep the captions' colours visible, so that a style shifts the look and not the meaning.
+TONES = {"purple": 56, "blue": 92, "red": 128, "green": 164, "orange": 200, "yellow": 236}
 
 # Where another thing rests on a figure, and where it fits inside one: heights and boxes in the unit square.
-SEATS = {"horse": 0.33, "sofa": 0.56, "boat": 0.62, "umbrella": 0.1, "tree": 0.1, "flower": 0.1, "house": 0.06, "car": 0.2, "cup": 0.16}
+SEATS = {"sofa": 0.56, "tree": 0.1, "house": 0.06, "car": 0.2}
 INSIDE: dict[str, Box] = {"box": (0.16, 0.34, 0.84, 0.92), "house": (0.22, 0.48, 0.78, 0.94)}
 
 _OVER = 4
@@ -47,9 +45,9 @@ class Pen:
         self.draw, self.side, self.toneless = ImageDraw.Draw(canvas), canvas.width, style == "sketch"
         tone = TONES[colour]
         self.main: RGB = (tone, tone, tone) if self.toneless else COLOURS[colour]
-        self.light = mix(self.main, (255, 255, 255), 0.25 if colour == "black" else 0.5)
-        self.dark = mix(self.main, (120, 120, 120) if colour == "black" else (0, 0, 0), 0.3)
-        self.ink = self._fill((150, 148, 158) if colour == "black" else _INK)
+        self.light = mix(self.main, (255, 255, 255), 0.5)
+        self.dark = mix(self.main, (0, 0, 0), 0.3)
+        self.ink = self._fill(_INK)
         self.width = max(1, round(self.side * 0.032))
 
     def at(self, *values: float) -> list[float]:
@@ -103,7 +101,6 @@ def grey(c: RGB) -> RGB:
 
 
 def _quadruped(pen: Pen, noun: str, pose: str) -> None:
-    horse = noun == "horse"
     if pose == "napping":
         _tail(pen, noun, 0.12, 0.8, low=True)
         pen.oval(0.42, 0.76, 0.38, 0.22)
@@ -116,28 +113,20 @@ def _quadruped(pen: Pen, noun: str, pose: str) -> None:
         pen.oval(0.36, 0.84, 0.17, 0.14)
         pen.limb(0.58, 0.62, 0.6, 0.93)
         pen.limb(0.38, 0.94, 0.48, 0.94)
-        if horse:
-            pen.poly(0.34, 0.5, 0.5, 0.12, 0.7, 0.2, 0.62, 0.62)
-        _head(pen, noun, 0.6, {"horse": 0.26, "rabbit": 0.38}.get(noun, 0.32), closed=False)
+        _head(pen, noun, 0.6, 0.32, closed=False)
         return
-    top = 0.48 if horse else 0.6
+    top = 0.6
     legs = (0.2, 0.34, 0.58, 0.7)
     steps = (-0.13, -0.1, 0.12, 0.14) if pose == "running" else (0.0, 0.0, 0.0, 0.0)
     _tail(pen, noun, 0.15, top - 0.04, low=False)
     for x, step in zip(legs, steps, strict=True):
         pen.limb(x, top + 0.08, x + step * 0.6, top + 0.22, x + step, 0.93, width=0.12)
-    if horse:
-        pen.poly(0.48, top, 0.66, 0.1, 0.82, 0.2, 0.74, top + 0.08)
-    pen.oval(0.44, top, 0.33, 0.17 if horse else 0.19)
-    _head(pen, noun, 0.74 if noun == "dog" else 0.78, 0.22 if horse else 0.4, closed=False)
+    pen.oval(0.44, top, 0.33, 0.19)
+    _head(pen, noun, 0.74 if noun == "dog" else 0.78, 0.4, closed=False)
 
 
 def _tail(pen: Pen, noun: str, x: float, y: float, *, low: bool) -> None:
-    if noun == "rabbit":
-        pen.oval(x - 0.02, y, 0.08, 0.08, pen.light)
-    elif noun == "horse":
-        pen.limb(x + 0.02, y, x - 0.08, y + 0.04, x - 0.08, min(y + 0.3, 0.93), width=0.13, fill=pen.dark)
-    elif low:
+    if low:
         pen.limb(x + 0.02, y + 0.02, x - 0.07, y + 0.03, x - 0.05, 0.93, x + 0.2, 0.94, width=0.1)
     elif noun == "cat":
         pen.limb(x + 0.06, y, x - 0.06, y - 0.1, x - 0.08, y - 0.34, x + 0.0, y - 0.4, width=0.1)
@@ -156,24 +145,12 @@ def _head(pen: Pen, noun: str, x: float, y: float, *, closed: bool) -> None:
         for side in (-1, 1):
             pen.line(x + side * 0.12, y + 0.07, x + side * 0.25, y + 0.04, width=0.02)
             pen.line(x + side * 0.12, y + 0.09, x + side * 0.25, y + 0.12, width=0.02)
-    elif noun == "dog":
+    else:
         pen.oval(x, y, 0.19, 0.19)
         pen.oval(x + 0.12, y + 0.08, 0.13, 0.095, pen.light)
         pen.oval(x + 0.21, y + 0.04, 0.045, 0.04, _INK)
         pen.oval(x - 0.15, y + 0.03, 0.085, 0.2, pen.dark)
         pen.eye(x + 0.04, y - 0.06, closed=closed)
-    elif noun == "rabbit":
-        for shift in (-0.1, 0.06):
-            pen.oval(x + shift, y - 0.19, 0.07, 0.18)
-            pen.oval(x + shift, y - 0.19, 0.03, 0.12, (250, 170, 180), outlined=False)
-        pen.oval(x, y + 0.02, 0.18, 0.17)
-        pen.eye(x + 0.06, y - 0.02, closed=closed)
-        pen.oval(x + 0.16, y + 0.05, 0.035, 0.03, (240, 130, 140))
-    else:
-        pen.poly(x - 0.12, y - 0.06, x - 0.06, y - 0.22, x + 0.02, y - 0.08)
-        pen.poly(x - 0.13, y - 0.1, x + 0.02, y - 0.13, x + 0.2, y + 0.05, x + 0.17, y + 0.18, x + 0.06, y + 0.17, x - 0.12, y + 0.1)
-        pen.limb(x - 0.05, y - 0.13, x - 0.17, y - 0.02, x - 0.23, min(y + 0.2, 0.9), width=0.13, fill=pen.dark)
-        pen.eye(x + 0.01, y - 0.02, closed=closed)
 
 
 def _bird(pen: Pen, noun: str, pose: str) -> None:
@@ -205,30 +182,9 @@ def _fish(pen: Pen, noun: str, pose: str) -> None:
     pen.line(0.97, 0.56, 0.86, 0.6)
 
 
-def _turtle(pen: Pen, noun: str, pose: str) -> None:
-    napping = pose == "napping"
-    skin = pen.light
-    pen.oval(0.84, 0.78 if napping else 0.56, 0.15, 0.13, skin)
-    pen.eye(0.88, 0.75 if napping else 0.53, closed=napping)
-    if napping:
-        pen.limb(0.16, 0.9, 0.28, 0.9, width=0.13, fill=skin)
-        pen.limb(0.56, 0.9, 0.68, 0.9, width=0.13, fill=skin)
-    else:
-        for x, step in ((0.24, -0.06), (0.58, 0.06)):
-            pen.limb(x, 0.74, x + step, 0.92, width=0.16, fill=skin)
-        pen.limb(0.66, 0.72, 0.78, 0.6, width=0.16, fill=skin)
-    pen.poly(0.1, 0.76, 0.0, 0.86, 0.16, 0.82, fill=skin)
-    pen.pie(0.42, 0.82, 0.38, 0.52, 180, 360)
-    for x in (0.26, 0.42, 0.58):
-        pen.oval(x, 0.62 if x != 0.42 else 0.5, 0.085, 0.085, pen.dark)
-
-
-# Things.
-
-
 def _ball(pen: Pen, noun: str, pose: str) -> None:
     pen.oval(0.5, 0.5, 0.46, 0.46)
-    stripe = pen.dark if pen.main == COLOURS["white"] else (250, 250, 250)
+    stripe = (250, 250, 250)
     pen.draw.arc(pen.at(-0.34, 0.1, 0.46, 0.9), -52, 52, stripe, round(pen.side * 0.09))
     pen.draw.arc(pen.at(0.54, 0.1, 1.34, 0.9), 128, 232, stripe, round(pen.side * 0.09))
     pen.draw.ellipse(pen.at(0.04, 0.04, 0.96, 0.96), None, pen.ink, pen.width)
@@ -278,52 +234,6 @@ def _sofa(pen: Pen, noun: str, pose: str) -> None:
     pen.rect(0.83, 0.42, 1.0, 0.88, radius=0.07)
 
 
-def _cup(pen: Pen, noun: str, pose: str) -> None:
-    pen.oval(0.76, 0.48, 0.2, 0.2)
-    pen.draw.ellipse(pen.at(0.66, 0.38, 0.86, 0.58), (0, 0, 0, 0), pen.ink, pen.width)
-    pen.poly(0.06, 0.16, 0.8, 0.16, 0.7, 0.96, 0.16, 0.96)
-    pen.oval(0.43, 0.17, 0.37, 0.1, (110, 70, 44))
-
-
-def _boat(pen: Pen, noun: str, pose: str) -> None:
-    pen.rect(0.46, 0.02, 0.52, 0.66, _BROWN)
-    pen.poly(0.55, 0.05, 0.95, 0.58, 0.55, 0.58, fill=(250, 250, 245))
-    pen.poly(0.43, 0.14, 0.43, 0.58, 0.1, 0.58, fill=(235, 235, 228))
-    pen.poly(0.0, 0.64, 1.0, 0.64, 0.84, 0.97, 0.17, 0.97)
-    pen.line(0.08, 0.75, 0.92, 0.75, fill=pen.light, width=0.05)
-
-
-def _balloon(pen: Pen, noun: str, pose: str) -> None:
-    pen.line(0.5, 0.74, 0.44, 0.84, 0.54, 0.91, 0.48, 1.0, width=0.035)
-    pen.poly(0.5, 0.68, 0.42, 0.78, 0.58, 0.78)
-    pen.oval(0.5, 0.36, 0.32, 0.36)
-    pen.oval(0.4, 0.22, 0.07, 0.1, mix(pen.main, (255, 255, 255), 0.75), outlined=False)
-
-
-def _umbrella(pen: Pen, noun: str, pose: str) -> None:
-    pen.limb(0.5, 0.4, 0.5, 0.9, 0.6, 0.94, 0.68, 0.86, width=0.1, fill=_BROWN)
-    pen.pie(0.5, 0.52, 0.49, 0.46, 180, 360)
-    for x in (0.17, 0.5, 0.83):
-        pen.pie(x, 0.53, 0.165, 0.1, 180, 360, pen.dark)
-    pen.line(0.5, 0.0, 0.5, 0.08, width=0.05)
-
-
-def _flower(pen: Pen, noun: str, pose: str) -> None:
-    pen.line(0.5, 0.5, 0.5, 1.0, fill=_LEAF, width=0.08)
-    pen.oval(0.34, 0.82, 0.16, 0.07, _LEAF)
-    pen.oval(0.66, 0.76, 0.16, 0.07, _LEAF)
-    for x, y in ((0.5, 0.14), (0.27, 0.3), (0.73, 0.3), (0.36, 0.53), (0.64, 0.53)):
-        pen.oval(x, y, 0.17, 0.15)
-    pen.oval(0.5, 0.35, 0.12, 0.11, (150, 90, 40) if pen.main == COLOURS["yellow"] else (250, 210, 60))
-
-
-def _hat(pen: Pen, noun: str, pose: str) -> None:
-    pen.oval(0.5, 0.82, 0.5, 0.15)
-    pen.poly(0.24, 0.14, 0.76, 0.14, 0.72, 0.82, 0.28, 0.82)
-    pen.oval(0.5, 0.15, 0.26, 0.07, pen.light)
-    pen.poly(0.265, 0.62, 0.735, 0.62, 0.72, 0.8, 0.28, 0.8, fill=pen.dark)
-
-
 def _zzz(pen: Pen, noun: str, pose: str) -> None:
     for x, y, s in ((0.02, 0.55, 0.4), (0.5, 0.08, 0.46)):
         for colour, width in (((250, 250, 250), 0.24), (_INK, 0.11)):
@@ -337,9 +247,8 @@ def _speed(pen: Pen, noun: str, pose: str) -> None:
 
 
 DRAWERS: dict[str, Callable[[Pen, str, str], None]] = {
-    **dict.fromkeys(("cat", "dog", "rabbit", "horse"), _quadruped),
-    **{"bird": _bird, "fish": _fish, "turtle": _turtle, "ball": _ball, "box": _box, "car": _car, "tree": _tree, "house": _house},
-    **{"sofa": _sofa, "cup": _cup, "boat": _boat, "balloon": _balloon, "umbrella": _umbrella, "flower": _flower, "hat": _hat},
+    **{"cat": _quadruped, "dog": _quadruped, "bird": _bird, "fish": _fish},
+    **{"ball": _ball, "box": _box, "car": _car, "tree": _tree, "house": _house, "sofa": _sofa},
     **{"zzz": _zzz, "speed": _speed},
 }
 

@@ -57,7 +57,7 @@ class AttentionPool(nn.Module):
         return pooled
 
 
-POOLS = ("mean", "cls", "attention")
+POOLS = ("mean", "max", "cls", "attention")
 
 
 class Side(nn.Module):
@@ -101,6 +101,8 @@ class Side(nn.Module):
             pooled: Tensor = self.input_dropout(features.pooled)
             return pooled
         tokens = self.input_dropout(features.tokens)
+        if self.config.pool == "max":
+            return tokens.masked_fill(~features.mask.unsqueeze(-1), -torch.inf).amax(1)
         return masked_mean(tokens, features.mask) if self.attention_pool is None else self.attention_pool(tokens, features.mask)
 
     def head(self, pooled: Tensor) -> Tensor:
