@@ -23,7 +23,7 @@ def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: p
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "rows", interrupted)
+    monkeypatch.setattr(report, "table", interrupted)
     done = ccaco("report", "x")
     assert (done.code, done.out) == (130, "")
     assert done.err == "ccaco: interrupted; the same command goes on where it can\n"
@@ -33,7 +33,7 @@ def test_a_bug_is_not_hidden(ccaco: Callable[..., Any], monkeypatch: pytest.Monk
     def buggy(*arguments: Any, **more: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(report, "rows", buggy)
+    monkeypatch.setattr(report, "table", buggy)
     with pytest.raises(ZeroDivisionError):
         ccaco("report", "x")
 

@@ -43,7 +43,8 @@ def _laid(row: tables.Row, format: str) -> dict[str, Any]:
 
 def _run(row: tables.Row) -> dict[str, Any]:
     hidden = ("seed", "weight", "parameters", "steps", "loss_total", "samples/s", "dataset" if "run" in row else "")
-    people = {k: v for k, v in row.items() if not k.endswith(_SMALL[1:]) and not k.startswith("accuracy/")}
+    of_other_tables = ("accuracy/", "matching_binary", "twin_")  # choices and matching
+    people = {k: v for k, v in row.items() if not k.endswith((*_SMALL[1:], "_way_accuracy")) and not k.startswith(of_other_tables)}
     return {k: v or None if k == "warnings" else v for k, v in people.items() if k not in hidden}
 
 

@@ -100,7 +100,7 @@ class Side(nn.Module):
         if self.config.pool == "cls":
             pooled: Tensor = self.input_dropout(features.pooled)
             return pooled
-        tokens = self.input_dropout(features.tokens)
+        tokens: Tensor = self.input_dropout(features.tokens)
         if self.config.pool == "max":
             return tokens.masked_fill(~features.mask.unsqueeze(-1), -torch.inf).amax(1)
         return masked_mean(tokens, features.mask) if self.attention_pool is None else self.attention_pool(tokens, features.mask)

@@ -61,7 +61,7 @@ def test_the_peak_is_that_of_a_real_step(settings: dict[str, Any]) -> None:
     assert all(p.grad is None for p in aligner.parameters())
     real = measured(aligner, batch, config)
     # what is recomputed is told somewhat too large: without contents it is let go later
-    assert 0.95 * real < found.peak < (1.2 if config.optim.grad_checkpointing else 1.05) * real
+    assert 0.9 * real < found.peak < (1.2 if config.optim.grad_checkpointing else 1.05) * real
 
 
 def test_operations_grow_with_the_batch_and_count_attention() -> None:

@@ -74,8 +74,8 @@ def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path
 def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'val'"):
         transfer.on([runs], "sugarcrepe", data_root=crepe, device="cpu", split="val")
-    pairs = (PairRecord(str(i), str(i), "test", {"video": b"v", "audio": b"a"}) for i in range(3))
-    shards.write(pairs, tmp_path / "av", name="av", modalities=("video", "audio"), workers=0)
+    pairs = (PairRecord(str(i), str(i), "test", {"smell": b"v", "taste": b"a"}) for i in range(3))
+    shards.write(pairs, tmp_path / "av", name="av", modalities=("smell", "taste"), workers=0)
     with pytest.raises(DataError, match="aligns other modalities"):
         transfer.on([runs], "av", data_root=tmp_path, device="cpu")
 
