@@ -44,7 +44,7 @@ def test_a_page_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["method"] for row in inside.faith} == {"attention", "gradient"}
     assert inside.examples and inside.examples[0].picture is not None
     origin = found.origins[0]
-    assert origin.command.startswith("ccaco ") and len(origin.sha256) == 64 and origin.inputs["dataset"]["sha256"]
+    assert origin.command.split()[0] == "ccaco" and len(origin.sha256) == 64 and origin.inputs["dataset"]["sha256"]
     assert origin.config.startswith('dataset = "scenes"')
     assert found.title == "first" and len(report.rows([run])) == len(found.runs)
 
