@@ -25,18 +25,18 @@ MLP_RATIO = 2.0
 
 
 class TinyModule(PictureModule):
-    """A residual CNN with learned positions; tokens are the cells of an 8th of the side. ``tiny:hybrid`` adds a transformer over them.
+    """A residual CNN with learned positions; tokens are the cells of a 16th of the side. ``tiny:hybrid`` adds a transformer over them.
 
     Patches of 4 x 4 pixels become channels at once: nothing is thrown away before the first convolution has seen it, and no large map
     is computed. Positions go in before the last stage: added to the tokens themselves they would be a constant of their mean, and tell
-    the pooled vector nothing of who is left of whom.
+    the pooled vector nothing of who is left of whom. Four cells become one at the end: the cross branch looks at every one for every word.
     """
 
     def __init__(self, picture: Picture, layers: int = 0):
         super().__init__(picture)
         self.stem = nn.Sequential(nn.PixelUnshuffle(PATCH), _convolution(3 * PATCH**2, WIDTH // 2))
         self.positional_embedding = nn.Parameter(torch.randn(1, WIDTH // 2, *(side // PATCH for side in picture.size)) * 0.1)
-        self.trunk = nn.Sequential(_convolution(WIDTH // 2, WIDTH, stride=2), BasicBlock(WIDTH, WIDTH))
+        self.trunk = nn.Sequential(_convolution(WIDTH // 2, WIDTH, stride=2), BasicBlock(WIDTH, WIDTH), nn.MaxPool2d(2))
         self.transformer = Transformer(WIDTH, layers, HEADS, mlp_ratio=MLP_RATIO)
         self.ln_post = LayerNorm(WIDTH)
         self.checkpointing = False

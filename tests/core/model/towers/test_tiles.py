@@ -22,16 +22,16 @@ def test_tiles_are_seen_each_by_itself_behind_an_overview() -> None:
     one, tower = made(""), made("2x3")
     pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     found = tower.module({"pixels": pixels})
-    assert tower.grid == (8, 12) and tower.tokens == 16 + 96 and found.tokens.shape == (2, 112, tower.width)
-    grid = found.tokens[:, 16:].view(2, 8, 12, -1)
+    assert tower.grid == (4, 6) and tower.tokens == 4 + 24 and found.tokens.shape == (2, 28, tower.width)
+    grid = found.tokens[:, 4:].view(2, 4, 6, -1)
     for row in range(2):
         for column in range(3):
             tile = pixels[:, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
-            wanted = one.module({"pixels": tile}).tokens.view(2, 4, 4, -1)
-            assert torch.allclose(grid[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4], wanted, atol=1e-5)
+            wanted = one.module({"pixels": tile}).tokens.view(2, 2, 2, -1)
+            assert torch.allclose(grid[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2], wanted, atol=1e-5)
     small = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), (32, 32))
     overview = one.module({"pixels": small})
-    assert torch.allclose(found.tokens[:, :16], overview.tokens, atol=1e-5)
+    assert torch.allclose(found.tokens[:, :4], overview.tokens, atol=1e-5)
     assert torch.allclose(found.pooled, overview.pooled, atol=1e-5)
 
 
