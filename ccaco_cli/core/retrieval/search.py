@@ -76,7 +76,7 @@ def _rank(index: Index, modality: str, query: Encoded, cosines: Any, rows: Any, 
         query_first = modality == index.modalities[0]
         found = match(aligner, query, candidates, pairs) if query_first else match(aligner, candidates, query, pairs.flip(1))
         matches[: len(found)] = found.numpy()
-        scale, weight = (0.0, 1.0) if index.headline == "cross" else (float(aligner.logit_scale()), index.weight)
+        scale, weight = (0.0, 1.0) if index.headline == "cross" else (float(aligner.logit_scale().detach()), index.weight)
         scores[: len(found)] = scale * scores[: len(found)] + weight * matches[: len(found)]
         order = np.concatenate([np.argsort(-scores[: len(found)], kind="stable"), np.arange(len(found), len(rows))])
     else:
