@@ -57,6 +57,7 @@ def prepare(
       ccaco prepare scenes --limit 200 --out data/few-scenes --preview few.png
       ccaco prepare webdataset --source 'shards/{00000..00099}.tar' --image-size 256
     """
+    from ccaco_cli.core.data.domains import split_names
     from ccaco_cli.core.data.sources.source import SourceOptions
     from ccaco_cli.core.workflows import prepare as workflow
     from ccaco_cli.view import figures, progress, results, tables
@@ -64,7 +65,6 @@ def prepare(
     if list_ or name is None:
         tables.show(workflow.listing(), ("name", "modalities", "expects"), shown, "Sources")
         return
-    lone = tuple(filter(None, (name.strip() for name in (unpaired or "").split(","))))
     columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v} | options.pairs(column, "--column")
     size = image_size or 64
     out = out or Path("data") / workflow.out_name(name)
@@ -82,7 +82,7 @@ def prepare(
                 separator=separator,
                 size=size,
                 template=template or "",
-                unpaired=lone,
+                unpaired=split_names(unpaired or ""),
                 fold=fold,
             ),
             image_size=image_size,

@@ -193,17 +193,12 @@ def fit(
                 entry["oracle"] = told
                 if (score := float(told[config.eval.select])) > cursor.oracle or cursor.oracle_epoch < 0:
                     cursor.oracle, cursor.oracle_epoch = score, cursor.epoch - 1
-                    checkpoint.save_weights(folder / "checkpoints/oracle" / checkpoint.WEIGHTS, aligner)
-                    if adaptation is not None:
-                        checkpoint.save_weights(folder / "checkpoints/oracle" / checkpoint.HEADS, adaptation)
+                    _keep(folder / "checkpoints/oracle", aligner, adaptation)
             log.write(json.dumps(entry | ({"warnings": cursor.warnings} if cursor.warnings else {})) + "\n")
-            log.flush()
             score = float(figures[config.eval.select])
             if score > cursor.best or not math.isfinite(cursor.best):
                 cursor.best, cursor.best_epoch = score, cursor.epoch - 1
-                checkpoint.save_weights(folder / "checkpoints/best" / checkpoint.WEIGHTS, aligner)
-                if adaptation is not None:
-                    checkpoint.save_weights(folder / "checkpoints/best" / checkpoint.HEADS, adaptation)
+                _keep(folder / "checkpoints/best", aligner, adaptation)
             heads_now = {} if adaptation is None else adaptation.state_dict()
             state = {"scaler": scaler.state_dict(), "adaptation": heads_now, "balance": balance.state_dict(), **vars(cursor)}
             checkpoint.save_both(folder / "checkpoints/last", aligner, optimizer, **state)
@@ -211,6 +206,13 @@ def fit(
     speed = samples / max(cursor.seconds, 1e-9)
     warnings, memory = tuple(cursor.warnings), peak_memory(device)
     return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, memory, warnings, cursor.oracle_epoch)
+
+
+def _keep(folder: Path, aligner: Aligner, adaptation: Adaptation | None) -> None:
+    """The weights of a chosen epoch."""
+    checkpoint.save_weights(folder / checkpoint.WEIGHTS, aligner)
+    if adaptation is not None:
+        checkpoint.save_weights(folder / checkpoint.HEADS, adaptation)
 
 
 def _losses(

@@ -31,6 +31,7 @@ from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import evidence, report, results
+from ccaco_cli.core.workflows.arms import SETS
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.results import Row
 from ccaco_cli.core.workflows.score import CLASS_ACCURACY
@@ -158,9 +159,7 @@ def _label(arm: str, values: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
 def _check_table(cells: Sequence[Cell], data: PairData, metric: str, reference: str | None) -> None:
     labels = list(dict.fromkeys(cell.label for cell in cells))
     if not labels:
-        raise ConfigError(
-            "no arms to train", where="--arms", expected="all | baselines | fusion | ablation | domain | classifiers | NAME,NAME"
-        )
+        raise ConfigError("no arms to train", where="--arms", expected=f"{' | '.join(SETS)} | NAME,NAME")
     if reference is not None and reference not in labels:
         raise ConfigError("the reference is none of the arms", where=reference, expected=" | ".join(labels))
     if metric == CLASS_ACCURACY:  # whether anything has a class, each run sees for itself

@@ -19,12 +19,21 @@ def partners(group: Array, row_a: Array, row_b: Array) -> tuple[Tensor, Tensor]:
     """Pairs of items [items of b, 2]: each item of b with its own partner, and with one of another group."""
     if len(np.unique(group[row_a])) < 2:
         return _pairs([], []), _pairs([], [])
-    rng, items = np.random.default_rng(0), np.arange(len(row_b))
-    other = rng.integers(len(row_a), size=len(row_b))
-    while len(clash := np.flatnonzero(group[row_a[other]] == group[row_b])):
-        other[clash] = rng.integers(len(row_a), size=len(clash))
+    items, other = np.arange(len(row_b)), of_other_groups(group[row_a], group[row_b])
     own = np.searchsorted(row_a, row_b)
     return _pairs(own, items), _pairs(other, items)
+
+
+def of_other_groups(pool: Array, own: Array) -> Array:
+    """For each group number of ``own`` [...] an item of ``pool`` [n] that is of another one: [...] int64, always the same draw.
+
+    There must be two groups in the pool.
+    """
+    rng = np.random.default_rng(0)
+    found = rng.integers(len(pool), size=own.shape)
+    while (clash := pool[found] == own).any():
+        found[clash] = rng.integers(len(pool), size=int(clash.sum()))
+    return found
 
 
 def among(ways: int, group: Array, row_a: Array, row_b: Array) -> tuple[Tensor, Tensor]:

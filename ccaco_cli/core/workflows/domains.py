@@ -95,9 +95,8 @@ def to_target(aligner: Aligner, columns: Mapping[str, Column], data: PairData) -
     rows = unpaired_rows(data.split("train"))
     for modality in media(data):
         column = columns[modality]
-        items = np.random.default_rng(0).permutation(
-            column.start[rows]
-        )  # batches of mixed content, or each would tell of its own kind only
+        # batches of mixed content, or each would tell of its own kind only
+        items = np.random.default_rng(0).permutation(column.start[rows])
 
         def batches(column: Column = column, items: Array = items) -> Iterator[Any]:
             return (column.inputs(items[i : i + REESTIMATE]) for i in range(0, len(items), REESTIMATE))

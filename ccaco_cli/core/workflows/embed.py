@@ -22,7 +22,7 @@ from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.types import Encoded, OnProgress, silent
 from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.train import load_run
+from ccaco_cli.core.workflows.train import load_run, refuse_other_modalities
 
 SHARD = 8192
 SHORT = {"image": "img"}
@@ -50,8 +50,7 @@ def embed(
     """
     aligner, towers, config, found = load_run(run, device)
     data = shards.open(prepared(dataset, data_root, on_progress))
-    if tuple(found.facts["modalities"]) != data.modalities:
-        raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(found.facts["modalities"]))
+    refuse_other_modalities(found, data)
     if index is not None and index.exists():
         raise DataError(
             "an index is there already" if manifest.exists(index) else "something else is there already",

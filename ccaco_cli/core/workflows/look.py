@@ -134,7 +134,7 @@ def answers(looked: Looked, *, backwards: bool, k: int = 5, most: int = QUERIES,
     sides, ids = (found.a, found.b), looked.groups()
     mine = 0 if backwards else 1
     query, gallery = sides[mine], sides[1 - mine]
-    items = np.unique(np.linspace(0, len(query.z) - 1, min(most, len(query.z))).round().astype(np.int64))
+    items = _evenly(len(query.z), most)
     scale, weight, size = {
         "cosine": (1.0, 0.0, k),
         "two-stage": (
@@ -208,9 +208,14 @@ def plane(looked: Looked, most: int = 400) -> tuple[Array, Array, Array]:
     return looked.found.row_a[one], points[: len(one)], points[len(one) :]
 
 
+def _evenly(count: int, most: int) -> Array:
+    """At most ``most`` of ``count`` positions, evenly chosen, in order."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
 def _batch(looked: Looked, most: int) -> tuple[Array, Array]:
     """Items of evenly chosen rows, the first of each modality."""
-    rows = np.unique(np.linspace(0, len(looked.split) - 1, min(most, len(looked.split))).round().astype(np.int64))
+    rows = _evenly(len(looked.split), most)
     return np.searchsorted(looked.found.row_a, rows), np.searchsorted(looked.found.row_b, rows)
 
 
@@ -234,7 +239,7 @@ def explained(looked: Looked, method: str, most: int | None = None, on_progress:
         raise DataError("this run has no cross branch to explain", where=looked.run.path, expected="a run with beta > 0")
     found, texts = looked.found, looked.texts()
     pairs = []
-    chosen = np.unique(np.linspace(0, len(found.row_b) - 1, min(most or PAIRS, len(found.row_b))).round().astype(np.int64))
+    chosen = _evenly(len(found.row_b), most or PAIRS)
     for done, item in enumerate(chosen.tolist(), start=1):
         row = int(found.row_b[item])
         at = int(np.searchsorted(found.row_a, row))

@@ -19,6 +19,7 @@ from ccaco_cli.core.data.loader import TextColumn
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.evaluation.metrics import choice_accuracy
 from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.workflows.choices import of_other_groups
 
 Array = NDArray[Any]
 OTHERS = 16
@@ -74,7 +75,7 @@ def measure(asked: Negatives, group: Array, score: Callable[[Tensor], Tensor]) -
     kinds = np.array(asked.kind)
     right = {"": _right(asked, asked.row[:, None], score)}
     if len(np.unique(group)) > 1:
-        others = _others(asked.row, group)
+        others = of_other_groups(group, np.repeat(group[asked.row][:, None], OTHERS, 1))
         right |= {"_text_only": _right(asked, others, score), "_shuffled": _right(asked, others[:, :1], score)}
     metrics: dict[str, float] = {}
     names = sorted(set(asked.kind))
@@ -97,12 +98,3 @@ def _right(asked: Negatives, pictures: Array, score: Callable[[Tensor], Tensor])
         for text in asked.pair.T
     )
     return choice_accuracy(true, false)
-
-
-def _others(row: Array, group: Array) -> Array:
-    """[n, OTHERS] pictures of other groups, always the same draw."""
-    rng = np.random.default_rng(0)
-    found = rng.integers(len(group), size=(len(row), OTHERS))
-    while (clash := group[found] == group[row][:, None]).any():
-        found[clash] = rng.integers(len(group), size=int(clash.sum()))
-    return found

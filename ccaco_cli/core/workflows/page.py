@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data.loader import DECODERS
-from ccaco_cli.core.errors import CcacoError, ConfigError
+from ccaco_cli.core.errors import CcacoError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.retrieval.explain import METHODS, Explanation
 from ccaco_cli.core.retrieval.index import POSTERS
@@ -185,7 +186,7 @@ def headline(measured: Sequence[Result]) -> list[Headline]:
     for name in ["R-sum", *names, "matching_accuracy", "binding_accuracy"]:
         try:
             found = significance.estimate([one.per_query(name) for one in measured])
-        except (ConfigError, CcacoError):
+        except CcacoError:
             continue  # this run did not measure it
         shown.append(Headline(name, found.value, found.low, found.high, found.covers))
     return shown
@@ -201,8 +202,7 @@ def log(run: Path) -> list[dict[str, Any]]:
 def origin(run: Run) -> Origin:
     """What a run's manifest says of where it comes from."""
     found = manifest.open(run.path, kind="run")
-    argv = [str(word) for word in found.made_by.get("argv", ())]
-    command = " ".join(["ccaco", *(f"'{word}'" if any(c in word for c in " *?;&|<>$'\"") or not word else word for word in argv[1:])])
+    command = shlex.join(["ccaco", *map(str, found.made_by.get("argv", ())[1:])])
     return Origin(
         run.name,
         run.label,

@@ -99,10 +99,10 @@ def score(
             if told:
                 measured, items = measured | {k: told[0].metrics[k] for k in CLASSIFIED}, items | told[1]
             found_here = replace(result, metrics=result.metrics | measured)
-            _store(data, config, folder, title, label, weight, how, found_here, judge.strata(result), items)
+            store(folder / "results", data, config, title, label, weight, how, found_here, judge.strata(result), items)
             metrics[f"{title}.{label}"], rules[f"{title}.{label}"] = found_here.metrics, result.protocol
         if told:
-            _store(data, config, folder, title, "classes", weight, "classes", told[0], {}, told[1])
+            store(folder / "results", data, config, title, "classes", weight, "classes", told[0], {}, told[1])
             metrics[f"{title}.classes"], rules[f"{title}.classes"] = told[0].metrics, told[0].protocol
     own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross" if config.loss.beta > 0 else "classes"
     headline = own if f"{last}.{own}" in metrics else "small"
@@ -110,10 +110,10 @@ def score(
     return {"metrics": metrics, "pool_rules": rules, "headline": headline, "weight": weight, "weights_tried": tried}
 
 
-def _store(
+def store(
+    folder: Path,
     data: PairData,
     config: RunConfig,
-    folder: Path,
     title: str,
     stage: str,
     weight: float,
@@ -121,11 +121,13 @@ def _store(
     result: Evaluation,
     strata: Mapping[str, Any],
     items: Mapping[str, Any],
+    **about: Any,
 ) -> None:
+    """Writes the result file of one stage, ``SPLIT.STAGE.json``; ``about`` is what else is to be said of where it comes from."""
     body = {"split": title, "stage": stage, "arm": config.arm, "seed": config.seed, "dataset": data.name, "data": data.manifest.sha256}
     body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, "pool_rule": result.protocol, "scoring": how}
-    body |= {**result.as_dict(), "strata": strata, "per_item": items}
-    manifest.write_json(folder / "results" / f"{title}.{stage}.json", body)
+    body |= {**about, **result.as_dict(), "strata": strata, "per_item": items}
+    manifest.write_json(folder / f"{title}.{stage}.json", body)
 
 
 def accuracies(
@@ -171,6 +173,7 @@ class Judge:
     tuned: bool
     known: tuple[rerank.Stage, rerank.Stage] | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    _paired: dict[str, tuple[dict[str, float], dict[str, Any]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def classes(self) -> tuple[Evaluation, dict[str, list[int]]] | None:
         """As ``accuracies``; None where nothing has a label."""
@@ -223,7 +226,14 @@ class Judge:
         ``twin_accuracy``            each item of the first modality chooses between its own partner and that of its near-twin (its family)
         ``binding_accuracy``         each thing chooses between a caption and the same one with what it says swapped
         ``choice_.._accuracy``       as ``negatives.measure`` has them, where the split has hard negatives of its own
+
+        Several stages rank by one score; what it says of pairs is found once.
         """
+        if how not in self._paired:
+            self._paired[how] = self._pairs(how)
+        return self._paired[how]
+
+    def _pairs(self, how: str) -> tuple[dict[str, float], dict[str, Any]]:
         metrics: dict[str, float] = {}
         items: dict[str, Any] = {}
         scores, found = self._score(how), self.found
@@ -267,9 +277,8 @@ class Judge:
         def cosine(index: Tensor) -> Tensor:
             return (a.z[index[:, 0]].double() * b.z[index[:, 1]].double()).sum(-1)
 
-        if (
-            aligner is None or how == "cosine" or (how == "two-stage" and not self.weight)
-        ):  # at 0 the cross branch has no say, not even when it is NaN
+        # at weight 0 the cross branch has no say, not even when it is NaN
+        if aligner is None or how == "cosine" or (how == "two-stage" and not self.weight):
             return cosine
         if how == "cross":
             return lambda index: rerank.match(aligner, a, b, index)

@@ -318,6 +318,12 @@ def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any],
     return aligner.to(runtime.device(device)).eval(), towers, config, found
 
 
+def refuse_other_modalities(run: Manifest, data: PairData) -> None:
+    """Raises DataError: the data set is not of the modalities that the run aligns."""
+    if tuple(run.facts["modalities"]) != data.modalities:
+        raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(run.facts["modalities"]))
+
+
 def check(config: RunConfig, data: PairData) -> None:
     """Raises ConfigError or DataError for settings that would only fail when the run is over."""
     loop.check(config)

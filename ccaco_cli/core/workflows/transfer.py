@@ -9,13 +9,12 @@ from pathlib import Path
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import results
 from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.score import Judge
-from ccaco_cli.core.workflows.train import encodings, load_run
+from ccaco_cli.core.workflows.score import Judge, store
+from ccaco_cli.core.workflows.train import encodings, load_run, refuse_other_modalities
 
 
 def on(
@@ -50,18 +49,14 @@ def on(
 
 def _score(run: Path, data: shards.PairData, split: str, place: Path, device: str, on_progress: OnProgress) -> None:
     aligner, towers, config, found = load_run(run, device)
-    if tuple(found.facts["modalities"]) != data.modalities:
-        raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(found.facts["modalities"]))
+    refuse_other_modalities(found, data)
     part = data.split(split)
     sides = columns(data, split, aligner, towers, config.model, on_progress)
     config = replace(config, eval=replace(config.eval, protocol="full"))
     seen = encodings(data, split, sides, aligner, towers, config)
     judge = Judge(data.modalities, part, seen, aligner, config, float(found.facts["weight"]), tuned=bool(found.facts["weights_tried"]))
-    about = {"dataset": data.name, "data": data.manifest.sha256, "data_protocol": data.manifest.facts["protocol"]}
-    about |= {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
+    about = {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
     for stage, (how, result) in judge.stages().items():
         measured, items = judge.pairs(how)
         result = replace(result, metrics=result.metrics | measured)
-        body = {"split": split, "stage": stage, "arm": config.arm, "seed": config.seed, **about, "weight": judge.weight}
-        body |= {"pool_rule": result.protocol, "scoring": how, **result.as_dict(), "strata": judge.strata(result), "per_item": items}
-        manifest.write_json(place / f"{split}.{stage}.json", body)
+        store(place, data, config, split, stage, judge.weight, how, result, judge.strata(result), items, **about)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split, read_lines
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split, media_below, read_lines
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -81,19 +80,13 @@ def _records(sounds: list[_Sound], template: str, test_fold: int) -> Iterator[Pa
 
 
 def _sounds(root: Path, categories: dict[str, str]) -> Iterator[_Sound]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # a linked folder is not walked; yielded as if it were a sound, it is counted and named among the rejects
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        sounds = [name for name in files if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
-        for name in sorted(sounds + links):
-            path = Path(folder, name)
-            id = path.relative_to(root).as_posix()
-            places = path.relative_to(root).parts[:-1]
-            split = SPLIT_NAMES.get(places[0].lower()) if places else None
-            label = categories.get(name) or (_class_name(places[-1]) if places[1 if split else 0 :] else "")
-            esc = _ESC.fullmatch(path.stem)
-            yield _Sound(path, id, label, split, int(esc["fold"]) if esc else 0, esc["recording"] if esc else path.stem)
+    for path in media_below(root, _SUFFIXES):
+        id = path.relative_to(root).as_posix()
+        places = path.relative_to(root).parts[:-1]
+        split = SPLIT_NAMES.get(places[0].lower()) if places else None
+        label = categories.get(path.name) or (_class_name(places[-1]) if places[1 if split else 0 :] else "")
+        esc = _ESC.fullmatch(path.stem)
+        yield _Sound(path, id, label, split, int(esc["fold"]) if esc else 0, esc["recording"] if esc else path.stem)
 
 
 def _class_name(folder: str) -> str:

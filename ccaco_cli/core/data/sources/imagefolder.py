@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import PICTURE_SUFFIXES, SPLIT_NAMES, hash_split
+from ccaco_cli.core.data.sources.lists import PICTURE_SUFFIXES, SPLIT_NAMES, hash_split, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -31,31 +30,25 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 
 
 def _records(root: Path, template: str, unpaired: Collection[str]) -> Iterator[PairRecord]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # a linked folder is not walked; yielded as if it were a picture, it is counted and named among the rejects
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        pictures = [name for name in files if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]
-        for name in sorted(pictures + links):
-            path = Path(folder, name)
-            places = path.relative_to(root).parts[:-1]
-            split = SPLIT_NAMES.get(places[0].lower()) if places else None
-            if split:
-                places = places[1:]
-            id = path.relative_to(root).as_posix()
-            if "/".join(places) in unpaired:
-                yield PairRecord(id, id, split or hash_split(id), {"image": path}, domain="/".join(places))
-                continue
-            label = places[-1].replace("_", " ") if places else ""
-            yield PairRecord(
-                id=id,
-                group=label,  # two pictures of one class have the same caption: no negatives of each other
-                split=split or hash_split(id),
-                media={"image": path},
-                captions=[template.format(label)] if label else [],
-                domain="/".join(places[:-1]),
-                label=label,
-            )
+    for path in media_below(root, PICTURE_SUFFIXES):
+        places = path.relative_to(root).parts[:-1]
+        split = SPLIT_NAMES.get(places[0].lower()) if places else None
+        if split:
+            places = places[1:]
+        id = path.relative_to(root).as_posix()
+        if "/".join(places) in unpaired:
+            yield PairRecord(id, id, split or hash_split(id), {"image": path}, domain="/".join(places))
+            continue
+        label = places[-1].replace("_", " ") if places else ""
+        yield PairRecord(
+            id=id,
+            group=label,  # two pictures of one class have the same caption: no negatives of each other
+            split=split or hash_split(id),
+            media={"image": path},
+            captions=[template.format(label)] if label else [],
+            domain="/".join(places[:-1]),
+            label=label,
+        )
 
 
 SOURCE = Source("imagefolder", ("image", "text"), _EXPECTS, _read)

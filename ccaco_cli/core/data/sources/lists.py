@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ SPLIT_NAMES = {
 }
 HASH_SPLITS = ("train", "val", "test")  # of ``hash_split``
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+
+
+def media_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files with these endings in a folder and all its folders, in order; hidden ones are left out.
+
+    A linked folder is not walked; given as if it were a file, it is counted and named among the rejects.
+    """
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
+        yield from (Path(folder, name) for name in sorted(found + links))
 
 
 def decode_text(data: bytes) -> str:
