@@ -10,7 +10,8 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.training.statistics import holders, reestimate
 
-SMALL = {"width": 16, "image.size": 32}
+SMALL = {"width": 16, "image.size": 64, "image.pool": "max"}
+"""Smaller, and the zeros around a picture would weigh as much as its brightness."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def aligner() -> Any:
 
 
 def pictures(mean: float, seed: int) -> dict[str, torch.Tensor]:
-    noise = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     return {"pixels": (mean + 20 * noise).clamp(0, 255).to(torch.uint8)}
 
 
