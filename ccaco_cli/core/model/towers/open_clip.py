@@ -74,11 +74,12 @@ class TextModule(nn.Module):
 
     hide_padding  bidirectional towers trained here ignore padding; a published one (SigLIP) was trained to look at it
     mean          pool by masked mean instead of the transformer's own way
+    neighbours    what words do before positions are added: called with their vectors [B, L, W] and the mask [B, L]
     """
 
-    def __init__(self, text: TextTransformer, *, hide_padding: bool = False, mean: bool = False):
+    def __init__(self, text: TextTransformer, *, hide_padding: bool = False, mean: bool = False, neighbours: nn.Module | None = None):
         super().__init__()
-        self.body = text
+        self.body, self.neighbours = text, neighbours
         self.hide_padding, self.mean = hide_padding, mean
         text.text_projection = None
 
@@ -86,7 +87,10 @@ class TextModule(nn.Module):
         ids, mask, text = inputs["ids"], inputs["mask"], self.body
         length = ids.shape[1]
         attend = None if text.attn_mask is None else text.attn_mask[:length, :length]
-        states = text.token_embedding(ids) + text.positional_embedding[:length]
+        states = text.token_embedding(ids)
+        if self.neighbours is not None:
+            states = self.neighbours(states, mask)
+        states = states + text.positional_embedding[:length]
         if self.hide_padding:
             padding = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(~mask, float("-inf"))
             attend = padding[:, None].expand(-1, length, -1).repeat_interleave(text.heads, 0)

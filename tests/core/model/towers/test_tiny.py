@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ccaco_cli.core.model.towers import build
+from ccaco_cli.core.model.towers.tiny import Neighbours
 from ccaco_cli.core.model.towers.tower import Tower
 
 TEXTS = ["a dog", "an orange cat napping on a sofa! wow!!", "a very " + "very " * 60 + "long caption"]
@@ -145,3 +146,20 @@ def test_every_parameter_learns_and_checkpointing_changes_nothing(spec: str, mod
     assert len(grads[0]) == len(list(tower.module.parameters()))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_words_take_in_their_neighbours_and_padding_is_none() -> None:
+    torch.manual_seed(0)
+    module = Neighbours(8).eval()
+    states = torch.randn(1, 12, 8)
+    mask = torch.arange(12)[None] < 9
+    plain = module(states, mask)
+    other = states.clone()
+    other[0, 4] = torch.randn(8)
+    assert (module(other, mask) != plain).any(2).nonzero()[:, 1].tolist() == [2, 3, 4, 5, 6], (
+        "two layers of three words reach two words away"
+    )
+    other = states.clone()
+    other[0, 9:] = 100
+    torch.testing.assert_close(module(other, mask)[:, :9], plain[:, :9])
+    torch.testing.assert_close(module(states[:, :9], mask[:, :9]), plain[:, :9])
