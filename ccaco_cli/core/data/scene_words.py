@@ -123,7 +123,7 @@ def full(wording: Wording, things: Sequence[Thing], relation: str, place: str) -
 
 def partial(wording: Wording, things: Sequence[Thing], place: str, rng: random.Random) -> str:
     """A caption that names a part only: one or two things, how they look, and perhaps where; no relation."""
-    named = rng.sample(range(len(things)), rng.choice((1, 2)))
+    named = rng.sample(range(len(things)), rng.choice((1, 1, 2)))
     text = " and ".join(wording.thing(things[i]) for i in named)
     if wording.placed:
         return f"{text} {wording.say(place)}"
