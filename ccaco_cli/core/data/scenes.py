@@ -128,12 +128,12 @@ def _facts(rng: random.Random, relation: str) -> Composition:
             if relation == "inside" and main
             else rng.choice(("small", "large") if main else ("small", "small", "large"))
         )
-        colour = rng.choice([c for c in COLOURS if i != 1 or c != things[0].colour])
+        colour = rng.choice([c for c in COLOURS if all(c != t.colour for t in things)])  # or "the orange one" would be any of them
         things.append(Thing(noun, colour, size, pose))
     # Few scenes are about an orange cat napping if left to chance; the sets' best known query wants its pictures.
     if not chase and rng.random() < 0.1 and "cat" in nouns[:2]:
-        cat, other = (nouns.index("cat"), 1 - nouns.index("cat"))
-        if things[other].colour != "orange":
+        cat = nouns.index("cat")
+        if all(t.colour != "orange" for t in things):
             things[cat] = replace(things[cat], colour="orange", pose="napping")
     return Composition(tuple(things), relation, rng.choice(tuple(GROUNDS)), rng.randrange(VARIANTS), tuple(rng.random() for _ in range(12)))
 

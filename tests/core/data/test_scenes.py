@@ -100,6 +100,11 @@ def test_every_claim_of_every_caption_is_true(records):
                 assert relation is None and len(found) in (1, 2), caption
 
 
+def test_a_noun_and_a_colour_come_once_in_a_picture(records):
+    for facts in (r.meta["facts"] for r in records):
+        assert len({f["noun"] for f in facts}) == len({f["colour"] for f in facts}) == len(facts)
+
+
 def test_relations_hold_in_the_picture(records):
     for record in records:
         (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = (b["box"] for b in record.meta["boxes"][:2])
@@ -208,7 +213,7 @@ def test_full_captions_nearly_name_their_picture(records):
     print(f"pictures that a caption is true of: full {np.mean(full):.2f}, partial median {np.median(part):.0f}, mean {np.mean(part):.1f}")
     assert min(full) >= 1
     assert np.mean(full) < 2.5
-    assert np.median(part) <= 4
+    assert np.median(part) <= 6
 
 
 def digest(records):
