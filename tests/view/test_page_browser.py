@@ -164,9 +164,11 @@ def test_5000_queries_open_quickly(browser: Any, gathered: workflow.Page, tmp_pa
     page.write(file, replace(small, inside=big))
     assert len(answers.items) == 5000 and file.stat().st_size < 15e6
     visit(browser, file)
-    support = pytest.importorskip("selenium.webdriver.support.ui")
-    wait = support.WebDriverWait(browser, 60)  # the event ends a moment after the page counts as loaded
-    milliseconds = wait.until(lambda driver: ask(driver, "performance.getEntriesByType('navigation')[0].loadEventEnd"))
+    # the event ends a moment after the page counts as loaded
+    end = "const end = performance.getEntriesByType('navigation')[0].loadEventEnd"
+    milliseconds = browser.execute_async_script(
+        f"(function look(done) {{ {end}; end ? done(end) : setTimeout(look, 10, done) }})(arguments[0])"
+    )
     record_property("milliseconds", milliseconds)
     print(f"5,000 queries: {file.stat().st_size / 1e6:.1f} MB, open in {milliseconds:.0f} ms")
     assert 0 < milliseconds < 10_000  # 2,000 on a machine that does nothing else

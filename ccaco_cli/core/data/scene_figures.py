@@ -117,7 +117,7 @@ def _quadruped(pen: Pen, noun: str, pose: str) -> None:
         return
     top = 0.6
     legs = (0.2, 0.34, 0.58, 0.7)
-    steps = (-0.13, -0.1, 0.12, 0.14) if pose == "running" else (0.0, 0.0, 0.0, 0.0)
+    steps = (-0.13, -0.1, 0.12, 0.14)
     _tail(pen, noun, 0.15, top - 0.04, low=False)
     for x, step in zip(legs, steps, strict=True):
         pen.limb(x, top + 0.08, x + step * 0.6, top + 0.22, x + step, 0.93, width=0.12)

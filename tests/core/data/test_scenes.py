@@ -177,7 +177,7 @@ def test_twins_differ_in_exactly_the_binding(records):
     assert {kind for split, kind in kinds} == {"role", "colour", "shape"}
     assert all(kinds[split, kind] >= 12 for split in COUNTS for kind in ("role", "colour", "shape"))
     share = {s: sum(bool(r.family) for r in records if r.split == s) / COUNTS[s]["colour"] for s in COUNTS}
-    assert share == pytest.approx(dict.fromkeys(COUNTS, 0.5), abs=0.01)
+    assert share == {"train": 0.5, "val": 0.5, "test": 0.5}
     assert all(r.meta["twin"] is None and r.meta["binding"] == [] for r in records if not r.family)
 
 
@@ -213,7 +213,7 @@ def test_full_captions_nearly_name_their_picture(records):
     print(f"pictures that a caption is true of: full {np.mean(full):.2f}, partial median {np.median(part):.0f}, mean {np.mean(part):.1f}")
     assert min(full) >= 1
     assert np.mean(full) < 2.5
-    assert np.median(part) <= 6
+    assert np.median(part) <= 5
 
 
 def digest(records):
