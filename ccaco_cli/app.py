@@ -59,7 +59,6 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main() -> None:
     """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stall every other process of a busy machine
     try:
         app()
     except CcacoError as error:

@@ -58,6 +58,7 @@ def ablate(
     config: options.ConfigFile = None,
     set_: options.Settings = None,
     device: options.TrainDevice = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Arms trained at once on a CPU, each with its share of the cores.")] = 1,
     workers: options.Workers = None,
     data: options.Data = Path("data"),
     shown: options.Shown = None,
@@ -82,7 +83,16 @@ def ablate(
     values = read_grid(grid) if grid else None
     with progress.bar("ablate") as tell:
         found = workflow(
-            asked, known.expand(arms), seeds, folder, grid=values, metric=metric, reference=reference, data_root=data, on_progress=tell
+            asked,
+            known.expand(arms),
+            seeds,
+            folder,
+            grid=values,
+            metric=metric,
+            reference=reference,
+            jobs=jobs,
+            data_root=data,
+            on_progress=tell,
         )
     results.show(found.table, shown, str(folder))
     for cell, error in found.failures.items():

@@ -99,7 +99,7 @@ Reference = Annotated[
     typer.Option("--reference", metavar="ARM", help="The arm that others are held against.", show_default="ccaco, else the first"),
 ]
 
-QUERIES = {"text": '"an orange cat napping"', "image": "--image FILE", "audio": "--audio FILE", "video": "--video FILE"}
+QUERIES = {"text": '"a few words"', "image": "--image FILE", "audio": "--audio FILE", "video": "--video FILE"}
 """How an index is asked by each modality."""
 KEYS = {
     "alpha": "loss.alpha",

@@ -220,7 +220,7 @@ class RunConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     # towers that learn from nothing, in minutes on two cores; things fill few cells of a small picture, and a mean drowns them
-    "scratch": {"optim.epochs": 6, "optim.lr": 2e-3, "loss.cross_batch": 32, "model.image.pool": "max"},
+    "scratch": {"optim.epochs": 7, "optim.lr": 2e-3, "loss.cross_batch": 32, "model.image.pool": "max"},
     # towers that stay as they are: heads only, strongly regularised (SCIENCE, finding 3)
     "locked": {
         "optim.epochs": 25,

@@ -25,12 +25,20 @@ def device(name: str) -> Any:
     return found
 
 
+THREADS = "OMP_NUM_THREADS"
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads() -> None:
-    """One thread a core that this process may use: torch's own guess ignores containers and swings on shared machines."""
+    """As many as ``OMP_NUM_THREADS`` says, else one a core: torch's own guess ignores containers and swings on shared machines."""
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    asked = os.environ.get(THREADS, "").partition(",")[0]
+    torch.set_num_threads(int(asked) if asked.isdigit() and int(asked) else cores())
 
 
 def seed(value: int) -> None:

@@ -41,13 +41,10 @@ def test_precisions() -> None:
         runtime.autocast("half", cpu)
 
 
-def test_threads_follow_the_environment_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("asked", ["3", "2,4", "", "many", "0"])
+def test_threads_follow_the_environment_or_the_cores(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
     runtime.threads()
-    assert told == []
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    runtime.threads()
-    assert told == [len(os.sched_getaffinity(0))]
-    assert torch.get_num_threads() == before
+    assert told == [{"3": 3, "2,4": 2}.get(asked, len(os.sched_getaffinity(0)))]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 
@@ -21,13 +22,21 @@ def key(**parts: Any) -> str:
 
 
 def folder(path: Path, write: Callable[[Path], None]) -> Path:
-    """The folder at ``path``, made by ``write(temporary folder)`` when it is not there; whole or absent, whatever happens."""
+    """The folder at ``path``, made by ``write(temporary folder)`` when it is not there; whole or absent, whatever happens.
+
+    Processes that ask for it at the same time wait for the one that makes it.
+    """
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path) as temp:
-            write(temp)
-            if not path.is_dir():  # another process may have been faster
-                os.replace(temp, path)
+        lock = path.with_name(f".{path.name}.lock")
+        with filelock.FileLock(lock):
+            try:
+                if not path.is_dir():
+                    with _temporary(path) as temp:
+                        write(temp)
+                        os.replace(temp, path)
+            finally:
+                lock.unlink(missing_ok=True)  # those who wait for it hold it still
     return path
 
 

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.data.checks import Passed, Rejected, Rules, check_all
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -27,7 +28,7 @@ def checked(
     workers  processes; None = all cores, 0 or 1 = none besides this one
     Raises   DataError: a worker died (memory, most likely)
     """
-    workers = _cores() if workers is None else workers
+    workers = runtime.cores() if workers is None else workers
     if workers <= 1:
         for record in records:
             yield record, check_all([record], rules)[0]
@@ -58,10 +59,6 @@ def _in_order(pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead
     waiting.append((chunk, pool.submit(check_all, chunk, rules)))
     for ready, future in waiting:
         yield from zip(ready, future.result(), strict=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _worker() -> None:

@@ -103,13 +103,13 @@ def grey(c: RGB) -> RGB:
 def _quadruped(pen: Pen, noun: str, pose: str) -> None:
     if pose == "napping":
         _tail(pen, noun, 0.12, 0.8, low=True)
-        pen.oval(0.42, 0.76, 0.38, 0.22)
+        _body(pen, noun, 0.42, 0.76, 0.38, 0.22)
         pen.limb(0.45, 0.93, 0.74, 0.93)
         _head(pen, noun, 0.74, 0.74, closed=True)
         return
     if pose == "sitting":
         _tail(pen, noun, 0.24, 0.86, low=True)
-        pen.oval(0.42, 0.68, 0.23, 0.3)
+        _body(pen, noun, 0.42, 0.68, 0.23, 0.3)
         pen.oval(0.36, 0.84, 0.17, 0.14)
         pen.limb(0.58, 0.62, 0.6, 0.93)
         pen.limb(0.38, 0.94, 0.48, 0.94)
@@ -121,8 +121,19 @@ def _quadruped(pen: Pen, noun: str, pose: str) -> None:
     _tail(pen, noun, 0.15, top - 0.04, low=False)
     for x, step in zip(legs, steps, strict=True):
         pen.limb(x, top + 0.08, x + step * 0.6, top + 0.22, x + step, 0.93, width=0.12)
-    pen.oval(0.44, top, 0.33, 0.19)
+    _body(pen, noun, 0.44, top, 0.33, 0.19)
     _head(pen, noun, 0.74 if noun == "dog" else 0.78, 0.4, closed=False)
+
+
+def _body(pen: Pen, noun: str, x: float, y: float, rx: float, ry: float) -> None:
+    """Cats are tabby, dogs have a light belly: seen at the size of a thumb nail, where ears are two pixels."""
+    pen.oval(x, y, rx, ry)
+    if noun == "cat":
+        for at in (-0.55, -0.2, 0.15):
+            reach = ry * (1 - at * at) ** 0.5
+            pen.line(x + at * rx, y - reach, x + (at + 0.12) * rx, y + reach * 0.3, fill=mix(pen.main, (0, 0, 0), 0.5), width=0.06)
+    else:
+        pen.pie(x, y, rx, ry, 20, 160, pen.light)
 
 
 def _tail(pen: Pen, noun: str, x: float, y: float, *, low: bool) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest
+from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
@@ -41,6 +41,10 @@ FAILED = "failed.json"
 """In a cell's folder: what went wrong there. A cell that has it starts anew; one that was merely interrupted goes on."""
 DATA = "data.sha256"
 """In an ablation's folder: the data set that interrupted cells were begun on."""
+
+
+Place = Mapping[str, str]
+"""Environment variables that hold a process to its part of the machine."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def ablate(
     grid: Mapping[str, Sequence[Any]] | None = None,
     metric: str = "R-sum",
     reference: str | None = None,
+    jobs: int = 1,
     data_root: Path = Path("data"),
     on_progress: OnProgress = silent,
 ) -> Ablation:
@@ -88,6 +93,7 @@ def ablate(
     folder     cells lie at ``folder/LABEL-sSEED``; the ablation's manifest lists those of the last command
     grid       dotted config key -> values; every combination is tried on top of every arm
     metric, reference   of the table, as in ``evidence.arms``
+    jobs       cells at once on a CPU, each with its share of the cores; GPUs have one each
     Raises     ConfigError, before anything is trained: an unknown arm, key, metric or reference; arms that differ in step budget,
                evaluation pool or selection rule
     """
@@ -98,10 +104,10 @@ def ablate(
     left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
     if left:
         _begin(folder, left, data)
+    places = _places(cells[0].config.device, jobs)[: len(left)]
     clock = _Clock(cells, left, folder, on_progress)
-    devices = _devices() if cells[0].config.device == "auto" else []
-    train_all = _in_parallel if len(devices) > 1 and len(left) > 1 else _in_turn
-    failures = dict(train_all(left, folder, data_root, clock, devices))
+    train_all = _in_parallel if len(places) > 1 else _in_turn
+    failures = dict(train_all(left, folder, data_root, clock, places))
     _complete(folder, cells, failures, data)
     done = [folder / cell.name for cell in cells if cell.name not in failures]
     split = "test" if "test" in data.splits else "val"
@@ -206,7 +212,7 @@ def _train(cell: Cell, path: Path, data_root: Path, on_progress: OnProgress = si
     return ""
 
 
-def _in_turn(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, _: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _in_turn(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, _: Sequence[Place]) -> Iterator[tuple[str, str]]:
     for cell in cells:
         error = _train(cell, folder / cell.name, data_root, clock.started(cell))
         clock.ended(cell)
@@ -214,13 +220,13 @@ def _in_turn(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock
             yield cell.name, error
 
 
-def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, devices: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """One process a device, each of which sees that device only."""
+def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, places: Sequence[Place]) -> Iterator[tuple[str, str]]:
+    """One process a place."""
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     free = context.SimpleQueue()
-    for device in devices:
-        free.put(device)
-    pool = ProcessPoolExecutor(len(devices), context, initializer=_take, initargs=(free,))
+    for place in places:
+        free.put(place)
+    pool = ProcessPoolExecutor(len(places), context, initializer=_take, initargs=(free,))
     try:
         futures = {pool.submit(_train, cell, folder / cell.name, data_root): cell for cell in cells}
         for future in as_completed(futures):
@@ -228,7 +234,7 @@ def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _C
             try:
                 error = future.result()
             except BrokenProcessPool:
-                error = "a worker process died; next: the same command, with more memory or fewer devices (CUDA_VISIBLE_DEVICES)"
+                error = "a worker process died; next: the same command, with more memory or fewer at once (--jobs, CUDA_VISIBLE_DEVICES)"
             clock.ended(cell)
             if error:
                 yield cell.name, error
@@ -237,14 +243,18 @@ def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _C
 
 
 def _take(free: Any) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
+    os.environ.update(free.get())
 
 
-def _devices() -> list[str]:
+def _places(device: str, jobs: int) -> list[Place]:
+    """Where cells can be trained at once: on every GPU that is visible, or on parts of the CPU."""
     import torch
 
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return chosen.split(",") if chosen and torch.cuda.is_available() else [str(i) for i in range(torch.cuda.device_count())]
+    if device == "auto" and torch.cuda.is_available():
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = chosen.split(",") if chosen else [str(i) for i in range(torch.cuda.device_count())]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
+    return [{runtime.THREADS: str(max(1, runtime.cores() // jobs))}] * jobs
 
 
 def _complete(folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,26 @@ def test_whole_or_absent(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_faster_of_two_wins(tmp_path: Path) -> None:
-    def overtaken(folder: Path) -> None:
-        write(folder)
-        cache.folder(tmp_path / "c", lambda other: (other / "first").touch())
+def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
+    made: list[str] = []
+    begun, may_end = threading.Event(), threading.Event()
 
-    assert [p.name for p in cache.folder(tmp_path / "c", overtaken).iterdir()] == ["first"]
+    def slowly(folder: Path) -> None:
+        begun.set()
+        may_end.wait(10)
+        made.append("first")
+        write(folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.folder, tmp_path / "c", slowly)
+        begun.wait(10)
+        second = pool.submit(cache.folder, tmp_path / "c", lambda folder: made.append("second"))
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        may_end.set()
+        assert first.result() == second.result()
+    assert made == ["first"]
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:

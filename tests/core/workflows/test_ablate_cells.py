@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
@@ -230,15 +231,22 @@ def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pyt
     """The pool is real, its processes are threads here: what counts is that every cell runs once and failures come back."""
     from concurrent.futures import ThreadPoolExecutor
 
-    seen: list[str] = []
+    seen: list[Any] = []
     monkeypatch.setattr(
         module, "ProcessPoolExecutor", lambda n, context, initializer, initargs: ThreadPoolExecutor(n, "x", initializer, initargs)
     )
     monkeypatch.setattr(module, "_take", lambda free: seen.append(free.get()))
-    monkeypatch.setattr(module, "_devices", lambda: ["3", "7"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     trainer.dying = {"clip-s1": RuntimeError("x")}
     found = ablate(Asked("toy", explicit={"device": "auto"}), ["ccaco", "clip"], 2, tmp_path / "abl")
     assert sorted(name for name, *_ in trainer.calls) == ["ccaco-s0", "ccaco-s1", "clip-s0", "clip-s1"]
     assert found.failures == {"clip-s1": "RuntimeError: x"}
-    assert set(seen) <= {"3", "7"}
+    assert {place["CUDA_VISIBLE_DEVICES"] for place in seen} <= {"3", "7"}
     assert [row["seeds"] for row in found.table] == [2, 1]
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, "6"), (2, "3"), (4, "1"), (9, "1")])
+def test_jobs_share_the_cores(jobs: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.runtime, "cores", lambda: 6)
+    assert module._places("cpu", jobs) == [{"OMP_NUM_THREADS": threads}] * jobs
