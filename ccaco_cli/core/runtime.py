@@ -33,12 +33,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads() -> None:
-    """As many as ``OMP_NUM_THREADS`` says, else one a core: torch's own guess ignores containers and swings on shared machines."""
+def threads(workers: int = 0) -> None:
+    """As many as ``OMP_NUM_THREADS`` says, else one a core that no loader's worker needs: threads that lack a core of their own all wait.
+
+    torch's own guess ignores containers and swings on shared machines.
+    """
     import torch
 
     asked = os.environ.get(THREADS, "").partition(",")[0]
-    torch.set_num_threads(int(asked) if asked.isdigit() and int(asked) else cores())
+    torch.set_num_threads(int(asked) if asked.isdigit() and int(asked) else max(1, cores() - workers))
 
 
 def seed(value: int) -> None:

@@ -46,5 +46,11 @@ def test_threads_follow_the_environment_or_the_cores(asked: str, monkeypatch: py
     told: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    runtime.threads()
-    assert told == [{"3": 3, "2,4": 2}.get(asked, len(os.sched_getaffinity(0)))]
+    monkeypatch.setattr(runtime, "cores", lambda: 6)
+    for workers in (0, 4, 9):
+        runtime.threads(workers)
+    assert told == [{"3": 3, "2,4": 2}.get(asked, left) for left in (6, 2, 1)]
+
+
+def test_cores_are_those_that_may_be_used() -> None:
+    assert runtime.cores() == len(os.sched_getaffinity(0))

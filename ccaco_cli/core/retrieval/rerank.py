@@ -29,14 +29,15 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     device = next(aligner.parameters()).device
     out = torch.empty(len(index))
     step = max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // max(1, a.mask.shape[1] + b.mask.shape[1])))
-    for first in range(0, len(index), step):
-        rows_a, rows_b = index[first : first + step].unbind(1)
+    # short ones among short ones: a batch costs what its longest costs
+    for chunk in (a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]).argsort(stable=True).split(step):
+        rows_a, rows_b = index[chunk].unbind(1)
         # only the rows of this chunk go to the device, and no further than their longest token
         one, other = (
             _trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b))
         )
         every = torch.arange(len(rows_a), device=device)
-        out[first : first + step] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
+        out[chunk] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
     return out
 
 

@@ -168,6 +168,12 @@ def mse(config: RunConfig) -> RunConfig:
     return override(config, {"model.fusion.kind": "residual", "loss.cross": "mse"})
 
 
+@arm("pool-mean", changes=("model.*.pool",))
+def pool_mean(config: RunConfig) -> RunConfig:
+    """The mean of all tokens is the better global vector (the default of pretrained towers; from scratch it is the maximum)."""
+    return override(config, _every("pool", "mean"))
+
+
 @arm("pool-cls", changes=("model.*.pool",))
 def pool_cls(config: RunConfig) -> RunConfig:
     """The tower's own summary is the better global vector."""
@@ -345,7 +351,7 @@ _FUSION = ("ccaco", "early", "late", "cross", "unified")
 # one-way-t2i and attended are ccaco's defaults: as rows they would only measure the same thing again
 _ABLATION = (
     *("ccaco", "-contrastive", "-cross", "-collaboration", "one-way-i2t", "two-way", "-residual", "maxsim", "matching", "listwise", "mse"),
-    *("pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
+    *("pool-mean", "pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
 )
 _DOMAIN = tuple(name + end for end in ("", "-cross") for name in ("source-only", "+adabn", "+mmd", "+dann", "+both"))
 SETS: Mapping[str, tuple[str, ...]] = {

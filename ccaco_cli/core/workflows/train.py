@@ -101,7 +101,7 @@ def train(
     data = across(data, config.domain)
     check(config, data)
     _refuse_finished(folder)
-    runtime.threads()
+    runtime.threads(config.workers)
     runtime.seed(config.seed)
     fit = FITTERS[config.method](data, config, folder, lambda: _claim(folder, config, resume), resume, on_progress)
     facts = score(data, fit.encode, fit.aligner, config, folder, fit.oracle) | fit.facts

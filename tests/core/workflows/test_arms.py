@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from ccaco_cli.core.config import RunConfig, flatten, override
+from ccaco_cli.core.config import RECIPES, RunConfig, flatten, override
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.domain import DOMAIN_LOSSES
 from ccaco_cli.core.losses.total import CROSS_LOSSES
@@ -53,7 +53,8 @@ def test_every_arm_states_its_hypothesis_and_can_be_built(name: str) -> None:
 
 
 def test_arms_of_one_function_are_one_row_and_others_differ() -> None:
-    every = {name: flatten(asdict(apply(RunConfig(), name))) | {"arm": ""} for name in SETS["all"]}
+    scratch = override(RunConfig(), RECIPES["scratch"])
+    every = {name: flatten(asdict(apply(scratch, name))) | {"arm": ""} for name in SETS["all"]}
     for one in every:
         for other in every:
             assert (every[one] == every[other]) == (ARMS[one] is ARMS[other]), f"{one} and {other}"
