@@ -30,7 +30,7 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     out = torch.empty(len(index))
     step = max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // max(1, a.mask.shape[1] + b.mask.shape[1])))
     # short ones among short ones: a batch costs what its longest costs
-    for chunk in (a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]).argsort(stable=True).split(step):
+    for chunk in torch.split((a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]).argsort(stable=True), step):
         rows_a, rows_b = index[chunk].unbind(1)
         # only the rows of this chunk go to the device, and no further than their longest token
         one, other = (
