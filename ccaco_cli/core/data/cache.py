@@ -52,6 +52,16 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
     return found
 
 
+def arrays(path: Path, make: Callable[[], dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
+    """What ``make`` gives, name -> array, kept in a folder and read from it by memory map."""
+
+    def write(folder: Path) -> None:
+        for name, array in make().items():
+            np.save(folder / f"{name}.npy", array)
+
+    return {file.stem: read_array(file) for file in sorted(folder(path, write).glob("*.npy"))}
+
+
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -80,22 +80,29 @@ class Captioned(Protocol):
 
 
 class TextColumn:
-    """Captions, tokenised once; a batch is padded to its own longest caption, and says how long each is.
+    """Captions as tokens; a batch is padded to its own longest caption, and says how long each is.
 
-    cut  captions that were longer than the tower takes
+    kept  folder where the tokens are kept, computed once and read by memory map; None = in memory
+    cut   captions that were longer than the tower takes
     """
 
-    def __init__(self, split: Captioned, tokenize: Callable[[list[str]], dict[str, Tensor]]):
+    def __init__(self, split: Captioned, tokenize: Callable[[list[str]], dict[str, Tensor]], kept: Path | None = None):
         self.row, self.start = split.caption_row, split.caption_start
-        encoded = tokenize(list(split.captions))
-        self.ids, self.mask = encoded["ids"].to(torch.int32), encoded["mask"]
-        self.length: Array | None = self.mask.sum(1).numpy()
-        self.cut = int(encoded["cut"].sum()) if "cut" in encoded else 0
+
+        def told() -> dict[str, Array]:
+            encoded = tokenize(list(split.captions))
+            cut = encoded["cut"] if "cut" in encoded else torch.zeros(len(self.row), dtype=torch.bool)
+            return {"ids": encoded["ids"].to(torch.int32).numpy(), "mask": encoded["mask"].numpy(), "cut": cut.numpy()}
+
+        found = cache.arrays(kept, told) if kept else told()
+        self.ids, self.mask = found["ids"], found["mask"]
+        self.length: Array | None = self.mask.sum(1)
+        self.cut = int(found["cut"].sum())
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
-        mask = self.mask[items]
+        mask = torch.from_numpy(np.asarray(self.mask[items]))
         longest = int(mask.any(0).nonzero().max()) + 1
-        return {"ids": self.ids[items, :longest].long(), "mask": mask[:, :longest], "lengths": mask.sum(1)}
+        return {"ids": torch.from_numpy(self.ids[items, :longest]).long(), "mask": mask[:, :longest], "lengths": mask.sum(1)}
 
 
 class MediaColumn:

@@ -52,10 +52,10 @@ def _column(
 
 def _raw(data: PairData, split: str, modality: str, tower: Tower, lock: bool, on_progress: OnProgress) -> Column:
     part = data.split(split)
-    if modality == "text":
-        return TextColumn(part, tower.preprocess)
     name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))
     path = data.manifest.path / "cache" / name
+    if modality == "text":
+        return TextColumn(part, tower.preprocess, path)
     if modality in CLIPS:
         # of a locked tower the tokens are kept, and each clip is decoded for them once
         return MediaColumn(part, modality, tower.preprocess) if lock else ClipColumn(part, modality, tower.preprocess, path, on_progress)

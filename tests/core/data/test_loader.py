@@ -73,7 +73,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(plan: PairPlan) -> None:
     assert sorted(small.epoch(0)[0][0].tolist()) == list(range(25))
 
 
-def test_text_is_tokenised_once_and_trimmed_to_its_longest(split: Split) -> None:
+def test_text_is_tokenised_once_and_trimmed_to_its_longest(split: Split, tmp_path: Path) -> None:
     words = Words()
     column = TextColumn(split, words)
     assert column.length is not None
@@ -89,6 +89,14 @@ def test_text_is_tokenised_once_and_trimmed_to_its_longest(split: Split) -> None
         assert not wanted["mask"][:, longest:].any()
     assert words.calls == 1
     assert (column.row == split.caption_row).all()
+    for _ in range(2):
+        kept = TextColumn(split, words, tmp_path / "kept")
+        for name, tensor in column.inputs(items).items():
+            assert torch.equal(kept.inputs(items)[name], tensor)
+        assert kept.cut == column.cut
+        assert kept.length.tolist() == column.length.tolist()
+    assert words.calls == 2
+    assert isinstance(kept.ids, np.memmap)
 
 
 def test_pixels_equal_decoding(split: Split, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.utils import logging as hf_logging
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.open_clip import masked_mean, words_of
+from ccaco_cli.core.model.towers.open_clip import masked_mean, vocabulary, words_of
 from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
 from ccaco_cli.core.model.towers.positions import lengthen_embeddings
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
@@ -100,6 +100,9 @@ class HfTokens:
         """The words of a text and the places of their tokens; tokens of no word (start, end) are left out."""
         return words_of(self.tokenizer, text, self.context_length)
 
+    def __repr__(self) -> str:
+        return f"HfTokens({vocabulary(self.tokenizer)} {self.context_length})"
+
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
     """``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``; of CLIP-like models the side that is asked for.
@@ -128,7 +131,6 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
     limits = [reader.model_max_length, getattr(body.config, "max_position_embeddings", NO_LIMIT), context_length or NO_LIMIT]
     tokens = HfTokens(reader, int(min(limits)))
     module = HfText(body, own_pool=joint)
-    vocabulary = reader.backend_tokenizer.to_str() if reader.is_fast else json.dumps(reader.get_vocab(), sort_keys=True)
     return Tower(
         spec=spec,
         modality="text",
@@ -138,7 +140,7 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
         tokens=tokens.context_length,
         grid=None,
         pretrained=pretrained,
-        fingerprint=fingerprint(module, spec.family, facts, vocabulary, tokens.context_length),
+        fingerprint=fingerprint(module, spec.family, facts, tokens),
         save_assets=save,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -159,8 +160,15 @@ class ClipTokens:
         return found
 
     def __repr__(self) -> str:
-        backend = getattr(getattr(self.tokenizer, "tokenizer", None), "name_or_path", "")
-        return f"ClipTokens({type(self.tokenizer).__name__} {backend} {self.context_length} {self.trim})"
+        backend = getattr(self.tokenizer, "tokenizer", None)
+        words = vocabulary(backend) if backend else ""
+        return f"ClipTokens({type(self.tokenizer).__name__} {words} {self.context_length} {self.trim})"
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """A hash of all that a transformers tokenizer knows."""
+    told = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def words_of(tokenizer: Any, text: str, most: int) -> list[tuple[str, list[int]]]:
