@@ -109,25 +109,23 @@ class Attended(Scaled):
         return gated
 
     def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
-        if index is not None or self.kernel is not None:
-            return super().forward(a, b, index, attention=attention)
-        unit_a, gate_a = _unit(a.tokens)
-        unit_b, gate_b = _unit(b.tokens)
-        cosines = torch.einsum("apd,bld->ablp", unit_a, unit_b)
-        return Crossed(
-            self._directions(
-                cosines, unit_a.unsqueeze(1), unit_b.unsqueeze(0), a.mask[:, None], b.mask[None], gate_a[:, None], gate_b[None]
-            )[0]
-        )
+        if index is None and self.kernel is not None:
+            return super().forward(a, b)
+        one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))  # before rows are repeated for their pairs
+        if index is None:
+            (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = [t.unsqueeze(1) for t in one], [t.unsqueeze(0) for t in other]
+            cosines = torch.einsum("apd,bld->ablp", one[0], other[0])
+            return Crossed(self._directions(cosines, unit_a, unit_b, mask_a, mask_b, gate_a, gate_b)[0])
+        (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = [t[index[:, 0]] for t in one], [t[index[:, 1]] for t in other]
+        if self.kernel is not None:
+            return self._sparse(self.kernel, (unit_a, mask_a, gate_a), (unit_b, mask_b, gate_b), self.lie(a, b), attention)
+        cosines = unit_b @ unit_a.transpose(1, 2)
+        logit, weights = self._directions(cosines, unit_a, unit_b, mask_a, mask_b, gate_a, gate_b)
+        return Crossed(logit, attention=weights if attention else None)
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
-        unit_a, gate_a = _unit(a.tokens)
-        unit_b, gate_b = _unit(b.tokens)
-        if self.kernel is not None:
-            return self._sparse(self.kernel, (unit_a, a.mask, gate_a), (unit_b, b.mask, gate_b), self.lie(a, b), attention)
-        cosines = unit_b @ unit_a.transpose(1, 2)
-        logit, weights = self._directions(cosines, unit_a, unit_b, a.mask, b.mask, gate_a, gate_b)
-        return Crossed(logit, attention=weights if attention else None)
+        every = torch.arange(len(a.z), device=a.z.device)
+        return self.forward(a, b, torch.stack([every, every], 1), attention=attention)
 
     def _sparse(
         self,

@@ -18,6 +18,8 @@ from ccaco_cli.core.types import Encoded
 PAIRS_AT_ONCE = 2048
 TOKENS_AT_ONCE = 1 << 18
 """Tokens of both sides that go to the device at once: fewer pairs of what is long."""
+LIKE_LENGTH = 8
+"""Pairs whose lengths differ by less go together."""
 BELOW = 1e6
 """Subtracted from what is not on the shortlist, so that it stands behind it in its own order."""
 
@@ -29,15 +31,16 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     device = next(aligner.parameters()).device
     out = torch.empty(len(index))
     step = max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // max(1, a.mask.shape[1] + b.mask.shape[1])))
-    # short ones among short ones: a batch costs what its longest costs
-    for chunk in torch.split((a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]).argsort(stable=True), step):
-        rows_a, rows_b = index[chunk].unbind(1)
+    # Pairs of like length go together, for a batch costs what its longest costs; and of these the pairs of one row, which is read once.
+    length = (a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]) // LIKE_LENGTH
+    order = index[:, 0].argsort(stable=True)
+    for chunk in torch.split(order[length[order].argsort(stable=True)], step):
+        (rows_a, place_a), (rows_b, place_b) = (torch.unique(rows, return_inverse=True) for rows in index[chunk].unbind(1))
         # only the rows of this chunk go to the device, and no further than their longest token
         one, other = (
             _trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b))
         )
-        every = torch.arange(len(rows_a), device=device)
-        out[chunk] = aligner.cross(one, other, torch.stack([every, every], 1)).match_logit.float().cpu()
+        out[chunk] = aligner.cross(one, other, torch.stack([place_a, place_b], 1).to(device)).match_logit.float().cpu()
     return out
 
 
