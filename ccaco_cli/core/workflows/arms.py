@@ -17,9 +17,10 @@ ARMS: dict[str, Arm] = {}
 CHANGES: dict[str, tuple[str, ...]] = {}
 """Arm -> the config keys that it may change; ``model.*.pool`` is every modality's."""
 MODALITIES = ("image", "text", "audio", "video")
-SHORTLIST = {"eval.shortlist": 16, "eval.shortlist_back": 16}
-"""Of matchers that run a transformer on every pair; the figures are flat from 16 candidates to 128 (SCIENCE, corrections)."""
-MATCHING = {"loss.cross": "matching", "model.fusion.direction": "both", **SHORTLIST}
+MATCHING = ("loss.cross", "model.fusion.direction", "eval.shortlist", "eval.shortlist_back")
+"""What ``_matching`` sets."""
+CANDIDATES = 16
+"""The most that matchers which run a transformer on every pair look at; the figures are flat from here to 128 (SCIENCE, corrections)."""
 
 
 def arm(*names: str, changes: tuple[str, ...] = ()) -> Callable[[Arm], Arm]:
@@ -37,6 +38,12 @@ def _every(key: str, value: Any) -> dict[str, Any]:
     return {f"model.{m}.{key}": value for m in MODALITIES}
 
 
+def _matching(config: RunConfig, fusion: Mapping[str, Any]) -> RunConfig:
+    """The cross branch trained on matching, both sides looking, in this way of fusion."""
+    few = {f"eval.{name}": min(getattr(config.eval, name), CANDIDATES) for name in ("shortlist", "shortlist_back")}
+    return override(config, {"loss.cross": "matching", "model.fusion.direction": "both"} | few | dict(fusion))
+
+
 # baselines
 
 
@@ -52,10 +59,10 @@ def clip(config: RunConfig) -> RunConfig:
     return override(config, {"loss.beta": 0.0})
 
 
-@arm("vilbert", changes=("loss.alpha", "loss.cross", "model.fusion.kind", "model.fusion.layers", "model.fusion.direction", *SHORTLIST))
+@arm("vilbert", changes=("loss.alpha", "model.fusion.kind", "model.fusion.layers", *MATCHING))
 def vilbert(config: RunConfig) -> RunConfig:
     """Two streams with co-attention, trained on matching alone (ViLBERT, arXiv:1908.02265), need no shared space."""
-    return override(config, MATCHING | {"loss.alpha": 0.0, "model.fusion.kind": "coattention", "model.fusion.layers": 2})
+    return _matching(config, {"loss.alpha": 0.0, "model.fusion.kind": "coattention", "model.fusion.layers": 2})
 
 
 @arm("concat", changes=("loss.alpha", "loss.cross", "model.fusion.kind"))
@@ -84,25 +91,25 @@ FUSION = ("model.fusion.kind", *MATCHING)
 @arm("early", changes=FUSION)
 def early(config: RunConfig) -> RunConfig:
     """Features joined before one encoder: meeting early lets everything interact."""
-    return override(config, MATCHING | {"model.fusion.kind": "early"})
+    return _matching(config, {"model.fusion.kind": "early"})
 
 
 @arm("late", changes=FUSION)
 def late(config: RunConfig) -> RunConfig:
     """Each side decides alone and only decisions are joined: meeting late costs nothing in quality and is cheapest."""
-    return override(config, MATCHING | {"model.fusion.kind": "late"})
+    return _matching(config, {"model.fusion.kind": "late"})
 
 
 @arm("cross", "matching", changes=FUSION)
 def cross(config: RunConfig) -> RunConfig:
     """Co-attention and a matching head with hard negatives (ALBEF, arXiv:2107.07651): "same or not" is the best teacher of attention."""
-    return override(config, MATCHING | {"model.fusion.kind": "coattention"})
+    return _matching(config, {"model.fusion.kind": "coattention"})
 
 
 @arm("unified", changes=FUSION)
 def unified(config: RunConfig) -> RunConfig:
     """One single-stream transformer over patches and words (UNITER, arXiv:1909.11740) fuses better than two streams."""
-    return override(config, MATCHING | {"model.fusion.kind": "unified"})
+    return _matching(config, {"model.fusion.kind": "unified"})
 
 
 # ablations

@@ -30,6 +30,16 @@ def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp
     assert [row["steps"] for row in ablate(changed, ["clip"], 1, folder, data_root=data_root).rows] == [2]
 
 
+def test_cells_at_once_are_those_of_cells_in_turn(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    """Real processes, each with half of the cores."""
+    asked = Asked("scenes", explicit=small | {"optim.steps": 1})
+    in_turn, at_once = (ablate(asked, ARMS, 1, tmp_path / str(jobs), jobs=jobs, data_root=data_root) for jobs in (1, 2))
+    assert at_once.failures == {}
+    for row, other in zip(in_turn.rows, at_once.rows, strict=True):
+        assert [other[key] for key in ("run", "arm", "seed", "steps")] == [row[key] for key in ("run", "arm", "seed", "steps")]
+        assert other["loss_contrastive"] == pytest.approx(row["loss_contrastive"], rel=1e-4)
+
+
 def test_a_misspelt_arm_is_told_before_anything_is_trained(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown arm: clpi"):
         ablate(Asked("scenes", explicit=small), ["ccaco", "clpi"], 1, tmp_path / "abl", data_root=data_root)
