@@ -34,7 +34,7 @@ def checked(
             yield record, check_all([record], rules)[0]
         return
     # spawned, not forked: this process may hold threads of Arrow or torch
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=follow_parent)
     try:
         yield from _in_order(pool, records, rules, workers * AHEAD)
     except BrokenProcessPool:
@@ -61,7 +61,7 @@ def _in_order(pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead
         yield from zip(ready, future.result(), strict=True)
 
 
-def _worker() -> None:
+def follow_parent() -> None:
     """A worker leaves interrupts to its parent, and does not outlive it (after a kill -9 it would wait for ever)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

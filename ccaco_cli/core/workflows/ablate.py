@@ -25,6 +25,7 @@ from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.pool import follow_parent
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import CcacoError, ConfigError, ManifestError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
@@ -238,11 +239,16 @@ def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _C
             clock.ended(cell)
             if error:
                 yield cell.name, error
+    except BaseException:  # interrupted: cells that are being trained go on from their checkpoints the next time
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _take(free: Any) -> None:
+    follow_parent()
     os.environ.update(free.get())
 
 

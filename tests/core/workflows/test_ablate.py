@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,27 @@ def test_cells_at_once_are_those_of_cells_in_turn(small: dict[str, Any], data_ro
     for row, other in zip(in_turn.rows, at_once.rows, strict=True):
         assert [other[key] for key in ("run", "arm", "seed", "steps")] == [row[key] for key in ("run", "arm", "seed", "steps")]
         assert other["loss_contrastive"] == pytest.approx(row["loss_contrastive"], rel=1e-4)
+
+
+def test_an_interrupt_stops_every_cell(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    """Workers that nobody waits for would train on for hours."""
+    settings = [word for key, value in (small | {"optim.steps": 10**6}).items() for word in ("--set", f"{key}={value}")]
+    command = ["ablate", "--arms", ",".join(ARMS), "--seeds", "1", "--jobs", "2", "--logs", str(tmp_path), "--name", "abl", *settings]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "ccaco_cli", *command, "--data", str(data_root)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    logs = [tmp_path / "abl" / f"{arm}-s0" / "metrics.jsonl" for arm in ARMS]
+    deadline = time.monotonic() + 120
+    while not all(log.exists() for log in logs):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    told = run.communicate(timeout=30)[1]  # until the last process that could write has ended
+    assert run.returncode == 130
+    assert "Traceback" not in told
+    sizes = [log.stat().st_size for log in logs]
+    time.sleep(0.5)
+    assert [log.stat().st_size for log in logs] == sizes
 
 
 def test_a_misspelt_arm_is_told_before_anything_is_trained(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
