@@ -49,15 +49,20 @@ def test_an_interrupt_stops_every_cell(small: dict[str, Any], data_root: Path, t
     settings = [word for key, value in (small | {"optim.steps": 10**6}).items() for word in ("--set", f"{key}={value}")]
     command = ["ablate", "--arms", ",".join(ARMS), "--seeds", "1", "--jobs", "2", "--logs", str(tmp_path), "--name", "abl", *settings]
     run = subprocess.Popen(
-        [sys.executable, "-m", "ccaco_cli", *command, "--data", str(data_root)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "ccaco_cli", *command, "--data", str(data_root)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     logs = [tmp_path / "abl" / f"{arm}-s0" / "metrics.jsonl" for arm in ARMS]
-    deadline = time.monotonic() + 120
-    while not all(log.exists() for log in logs):
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
-    told = run.communicate(timeout=30)[1]  # until the last process that could write has ended
+    try:
+        while not all(log.exists() for log in logs):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        told = run.communicate(timeout=60)[1]  # until the last process that could write has ended
+    finally:
+        run.kill()
     assert run.returncode == 130
     assert "Traceback" not in told
     sizes = [log.stat().st_size for log in logs]
