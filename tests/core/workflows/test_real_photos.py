@@ -36,7 +36,7 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
     figures = run.facts["metrics"]["test.cosine"]
     assert figures["text_to_image_R@10"] > 4 * 10 / 200
     assert figures["image_to_text_R@10"] > 4 * 10 / 200
-    assert len(list((tmp_path / "photos/cache").iterdir())) == 6  # tokens of both towers, for train, val and test, computed once
+    assert len(list((tmp_path / "photos/cache").iterdir())) == 9  # of train, val and test: tokens of both towers, and the captions' own
 
     embed(tmp_path / "run", str(tmp_path / "photos"), out=tmp_path / "shards", index=tmp_path / "photos.idx")
     index = Index(tmp_path / "photos.idx")
