@@ -66,9 +66,9 @@ class InputDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(256 * self.p)
-        if x.is_cuda or not self.training or dropped in (0, 256):
+        if x.device.type != "cpu" or not self.training or dropped in (0, 256):
             return super().forward(x)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * kept * (256 / (256 - dropped))
 

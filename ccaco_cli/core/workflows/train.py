@@ -258,15 +258,15 @@ def _features(data: PairData, name: str, on_progress: OnProgress) -> Any:
     """Hand-made features of a split's pictures, computed once into the data set's cache: they depend on nothing else."""
     split = data.split(name)
 
-    def write(folder: Path) -> None:
+    def make() -> dict[str, Any]:
         rows = []
         for row in range(len(split)):
             rows.append(handmade.picture(decode_image(split.media("image", [row])[0])))
             on_progress(row + 1, len(split), {"what": f"hand-made features of {name}"})
-        np.save(folder / "features.npy", np.stack(rows))
+        return {"features": np.stack(rows)}
 
     key = cache.key(data=data.manifest.sha256, split=split.key, made="hog and colours, 1")
-    return cache.read_array(cache.folder(data.manifest.path / "cache" / key, write) / "features.npy")
+    return cache.arrays(data.manifest.path / "cache" / key, make)["features"]
 
 
 def _vectors(z: Any) -> Encoded:
