@@ -12,7 +12,9 @@ import typer
 
 from ccaco_cli import __version__
 from ccaco_cli.commands import ablate, embed, prepare, report, retrieve, train
-from ccaco_cli.core.errors import CcacoError
+from ccaco_cli.core import interrupts
+from ccaco_cli.core.errors import CcacoError, Interrupted
+from ccaco_cli.core.escape import printable
 
 app = typer.Typer(
     name="ccaco",
@@ -31,10 +33,13 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            print("ccaco: interrupted; the same command goes on where it can", file=sys.stderr)
-            raise typer.Exit(130) from None
+            with interrupts.raising():
+                command(*args, **kwargs)
+        except KeyboardInterrupt as end:
+            asked = end if isinstance(end, Interrupted) else Interrupted()
+            if not _rank():
+                print(f"ccaco: interrupted; {asked.saved}", file=sys.stderr)
+            raise typer.Exit(asked.code) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
@@ -57,13 +62,22 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     """Cross-modal alignment from raw data to a trustworthy table: contrastive and cross-attention in one model."""
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
 def main() -> None:
-    """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
+    """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 ended by SIGTERM."""
+    if "WORLD_SIZE" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns, once a process, of what we do on purpose
+    if _rank():  # of several processes the first one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
         app()
     except CcacoError as error:
-        print(f"ccaco: {error}", file=sys.stderr)
+        if error.rank or not _rank():
+            print(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be
-        print(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+        print(printable(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}"), file=sys.stderr)
         sys.exit(2)

@@ -217,7 +217,7 @@ class Fabricate:
         manifest.write(folder, "run", facts=facts, config=asdict(config))
         body = json.loads((folder / manifest.NAME).read_text())
         body["inputs"] = {"dataset": {"path": f"data/{dataset}", "sha256": data}}
-        manifest.write_json(folder / manifest.NAME, body)
+        manifest.write_json(folder / manifest.NAME, body | {"seal": manifest.seal(body)})
         return folder
 
     def evaluation(self, skill: float, seed: int, pictures: int, protocol: str = "full") -> Any:

@@ -81,7 +81,7 @@ DomainSides = Annotated[
     str | None, typer.Option("--domain-sides", metavar="SIDE,...", help="Modalities it acts on.", show_default="all but text")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training pictures.", show_default="by towers")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs a step.", show_default="by towers")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs a step, of all processes together.", show_default="by towers")]
 Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="by towers")]
 Wd = Annotated[float | None, typer.Option("--wd", help="Weight decay.", show_default="by towers")]
 Warmup = Annotated[
@@ -98,6 +98,19 @@ Reference = Annotated[
     str | None,
     typer.Option("--reference", metavar="ARM", help="The arm that others are held against.", show_default="ccaco, else the first"),
 ]
+Parallel = Annotated[
+    str | None, typer.Option("--parallel", help="Under torchrun: ddp, or fsdp to cut the model into parts.", show_default="ddp")
+]
+GatherGrad = Annotated[
+    bool | None,
+    typer.Option(
+        "--gather-with-grad/--no-gather-with-grad", help="Under torchrun: gradients travel through gathered embeddings.", show_default="on"
+    ),
+]
+LocalLoss = Annotated[
+    bool | None, typer.Option("--local-loss", help="Under torchrun: each process computes its own queries' loss.", show_default=False)
+]
+Verify = Annotated[str, typer.Option("--verify", help="quick: sizes and manifests; full: hash every file first.")]
 
 QUERIES = {"text": '"a few words"', "image": "--image FILE", "audio": "--audio FILE", "video": "--video FILE"}
 """How an index is asked by each modality."""
@@ -128,6 +141,9 @@ KEYS = {
     "precision": "optim.precision",
     "accum_freq": "optim.accum_freq",
     "grad_checkpointing": "optim.grad_checkpointing",
+    "parallel": "parallel.kind",
+    "gather_with_grad": "parallel.gather_with_grad",
+    "local_loss": "parallel.local_loss",
     "workers": "workers",
     "seed": "seed",
     "device": "device",

@@ -36,6 +36,7 @@ def retrieve(
     explain_method: Annotated[
         str, typer.Option("--explain-method", help="attention, or gradient (attention weighted by what raised the score).")
     ] = "attention",
+    verify: options.Verify = "quick",
     shown: options.Shown = None,
 ) -> None:
     """Find what belongs to a sentence, a picture, a sound or a film.
@@ -49,7 +50,7 @@ def retrieve(
     from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.index import Index
     from ccaco_cli.core.workflows import retrieve as workflow
-    from ccaco_cli.view import figures, heat, progress, results
+    from ccaco_cli.view import figures, progress, results
 
     files = {modality: file for modality, file in (("image", image), ("audio", audio), ("video", video)) if file is not None}
     if bool(query) + len(files) != 1:
@@ -58,7 +59,7 @@ def retrieve(
             expected="sentences, -, or one of --image, --audio and --video FILE",
             next="ccaco retrieve --help",
         )
-    opened = Index(index)
+    opened = Index(index, verify)
     queries = sys.stdin if query == ["-"] else query or ()
     answers = (
         [(str(file), workflow.by_file(opened, modality, file, k=k, rerank=rerank)) for modality, file in files.items()]
@@ -70,8 +71,11 @@ def retrieve(
         if save:
             figures.contact_sheet(save, answers)
     if explain:
+        from ccaco_cli.core.workflows.explained import explained
+        from ccaco_cli.view import heat
+
         asked = next(iter(files), "text")
-        found = (one for q, hits in answers for one in workflow.explained(opened, asked, files.get(asked, q), hits, explain_method))
+        found = (one for q, hits in answers for one in explained(opened, asked, files.get(asked, q), hits, explain_method))
         with progress.bar("explain") as tell:
             heat.write(explain, found, sum(len(hits) for _, hits in answers), tell)
     results.show_answers(answers, shown)

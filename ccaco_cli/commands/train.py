@@ -59,6 +59,17 @@ def train(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only say what a step would cost, and what to change when it does not fit.")
     ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume although settings, data set or processes changed; says which.")
+    ] = False,
+    minutes: Annotated[
+        float, typer.Option("--save-every-minutes", min=0, help="Checkpoints within an epoch too.", show_default="each epoch")
+    ] = 0.0,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints that stay, besides the best.")] = 1,
+    parallel: options.Parallel = None,
+    gather_with_grad: options.GatherGrad = None,
+    local_loss: options.LocalLoss = None,
+    verify: options.Verify = "quick",
     config: options.ConfigFile = None,
     set_: options.Settings = None,
     device: options.TrainDevice = None,
@@ -79,6 +90,7 @@ def train(
       ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann --name sketches
     """
     from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.training.loop import Saving
     from ccaco_cli.core.workflows import report
     from ccaco_cli.core.workflows.train import CUT, Asked
     from ccaco_cli.core.workflows.train import train as workflow
@@ -96,7 +108,18 @@ def train(
         return
     folder = logs / (name or f"{Path(dataset).name}-{arm}-s{asked.seed}")
     with progress.bar(f"train {folder.name}") as bar, live.report_to(report_to or (), folder, bar) as tell:
-        found = workflow(asked, folder, resume=resume is not None, data_root=data, on_progress=tell)
+        found = workflow(
+            asked,
+            folder,
+            resume=resume is not None,
+            accept=accept,
+            saving=Saving(minutes, keep),
+            verify=verify,
+            data_root=data,
+            on_progress=tell,
+        )
+    for change in found.facts.get("resumed_with", ()):
+        progress.note(f"resumed although {change}")
     for warning in (w for w in found.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
     split = report.scored_on(found.facts["metrics"])

@@ -175,6 +175,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How several processes (``torchrun``) share one run; without effect on one. The batch size is that of all processes together.
+
+    kind              an entry of ``training.parallel.KINDS``: ddp (every process holds the model) | fsdp (each holds a part of it)
+    gather_with_grad  gradients travel through the gathered embeddings; off, each process asks only its own rows, which is exact as long
+                      as all compute one loss, and therefore refused with local_loss
+    local_loss        each process computes the contrastive loss of its own queries only (less memory, the same gradients)
+    timeout           minutes after which a process that does not answer counts as lost
+    """
+
+    kind: str = "ddp"
+    gather_with_grad: bool = True
+    local_loss: bool = False
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """How a run is scored.
 
@@ -216,6 +233,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     domain: DomainConfig = field(default_factory=DomainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 RECIPES: dict[str, dict[str, Any]] = {

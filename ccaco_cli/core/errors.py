@@ -14,6 +14,7 @@ class CcacoError(Exception):
 
     def __init__(self, what: str, *, where: object = None, expected: str | None = None, next: str | None = None):
         self.what, self.where, self.expected, self.next = what, where, expected, next
+        self.rank = 0  # of several processes, the one that it happened to
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -47,3 +48,19 @@ class LossInputError(CcacoError):
 
 class GateError(CcacoError):
     """A condition of ``report --fail-if`` that cannot be read."""
+
+
+class LostProcess(CcacoError):
+    """One of several processes ended or hangs, so the others cannot go on."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked this process to end (Ctrl-C, SIGTERM), and it could first put its work in order.
+
+    code   exit code: 130, or 128 + the signal's number
+    saved  what lies on disk now, for the person at the terminal
+    """
+
+    def __init__(self, code: int = 130, saved: str = "the same command goes on where it can"):
+        self.code, self.saved = code, saved
+        super().__init__(saved)

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ccaco_cli import __version__
-from ccaco_cli.core.errors import ManifestError
+from ccaco_cli.core import fault
+from ccaco_cli.core.errors import ConfigError, ManifestError
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -26,6 +28,10 @@ HOW_TO_MAKE = {
     "index": "ccaco embed --run RUN --dataset NAME --index NAME.idx",
     "ablation": "ccaco ablate --dataset NAME",
 }
+QUICK, FULL = VERIFY = ("quick", "full")
+MAX_JSON = 1 << 28
+"""Bytes: a manifest or result that is larger is none of ours."""
+_SECRET = re.compile(r"(?P<head>://[^/:@\s]*:)[^@\s]+(?P<tail>@)|\b(?:hf|ghp|gho|sk)[_-]\w{16,}")
 _LIBRARIES = ("torch", "open_clip_torch", "transformers", "datasets", "numpy", "faiss-cpu")
 
 
@@ -78,12 +84,34 @@ def write_bytes(path: Path, data: bytes) -> None:
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temp.open("wb") as f:
-            f.write(data)
+            f.write(memoryview(data)[: len(data) // 2])
+            fault.point("write.half")
+            f.write(memoryview(data)[len(data) // 2 :])
             f.flush()
             os.fsync(f.fileno())
+        fault.point("write.whole")
         temp.replace(path)
+        fault.point("write.renamed")
+        _sync(path.parent)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Clears what a killed writer left half-written under a folder; to be called by whoever holds the folder's lock."""
+    for leftover in folder.rglob(".*.tmp"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename last through a power cut, where the system lets a folder be synced."""
+    if hasattr(os, "O_DIRECTORY"):
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def json_text(value: Any) -> str:
@@ -113,7 +141,7 @@ def write(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "made_by": {
             "ccaco": __version__,
-            "argv": sys.argv,
+            "argv": [without_secrets(word) for word in sys.argv],
             "python": platform.python_version(),
             "libraries": _versions(),
             "device": device,
@@ -123,8 +151,14 @@ def write(
         "facts": dict(facts),
         "files": [dict(f) for f in files],
     }
-    write_json(root / NAME, body)
+    body = json.loads(json_text(body))  # as it will be read back
+    write_json(root / NAME, body | {"seal": seal(body)})
     return open(root, kind=kind)
+
+
+def without_secrets(text: str) -> str:
+    """A word of a command line with passwords in addresses and access tokens struck out."""
+    return _SECRET.sub(lambda found: (found["head"] or "") + "***" + (found["tail"] or ""), text)
 
 
 def exists(path: Path) -> bool:
@@ -132,25 +166,31 @@ def exists(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def open(path: Path, *, kind: str, verify: bool = False) -> Manifest:
-    """Reads and checks a manifest.
+def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
+    """Reads and checks a manifest: its own hash, and its files.
 
-    verify  also hash every file that it lists (slow on large artefacts); sizes are always compared
-    Raises  ManifestError: nothing there, incomplete, another kind, a newer schema, or an altered file
+    verify  quick: their sizes | full: also their hashes, which reads every byte of them
+    Raises  ManifestError: nothing there, incomplete, another kind, a newer schema, or an altered file, by name
     """
+    if verify not in VERIFY:
+        raise ConfigError("unknown check", where=f"--verify {verify}", expected=" | ".join(VERIFY))
     path = Path(path)
     make = HOW_TO_MAKE.get(kind)
     if not exists(path):
         what = f"no {kind} here" if not path.exists() else f"incomplete or foreign folder, not a {kind}"
         raise ManifestError(what, where=path, expected=f"a folder with {NAME}", next=make)
     try:
-        body = json.loads((path / NAME).read_text("utf-8"))
+        body = read_json(path / NAME)
         found = Manifest(
             path=path,
             **{k: body[k] for k in ("kind", "facts", "inputs", "config", "files", "made_by", "made_at")},
         )
         schema = int(body["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+        named = [(str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])) for entry in found.files]
+        shapes = all(isinstance(value, dict) for value in (found.facts, found.inputs, found.config, found.made_by))
+        if not shapes or any("sha256" not in one for one in found.inputs.values()):
+            raise ValueError("other content")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ManifestError(f"unreadable manifest ({error})", where=path / NAME, expected=f"a {kind}", next=make) from None
     if found.kind != kind:
         raise ManifestError(f"this is a {found.kind}", where=path, expected=f"a {kind}", next=make)
@@ -158,13 +198,33 @@ def open(path: Path, *, kind: str, verify: bool = False) -> Manifest:
         raise ManifestError(
             f"made by a newer ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next="pip install -U ccaco"
         )
-    for entry in found.files:
-        file = path / entry["name"]
+    if body.get("seal") != seal(body):
+        raise ManifestError("this manifest was altered", where=path / NAME, expected=f"a {kind} as ccaco wrote it", next=make)
+    for name, size, digest in named:
+        file = path / name
+        if not (path / name).resolve().is_relative_to(path.resolve()):
+            raise ManifestError("a file of this artefact lies outside it", where=name, expected=f"files in {path}", next=make)
         if not file.is_file():
-            raise ManifestError("a file of this artefact is missing", where=file, expected=f"{entry['bytes']} bytes", next=make)
-        if file.stat().st_size != entry["bytes"] or (verify and sha256(file) != entry["sha256"]):
-            raise ManifestError("a file of this artefact was altered", where=file, expected=f"sha256 {entry['sha256'][:12]}", next=make)
+            raise ManifestError("a file of this artefact is missing", where=file, expected=f"{size} bytes", next=make)
+        if file.stat().st_size != size or (verify == FULL and sha256(file) != digest):
+            raise ManifestError("a file of this artefact was altered", where=file, expected=f"sha256 {digest[:12]}", next=make)
     return found
+
+
+def seal(body: Mapping[str, Any]) -> str:
+    """Hash of a whole manifest, by which a flipped bit in it is seen."""
+    text = json.dumps({k: v for k, v in body.items() if k != "seal"}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> Any:
+    """A JSON file of our own. Raises ValueError (larger than ``most`` bytes, not JSON, nested beyond reason), OSError."""
+    if path.stat().st_size > most:
+        raise ValueError(f"larger than {most} bytes")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _versions() -> dict[str, str]:

@@ -12,11 +12,13 @@ from ccaco_cli.core.errors import ConfigError
 
 
 def device(name: str) -> Any:
-    """``auto`` -> cuda when there is one, else cpu. Raises ConfigError for a device that is not there."""
+    """``auto`` -> cuda when there is one, else cpu; of several processes each has its own. Raises ConfigError: no such device."""
     import torch
 
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         found = torch.device(name)
         torch.empty(0, device=found)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from ccaco_cli.core.escape import printable
 from ccaco_cli.core.types import OnProgress, silent
 
 
@@ -18,7 +19,7 @@ def bar(title: str) -> Iterator[OnProgress]:
 
     ``facts["left"]`` are seconds until the whole work is done, where that is more than this bar.
     """
-    if not sys.stderr.isatty() or os.environ.get("CI"):
+    if not sys.stderr.isatty() or os.environ.get("CI") or _another():
         yield silent
         return
     from rich.console import Console
@@ -52,4 +53,10 @@ def bar(title: str) -> Iterator[OnProgress]:
 
 def note(line: str) -> None:
     """One line on stderr for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    if not _another():
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def _another() -> bool:
+    """True in all but the first of several processes."""
+    return os.environ.get("RANK", "0") != "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -129,7 +130,13 @@ def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | Non
         for number, (query, hits) in enumerate(answers):
             tables.show([_row(query, hit) for hit in hits], columns, "csv", header=number == 0)
         return
-    tables.show([_row(query, hit) for query, hits in answers for hit in hits], columns, format)
+    rows = (_row(query, hit) for query, hits in answers for hit in hits)
+    if format == "json":
+        for part in tables.json_parts(rows, columns):
+            sys.stdout.write(part)
+            sys.stdout.flush()
+        return
+    tables.show(list(rows), columns, format)
 
 
 def _first_caption(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ccaco_cli.core import escape
+
+_RAW_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""Control characters that JSON would let through to a terminal."""
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 Row = Mapping[str, Any]
 
@@ -44,9 +48,9 @@ def text(name: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool | str):
-        return str(value)
+        return escape.printable(str(value))
     if isinstance(value, list | tuple):
-        return " | ".join(map(str, value))
+        return escape.printable(" | ".join(map(str, value)))
     if percent(name):
         return f"{100 * value:.1f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -63,15 +67,15 @@ def short(name: str) -> str:
 
 def _rich(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> None:
     from rich.console import Console
-    from rich.markup import escape
+    from rich.markup import escape as plain
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=None if title is None else plain(escape.printable(title)), title_justify="left", header_style="bold")
     for name in columns:
         numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
         table.add_column(short(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(text(name, row.get(name))) for name in columns))
+        table.add_row(*(plain(text(name, row.get(name))) for name in columns))
     drawn = io.StringIO()  # Rich itself would end the process with 1 on a closed pipe
     terminal = sys.stdout.isatty()
     Console(file=drawn, force_terminal=terminal, width=None if terminal else 160).print(table)
@@ -90,15 +94,23 @@ def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> st
 def _cell(value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = " | ".join(map(str, value))
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[-+][a-z][\w-]*", value):
-        return "'" + value  # spreadsheets would run it as a formula
-    return value
+    return escape.cell(escape.printable(value)) if isinstance(value, str) else value
+
+
+def json_parts(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
+    """Rows as one JSON list, piece by piece, so that an endless stream of rows needs no memory."""
+    from ccaco_cli.core.manifest import json_text
+
+    before = "[\n"
+    for row in rows:
+        body = json_text({name: row.get(name) for name in columns}).rstrip().translate(_RAW_CONTROLS)
+        yield before + textwrap.indent(body, "  ")
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
 
 
 def _json(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    from ccaco_cli.core.manifest import json_text
-
-    return json_text([{name: row.get(name) for name in columns} for row in rows])
+    return "".join(json_parts(rows, columns))
 
 
 def _markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -108,11 +120,11 @@ def _markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def _latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    escape = str.maketrans(
+    special = str.maketrans(
         {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     )
-    lines = [[short(n).translate(escape) for n in columns]]
-    lines += [[text(n, row.get(n)).translate(escape) for n in columns] for row in rows]
+    lines = [[short(n).translate(special) for n in columns]]
+    lines += [[text(n, row.get(n)).translate(special) for n in columns] for row in rows]
     body = " \\\\\n".join(" & ".join(line) for line in lines[1:])
     head = f"\\begin{{tabular}}{{{'l' * len(columns)}}}\n\\toprule\n{' & '.join(lines[0])}"
     return f"{head} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"

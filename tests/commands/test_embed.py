@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ccaco_cli.core import manifest
@@ -14,10 +15,21 @@ def test_shards_and_index(ccaco: Callable[..., Any], run: Path, data_root: Path,
     done = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu")
     assert (done.code, done.out) == (0, "")
     assert done.err == "embeddings/first-scenes-val: 25 image, 125 text\nnext: add --index scenes.idx to search them\n"
-    done = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu", "--index", "v.idx")
-    assert done.err.startswith("v.idx: 25 image, 125 text\nnext: ccaco retrieve ")
-    assert done.err.endswith("--index v.idx\n")
-    assert manifest.open(tmp_path / "v.idx", kind="index", verify=True).facts["split"] == "val"
+    small = ("--store-tokens", "int8", "--store-grid", 1, "--index-type", "flat")
+    done = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu", "--index", "v.idx", *small)
+    told = done.err.splitlines()
+    assert told[0] == "v.idx: 25 image, 125 text"
+    assert told[1].startswith("image: flat, recall@10 1.000 of exact search, ")
+    assert "; tokens int8, " in told[2]
+    assert told[3].startswith("next: ccaco retrieve ")
+    assert told[3].endswith("--index v.idx")
+    facts = manifest.open(tmp_path / "v.idx", kind="index", verify="full").facts
+    assert facts["split"] == "val"
+    assert facts["query"]["exported"]
+    assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").shape == (25, 16), "one token a picture"
+    assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").dtype == np.int8
+    found = ccaco("retrieve", "a red cat", "--index", "v.idx", "-k", 2, "--format", "csv")
+    assert (found.code, found.err, found.out.count("\n")) == (0, "", 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["embeddings", "v.idx"]
     again = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--index", "v.idx")
     assert (again.code, again.err.count("\n")) == (2, 1)
@@ -31,6 +43,8 @@ def test_shards_and_index(ccaco: Callable[..., Any], run: Path, data_root: Path,
         (["--split", "dev"], "no split 'dev'"),
         (["--dataset", "flickr8k"], "not prepared"),
         (["--device", "cuda:77"], "no such device"),
+        (["--store-tokens", "int4"], "float16 | int8 | none"),
+        (["--index-type", "annoy"], "auto | flat | ivf | hnsw | ivfpq"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(

@@ -20,13 +20,14 @@ def made(root: Path, text: str = "hello", **more: Any) -> manifest.Manifest:
 
 def edit(root: Path, **changes: Any) -> None:
     file = root / manifest.NAME
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    body = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps(body | {"seal": manifest.seal(body)}))
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     data = made(tmp_path / "d", config={"limit": 3})
     child = manifest.write(tmp_path / "d2", "run", facts={}, inputs={"dataset": data})
-    found = manifest.open(tmp_path / "d", kind="dataset", verify=True)
+    found = manifest.open(tmp_path / "d", kind="dataset", verify="full")
     assert found == data
     assert found.files == [{"name": "part/a.txt", "sha256": found.files[0]["sha256"], "bytes": 5, "rows": 3}]
     assert (found.facts, found.config) == ({"name": "x"}, {"limit": 3})
@@ -68,13 +69,62 @@ def test_altered_files_are_named(tmp_path: Path) -> None:
     file.write_text("jello")
     manifest.open(tmp_path / "d", kind="dataset")  # the size is the same, so only a full check sees it
     with pytest.raises(ManifestError, match=r"altered.*a\.txt"):
-        manifest.open(tmp_path / "d", kind="dataset", verify=True)
+        manifest.open(tmp_path / "d", kind="dataset", verify="full")
     file.write_text("hell")
     with pytest.raises(ManifestError, match=r"altered.*a\.txt"):
         manifest.open(tmp_path / "d", kind="dataset")
     file.unlink()
     with pytest.raises(ManifestError, match=r"missing.*a\.txt"):
         manifest.open(tmp_path / "d", kind="dataset")
+
+
+def test_any_flipped_bit_of_the_manifest_is_seen(tmp_path: Path) -> None:
+    file = made(tmp_path / "d").path / manifest.NAME
+    whole = file.read_bytes()
+    for bit in range(0, 8 * len(whole), 37):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bytes(data))
+        try:
+            same = json.loads(data) == json.loads(whole)  # what means the same may pass
+        except ValueError:
+            same = False
+        if not same:
+            with pytest.raises(ManifestError, match=r"manifest\.json|newer|this is a"):
+                manifest.open(tmp_path / "d", kind="dataset")
+
+
+@pytest.mark.parametrize("name", ["../a.txt", "/etc/hostname", "part/../../a.txt"])
+def test_files_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    made(tmp_path / "d")
+    (tmp_path / "a.txt").write_text("x")
+    edit(tmp_path / "d", files=[{"name": name, "bytes": 1, "sha256": "0"}])
+    with pytest.raises(ManifestError, match="outside"):
+        manifest.open(tmp_path / "d", kind="dataset")
+
+
+def test_absurd_manifests_are_one_line(tmp_path: Path) -> None:
+    file = made(tmp_path / "d").path / manifest.NAME
+    for text in ("[" * 100_000, '{"a":' * 50_000, json.dumps({"kind": "dataset", "files": [{"name": 1}]}), "9" * 5000):
+        file.write_text(text)
+        with pytest.raises(ManifestError, match="unreadable manifest"):
+            manifest.open(tmp_path / "d", kind="dataset")
+    with pytest.raises(ValueError, match="larger than 10 bytes"):
+        manifest.read_json(file, 10)
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("https://me:secret@host/x", "https://me:***@host/x"),
+        ("--token=hf_abcdefghijklmnopqrst", "--token=***"),
+        ("ghp_0123456789abcdefghij", "***"),
+        ("loss.beta=0.5", "loss.beta=0.5"),
+        ("data/half_hf_set", "data/half_hf_set"),
+    ],
+)
+def test_secrets_of_the_command_line_are_not_kept(word: str, kept: str) -> None:
+    assert manifest.without_secrets(word) == kept
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import filelock
 import numpy as np
 
+from ccaco_cli.core.errors import ManifestError
+
 
 def key(**parts: Any) -> str:
     """A short name for what a cached array depends on: equal parts, equal name."""
@@ -48,7 +50,10 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap[Any, 
 
 def read_array(path: Path) -> np.ndarray[Any, Any]:
     """A ``.npy`` file by memory map, read only; pickles are refused."""
-    found: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds for a broken header, of its tokenizer too
+        raise damaged(path.parent, " ".join(str(error).split())[:100]) from None
     return found
 
 
@@ -60,6 +65,11 @@ def arrays(path: Path, make: Callable[[], dict[str, np.ndarray[Any, Any]]]) -> d
             np.save(folder / f"{name}.npy", array)
 
     return {file.stem: read_array(file) for file in sorted(folder(path, write).glob("*.npy"))}
+
+
+def damaged(path: Path, what: str) -> ManifestError:
+    """The error of a folder of arrays that cannot be read."""
+    return ManifestError(f"damaged arrays ({what})", where=path, next=f"rm -r {path}, then the same command")
 
 
 @contextmanager

@@ -74,10 +74,12 @@ class Rejected:
     where: str
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, least: int = 0) -> Image.Image:
     """The picture as everyone sees it: first frame, turned as its EXIF says, transparency on white, 16 bits scaled to 8, RGB.
 
     data     an encoded file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF)
+    least    a short side in pixels that is enough: a JPEG may then be decoded at half, a quarter or an eighth of its size, which the
+             decoder does in a fraction of the time; 0 = the size that it has
     Returns  PIL image, mode RGB, fully loaded
     Raises   DataError: "not a picture" | "broken picture" (truncated too) | "too many pixels" (Pillow's decompression bomb limit)
     """
@@ -86,6 +88,8 @@ def decode_image(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # oddities of a file that still decodes
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if least:
+                image.draft("RGB", (least, least))
             image.load()
             return _upright_rgb(image)
     except UnidentifiedImageError:

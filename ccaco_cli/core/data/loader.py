@@ -30,6 +30,8 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "audio": C
 CLIPS = ("audio", "video")
 """Modalities whose samples have a length."""
 DECODED_AT_ONCE = 64
+SCALED: dict[str, Callable[[bytes, int], Any]] = {"image": decode_image}
+"""Modality -> the same, with the least short side that is enough."""
 PIXELS_IN_CACHE = 128
 """Pictures up to this many pixels a side are kept decoded (uint8, memory-mapped): decoding them again costs more than reading."""
 
@@ -113,12 +115,20 @@ class MediaColumn:
     def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor]):
         self.split, self.modality, self.preprocess = split, modality, preprocess
         self.row, self.start = np.arange(len(split)), np.arange(len(split) + 1)
+        # twice what the resize that follows asks for, so that it still has the last word on every pixel
+        self.least = 2 * max(getattr(preprocess, "resize", (0,)))
+
+    def decode(self, data: bytes) -> Any:
+        """One sample as ``preprocess`` takes it."""
+        scaled = SCALED.get(self.modality)
+        return scaled(data, self.least) if scaled and self.least else DECODERS[self.modality](data)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         return COLLATE[self.modality]([self.sample(data) for data in self.split.media(self.modality, items)])
 
     def sample(self, data: bytes) -> Tensor:
-        return self.preprocess(DECODERS[self.modality](data))
+        """What a tower takes of one item."""
+        return self.preprocess(self.decode(data))
 
 
 class PixelColumn(MediaColumn):
@@ -178,8 +188,12 @@ class CachedColumn:
         self.row, self.start = row, start
         self.tokens, self.pooled = (cache.read_array(path / f"{name}.npy") for name in ("tokens", "pooled"))
         self.cut = 0
-        self.offsets = np.load(path / "offsets.npy", allow_pickle=False)
+        self.offsets = cache.read_array(path / "offsets.npy")
+        if self.tokens.ndim != 2 or self.offsets.ndim != 1 or self.offsets.dtype.kind != "i" or len(self.offsets) != len(self.pooled) + 1:
+            raise cache.damaged(path, "its arrays do not belong together")
         counts = np.diff(self.offsets)
+        if len(counts) and (self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens) or counts.min() < 0):
+            raise cache.damaged(path, "its offsets leave its tokens")
         self.length: Array | None = counts
         self.fixed = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
 
@@ -267,6 +281,23 @@ class PairDataset(Dataset[PairBatch]):
         return PairBatch(self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index])
 
 
-def load(dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int) -> DataLoader[PairBatch]:
-    """Batches in plan order, prefetched by ``workers`` processes (0 = in this one)."""
-    return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers)  # type: ignore[arg-type]
+def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:
+    """The share of one process of a plan entry: an equal run of its rows, in rank order, and of the items behind them without a partner."""
+    pairs = len(entry[0])
+    rows, items_a, items_b = (np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry)
+    return rows, items_a, items_b
+
+
+def _share(column: Array, rank: int, world: int) -> Array:
+    each = len(column) // world
+    return column[rank * each : (rank + 1) * each]
+
+
+def load(dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int, seed: int = 0) -> DataLoader[PairBatch]:
+    """Batches in plan order, prefetched by ``workers`` processes (0 = in this one).
+
+    seed  of the workers' generators. Drawing it from torch's own would change what a resumed run draws next
+    Raises DataError, when it is read: a worker died
+    """
+    own = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers, generator=own)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ccaco_cli.core import manifest
-from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 
 Array = np.ndarray[Any, Any]
@@ -158,8 +158,21 @@ class PairData:
         for entry in self.manifest.files:
             split, _, suffix = entry["name"].rpartition("-")
             if suffix.endswith(".arrow"):
-                shards[split].append(datasets.Dataset.from_file(str(self.manifest.path / entry["name"])))
+                shards.setdefault(split, []).append(self._shard(self.manifest.path / entry["name"]))
+        if empty := [name for name in self.splits if not shards[name]]:
+            raise ManifestError(f"no shard of split {empty[0]}", where=self.manifest.path, next="ccaco prepare NAME")
         return {name: datasets.concatenate_datasets(parts) for name, parts in shards.items()}
+
+    def _shard(self, file: Path) -> datasets.Dataset:
+        """One shard by memory map; its offsets are looked at, for what reads them trusts them."""
+        try:
+            found = datasets.Dataset.from_file(str(file))
+            for name in ("id", "group", "domain", "label", "family", "captions", "meta", *(m for m in self.modalities if m != "text")):
+                found.data.column(name).validate(full=True)
+            return found
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            what = " ".join(str(error).split())[:100]
+            raise ManifestError(f"a damaged shard ({what})", where=file, next="ccaco prepare NAME") from None
 
     @cached_property
     def _codes(self) -> tuple[dict[str, Array], dict[str, tuple[str, ...]]]:
@@ -179,9 +192,12 @@ class PairData:
         return codes, names
 
 
-def open(path: Path) -> PairData:
+def open(path: Path, verify: str = manifest.QUICK) -> PairData:
     """Opens a prepared folder; raises ManifestError when it is none, or a file of it is missing or altered."""
-    found = manifest.open(Path(path), kind="dataset")
-    first, second = found.facts["modalities"]
-    splits = tuple(name for name, counts in found.facts["splits"].items() if counts["samples"])
-    return PairData(found, found.facts["name"], (first, second), splits)
+    found = manifest.open(Path(path), kind="dataset", verify=verify)
+    try:
+        first, second = map(str, found.facts["modalities"])
+        splits = tuple(name for name, counts in found.facts["splits"].items() if counts["samples"])
+        return PairData(found, str(found.facts["name"]), (first, second), splits)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ManifestError(f"unreadable manifest ({error})", where=path, expected="a dataset", next="ccaco prepare NAME") from None

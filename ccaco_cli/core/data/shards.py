@@ -15,15 +15,14 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pyarrow as pa
 
-from ccaco_cli.core import manifest
+from ccaco_cli.core import fault, lock, manifest
 from ccaco_cli.core.data.checks import SPLIT_NAME, Passed, Rejected, Rules
 from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
@@ -92,7 +91,7 @@ def write(
     plan = {"name": name, "modalities": list(modalities), "facts": dict(facts or {}), "config": dict(config or {}), "rows": rows_per_shard}
     plan["image_size"] = image_size
     rules = Rules(str(root) if root is not None else None, modalities, image_size, frozenset(unpaired))
-    with _alone(out):
+    with lock.held(out, "data set"):
         _begin(partial, plan)
         seen = _write_shards(records, partial, rules, workers, total, rows_per_shard, max_rejects, on_progress)
         try:
@@ -103,6 +102,7 @@ def write(
             raise
         if tally.seen != seen:
             raise _changed(partial)
+        fault.point("prepare.counted")
         manifest.write(
             partial,
             "dataset",
@@ -110,7 +110,9 @@ def write(
             config={**(config or {}), "image_size": image_size},
             files=tally.files,
         )
+        fault.point("prepare.manifest")
         partial.rename(out)
+        fault.point("prepare.renamed")
         for leftover in (out / _PLAN, *out.glob("*-[0-9]*.json")):
             leftover.unlink()
     return manifest.open(out, kind="dataset")
@@ -123,21 +125,6 @@ def refuse_overwrite(out: Path) -> None:
     if out.exists():
         what = "a data set is there already" if manifest.exists(out) else "something else is there already"
         raise DataError(what, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {out}")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise DataError("another process is preparing this data set", where=out, next="wait for it, or use --out OTHER") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _refuse_losses(partial: Path, tally: Tally, max_rejects: float) -> None:
@@ -160,6 +147,7 @@ def _begin(partial: Path, plan: Mapping[str, Any]) -> None:
     if partial.exists() and not ((partial / _PLAN).is_file() and (partial / _PLAN).read_text("utf-8") == text):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
+    manifest.sweep(partial)
     manifest.write_bytes(partial / _PLAN, text.encode())
 
 
@@ -257,9 +245,12 @@ def _close(partial: Path, split: str, shard: _Open, schema: pa.Schema) -> None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
             stream.write_table(pa.Table.from_pylist(shard.rows, schema=schema))
+        fault.point("prepare.before")
         manifest.write_bytes(partial / f"{stem}.arrow", sink.getvalue())
+        fault.point("prepare.shard")
     shard.journal |= {"rows": len(shard.rows), "digest": shard.digest.hexdigest()}
     manifest.write_bytes(partial / f"{stem}.json", json.dumps(shard.journal).encode())
+    fault.point("prepare.journal")
 
 
 def _schema(modalities: tuple[str, str]) -> pa.Schema:

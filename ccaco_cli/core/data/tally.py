@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ccaco_cli.core import manifest
+from ccaco_cli.core import escape, manifest
 from ccaco_cli.core.errors import DataError
 
 REJECTS = "rejects.csv"
@@ -196,5 +196,5 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([escape.cell(text) for text in row] for row in rows)
     return text.getvalue().encode()

@@ -106,19 +106,9 @@ def ranks(score_block: Callable[[slice], Array], query_group: ArrayLike, gallery
     import torch
 
     query, gallery = _ids(query_group), _ids(gallery_group)
-    order = np.argsort(gallery, kind="stable")
-    first, last = (np.searchsorted(gallery[order], query, side=side) for side in ("left", "right"))
-    n_positives = (last - first).astype(np.int64)
-    if not len(query):
-        raise DataError("nothing to evaluate: no queries", expected="at least one query")
-    if not n_positives.all():
-        lost = query[n_positives == 0]
-        raise DataError(
-            f"{len(lost)} queries have no positive in the gallery", where=f"group {lost[0]}", expected="every query's group in the gallery"
-        )
+    places, n_positives = positives(query, gallery)
     step = block or max(1, _TILE_SCORES // len(gallery))
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, len(gallery) + 1))])
-    done: list[list[NDArray[Any]]] = []
+    done: list[list[torch.Tensor]] = []
     for start in range(0, len(query), step):
         rows = slice(start, min(start + step, len(query)))
         tile = torch.as_tensor(score_block(rows)).detach()
@@ -126,14 +116,34 @@ def ranks(score_block: Callable[[slice], Array], query_group: ArrayLike, gallery
             raise DataError(
                 "a block of scores has the wrong shape", where=tuple(tile.shape), expected=f"{(rows.stop - rows.start, len(gallery))}"
             )
-        n = n_positives[rows, None]
-        column = np.arange(n.max())
-        places = order[np.where(column < n, first[rows, None] + column, 0)]
-        counts = [part.cpu().numpy() for part in _count(tile, torch.from_numpy(places), torch.from_numpy(n))]
-        done.append([*counts[:3], _precision(harmonic, *counts[3:]).sum(1) / n[:, 0]])
-    above, tied_negatives, tied_positives, ap = (np.concatenate(part) for part in zip(*done, strict=True))
-    rank = np.where(tied_positives > 0, above + 1.0 + tied_negatives / (tied_positives + 1.0), float(len(gallery)))
-    return RankResult(rank, above, tied_negatives, tied_positives, ap, n_positives, query, len(gallery))
+        # nan_to_num copies: the caller's scores stay as they are
+        tile = (tile if tile.dtype in (torch.float32, torch.float64) else tile.float()).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        score = tile.gather(1, torch.from_numpy(places[rows]).to(tile.device))  # a second product could round otherwise, and break a tie
+        done.append([score.cpu(), *(part.cpu() for part in above_and_tied(tile, tile.shape[1], score))])
+    score, above, tied = (torch.cat(part) for part in zip(*done, strict=True))
+    return finish(score, n_positives, above, tied, query, len(gallery))
+
+
+def positives(query: ArrayLike, gallery: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each query's positives stand in the gallery.
+
+    query [Q], gallery [G] ids
+    Returns  [Q, P] columns, padded with any, P the most that one query has; [Q] how many each has
+    Raises   DataError: no queries, or a query without a positive in the gallery
+    """
+    query, gallery = _ids(query), _ids(gallery)
+    if not len(query):
+        raise DataError("nothing to evaluate: no queries", expected="at least one query")
+    order = np.argsort(gallery, kind="stable")
+    first, last = (np.searchsorted(gallery[order], query, side=side) for side in ("left", "right"))
+    count = (last - first).astype(np.int64)
+    if not count.all():
+        lost = query[count == 0]
+        raise DataError(
+            f"{len(lost)} queries have no positive in the gallery", where=f"group {lost[0]}", expected="every query's group in the gallery"
+        )
+    column = np.arange(count.max())
+    return order[np.where(column < count[:, None], first[:, None] + column, 0)], count
 
 
 def similarity_ranks(
@@ -250,40 +260,37 @@ def _ids(group: ArrayLike | torch.Tensor) -> NDArray[Any]:
     return found
 
 
-def _count(tile: torch.Tensor, places: torch.Tensor, n_positives: torch.Tensor) -> list[torch.Tensor]:
-    """What ties with and stands above each positive of each query, from one tile of scores.
+def finish(
+    score: torch.Tensor, n_positives: NDArray[np.int64], above: torch.Tensor, tied: torch.Tensor, query_group: NDArray[Any], gallery: int
+) -> RankResult:
+    """Ranks and precision from what was counted.
 
-    tile [q, G]; places [q, P] columns of the positives, padded; n_positives [q, 1]
-    Returns  of the best positive [q]: negatives above, negatives tied, positives tied (0 = none is sound);
-             of every positive [q, P]: items above, items tied with itself among them, positives above, positives tied, and whether sound
+    score        [Q, P] of every positive, NaN read as +inf; what lies behind a query's ``n_positives`` is padding
+    above, tied  [Q, P] how many of the whole gallery score above that positive and equal to it (NaN read as +inf), itself counted
     """
     import torch
 
-    tile = tile.clone() if tile.dtype in (torch.float32, torch.float64) else tile.float()
-    places, n_positives = places.to(tile.device), n_positives.to(tile.device)
-    real = torch.arange(places.shape[1], device=tile.device) < n_positives
-    score = tile.gather(1, places)  # out of the same tile: a second product could round otherwise and break a tie
+    n = torch.from_numpy(n_positives)[:, None]
+    real = torch.arange(score.shape[1]) < n
     sound = real & (score < torch.inf)
     n_sound = sound.sum(1, keepdim=True)
-    # Sick negatives go ahead of all (+inf), sick positives behind (-inf); padding is +inf, beyond what any sound positive is compared with.
-    tile.masked_fill_(tile.isnan(), torch.inf)
-    settled = torch.where(sound, score, torch.where(real, -torch.inf, torch.inf))
-    row, slot = real.nonzero(as_tuple=True)
-    tile[row, places[row, slot]] = settled[row, slot]
     value = torch.where(sound, score, -torch.inf)
-    above_all, tied_all = _above_and_tied(tile, tile.shape[1], value)
-    above_settled, tied_settled = _above_and_tied(settled, n_positives, value)
-    above_sound, tied_sound = _above_and_tied(torch.where(sound, score, torch.inf), n_sound, value)
-    above_negatives, tied_negatives = above_all - above_settled, tied_all - tied_settled
-    best = value.argmax(1, keepdim=True)
-    some = n_sound[:, 0] > 0
-    first = [part.gather(1, best)[:, 0] for part in (above_negatives, tied_negatives, tied_sound)]
-    above_first = torch.where(some, first[0], tile.shape[1] - n_positives[:, 0])
-    of_best = [above_first, torch.where(some, first[1], 0), torch.where(some, first[2], 0)]
-    return [*of_best, above_negatives + above_sound, tied_negatives + tied_sound, above_sound, tied_sound, sound]
+    above_sound, tied_sound = above_and_tied(torch.where(sound, score, torch.inf), n_sound, value)
+    # sick negatives stand ahead of all, as +inf does; sick positives stand behind, so they are taken out again
+    above_negatives, tied_negatives = above - (n - n_sound) - above_sound, tied - tied_sound
+    best = torch.where(sound, score.double().clamp_min(-1e300), -torch.inf).argmax(1, keepdim=True)  # a sound -inf comes before a sick one
+    some = (n_sound[:, 0] > 0).numpy()
+    of_best = [part.gather(1, best)[:, 0].numpy() for part in (above_negatives, tied_negatives, tied_sound)]
+    ahead = np.where(some, of_best[0], gallery - n_positives)
+    tied_negative, tied_positive = (np.where(some, part, 0) for part in of_best[1:])
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, gallery + 1))])
+    counts = (above_negatives + above_sound, tied_negatives + tied_sound, above_sound, tied_sound, sound)
+    ap = _precision(harmonic, *(part.numpy() for part in counts)).sum(1) / n_positives
+    rank = np.where(tied_positive > 0, ahead + 1.0 + tied_negative / (tied_positive + 1.0), float(gallery))
+    return RankResult(rank, ahead, tied_negative, tied_positive, ap, n_positives, query_group, gallery)
 
 
-def _above_and_tied(row: torch.Tensor, total: torch.Tensor | int, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def above_and_tied(row: torch.Tensor, total: torch.Tensor | int, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many of the first ``total`` of each row, in ascending order, are greater than and equal to each value; both [q, P]."""
     import torch
 

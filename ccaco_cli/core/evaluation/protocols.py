@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
-from ccaco_cli.core.evaluation.metrics import TIE_RULE, RankResult, similarity_ranks, summary
+from ccaco_cli.core.evaluation.metrics import TIE_RULE, RankResult, summary
+from ccaco_cli.core.evaluation.tiles import TILE_SCORES, both_ranks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -130,14 +131,13 @@ def evaluate(
 
 
 def by_similarity(
-    z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, block: int | None = None
+    z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int = TILE_SCORES
 ) -> Callable[[Pool], tuple[RankResult, RankResult]]:
     """The ``rank_pool`` of two sets of unit vectors [rows, E]."""
     of_a, of_b = np.asarray(group_a), np.asarray(group_b)
 
     def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
-        a, b, ids_a, ids_b = z_a[pool.a], z_b[pool.b], of_a[pool.a], of_b[pool.b]
-        return similarity_ranks(a, b, ids_a, ids_b, block), similarity_ranks(b, a, ids_b, ids_a, block)
+        return both_ranks(z_a[pool.a], z_b[pool.b], of_a[pool.a], of_b[pool.b], tile_scores)
 
     return rank_pool
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ccaco_cli.core import distributed
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 
@@ -75,7 +76,7 @@ class GradNorm(Balance):
     def observe(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> None:
         parts = [part for part in PARTS if part in losses and weights.get(part, 0.0) > 0]
         index = [PARTS.index(part) for part in parts]
-        now = torch.stack([losses[part].detach().float() for part in parts])
+        now = torch.stack([distributed.total(losses[part].detach().float()) / distributed.world() for part in parts])
         self.first[index] = torch.where(self.first[index].isnan(), now, self.first[index])
         if len(parts) < 2:
             return
@@ -120,6 +121,8 @@ def beta_at(config: LossConfig, progress: float) -> float:
 
 def _norm(loss: Tensor, shared: Sequence[Tensor]) -> Tensor:
     found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    sizes = [g.float().norm() for g in found if g is not None] or [torch.zeros((), device=loss.device)]
+    sizes = [(distributed.total(g.float()) / distributed.world()).norm() for g in found if g is not None] or [
+        torch.zeros((), device=loss.device)
+    ]
     norm: Tensor = torch.stack(sizes).norm()
     return norm

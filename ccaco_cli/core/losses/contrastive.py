@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ccaco_cli.core.errors import LossInputError
+from ccaco_cli.core.losses import blocked
 
 
 def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Tensor:
@@ -17,12 +18,33 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Te
     logit_scale  scalar, multiplies (1 / temperature), not its log
     Returns      scalar, nats, mean over the 2B queries
     Raises       LossInputError: shapes differ, or a row is not finite
+
+    A batch whose score matrix is larger than one block is computed block by block (``blocked``): equal loss, a fraction of the memory.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
         raise LossInputError(f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]")
+    finite(z_a, z_b)
+    if len(z_a) ** 2 > blocked.BLOCK_SCORES:
+        return blocked.info_nce(z_a, z_b, group, logit_scale)
+    return matrix_nce(logit_scale * z_a @ z_b.T, group, group)
+
+
+def own_rows_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, rows: slice) -> Tensor:
+    """``info_nce`` of some queries only, against every candidate: a process's share of it (open_clip's ``--local-loss``).
+
+    rows     of the batch whose things are queries, in both directions
+    Returns  scalar, nats, mean over the 2b queries; the mean over equal shares is ``info_nce``
+    """
+    finite(z_a, z_b)
+    ways = ((z_a[rows], z_b), (z_b[rows], z_a))
+    positive = group[rows, None] == group[None, :]
+    return torch.stack([_soft_cross_entropy(logit_scale * query @ others.T, positive) for query, others in ways]).mean()
+
+
+def finite(z_a: Tensor, z_b: Tensor) -> None:
+    """Raises LossInputError: a row is not finite."""
     if not (torch.isfinite(z_a).all() and torch.isfinite(z_b).all()):
         raise LossInputError("embeddings are not finite", expected="unit vectors", next="lower --lr, or use --precision fp32")
-    return matrix_nce(logit_scale * z_a @ z_b.T, group, group)
 
 
 def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:

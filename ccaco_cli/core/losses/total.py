@@ -19,9 +19,11 @@ from ccaco_cli.core.types import Crossed, Encoded
 
 
 class PairSampler(Protocol):
-    """(similarity [B, B], group [B], size, negatives) -> the pairs of this step."""
+    """(z of both sides [B, E], group [B], size, negatives) -> the pairs of this step."""
 
-    def __call__(self, similarity: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs: ...
+    def __call__(
+        self, z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+    ) -> Pairs: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Alignment:
     a, b         Encoded, row i of both is pair i
     group        [B] int64
     logit_scale  scalar
+    rows         the queries whose contrastive loss this process computes; None = all
     """
 
     a: Encoded
@@ -85,13 +88,12 @@ class Alignment:
     logit_scale: Tensor
     crossed: Crossed | None = None
     pairs: Pairs | None = None
+    rows: slice | None = None
 
 
 def sample_pairs(a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None) -> Pairs:
     """The pairs that the cross loss of this config wants from this batch."""
-    with torch.no_grad():
-        similarity = a.z @ b.z.T
-    return cross_loss(config).pairs(similarity, group, config.cross_batch, config.negatives, generator)
+    return cross_loss(config).pairs(a.z.detach(), b.z.detach(), group, config.cross_batch, config.negatives, generator)
 
 
 def cross_loss(config: LossConfig) -> CrossLoss:
@@ -118,7 +120,9 @@ def total_loss(
     balance = balance or Balance(config)
     weighed: dict[str, tuple[float, Tensor]] = {}
     if alignment is not None and config.alpha > 0:
-        weighed["contrastive"] = config.alpha, contrastive.info_nce(alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale)
+        given = alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale
+        own = contrastive.info_nce(*given) if alignment.rows is None else contrastive.own_rows_nce(*given, alignment.rows)
+        weighed["contrastive"] = config.alpha, own
     if alignment is not None and beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
         weighed["cross"] = beta, cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
     weighed |= further or {}

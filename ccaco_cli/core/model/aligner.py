@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccaco_cli.core import distributed
 from ccaco_cli.core.config import LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import matching, towers
@@ -18,6 +19,7 @@ from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.packing import by_length
 from ccaco_cli.core.model.towers.tower import Tower, Window
+from ccaco_cli.core.model.wholebatch import Dropout, InputDropout
 from ccaco_cli.core.types import Crossed, Encoded, Features
 
 
@@ -37,7 +39,8 @@ class Center(nn.Module):
         """tokens [B, N, W], mask [B, N] -> [B, N, W]."""
         if self.training:
             with torch.no_grad():
-                now = tokens[mask].float().mean(0)
+                real = tokens[mask].float()  # of all processes, as if there were one
+                now = distributed.total(real.sum(0)) / distributed.total(real.new_tensor(float(len(real))))
                 self.mean.copy_(torch.where(self.seen, self.mean.lerp(now, 1 - self.MOMENTUM), now))
                 self.seen.fill_(True)
         return tokens - self.mean.to(tokens.dtype)
@@ -60,19 +63,6 @@ class AttentionPool(nn.Module):
 POOLS = ("mean", "max", "cls", "attention")
 
 
-class InputDropout(nn.Dropout):
-    """Dropout over whole grids of tokens. On a CPU the mask is drawn in bytes, with p rounded to 1/256: torch's own draws a float a value,
-    and takes longer than the rest of a step on cached tokens."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        dropped = round(256 * self.p)
-        if x.device.type != "cpu" or not self.training or dropped in (0, 256):
-            return super().forward(x)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return x * kept * (256 / (256 - dropped))
-
-
 class Side(nn.Module):
     """One modality: its tower, pooling, projection and residual head."""
 
@@ -91,7 +81,7 @@ class Side(nn.Module):
         self.input_dropout = InputDropout(config.input_dropout)
         self.project = nn.Linear(tower.width, width)
         self.norm = nn.LayerNorm(width)
-        self.mlp = mlp(width, config.head_dropout)
+        self.mlp = mlp(width, config.head_dropout, dropout_of=Dropout)
 
     def train(self, mode: bool = True) -> Side:
         super().train(mode)

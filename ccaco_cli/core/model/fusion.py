@@ -67,9 +67,9 @@ class Stream(nn.Module):
         return x, found
 
 
-def mlp(width: int, dropout: float, out: int | None = None) -> nn.Sequential:
+def mlp(width: int, dropout: float, out: int | None = None, *, dropout_of: type[nn.Dropout] = nn.Dropout) -> nn.Sequential:
     """Two linear layers with GELU, hidden width 2D."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, out or width))
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), dropout_of(dropout), nn.Linear(2 * width, out or width))
 
 
 def positions(segment: Segment, width: int) -> Tensor:

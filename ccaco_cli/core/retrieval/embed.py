@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccaco_cli.core import distributed
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column, batches_of_items
 from ccaco_cli.core.model.aligner import Aligner
@@ -27,13 +28,18 @@ def encode(
     *,
     items: Any = None,
     local: bool = False,
+    grid: tuple[int, int] | None = None,
+    most: int = 0,
     batch_size: int = BATCH,
+    share: bool = False,
     on_progress: OnProgress = silent,
 ) -> Encoded:
     """Encodes items of a column, in evaluation mode.
 
     items    [n] int64, default all
     local    also keep the tokens that the cross branch needs (float16, padded to the longest)
+    share    the processes of a launcher divide the batches among them (all must call), and each gets the whole
+    grid     (height, width) of the column's patch grid, when its tokens shall be average-pooled to at most ``most`` (``shrink``)
     Returns  Encoded on the CPU in item order; tokens [n, N, D] float16 (N = 0 unless ``local``), z float32
     """
     aligner.eval()
@@ -41,10 +47,14 @@ def encode(
     chosen = np.arange(len(column.row)) if items is None else np.asarray(items)
     parts: list[tuple[np.ndarray[Any, Any], Encoded]] = []
     done = 0
-    for positions in _batches(column, chosen, batch_size):
+    rank, world = (distributed.rank(), distributed.world()) if share else (0, 1)
+    for number, positions in enumerate(_batches(column, chosen, batch_size)):
+        if number % world != rank:
+            continue
         encoded = aligner.encode(modality, move(column.inputs(chosen[positions]), device))
         if local:
-            encoded = aligner.local(modality, encoded)
+            small = shrink(Features(encoded.tokens, encoded.mask, encoded.pooled), grid, most)
+            encoded = aligner.local(modality, Encoded(small.tokens, small.mask, encoded.pooled, encoded.z))
         tokens = encoded.tokens.half() if local else encoded.tokens[:, :0].half()
         parts.append(
             (
@@ -54,7 +64,7 @@ def encode(
         )
         done += len(positions)
         on_progress(done, len(chosen), {})
-    return _gather(parts, len(chosen))
+    return _gather(parts, len(chosen)) if world == 1 else _joined(parts, len(chosen))
 
 
 def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
@@ -75,21 +85,34 @@ def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
         first += count
 
 
+def _joined(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
+    """``_gather`` over all processes: each has filled its own rows, the others' are zero. A process without a batch learns the widths."""
+    mine = [max(e.tokens.shape[1] for _, e in parts), parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]] if parts else [0, 0, 0]
+    longest, width, dim = (int(distributed.largest(n)) for n in mine)
+    whole = _empty(count, longest, width, dim)
+    _fill(whole, parts)
+    return whole.map(distributed.join_parts)  # type: ignore[no-any-return]
+
+
 def _gather(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
     longest = max(e.tokens.shape[1] for _, e in parts)
     width, dim = parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]
-    whole = Encoded(
-        torch.zeros(count, longest, width, dtype=torch.float16),
-        torch.zeros(count, longest, dtype=torch.bool),
-        torch.empty(count, dim),
-        torch.empty(count, dim),
-    )
+    whole = _empty(count, longest, width, dim)
+    _fill(whole, parts)
+    return whole
+
+
+def _empty(count: int, longest: int, width: int, dim: int) -> Encoded:
+    tokens, mask = torch.zeros(count, longest, width, dtype=torch.float16), torch.zeros(count, longest, dtype=torch.bool)
+    return Encoded(tokens, mask, torch.zeros(count, dim), torch.zeros(count, dim))
+
+
+def _fill(whole: Encoded, parts: list[tuple[Any, Encoded]]) -> None:
     for positions, part in parts:
         index = torch.from_numpy(positions)
         n = part.tokens.shape[1]
         whole.tokens[index, :n], whole.mask[index, :n] = part.tokens, part.mask
         whole.pooled[index], whole.z[index] = part.pooled, part.z
-    return whole
 
 
 def cached(

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.checks import decode_image
-from ccaco_cli.core.data.clips import Clip
-from ccaco_cli.core.data.loader import CachedColumn
-from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.model import aligner as aligners
-from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.training import checkpoint
+from ccaco_cli.core.retrieval import query, tokens, vectors
+from ccaco_cli.core.retrieval.tokens import Tokens
+from ccaco_cli.core.retrieval.vectors import Vectors
 from ccaco_cli.core.types import Encoded
 
+if TYPE_CHECKING:  # torch and the model are imported where they are needed: a text query does without
+    from ccaco_cli.core.model.aligner import Aligner
+    from ccaco_cli.core.model.towers.tower import Tower
+
 THUMBNAIL = 224
+REBUILD = "ccaco embed --run RUN --dataset NAME --index NAME.idx --rebuild"
+QUERY = "query"
+"""Folder of the exported query side."""
 
 
 def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig) -> None:
     """Everything that encodes and matches a query: config, all weights (locked towers too), tokenizer files."""
+    from ccaco_cli.core.training import checkpoint
+
     model = config.model
     for modality, tower in towers.items():
         spec = tower.save_assets(folder / f"tower-{modality}").replace(str(folder), "{model}")
@@ -45,6 +51,9 @@ def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], conf
 
 def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower], RunConfig]:
     """What ``save_model`` wrote, from wherever the folder lies now."""
+    from ccaco_cli.core.model import aligner as aligners
+    from ccaco_cli.core.training import checkpoint
+
     settings = configs.load(folder / "config.toml")
     for modality in modalities:
         settings[f"model.{modality}.spec"] = settings[f"model.{modality}.spec"].replace("{model}", str(folder))
@@ -54,62 +63,97 @@ def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict
     return aligner.eval(), towers, config
 
 
-def write_side(folder: Path, z: Any, tokens: Encoded | None, items: Mapping[str, Sequence[Any]]) -> None:
+def write_side(
+    folder: Path,
+    z: Any,
+    encoded: Encoded | None,
+    items: Mapping[str, Sequence[Any]],
+    *,
+    store: str = "float16",
+    kind: str = "auto",
+    queries: Any = None,
+) -> dict[str, Any]:
     """One modality of an index.
 
-    z       [n, E] float16 or float32, unit norm
-    tokens  Encoded with tokens for the cross branch, or None
-    items   column name -> n values (id, group, text ...); ``thumbnail`` holds JPEG bytes
+    z        [n, E] float16 or float32, unit norm
+    encoded  with tokens for the cross branch, or None
+    items    column name -> n values (id, group, text ...); ``thumbnail`` holds JPEG bytes
+    store    how tokens are kept: an entry of ``tokens.STORES``, or none
+    kind     how vectors are searched (``vectors.write``)
+    queries  [m, E] vectors of the other modality, on which an approximate search is tuned
+    Returns  for the manifest: {"vectors": ..., "tokens": ...} with bytes an item of both
     """
-    import faiss
-
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = np.array(z, np.float32, order="C")
-    faiss.normalize_L2(vectors)  # float16 shards are unit norm to three digits only
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    faiss.write_index(index, str(folder / "vectors.faiss"))
+    built = vectors.write(folder, z, kind, queries)
     with pa.OSFile(str(folder / "items.arrow"), "wb") as sink:
         table = pa.table({k: pa.array(v) for k, v in items.items()})
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=1024)
-    if tokens is not None:
-        counts = tokens.mask.sum(1).numpy()
-        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
-        np.save(folder / "tokens.npy", tokens.tokens[tokens.mask].numpy().astype(np.float16))
-        np.save(folder / "pooled.npy", np.zeros((len(counts), 0), np.float16))
+    kept = encoded is not None and store != "none"
+    if encoded is not None and kept:
+        tokens.write(folder, encoded.tokens.numpy(), encoded.mask.numpy(), store)
+    size = {name: _bytes(folder, names) / max(1, len(z)) for name, names in (("vectors", vectors.FILES), ("tokens", tokens.FILES))}
+    return {
+        "vectors": asdict(built) | {"bytes_per_item": round(size["vectors"], 1)},
+        "tokens": {"store": store if kept else "none", "bytes_per_item": round(size["tokens"], 1)},
+    }
+
+
+def _bytes(folder: Path, names: Sequence[str]) -> int:
+    return sum((folder / name).stat().st_size for name in names if (folder / name).exists())
 
 
 class IndexSide:
     """One modality of an opened index; vectors, tokens and items stay on disk until asked for."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, rows: int | None = None):
+        self.folder, self.rows = folder, rows
 
     @cached_property
-    def vectors(self) -> Any:
-        import faiss
-
-        return faiss.read_index(str(self.folder / "vectors.faiss"), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    def vectors(self) -> Vectors:
+        try:
+            return vectors.open(self.folder)
+        except Exception as error:  # numpy and faiss raise many kinds for a broken file
+            what = f"unreadable vectors ({' '.join(str(error).split())[-80:]})"
+            raise ManifestError(what, where=self.folder, next=REBUILD) from None
 
     @cached_property
     def items(self) -> pa.Table:
-        return pa.ipc.open_file(pa.memory_map(str(self.folder / "items.arrow"))).read_all()
+        file = self.folder / "items.arrow"
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise ManifestError(f"unreadable items ({str(error)[:80]})", where=file, next=REBUILD) from None
+
+    def check(self, width: int) -> None:
+        """Raises ManifestError: vectors of another width than the model's, or of other rows than the items'."""
+        found, items = (self.vectors.ntotal, self.vectors.d), len(self.items)
+        rows = items if self.rows is None else self.rows
+        if found != (rows, width) or items != rows:
+            what = f"vectors of shape {list(found)} and {items} items do not belong to this index"
+            raise ManifestError(what, where=self.folder, expected=f"[{rows}, {width}]", next=REBUILD)
 
     @cached_property
-    def _tokens(self) -> CachedColumn:
-        rows = np.arange(len(self.items))
-        return CachedColumn(self.folder, rows, rows)
+    def tokens(self) -> Tokens:
+        try:
+            found = Tokens.open(self.folder)
+            found.check(len(self.items))
+            return found
+        except Exception as error:  # numpy raises many kinds for a broken file
+            what = f"unreadable tokens ({' '.join(str(error).split())[-80:]})"
+            raise ManifestError(what, where=self.folder, next=REBUILD) from None
 
     @property
     def has_tokens(self) -> bool:
-        return (self.folder / "tokens.npy").exists()
+        return (self.folder / tokens.TOKENS).exists()
 
     def encoded(self, rows: Any) -> Encoded:
         """Tokens of some rows for the cross branch: Encoded, z empty."""
-        found = self._tokens.inputs(np.asarray(rows))
-        nothing = torch.zeros(len(rows), 0)
-        return Encoded(found.tokens, found.mask, nothing, nothing)
+        import torch
+
+        found, mask = map(torch.from_numpy, self.tokens.read(rows))
+        nothing = torch.zeros(len(found), 0)
+        return Encoded(found, mask, nothing, nothing)
 
     def item(self, row: int) -> dict[str, Any]:
         """Everything that is known of one row."""
@@ -118,20 +162,46 @@ class IndexSide:
 
 
 class Index:
-    """An opened index. Raises ManifestError when the folder is none, or was altered."""
+    """An opened index: one generation of it, whole, whatever is built in the meantime.
 
-    def __init__(self, path: Path):
-        self.manifest = manifest.open(path, kind="index", verify=True)
-        first, second = self.manifest.facts["modalities"]
-        self.modalities: tuple[str, str] = (first, second)
-        self.sides = {m: IndexSide(path / m) for m in self.modalities}
-        self.weight = float(self.manifest.facts["weight"])
-        self.headline = str(self.manifest.facts["headline"])
+    verify  quick | full: whether every file is hashed first
+    Raises  ManifestError: the folder is none, was altered, or its parts do not belong together
+    """
+
+    def __init__(self, path: Path, verify: str = manifest.QUICK):
+        self.manifest, number = _whole(path, verify)
+        if number is not None:
+            weakref.finalize(self, os.close, number)
+        try:
+            first, second = self.manifest.facts["modalities"]
+            self.modalities: tuple[str, str] = (first, second)
+            self.folder = path / str(self.manifest.facts["generation"])
+            self.weight = float(self.manifest.facts["weight"])
+            self.headline = str(self.manifest.facts["headline"])
+            rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(f"unreadable manifest ({error})", where=path, expected="an index", next=REBUILD) from None
+        self.sides = {m: IndexSide(self.folder / m, rows[m]) for m in self.modalities}
+
+    @cached_property
+    def exported(self) -> query.Exported | None:
+        """The query side that needs no torch, where the model could be exported."""
+        folder = self.folder / QUERY
+        if not folder.is_dir():
+            return None
+        for side in self.sides.values():
+            side.check(int(self.manifest.config["model"]["width"]))
+        return query.Exported(folder)
 
     @cached_property
     def model(self) -> tuple[Aligner, dict[str, Tower], RunConfig]:
+        import torch
+
         with torch.inference_mode(False):  # whoever asks first may be in that mode, and explanations need gradients later
-            return load_model(self.manifest.path / "model", self.modalities)
+            found = load_model(self.folder / "model", self.modalities)
+        for side in self.sides.values():
+            side.check(found[2].model.width)
+        return found
 
     def other(self, modality: str) -> str:
         """The modality that a query of this one finds. Raises DataError for one that the index does not hold."""
@@ -142,11 +212,25 @@ class Index:
         return self.modalities[1 - self.modalities.index(modality)]
 
 
-POSTERS: Mapping[str, Callable[[bytes], Image.Image]] = {
-    "image": decode_image,
-    "video": lambda data: Clip(data).poster(),
-    "audio": lambda data: Clip(data).waves(THUMBNAIL),
-}
+def _picture(data: bytes) -> Image.Image:
+    from ccaco_cli.core.data.checks import decode_image
+
+    return decode_image(data)
+
+
+def _poster(data: bytes) -> Image.Image:
+    from ccaco_cli.core.data.clips import Clip
+
+    return Clip(data).poster()
+
+
+def _outline(data: bytes) -> Image.Image:
+    from ccaco_cli.core.data.clips import Clip
+
+    return Clip(data).waves(THUMBNAIL)
+
+
+POSTERS: Mapping[str, Callable[[bytes], Image.Image]] = {"image": _picture, "video": _poster, "audio": _outline}
 """Modality -> what people are shown of its bytes."""
 
 
@@ -159,9 +243,78 @@ def thumbnail(modality: str, data: bytes) -> bytes:
     return out.getvalue()
 
 
-def complete(folder: Path, run: Manifest, dataset: Manifest, split: str, counts: Mapping[str, int], config: RunConfig) -> Manifest:
-    """Writes the manifest of an index whose sides and model lie in ``folder``."""
-    files = [manifest.file_entry(folder, f) for f in sorted(folder.rglob("*")) if f.is_file()]
+def begin(root: Path) -> tuple[Path, str]:
+    """Where the next generation of an index is written, and the name that it gets when it is whole."""
+    sweep(root, _generation(root))
+    numbers = [int(found.name.rpartition("-")[2]) for found in root.glob("generation-*")]
+    name = f"generation-{max(numbers, default=0) + 1}"
+    temp = root / f".{name}.tmp"
+    temp.mkdir(parents=True)
+    return temp, name
+
+
+def sweep(root: Path, keep: str) -> None:
+    """Clears generations that are not the present one, and those that were never finished; one that is being read stays."""
+    for old in [*root.glob("generation-*"), *root.glob(".generation-*.tmp")]:
+        if old.name != keep and _lock(old, exclusive=True):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _generation(root: Path) -> str:
+    return str(manifest.open(root, kind="index").facts["generation"]) if manifest.exists(root) else ""
+
+
+def _lock(folder: Path, *, exclusive: bool = False) -> int | bool:
+    """A shared lock on a folder, held as long as the file number that is returned is open; or whether nobody holds one (exclusive)."""
+    try:
+        import fcntl
+
+        number = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return exclusive
+    try:
+        fcntl.flock(number, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(number)
+        return False
+    if exclusive:
+        os.close(number)
+        return True
+    return number
+
+
+def _whole(path: Path, verify: str) -> tuple[Manifest, int | None]:
+    """The manifest of an index and the hold on its generation: again, when the index was rebuilt between the two."""
+    for attempt in range(10):
+        before = _stamp(path)
+        try:
+            found = manifest.open(path, kind="index", verify=verify)
+        except ManifestError:
+            if attempt < 9 and _stamp(path) != before:
+                continue
+            raise
+        number = _lock(path / str(found.facts.get("generation")))
+        if _stamp(path) == before:
+            return found, None if isinstance(number, bool) else number
+        if not isinstance(number, bool):
+            os.close(number)
+    raise ManifestError("this index is rebuilt again and again", where=path, next="the same command, when it is done")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = (path / manifest.NAME).stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
+
+
+def complete(
+    root: Path, generation: str, run: Manifest, dataset: Manifest, split: str, counts: Mapping[str, int], config: RunConfig, **more: Any
+) -> Manifest:
+    """Writes the manifest of an index whose sides and model lie in ``root/generation``; ``more`` goes to its facts."""
+    files = [manifest.file_entry(root, f) for f in sorted((root / generation).rglob("*")) if f.is_file()]
     facts = {k: run.facts[k] for k in ("modalities", "weight", "headline")} | {"split": split, "rows": dict(counts)}
-    facts |= {"dataset": dataset.facts["name"], "protocol": dataset.facts["protocol"], "run": run.facts["name"]}
-    return manifest.write(folder, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files)
+    facts |= {"dataset": dataset.facts["name"], "protocol": dataset.facts["protocol"], "run": run.facts["name"], "generation": generation}
+    facts |= more
+    return manifest.write(root, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ccaco_cli.core.config import EvalConfig
-from ccaco_cli.core.evaluation.metrics import RankResult, ranks
+from ccaco_cli.core.evaluation.metrics import RECALLS, RankResult, ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation, Pool, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.types import Encoded
@@ -78,6 +79,27 @@ class Stage:
 
         return ranks(block, self.group_query, self.group_gallery)
 
+    def recalls(self, weight: float) -> float:
+        """Sum of R@1, R@5 and R@10 in percent, as ``ranks(weight)`` has them, from the shortlists alone where these hold ten or more."""
+        if self.columns.shape[1] < max(RECALLS):
+            return _r_sum(self.ranks(weight))
+        score = self.scale * self._cosines
+        if weight:
+            score = score + weight * self.match.double()
+        score = score.nan_to_num(torch.inf, torch.inf, -torch.inf)  # sick scores stand ahead of all, and are no hit
+        positive = torch.from_numpy(np.asarray(self.group_gallery)[self.columns.numpy()] == np.asarray(self.group_query)[:, None])
+        sound = positive & (score < torch.inf)
+        best = torch.where(sound, score, -torch.inf).amax(1, keepdim=True)
+        chosen = (score > best) & ~positive, (score == best) & ~positive, (score == best) & sound
+        above, tied, own = (found.sum(1).numpy() for found in chosen)
+        return _r_sum(RankResult(above + 1.0, above, tied, own, above * 0.0, own, np.asarray(self.group_query), len(self.z_gallery)))
+
+    @cached_property
+    def _cosines(self) -> Tensor:
+        """[Q, K] float64, rounded as in ``ranks``."""
+        parts = zip(torch.split(self.z_query, 128), torch.split(self.columns, 128), strict=True)
+        return torch.cat([torch.einsum("qe,qke->qk", z.double(), self.z_gallery[c].double()).float().double() for z, c in parts])
+
 
 def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig) -> tuple[Stage, Stage]:
     """Shortlists and cross scores of both directions (a to b, b to a); a, b prepared by ``local``."""
@@ -96,12 +118,12 @@ def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any,
 
 def choose_weight(one: Stage, other: Stage, config: EvalConfig) -> tuple[float, dict[float, float]]:
     """The weight of the cross score with the highest R-sum (on validation); ties go to the smaller weight, NaN never wins."""
-    sums = {w: _r_sum(one.ranks(w)) + _r_sum(other.ranks(w)) for w in sorted({0.0, *config.rerank_weights})}
+    sums = {w: one.recalls(w) + other.recalls(w) for w in sorted({0.0, *config.rerank_weights})}
     return max(sums, key=lambda w: (np.nan_to_num(sums[w], nan=-1.0), -w)), sums
 
 
 def _r_sum(result: RankResult) -> float:
-    return sum(100 * float(result.hits(k).mean()) for k in (1, 5, 10))
+    return sum(100 * float(result.hits(k).mean()) for k in RECALLS)
 
 
 def two_stage(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from ccaco_cli.core.data.loader import COLLATE
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.rerank import match
+from ccaco_cli.core.retrieval.query import Query
 from ccaco_cli.core.types import Encoded
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,28 @@ class Hit:
     item: dict[str, Any]
 
 
-@torch.inference_mode()
+def ask(index: Index, modality: str, samples: Sequence[Any], k: int, rerank: int | None = None) -> list[list[Hit]]:
+    """``search`` for texts or decoded media, encoded by the exported query side where there is one for them, else by the model itself."""
+    light = index.exported is not None and index.exported.modality == modality
+    query = index.exported.encode(samples) if index.exported and light else encode_query(index, modality, samples)
+    return search(index, modality, query, k, rerank)
+
+
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded:
     """Queries as the index's model sees them.
 
     samples  texts, or decoded media (PIL images, recordings)
     Returns  Encoded with tokens prepared for the cross branch, on the CPU
     """
+    import torch
+
+    with torch.inference_mode():
+        return _encode(index, modality, samples)
+
+
+def _encode(index: Index, modality: str, samples: Sequence[Any]) -> Encoded:
+    from ccaco_cli.core.data.loader import COLLATE
+
     aligner, towers, _ = index.model
     tower = towers[modality]
     inputs = tower.preprocess(list(samples)) if modality == "text" else COLLATE[modality]([tower.preprocess(s) for s in samples])
@@ -47,40 +62,37 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
     return aligner.local(modality, encoded)
 
 
-def search(index: Index, modality: str, query: Encoded, k: int, rerank: int | None = None) -> list[list[Hit]]:
+def search(index: Index, modality: str, query: Encoded | Query, k: int, rerank: int | None = None) -> list[list[Hit]]:
     """Best k items of the other modality for each query.
 
-    query   of ``encode_query``
+    query   of ``encode_query``, or of the exported query side
     rerank  how many candidates the cross branch reorders; None = as many as in the run's evaluation, 0 = none
     Returns one list a query, best first
     """
     side = index.sides[index.other(modality)]
     exhaustive = index.headline == "cross"
     if rerank is None:
-        settings = index.model[2].eval
-        rerank = settings.shortlist_back if modality == index.modalities[0] else settings.shortlist
+        settings = index.manifest.config["eval"]
+        rerank = int(settings["shortlist_back" if modality == index.modalities[0] else "shortlist"])
     if not side.has_tokens or (index.weight == 0 and not exhaustive):
         rerank = 0
+    asked = Query(*(np.asarray(x) for x in (query.z, query.tokens, query.mask)))
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
-    cosines, rows = side.vectors.search(np.ascontiguousarray(query.z.numpy(), np.float32), wanted)
-    return [_rank(index, modality, query[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank) for i in range(len(query.z))]
+    cosines, rows = side.vectors.search(asked.z, wanted)
+    return [_rank(index, modality, asked[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank) for i in range(len(asked.z))]
 
 
-def _rank(index: Index, modality: str, query: Encoded, cosines: Any, rows: Any, k: int, rerank: int) -> list[Hit]:
+def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array, k: int, rerank: int) -> list[Hit]:
     side = index.sides[index.other(modality)]
+    cosines, rows = cosines[rows >= 0], rows[rows >= 0]  # an approximate search may have found fewer
     scores, matches = cosines.astype(np.float64), np.full(len(rows), np.nan)
+    order = np.arange(len(rows))
     if rerank:
-        aligner = index.model[0]
-        candidates = side.encoded(rows[:rerank])
-        pairs = torch.stack([torch.zeros(len(candidates.z), dtype=torch.long), torch.arange(len(candidates.z))], 1)
-        query_first = modality == index.modalities[0]
-        found = match(aligner, query, candidates, pairs) if query_first else match(aligner, candidates, query, pairs.flip(1))
-        matches[: len(found)] = found.numpy()
-        scale, weight = (0.0, 1.0) if index.headline == "cross" else (float(aligner.logit_scale().detach()), index.weight)
+        found = _match(index, modality, query, rows[:rerank])
+        matches[: len(found)] = found
+        scale, weight = (0.0, 1.0) if index.headline == "cross" else (float(index.manifest.facts["scale"]), index.weight)
         scores[: len(found)] = scale * scores[: len(found)] + weight * matches[: len(found)]
-        order = np.concatenate([np.argsort(-scores[: len(found)], kind="stable"), np.arange(len(found), len(rows))])
-    else:
-        order = np.arange(len(rows))
+        order[: len(found)] = np.argsort(-scores[: len(found)], kind="stable")
     return [
         Hit(
             place + 1,
@@ -92,3 +104,19 @@ def _rank(index: Index, modality: str, query: Encoded, cosines: Any, rows: Any, 
         )
         for place, i in enumerate(order[:k])
     ]
+
+
+def _match(index: Index, modality: str, query: Query, rows: Array) -> Array:
+    """Match logits [n] of one query with some rows of the other modality."""
+    tokens, mask = index.sides[index.other(modality)].tokens.read(rows)
+    ours = np.repeat(query.tokens, len(rows), 0), np.repeat(query.mask, len(rows), 0)
+    pairs = (*ours, tokens, mask) if modality == index.modalities[0] else (tokens, mask, *ours)
+    if index.exported is not None and index.exported.has_matcher:
+        return index.exported.match(*pairs)
+    import torch
+
+    from ccaco_cli.core.retrieval.rerank import match
+
+    every, nothing = torch.arange(len(rows)), torch.zeros(len(rows), 0)
+    a, b = (Encoded(torch.from_numpy(t), torch.from_numpy(m), nothing, nothing) for t, m in (pairs[:2], pairs[2:]))
+    return match(index.model[0], a, b, torch.stack([every, every], 1)).numpy()

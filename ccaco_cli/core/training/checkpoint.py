@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from ccaco_cli.core.errors import ManifestError
+from ccaco_cli.core import fault
+from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import write_bytes
 
 WEIGHTS, HEADS, STATE = "model.safetensors", "adaptation.safetensors", "state.pt"
@@ -24,12 +28,14 @@ WEIGHTS, HEADS, STATE = "model.safetensors", "adaptation.safetensors", "state.pt
 def weights_of(model: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:
     """Named tensors of a model; frozen towers are left out unless ``everything`` (they are rebuilt from their SPEC)."""
     frozen = set() if everything else _frozen_prefixes(model)
-    return {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items() if not k.startswith(tuple(frozen))}
+    found = {k: v.detach() for k, v in model.state_dict().items() if not k.startswith(tuple(frozen))}
+    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in found.items()}  # fsdp's parts: every process must come here
+    return {k: v.cpu().contiguous().clone() for k, v in whole.items()}
 
 
 def save_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
     """Writes weights atomically."""
-    write_bytes(path, save(weights_of(model, everything=everything)))
+    write_bytes(path, packed(weights_of(model, everything=everything)))
 
 
 def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
@@ -52,50 +58,98 @@ def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> N
     model.load_state_dict(found, strict=False)
 
 
-def save_state(path: Path, optimizer: torch.optim.Optimizer, **cursor: Any) -> None:
-    """Optimiser, random generators and whatever says where the run was (plain numbers, strings, tensors)."""
-    kind, keys, *rest = np.random.get_state()
-    state = {
-        "optimizer": optimizer.state_dict(),
+def generators() -> dict[str, Tensor]:
+    """State of every random generator of this process: torch (and of its GPU), numpy, Python."""
+    _, keys, *rest = np.random.get_state()
+    _, internal, gauss = random.getstate()
+    return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": random.getstate(),
-        **cursor,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8),
+        "numpy": torch.tensor([*np.asarray(keys).tolist(), *rest], dtype=torch.float64),  # 32-bit words: exact
+        "python": torch.tensor([*internal, gauss is not None, gauss or 0.0], dtype=torch.float64),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
 
 
-def save_both(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, **cursor: Any) -> None:
-    """Weights and state of one moment: written beside ``folder`` and put in its place together, so that a kill never mixes two epochs."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (new, old):
+def set_generators(states: dict[str, Tensor]) -> None:
+    """The inverse of ``generators``."""
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    *keys, position, has_gauss, cached = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), int(position), int(has_gauss), cached))
+    *internal, known, gauss = states["python"].tolist()
+    random.setstate((3, tuple(map(int, internal)), gauss if known else None))
+
+
+def save(
+    root: Path, weights: dict[str, Tensor], optimizer: dict[str, Any], drawn: list[dict[str, Tensor]], keep: int = 1, **cursor: Any
+) -> Path:
+    """Weights and state of one moment, as a folder of ``root`` that appears whole or not at all; older ones go afterwards.
+
+    weights    of ``weights_of``
+    optimizer  its state, every part in one piece
+    drawn      ``generators`` of every process
+    keep       how many of the newest stay
+    cursor     where the run was: ``step`` and ``epoch`` (they name the folder), and more plain numbers, strings, lists, tensors
+    """
+    folder = root / f"{cursor['step']:08d}-{cursor['epoch']:04d}"
+    temp = root / f".{folder.name}.{os.getpid()}.tmp"
+    for leftover in root.glob(".*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    save_weights(new / WEIGHTS, model)
-    save_state(new / STATE, optimizer, **cursor)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        fault.point("checkpoint.before")
+        write_bytes(temp / WEIGHTS, packed(weights))
+        fault.point("checkpoint.weights")
+        buffer = io.BytesIO()
+        torch.save({"optimizer": optimizer, "drawn": drawn, **cursor}, buffer)
+        write_bytes(temp / STATE, buffer.getvalue())
+        fault.point("checkpoint.state")
+        shutil.rmtree(folder, ignore_errors=True)  # one of the same moment says the same
+        temp.rename(folder)
+        fault.point("checkpoint.renamed")
+    except OSError as error:
+        good = latest(root)
+        left = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise DataError(
+            f"cannot save ({error.strerror or error}); {left}",
+            where=folder,
+            expected="free disk space",
+            next="the same command with --resume latest",
+        ) from None
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    for old in _all(root)[: -max(1, keep)]:
+        shutil.rmtree(old, ignore_errors=True)
+    fault.point("checkpoint.after")
+    return folder
 
 
-def load_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores optimiser and generators; returns the cursor."""
+def save_best(root: Path, weights: dict[str, Tensor], heads: dict[str, Tensor] | None = None, name: str = "best") -> None:
+    """The weights of the best epoch so far, whole or as they were; ``heads`` that learned beside the model, for a run that has some."""
+    fault.point("best.before")
+    if heads is not None:
+        write_bytes(root / name / HEADS, packed(heads))
+    write_bytes(root / name / WEIGHTS, packed(weights))
+    fault.point("best.after")
+
+
+def latest(root: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    return next(reversed(_all(root)), None)
+
+
+def _all(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob(f"[0-9]*/{STATE}"))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What ``save`` was given besides the weights. Raises ManifestError: no such file, or not ours."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        if not {"optimizer", "drawn", "step", "epoch"} <= state.keys():
+            raise ValueError("other content")
     except Exception as error:  # torch raises many kinds here; all mean the same to the user
         raise ManifestError(f"cannot resume ({type(error).__name__})", where=path, expected="state written by ccaco train") from None
-    optimizer.load_state_dict(state.pop("optimizer"))
-    torch.set_rng_state(state.pop("torch"))
-    cuda = state.pop("cuda")
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
-    kind, keys, *rest = state.pop("numpy")
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state.pop("python")
-    random.setstate((version, tuple(internal), gauss))
     return state
 
 

@@ -15,13 +15,14 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     The cross branch (``matcher``) learns at ``lr * cross_lr``.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}  # scalars apart: fsdp cannot cut them, and a group must be of one kind
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, name.startswith(("matcher.", "own_project."))), []).append(parameter)
+            cross = name.startswith(("matcher.", "own_project."))
+            groups.setdefault((parameter.ndim >= 2, cross, parameter.ndim == 0), []).append(parameter)
     settings = [
         {"params": found, "weight_decay": config.wd if decays else 0.0, "ratio": config.cross_lr if cross else 1.0}
-        for (decays, cross), found in groups.items()
+        for (decays, cross, _), found in groups.items()
     ]
     return torch.optim.AdamW(settings, lr=config.lr, betas=(0.9, config.beta2), eps=1e-6, fused=True)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
-from ccaco_cli.core.config import DomainConfig, LossConfig
+import torch
+from torch import Tensor, nn
+
+from ccaco_cli.core import distributed
+from ccaco_cli.core.config import DomainConfig, LossConfig, ParallelConfig
 from ccaco_cli.core.losses import domain
 from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.total import Alignment, sample_pairs, total_loss
@@ -31,32 +34,72 @@ def losses(
     adaptation: Adaptation | None = None,
     progress: float = 0.0,
     balance: Balance | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> dict[str, Tensor]:
     """Every loss part of one batch (DESIGN section 3).
 
+    batch       of this process; the losses see the batch of all processes together
     beta        the weight of the cross loss at this step; at 0 the cross branch does not run
-    generator   draws sub-batch and hard negatives
+    generator   draws sub-batch and hard negatives, alike on every process
     adaptation  heads of a run across domains; ``progress`` is the share 0..1 of the run that is done
     balance     multiplies the weights of the parts; None = as the configs give them
     Returns     {"contrastive", "cross", "domain", "label", "total"}: scalars, those that the configs ask for; and "domain_accuracy" 0..1,
                 no loss, where there is a domain classifier
     """
+    parallel = parallel or ParallelConfig()
     first, second = aligner.modalities
-    given = {first: batch.a, second: batch.b}
+    given, pairs_here = {first: batch.a, second: batch.b}, len(batch.rows)
     aligned = config.alpha > 0 or beta > 0
-    every = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
+    own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
+    paired = {m: together(x[:pairs_here], parallel) for m, x in own.items()}  # behind them lie samples without a partner
     alignment = None
     if aligned:
-        a, b = every[first][: len(batch.rows)], every[second][: len(batch.rows)]  # behind them lie samples without a partner
-        alignment = Alignment(a, b, batch.group, aligner.logit_scale())
+        a, b = paired[first], paired[second]
+        alignment = Alignment(a, b, distributed.gather(batch.group), aligner.logit_scale(), rows=_queries(batch, parallel))
         if beta > 0:
-            pairs = sample_pairs(a, b, batch.group, config, generator)
-            crossed = aligner.cross(aligner.local(first, a[pairs.rows]), aligner.local(second, b[pairs.rows]), pairs.index)
-            alignment = Alignment(a, b, batch.group, aligner.logit_scale(), crossed, pairs)
+            pairs = sample_pairs(a, b, alignment.group, config, generator)
+            local_a, local_b = (_chosen(aligner, m, own[m][:pairs_here], pairs.rows, parallel) for m in (first, second))
+            alignment = replace(alignment, crossed=aligner.cross(local_a, local_b, pairs.index), pairs=pairs)
     if adaptation is None:
         return total_loss(alignment, config, beta, balance)
-    further, accuracy = _adapted(every, batch, adaptation, progress)
+    lone = {m: together(x[pairs_here:], parallel).z for m, x in own.items()}
+    every = {m: replace(x, z=torch.cat([x.z, lone[m]])) for m, x in paired.items()}
+    codes, rows = distributed.gather(batch.domain), distributed.gather(batch.rows)
+    further, accuracy = _adapted(every, codes, rows, adaptation, progress)
     return total_loss(alignment, config, beta, balance, further) | accuracy
+
+
+def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
+    """What all processes encoded, as one batch: the one place where a loss gets to see it. A loss of more vectors adds them here.
+
+    Alone, this is ``own``. Of several processes, tokens are left out (N = 0): only the rows that the cross branch chooses travel.
+    """
+    if distributed.world() == 1:
+        return own
+    pooled, z = (distributed.gather(x, through=parallel.gather_with_grad) for x in (own.pooled, own.z))
+    return Encoded(own.tokens.new_zeros(len(z), 0, own.tokens.shape[2]), own.mask.new_zeros(len(z), 0), pooled, z)
+
+
+def _chosen(aligner: Aligner, modality: str, own: Encoded, rows: Tensor, parallel: ParallelConfig) -> Encoded:
+    """Prepared tokens of the chosen rows of the batch of all processes.
+
+    Every process then runs the cross branch on all of them: it is a sub-batch of fixed size, and each loss stays exact, with dropout too.
+    """
+    if distributed.world() == 1:
+        return aligner.local(modality, own[rows])
+    mine, place = distributed.shares(rows, len(own.z))
+    prepared = aligner.local(modality, own[mine])
+    tokens = distributed.gather(distributed.padded(prepared.tokens), through=parallel.gather_with_grad)
+    mask = distributed.gather(distributed.padded(prepared.mask.to(torch.uint8))).bool()
+    z, pooled = (distributed.gather(x, through=parallel.gather_with_grad) for x in (prepared.z, prepared.pooled))
+    return Encoded(tokens, mask, pooled, z)[place]  # type: ignore[no-any-return]
+
+
+def _queries(batch: PairBatch, parallel: ParallelConfig) -> slice | None:
+    if distributed.world() == 1 or not parallel.local_loss:
+        return None
+    rows = len(batch.group)
+    return slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
 
 
 def shared(aligner: Aligner) -> list[Tensor]:
@@ -65,12 +108,13 @@ def shared(aligner: Aligner) -> list[Tensor]:
 
 
 def _adapted(
-    every: dict[str, Encoded], batch: PairBatch, adaptation: Adaptation, progress: float
+    every: dict[str, Encoded], domain_of: Tensor, rows: Tensor, adaptation: Adaptation, progress: float
 ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, Tensor]]:
+    """The heads read ``z`` alone, of all processes: of every sample the pairs come first, and ``domain_of`` and ``rows`` are theirs."""
     config, factor = adaptation.config, domain.ramp(progress)
     parts, right = [], []
     for modality in adaptation.domains:
-        features, codes = adaptation.features(every[modality]), adaptation.domain(every[modality], batch.domain)
+        features, codes = adaptation.features(every[modality]), adaptation.domain(every[modality], domain_of)
         logits = None
         if modality in adaptation.critics:
             logits = adaptation.critics[modality](domain.reverse(features, factor))
@@ -78,7 +122,25 @@ def _adapted(
         parts.append(domain.domain_loss(config.loss, domain.Seen(features, codes, factor, logits)))
     further = {"domain": (adaptation.weights["domain"], torch.stack(parts).mean())} if parts else {}
     if adaptation.classify:
-        paired = every[adaptation.classify][: len(batch.rows)]
-        label = domain.classification(adaptation.predict(paired), adaptation.label[batch.rows])
+        seen = every[adaptation.classify]
+        label = domain.classification(adaptation.predict(replace(seen, z=seen.z[: len(rows)])), adaptation.label[rows])
         further["label"] = (adaptation.weights["label"], label)
     return further, {"domain_accuracy": torch.stack(right).mean()} if right else {}
+
+
+class Losses(nn.Module):
+    """``losses`` as a module, for engines that take hold of a model by its forward (DDP, FSDP)."""
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        config: LossConfig,
+        parallel: ParallelConfig,
+        adaptation: Adaptation | None = None,
+        balance: Balance | None = None,
+    ):
+        super().__init__()
+        self.aligner, self.config, self.parallel, self.adaptation, self.balance = aligner, config, parallel, adaptation, balance
+
+    def forward(self, batch: PairBatch, beta: float, generator: torch.Generator | None = None, progress: float = 0.0) -> dict[str, Tensor]:
+        return losses(self.aligner, batch, self.config, beta, generator, self.adaptation, progress, self.balance, self.parallel)

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest, runtime
+from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.pool import follow_parent
@@ -98,23 +99,67 @@ def ablate(
     Raises     ConfigError, before anything is trained: an unknown arm, key, metric or reference; arms that differ in step budget,
                evaluation pool or selection rule
     """
-    data = shards.open(prepared(asked.dataset, data_root, on_progress))
-    cells = plan(asked, arms, seeds, data, grid or {})
+    with distributed.together(asked.device, asked.timeout):
+        return _ablate(asked, arms, seeds, folder, grid, metric, reference, jobs, data_root, on_progress if distributed.main() else silent)
+
+
+def _ablate(
+    asked: Asked,
+    arms: Sequence[str],
+    seeds: int,
+    folder: Path,
+    grid: Mapping[str, Sequence[Any]] | None,
+    metric: str,
+    reference: str | None,
+    jobs: int,
+    data_root: Path,
+    on_progress: OnProgress,
+) -> Ablation:
+    data = distributed.in_turn(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
+    cells = distributed.in_turn(lambda: _planned(asked, arms, seeds, data, grid or {}, metric, reference))
+    with lock.held(folder, "ablation") if distributed.main() else nullcontext():
+        left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
+        if distributed.main():
+            manifest.sweep(folder)
+        distributed.wait()  # all have seen the same cells before the first one clears any
+        if left:
+            distributed.first(lambda: _begin(folder, left, data))
+        mine = left[distributed.rank() :: distributed.world()]
+        clock = _Clock([cell for cell in cells if cell not in left] + mine, mine, folder, on_progress)
+        places = _places(cells[0].config.device, jobs)[: len(mine)] if distributed.world() == 1 else []
+        train_all = _in_parallel if len(places) > 1 else _in_turn
+        with distributed.apart():
+            failures = dict(train_all(mine, folder, data_root, clock, places))
+        fault.point("ablate.trained")
+        distributed.wait()
+        if not distributed.main():
+            raise distributed.Leaves(0)
+        failures |= {
+            cell.name: _failure(folder / cell.name) for cell in left if cell not in mine and not manifest.exists(folder / cell.name)
+        }
+        _complete(folder, cells, failures, data)
+        done = [folder / cell.name for cell in cells if cell.name not in failures]
+        split = "test" if "test" in data.splits else "val"
+        runs = results.find([folder]) if done else []
+        table = evidence.arms(runs, split=split, metric=metric, reference=reference, failed=results.failures([folder]))
+        return Ablation(table, report.rows(done, split=split), {cell.name: failures[cell.name] for cell in cells if cell.name in failures})
+
+
+def _failure(path: Path) -> str:
+    """Why a cell of another process is not there."""
+    try:
+        return str(manifest.read_json(path / FAILED)["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its process ended without a word; next: the same command"
+
+
+def _planned(
+    asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: Mapping[str, Sequence[Any]], metric: str, reference: str | None
+) -> list[Cell]:
+    cells = plan(asked, arms, seeds, data, grid)
     evidence.check_fair({cell.label: asdict(cell.config) for cell in cells})
     _check_table(cells, data, metric, reference)
-    left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
-    if left:
-        _begin(folder, left, data)
-    places = _places(cells[0].config.device, jobs)[: len(left)]
-    clock = _Clock(cells, left, folder, on_progress)
-    train_all = _in_parallel if len(places) > 1 else _in_turn
-    failures = dict(train_all(left, folder, data_root, clock, places))
-    _complete(folder, cells, failures, data)
-    done = [folder / cell.name for cell in cells if cell.name not in failures]
-    split = "test" if "test" in data.splits else "val"
-    runs = results.find([folder]) if done else []
-    table = evidence.arms(runs, split=split, metric=metric, reference=reference, failed=results.failures([folder]))
-    return Ablation(table, report.rows(done, split=split), {cell.name: failures[cell.name] for cell in cells if cell.name in failures})
+    return cells
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ccaco_cli.core import manifest
+from ccaco_cli.core import distributed, fault, lock, manifest
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
-from ccaco_cli.core.data.shards import Split
+from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
+from ccaco_cli.core.retrieval import tokens, vectors
 from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode
+from ccaco_cli.core.retrieval.embed import encode, shrunk
+from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.types import Encoded, OnProgress, silent
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.train import load_run, refuse_other_modalities
@@ -36,59 +42,134 @@ def embed(
     split: str = "test",
     out: Path,
     index: Path | None = None,
+    index_type: str = "auto",
+    store_tokens: str = "float16",
+    store_grid: int = 0,
     device: str = "auto",
     data_root: Path = Path("data"),
     shard: int = SHARD,
+    rebuild: bool = False,
+    verify: str = manifest.QUICK,
     on_progress: OnProgress = silent,
 ) -> Manifest:
     """Embeds both modalities of a split with the best model of a run.
 
     out      embeddings folder: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy``, ``audio_emb/...`` (float16 [n, E], unit norm),
              ``metadata/metadata_0.parquet`` (one row a picture), ``text_metadata/...`` (one row a caption); finished shards are kept
-    index    also build the index here
+    index    also build the index here; the query side is exported into it, so that a text query imports no torch
+    rebuild  replace an index that is there: who reads it goes on with the old one
+    index_type    how its vectors are searched: an entry of ``vectors.KINDS``, or auto (by size)
+    store_tokens  how its tokens for the cross branch are kept: float16 | int8 | none
+    store_grid    most patch tokens kept of a picture (average-pooled), 0 = all that the model sees
+    verify   quick | full: whether every file of run and data set is hashed first
     Returns  manifest of the index, or else of the embeddings
+
+    Under a launcher the shards are divided among the processes; the first one completes them and builds the index.
     """
-    aligner, towers, config, found = load_run(run, device)
-    data = shards.open(prepared(dataset, data_root, on_progress))
-    refuse_other_modalities(found, data)
-    if index is not None and index.exists():
-        raise DataError(
-            "an index is there already" if manifest.exists(index) else "something else is there already",
-            where=index,
-            expected="a new name",
-            next=f"rm -r {index}, or another --index",
-        )
-    inputs = {"run": found, "dataset": data.manifest}
-    part = data.split(split)
-    sides = columns(data, split, aligner, towers, config.model, on_progress)
-    local = index is not None and config.loss.beta > 0
-    if not _complete(out, inputs, split, shard):
-        for modality, column in sides.items():
-            _write_shards(out, modality, part, column, lambda m, c, i: encode(aligner, m, c, items=i), shard, on_progress)
-        files = [manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")]
-        facts = {
-            "modalities": list(data.modalities),
-            "split": split,
-            "protocol": data.manifest.facts["protocol"],
-            "dim": config.model.width,
-            "rows": {m: len(c.row) for m, c in sides.items()},
-        }
-        result = manifest.write(out, "embeddings", facts=facts, inputs=inputs, config=asdict(config), files=files)
-    else:
-        result = manifest.open(out, kind="embeddings")
-    if index is None:
-        return result
-    temp = index.with_name(f".{index.name}.tmp")
-    shutil.rmtree(temp, ignore_errors=True)
+    vectors.check(index_type)
+    tokens.check(store_tokens)
+    with distributed.together(device):
+        tell = on_progress if distributed.main() else silent
+        aligner, towers, config, found = distributed.in_turn(lambda: load_run(run, device, manifest.FULL))
+        data = distributed.in_turn(lambda: shards.open(prepared(dataset, data_root, tell), verify))
+        distributed.first(lambda: _check(found, data, index, rebuild))
+        part = data.split(split)
+        with lock.held(out, "folder of embeddings") if distributed.main() else nullcontext():
+            inputs = {"run": found, "dataset": data.manifest}
+            sides = distributed.in_turn(lambda: columns(data, split, aligner, towers, config.model, tell))
+            local = index is not None and config.loss.beta > 0 and store_tokens != "none"
+            there = distributed.first(lambda: _complete(out, inputs, split, shard))
+            if not distributed.said(float(bool(there))):
+                for modality, column in sides.items():
+                    _write_shards(out, modality, part, column, lambda m, c, i: encode(aligner, m, c, items=i), shard, tell)
+                distributed.wait()
+            grids = {m: _grid(towers[m], config, m) if store_grid else None for m in sides}
+            kept = {
+                m: encode(aligner, m, c, local=True, grid=grids[m], most=store_grid, share=True, on_progress=tell) if local else None
+                for m, c in sides.items()
+            }
+            if not distributed.main():
+                raise distributed.Leaves(0)
+            result = manifest.open(out, kind="embeddings") if there else _finish(out, data, split, config, sides, inputs)
+            if index is None:
+                return result
+            with lock.held(index, "index"):
+                with distributed.apart():
+                    return _build(index, out, part, sides, kept, (aligner, towers, config), inputs, store_tokens, index_type)
+
+
+def _check(run: Manifest, data: PairData, index: Path | None, rebuild: bool) -> None:
+    refuse_other_modalities(run, data)
+    if index is None or not index.exists():
+        return
+    if not manifest.exists(index):
+        raise DataError("something else is there already", where=index, expected="a new name", next="another --index")
+    manifest.open(index, kind="index")
+    if not rebuild:
+        raise DataError("an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild")
+
+
+def _finish(
+    out: Path, data: PairData, split: str, config: RunConfig, sides: Mapping[str, Column], inputs: Mapping[str, Manifest]
+) -> Manifest:
+    files = [manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")]
+    facts = {
+        "modalities": list(data.modalities),
+        "split": split,
+        "protocol": data.manifest.facts["protocol"],
+        "dim": config.model.width,
+        "rows": {m: len(c.row) for m, c in sides.items()},
+    }
+    fault.point("embed.shards")
+    return manifest.write(out, "embeddings", facts=facts, inputs=inputs, config=asdict(config), files=files)
+
+
+def _build(
+    index: Path,
+    out: Path,
+    part: Split,
+    sides: Mapping[str, Column],
+    kept: Mapping[str, Encoded | None],
+    model: tuple[Aligner, Mapping[str, Tower], RunConfig],
+    inputs: Mapping[str, Manifest],
+    store: str,
+    kind: str,
+) -> Manifest:
+    """An index, or the next generation of one: beside the old, which readers keep until they end."""
+    new = not index.exists()
+    root = index.with_name(f".{index.name}.tmp") if new else index
+    if new:
+        shutil.rmtree(root, ignore_errors=True)
+    temp, name = indexes.begin(root)
+    z = {m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{SHORT.get(m, m)}_emb")]) for m in sides}
+    storage: dict[str, Any] = {}
     for modality, column in sides.items():
-        name = SHORT.get(modality, modality)
-        z = np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{name}_emb")])
-        tokens: Encoded | None = encode(aligner, modality, column, local=True, on_progress=on_progress) if local else None
-        indexes.write_side(temp / modality, z, tokens, _items(part, modality, column, np.arange(len(column.row)), thumbnails=True))
-    indexes.save_model(temp / "model", aligner, towers, config)
-    indexes.complete(temp, found, data.manifest, split, {m: len(c.row) for m, c in sides.items()}, config)
-    temp.rename(index)
+        items = _items(part, modality, column, np.arange(len(column.row)), thumbnails=True)
+        queries = z[next(m for m in sides if m != modality)]
+        storage[modality] = indexes.write_side(temp / modality, z[modality], kept[modality], items, store=store, kind=kind, queries=queries)
+        fault.point("index.side")
+    indexes.save_model(temp / "model", *model)
+    samples = list(part.captions[:64]) if "text" in sides else []
+    aligner, towers, config = model
+    exported = export(temp / indexes.QUERY, aligner.to("cpu"), towers, samples, matcher=any(e is not None for e in kept.values()))
+    fault.point("index.model")
+    temp.rename(root / name)
+    fault.point("index.generation")
+    rows = {m: len(c.row) for m, c in sides.items()}
+    more = {"scale": float(aligner.logit_scale().detach()), "storage": storage, "query": exported}
+    indexes.complete(root, name, inputs["run"], inputs["dataset"], part.name, rows, config, **more)
+    fault.point("index.manifest")
+    if new:
+        root.rename(index)
+    indexes.sweep(index, name)
+    fault.point("index.renamed")
     return manifest.open(index, kind="index")
+
+
+def _grid(tower: Tower, config: RunConfig, modality: str) -> tuple[int, int] | None:
+    """The patch grid of a column's tokens: what a cache keeps of a locked tower's, the tower's own else."""
+    settings = config.model.tower(modality)
+    return shrunk(tower.grid, settings.cache_tokens) if tower.grid and settings.lock else tower.grid
 
 
 def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int) -> bool:
@@ -98,6 +179,7 @@ def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int)
     if out.exists() and (not note.exists() or note.read_text("utf-8") != manifest.json_text(mine)):
         raise DataError("other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}")
     manifest.write_bytes(note, manifest.json_text(mine).encode())
+    manifest.sweep(out)
     return manifest.exists(out)
 
 
@@ -110,12 +192,17 @@ def _write_shards(out: Path, modality: str, part: Split, column: Column, encode_
     for number, first in enumerate(range(0, total, size)):
         items = np.arange(first, min(first + size, total))
         vectors = out / f"{name}_emb" / f"{name}_emb_{number}.npy"
+        if number % distributed.world() != distributed.rank():
+            continue
         if not vectors.exists():
+            fault.point("embed.before")
             table, rows = io.BytesIO(), io.BytesIO()
             pq.write_table(pa.table(_items(part, modality, column, items, thumbnails=False)), rows)
             manifest.write_bytes(out / metadata / f"{metadata}_{number}.parquet", rows.getvalue())
             np.save(table, encode_items(modality, column, items).z.numpy().astype(np.float16))
+            fault.point("embed.metadata")
             manifest.write_bytes(vectors, table.getvalue())
+            fault.point("embed.vectors")
         on_progress(int(items[-1]) + 1, total, {"what": f"{modality} vectors"})
 
 

@@ -23,10 +23,10 @@ from ccaco_cli.core.retrieval.explain import METHODS, Explanation
 from ccaco_cli.core.retrieval.index import POSTERS
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import evidence, look, report, results
+from ccaco_cli.core.workflows.explained import as_seen
 from ccaco_cli.core.workflows.look import Answers, Looked
 from ccaco_cli.core.workflows.report import Asked
 from ccaco_cli.core.workflows.results import Result, Row, Run
-from ccaco_cli.core.workflows.retrieve import as_seen
 
 EXAMPLES = 4
 """Pairs whose heat maps are drawn."""

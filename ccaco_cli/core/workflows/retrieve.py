@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ccaco_cli.core import runtime
-from ccaco_cli.core.data.loader import DECODERS
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval import explain
-from ccaco_cli.core.retrieval.explain import Explanation
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import Hit, encode_query, search
+from ccaco_cli.core.retrieval.search import Hit, ask, encode_query, search
 from ccaco_cli.core.types import Encoded
 
 AT_ONCE = 64
@@ -26,81 +18,26 @@ AT_ONCE = 64
 
 def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None) -> Iterator[tuple[str, list[Hit]]]:
     """(query, answers) in the order of the queries; blank lines are left out. Reads no further ahead than one batch."""
-    runtime.threads()
     index.other("text")
+    if index.exported is None:
+        runtime.threads()
     stream = (q.strip() for q in queries)
     stream = (q for q in stream if q)
     while batch := list(islice(stream, AT_ONCE)):
-        yield from zip(batch, search(index, "text", encode_query(index, "text", batch), k, rerank), strict=True)
+        yield from zip(batch, ask(index, "text", batch, k, rerank), strict=True)
 
 
 def by_file(index: Index, modality: str, file: Path, *, k: int, rerank: int | None) -> list[Hit]:
     """What belongs to a picture, a sound or a film: items of the index's other modality."""
     runtime.threads()
     index.other(modality)
-    return search(index, modality, _asked(index, modality, file)[1], k, rerank)[0]
+    return search(index, modality, from_file(index, modality, file)[1], k, rerank)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """An answer, and why it was found.
-
-    picture  [H, W, 3] uint8, what the model saw (a spectrogram of sound); None where the index keeps no media
-    weight   of the match score in the ranking; at 0 the explanation is of a score that had no say
-    """
-
-    query: str
-    hit: Hit
-    why: Explanation
-    picture: NDArray[np.uint8] | None
-    weight: float
-
-    def facts(self) -> dict[str, Any]:
-        """The numbers as JSON types."""
-        hit = self.hit
-        found = {"query": self.query, "rank": hit.rank, "id": hit.item["id"], "score": hit.score, "cosine": hit.cosine}
-        return found | {"weight": self.weight} | self.why.facts()
-
-
-def explained(index: Index, modality: str, query: str | Path, hits: Sequence[Hit], method: str) -> Iterator[Explained]:
-    """Why each answer was found: which words met which cells of the picture, and whether its match score rests on them.
-
-    query  a text, or the file of a ``modality``, as given to ``by_text`` and ``by_file``
-    Raises DataError: an index without a cross branch, or of a tower without a grid; ConfigError: as ``explain.relevance``
-    """
-    first, second = index.modalities
-    towers = index.model[1]
-    if not all(side.has_tokens for side in index.sides.values()):
-        raise DataError(
-            "this index holds vectors only, no tokens to explain", where=index.manifest.path, expected="an index of a run with beta > 0"
-        )
-    backwards = modality == first
-    sample, asked = _asked(index, modality, query) if isinstance(query, Path) else (query, encode_query(index, modality, [query]))
-    weight = 1.0 if index.headline == "cross" else index.weight
-    for hit in hits:
-        found = index.sides[second if backwards else first].encoded([hit.row])
-        a, b = (asked, found) if backwards else (found, asked)
-        kept = hit.item.get("thumbnail") if first == "image" else None  # of clips an index keeps posters, which no tower takes
-        seen = sample if backwards else DECODERS[first](kept) if kept else None
-        said = hit.item["text"] if backwards else sample
-        words = explain.spoken(towers[second], said) if second == "text" else []
-        grid = explain.cells(index.model[0], towers[first], int(a.mask.sum()))
-        why = explain.explain(index.model[0], a, b, grid, words, method)
-        yield Explained(str(query), hit, why, None if seen is None else as_seen(towers[first], seen), weight)
-
-
-def as_seen(tower: Tower, sample: Any) -> NDArray[np.uint8]:
-    """What a tower sees of a decoded sample, as a picture [H, W, 3] uint8: the crop of an image, a spectrogram with low tones below."""
-    seen = np.asarray(tower.preprocess(sample))
-    if seen.dtype == np.uint8 and seen.shape[0] == 3:
-        return np.ascontiguousarray(seen.transpose(1, 2, 0))
-    bands = seen.astype(np.float64).T  # time first
-    grey = (bands - bands.min()) / max(float(np.ptp(bands)), 1e-9) * 255
-    return np.repeat(grey[::-1, :, None].round(), 3, 2).astype(np.uint8)
-
-
-def _asked(index: Index, modality: str, file: Path) -> tuple[Any, Encoded]:
+def from_file(index: Index, modality: str, file: Path) -> tuple[Any, Encoded]:
     """What a file holds, as decoded and as the index's model sees it."""
+    from ccaco_cli.core.data.loader import DECODERS
+
     try:
         sample = DECODERS[modality](file.read_bytes())
         return sample, encode_query(index, modality, [sample])  # recordings are decoded here

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 
 from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest, runtime
-from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core import distributed, fault, lock, manifest, runtime
+from ccaco_cli.core.config import ParallelConfig, RunConfig
 from ccaco_cli.core.data import cache, shards
 from ccaco_cli.core.data.checks import decode_image
 from ccaco_cli.core.data.domains import TARGET_VAL, across
@@ -32,8 +33,10 @@ from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.training import checkpoint, loop, statistics
+from ccaco_cli.core.training.loop import Saving
 from ccaco_cli.core.types import Encoded, OnProgress, move, silent
 from ccaco_cli.core.workflows import arms, domains, negatives
+from ccaco_cli.core.workflows.claim import Claim
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.score import CLASS_ACCURACY, Encodings, accuracies, score
 
@@ -53,6 +56,19 @@ class Asked:
     @property
     def seed(self) -> int:
         return int((self.explicit or {}).get("seed", (self.base or {}).get("seed", 0)))
+
+    @property
+    def device(self) -> str:
+        return str(self._setting("device", "auto"))
+
+    @property
+    def timeout(self) -> float:
+        """Minutes after which another process counts as lost."""
+        value = self._setting("parallel.timeout", ParallelConfig.timeout)
+        return float(value) if isinstance(value, int | float) and value > 0 else ParallelConfig.timeout
+
+    def _setting(self, key: str, default: Any) -> Any:
+        return (self.explicit or {}).get(key, (self.base or {}).get(key, default))
 
     def resolve(self, data: PairData) -> RunConfig:
         config = configs.build(base=self.base or {}, explicit=self.explicit or {}, modalities=data.modalities)
@@ -83,39 +99,64 @@ class Fitter(Protocol):
     """Makes a model; calls ``claim`` when nothing the user got wrong is left to find, before it writes."""
 
     def __call__(
-        self, data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress
+        self, data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress
     ) -> Fit: ...
 
 
 def train(
-    asked: Asked, folder: Path, *, resume: bool = False, data_root: Path = Path("data"), on_progress: OnProgress = silent
+    asked: Asked,
+    folder: Path,
+    *,
+    resume: bool = False,
+    accept: bool = False,
+    saving: Saving | None = None,
+    verify: str = manifest.QUICK,
+    data_root: Path = Path("data"),
+    on_progress: OnProgress = silent,
 ) -> Manifest:
-    """Trains one model and scores its best checkpoint.
+    """Trains one model and scores its best checkpoint. Under a launcher, all processes train; then the first one scores and the others end.
 
     folder   the run; must not hold a finished one
     resume   continue an interrupted run from its last checkpoint
+    accept   although config, data set or number of processes changed since; what differs is kept in the facts
+    verify   quick | full: whether every file of the data set is hashed first
     Returns  the run's manifest: facts {"metrics", "headline", "weight", "fitted", "warnings", "modalities", ...}
+    Raises   DataError: another process is writing this run, ...; LostProcess; Interrupted: asked to end, and saved
     """
-    data = shards.open(prepared(asked.dataset, data_root, on_progress))
-    config = asked.resolve(data)
-    data = across(data, config.domain)
-    check(config, data)
-    _refuse_finished(folder)
-    runtime.threads(config.workers)
-    runtime.seed(config.seed)
-    fit = FITTERS[config.method](data, config, folder, lambda: _claim(folder, config, resume), resume, on_progress)
+    with distributed.together(asked.device, asked.timeout):
+        tell = on_progress if distributed.main() else silent
+        data = distributed.in_turn(lambda: shards.open(prepared(asked.dataset, data_root, tell), verify))
+        data, config = distributed.in_turn(lambda: _resolve(asked, data, folder))
+        with lock.held(folder, "run") if distributed.main() else nullcontext():
+            if distributed.main():
+                manifest.sweep(folder)
+            runtime.threads(config.workers)
+            runtime.seed(config.seed)
+            claim = Claim(folder, config, data, resume, accept)
+            fit = FITTERS[config.method](data, config, folder, claim, resume, saving, tell)
+            if not distributed.main():
+                raise distributed.Leaves(0)
+            with distributed.apart():
+                return _finish(data, config, folder, fit, claim.differing)
+
+
+def _finish(data: PairData, config: RunConfig, folder: Path, fit: Fit, differing: Sequence[str]) -> Manifest:
     facts = score(data, fit.encode, fit.aligner, config, folder, fit.oracle) | fit.facts
     facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "modalities": list(data.modalities)}
     facts |= {"fitted": asdict(fit.fitted), "warnings": list(fit.fitted.warnings), "protocol": data.manifest.facts["protocol"]}
+    facts |= {"resumed_with": list(differing)} if differing else {}
     files = [manifest.file_entry(folder, file) for file in fit.files]
     device = str(runtime.device(config.device))
+    fault.point("train.scored")
     return manifest.write(folder, "run", facts=facts, inputs={"dataset": data.manifest}, config=asdict(config), files=files, device=device)
 
 
-def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
+def gradient(
+    data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress
+) -> Fit:
     """An aligner, trained by gradient descent; the best checkpoint is scored."""
     device = runtime.device(config.device)
-    aligner, towers = aligners.build(config.model, config.loss, data.modalities)
+    aligner, towers = distributed.in_turn(lambda: aligners.build(config.model, config.loss, data.modalities))
     aligner.to(device)
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()
@@ -125,12 +166,12 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
     adapts = config.domain.stats == "target"
     for modality in domains.media(data) if adapts else ():
         statistics.refuse_without(aligner, modality)
-    claim()
+    distributed.first(claim)
     wanted = ("train", "val", TARGET_VAL) if config.domain.oracle and TARGET_VAL in data.splits else ("train", "val")
-    parts = {split: columns(data, split, aligner, towers, config.model, on_progress) for split in wanted}
+    parts = distributed.in_turn(lambda: {split: columns(data, split, aligner, towers, config.model, on_progress) for split in wanted})
     split = data.split("train")
     a, b = (parts["train"][m] for m in data.modalities)
-    before = domains.look(aligner, parts["train"], data)
+    before = domains.look(aligner, parts["train"], data) if distributed.main() else {}
     runtime.seed(config.seed)  # so that a run does not depend on whether the cache had to be made
     fitted = loop.fit(
         aligner,
@@ -141,11 +182,17 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
         config,
         folder,
         lambda model: validate(model, data, parts["val"], config, heads=heads),
-        resume=resume and (folder / "checkpoints/last" / checkpoint.STATE).exists(),
+        resume=resume,
+        saving=saving,
         adaptation=heads,
         oracle=(lambda model: validate(model, data, parts[TARGET_VAL], config, TARGET_VAL, heads)) if TARGET_VAL in parts else None,
         on_progress=on_progress,
     )
+    if distributed.world() > 1:  # an engine may have cut the model into parts: the first process scores a whole one
+        if not distributed.main():
+            raise distributed.Leaves(0)
+        runtime.seed(config.seed)
+        aligner = aligners.build(config.model, config.loss, data.modalities)[0].to(device)
 
     def chosen(name: str) -> Path:
         """Puts a checkpoint into the model."""
@@ -157,10 +204,11 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
             domains.to_target(aligner, parts["train"], data)
         return file
 
-    best = chosen("best")
-    if adapts:
-        checkpoint.save_weights(best, aligner)
-    after = domains.look(aligner, parts["train"], data)
+    with distributed.apart():  # the others have left
+        best = chosen("best")
+        if adapts:
+            checkpoint.save_weights(best, aligner)
+        after = domains.look(aligner, parts["train"], data)
 
     def encoded(name: str) -> Encodings:
         sides = parts[name] if name in parts else columns(data, name, aligner, towers, config.model)
@@ -176,10 +224,12 @@ def gradient(data: PairData, config: RunConfig, folder: Path, claim: Callable[[]
     return Fit(encoded, aligner, fitted, facts, (best,), oracle if fitted.oracle_epoch >= 0 and "test" in data.splits else None)
 
 
-def classifier(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
+def classifier(
+    data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress
+) -> Fit:
     """One tower and a label predictor, without words; chosen by accuracy on validation."""
     by_accuracy = replace(config, eval=replace(config.eval, select=CLASS_ACCURACY))
-    return gradient(data, by_accuracy, folder, claim, resume, on_progress)
+    return gradient(data, by_accuracy, folder, claim, resume, saving, on_progress)
 
 
 def _classes(one: Encoded, data: PairData, name: str, aligner: Aligner, towers: Mapping[str, Tower], heads: Adaptation | None) -> Any:
@@ -227,7 +277,7 @@ def _cut(parts: Mapping[str, Mapping[str, Column]], towers: Mapping[str, Tower])
     return [{"step": 0, "kind": CUT, "what": what}]
 
 
-def cca(data: PairData, config: RunConfig, folder: Path, claim: Callable[[], None], resume: bool, on_progress: OnProgress) -> Fit:
+def cca(data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress) -> Fit:
     """Hand-made features and canonical correlation: solved, not trained; its vectors are scored and not kept."""
     if data.modalities != ("image", "text"):
         raise DataError("hand-made features are of pictures and words", where=data.name, expected="a data set of image and text")
@@ -283,22 +333,22 @@ def validate(
     split = data.split(name)
     group = split.group
     if config.loss.alpha == config.loss.beta == 0:
-        one = encode(aligner, first, a)
+        one = encode(aligner, first, a, share=True)
         return accuracies(split, a.row, _classes(one, data, name, aligner, {}, heads), data.modalities)[0].metrics
     if config.loss.alpha > 0:
-        one, other = encode(aligner, first, a), encode(aligner, second, b)
+        one, other = (encode(aligner, m, c, share=True) for m, c in ((first, a), (second, b)))
         return evaluate(
             "full", group[a.row], group[b.row], by_similarity(one.z, other.z, group[a.row], group[b.row]), data.modalities
         ).metrics
     rows = min(config.eval.exhaustive, len(group))
     items = tuple(np.flatnonzero(column.row < rows) for column in (a, b))
-    one, other = (encode(aligner, m, c, items=i, local=True) for (m, c), i in zip(parts.items(), items, strict=True))
+    one, other = (encode(aligner, m, c, items=i, local=True, share=True) for (m, c), i in zip(parts.items(), items, strict=True))
     return rerank.exhaustive(aligner, one, other, group[a.row[items[0]]], group[b.row[items[1]]], "full").metrics
 
 
-def load_run(path: Path, device: str = "auto") -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
+def load_run(path: Path, device: str = "auto", verify: str = manifest.FULL) -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
     """The best model of a finished run, with its towers (for preprocessing)."""
-    found = manifest.open(path, kind="run", verify=True)
+    found = manifest.open(path, kind="run", verify=verify)
     config = configs.from_dict(found.config)
     if config.method != "gradient":
         raise ManifestError(
@@ -339,26 +389,12 @@ def check(config: RunConfig, data: PairData) -> None:
     )
 
 
-def _refuse_finished(folder: Path) -> None:
-    if manifest.exists(folder):
+def _resolve(asked: Asked, data: PairData, folder: Path) -> tuple[PairData, RunConfig]:
+    config = asked.resolve(data)
+    data = across(data, config.domain)
+    check(config, data)
+    if distributed.main() and manifest.exists(folder):
         raise DataError(
             "this run is finished", where=folder, expected="a new name", next=f"ccaco report {folder}, or choose another --name"
         )
-
-
-def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
-    text = configs.to_toml(config)
-    file = folder / "config.toml"
-    if not file.exists():
-        manifest.write_bytes(file, text.encode())
-    elif not resume:
-        raise DataError(
-            "an interrupted run lies here",
-            where=folder,
-            expected="--resume latest, or a new --name",
-            next=f"add --resume latest, or rm -r {folder}",
-        )
-    elif file.read_text("utf-8") != text:
-        raise ConfigError(
-            "cannot resume with another config", where=file, expected="the flags of the first start", next="choose another --name"
-        )
+    return data, config

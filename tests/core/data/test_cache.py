@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core.data import cache
+from ccaco_cli.core.errors import ManifestError
 
 
 def write(folder: Path) -> None:
@@ -70,5 +71,5 @@ def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"pickle|Array can't be memory-mapped"):
+    with pytest.raises(ManifestError, match=r"pickle|Array can't be memory-mapped"):
         cache.read_array(tmp_path / "x.npy")

@@ -182,3 +182,16 @@ def test_a_record_without_captions_passes_in_a_domain_that_may_be_unpaired() -> 
     picture, rules = encode(Image.new("RGB", (4, 4))), Rules(None, ("image", "text"), unpaired=frozenset({"sketch"}))
     for domain, kind in (("sketch", Passed), ("photo", Rejected), ("", Rejected)):
         assert isinstance(check(PairRecord("x", "x", "train", {"image": picture}, (), domain), rules), kind)
+
+
+def test_a_large_jpeg_is_decoded_smaller_when_less_is_enough() -> None:
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((1200, 900), Image.Resampling.BICUBIC)
+    for kind, wanted in (("JPEG", (300, 225)), ("PNG", (1200, 900))):
+        out = io.BytesIO()
+        large.save(out, kind)
+        whole, scaled = decode_image(out.getvalue()), decode_image(out.getvalue(), 200)
+        assert whole.size == (1200, 900)
+        assert scaled.size == wanted, "never below what was asked for"
+        one, other = (np.asarray(picture.resize((133, 100), Image.Resampling.BICUBIC), np.float64) for picture in (whole, scaled))
+        assert np.abs(one - other).mean() < 1.0, "of 255"

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ccaco_cli.core.data import loader, shards
 from ccaco_cli.core.data.checks import decode_image
-from ccaco_cli.core.data.loader import CachedColumn, MediaColumn, PairDataset, PairPlan, PixelColumn, TextColumn, batches_of_items
+from ccaco_cli.core.data.loader import CachedColumn, MediaColumn, PairDataset, PairPlan, PixelColumn, TextColumn, batches_of_items, part
 from ccaco_cli.core.data.shards import Split
 
 
@@ -169,3 +169,9 @@ def test_items_without_a_partner_come_behind_the_pairs_and_apart_from_one_anothe
             together |= bool((a.row[items_a[8:]] == b.row[items_b[8:]]).all())
     assert not together
     assert len(plan.epoch(0)[0][1]) == len(replace(plan, unpaired=(lone_a, loader.NONE)).epoch(0)[0][2]) + 8
+
+
+def test_processes_share_pairs_and_what_has_no_partner() -> None:
+    entry = (np.arange(4), np.array([0, 1, 2, 3, 10, 11, 12, 13]), np.arange(4))
+    rows, items_a, items_b = part(entry, 1, 2)
+    assert (rows.tolist(), items_a.tolist(), items_b.tolist()) == ([2, 3], [2, 3, 12, 13], [2, 3])

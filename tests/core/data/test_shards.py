@@ -78,7 +78,7 @@ def test_counts_files_and_rows(tmp_path: Path) -> None:
     assert [(f["name"], f["rows"]) for f in made.files] == list(zip(names, [7, 8, 8, 8, 8, 8, 2, 1], strict=True))
     assert leftovers(tmp_path / "d") == {*names, "manifest.json"} and leftovers(tmp_path) == {"d"}
     assert (tmp_path / "d" / "rejects.csv").read_text() == "id,split,reason,where\nid3,train,not a picture,\n"
-    manifest.open(tmp_path / "d", kind="dataset", verify=True)
+    manifest.open(tmp_path / "d", kind="dataset", verify="full")
 
 
 def test_huggingface_datasets_reads_a_shard_by_memory_map(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_refuses_what_is_there(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    with filelock.FileLock(tmp_path / ".d.lock"), pytest.raises(DataError, match="another process is preparing"):
+    with filelock.FileLock(tmp_path / ".d.lock"), pytest.raises(DataError, match="another process is writing this data set"):
         write(tmp_path / "d", records())
     write(tmp_path / "d", records())
 

@@ -35,7 +35,7 @@ def test_too_few_negatives_are_repeated_and_none_is_said() -> None:
 
 def test_pairs_with_hard_negatives() -> None:
     group = torch.tensor([0, 1, 2, 2])
-    pairs = with_hard_negatives(torch.rand(4, 4), group, 4, 2, generator())
+    pairs = with_hard_negatives(torch.rand(4, 6), torch.rand(4, 6), group, 4, 2, generator())
     assert pairs.index is not None
     assert pairs.label is not None
     a, b = pairs.rows[pairs.index].unbind(1)
@@ -48,9 +48,20 @@ def test_pairs_with_hard_negatives() -> None:
 
 
 def test_sub_batches() -> None:
-    rows = all_pairs(torch.rand(8, 8), torch.arange(8), 5, 1, generator()).rows
+    rows = all_pairs(torch.rand(8, 3), torch.rand(8, 3), torch.arange(8), 5, 1, generator()).rows
     assert len(set(rows.tolist())) == 5
-    whole = aligned(torch.rand(8, 8), torch.arange(8), 0, 1)
+    whole = aligned(torch.rand(8, 3), torch.rand(8, 3), torch.arange(8), 0, 1)
     assert whole.rows.tolist() == list(range(8))
     assert whole.index is not None
     assert (whole.index[:, 0] == whole.index[:, 1]).all()
+
+
+def test_queries_of_a_sub_batch_find_negatives_in_the_whole_batch() -> None:
+    z = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator()), dim=-1)
+    pairs = with_hard_negatives(z, z.roll(1, 0), torch.arange(40), 4, 2, generator())
+    assert pairs.index is not None
+    assert len(pairs.index) == 2 * 4 * 3
+    assert len(pairs.rows) > 8
+    alone = hard_negatives(z[:3] @ z.T, torch.arange(40) // 2, 1, generator(), torch.arange(3) // 2)
+    assert alone.shape == (3, 1)
+    assert (alone[:, 0] // 2 != torch.arange(3) // 2).all()

@@ -8,7 +8,7 @@ import torch
 
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.aligner import Aligner, Center, InputDropout
+from ccaco_cli.core.model.aligner import Aligner, Center
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
 
@@ -136,23 +136,3 @@ def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:
         side.tower.set_grad_checkpointing = asked.append  # type: ignore[union-attr,assignment]
     model.set_grad_checkpointing()
     assert asked == [True, True]
-
-
-@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
-def test_input_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
-    torch.manual_seed(0)
-    drop = InputDropout(p)
-    x = torch.ones(50, 37, 33, requires_grad=True)
-    found = drop(x)
-    share = (found == 0).float()
-    assert share.mean().item() == pytest.approx(p, abs=0.005)
-    assert share.mean((0, 1)).std() < 0.02, "every place alike"
-    if p < 1:
-        assert found.mean().item() == pytest.approx(1, abs=0.02)
-        assert len(found[found > 0].unique()) == 1
-    found.sum().backward()
-    assert torch.equal(x.grad, found), "the gradient is dropped where the value is"
-    assert not torch.equal(drop(x), found) or p in (0, 1)
-    torch.manual_seed(0)
-    assert torch.equal(drop(x), found)
-    assert drop.eval()(x) is x

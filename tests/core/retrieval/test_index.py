@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
 import io
 import json
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,19 @@ from PIL import Image
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
-from ccaco_cli.core.retrieval.index import Index, IndexSide, thumbnail, write_side
+from ccaco_cli.core.retrieval.index import Index, IndexSide, begin, sweep, thumbnail, write_side
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.types import Encoded
 
 FILES = [
-    "image/items.arrow",
-    "image/tokens.npy",
-    "image/vectors.faiss",
-    "text/items.arrow",
-    "text/vectors.faiss",
-    "model/model.safetensors",
-    "model/config.toml",
+    "generation-1/image/items.arrow",
+    "generation-1/image/tokens.npy",
+    "generation-1/image/vectors.npy",
+    "generation-1/text/items.arrow",
+    "generation-1/text/vectors.npy",
+    "generation-1/query/encoder.onnx.data",
+    "generation-1/model/model.safetensors",
+    "generation-1/model/config.toml",
 ]
 
 
@@ -38,12 +42,12 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     assert (z == given).all(), "the caller's vectors stay as they are"
     side = IndexSide(tmp_path)
     assert side.has_tokens
-    stored = side.vectors.reconstruct_n(0, 4)
+    stored = side.vectors.rows  # type: ignore[attr-defined]
     assert np.allclose(stored, z / np.linalg.norm(z, axis=1, keepdims=True), atol=1e-6)
     assert side.item(2) == {"id": "c", "text": ["z"]}
     found = side.encoded([3, 1])
     assert torch.equal(found.mask, mask[[3, 1]])
-    assert torch.equal(found.tokens[found.mask], tokens.tokens[[3, 1]][mask[[3, 1]]])
+    assert torch.equal(found.tokens[found.mask].half(), tokens.tokens[[3, 1]][mask[[3, 1]]])
     write_side(tmp_path / "plain", z.astype(np.float16), None, {"id": list("abcd")})
     assert not IndexSide(tmp_path / "plain").has_tokens
 
@@ -97,7 +101,7 @@ def test_an_altered_file_is_refused_by_name(index: Path, tmp_path: Path, name: s
         data[len(data) // 2] ^= 1
         file.write_bytes(data[: None if how == "flipped" else -1])
     with pytest.raises(ManifestError, match=name):
-        Index(copy)
+        Index(copy, "full" if how == "flipped" else "quick")
 
 
 def _link(source: str, target: str) -> str:
@@ -122,3 +126,79 @@ def test_thumbnails() -> None:
     Image.new("RGB", (600, 300), "red").save(out, "PNG")
     small = Image.open(io.BytesIO(thumbnail("image", out.getvalue())))
     assert (small.size, small.format) == ((224, 112), "JPEG")
+
+
+def build(root: Path, mark: int) -> None:
+    """One more generation of an index without a model, in which every part carries the mark."""
+    temp, name = begin(root)
+    rows = 5 + mark % 3
+    tokens = Encoded(
+        torch.full((rows, 2, 4), float(mark)).half(), torch.ones(rows, 2, dtype=torch.bool), torch.zeros(rows, 0), torch.zeros(rows, 0)
+    )
+    for modality in ("image", "text"):
+        write_side(temp / modality, np.eye(rows, 8), tokens, {"id": [str(mark)] * rows, "text": ["t"] * rows})
+    temp.rename(root / name)
+    facts = {"modalities": ["image", "text"], "weight": 0.0, "headline": "cosine", "generation": name, "mark": mark}
+    facts |= {"rows": {"image": rows, "text": rows}}
+    manifest.write(
+        root, "index", facts=facts, files=[manifest.file_entry(root, f) for f in sorted((root / name).rglob("*")) if f.is_file()]
+    )
+    sweep(root, name)
+
+
+def check(opened: Index) -> int:
+    mark = int(opened.manifest.facts["mark"])
+    for side in opened.sides.values():
+        side.check(8)
+        assert side.item(0)["id"] == str(mark)
+        assert (side.encoded([0, 4]).tokens == mark).all()
+    return mark
+
+
+def test_a_reader_keeps_the_generation_that_it_opened(tmp_path: Path) -> None:
+    root = tmp_path / "x.idx"
+    build(root, 1)
+    old = Index(root)
+    for mark in (2, 3):
+        build(root, mark)
+    assert check(old) == 1, "nothing of it was read before it was replaced"
+    assert check(Index(root)) == 3
+    del old
+    gc.collect()
+    build(root, 4)
+    gc.collect()
+    assert sorted(p.name for p in root.iterdir()) == ["generation-4", manifest.NAME]
+
+
+def read_while_it_is_rebuilt(root: Path, done: Path) -> None:
+    seen, rounds = set(), 0
+    while not done.exists() or not rounds:
+        seen.add(check(Index(root, "full")))
+        rounds += 1
+    (done.parent / f"seen-{os.getpid()}").write_text(f"{rounds} {len(seen)}")
+
+
+def test_readers_see_the_old_or_the_new_index_whole(tmp_path: Path) -> None:
+    root, done = tmp_path / "x.idx", tmp_path / "done"
+    build(root, 0)
+    context = multiprocessing.get_context("fork")
+    readers = [context.Process(target=read_while_it_is_rebuilt, args=(root, done)) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for mark in range(1, 12):
+        build(root, mark)
+    done.touch()
+    for reader in readers:
+        reader.join(60)
+    assert [reader.exitcode for reader in readers] == [0, 0]
+    assert len(list(tmp_path.glob("seen-*"))) == 2
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "x.idx"
+    build(root, 1)
+    side = Index(root).sides["text"]
+    with pytest.raises(ManifestError, match=r"vectors of shape \[6, 8\].*expected \[6, 16\].*--rebuild"):
+        side.check(16)
+    with pytest.raises(ManifestError, match="do not belong"):
+        IndexSide(side.folder, 7).check(8)

@@ -160,3 +160,20 @@ def test_exhaustive_equals_a_full_shortlist_without_cosine(model: Any, sides: tu
     one, other = (replace(s, scale=0.0) for s in stages(model, *sides, *GROUPS, EvalConfig(shortlist=24, shortlist_back=48)))
     assert np.array_equal(found.a_to_b[0].rank, one.ranks(1.0).rank)
     assert np.array_equal(found.b_to_a[0].rank, other.ranks(1.0).rank)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 5.0])
+@pytest.mark.parametrize("sick", [False, True])
+def test_recalls_of_a_shortlist_are_those_of_the_whole_ranking(weight: float, sick: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = (F.normalize(torch.randn(n, 3, generator=generator), dim=-1) for n in (40, 80))
+    gallery[10:20] = gallery[0]  # equal cosines
+    groups = np.arange(40), np.repeat(np.arange(40), 2)
+    columns = (query @ gallery.T).topk(12, 1).indices
+    logits = torch.randn(40, 12, generator=generator).round()
+    if sick:
+        logits[3], logits[4, 2], logits[5, :6] = torch.nan, torch.inf, -torch.inf
+    stage = Stage(query, gallery, *groups, columns, logits, 10.0)
+    assert stage.recalls(weight) == pytest.approx(sum(100 * stage.ranks(weight).hits(k).mean() for k in (1, 5, 10)), abs=1e-9)
+    few = replace(stage, columns=columns[:, :4], match=logits[:, :4])
+    assert few.recalls(weight) == pytest.approx(sum(100 * few.ranks(weight).hits(k).mean() for k in (1, 5, 10)), abs=1e-9)

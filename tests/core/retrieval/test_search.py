@@ -37,7 +37,8 @@ def weighted(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(index: Path, copy: Path, **facts: Any) -> Path:
     shutil.copytree(index, copy)
     body = json.loads((copy / manifest.NAME).read_text())
-    (copy / manifest.NAME).write_text(json.dumps(body | {"facts": body["facts"] | facts}))
+    body["facts"] |= facts
+    (copy / manifest.NAME).write_text(json.dumps(body | {"seal": manifest.seal(body)}))
     return copy
 
 

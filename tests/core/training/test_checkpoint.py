@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ccaco_cli.core.errors import ManifestError
+from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.optim import adamw
 
@@ -53,7 +53,6 @@ def test_another_shape_names_the_tensors(toy: Any, tmp_path: Path) -> None:
 
 def test_garbage_is_refused(toy: Any, tmp_path: Path) -> None:
     model = toy.aligner(toy.config())
-    optimizer = adamw(model, toy.config().optim)
     with pytest.raises(ManifestError, match="gone"):
         checkpoint.load_weights(tmp_path / "gone", model)
     for data in (b"", b"not weights at all", b"\xff" * 100):
@@ -61,7 +60,7 @@ def test_garbage_is_refused(toy: Any, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match="cannot read these weights"):
             checkpoint.load_weights(tmp_path / "bad", model)
         with pytest.raises(ManifestError, match="cannot resume"):
-            checkpoint.load_state(tmp_path / "bad", optimizer)
+            checkpoint.load_state(tmp_path / "bad")
 
 
 class Bomb:
@@ -75,51 +74,56 @@ class Bomb:
 
 
 def test_nothing_is_unpickled_blindly(toy: Any, tmp_path: Path) -> None:
-    model = toy.aligner(toy.config())
     torch.save({"optimizer": Bomb(tmp_path / "boom")}, tmp_path / "state.pt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     for name in ("state.pt", "raw.pt"):
         with pytest.raises(ManifestError, match="cannot resume"):
-            checkpoint.load_state(tmp_path / name, adamw(model, toy.config().optim))
+            checkpoint.load_state(tmp_path / name)
     assert not (tmp_path / "boom").exists()
 
 
-def test_state_restores_optimiser_generators_and_cursor(toy: Any, tmp_path: Path) -> None:
+def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
     model = toy.aligner(toy.config())
     optimizer = adamw(model, toy.config().optim)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    checkpoint.save_state(tmp_path / "s", optimizer, step=7, best=float("-inf"))
-    drawn = torch.rand(3), np.random.rand(3), random.random()
-    fresh = adamw(model, toy.config().optim)
-    assert checkpoint.load_state(tmp_path / "s", fresh) == {"step": 7, "best": float("-inf")}
+    return checkpoint.save(root, checkpoint.weights_of(model), optimizer.state_dict(), [checkpoint.generators()], keep, step=step, **cursor)
+
+
+def test_state_restores_optimiser_generators_and_cursor(toy: Any, tmp_path: Path) -> None:
+    random.gauss(0, 1), np.random.standard_normal()  # both keep a second number back
+    found = checkpoint.load_state(save(toy, tmp_path, 7, epoch=2, best=float("-inf")) / checkpoint.STATE)
+    drawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
+    checkpoint.set_generators(found.pop("drawn")[0])
     assert torch.equal(torch.rand(3), drawn[0])
-    assert (np.random.rand(3) == drawn[1]).all()
-    assert random.random() == drawn[2]
-    for before, after in zip(optimizer.state_dict()["state"].values(), fresh.state_dict()["state"].values(), strict=True):
-        assert torch.equal(before["exp_avg_sq"], after["exp_avg_sq"])
+    assert (np.random.standard_normal(3) == drawn[1]).all()
+    assert (random.random(), random.gauss(0, 1)) == drawn[2:]
+    moments = found.pop("optimizer")["state"]
+    assert all(float(m["exp_avg_sq"].max()) > 0 for m in moments.values())
+    assert found == {"step": 7, "epoch": 2, "best": float("-inf")}
 
 
-def test_a_kill_never_mixes_the_weights_and_state_of_two_epochs(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = toy.aligner(toy.config())
-    optimizer = adamw(model, toy.config().optim)
-    last = tmp_path / "checkpoints/last"
-    checkpoint.save_both(last, model, optimizer, step=1)
-    before = (last / checkpoint.WEIGHTS).read_bytes()
-    with torch.no_grad():
-        model.log_scale += 1
+def test_the_newest_stay_and_nothing_else(toy: Any, tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+    for step, epoch in ((2, 0), (3, 0), (3, 1), (10, 1)):
+        assert checkpoint.latest(tmp_path) != save(toy, tmp_path, step, keep=2, epoch=epoch)
+    assert names(tmp_path) == ["00000003-0001", "00000010-0001"]
+    assert checkpoint.latest(tmp_path) == tmp_path / "00000010-0001"
 
-    def killed(*arguments: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = save(toy, tmp_path, 2, epoch=0)
+    before = {f.name: f.read_bytes() for f in good.iterdir()}
+
+    def full(path: Path, data: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_state", killed)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoint.save_both(last, model, optimizer, step=2)
-    assert (last / checkpoint.WEIGHTS).read_bytes() == before
-    assert checkpoint.load_state(last / checkpoint.STATE, optimizer) == {"step": 1}
-    checkpoint.save_both(last, model, optimizer, step=3)
-    assert (last / checkpoint.WEIGHTS).read_bytes() != before
-    assert checkpoint.load_state(last / checkpoint.STATE, optimizer) == {"step": 3}
-    assert names(tmp_path / "checkpoints") == ["last"]
+        patch.setattr(checkpoint, "write_bytes", full)
+        with pytest.raises(DataError, match=rf"No space left on device\); the last good checkpoint is {good}.*--resume latest"):
+            save(toy, tmp_path, 3, epoch=0)
+    assert names(tmp_path) == [good.name]
+    assert {f.name: f.read_bytes() for f in good.iterdir()} == before

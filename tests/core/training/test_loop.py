@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from ccaco_cli.core import runtime
-from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.data.loader import PairDataset
+from ccaco_cli.core.errors import ConfigError, DataError, Interrupted
 from ccaco_cli.core.training import checkpoint, step
-from ccaco_cli.core.training.loop import Fitted, check, fit
+from ccaco_cli.core.training.loop import Fitted, Saving, check, fit, starved
 from ccaco_cli.core.training.optim import lr_at
 from ccaco_cli.core.types import silent
 
 BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"
-LAST = f"checkpoints/last/{checkpoint.WEIGHTS}"
 
 
 def start(toy: Any, config: Any, folder: Path, evaluate: Callable[[Any], Mapping[str, float]] | None = None, **more: Any) -> Fitted:
@@ -26,6 +28,13 @@ def start(toy: Any, config: Any, folder: Path, evaluate: Callable[[Any], Mapping
     aligner = toy.aligner(config)
     data, plan = toy.data(config)
     return fit(aligner, data, plan, config, folder, evaluate or (lambda model: {"R-sum": 1.0}), **{"on_progress": silent} | more)
+
+
+def last(folder: Path) -> bytes:
+    """Weights of the latest checkpoint."""
+    found = checkpoint.latest(folder / "checkpoints")
+    assert found
+    return (found / checkpoint.WEIGHTS).read_bytes()
 
 
 def scores(*values: float, stop_after: int = 99) -> Callable[[Any], Mapping[str, float]]:
@@ -53,7 +62,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(toy: Any, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         start(toy, toy.config(seed=seed), tmp_path / name)
-    a, b, c = ((tmp_path / name / LAST).read_bytes() for name in "abc")
+    a, b, c = (last(tmp_path / name) for name in "abc")
     assert a == b != c
     assert steps(tmp_path / "a") == steps(tmp_path / "b") != steps(tmp_path / "c")
 
@@ -76,11 +85,80 @@ def test_a_resumed_run_equals_the_undisturbed_one(toy: Any, tmp_path: Path, kill
     assert len(steps(tmp_path / "part")) == 3 * (killed_after + 1), "the last epoch was logged but never saved"
     torch.manual_seed(987)
     resumed = start(toy, config, tmp_path / "part", scores(*figures[killed_after:]), resume=True)
-    for file in (BEST, LAST):
-        assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert (tmp_path / "part" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+    assert last(tmp_path / "part") == last(tmp_path / "whole")
     assert steps(tmp_path / "part") == steps(tmp_path / "whole")
     assert [e["validation"] for e in entries(tmp_path / "part") if "validation" in e] == [{"R-sum": f} for f in figures]
     assert (resumed.steps, resumed.best_epoch, resumed.best) == (whole.steps, whole.best_epoch, whole.best) == (12, 1, 3)
+
+
+@pytest.mark.parametrize(("workers", "killed_at", "often"), [(0, 1, 1), (0, 5, 1), (2, 4, 1), (0, 3, 2), (0, 6, 1)])
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
+    toy: Any, tmp_path: Path, workers: int, killed_at: int, often: int
+) -> None:
+    more = {"loss__cross": "matching", "optim__batch_size": 6, "optim__accum_freq": often, "workers": workers, "loss__cross_batch": 4}
+    config = toy.config(optim__epochs=3, loss__cross_start=0.2, loss__cross_ramp=0.2, model__text__input_dropout=0.2, **more)
+    start(toy, config, tmp_path / "whole", scores(1, 3, 2))
+
+    def end(done: int, total: int | None, facts: Any) -> None:
+        if done == killed_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"saved at step {killed_at} of") as caught:
+        start(toy, config, tmp_path / "part", scores(1, 3, 2), on_progress=end)
+    assert caught.value.code == 143
+    assert [e["step"] for e in steps(tmp_path / "part")] == list(range(1, killed_at + 1))
+    runtime.seed(987)
+    left = scores(*(1, 3, 2)[sum("validation" in e for e in entries(tmp_path / "part")) :])
+    start(toy, config, tmp_path / "part", left, resume=True)
+    assert last(tmp_path / "part") == last(tmp_path / "whole")
+    assert (tmp_path / "part" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+    strip = [[{k: v for k, v in e.items() if k != "waiting"} for e in entries(tmp_path / name)] for name in ("part", "whole")]
+    assert strip[0] == strip[1]
+    one, other = (checkpoint.load_state(checkpoint.latest(tmp_path / n / "checkpoints") / checkpoint.STATE) for n in ("part", "whole"))  # type: ignore[operator]
+    for name in ("torch", "numpy", "python"):
+        assert torch.equal(one["drawn"][0][name], other["drawn"][0][name])
+    assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
+    for number, state in one["optimizer"]["state"].items():
+        assert all(torch.equal(v, other["optimizer"]["state"][number][k]) for k, v in state.items())
+
+
+def test_saved_every_so_many_minutes_and_as_many_as_asked(toy: Any, tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def look(done: int, total: int | None, facts: Any) -> None:
+        seen.append(sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")))
+
+    start(toy, toy.config(optim__epochs=1), tmp_path / "a", saving=Saving(minutes=1e-9, keep=2), on_progress=look)
+    assert seen == [[], ["00000001-0000"], ["00000001-0000", "00000002-0000"]]
+    assert sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")) == ["00000003-0000", "00000003-0001"]
+
+
+def test_a_second_signal_ends_it_at_once(toy: Any, tmp_path: Path) -> None:
+    def end(done: int, total: int | None, facts: Any) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="at once") as caught:
+        start(toy, toy.config(), tmp_path / "a", on_progress=end)
+    assert caught.value.code == 130
+    assert not (tmp_path / "a/checkpoints").exists()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_a_worker_that_dies_is_named(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.getpid()
+    real = PairDataset.__getitem__
+
+    def die(self: Any, entry: Any) -> Any:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, entry)
+
+    monkeypatch.setattr(PairDataset, "__getitem__", die)
+    with pytest.raises(DataError, match=r"a process that loads data died.*--resume latest and fewer --workers"):
+        start(toy, toy.config(workers=1), tmp_path / "a")
 
 
 def test_a_torn_line_of_the_log_is_dropped(toy: Any, tmp_path: Path) -> None:
@@ -104,7 +182,7 @@ def test_best_is_the_best_validation_epoch_and_the_earlier_of_two(toy: Any, tmp_
     found = start(toy, toy.config(optim__epochs=4), tmp_path / "a", evaluate)
     assert (found.best_epoch, found.best) == (1, 5.0)
     assert torch.equal(load_file(tmp_path / "a" / BEST)["log_scale"], seen[1])
-    assert torch.equal(load_file(tmp_path / "a" / LAST)["log_scale"], seen[3])
+    assert torch.equal(load(last(tmp_path / "a"))["log_scale"], seen[3])
     assert len({float(s) for s in seen}) == 4
 
 
@@ -243,3 +321,11 @@ def test_settings_that_would_fail_later_are_refused_at_once(toy: Any, settings: 
     check(toy.config())
     with pytest.raises(ConfigError, match=words):
         check(toy.config(**settings))
+
+
+def test_waiting_for_data_is_told_with_what_helps() -> None:
+    assert starved(0.9, 10, 0) == ""
+    assert starved(3.0, 4.0, 0) == "", "too short to say"
+    told = starved(2.3, 10, 4)
+    assert "23 %" in told
+    assert "--workers 6" in told

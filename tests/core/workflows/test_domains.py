@@ -78,7 +78,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_across_domains_is_complete(dann: Path) -> None:
-    found = manifest.open(dann, kind="run", verify=True).facts
+    found = manifest.open(dann, kind="run", verify=manifest.FULL).facts
     stages = {"cosine", "two-stage", "classes"}
     assert set(found["metrics"]) == {f"{s}.{t}" for s in ("test", "test-source", "oracle") for t in stages} | {
         "val.cosine",
@@ -161,14 +161,14 @@ def test_interrupted_and_resumed_it_is_the_same_run(
 ) -> None:
     from ccaco_cli.core.training import loop
 
-    real, asked = loop.checkpoint.save_both, Asked("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5})
+    real, asked = loop.checkpoint.save, Asked("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5})
 
     def killed(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "save_both", killed)
+        patch.setattr(loop.checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train(asked, tmp_path / "r", data_root=root)
     found = train(asked, tmp_path / "r", data_root=root, resume=True)

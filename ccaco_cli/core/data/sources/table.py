@@ -120,9 +120,9 @@ def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
             # bytes, because one cell in another encoding should not lose the table
             convert_options=csv.ConvertOptions(column_types={name: pa.binary() for name in columns}, strings_can_be_null=False),
         )
+        return table.column_names, table
     except (pa.ArrowInvalid, UnicodeError) as error:
         raise DataError(f"a table that cannot be read ({error})", where=file, expected="a header and as many cells in every row") from None
-    return table.column_names, table
 
 
 def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -102,6 +103,15 @@ class HfTokens:
 
     def __repr__(self) -> str:
         return f"HfTokens({vocabulary(self.tokenizer)} {self.context_length})"
+
+    def portable(self) -> tuple[str, dict[str, Any]] | None:
+        """As ``ClipTokens.portable``."""
+        if not self.tokenizer.is_fast:
+            return None
+        made = tokenizers.Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        made.no_padding()
+        made.enable_truncation(self.context_length)
+        return made.to_str(), {"clean": "none", "pad_id": self.tokenizer.pad_token_id, "pad_to": 0}
 
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:

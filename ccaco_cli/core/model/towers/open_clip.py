@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import tokenizers
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from ccaco_cli.core.errors import TowerError
@@ -158,6 +160,21 @@ class ClipTokens:
                 found.append((self.tokenizer.decode(ids["ids"][0, piece].tolist()).strip(), piece))
                 piece = []
         return found
+
+    def portable(self) -> tuple[str, dict[str, Any]] | None:
+        """(what ``tokenizers.Tokenizer.from_str`` reads, facts of ``query.json``), for queries without this library; None = no such way."""
+        found = self.tokenizer
+        clean = getattr(getattr(found, "clean_fn", None), "__name__", "")
+        if not isinstance(found, open_clip.SimpleTokenizer) or clean != "_clean_lower" or found.reduction_fn is not None:
+            return None
+        start, end = ((name, found.encoder[name]) for name in ("<start_of_text>", "<end_of_text>"))
+        made = tokenizers.Tokenizer(models.BPE(found.encoder, list(found.bpe_ranks), end_of_word_suffix="</w>"))
+        split = pre_tokenizers.Split(tokenizers.Regex(found.pat.pattern), "removed", invert=True)
+        made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        made.add_special_tokens([start[0], end[0]])
+        made.post_processor = processors.TemplateProcessing(f"{start[0]} $A {end[0]}", special_tokens=[start, end])
+        made.enable_truncation(self.context_length)
+        return made.to_str(), {"clean": "clip", "pad_id": 0, "pad_to": 0 if self.trim else self.context_length}
 
     def __repr__(self) -> str:
         backend = getattr(self.tokenizer, "tokenizer", None)

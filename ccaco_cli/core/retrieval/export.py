@@ -1,0 +1,134 @@
+"""Exports the query side of an index: the text tower with its head, and the matcher, as ONNX graphs that ``query.Exported`` runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.retrieval.query import ENCODER, ENCODER_INPUTS, ENCODER_OUTPUTS, MATCHER, MATCHER_INPUTS, SETTINGS, TOKENIZER, Exported
+from ccaco_cli.core.types import Encoded
+
+CLOSE = 1e-3
+"""Largest difference of cosines (and, relative to the largest, of match logits) between the exported and the trained model."""
+TRIED = 32
+MODALITY = "text"
+_NAMES = ("one caption of a few words", "two", "a third that is a little longer than the others are, to move the length")
+
+
+class _Encoder(nn.Module):
+    def __init__(self, aligner: Aligner):
+        super().__init__()
+        self.aligner = aligner
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = self.aligner.local(MODALITY, self.aligner.encode(MODALITY, {"ids": ids, "mask": mask}))
+        return encoded.z, encoded.tokens
+
+
+class _Matcher(nn.Module):
+    def __init__(self, aligner: Aligner):
+        super().__init__()
+        self.aligner = aligner
+
+    def forward(self, tokens_a: Tensor, mask_a: Tensor, tokens_b: Tensor, mask_b: Tensor) -> Tensor:
+        a, b = (Encoded(tokens, mask, tokens[:, 0], tokens[:, 0]) for tokens, mask in ((tokens_a, mask_a), (tokens_b, mask_b)))
+        return self.aligner.matcher.pairs(a, b).match_logit  # type: ignore[no-any-return,operator]
+
+
+def export(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples: Sequence[str], *, matcher: bool) -> dict[str, Any]:
+    """Writes the query side of a model into ``folder``, and keeps it only when it answers as the model itself does.
+
+    aligner  on the CPU, in evaluation mode
+    samples  captions on which both are compared, end to end from the text
+    matcher  also export the cross branch
+    Returns  for the manifest: {"exported": True, "cosine_difference", "match_difference"} or {"exported": False, "why"}; never raises for a
+             model that cannot be exported, for it is searched as well by the trained model itself
+    """
+    tower = towers.get(MODALITY)
+    described = tower.preprocess.portable() if tower is not None and hasattr(tower.preprocess, "portable") else None
+    if tower is None or described is None:
+        return {"exported": False, "why": "no text tower" if tower is None else "its tokenizer needs the library that made it"}
+    tokenizer, settings = described
+    folder.mkdir(parents=True)
+    try:
+        manifest.write_bytes(folder / TOKENIZER, tokenizer.encode())
+        manifest.write_json(folder / SETTINGS, {"modality": MODALITY, **settings})
+        with torch.inference_mode(False), torch.no_grad(), _quiet():
+            texts = tower.preprocess(list(_NAMES))
+            _write(folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS)
+            if matcher:
+                _write(folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",))
+        found = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
+    except Exception as error:  # the exporter raises whatever a model makes it stumble over
+        shutil.rmtree(folder)
+        return {"exported": False, "why": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+    if max(found.values()) > CLOSE:
+        shutil.rmtree(folder)
+        return {"exported": False, "why": "it does not answer as the model does", **found}
+    return {"exported": True, **found}
+
+
+def _write(path: Path, module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    auto = torch.export.Dim.AUTO
+    shapes = {name: {0: auto, 1: auto} for name in inputs}
+    program = torch.onnx.export(
+        module.eval(), given, input_names=inputs, output_names=outputs, dynamic_shapes=shapes, dynamo=True, verbose=False
+    )
+    if program is None:
+        raise RuntimeError("no program came out")
+    program.save(str(path), external_data=True)
+
+
+def _pairs(aligner: Aligner, count: int, n_a: int, n_b: int) -> tuple[Tensor, ...]:
+    """Random prepared tokens of ``count`` pairs, with padding."""
+    generator = torch.Generator().manual_seed(0)
+    width = aligner.config.width
+    a, b = (torch.randn(count, n, width, generator=generator) / width**0.5 for n in (n_a, n_b))
+    mask_a, mask_b = torch.ones(count, n_a, dtype=torch.bool), torch.ones(count, n_b, dtype=torch.bool)
+    mask_b[0, n_b // 2 :], b[0, n_b // 2 :] = False, 0.0
+    return a, mask_a, b, mask_b
+
+
+def _differences(found: Exported, aligner: Aligner, tower: Tower, texts: Sequence[str], *, matcher: bool) -> dict[str, float]:
+    query = found.encode(texts)
+    with torch.no_grad():
+        wanted = aligner.local(MODALITY, aligner.encode(MODALITY, tower.preprocess(list(texts))))
+        z = wanted.z.numpy()
+        differences = {"cosine_difference": float(np.abs(z @ z.T - query.z @ z.T).max())}
+        if matcher:
+            pairs = _pairs(aligner, 5, 7, 9)
+            logits = _Matcher(aligner)(*pairs).numpy()
+            got = found.match(*(part.numpy() for part in pairs))
+            differences["match_difference"] = float(np.abs(got - logits).max() / max(1.0, np.abs(logits).max()))
+    if not np.array_equal(query.mask, wanted.mask.numpy()):
+        return {"cosine_difference": float("inf")}
+    return {name: value if np.isfinite(value) else float("inf") for name, value in differences.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, warns and logs; transformer layers leave their fused path, which has no graph."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        torch.backends.mha.set_fastpath_enabled(fused)

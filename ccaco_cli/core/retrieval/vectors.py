@@ -1,0 +1,227 @@
+"""The vectors of an index: exact search by blocked products over a memory map, or an index of faiss, tuned by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ccaco_cli.core.errors import ConfigError
+
+Array = np.ndarray[Any, Any]
+FILES = VECTORS, APPROXIMATE = "vectors.npy", "vectors.faiss"
+EXACT_BELOW = 1_000_000
+"""Rows up to which ``auto`` searches exactly: 0.2 s a query there, and memory bandwidth is the floor."""
+TARGET = 0.98
+QUERIES = 1000
+_SCORES = 2**24  # of one tile: 64 MiB
+_WIDER = 8  # candidates of a compressed index, in units of k, that are scored again by their exact vectors
+
+
+class Vectors(Protocol):
+    """What an index's search needs."""
+
+    @property
+    def ntotal(self) -> int:
+        """Rows that are searched."""
+        ...
+
+    @property
+    def d(self) -> int:
+        """Their width."""
+        ...
+
+    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
+        """queries [q, E] float32, unit norm -> (cosines, rows), both [q, k], best first; row -1 where an approximate index found fewer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Built:
+    """What building says of itself.
+
+    type     flat | ivf | hnsw | ivfpq
+    recall   share of the exact best ten that it finds for the data's own queries, 0..1
+    setting  the search setting that was needed for it (lists probed, or candidates kept), 0 = none
+    """
+
+    type: str
+    recall: float = 1.0
+    setting: int = 0
+
+
+class Flat:
+    """Every vector, exactly: [n, E] float32 by memory map."""
+
+    def __init__(self, path: Path):
+        self.rows = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    @property
+    def ntotal(self) -> int:
+        return len(self.rows)
+
+    @property
+    def d(self) -> int:
+        return int(self.rows.shape[1])
+
+    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
+        k = min(k, self.ntotal)
+        queries = np.ascontiguousarray(queries, np.float32)
+        best = np.empty((len(queries), 0), np.float32)
+        where = np.empty((len(queries), 0), np.int64)
+        step = max(k, _SCORES // max(1, len(queries)))
+        for first in range(0, self.ntotal, step):
+            scores = queries @ self.rows[first : first + step].T
+            rows = _top(scores, k)
+            best = np.concatenate([best, np.take_along_axis(scores, rows, 1)], 1)
+            where = np.concatenate([where, rows + first], 1)
+            keep = _top(best, k)
+            best, where = np.take_along_axis(best, keep, 1), np.take_along_axis(where, keep, 1)
+        return best, where
+
+
+@dataclass
+class Approximate:
+    """A faiss index of the inner product; what it finds is scored again by the exact vectors [n, E]."""
+
+    index: Any
+    exact: Array
+
+    @classmethod
+    def open(cls, folder: Path) -> Approximate:
+        import faiss
+
+        # lists stay on disk; a graph (HNSW) is read whole
+        index = faiss.read_index(str(folder / APPROXIMATE), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        return cls(index, np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False))
+
+    @property
+    def ntotal(self) -> int:
+        return len(self.exact)
+
+    @property
+    def d(self) -> int:
+        return int(self.exact.shape[1])
+
+    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
+        queries, k = np.ascontiguousarray(queries, np.float32), min(k, self.ntotal)
+        _, rows = self.index.search(queries, min(self.ntotal, _WIDER * k))
+        scores = np.einsum("qe,qce->qc", queries, self.exact[np.maximum(rows, 0)])
+        scores[rows < 0] = -np.inf
+        keep = _top(scores, k)
+        return np.take_along_axis(scores, keep, 1), np.take_along_axis(rows, keep, 1)
+
+
+def _top(scores: Array, k: int) -> Array:
+    """Columns of the k best of each row, best first; equal scores in order of their columns."""
+    k = min(k, scores.shape[1])
+    columns = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else np.broadcast_to(np.arange(k), scores.shape)
+    columns = np.sort(columns, 1)
+    order = np.argsort(-np.take_along_axis(scores, columns, 1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, 1)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One approximate index: how it is made, and how its search setting is raised."""
+
+    make: Callable[[int, int], Any]
+    tune: Callable[[Any, int], None]
+    start: int
+    most: Callable[[int], int]
+
+
+def _lists(rows: int) -> int:
+    return max(1, min(int(4 * rows**0.5), rows // 39))  # faiss wants 39 training points a centroid
+
+
+def _ivf(rows: int, width: int) -> Any:
+    import faiss
+
+    return faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, _lists(rows), faiss.METRIC_INNER_PRODUCT)
+
+
+def _ivfpq(rows: int, width: int) -> Any:
+    import faiss
+
+    most = min(width, max(16, width // 4))  # bytes of a row
+    parts = next(p for p in range(most, 0, -1) if width % p == 0)
+    bits = min(8, max(1, int(np.log2(max(2, rows // 39)))))
+    return faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, _lists(rows), parts, bits, faiss.METRIC_INNER_PRODUCT)
+
+
+def _hnsw(rows: int, width: int) -> Any:
+    import faiss
+
+    index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 200
+    return index
+
+
+def _probe(index: Any, value: int) -> None:
+    index.nprobe = value
+
+
+def _widen(index: Any, value: int) -> None:
+    index.hnsw.efSearch = value
+
+
+KINDS: dict[str, _Kind | None] = {
+    "flat": None,
+    "ivf": _Kind(_ivf, _probe, 1, _lists),
+    "hnsw": _Kind(_hnsw, _widen, 16, lambda rows: min(rows, 4096)),
+    "ivfpq": _Kind(_ivfpq, _probe, 1, _lists),
+}
+
+
+def check(kind: str) -> None:
+    """Raises ConfigError: no such type of index."""
+    if kind not in ("auto", *KINDS):
+        raise ConfigError("no such type of index", where=f"--index-type {kind}", expected=" | ".join(("auto", *KINDS)))
+
+
+def write(folder: Path, z: Array, kind: str, queries: Array | None, target: float = TARGET) -> Built:
+    """Writes vectors [n, E] (unit norm) and, for an approximate type, its index, with the smallest search setting that reaches the target.
+
+    kind     auto (exact below a million rows, else ivf) | flat | ivf | hnsw | ivfpq
+    queries  [m, E] vectors of the other modality: recall is measured on what will be asked, for random vectors say nothing of it
+    target   recall@10, 0..1; what was reached is in the answer
+    Raises   ConfigError: no such type
+    """
+    check(kind)
+    vectors = np.array(z, np.float32, order="C")
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)  # float16 shards are unit norm to three digits only
+    np.save(folder / VECTORS, vectors)
+    name = kind if kind != "auto" else "flat" if len(vectors) < EXACT_BELOW else "ivf"
+    way = KINDS[name]
+    if way is None:
+        return Built(name)
+    import faiss
+
+    index = way.make(*vectors.shape)
+    rng = np.random.default_rng(0)
+    index.train(vectors[np.sort(rng.permutation(len(vectors))[: 256 * _lists(len(vectors))])])
+    index.add(vectors)
+    asked = vectors if queries is None else np.asarray(queries, np.float32)
+    asked = asked[np.sort(rng.permutation(len(asked))[:QUERIES])]
+    wanted = Flat(folder / VECTORS).search(asked, 10)[1]
+    setting, most = way.start, way.most(len(vectors))
+    while True:
+        way.tune(index, setting)
+        recall = _recall(Approximate(index, vectors).search(asked, 10)[1], wanted)
+        if recall >= target or setting >= most:
+            faiss.write_index(index, str(folder / APPROXIMATE))  # with its setting
+            return Built(name, round(recall, 4), setting)
+        setting = min(2 * setting, most)
+
+
+def open(folder: Path) -> Vectors:
+    """The vectors of one side of an index."""
+    return Approximate.open(folder) if (folder / APPROXIMATE).exists() else Flat(folder / VECTORS)
+
+
+def _recall(found: Array, wanted: Array) -> float:
+    return float(np.mean([len(np.intersect1d(f, w)) / len(w) for f, w in zip(found, wanted, strict=True)]))

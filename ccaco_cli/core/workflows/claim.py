@@ -1,0 +1,73 @@
+"""A folder as the place of one run: what the run was started with, and what a resumed one may have changed since."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ccaco_cli.core import config as configs
+from ccaco_cli.core import distributed, fault, manifest
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.errors import ConfigError, DataError
+
+STARTED = "started.json"
+"""In a run's folder: the data set and the number of processes that it was begun with."""
+MAY_DIFFER = ("workers", "parallel.timeout")
+"""Settings that a resumed run may have changed: they say how fast it goes and not where to."""
+
+
+class Claim:
+    """Makes a folder the place of a run: writes down what it was started with, or holds a resumed run to it.
+
+    differing  what changed since the first start, as sentences; filled when the changes were accepted
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, data: PairData, resume: bool, accept: bool):
+        self.folder, self.config, self.resume, self.accept = folder, config, resume, accept
+        self.started = {"dataset": data.manifest.sha256, "processes": distributed.world()}
+        self.differing: list[str] = []
+
+    def __call__(self) -> None:
+        """Raises DataError: an interrupted run lies here and was not to be resumed; ConfigError: what was changed since, by name."""
+        file, note = self.folder / "config.toml", self.folder / STARTED
+        if not file.exists():
+            manifest.write_json(note, self.started)
+            fault.point("train.claimed")
+            manifest.write_bytes(file, configs.to_toml(self.config).encode())
+            return
+        if not self.resume:
+            raise DataError(
+                "an interrupted run lies here",
+                where=self.folder,
+                expected="--resume latest, or a new --name",
+                next=f"add --resume latest, or rm -r {self.folder}",
+            )
+        self.differing = self._differing(file, note)
+        if self.differing and not self.accept:
+            raise ConfigError(
+                f"cannot resume, for this was changed: {'; '.join(self.differing)}",
+                where=self.folder,
+                expected="the flags, data and processes of the first start",
+                next="choose another --name, or add --accept-changes",
+            )
+        if self.differing:
+            manifest.write_json(note, self.started)
+            manifest.write_bytes(file, configs.to_toml(self.config).encode())
+
+    def _differing(self, file: Path, note: Path) -> list[str]:
+        before, now = configs.load(file), configs.flatten(asdict(self.config))
+        now = {key: list(value) if isinstance(value, tuple) else value for key, value in now.items()}
+        keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
+        found = [f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}" for key in keys]
+        try:
+            started = json.loads(note.read_text("utf-8"))
+        except (OSError, ValueError):
+            return [*found, f"{note.name} is gone, so nobody knows its data set"]
+        if started.get("dataset") != self.started["dataset"]:
+            found.append(f"the data set was {str(started.get('dataset'))[:12]}, is {str(self.started['dataset'])[:12]}")
+        if started.get("processes") != self.started["processes"]:
+            what = "the same batches, summed in another order, so equal within float noise"
+            found.append(f"processes were {started.get('processes')}, are {self.started['processes']} ({what})")
+        return found

@@ -1,0 +1,89 @@
+"""Retrieval metrics at the size of COCO's test split: ours (all ranks, mAP, ties) against CLIP_benchmark's recalls."""
+
+from __future__ import annotations
+
+import record
+import torch
+import torch.nn.functional as F
+
+from ccaco_cli.core.evaluation.metrics import summary
+from ccaco_cli.core.evaluation.tiles import both_ranks
+
+try:
+    from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
+except ImportError:  # its two functions, as in CLIP_benchmark 1.6.2 (MIT, LAION), clip_benchmark/metrics/zeroshot_retrieval.py
+
+    def recall_at_k(scores, positive_pairs, k):  # type: ignore[no-untyped-def]
+        topk = torch.topk(scores, k, dim=1)[1]
+        onehot = F.one_hot(topk, num_classes=scores.shape[1])
+        return (onehot * positive_pairs.view(len(scores), 1, scores.shape[1])).sum(dim=(1, 2)) / positive_pairs.sum(dim=1)
+
+    def batchify(func, x, y, batch_size, device, *args, **kwargs):  # type: ignore[no-untyped-def]
+        parts = range(0, len(x), batch_size)
+        return torch.cat([func(x[s : s + batch_size].to(device), y[s : s + batch_size].to(device), *args, **kwargs).cpu() for s in parts])
+
+
+given = record.arguments(__doc__, pictures=5000, captions=5, width=512, large=0)
+pictures = 500 if given.quick else given.pictures
+generator = torch.Generator().manual_seed(0)
+image = F.normalize(torch.randn(pictures, given.width, generator=generator), dim=-1)
+owner = torch.arange(pictures).repeat_interleave(given.captions)
+text = F.normalize(image[owner] + 1.1 * F.normalize(torch.randn(len(owner), given.width, generator=generator), dim=-1), dim=-1)
+image, text = image.to(given.device), text.to(given.device)
+kept: dict[str, dict[str, float]] = {}
+
+
+def ours() -> None:
+    kept["ours"] = summary(*both_ranks(image, text, torch.arange(pictures), owner))
+
+
+def theirs() -> None:
+    scores = text @ image.t()
+    positive = torch.zeros_like(scores, dtype=torch.bool)
+    positive[torch.arange(len(scores)), owner] = True
+    found = {}
+    for k in (1, 5, 10):
+        for name, table, truth in (("image", scores, positive), ("text", scores.T, positive.T)):
+            hits = batchify(recall_at_k, table, truth, 64, given.device, k=k) > 0
+            found[f"{name}_retrieval_recall@{k}"] = hits.float().mean().item()
+    kept["theirs"] = found
+
+
+repeats = min(given.repeats, 3)  # the peer takes most of a minute
+limit = record.operations(2 * pictures * len(owner) * given.width, given.device, "float64")
+rows = [
+    record.in_turn(
+        f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls", ours, theirs, repeats, wanted=15, device=given.device, limit=limit
+    )
+]
+apart = max(
+    abs(kept["ours"][f"{a}_R@{k}"] - kept["theirs"][f"{b}_retrieval_recall@{k}"])
+    for a, b in (("text_to_image", "image"), ("image_to_text", "text"))
+    for k in (1, 5, 10)
+)
+facts = [f"largest difference of recalls: {apart:.5f}"]
+if given.device == "cpu":
+    begin = f"""
+import torch, torch.nn.functional as F
+from ccaco_cli.core.evaluation.tiles import both_ranks
+image, text = (F.normalize(torch.randn(n, {given.width}), dim=-1) for n in ({pictures}, {len(owner)}))
+owner = torch.arange({pictures}).repeat_interleave({given.captions})
+image[:64] @ text[:64].T
+# begin
+"""
+    peer = "scores = text @ image.t()\npositive = torch.zeros_like(scores, dtype=torch.bool)\n"
+    peer += "positive[torch.arange(len(scores)), owner] = True\n"
+    peer += "for k in (1, 5, 10):\n    for t, p in ((scores, positive), (scores.T, positive.T)):\n        for s in range(0, len(t), 64):\n"
+    peer += "            one = F.one_hot(t[s:s+64].topk(k, dim=1)[1], t.shape[1])\n            (one * p[s:s+64][:, None]).sum((1, 2))"
+    mine = f"both_ranks(image, text, torch.arange({pictures}), owner)"
+    rows.append(record.memory_row("memory", record.memory(begin + mine), record.memory(begin + peer), wanted=30))
+if given.large:  # 123287: COCO whole; an hour on two cores
+    big = f"""
+import torch, torch.nn.functional as F
+from ccaco_cli.core.evaluation.tiles import both_ranks
+# begin
+image, text = (F.normalize(torch.randn(n, {given.width}), dim=-1) for n in ({given.large}, {5 * given.large}))
+both_ranks(image, text, torch.arange({given.large}), torch.arange({given.large}).repeat_interleave(5))
+"""
+    facts.append(f"{given.large:,} x {5 * given.large:,} in blocks: {record.memory(big):,.0f} MiB with the vectors")
+record.finish("Evaluation", rows, given, facts=facts)

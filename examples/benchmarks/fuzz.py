@@ -1,0 +1,456 @@
+"""Mutates every file format that ccaco reads, and counts how each damaged file ends: accepted, or refused in one clear line.
+
+Anything else (another exception, a hang, a crash of the process) is a find, and is printed with the seed that makes it again.
+
+    python examples/benchmarks/fuzz.py --inputs 10000
+    python examples/benchmarks/fuzz.py --inputs 1 --first SEED --only FORMAT      # one find again
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import os
+import random
+import select
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from ccaco_cli.core.errors import CcacoError
+
+SECONDS = 10
+CHUNK = 100
+ENDINGS = {"a": "accepted", "r": "refused", "t": "traceback", "h": "hang", "c": "crash"}
+NASTY = (
+    b"\x00",
+    b"\xff" * 8,
+    b"\x7f\xff\xff\xff",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"',
+    b"\n",
+    b"../../x",
+    b"[" * 3000,
+    b"\xed\xa0\x80",
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    make  folder -> the valid file in it that is mutated (other files may lie beside it)
+    read  what ccaco does with it; given the folder
+    seal  called after the mutation, for artefacts whose manifest lists the file's hash: as a hostile maker would
+    """
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+    seal: Callable[[Path], None] | None = None
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """One to four edits: bits, bytes, cuts, repeats, swaps, nasty values, numbers and words of a text."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(out) + 1)
+        to = min(len(out), at + rng.choice((1, 2, 4, 8, 64, 1024)))
+        kind = rng.randrange(8)
+        if kind == 0 and out:
+            out[at % len(out)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            out[at:to] = rng.randbytes(to - at)
+        elif kind == 2:
+            del out[at:to]
+        elif kind == 3:
+            out[at:at] = rng.choice(NASTY)
+        elif kind == 4:
+            out[at:to] = rng.choice(NASTY)
+        elif kind == 5:
+            out[at:at] = out[rng.randrange(len(out) + 1) :][: to - at]
+        elif kind == 6:
+            del out[at:]
+        else:
+            digits = [i for i, byte in enumerate(out) if 48 <= byte <= 57]
+            if digits:
+                out[rng.choice(digits)] = rng.choice(b"0123456789-.")
+    return bytes(out)
+
+
+def _text(name: str, text: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(text)
+        return folder / name
+
+    return make
+
+
+def _picture(kind: str) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def _pixels(kind: str) -> Format:
+    from ccaco_cli.core.data.checks import decode_image
+
+    def make(folder: Path) -> Path:
+        (folder / "p").write_bytes(_picture(kind))
+        return folder / "p"
+
+    return Format(make, lambda folder: decode_image((folder / "p").read_bytes()))
+
+
+def _source(name: str, file: str, text: str | Callable[[Path], Path], *, of_folder: bool = True) -> Format:
+    """A published list: read to its end, every record checked, as ``prepare`` does."""
+    from ccaco_cli.core.data.checks import Rules, check
+    from ccaco_cli.core.data.sources import SOURCES
+    from ccaco_cli.core.data.sources.source import SourceOptions
+
+    def make(folder: Path) -> Path:
+        (folder / "images").mkdir()
+        (folder / "images/a.jpg").write_bytes(_picture("JPEG"))
+        for split, listed in (("train", "a.jpg"), ("val", ""), ("test", "")):
+            (folder / f"{split}.txt").write_text(listed)
+        (folder / "annotations").mkdir()
+        return text(folder) if callable(text) else _text(file, text)(folder)
+
+    def read(folder: Path) -> Any:
+        where = folder if of_folder else folder / file
+        found = SOURCES[name].read(where, SourceOptions())
+        rules = Rules(str(folder.resolve()), SOURCES[name].modalities)
+        return [check(record, rules) for record in found.records]
+
+    return Format(make, read)
+
+
+def _parquet(folder: Path) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"filepath": ["images/a.jpg"] * 3, "title": ["a", "b", "c"]}), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+def _dataset(folder: Path) -> Path:
+    from ccaco_cli.core.data import shards
+    from ccaco_cli.core.types import PairRecord
+
+    records = (PairRecord(f"id{i}", f"g{i}", "train", {"image": _picture("PNG")}, [f"caption {i}", "b"]) for i in range(4))
+    shards.write(records, folder / "d", name="d", modalities=("image", "text"), workers=0)
+    return folder / "d"
+
+
+def _read_dataset(folder: Path) -> Any:
+    from ccaco_cli.core.data import shards
+    from ccaco_cli.core.data.checks import decode_image
+
+    data = shards.open(folder / "d")
+    for name in data.splits:
+        split = data.split(name)
+        pictures = [decode_image(media) for media in split.media("image", range(len(split)))]
+        _ = split.ids, split.captions, split.caption_row, split.meta(0), pictures
+    return data
+
+
+def _index(folder: Path) -> Path:
+    import torch
+
+    from ccaco_cli.core import manifest
+    from ccaco_cli.core.retrieval import index
+    from ccaco_cli.core.types import Encoded
+
+    rng = np.random.default_rng(0)
+    root = folder / "i.idx"
+    temp, name = index.begin(root)
+    for modality, rows in (("image", 4), ("text", 6)):
+        tokens = Encoded(torch.ones(rows, 3, 5).half(), torch.ones(rows, 3, dtype=torch.bool), torch.zeros(rows, 0), torch.zeros(rows, 0))
+        z = rng.normal(size=(rows, 8)).astype(np.float32)
+        index.write_side(temp / modality, z, tokens, {"id": list("abcdef")[:rows], "text": ["t"] * rows})
+    temp.rename(root / name)
+    facts = {"modalities": ["image", "text"], "weight": 0.5, "headline": "cosine", "generation": name, "rows": {"image": 4, "text": 6}}
+    files = [manifest.file_entry(root, f) for f in sorted((root / name).rglob("*")) if f.is_file()]
+    manifest.write(root, "index", facts=facts, files=files)
+    return root
+
+
+def _read_index(folder: Path) -> Any:
+    from ccaco_cli.core.retrieval.index import Index
+
+    opened = Index(folder / "i.idx")
+    query = np.ones((1, 8), np.float32)
+    for side in opened.sides.values():
+        side.check(8)
+        _, rows = side.vectors.search(query, 3)
+        _ = side.encoded(rows[0]) if side.has_tokens else None, [side.item(int(row)) for row in rows[0]]
+    return opened
+
+
+def _resealed(name: str) -> Callable[[Path], None]:
+    """Makes the manifest of an artefact agree with its files again, and its seal with it."""
+
+    def seal(folder: Path) -> None:
+        from ccaco_cli.core import manifest
+
+        file = folder / name / manifest.NAME
+        try:
+            body = json.loads(file.read_text("utf-8"))
+            for entry in body["files"]:
+                found = file.parent / entry["name"]
+                if found.resolve().is_relative_to(file.parent.resolve()) and found.is_file():
+                    entry |= {"sha256": manifest.sha256(found), "bytes": found.stat().st_size}
+            file.write_text(json.dumps(body | {"seal": manifest.seal(body)}), "utf-8")
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+            return
+
+    return seal
+
+
+def _within(make: Callable[[Path], Path], pattern: str) -> Callable[[Path], Path]:
+    return lambda folder: sorted(make(folder).rglob(pattern))[0]
+
+
+def _weights(folder: Path) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, folder / "w")
+    return folder / "w"
+
+
+def _read_weights(folder: Path) -> None:
+    import torch
+
+    from ccaco_cli.core.training import checkpoint
+
+    checkpoint.load_weights(folder / "w", torch.nn.Linear(3, 2))
+
+
+def _state(folder: Path) -> Path:
+    import torch
+
+    from ccaco_cli.core.training import checkpoint
+
+    torch.save({"optimizer": {"state": {}}, "drawn": [checkpoint.generators()], "step": 1, "epoch": 0}, folder / "s")
+    return folder / "s"
+
+
+def _read_state(folder: Path) -> None:
+    from ccaco_cli.core.training import checkpoint
+
+    checkpoint.load_state(folder / "s")
+
+
+def _array(folder: Path) -> Path:
+    np.save(folder / "x.npy", np.arange(60, dtype=np.float16).reshape(12, 5))
+    return folder / "x.npy"
+
+
+def _read_array(folder: Path) -> Any:
+    from ccaco_cli.core.data import cache
+
+    return np.asarray(cache.read_array(folder / "x.npy")).sum()
+
+
+def _config(folder: Path) -> Path:
+    from ccaco_cli.core.config import RunConfig, to_toml
+
+    return _text("c.toml", to_toml(RunConfig()))(folder)
+
+
+def _read_config(folder: Path) -> Any:
+    from ccaco_cli.core import config
+
+    return config.to_toml(config.build(base=config.load(folder / "c.toml"), explicit={}, modalities=("image", "text")))
+
+
+def _result(folder: Path) -> Path:
+    from ccaco_cli.core import manifest
+    from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
+
+    score = np.random.default_rng(0).normal(size=(5, 5))
+    found = evaluate("full", np.arange(5), np.arange(5), by_similarity(score, np.eye(5), np.arange(5), np.arange(5)), ("image", "text"))
+    body = {"split": "test", "stage": "cosine", "arm": "clip", "seed": 0, "dataset": "d", "data": "0" * 64, "weight": 0.0}
+    manifest.write_json(folder / "r.json", {**body, **found.as_dict(), "strata": {}, "per_item": {}})
+    return folder / "r.json"
+
+
+def _read_result(folder: Path) -> Any:
+    from ccaco_cli.core.workflows import report
+
+    return report.rows([folder / "r.json"])
+
+
+def formats() -> dict[str, Format]:
+    """Name -> every format that ccaco reads."""
+    image = {"filename": "a.jpg", "filepath": "images", "split": "train", "sentences": [{"raw": "a dog"}, {"raw": "b"}], "cocoid": 1}
+    karpathy = json.dumps({"images": [image, image | {"filename": "b.jpg", "split": "val"}], "dataset": "x"})
+    coco = json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 2, "image_id": 1, "caption": "a dog"}]})
+
+    def official(folder: Path) -> Path:
+        return _text("annotations/captions_train2017.json", coco)(folder)
+
+    return {
+        "png": _pixels("PNG"),
+        "jpeg": _pixels("JPEG"),
+        "gif": _pixels("GIF"),
+        "webp": _pixels("WEBP"),
+        "tiff": _pixels("TIFF"),
+        "karpathy": _source("flickr8k", "dataset_flickr8k.json", karpathy),
+        "karpathy-coco": _source("coco", "dataset_coco.json", karpathy),
+        "coco": _source("coco", "", official),
+        "tokens": _source("flickr8k", "Flickr8k.token.txt", "a.jpg#0\ta dog\na.jpg#1\tb\n"),
+        "csv": _source("table", "t.csv", "filepath,title\nimages/a.jpg,a dog\nimages/a.jpg,b\n", of_folder=False),
+        "tsv": _source("table", "t.tsv", "filepath\ttitle\tsplit\nimages/a.jpg\ta dog\ttrain\n", of_folder=False),
+        "jsonl": _source("table", "t.jsonl", '{"filepath": "images/a.jpg", "title": ["a", "b"]}\n' * 2, of_folder=False),
+        "parquet": _source("table", "t.parquet", _parquet, of_folder=False),
+        "manifest": Format(_within(_dataset, "manifest.json"), _read_dataset),
+        "manifest-resealed": Format(_within(_dataset, "manifest.json"), _read_dataset, _resealed("d")),
+        "shard": Format(_within(_dataset, "*.arrow"), _read_dataset),
+        "shard-resealed": Format(_within(_dataset, "*.arrow"), _read_dataset, _resealed("d")),
+        "index-manifest": Format(_within(_index, "manifest.json"), _read_index, _resealed("i.idx")),
+        "index-vectors": Format(_within(_index, "*.faiss"), _read_index, _resealed("i.idx")),
+        "index-items": Format(_within(_index, "*.arrow"), _read_index, _resealed("i.idx")),
+        "index-tokens": Format(_within(_index, "tokens.npy"), _read_index, _resealed("i.idx")),
+        "index-offsets": Format(_within(_index, "offsets.npy"), _read_index, _resealed("i.idx")),
+        "weights": Format(_weights, _read_weights),
+        "state": Format(_state, _read_state),
+        "array": Format(_array, _read_array),
+        "config": Format(_config, _read_config),
+        "result": Format(_result, _read_result),
+    }
+
+
+def attempt(one: Format, original: bytes, file: Path, folder: Path, seed: int) -> tuple[str, str]:
+    """One damaged file: (ending, what was said)."""
+
+    def too_long(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("hang")
+
+    file.unlink()  # a new file: the last one may still be mapped
+    file.write_bytes(mutate(original, random.Random(seed)))
+    if one.seal:
+        one.seal(folder)
+    signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor's time: a busy machine hangs nothing
+    try:
+        one.read(folder)
+        return "a", ""
+    except CcacoError as error:
+        said = str(error)
+        return ("r", said) if said and "\n" not in said and len(said) < 2000 else ("t", f"not one clear line: {said[:300]!r}")
+    except TimeoutError as error:
+        return ("h" if str(error) == "hang" else "t"), traceback.format_exc(limit=-3)
+    except BaseException:
+        return "t", traceback.format_exc(limit=-4)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _chunk(name: str, one: Format, seeds: range, pipe: int) -> None:
+    """In a process of its own: a reader written in C may crash."""
+    with tempfile.TemporaryDirectory() as place, os.fdopen(pipe, "w") as out:
+        folder = Path(place)
+        file = one.make(folder)
+        rest = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        original = file.read_bytes()
+        one.read(folder)  # undamaged it is accepted; and what is imported late is imported now
+        for seed in seeds:
+            ending, said = attempt(one, original, file, folder, seed)
+            out.write(json.dumps([seed, ending, said]) + "\n")
+            out.flush()
+            for path, data in rest.items():
+                if path != file and path.name == "manifest.json":
+                    path.write_bytes(data)
+
+
+def run(inputs: int, first: int = 0, only: str | None = None, say: Callable[[str], None] = print) -> Counter[str]:
+    """Tries damaged files in turn over all formats; returns how many ended how."""
+    known = {name: one for name, one in formats().items() if only in (None, name)}
+    for name in ("data.shards", "data.sources", "retrieval.index", "training.checkpoint", "training.parallel", "workflows.report"):
+        importlib.import_module(f"ccaco_cli.core.{name}")  # once, and not in every process
+    counts: Counter[str] = Counter()
+    share = -(-inputs // len(known))
+    for name, one in known.items():
+        seeds, end = first, first + min(share, inputs - sum(counts.values()))
+        of_this: Counter[str] = Counter()
+        while seeds < end:
+            until = min(end, seeds + CHUNK)
+            for seed, ending, said in _in_a_process(name, one, range(seeds, until)):
+                of_this[ENDINGS[ending]] += 1
+                seeds = seed + 1
+                if ending in "thc":
+                    say(f"{ENDINGS[ending]}: {name}, seed {seed}\n{said}")
+        counts += of_this
+        say(f"{name}: " + ", ".join(f"{word} {count}" for word, count in sorted(of_this.items())))
+    return counts
+
+
+def _in_a_process(name: str, one: Format, seeds: range) -> list[tuple[int, str, str]]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        try:
+            _chunk(name, one, seeds, writer)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(writer)
+    text, stuck = b"", False
+    while select.select([reader], [], [], 6 * SECONDS)[0]:  # what is written in C does not hear the alarm
+        if not (more := os.read(reader, 1 << 16)):
+            break
+        text += more
+    else:
+        stuck = True
+        os.kill(child, signal.SIGKILL)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    found = [tuple(json.loads(line)) for line in text.decode().splitlines(keepends=True) if line.endswith("\n")]
+    if len(found) < len(seeds):
+        found.append((seeds[len(found)], "h" if stuck else "c", f"the process ended with status {status}"))
+    return found
+
+
+def last_line(counts: Counter[str]) -> str:
+    """What came of it, in one line."""
+    tried = sum(counts.values())
+    return (
+        f"inputs {tried}, clear refusals {counts['refused']}, accepted {counts['accepted']}, "
+        f"tracebacks {counts['traceback']}, hangs {counts['hang']}, crashes {counts['crash']}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first input of every format")
+    parser.add_argument("--only", choices=sorted(formats()))
+    given = parser.parse_args()
+    counts = run(given.inputs, given.first, given.only)
+    print(last_line(counts))
+    sys.exit(bool(counts["traceback"] + counts["hang"] + counts["crash"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Locked towers: an epoch from cached tokens against one that runs the towers; and arms of one ablation that share the cache."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import photos
+import record
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.workflows.prepare import prepare
+from ccaco_cli.core.workflows.train import Asked, train
+
+given = record.arguments(__doc__, count=400, tower="torchvision:squeezenet1_0@none", size=224, photos="")
+runtime.threads()
+count = 60 if given.quick else given.count
+with tempfile.TemporaryDirectory() as place:
+    root = Path(place)
+    (root / "files").mkdir()
+    files = photos.folder(root / "files", count, given.photos)
+    source = photos.table(root, files)
+    lines = source.read_text().splitlines()  # every tenth photo for validation
+    source.write_text("\n".join(line if n % 10 else line.replace(",train", ",val") for n, line in enumerate(lines, 1)) + "\n")
+    prepare("table", source_path=source, out=root / "data", options=SourceOptions(), workers=0)
+    settings = {"model.image.spec": given.tower, "model.image.size": given.size, "optim.batch_size": 32, "eval.small": 10**6}
+    settings |= {"model.text.lock": True, "optim.epochs": 1, "loss.beta": 0.0, "device": given.device}
+    number = 0
+
+    def run(lock: bool, **more: object) -> float:
+        global number
+        number += 1
+        explicit = settings | {"model.image.lock": lock} | more
+        return record.seconds(lambda: train(Asked(str(root / "data"), explicit=explicit), root / f"runs/{number}"), given.device)
+
+    first = run(True)
+    taken = [(run(True), run(False)) for _ in range(given.repeats)]
+    middle = [sorted(side)[len(side) // 2] for side in zip(*taken, strict=True)]
+    rows = [record.Row(f"one epoch, {count} photos", *map(record.time_text, middle), [b / a for a, b in taken], wanted=5)]
+    arms = sum(run(True, seed=seed) for seed in range(1, 4))
+    rows.append(
+        record.Row(
+            "four arms with one cache, against four that each make it",
+            record.time_text(first + arms),
+            record.time_text(4 * first),
+            [4 * first / (first + arms)],
+        )
+    )
+record.finish(
+    "Locked towers and ablation",
+    rows,
+    given,
+    facts=[f"first run, the cache made on the way: {record.time_text(first)}; both sides count scoring too"],
+)

@@ -1,0 +1,59 @@
+"""The input pipeline: pictures a second from JPEG files by PIL, against prepared shards, pre-resized shards, and decoded pixels."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import photos
+import record
+import torch
+from PIL import Image
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.loader import Column, MediaColumn, PixelColumn
+from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.model.towers.pictures import Picture
+from ccaco_cli.core.workflows.prepare import prepare
+
+given = record.arguments(__doc__, count=512, size=112, photos="")
+runtime.threads()
+count = 64 if given.quick else given.count
+half = ((0.5,) * 3, (0.5,) * 3)
+picture = Picture((given.size, given.size), (given.size,), "bicubic", *half)
+
+
+def by_files(files: list[Path]) -> None:
+    """What open_clip's CSV loader does: open, convert, resize, crop, float, normalise, stack."""
+    for first in range(0, len(files), 64):
+        batch = [picture(Image.open(file).convert("RGB")).float() / 255 for file in files[first : first + 64]]
+        (torch.stack(batch) - 0.5) / 0.5
+
+
+def by_column(column: Column) -> None:
+    for first in range(0, len(column.row), 64):
+        column.inputs(np.arange(first, min(first + 64, len(column.row))))
+
+
+with tempfile.TemporaryDirectory() as place:
+    root = Path(place)
+    (root / "files").mkdir()
+    files = photos.folder(root / "files", count, given.photos)
+    source = photos.table(root, files)
+    rows = []
+    for what, resized in (("full-size shards", None), (f"shards of --image-size {given.size}", given.size)):
+        out = root / f"data-{resized}"
+        prepare("table", source_path=source, out=out, options=SourceOptions(), image_size=resized, workers=0)
+        split = shards.open(out).split("train")
+        column = MediaColumn(split, "image", picture)
+        rows.append(
+            record.in_turn(what, lambda c=column: by_column(c), lambda: by_files(files), given.repeats, wanted=5 if resized else None)
+        )
+    column = PixelColumn(split, "image", picture, root / "cache")
+    what = "decoded pixels by memory map"
+    rows.append(record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100))
+record.finish(
+    "Input pipeline", rows, given, facts=[f"{count} photos, {given.size} px, one process; ours gives uint8, normalised on the device"]
+)

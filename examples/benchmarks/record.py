@@ -1,0 +1,175 @@
+"""What the benchmarks share: ours and the peer in turn, ratios of pairs, and one section of RESULTS.md a topic, replaced in place."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import re
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+LIBRARIES = ("torch", "open_clip_torch", "numpy", "faiss-cpu", "onnxruntime", "pillow", "clip-benchmark", "webdataset")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. ``factors`` are peer over ours of each pair (above 1 = ours is better); ``wanted`` is the least asked for;
+    ``over_limit`` is our time over what the machine would need if nothing but the arithmetic or the reading took any."""
+
+    what: str
+    ours: str
+    peer: str
+    factors: Sequence[float]
+    wanted: float | None = None
+    over_limit: float | None = None
+
+
+def arguments(doc: str, **more: Any) -> argparse.Namespace:
+    """--device, --quick (small sizes, to see that it runs), --repeats; ``more``: name -> default of further options."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs; nothing is written")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of runs")
+    for name, default in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    found = parser.parse_args()
+    if found.quick:
+        found.repeats = min(2, found.repeats)
+    return found
+
+
+def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
+    """Wall time of one call; on a GPU, until its work is done."""
+    import torch
+
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
+    begun = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - begun
+
+
+def in_turn(
+    what: str,
+    ours: Callable[[], Any],
+    peer: Callable[[], Any],
+    repeats: int,
+    *,
+    wanted: float | None = None,
+    device: str = "cpu",
+    limit: float | None = None,
+) -> Row:
+    """Times both, one after the other, ``repeats`` times after one pair that does not count; ``limit`` in seconds."""
+    taken = [(seconds(ours, device), seconds(peer, device)) for _ in range(repeats + 1)][1:]
+    middle = [statistics.median(side) for side in zip(*taken, strict=True)]
+    over = None if limit is None else middle[0] / limit
+    return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted, over)
+
+
+def operations(count: float, device: str = "cpu", dtype: str = "float32") -> float:
+    """Seconds that ``count`` floating-point operations take at the rate of this machine's own large matrix product."""
+    import torch
+
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    return count * min(seconds(lambda: a @ b, device) for _ in range(4)) / (2 * size**3)
+
+
+def bytes_(count: float) -> float:
+    """Seconds that reading ``count`` bytes out of memory takes: the rate of a sum over 512 MiB."""
+    import numpy as np
+
+    block = np.ones(2**27, np.float32)
+    return count * min(seconds(lambda: block.sum()) for _ in range(4)) / block.nbytes
+
+
+def in_processes(what: str, ours: Sequence[str], peer: Sequence[str], repeats: int, *, wanted: float | None = None) -> Row:
+    """The same for whole processes, from their start to their end."""
+
+    def run(command: Sequence[str]) -> float:
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begun
+
+    taken = [(run(ours), run(peer)) for _ in range(repeats + 1)][1:]
+    middle = [statistics.median(side) for side in zip(*taken, strict=True)]
+    return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted)
+
+
+def memory(code: str) -> float:
+    """MiB by which ``code`` raises the memory of a fresh process at its peak (Linux); a line ``# begin`` separates what does not count.
+
+    Importing libraries has a peak of its own, so the kernel's mark is set back at that line.
+    """
+    before, after = code.split("# begin\n")
+    read = "int(next(x for x in open('/proc/self/status') if x.startswith('{}')).split()[1])"
+    begin = f"open('/proc/self/clear_refs', 'w').write('5')\n_before = {read.format('VmRSS')}"
+    whole = f"{before}\n{begin}\n{after}\nprint(({read.format('VmHWM')} - _before) / 1024)"
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return float(done.stdout.split()[-1])
+
+
+def memory_row(what: str, ours: float, peer: float, wanted: float | None = None) -> Row:
+    """MiB of both."""
+    return Row(what, f"{ours:,.0f} MiB", f"{peer:,.0f} MiB", [peer / max(ours, 1.0)], wanted)
+
+
+def own_memory() -> float:
+    """Peak MiB of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def time_text(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def finish(topic: str, rows: Sequence[Row], given: argparse.Namespace, note: str = "", facts: Sequence[str] = ()) -> None:
+    """Prints the table, and (unless --quick) puts it into RESULTS.md under ``## topic``."""
+    lines = ["| what | ours | peer | peer / ours: median (min - max) | wanted |", "|---|---|---|---|---|"]
+    for row in rows:
+        ratio = f"{statistics.median(row.factors):.2f} ({min(row.factors):.2f} - {max(row.factors):.2f})"
+        verdict = "" if row.wanted is None else f">= {row.wanted:g} {'yes' if statistics.median(row.factors) >= row.wanted else 'NO'}"
+        lines.append(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {verdict} |")
+    limits = [f"limit: {row.what}: {row.over_limit:.1f} times the machine's own floor" for row in rows if row.over_limit is not None]
+    lines += ["", *(f"- {fact}" for fact in (*limits, *facts)), *([note] if note else [])]
+    command = shlex.join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    body = "\n".join([f"`{command}` on {stamp(given.device)}", "", *lines]).rstrip() + "\n"
+    print(f"## {topic}\n\n{body}")
+    if not given.quick:
+        write(topic, body)
+
+
+def write(topic: str, body: str, path: Path = RESULTS) -> None:
+    """Replaces the section of a topic, or adds it at the end."""
+    text = path.read_text("utf-8") if path.exists() else "# Benchmarks\n\nWritten by the scripts beside this file; see `run.sh`.\n"
+    section = f"## {topic}\n\n{body}"
+    pattern = re.compile(rf"^## {re.escape(topic)}\n.*?(?=^## |\Z)", re.M | re.S)
+    text = pattern.sub(lambda _: section + "\n", text) if pattern.search(text) else text.rstrip() + f"\n\n{section}"
+    path.write_text(text.rstrip() + "\n", "utf-8")
+
+
+def stamp(device: str) -> str:
+    """Device, processor, threads and versions."""
+    import torch
+
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    found = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{device} ({where}), Python {platform.python_version()}, {', '.join(found)}"

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Every benchmark, ours and the peer in turn, into RESULTS.md beside this script.
+# usage: bash examples/benchmarks/run.sh [--device cuda] [--quick] [OPTION...]     (options go to every script)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. examples/environment.sh bench
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+for topic in infonce evaluation vectors retrieve step pipeline embed locked; do
+  echo "benchmark: $topic" >&2
+  python "examples/benchmarks/$topic.py" "$@"
+done
+if [ -d runs/first ]; then
+  python examples/benchmarks/tokens.py "$@"
+else
+  echo "benchmark: tokens skipped, for it wants a trained run: ccaco train --dataset scenes --name first" >&2
+fi
+python examples/benchmarks/limits.py

@@ -1,0 +1,104 @@
+"""One training step of an open_clip model: ours against open_clip_train's loop (77 tokens a caption, per-tensor optimiser), and CCACO's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import open_clip
+import record
+import torch
+from open_clip.loss import ClipLoss
+from photos import CAPTION
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccaco_cli.core import config as configs
+from ccaco_cli.core import runtime
+from ccaco_cli.core.model import aligner as aligners
+from ccaco_cli.core.training import step
+from ccaco_cli.core.training.optim import adamw
+from ccaco_cli.core.types import PairBatch
+
+given = record.arguments(__doc__, model="ViT-B-32", size=112, batch=32, context=77)
+runtime.threads()
+name, size, batch = ("RN50", 64, 4) if given.quick else (given.model, given.size, given.batch)
+spec, device = f"open_clip:{name}@none", runtime.device(given.device)
+settings = {
+    "model.image.spec": spec,
+    "model.text.spec": spec,
+    "model.image.size": size,
+    "model.width": 512,
+    "loss.cross_batch": min(64, batch),
+}
+config = configs.override(configs.RunConfig(), settings | {"optim.lr": 1e-4, "loss.cross_start": 0.0, "loss.cross_ramp": 0.0})
+torch.manual_seed(0)
+texts = [f"{CAPTION} number {i}" for i in range(batch)]
+pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+every = torch.arange(batch)
+
+
+def trainer(beta: float):  # type: ignore[no-untyped-def]
+    aligner, towers = aligners.build(config.model, config.loss, ("image", "text"))
+    aligner.to(device).train()
+    optimizer, loss = adamw(aligner, config.optim), replace(config.loss, beta=beta)
+    tokens = towers["text"].preprocess(texts)
+
+    def update() -> None:
+        given_batch = PairBatch({"pixels": pixels}, tokens, every, every, every * 0).to(device)
+        with runtime.autocast("auto", device):
+            parts = step.losses(aligner, given_batch, loss, beta)
+        parts["total"].backward()
+        torch.nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return update
+
+
+peer_model = open_clip.create_model(name, force_image_size=size).to(device).train()
+named = [(n, p) for n, p in peer_model.named_parameters() if p.requires_grad]
+excluded = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
+rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
+peer_optimizer = torch.optim.AdamW(
+    [{"params": excluded, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}], lr=1e-4, betas=(0.9, 0.98), eps=1e-6
+)
+ids = open_clip.get_tokenizer(name)(texts, given.context)
+mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+ready = (pixels.float() / 255 - mean) / std
+
+
+def theirs() -> None:
+    """open_clip_train.train.train_one_epoch (3.x), one step: autocast on a GPU, clipping, clamp of the scale."""
+    images, tokens = ready.to(device, non_blocking=True), ids.to(device, non_blocking=True)
+    peer_optimizer.zero_grad()
+    with runtime.autocast("auto", device):
+        total = ClipLoss()(*peer_model(images, tokens))
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(peer_model.parameters(), 1.0, norm_type=2.0)
+    peer_optimizer.step()
+    with torch.no_grad():
+        peer_model.logit_scale.clamp_(0, 4.6052)
+
+
+contrastive, whole = trainer(0.0), trainer(0.5)
+with FlopCounterMode(display=False) as counter:
+    contrastive()
+limit = record.operations(counter.get_total_flops(), given.device, "float32" if given.device == "cpu" else "bfloat16")
+what = f"{name} at {size} px, batch {batch}"
+rows = [
+    record.in_turn(
+        f"{what}: contrastive",
+        contrastive,
+        theirs,
+        given.repeats,
+        wanted=1.5 if given.device == "cpu" else 1.2,
+        device=given.device,
+        limit=limit,
+    ),
+    record.in_turn(
+        f"{what}: contrastive (as peer) over full CCACO (as ours)", whole, contrastive, given.repeats, wanted=1 / 1.5, device=given.device
+    ),
+]
+facts = [f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, of {given.context} that the peer computes"]
+if given.device != "cpu":
+    facts.append(f"peak memory of the whole: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
+record.finish("Training step", rows, given, facts=facts)

@@ -1,0 +1,45 @@
+"""Stored tokens of a trained run: bytes an item, and R@1 after reranking, for each storage kind and grid."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import record
+import torch
+
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.retrieval import rerank, tokens
+from ccaco_cli.core.retrieval.columns import columns
+from ccaco_cli.core.retrieval.embed import encode, shrunk
+from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.workflows.prepare import prepared
+from ccaco_cli.core.workflows.train import load_run
+
+given = record.arguments(__doc__, run="runs/first", dataset="scenes", split="test", grids="0,16,4")
+aligner, towers, config, found = load_run(Path(given.run), given.device)
+data = shards.open(prepared(given.dataset))
+part = data.split(given.split)
+sides = columns(data, given.split, aligner, towers, config.model)
+first, second = data.modalities
+weight = float(found.facts["weight"]) or 0.5  # where validation gave the cross branch no say, what one would cost it
+rows_of = [part.group[sides[m].row] for m in data.modalities]
+lines = []
+for grid in map(int, given.grids.split(",")):
+    settings = config.model.tower(first)
+    own = towers[first].grid and (shrunk(towers[first].grid, settings.cache_tokens) if settings.lock else towers[first].grid)
+    whole = [encode(aligner, m, sides[m], local=True, grid=own if grid and m == first else None, most=grid) for m in data.modalities]
+    for store in tokens.STORES:
+        kept, size = [], []
+        for encoded in whole:
+            with tempfile.TemporaryDirectory() as place:
+                tokens.write(Path(place), encoded.tokens.numpy(), encoded.mask.numpy(), store)
+                size.append(sum(f.stat().st_size for f in Path(place).iterdir()) / len(encoded.z))
+                read, mask = map(torch.from_numpy, tokens.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
+            kept.append(Encoded(read, mask, encoded.pooled, encoded.z))
+        metrics = rerank.two_stage(aligner, *kept, *rows_of, config.eval, weight).metrics
+        figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items() if k.endswith("R@1"))
+        lines.append(f"{store}, grid {grid or 'whole'}: {size[0]:,.0f} bytes a {first}, {size[1]:,.0f} a {second}; {figures}")
+cosine = ", ".join(f"{k} {100 * v:.1f} %" for k, v in found.facts["metrics"][f"{given.split}.cosine"].items() if k.endswith("R@1"))
+record.finish("Stored tokens", [], given, facts=[f"none: 0 bytes; {cosine}", *lines, f"weight of the cross score {weight:g}"])

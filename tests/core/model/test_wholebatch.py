@@ -1,0 +1,70 @@
+"""Alone these layers are torch's own; over several processes ``tests/core/training/test_parallel.py`` holds them."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from ccaco_cli.core import distributed
+from ccaco_cli.core.model.wholebatch import Dropout, InputDropout, WholeBatchNorm, synchronise
+from tests.processes import launch
+
+
+def test_alone_dropout_draws_what_torch_draws() -> None:
+    x = torch.randn(4, 3, 5)
+    torch.manual_seed(1)
+    same = torch.nn.Dropout(0.4)(x)
+    torch.manual_seed(1)
+    assert torch.equal(Dropout(0.4)(x), same)
+    assert torch.equal(Dropout(0.4).eval()(x), x)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+def test_input_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    drop = InputDropout(p)
+    x = torch.ones(50, 37, 33, requires_grad=True)
+    found = drop(x)
+    share = (found == 0).float()
+    assert share.mean().item() == pytest.approx(p, abs=0.005)
+    assert share.mean((0, 1)).std() < 0.02, "every place alike"
+    if p < 1:
+        assert found.mean().item() == pytest.approx(1, abs=0.02)
+        assert len(found[found > 0].unique()) == 1
+    found.sum().backward()
+    assert torch.equal(x.grad, found), "the gradient is dropped where the value is"
+    assert not torch.equal(drop(x), found) or p in (0, 1)
+    torch.manual_seed(0)
+    assert torch.equal(drop(x), found)
+    assert drop.eval()(x) is x
+
+
+def both() -> None:
+    with distributed.together("cpu"):
+        rank = distributed.rank()
+        whole = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+        for kind, ragged in product((Dropout, InputDropout), (False, True)):
+            torch.manual_seed(1)
+            with distributed.apart():
+                same = kind(0.4)(whole)[3 * rank :][:3]
+            torch.manual_seed(1)
+            own = whole[3 * rank :][:3]
+            width = 2 if ragged and rank else 3
+            assert torch.equal(kind(0.4)(own[:, :width]), same[:, :width])
+        norm, plain = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+        assert isinstance(synchronise(torch.nn.Sequential(norm), torch.device("cpu"))[0], WholeBatchNorm)  # type: ignore[index]
+        own = whole[3 * rank :][:3].clone().requires_grad_()
+        given = whole.clone().requires_grad_()
+        norm(own).pow(3).sum().backward()
+        plain(given).pow(3).sum().backward()
+        assert given.grad is not None
+        assert torch.allclose(own.grad, given.grad[3 * rank :][:3], atol=1e-4)  # type: ignore[arg-type]
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            assert torch.allclose(getattr(norm, name), getattr(plain, name), atol=1e-5), name
+        assert torch.allclose(norm.eval()(own), plain.eval()(given)[3 * rank :][:3], atol=1e-5)
+
+
+def test_together_they_are_what_one_process_has() -> None:
+    assert launch(2, both) == [0, 0]

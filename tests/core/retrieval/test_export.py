@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.config import LossConfig, ModelConfig, override
+from ccaco_cli.core.model import aligner as aligners
+from ccaco_cli.core.retrieval import export
+from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.query import CLEAN, Exported
+from ccaco_cli.core.retrieval.search import ask, encode_query, search
+
+TEXTS = ["a red cat", "two dogs chase a large green ball over the hill", "x", ""]
+HARD = [
+    "It's the dog's; they've, we'll, I'M & you're   TIRED!!",
+    "caf\u00e9 na\u00efve \u00c9COLE \u5b57\u7b26 \U0001f600\U0001f600 10,000.50 a_b-c",
+    "&lt;b&gt; &amp;amp; fish &amp; chips",
+    "\u00e2\u20ac\u0153mojibake\u00e2\u20ac\u009d \u201cquotes\u201d \u2013 tab\there\nnewline\u00a0nbsp \x1b[31mred\x1b[0m",
+    "<start_of_text> inside <end_of_text> text",
+    "\u0130stanbul stra\u00dfe \u01c4 \ufb01ne \uff21\uff22",
+    "w" * 300 + " and many more words than fit " * 20,
+    "",
+    "   ",
+]
+
+
+def built(**settings: Any) -> tuple[Any, Any]:
+    config = override(ModelConfig(width=16), {"image.size": 32} | {k.replace("__", "."): v for k, v in settings.items()})
+    torch.manual_seed(0)
+    aligner, towers = aligners.build(config, LossConfig(), ("image", "text"))
+    return aligner.eval(), towers
+
+
+def test_the_exported_tokenizer_says_what_open_clips_own_says(index: Path) -> None:
+    tower = built()[1]["text"]
+    found = Exported(index / "generation-1/query")
+    texts = [*TEXTS, *HARD]
+    for text in texts:
+        wanted = tower.preprocess([text])
+        ids = found._tokenizer.encode(CLEAN["clip"](text)).ids
+        assert ids == wanted["ids"][0][wanted["mask"][0]].tolist(), text
+
+
+def test_answers_equal_the_models(index: Path) -> None:
+    opened = Index(index)
+    facts = opened.manifest.facts["query"]
+    assert facts["exported"]
+    assert max(facts["cosine_difference"], facts["match_difference"]) < 1e-4
+    assert opened.exported is not None
+    wanted, found = encode_query(opened, "text", [*TEXTS, *HARD]), opened.exported.encode([*TEXTS, *HARD])
+    assert np.allclose(found.z, wanted.z.numpy(), atol=1e-5)
+    assert np.allclose(found.tokens[found.mask], wanted.tokens[wanted.mask].numpy(), atol=1e-4)
+    assert opened.exported.has_matcher
+
+
+def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_path: Path) -> None:
+    body = json.loads((index / "manifest.json").read_text())
+    for name in ("light", "plain"):
+        shutil.copytree(index, tmp_path / name)
+        changed = body | {"facts": body["facts"] | {"weight": 2.0, "headline": "two-stage"}}
+        if name == "plain":
+            shutil.rmtree(tmp_path / name / "generation-1/query")
+            changed["files"] = [f for f in body["files"] if "/query/" not in f["name"]]
+        (tmp_path / name / "manifest.json").write_text(json.dumps(changed | {"seal": manifest.seal(changed)}))
+    light, plain = Index(tmp_path / "light"), Index(tmp_path / "plain")
+    assert plain.exported is None
+    for one, other in zip(ask(light, "text", TEXTS, 8), ask(plain, "text", TEXTS, 8), strict=True):
+        assert [h.row for h in one] == [h.row for h in other]
+        assert [h.score for h in one] == pytest.approx([h.score for h in other], abs=1e-3)
+        assert one[0].match is not None
+    picture = encode_query(light, "image", [Image.new("RGB", (32, 32), "red")])
+    for one, other in zip(search(light, "image", picture, 8), search(plain, "image", picture, 8), strict=True):
+        assert [h.score for h in one] == pytest.approx([h.score for h in other], abs=1e-3)
+
+
+def test_a_text_query_imports_no_torch(index: Path) -> None:
+    code = (
+        "import sys; from ccaco_cli.app import main\n"
+        f"sys.argv = ['ccaco', 'retrieve', 'a red cat', '--index', {str(index)!r}, '-k', '2', '--rerank', '5', '--format', 'csv']\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'open_clip', 'faiss', 'pandas', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    assert done.stdout.count("\n") == 4
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("kind", ["coattention", "early"])  # attended: above; those with torch's own layers are the hard ones
+def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
+    aligner, _ = built(fusion__kind=kind)
+    with torch.no_grad(), export._quiet():
+        export._write(
+            tmp_path / "m.onnx", export._Matcher(aligner), export._pairs(aligner, 3, 11, 6), export.MATCHER_INPUTS, ("match_logit",)
+        )
+    from ccaco_cli.core.retrieval.query import session
+    from ccaco_cli.core.types import Encoded
+
+    given = export._pairs(aligner, 5, 7, 9)
+    with torch.no_grad():
+        a, b = (Encoded(t, m, t[:, 0], t[:, 0]) for t, m in (given[:2], given[2:]))
+        wanted = aligner.matcher.pairs(a, b).match_logit.numpy()
+    found = session(tmp_path / "m.onnx").run(None, dict(zip(export.MATCHER_INPUTS, (g.numpy() for g in given), strict=True)))[0]
+    assert np.allclose(found, wanted, atol=1e-3)
+
+
+def test_what_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aligner, towers = built()
+    monkeypatch.setattr(export, "_write", lambda path, *rest: path.write_bytes(b"not a graph"))
+    found = export.export(tmp_path / "q", aligner, towers, TEXTS, matcher=True)
+    assert not found["exported"]
+    assert found["why"]
+    assert not (tmp_path / "q").exists()
+    assert export.export(tmp_path / "q", aligner, {"image": towers["image"]}, [], matcher=True) == {
+        "exported": False,
+        "why": "no text tower",
+    }

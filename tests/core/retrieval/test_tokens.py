@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.retrieval import tokens
+
+
+def ragged(rows: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    mask = np.arange(7) < np.array([3, 7, 1, 5, 2])[:rows, None]
+    found = rng.normal(size=(rows, 7, 12)) * 10.0 ** rng.integers(-5, 3, size=(rows, 7, 1))  # norms as gates make them
+    return (found * mask[..., None]).astype(np.float16), mask
+
+
+@pytest.mark.parametrize(("store", "error"), [("float16", 0.0), ("int8", 0.5 / 127 + 1e-3)])
+def test_what_is_read_is_what_was_written(tmp_path: Path, store: str, error: float) -> None:
+    given, mask = ragged()
+    given[3, 1] = 0  # a token of nothing
+    tokens.write(tmp_path, given, mask, store)
+    opened = tokens.Tokens.open(tmp_path)
+    for rows in ([2, 1], [0], [4, 3, 3]):
+        found, seen = opened.read(rows)
+        longest = mask[rows].sum(1).max()
+        assert found.dtype == np.float32
+        assert (seen == mask[rows][:, :longest]).all()
+        assert not found[~seen].any()
+        wanted = given[rows][:, :longest].astype(np.float32)
+        assert (np.abs(found - wanted) <= error * np.abs(wanted).max(-1, keepdims=True) + 1e-12).all()
+
+
+def test_int8_takes_half_the_place(tmp_path: Path) -> None:
+    given, mask = np.random.default_rng(0).normal(size=(20, 30, 256)).astype(np.float16), np.ones((20, 30), bool)
+    size = {}
+    for store in tokens.STORES:
+        (tmp_path / store).mkdir()
+        tokens.write(tmp_path / store, given, mask, store)
+        size[store] = sum(file.stat().st_size for file in (tmp_path / store).iterdir())
+    assert size["int8"] < 0.53 * size["float16"]
+
+
+def test_an_unknown_store_is_refused() -> None:
+    tokens.check("none")
+    with pytest.raises(ConfigError, match=r"--store-tokens int4; expected float16 \| int8 \| none"):
+        tokens.check("int4")

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ccaco_cli.core import distributed
+from ccaco_cli.core.errors import ConfigError, DataError, LostProcess
+from tests.processes import launch
+
+
+def test_alone_everything_is_the_identity() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather(x) is x
+    assert distributed.total(x) is x
+    assert distributed.join_parts(x) is x
+    assert (distributed.rank(), distributed.world(), distributed.main()) == (0, 1, True)
+    assert distributed.in_turn(lambda: 5) == distributed.first(lambda: 5) == 5
+    assert distributed.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
+    assert distributed.largest(2.5) == distributed.said(2.5) == 2.5
+
+
+def meet(folder: Path) -> None:
+    with distributed.together("cpu"):
+        rank, world = distributed.rank(), distributed.world()
+        own = torch.full((2, 3), float(rank), requires_grad=True)
+        whole = distributed.gather(own)
+        assert whole[:, 0].tolist() == [i // 2 for i in range(2 * world)]
+        (whole.sum() * (rank + 1)).backward()
+        assert (own.grad == sum(range(1, world + 1))).all()
+        rows = torch.tensor([5, 0, 2, 4, 1])
+        mine, place = distributed.shares(rows, 2)
+        numbers = torch.arange(2 * rank, 2 * rank + 2)
+        assert torch.equal(distributed.gather(numbers[mine])[place], rows)
+        assert distributed.padded(torch.ones(2, 1 + rank)).shape == (2, world)
+        filled = torch.zeros(world, 3, dtype=torch.float16)
+        filled[rank] = torch.tensor([-0.0, 1.5, 1e-7])
+        same = torch.tensor([-0.0, 1.5, 1e-7]).half().repeat(world, 1)
+        assert torch.equal(distributed.join_parts(filled).view(torch.int16), same.view(torch.int16))
+        assert distributed.largest(float(rank)) == world - 1
+        assert distributed.said(float(rank)) == 0
+        assert float(distributed.mean({"a": torch.tensor(float(rank))})["a"]) == (world - 1) / 2
+        seen = distributed.in_turn(lambda: (folder / "made").exists() or (folder / "made").touch())
+        assert seen == (None if rank == 0 else True)
+        with distributed.apart():
+            assert distributed.world() == 1
+        distributed.wait()
+
+
+def test_together_they_have_what_one_would_have(tmp_path: Path) -> None:
+    assert launch(3, meet, tmp_path) == [0, 0, 0]
+
+
+def fails(folder: Path) -> None:
+    try:
+        with distributed.together("cpu"):
+            distributed.first(lambda: (_ for _ in ()).throw(DataError("nothing there")))
+    except DataError as error:
+        assert (str(error), error.rank) == ("nothing there", 0)
+        raise SystemExit(5) from None
+
+
+def test_what_fails_on_the_first_ends_the_others_without_a_word(tmp_path: Path) -> None:
+    assert launch(2, fails, tmp_path) == [5, 2]
+
+
+def dies(folder: Path, victim: int, how: str) -> None:
+    begun = time.monotonic()
+    try:
+        with distributed.together("cpu"):
+            for number in range(1000):
+                if number == 3 and distributed.rank() == victim:
+                    if how == "kill":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    raise DataError("its disk broke")
+                distributed.mean({"a": torch.ones(())})
+    except LostProcess as error:
+        (folder / f"{os.environ['RANK']}").write_text(f"{time.monotonic() - begun:.1f} {error}")
+        raise SystemExit(2) from None
+    except DataError as error:
+        assert error.rank == victim
+        raise SystemExit(3) from None
+
+
+@pytest.mark.parametrize(("victim", "how"), [(2, "kill"), (1, "error")])
+def test_when_one_dies_the_others_stop_within_a_bound_and_say_who(tmp_path: Path, victim: int, how: str) -> None:
+    codes = launch(3, dies, tmp_path, victim, how)
+    left = [rank for rank in range(3) if rank != victim]
+    assert [codes[rank] for rank in left] == [2, 2]
+    assert codes[victim] == (-9 if how == "kill" else 3)
+    for rank in left:
+        seconds, _, said = (tmp_path / str(rank)).read_text().partition(" ")
+        assert float(seconds) < 30
+        assert f"process {victim} of 3 ended" in said
+        assert ("its disk broke" in said) == (how == "error")
+        assert "--resume latest" in said
+
+
+def test_a_launcher_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="torchrun"), distributed.together("cpu"):
+        pass

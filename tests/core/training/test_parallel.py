@@ -1,0 +1,143 @@
+"""Several processes give what one process gives with the same global batch: losses, gradients, and parameters after three steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ccaco_cli.core import distributed, runtime
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.training import checkpoint, parallel, step
+from ccaco_cli.core.training.loop import check, fit
+from ccaco_cli.core.types import Features, silent
+from tests.processes import launch
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "infonce": {},
+    "matching": {"loss__cross": "matching"},
+    "listwise": {"loss__cross": "listwise", "loss__negatives": 2},
+    "mse": {"loss__cross": "mse", "model__fusion__kind": "residual"},
+    "contrastive": {"loss__beta": 0.0},
+    "cross": {"loss__alpha": 0.0},
+    "local-loss": {"parallel__local_loss": True},
+    "own-rows-only": {"parallel__gather_with_grad": False},
+    "not-shared": {"model__fusion__share": False, "loss__cross_batch": 5},
+    "dropout": {"model__text__input_dropout": 0.3, "model__fusion__kind": "coattention", "model__fusion__dropout": 0.2},
+    "accumulated": {"optim__accum_freq": 2, "optim__batch_size": 4},
+    "uncertainty": {"loss__balance": "uncertainty"},
+    "gradnorm": {"loss__balance": "gradnorm"},
+    "fsdp": {"parallel__kind": "fsdp"},
+    "fsdp-accumulated": {"parallel__kind": "fsdp", "optim__accum_freq": 2, "optim__batch_size": 4, "loss__cross": "matching"},
+}
+
+
+class NormTower(torch.nn.Module):
+    """A matrix and a batch norm over all tokens (no bias: its true gradient is zero, and Adam would make steps of what noise is left)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.norm = torch.nn.Linear(width, width, bias=False), torch.nn.BatchNorm1d(width)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
+        tokens = self.norm(self.linear(inputs["tokens"]).transpose(1, 2)).transpose(1, 2)
+        return Features(tokens, inputs["mask"], tokens[:, 0])
+
+
+def model(toy: Any, config: Any) -> Any:
+    runtime.seed(3)
+    aligner = toy.aligner(config)
+    aligner.sides["image"].tower = NormTower(6)
+    return aligner.train()
+
+
+def measure(toy: Any, root: Path, names: list[str]) -> None:
+    """Leaves gradients of one batch and the outcome of three steps of every setting under ``root``."""
+    with distributed.together("cpu"):
+        for name in names:
+            config = toy.config(optim__epochs=1, **SETTINGS[name])
+            aligner = model(toy, config)
+            data, plan = toy.data(config)
+            engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
+            from ccaco_cli.core.data.loader import part
+
+            batch = data[part(plan.epoch(0)[0], distributed.rank(), distributed.world())]
+            torch.manual_seed(5)
+            parts = engine(batch, config.loss.beta, torch.Generator().manual_seed(1))
+            parts["total"].backward()
+            engine.reduced()
+            found = {k: parallel.gathered(p.grad).clone() for k, p in aligner.named_parameters() if p.grad is not None}
+            told = {f"loss.{k}": v.clone() for k, v in distributed.mean(parts).items()}
+            folder = root / name
+            if distributed.main():
+                folder.mkdir(parents=True)
+                save_file({k: v.contiguous() for k, v in (found | told).items()}, folder / "gradients")
+            distributed.wait()
+            aligner = model(toy, config)
+            fit(aligner, data, plan, config, folder, lambda model: {"R-sum": 1.0}, on_progress=silent)
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[Any]]:
+    last = checkpoint.latest(folder / "checkpoints")
+    assert last
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return load_file(folder / "gradients"), load_file(last / checkpoint.WEIGHTS), [e["total"] for e in log if "total" in e]
+
+
+@pytest.fixture(scope="module")
+def one(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("one")
+    measure(toy, root, list(SETTINGS))
+    return root
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_losses_gradients_and_parameters_equal_those_of_one_process(toy: Any, tmp_path: Path, one: Path, world: int) -> None:
+    names = list(SETTINGS) if world == 2 else ["infonce", "matching", "listwise", "mse", "local-loss", "fsdp"]
+    assert launch(world, measure, toy, tmp_path, names) == [0] * world
+    for name in names:
+        (gradients, weights, losses), (same_gradients, same_weights, same_losses) = outcome(tmp_path / name), outcome(one / name)
+        assert gradients.keys() == same_gradients.keys(), name
+        assert weights.keys() == same_weights.keys(), name
+        assert losses == pytest.approx(same_losses, rel=1e-4), name
+        for key, value in same_gradients.items():
+            assert torch.allclose(gradients[key], value, rtol=1e-4, atol=2e-6), f"{name}: gradient of {key}"
+        for key, value in same_weights.items():
+            assert torch.allclose(weights[key].float(), value.float(), rtol=1e-3, atol=1e-3), (
+                f"{name}: {key}"
+            )  # a tenth of one of Adam's steps
+
+
+def wrong(toy: Any, root: Path) -> None:
+    """A local loss whose gathered rows carry no gradient: what our flags refuse."""
+    with distributed.together("cpu"):
+        config = toy.config(loss__beta=0.0, parallel__local_loss=True, parallel__gather_with_grad=False)
+        aligner = model(toy, config)
+        data, plan = toy.data(config)
+        from ccaco_cli.core.data.loader import part
+
+        engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
+        engine(data[part(plan.epoch(0)[0], distributed.rank(), 2)], 0.0)["total"].backward()
+        if distributed.main():
+            save_file({k: p.grad for k, p in aligner.named_parameters() if p.grad is not None}, root / "wrong")
+
+
+def test_this_test_can_fail_and_the_flags_that_would_make_it_are_refused(toy: Any, tmp_path: Path, one: Path) -> None:
+    assert launch(2, wrong, toy, tmp_path) == [0, 0]
+    found, same = load_file(tmp_path / "wrong"), load_file(one / "contrastive/gradients")
+    name = "sides.image.project.weight"
+    assert not torch.allclose(found[name], same[name], rtol=1e-2)
+    with pytest.raises(ConfigError, match=r"wrong direction.*--local-loss --no-gather-with-grad"):
+        check(toy.config(parallel__local_loss=True, parallel__gather_with_grad=False))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"3 processes cannot share.*batch_size = 8.*--batch-size 6"):
+        check(toy.config())
+    with pytest.raises(ConfigError, match=r"ddp \| fsdp"):
+        check(toy.config(parallel__kind="dp"))

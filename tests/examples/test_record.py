@@ -1,0 +1,56 @@
+"""The one part of the benchmarks that others build on: sections are replaced in place."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "examples/benchmarks"
+
+
+@pytest.fixture(scope="module")
+def record() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("record", BENCHMARKS / "record.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["record"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_section_is_replaced_in_place_and_the_others_stay(record: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "RESULTS.md"
+    for topic, body in (("One", "first\n"), ("Two", "second\n"), ("One more", "third\n"), ("One", "again \\1 \n## not a head\n")):
+        record.write(topic, body.replace("## not", "### not"), file)
+    heads = [line for line in file.read_text().splitlines() if line.startswith("## ")]
+    assert heads == ["## One", "## Two", "## One more"]
+    text = file.read_text()
+    assert "again \\1" in text
+    assert "first" not in text
+    assert "second" in text
+    assert "third" in text
+
+
+def test_pairs_are_run_in_turn_and_the_first_does_not_count(record: ModuleType) -> None:
+    order: list[str] = []
+    row = record.in_turn("x", lambda: order.append("ours"), lambda: order.append("peer"), 3)
+    assert order == ["ours", "peer"] * 4
+    assert len(row.factors) == 3
+
+
+def test_memory_counts_what_comes_after_the_line(record: ModuleType) -> None:
+    used = record.memory("kept = bytearray(100 << 20)\n# begin\nmore = bytearray(50 << 20)")
+    assert 45 < used < 80
+    with pytest.raises(RuntimeError, match="no_such"):
+        record.memory("# begin\nno_such")
+
+
+def test_every_topic_is_in_the_script_that_runs_all() -> None:
+    told = (BENCHMARKS / "run.sh").read_text()
+    for script in BENCHMARKS.glob("*.py"):
+        if "record.finish(" in script.read_text() and script.stem != "record":
+            assert script.stem in told, script.stem

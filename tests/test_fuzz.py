@@ -1,0 +1,45 @@
+"""Damaged files of every format end in success or in one clear line: 500 of them here, 10,000 by ``examples/benchmarks/fuzz.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ccaco_cli.core.errors import DataError
+from examples.benchmarks import fuzz
+
+
+def test_five_hundred_damaged_files(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = fuzz.run(500, say=print)
+    said = capsys.readouterr().out
+    assert counts["accepted"] + counts["refused"] == 500, said
+    assert counts["refused"] > 100 and counts["accepted"] > 20, said
+    assert fuzz.last_line(counts).endswith("tracebacks 0, hangs 0, crashes 0")
+
+
+def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    def valid(folder: Path) -> bool:
+        return (folder / "x").read_text("latin-1") == "valid"
+
+    def spin(folder: Path) -> None:
+        while True:
+            pass
+
+    def made(folder: Path) -> Path:
+        (folder / "x").write_text("valid")
+        return folder / "x"
+
+    def refuse(folder: Path) -> None:
+        raise DataError("damaged", where=folder)
+
+    ways = {"accepted": lambda folder: None, "refused": refuse, "traceback": lambda folder: 1 / 0}
+    ways |= {"hang": spin, "crash": lambda folder: os._exit(3)}
+    ways = {name: lambda folder, read=read: None if valid(folder) else read(folder) for name, read in ways.items()}
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "formats", lambda: {name: fuzz.Format(made, read) for name, read in ways.items()})
+    told: list[str] = []
+    assert fuzz.run(5, say=told.append) == dict.fromkeys(ways, 1)
+    assert any("ZeroDivisionError" in line for line in told)
