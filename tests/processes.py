@@ -1,4 +1,8 @@
-"""Several processes for a test: forked, so that each starts in milliseconds, and met as ``torchrun`` would have them meet."""
+"""Several processes for a test, met as ``torchrun`` would have them meet.
+
+They are forked from a server that has imported much and computed nothing: each starts in milliseconds, and none inherits the threads, locks
+and streams of this process (autograd, OpenMP and Arrow do not survive a fork once they have been used).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["tests.conftest", "ccaco_cli.core.workflows.ablate", "ccaco_cli.core.retrieval.export", "onnxscript", "onnxruntime"]
+)
 
 
 def free_port() -> int:
@@ -20,10 +29,13 @@ def free_port() -> int:
 
 
 def launch(world: int, work: Callable[..., None], *given: Any, seconds: float = 300.0) -> list[int | None]:
-    """Runs ``work(*given)`` in ``world`` processes with the launcher's variables set; returns their exit codes (None = was killed)."""
-    port = free_port()
-    context = multiprocessing.get_context("fork")
-    started = [context.Process(target=_one, args=(rank, world, port, work, given)) for rank in range(world)]
+    """Runs ``work(*given)`` in ``world`` processes with the launcher's variables set; returns their exit codes (None = was killed).
+
+    work  a function of a module, or a ``partial`` of one: it travels to the other processes by name
+    """
+    launcher = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = os.environ | launcher
+    started = [CONTEXT.Process(target=_one, args=(rank, environment, work, given)) for rank in range(world)]
     for process in started:
         process.start()
     end = time.monotonic() + seconds
@@ -35,9 +47,9 @@ def launch(world: int, work: Callable[..., None], *given: Any, seconds: float = 
     return codes
 
 
-def _one(rank: int, world: int, port: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _one(rank: int, environment: Mapping[str, str], work: Callable[..., None], given: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     code = 0
     try:
         work(*given)

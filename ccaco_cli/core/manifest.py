@@ -20,7 +20,7 @@ from ccaco_cli.core import fault
 from ccaco_cli.core.errors import ConfigError, ManifestError
 
 NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 HOW_TO_MAKE = {
     "dataset": "ccaco prepare NAME --source PATH",
     "run": "ccaco train --dataset NAME",
@@ -170,7 +170,7 @@ def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
     """Reads and checks a manifest: its own hash, and its files.
 
     verify  quick: their sizes | full: also their hashes, which reads every byte of them
-    Raises  ManifestError: nothing there, incomplete, another kind, a newer schema, or an altered file, by name
+    Raises  ManifestError: nothing there, incomplete, another kind, another schema, or an altered file, by name
     """
     if verify not in VERIFY:
         raise ConfigError("unknown check", where=f"--verify {verify}", expected=" | ".join(VERIFY))
@@ -194,10 +194,9 @@ def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
         raise ManifestError(f"unreadable manifest ({error})", where=path / NAME, expected=f"a {kind}", next=make) from None
     if found.kind != kind:
         raise ManifestError(f"this is a {found.kind}", where=path, expected=f"a {kind}", next=make)
-    if schema > SCHEMA:
-        raise ManifestError(
-            f"made by a newer ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next="pip install -U ccaco"
-        )
+    if schema != SCHEMA:
+        age, mend = ("a newer", "pip install -U ccaco") if schema > SCHEMA else ("an older", make)
+        raise ManifestError(f"made by {age} ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next=mend)
     if body.get("seal") != seal(body):
         raise ManifestError("this manifest was altered", where=path / NAME, expected=f"a {kind} as ccaco wrote it", next=make)
     for name, size, digest in named:

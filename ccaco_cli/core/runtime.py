@@ -35,15 +35,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads(workers: int = 0) -> None:
+def thread_count(workers: int = 0) -> int:
     """As many as ``OMP_NUM_THREADS`` says, else one a core that no loader's worker needs: threads that lack a core of their own all wait.
 
-    torch's own guess ignores containers and swings on shared machines.
+    Libraries' own guesses ignore containers and swing on shared machines.
     """
+    asked = os.environ.get(THREADS, "").partition(",")[0]
+    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() - workers)
+
+
+def threads(workers: int = 0) -> None:
+    """Holds torch to ``thread_count``."""
     import torch
 
-    asked = os.environ.get(THREADS, "").partition(",")[0]
-    torch.set_num_threads(int(asked) if asked.isdigit() and int(asked) else max(1, cores() - workers))
+    torch.set_num_threads(thread_count(workers))
 
 
 def seed(value: int) -> None:

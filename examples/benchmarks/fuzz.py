@@ -328,7 +328,7 @@ def formats() -> dict[str, Format]:
         "shard": Format(_within(_dataset, "*.arrow"), _read_dataset),
         "shard-resealed": Format(_within(_dataset, "*.arrow"), _read_dataset, _resealed("d")),
         "index-manifest": Format(_within(_index, "manifest.json"), _read_index, _resealed("i.idx")),
-        "index-vectors": Format(_within(_index, "*.faiss"), _read_index, _resealed("i.idx")),
+        "index-vectors": Format(_within(_index, "vectors.npy"), _read_index, _resealed("i.idx")),
         "index-items": Format(_within(_index, "*.arrow"), _read_index, _resealed("i.idx")),
         "index-tokens": Format(_within(_index, "tokens.npy"), _read_index, _resealed("i.idx")),
         "index-offsets": Format(_within(_index, "offsets.npy"), _read_index, _resealed("i.idx")),

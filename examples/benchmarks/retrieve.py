@@ -35,24 +35,17 @@ kept = Encoded(tokens, torch.ones(stored, given.tokens, dtype=torch.bool), nothi
 with tempfile.TemporaryDirectory() as place:
     folder = Path(place) / "b.idx"
     items = {"id": [str(i) for i in range(rows)], "group": list(range(rows)), "text": [[f"caption {i}"] for i in range(rows)]}
-    storage = {"image": indexes.write_side(folder / "image", z, kept, items)}
+    temp, name = indexes.begin(folder)
+    storage = {"image": indexes.write_side(temp / "image", z, kept, items)}
     one = {k: v[:1] for k, v in items.items()} | {"text": ["caption"]}
-    storage["text"] = indexes.write_side(folder / "text", z[:1], kept[:1], one)
-    indexes.save_model(folder / "model", aligner, towers, config)
-    query = export(folder / indexes.QUERY, aligner, towers, ["a red cat sleeps on a mat"], matcher=True)
+    storage["text"] = indexes.write_side(temp / "text", z[:1], kept[:1], one)
+    indexes.save_model(temp / "model", aligner, towers, config)
+    query = export(temp / indexes.QUERY, aligner, towers, ["a red cat sleeps on a mat"], matcher=True)
+    temp.rename(folder / name)
     facts = {"modalities": ["image", "text"], "weight": 1.0, "headline": "two-stage", "name": "benchmark", "protocol": ""}
     run, data = (Manifest(folder, kind, facts) for kind in ("run", "dataset"))
-    found = indexes.complete(
-        folder,
-        run,
-        data,
-        "test",
-        {"image": rows, "text": 1},
-        config,
-        scale=float(aligner.logit_scale().detach()),
-        storage=storage,
-        query=query,
-    )
+    more = {"scale": float(aligner.logit_scale().detach()), "storage": storage, "query": query}
+    found = indexes.complete(folder, name, run, data, "test", {"image": rows, "text": 1}, config, **more)
     ours = [sys.executable, "-m", "ccaco_cli", "retrieve", "a red cat sleeps", "--index", str(folder), "-k", "5", "--format", "csv"]
     peer = [sys.executable, "-c", "import open_clip"]
     what = f"{spec}, {rows:,} vectors"

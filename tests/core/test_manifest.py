@@ -54,9 +54,10 @@ def test_another_kind_schema_or_garbage_is_refused(tmp_path: Path) -> None:
     made(tmp_path / "d")
     with pytest.raises(ManifestError, match=r"this is a dataset.*expected a run"):
         manifest.open(tmp_path / "d", kind="run")
-    edit(tmp_path / "d", schema=manifest.SCHEMA + 1)
-    with pytest.raises(ManifestError, match="newer"):
-        manifest.open(tmp_path / "d", kind="dataset")
+    for away, message in ((1, "newer.*pip install"), (-1, "older.*ccaco prepare")):
+        edit(tmp_path / "d", schema=manifest.SCHEMA + away)
+        with pytest.raises(ManifestError, match=message):
+            manifest.open(tmp_path / "d", kind="dataset")
     for text in ("{", "[]", "{}", '{"kind": "dataset"}'):
         (tmp_path / "d" / manifest.NAME).write_text(text)
         with pytest.raises(ManifestError, match="unreadable"):
@@ -90,7 +91,7 @@ def test_any_flipped_bit_of_the_manifest_is_seen(tmp_path: Path) -> None:
         except ValueError:
             same = False
         if not same:
-            with pytest.raises(ManifestError, match=r"manifest\.json|newer|this is a"):
+            with pytest.raises(ManifestError, match=r"manifest\.json|newer|older|this is a"):
                 manifest.open(tmp_path / "d", kind="dataset")
 
 

@@ -121,7 +121,9 @@ class IndexSide:
     def items(self) -> pa.Table:
         file = self.folder / "items.arrow"
         try:
-            return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            found = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            found.validate(full=True)  # offsets that leave the file would be read all the same, and end the process
+            return found
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"unreadable items ({str(error)[:80]})", where=file, next=REBUILD) from None
 
@@ -244,7 +246,8 @@ def thumbnail(modality: str, data: bytes) -> bytes:
 
 
 def begin(root: Path) -> tuple[Path, str]:
-    """Where the next generation of an index is written, and the name that it gets when it is whole."""
+    """Where the next generation of an index is written, after a killed builder's leftovers are cleared, and its name when it is whole."""
+    manifest.sweep(root)
     sweep(root, _generation(root))
     numbers = [int(found.name.rpartition("-")[2]) for found in root.glob("generation-*")]
     name = f"generation-{max(numbers, default=0) + 1}"

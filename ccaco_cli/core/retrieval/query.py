@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ccaco_cli.core import runtime
+
 Array = np.ndarray[Any, Any]
 SETTINGS, TOKENIZER, ENCODER, MATCHER = "query.json", "tokenizer.json", "encoder.onnx", "matcher.onnx"
 ENCODER_INPUTS, ENCODER_OUTPUTS = ("ids", "mask"), ("z", "tokens")
@@ -99,13 +101,9 @@ def session(path: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or _cores())
+    options.intra_op_num_threads = runtime.thread_count()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -95,7 +95,7 @@ def ablate(
     folder     cells lie at ``folder/LABEL-sSEED``; the ablation's manifest lists those of the last command
     grid       dotted config key -> values; every combination is tried on top of every arm
     metric, reference   of the table, as in ``evidence.arms``
-    jobs       cells at once on a CPU, each with its share of the cores; GPUs have one each
+    jobs       cells at once on a CPU, each with its share of the cores; GPUs have one each, and so have the processes of a launcher
     Raises     ConfigError, before anything is trained: an unknown arm, key, metric or reference; arms that differ in step budget,
                evaluation pool or selection rule
     """

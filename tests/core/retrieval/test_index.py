@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import io
 import json
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.retrieval.index import Index, IndexSide, begin, sweep, thumbnail, write_side
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.types import Encoded
+from tests.processes import CONTEXT
 
 FILES = [
     "generation-1/image/items.arrow",
@@ -181,8 +181,7 @@ def read_while_it_is_rebuilt(root: Path, done: Path) -> None:
 def test_readers_see_the_old_or_the_new_index_whole(tmp_path: Path) -> None:
     root, done = tmp_path / "x.idx", tmp_path / "done"
     build(root, 0)
-    context = multiprocessing.get_context("fork")
-    readers = [context.Process(target=read_while_it_is_rebuilt, args=(root, done)) for _ in range(2)]
+    readers = [CONTEXT.Process(target=read_while_it_is_rebuilt, args=(root, done)) for _ in range(2)]
     for reader in readers:
         reader.start()
     for mark in range(1, 12):

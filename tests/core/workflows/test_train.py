@@ -71,7 +71,7 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
             train(asked, folder, data_root=data_root)
     with pytest.raises(DataError, match=r"interrupted run.*--resume latest"):
         train(asked, folder, data_root=data_root)
-    with pytest.raises(ConfigError, match=r"this was changed: optim.lr was 0.001, is 0.5.*--accept-changes"):
+    with pytest.raises(ConfigError, match=r"this was changed: optim.lr was 0.002, is 0.5.*--accept-changes"):
         train(Asked("scenes", explicit=small | {"optim.lr": 0.5}), folder, data_root=data_root, resume=True)
     found = train(asked, folder, data_root=data_root, resume=True)
     assert (folder / BEST).read_bytes() == (run / BEST).read_bytes()
