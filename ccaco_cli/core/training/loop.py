@@ -308,7 +308,8 @@ class _Run:
 
     def goes_on(self) -> bool:
         cursor = self.cursor
-        return cursor.step < self.total and not _out_of_patience(cursor, self.config.optim.patience) and not sentinel.ended(cursor.warnings)
+        left = cursor.step < self.total or cursor.batch > 0  # an epoch that has begun ends with its validation, after the last step too
+        return left and not _out_of_patience(cursor, self.config.optim.patience) and not sentinel.ended(cursor.warnings)
 
     def seconds(self) -> float:
         """Of training so far, validation left out."""

@@ -92,7 +92,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(toy: Any, tmp_path: Path, kill
     assert (resumed.steps, resumed.best_epoch, resumed.best) == (whole.steps, whole.best_epoch, whole.best) == (12, 1, 3)
 
 
-@pytest.mark.parametrize(("workers", "killed_at", "often"), [(0, 1, 1), (0, 5, 1), (2, 4, 1), (0, 3, 2), (0, 6, 1)])
+@pytest.mark.parametrize(("workers", "killed_at", "often"), [(0, 1, 1), (0, 5, 1), (2, 4, 1), (0, 3, 2), (0, 6, 1), (0, 12, 1)])
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
     toy: Any, tmp_path: Path, workers: int, killed_at: int, often: int
 ) -> None:
