@@ -36,6 +36,8 @@ def own_rows_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, r
     Returns  scalar, nats, mean over the 2b queries; the mean over equal shares is ``info_nce``
     """
     finite(z_a, z_b)
+    if len(z_a[rows]) * len(z_a) > blocked.BLOCK_SCORES:
+        return blocked.info_nce(z_a, z_b, group, logit_scale, rows)
     ways = ((z_a[rows], z_b), (z_b[rows], z_a))
     positive = group[rows, None] == group[None, :]
     return torch.stack([_soft_cross_entropy(logit_scale * query @ others.T, positive) for query, others in ways]).mean()

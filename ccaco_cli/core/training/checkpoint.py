@@ -93,6 +93,8 @@ def save(
     cursor     where the run was: ``step`` and ``epoch`` (they name the folder), and more plain numbers, strings, lists, tensors
     """
     folder = root / f"{cursor['step']:08d}-{cursor['epoch']:04d}"
+    if folder.exists():  # of this very moment: it says the same, and to replace it there would be a moment without any
+        return folder
     temp = root / f".{folder.name}.{os.getpid()}.tmp"
     for leftover in root.glob(".*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -104,7 +106,6 @@ def save(
         torch.save({"optimizer": optimizer, "drawn": drawn, **cursor}, buffer)
         write_bytes(temp / STATE, buffer.getvalue())
         fault.point("checkpoint.state")
-        shutil.rmtree(folder, ignore_errors=True)  # one of the same moment says the same
         temp.rename(folder)
         fault.point("checkpoint.renamed")
     except OSError as error:

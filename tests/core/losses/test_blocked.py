@@ -78,6 +78,10 @@ def test_it_is_used_by_itself_and_not_for_small_batches(monkeypatch: pytest.Monk
     monkeypatch.setattr(blocked, "BLOCK_SCORES", 40 * 40 - 1)
     contrastive.info_nce(z, z, group, torch.tensor(1.0))
     assert len(calls) == 1
+    contrastive.own_rows_nce(z, z, group, torch.tensor(1.0), slice(0, 20))
+    assert len(calls) == 1, "half of the rows fit"
+    contrastive.own_rows_nce(z, z, group, torch.tensor(1.0), slice(0, 40))
+    assert len(calls) == 2
 
 
 def test_autocast_does_not_cost_precision() -> None:

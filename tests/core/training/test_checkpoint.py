@@ -82,6 +82,11 @@ def test_nothing_is_unpickled_blindly(toy: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "boom").exists()
 
 
+def test_a_moment_is_saved_once_and_stays_while_it_is_saved_again(toy: Any, tmp_path: Path) -> None:
+    first = (save(toy, tmp_path, 3, epoch=0) / checkpoint.STATE).stat().st_ino
+    assert (save(toy, tmp_path, 3, epoch=0) / checkpoint.STATE).stat().st_ino == first
+
+
 def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
     model = toy.aligner(toy.config())
     optimizer = adamw(model, toy.config().optim)
