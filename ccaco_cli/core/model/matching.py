@@ -112,20 +112,24 @@ class Attended(Scaled):
         if index is None and self.kernel is not None:
             return super().forward(a, b)
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))  # before rows are repeated for their pairs
-        if index is None:
-            (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = [t.unsqueeze(1) for t in one], [t.unsqueeze(0) for t in other]
-            cosines = torch.einsum("apd,bld->ablp", one[0], other[0])
-            return Crossed(self._directions(cosines, unit_a, unit_b, mask_a, mask_b, gate_a, gate_b)[0])
-        (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = [t[index[:, 0]] for t in one], [t[index[:, 1]] for t in other]
+        if index is not None:
+            return self._rows(tuple(t[index[:, 0]] for t in one), tuple(t[index[:, 1]] for t in other), self.lie(a, b), attention)
+        (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = [t.unsqueeze(1) for t in one], [t.unsqueeze(0) for t in other]
+        cosines = torch.einsum("apd,bld->ablp", one[0], other[0])
+        return Crossed(self._directions(cosines, unit_a, unit_b, mask_a, mask_b, gate_a, gate_b)[0])
+
+    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+        one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))
+        return self._rows(one, other, self.lie(a, b), attention)
+
+    def _rows(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...], lie: tuple[Sequence, Sequence], attention: bool) -> Crossed:
+        """Row i of both sides, each (unit tokens, gates, mask)."""
+        (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = one, other
         if self.kernel is not None:
-            return self._sparse(self.kernel, (unit_a, mask_a, gate_a), (unit_b, mask_b, gate_b), self.lie(a, b), attention)
+            return self._sparse(self.kernel, (unit_a, mask_a, gate_a), (unit_b, mask_b, gate_b), lie, attention)
         cosines = unit_b @ unit_a.transpose(1, 2)
         logit, weights = self._directions(cosines, unit_a, unit_b, mask_a, mask_b, gate_a, gate_b)
         return Crossed(logit, attention=weights if attention else None)
-
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
-        every = torch.arange(len(a.z), device=a.z.device)
-        return self.forward(a, b, torch.stack([every, every], 1), attention=attention)
 
     def _sparse(
         self,
