@@ -28,7 +28,7 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.pool import follow_parent
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.errors import CcacoError, ConfigError, ManifestError
+from ccaco_cli.core.errors import CcacoError, ConfigError, Interrupted, ManifestError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.types import OnProgress, silent
@@ -274,7 +274,7 @@ def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _C
         free.put(place)
     pool = ProcessPoolExecutor(len(places), context, initializer=_take, initargs=(free,))
     try:
-        futures = {pool.submit(_train, cell, folder / cell.name, data_root): cell for cell in cells}
+        futures = {pool.submit(_work, cell, folder / cell.name, data_root): cell for cell in cells}
         for future in as_completed(futures):
             cell = futures[future]
             try:
@@ -290,6 +290,14 @@ def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _C
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _work(cell: Cell, path: Path, data_root: Path) -> str:
+    """``_train`` in a worker, which ends when it is asked to: its pool would only give it the next cell."""
+    try:
+        return _train(cell, path, data_root)
+    except Interrupted as end:  # and saved
+        os._exit(end.code)
 
 
 def _take(free: Any) -> None:
