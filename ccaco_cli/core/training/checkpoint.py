@@ -119,10 +119,15 @@ def save(
         ) from None
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    for old in _all(root)[: -max(1, keep)]:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(root, keep)
     fault.point("checkpoint.after")
     return folder
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints: also those that a run which was killed in ``save`` left."""
+    for old in _all(root)[: -max(1, keep)]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def save_best(root: Path, weights: dict[str, Tensor], heads: dict[str, Tensor] | None = None, name: str = "best") -> None:

@@ -268,6 +268,8 @@ class _Run:
         self.reseed()
         if found:
             self._restore(checkpoint.load_state(found / checkpoint.STATE))
+            if distributed.main():
+                checkpoint.prune(self.checkpoints, self.saving.keep)
         self.began = self.saved = time.perf_counter()
         self.lines: IO[str] | None = None
 

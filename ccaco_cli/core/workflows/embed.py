@@ -176,10 +176,11 @@ def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int)
     """Whether these embeddings are there already; refuses a folder with other ones, and notes whose the unfinished ones are."""
     mine = {name: m.sha256 for name, m in inputs.items()} | {"split": split, "shard": shard}
     note = out / ".inputs.json"
-    if out.exists() and (not note.exists() or note.read_text("utf-8") != manifest.json_text(mine)):
+    manifest.sweep(out)
+    filled = out.exists() and any(out.iterdir())  # a folder without anything may be what a kill left before its note
+    if filled and (not note.exists() or note.read_text("utf-8") != manifest.json_text(mine)):
         raise DataError("other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}")
     manifest.write_bytes(note, manifest.json_text(mine).encode())
-    manifest.sweep(out)
     return manifest.exists(out)
 
 
