@@ -15,5 +15,5 @@ def printable(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a spreadsheet: what it would run as a formula is quoted (names of our arms, such as -cross, are no formulas)."""
-    return "'" + text if text.startswith(_FORMULA) and not re.fullmatch(r"-[a-z][\w-]*", text) else text
+    """Text for a spreadsheet: what it would run as a formula is quoted (names of our arms, such as -cross and +mmd, are no formulas)."""
+    return "'" + text if text.startswith(_FORMULA) and not re.fullmatch(r"[-+][a-z][\w-]*", text) else text

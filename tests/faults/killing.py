@@ -46,13 +46,14 @@ def everywhere(
 
     outcome  folder -> what must be equal
     begin    makes the folder in which the work starts
+    every    which points are tried: every so many; each one where CCACO_EVERY_POINT is set
     Returns  how many points were tried
     """
     whole = root / "whole"
     begin(whole)
     all_points = points(work, whole)
     wanted = outcome(whole)
-    tried = all_points[::every]
+    tried = all_points[:: 1 if os.environ.get("CCACO_EVERY_POINT") else every]
     assert tried
     for number, point in enumerate(tried):
         folder = root / f"{number}"

@@ -95,7 +95,7 @@ MEMORY = """
 import torch
 import torch.nn.functional as F
 from ccaco_cli.core.losses import {module}
-z_a, z_b = (F.normalize(torch.randn(6144, 64), dim=-1).requires_grad_() for _ in range(2))
+z_a, z_b = (F.normalize(torch.randn(8192, 64), dim=-1).requires_grad_() for _ in range(2))
 def memory(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
 open("/proc/self/clear_refs", "w").write("5")  # sets the peak back, for imports have one of their own
@@ -107,7 +107,7 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is Linux's")
 def test_memory_is_a_fraction() -> None:
-    group = "torch.arange(6144)"
+    group = "torch.arange(8192)"
     calls = {
         "blocked": f"blocked.info_nce(z_a, z_b, {group}, torch.tensor(20.0))",
         "contrastive": f"contrastive.matrix_nce(20 * z_a @ z_b.T, {group}, {group})",

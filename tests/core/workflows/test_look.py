@@ -23,8 +23,8 @@ def looked(run: Path) -> Looked:
 
 def changed(run: Path, copy: Path, **body: Any) -> Path:
     shutil.copytree(run, copy)
-    found = json.loads((copy / manifest.NAME).read_text())
-    (copy / manifest.NAME).write_text(json.dumps(found | body))
+    found = json.loads((copy / manifest.NAME).read_text()) | body
+    (copy / manifest.NAME).write_text(json.dumps(found | {"seal": manifest.seal(found)}))
     return copy
 
 
