@@ -1,10 +1,13 @@
-"""Where a run happens: device, precision, threads and seeds."""
+"""Where a run happens: device, precision, threads, processes and seeds."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,19 @@ def threads(workers: int = 0) -> None:
     import torch
 
     torch.set_num_threads(thread_count(workers))
+
+
+def follow_parent() -> None:
+    """A worker leaves interrupts to its parent, and does not outlive it (after a kill -9 it would wait for ever)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def seed(value: int) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -34,7 +31,7 @@ def checked(
             yield record, check_all([record], rules)[0]
         return
     # spawned, not forked: this process may hold threads of Arrow or torch
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=follow_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=runtime.follow_parent)
     try:
         yield from _in_order(pool, records, rules, workers * AHEAD)
     except BrokenProcessPool:
@@ -59,16 +56,3 @@ def _in_order(pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead
     waiting.append((chunk, pool.submit(check_all, chunk, rules)))
     for ready, future in waiting:
         yield from zip(ready, future.result(), strict=True)
-
-
-def follow_parent() -> None:
-    """A worker leaves interrupts to its parent, and does not outlive it (after a kill -9 it would wait for ever)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

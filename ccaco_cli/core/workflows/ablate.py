@@ -26,7 +26,6 @@ from ccaco_cli.core import config as configs
 from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.data.pool import follow_parent
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import CcacoError, ConfigError, Interrupted, ManifestError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
@@ -301,7 +300,7 @@ def _work(cell: Cell, path: Path, data_root: Path) -> str:
 
 
 def _take(free: Any) -> None:
-    follow_parent()
+    runtime.follow_parent()
     os.environ.update(free.get())
 
 

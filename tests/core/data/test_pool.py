@@ -54,10 +54,10 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     script.write_text("""
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
-from ccaco_cli.core.data import pool
+from ccaco_cli.core import runtime
 import os
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=pool.follow_parent) as workers:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=runtime.follow_parent) as workers:
         print(workers.submit(os.getpid).result(), flush=True)
         time.sleep(60)
 """)
