@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -79,5 +80,7 @@ def main() -> None:
             print(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be
-        print(printable(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}"), file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "; expected free disk space; next: the same command, which goes on from what is whole" if full else ""
+        print(printable(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{mend}"), file=sys.stderr)
         sys.exit(2)

@@ -93,6 +93,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         temp.replace(path)
         fault.point("write.renamed")
         _sync(path.parent)
+    except OSError as error:  # of a write that fails, the system does not say which file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temp.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -27,6 +28,24 @@ def test_the_list_names_every_source(ccaco: Callable[..., Any]) -> None:
         assert done.code == 0
         assert done.err == ""
         assert [row["name"] for row in json.loads(done.out)] == list(SOURCES)
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("prepare", "scenes", "--limit", 3, "--image-size", 32, "--workers", 0, "--out", tmp_path / "few")
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        done = ccaco(*command)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"ccaco: No space left on device: {tmp_path}")
+    assert done.err.endswith("; expected free disk space; next: the same command, which goes on from what is whole\n")
+    assert not (tmp_path / "few").exists() and not list(tmp_path.rglob("*.tmp"))
+    assert ccaco(*command).code == 0
 
 
 def test_counts_on_stdout_and_the_next_command_on_stderr(ccaco: Callable[..., Any], tmp_path: Path) -> None:
