@@ -125,7 +125,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class PairData:
-    """An opened data set; ``splits`` names those that have rows."""
+    """An opened data set, by the name of its folder; ``splits`` names those that have rows."""
 
     manifest: Manifest
     name: str
@@ -198,6 +198,6 @@ def open(path: Path, verify: str = manifest.QUICK) -> PairData:
     try:
         first, second = map(str, found.facts["modalities"])
         splits = tuple(name for name, counts in found.facts["splits"].items() if counts["samples"])
-        return PairData(found, str(found.facts["name"]), (first, second), splits)
+        return PairData(found, found.path.resolve().name, (first, second), splits)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"unreadable manifest ({error})", where=path, expected="a dataset", next="ccaco prepare NAME") from None

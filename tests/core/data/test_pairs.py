@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> shards.PairData:
 
 def test_codes_are_dense_and_agree_between_splits(data: shards.PairData) -> None:
     train, test = data.split("train"), data.split("test")
-    assert (data.name, data.modalities, data.splits) == ("toy", ("raw", "text"), ("train", "test"))
+    assert (data.name, data.modalities, data.splits) == ("d", ("raw", "text"), ("train", "test")), "by its folder"
     assert (len(train), len(test), train.ids) == (3, 3, ["id1", "id2", "id3"])
     assert train.group.tolist() == [0, 1, 0] and test.group.tolist() == [1, 2, 3] and train.group.dtype == np.int64
     assert train.domains == test.domains == ("a", "b", "c")
