@@ -7,4 +7,6 @@ cd "$(dirname "$0")/.."
 ruff check .
 ruff format --check .
 mypy
-pytest "$@"
+# a process a core and one thread each: two that both compute with all cores wait for each other
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+pytest --numprocesses auto --dist loadfile "$@"

@@ -94,7 +94,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         fault.point("write.renamed")
         _sync(path.parent)
     except OSError as error:  # of a write that fails, the system does not say which file
-        error.filename = error.filename or str(path)
+        if error.errno and not error.filename:
+            error.filename = str(path)
         raise
     finally:
         temp.unlink(missing_ok=True)
