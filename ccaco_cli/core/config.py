@@ -274,7 +274,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError("no such config file", where=path, expected="a TOML file", next="ccaco train --help") from None
     except OSError as error:
         raise ConfigError(f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not TOML ({error})", where=path) from None
     return flatten(nested)
 
@@ -294,7 +294,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError("cannot read --set", where=text, expected="KEY=VALUE, for example loss.beta=0.5")
     try:
         return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key.strip(), value
 
 

@@ -18,12 +18,18 @@ class CcacoError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = self.what if self.where is None else f"{self.what}: {self.where}"
+        text = _clause(self.what) if self.where is None else f"{_clause(self.what)}: {_clause(self.where)}"
         if self.expected:
-            text += f"; expected {self.expected}"
+            text += f"; expected {_clause(self.expected)}"
         if self.next:
             text += f"; next: {self.next}"
         return " ".join(text.split())
+
+
+def _clause(text: object, most: int = 500) -> str:
+    """Names out of a hostile file can be of any length."""
+    found = str(text)
+    return found if len(found) <= most else f"{found[:most]}..."
 
 
 class ConfigError(CcacoError):

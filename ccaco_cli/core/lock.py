@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.manifest import write_bytes
+from ccaco_cli.core.manifest import read_json, write_bytes
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
 def _holder(note: Path) -> str:
     try:
-        found = json.loads(note.read_text("utf-8"))
+        found = read_json(note)
         return f"process {int(found['process'])} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "it has just begun"

@@ -224,8 +224,13 @@ def read_json(path: Path, most: int = MAX_JSON) -> Any:
     """A JSON file of our own. Raises ValueError (larger than ``most`` bytes, not JSON, nested beyond reason), OSError."""
     if path.stat().st_size > most:
         raise ValueError(f"larger than {most} bytes")
+    return parse_json(path.read_text("utf-8"))
+
+
+def parse_json(text: str, **more: Any) -> Any:
+    """``json.loads``. Raises ValueError: not JSON, or nested beyond reason."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(text, **more)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

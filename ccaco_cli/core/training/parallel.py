@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -67,7 +68,9 @@ class Ddp(Alone):
     def __init__(self, losses: nn.Module):
         device = next(losses.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        self.engine = DistributedDataParallel(losses, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False)
+        with warnings.catch_warnings():  # newer releases of torch call this flag by another name, older ones do not know that
+            warnings.simplefilter("ignore", FutureWarning)
+            self.engine = DistributedDataParallel(losses, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False)
         super().__init__(self.engine)
 
     def adding(self) -> AbstractContextManager[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -62,7 +61,7 @@ class Claim:
         keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
         found = [f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}" for key in keys]
         try:
-            started = json.loads(note.read_text("utf-8"))
+            started = manifest.read_json(note)
         except (OSError, ValueError):
             return [*found, f"{note.name} is gone, so nobody knows its data set"]
         if started.get("dataset") != self.started["dataset"]:

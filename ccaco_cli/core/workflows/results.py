@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -253,7 +252,7 @@ def _kind(path: Path) -> str:
 
 def _json(file: Path) -> dict[str, Any] | None:
     try:
-        body = json.loads(file.read_text("utf-8"))
+        body = manifest.read_json(file)
     except ValueError:
         return None
     return body if isinstance(body, dict) else None

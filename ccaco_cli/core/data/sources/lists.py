@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.manifest import parse_json
 
 SPLIT_NAMES = {
     "train": "train",
@@ -61,7 +61,7 @@ def read_lines(path: Path) -> list[str]:
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """A JSON object that has ``keys``; raises DataError when it is none."""
     try:
-        found = json.loads(decode_text(path.read_bytes()), object_hook=_without_tokens)
+        found = parse_json(decode_text(path.read_bytes()), object_hook=_without_tokens)
     except ValueError as error:
         raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
     if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in keys):

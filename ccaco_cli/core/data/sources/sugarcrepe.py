@@ -5,7 +5,6 @@ Source: Hsieh et al., NeurIPS 2023, arXiv:2306.14610; the seven json files of gi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ccaco_cli.core.data.checks import clean_caption
 from ccaco_cli.core.data.sources.lists import decode_text, revision_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.manifest import parse_json
 from ccaco_cli.core.types import PairRecord
 
 TYPES = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
@@ -46,7 +46,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 
 def _items(file: Path) -> list[tuple[str, str, str]]:
     try:
-        body = json.loads(decode_text(file.read_bytes()))
+        body = parse_json(decode_text(file.read_bytes()))
         rows = body.values() if isinstance(body, Mapping) else body
         return [(str(row["filename"]), clean_caption(row["caption"]), clean_caption(row["negative_caption"])) for row in rows]
     except FileNotFoundError:

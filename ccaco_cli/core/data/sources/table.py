@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, decode_text, hash_split, revision_of, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.manifest import parse_json
 from ccaco_cli.core.types import PairRecord
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Rea
             if not line.strip():
                 continue
             try:
-                row = dict(json.loads(decode_text(line)))
+                row = dict(parse_json(decode_text(line)))
             except (ValueError, TypeError) as error:
                 raise DataError(f"not a JSON object ({error})", where=f"{file}:{number}", expected="one object a line") from None
             names |= dict.fromkeys(row)
@@ -158,7 +158,7 @@ def _parquet(file: Path, wanted: Mapping[str, str], separator: str | None) -> _R
     try:
         names = parquet.read_schema(file).names
         return names, parquet.read_table(file, columns=[name for name in wanted.values() if name in names])
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeError) as error:
         raise DataError(f"not a Parquet file ({error})", where=file, expected=_EXPECTS) from None
 
 

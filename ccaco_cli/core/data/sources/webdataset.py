@@ -6,7 +6,6 @@ The headers of a shard are read in sequence by this process; pictures are read w
 from __future__ import annotations
 
 import glob
-import json
 import re
 import tarfile
 from collections import Counter
@@ -19,6 +18,7 @@ from ccaco_cli.core.data.checks import MAX_FILE_BYTES
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, PICTURE_SUFFIXES, SPLIT_NAMES, decode_text, hash_split, texts_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.manifest import parse_json
 from ccaco_cli.core.types import Media, PairRecord
 
 _EXPECTS = "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as 'shards/{00000..00099}.tar'"
@@ -164,8 +164,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int = MAX_FILE
 
 def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairRecord:
     try:
-        told = dict(json.loads(decode_text(parts.get("json", b"{}"))))
-    except (ValueError, TypeError, RecursionError):
+        told = dict(parse_json(decode_text(parts.get("json", b"{}"))))
+    except (ValueError, TypeError):
         told = {}
     captions = texts_of(parts["txt"]) if "txt" in parts else texts_of(told.get("caption"))
     id = f"{place}/{key}"
