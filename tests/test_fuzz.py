@@ -25,16 +25,27 @@ def test_five_hundred_damaged_files() -> None:
     assert refused > 100 and accepted > 20, done.stdout
 
 
-FOUND = (("karpathy", 306), ("coco", 56), ("csv", 61), ("csv", 262), ("jsonl", 66), ("parquet", 224), ("config", 178), ("result", 56))
-"""What ten thousand inputs once found: nests of three thousand brackets, columns with names as long, a Parquet header that is no text."""
+FOUND = (
+    ("karpathy", 306),
+    ("coco", 56),
+    ("karpathy-coco", 807),
+    ("csv", 61),
+    ("csv", 262),
+    ("jsonl", 66),
+    ("parquet", 224),
+    ("config", 178),
+    ("result", 56),
+)
+"""What ten thousand inputs once found: nests of three thousand brackets, columns with names as long, a Parquet header that is no text, a
+file name of a kilobyte."""
 
 
 @pytest.mark.parametrize(("format", "seed"), FOUND)
-def test_what_was_found_once_is_refused_now(format: str, seed: int, tmp_path: Path) -> None:
+def test_what_was_found_once_ends_well_now(format: str, seed: int, tmp_path: Path) -> None:
     one = fuzz.formats()[format]
     file = one.make(tmp_path)
     ending, said = fuzz.attempt(one, file.read_bytes(), file, tmp_path, seed)
-    assert fuzz.ENDINGS[ending] == "refused", said
+    assert fuzz.ENDINGS[ending] in ("refused", "accepted"), said
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

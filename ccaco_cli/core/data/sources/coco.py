@@ -5,6 +5,7 @@ Source: cocodataset.org; arXiv:1504.00325; splits of arXiv:1412.2306.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,11 +65,11 @@ def _karpathy(root: Path, file: Path) -> SourceData:
 
 def _photo(root: Path, image: dict[str, Any]) -> Path:
     """Where a photo of Karpathy's list lies: in its 2014 folder, or under its 2017 name where only those photos are there."""
-    path = root / str(image.get("filepath", "")) / str(image["filename"])
-    if path.is_file() or not isinstance(image.get("cocoid"), int):
+    path = root / str(image.get("filepath", "")) / str(image["filename"])  # of any length: os.path.isfile is false then, is_file raises
+    if os.path.isfile(path) or not isinstance(image.get("cocoid"), int):
         return path
     renamed = (root / folder / f"{image['cocoid']:012d}.jpg" for folder in ("train2017", "val2017"))
-    return next((p for p in renamed if p.is_file()), path)
+    return next((p for p in renamed if os.path.isfile(p)), path)
 
 
 def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
