@@ -50,5 +50,5 @@ def _holder(note: Path) -> str:
     try:
         found = read_json(note)
         return f"process {int(found['process'])} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "it has just begun"

@@ -194,7 +194,7 @@ def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
         shapes = all(isinstance(value, dict) for value in (found.facts, found.inputs, found.config, found.made_by))
         if not shapes or any("sha256" not in one for one in found.inputs.values()):
             raise ValueError("other content")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError) as error:
         raise ManifestError(f"unreadable manifest ({error})", where=path / NAME, expected=f"a {kind}", next=make) from None
     if found.kind != kind:
         raise ManifestError(f"this is a {found.kind}", where=path, expected=f"a {kind}", next=make)

@@ -199,5 +199,5 @@ def open(path: Path, verify: str = manifest.QUICK) -> PairData:
         first, second = map(str, found.facts["modalities"])
         splits = tuple(name for name, counts in found.facts["splits"].items() if counts["samples"])
         return PairData(found, found.path.resolve().name, (first, second), splits)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ManifestError(f"unreadable manifest ({error})", where=path, expected="a dataset", next="ccaco prepare NAME") from None

@@ -181,7 +181,7 @@ class Index:
             self.weight = float(self.manifest.facts["weight"])
             self.headline = str(self.manifest.facts["headline"])
             rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ManifestError(f"unreadable manifest ({error})", where=path, expected="an index", next=REBUILD) from None
         self.sides = {m: IndexSide(self.folder / m, rows[m]) for m in self.modalities}
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.errors import ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
@@ -40,6 +41,11 @@ def changed(index: Path, copy: Path, **facts: Any) -> Path:
     body["facts"] |= facts
     (copy / manifest.NAME).write_text(json.dumps(body | {"seal": manifest.seal(body)}))
     return copy
+
+
+def test_a_number_beyond_reason_is_refused(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="unreadable manifest"):
+        Index(changed(index, tmp_path / "x.idx", rows={"image": float("inf"), "text": 1}))
 
 
 def test_answers_equal_brute_force_over_the_shards(embedded: Manifest, index: Path) -> None:
