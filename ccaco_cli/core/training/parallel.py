@@ -83,6 +83,8 @@ class Fsdp(Alone):
     def __init__(self, losses: nn.Module):
         device = next(losses.parameters()).device
         self.small = [p for p in losses.parameters() if p.ndim == 0]  # in one order on every process
+        for parameter in losses.parameters():  # of channels_last towers they are not, and FSDP2 cannot cut them so
+            parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(device.type, (distributed.world(),))
         self.engine: Any = fully_shard(losses, mesh=mesh, ignored_params=set(self.small))
         for parameter in self.small:

@@ -42,6 +42,7 @@ class NormTower(torch.nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear, self.norm = torch.nn.Linear(width, width, bias=False), torch.nn.BatchNorm1d(width)
+        self.linear.weight.data = self.linear.weight.data.t().contiguous().t()  # not contiguous, as weights of channels_last towers are
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
         tokens = self.norm(self.linear(inputs["tokens"]).transpose(1, 2)).transpose(1, 2)
@@ -123,7 +124,7 @@ def wrong(toy: Any, root: Path) -> None:
         engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
         engine(data[part(plan.epoch(0)[0], distributed.rank(), 2)], 0.0)["total"].backward()
         if distributed.main():
-            save_file({k: p.grad for k, p in aligner.named_parameters() if p.grad is not None}, root / "wrong")
+            save_file({k: p.grad.contiguous() for k, p in aligner.named_parameters() if p.grad is not None}, root / "wrong")
 
 
 def test_this_test_can_fail_and_the_flags_that_would_make_it_are_refused(toy: Any, tmp_path: Path, one: Path) -> None:
