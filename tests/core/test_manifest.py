@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ManifestError
@@ -33,6 +36,25 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert (found.facts, found.config) == ({"name": "x"}, {"limit": 3})
     assert child.inputs == {"dataset": {"path": str(tmp_path / "d"), "sha256": data.sha256}}
     assert found.made_by["libraries"]["torch"]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(value=ANYTHING)
+def test_any_fact_is_read_back_and_any_change_of_it_is_seen(value: Any) -> None:
+    with TemporaryDirectory() as folder:
+        written = manifest.write(Path(folder), "dataset", facts={"name": "x", "value": value})
+        found = manifest.open(Path(folder), kind="dataset", verify="full")
+        assert found.facts["value"] == value and found.sha256 == written.sha256
+        file = Path(folder) / manifest.NAME
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"name": "x", "value": [value]}}))
+        with pytest.raises(ManifestError, match="this manifest was altered"):
+            manifest.open(Path(folder), kind="dataset")
 
 
 def test_identity_is_the_content_and_not_the_place_or_time(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data import shards
@@ -67,6 +71,22 @@ def test_training(toy: Any, tmp_path: Path) -> None:
         return files, [{k: v for k, v in entry.items() if k != "waiting"} for entry in log]
 
     assert everywhere(partial(train_toy, toy), outcome, tmp_path, every=6) > 6
+
+
+def test_a_clock_that_jumps(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backwards by years and forwards again: nothing that is written depends on the hour."""
+
+    def outcome(folder: Path) -> Any:
+        folder.mkdir()
+        train_toy(toy, folder)
+        prepare_nine(folder)
+        checkpoints = {k: v for k, v in hashes(folder / "checkpoints").items() if k.endswith(checkpoint.WEIGHTS)}
+        return checkpoints, shards.open(folder / "d", "full").manifest.sha256
+
+    wanted = outcome(tmp_path / "steady")
+    hours = itertools.cycle((4e9, 0.0, 1e9))
+    monkeypatch.setattr(time, "time", lambda: next(hours))
+    assert outcome(tmp_path / "jumping") == wanted
 
 
 def train_scenes(asked: Asked, data_root: Path, folder: Path) -> None:

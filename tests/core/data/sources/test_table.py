@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ccaco_cli.core.data.sources.lists import hash_split
 from ccaco_cli.core.data.sources.source import SourceOptions
@@ -23,6 +27,25 @@ ROWS = pd.DataFrame(
 
 def read(path: Path, **options: Any) -> list[tuple[Any, ...]]:
     return [(r.id, r.split, list(r.captions), r.domain) for r in SOURCE.read(path, SourceOptions(**options)).records]
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+
+
+@given(rows=st.lists(st.tuples(st.sampled_from(["a.jpg", "b.jpg", "c.jpg"]), WORDS), min_size=1))
+@pytest.mark.parametrize("kind", ["t.csv", "t.jsonl", "t.parquet"])
+def test_every_caption_of_any_table_arrives_in_order(kind: str, rows: list[tuple[str, str]]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / kind
+        table = pd.DataFrame(rows, columns=["filepath", "title"])
+        if kind == "t.csv":
+            table.to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+        elif kind == "t.jsonl":
+            table.to_json(path, orient="records", lines=True)
+        else:
+            table.to_parquet(path)
+        found = {id: captions for id, _, captions, _ in read(path)}
+        assert found == {id: [text for other, text in rows if other == id] for id in dict(rows)}
 
 
 @pytest.mark.parametrize("kind", ["t.csv", "tabs.csv", "t.tsv", "semicolons.csv", "bom.csv", "utf16.csv", "t.jsonl", "t.parquet"])
