@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ccaco_cli.core import distributed
+
+_pairs: ContextVar[int] = ContextVar("pairs", default=0)
+
+
+@contextmanager
+def led_by(pairs: int) -> Iterator[None]:
+    """Inside, so many of a process's rows are pairs, with rows without a partner behind them: in the global batch all pairs come first."""
+    token = _pairs.set(pairs)
+    try:
+        yield
+    finally:
+        _pairs.reset(token)
+
+
+def _own(rows: int) -> Tensor:
+    """Where a process's rows lie in the global batch: [rows] int64."""
+    pairs = min(_pairs.get(), rows)
+    first = torch.arange(pairs) + distributed.rank() * pairs
+    return torch.cat([first, torch.arange(rows - pairs) + distributed.world() * pairs + distributed.rank() * (rows - pairs)])
 
 
 class Dropout(nn.Dropout):
@@ -20,7 +43,7 @@ class Dropout(nn.Dropout):
         shape = [len(x) * distributed.world(), *x.shape[1:]]
         if x.ndim > 2:
             shape[1] = int(distributed.largest(shape[1]))
-        mask = self.drop(x.new_ones(shape))[distributed.rank() * len(x) :][: len(x)]
+        mask = self.drop(x.new_ones(shape))[_own(len(x))]
         return x * (mask[:, : x.shape[1]] if x.ndim > 2 else mask)
 
     def drop(self, x: Tensor) -> Tensor:

@@ -191,7 +191,8 @@ def _epoch(run: _Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked
                 cursor.warnings.append(sick)
                 break
             given = {"contrastive": config.loss.alpha, "cross": beta} | (run.adaptation.weights if run.adaptation is not None else {})
-            used = {WEIGHTS[name]: round(float(run.balance.weigh(name, weight)), 6) for name, weight in given.items()}
+            weights = {name: torch.as_tensor(run.balance.weigh(name, weight)) for name, weight in given.items()}
+            used = {WEIGHTS[name]: round(float(weight.detach()), 6) for name, weight in weights.items()}
             run.balance.observe(parts, given, step.shared(aligner))
             run.scaler.scale(parts["total"] / often).backward()  # type: ignore[no-untyped-call]
         cursor.batch += 1

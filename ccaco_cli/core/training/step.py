@@ -14,6 +14,7 @@ from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.total import Alignment, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.wholebatch import led_by
 from ccaco_cli.core.types import Encoded, PairBatch
 
 ADVERSARIAL = "dann"
@@ -50,7 +51,8 @@ def losses(
     first, second = aligner.modalities
     given, pairs_here = {first: batch.a, second: batch.b}, len(batch.rows)
     aligned = config.alpha > 0 or beta > 0
-    own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
+    with led_by(pairs_here):
+        own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
     paired = {m: together(x[:pairs_here], parallel) for m, x in own.items()}  # behind them lie samples without a partner
     alignment = None
     if aligned:

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ccaco_cli.core import distributed, runtime
+from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan, part
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.training import checkpoint, parallel, step
 from ccaco_cli.core.training.loop import check, fit
 from ccaco_cli.core.types import Features, silent
@@ -31,6 +34,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "accumulated": {"optim__accum_freq": 2, "optim__batch_size": 4},
     "uncertainty": {"loss__balance": "uncertainty"},
     "gradnorm": {"loss__balance": "gradnorm"},
+    "dann": {"domain__loss": "dann", "domain__weight": 0.5, "domain__target": "t"},
+    "mmd": {"domain__loss": "mmd", "domain__weight": 0.5, "domain__target": "t"},
+    "coral": {"domain__loss": "coral", "domain__weight": 0.5, "domain__target": "t"},
     "fsdp": {"parallel__kind": "fsdp"},
     "fsdp-accumulated": {"parallel__kind": "fsdp", "optim__accum_freq": 2, "optim__batch_size": 4, "loss__cross": "matching"},
 }
@@ -56,19 +62,29 @@ def model(toy: Any, config: Any) -> Any:
     return aligner.train()
 
 
+def data_of(toy: Any, config: Any) -> tuple[Any, Any, Any]:
+    """Data and batches; of a run across domains eight of the rows have no partner, and there are heads for them."""
+    if config.domain.loss == "none":
+        return *toy.data(config), None
+    a, b = toy.columns(24)
+    plan = PairPlan(a, b, np.arange(16) // 2, config.optim.batch_size, config.seed, unpaired=(np.arange(16, 24), NONE))
+    codes, label = torch.zeros(2, dtype=torch.long), torch.full((24,), -1)
+    torch.manual_seed(4)
+    heads = Adaptation(config.domain, 8, {"image": 2}, codes, label, adversarial=config.domain.loss == step.ADVERSARIAL)
+    return PairDataset(a, b, np.arange(24), np.arange(24) // 16), plan, heads
+
+
 def measure(toy: Any, root: Path, names: list[str]) -> None:
     """Leaves gradients of one batch and the outcome of three steps of every setting under ``root``."""
     with distributed.together("cpu"):
         for name in names:
             config = toy.config(optim__epochs=1, **SETTINGS[name])
             aligner = model(toy, config)
-            data, plan = toy.data(config)
-            engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
-            from ccaco_cli.core.data.loader import part
-
+            data, plan, heads = data_of(toy, config)
+            engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel, heads), config)
             batch = data[part(plan.epoch(0)[0], distributed.rank(), distributed.world())]
             torch.manual_seed(5)
-            parts = engine(batch, config.loss.beta, torch.Generator().manual_seed(1))
+            parts = engine(batch, config.loss.beta, torch.Generator().manual_seed(1), 0.5)
             parts["total"].backward()
             engine.reduced()
             found = {k: parallel.gathered(p.grad).clone() for k, p in aligner.named_parameters() if p.grad is not None}
@@ -79,7 +95,8 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
                 save_file({k: v.contiguous() for k, v in (found | told).items()}, folder / "gradients")
             distributed.wait()
             aligner = model(toy, config)
-            fit(aligner, data, plan, config, folder, lambda model: {"R-sum": 1.0}, on_progress=silent)
+            data, plan, heads = data_of(toy, config)
+            fit(aligner, data, plan, config, folder, lambda model: {"R-sum": 1.0}, adaptation=heads, on_progress=silent)
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[Any]]:
@@ -119,8 +136,6 @@ def wrong(toy: Any, root: Path) -> None:
         config = toy.config(loss__beta=0.0, parallel__local_loss=True, parallel__gather_with_grad=False)
         aligner = model(toy, config)
         data, plan = toy.data(config)
-        from ccaco_cli.core.data.loader import part
-
         engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
         engine(data[part(plan.epoch(0)[0], distributed.rank(), 2)], 0.0)["total"].backward()
         if distributed.main():
