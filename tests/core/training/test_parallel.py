@@ -115,7 +115,7 @@ def one(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_losses_gradients_and_parameters_equal_those_of_one_process(toy: Any, tmp_path: Path, one: Path, world: int) -> None:
-    names = list(SETTINGS) if world == 2 else ["infonce", "matching", "listwise", "mse", "local-loss", "fsdp"]
+    names = list(SETTINGS) if world == 2 else ["infonce", "matching", "listwise", "mse", "dann", "mmd", "coral", "local-loss", "fsdp"]
     assert launch(world, measure, toy, tmp_path, names) == [0] * world
     for name in names:
         (gradients, weights, losses), (same_gradients, same_weights, same_losses) = outcome(tmp_path / name), outcome(one / name)
