@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.errors import CcacoError, ConfigError, LostProcess
 
 T = TypeVar("T")
@@ -30,11 +31,6 @@ _turns: ContextVar[list[int]] = ContextVar("turns")
 
 class Leaves(SystemExit):
     """This process has done its part (code 0), or another one tells the user what is wrong (code 2): it ends without a word."""
-
-
-def launched() -> tuple[int, int]:
-    """(rank, world) as the launcher says; (0, 1) without one."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
@@ -60,7 +56,7 @@ def together(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
     minutes  after which a process that does not answer counts as lost
     Raises   LostProcess: another one has ended or hangs; says which, within seconds of its end
     """
-    here, size = launched()
+    here, size = runtime.launched()
     if size <= 1 or dist.is_initialized():
         yield
         return

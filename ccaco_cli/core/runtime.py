@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import random
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,11 @@ def device(name: str) -> Any:
     except (RuntimeError, AssertionError):
         raise ConfigError("no such device on this machine", where=name, expected="auto, cpu or cuda[:N]") from None
     return found
+
+
+def launched() -> tuple[int, int]:
+    """(rank, world) as a launcher of several processes says; (0, 1) without one."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 THREADS = "OMP_NUM_THREADS"
@@ -56,6 +57,10 @@ def threads(workers: int = 0) -> None:
 
 def follow_parent() -> None:
     """A worker leaves interrupts to its parent, and does not outlive it (after a kill -9 it would wait for ever)."""
+    import multiprocessing
+    import signal
+    import threading
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -69,6 +74,8 @@ def follow_parent() -> None:
 
 def seed(value: int) -> None:
     """Seeds Python, numpy and torch (every device)."""
+    import random
+
     import numpy as np
     import torch
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from ccaco_cli.core.escape import printable
+from ccaco_cli.core.runtime import launched
 from ccaco_cli.core.types import OnProgress, silent
 
 
@@ -19,7 +20,7 @@ def bar(title: str) -> Iterator[OnProgress]:
 
     ``facts["left"]`` are seconds until the whole work is done, where that is more than this bar.
     """
-    if not sys.stderr.isatty() or os.environ.get("CI") or _another():
+    if not sys.stderr.isatty() or os.environ.get("CI") or launched()[0]:
         yield silent
         return
     from rich.console import Console
@@ -53,10 +54,5 @@ def bar(title: str) -> Iterator[OnProgress]:
 
 def note(line: str) -> None:
     """One line on stderr for the person at the terminal."""
-    if not _another():
+    if not launched()[0]:  # of several processes the first one speaks
         print(printable(line), file=sys.stderr, flush=True)
-
-
-def _another() -> bool:
-    """True in all but the first of several processes."""
-    return os.environ.get("RANK", "0") != "0"

@@ -14,9 +14,9 @@ from ccaco_cli.core.config import EvalConfig
 from ccaco_cli.core.evaluation.metrics import RECALLS, RankResult, ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation, Pool, evaluate
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.retrieval.query import PAIRS_AT_ONCE
 from ccaco_cli.core.types import Encoded
 
-PAIRS_AT_ONCE = 2048
 TOKENS_AT_ONCE = 1 << 18
 """Tokens of both sides that go to the device at once: fewer pairs of what is long."""
 LIKE_LENGTH = 8

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ccaco_cli.core import distributed
+from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model.wholebatch import synchronise
@@ -128,7 +128,7 @@ def check(config: RunConfig) -> None:
             where="--local-loss --no-gather-with-grad",
             expected="one of them",
         )
-    world = max(distributed.launched()[1], distributed.world())
+    world = max(runtime.launched()[1], distributed.world())
     if config.optim.batch_size % world:
         size = max(1, config.optim.batch_size // world) * world
         raise ConfigError(
