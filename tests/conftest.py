@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from ccaco_cli.app import main
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TowerConfig
@@ -28,6 +29,9 @@ from ccaco_cli.core.types import Features
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.prepare import prepare
 from ccaco_cli.core.workflows.train import Asked, train
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")  # the same examples in every run; new ones: --hypothesis-profile default
 
 PICTURES = 25
 SMALL = {
