@@ -66,8 +66,8 @@ def embed(
         found_of_exact = f"{searched['type']}, recall@10 {searched['recall']:.3f} of exact search"
         sizes = f"{searched['bytes_per_item']:,.0f} bytes an item; tokens {tokens['store']}, {tokens['bytes_per_item']:,.0f} bytes an item"
         progress.note(f"{modality}: {found_of_exact}, {sizes}")
-    if not found.facts.get("query", {}).get("exported", True):
-        progress.note(f"text queries load the whole model: {found.facts['query']['why']}")
+    if why := found.facts.get("query", {}).get("why"):
+        progress.note(f"text queries load the whole model: {why}")
     progress.note(
         f"next: ccaco retrieve {options.QUERIES[found.facts['modalities'][1]]} --index {index}"
         if index

@@ -20,7 +20,7 @@ def prepare(
     out: Annotated[Path | None, typer.Option("--out", help="Where the data set goes.", show_default="data/NAME")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.", show_default=False)] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=8, help="Re-encode larger pictures to this short side.", show_default=False)
+        int | None, typer.Option("--image-size", min=8, help="Re-encode larger pictures and films to this short side.", show_default=False)
     ] = None,
     image_key: Annotated[str | None, typer.Option("--csv-img-key", help="table: column of picture paths.", show_default="filepath")] = None,
     caption_key: Annotated[str | None, typer.Option("--csv-caption-key", help="table: column of captions.", show_default="title")] = None,

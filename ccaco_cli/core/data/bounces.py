@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
+from ccaco_cli.core.data.clips import EXACT, H264
 from ccaco_cli.core.types import PairRecord
 
 Array = np.ndarray[Any, Any]
@@ -24,8 +25,6 @@ SECONDS, FPS, RATE = 2.0, 16, 16_000
 GROUND, HEIGHT = 0.88, 0.72  # of the picture's side: where the ground is, and the highest start above it
 FALL = 0.36  # seconds from the highest start to the ground
 SLOWEST = 0.12  # of the fastest impact: slower ones make no sound and end the bouncing
-X264 = {"preset": "ultrafast", "crf": "24", "x264-params": "threads=1:asm=0"}
-"""With its hand-written assembly x264 gave equal pictures unequal bytes, in one run of ten."""
 APART = 0.2  # seconds by which the first impacts of twins differ, at least
 
 
@@ -150,12 +149,11 @@ def _timing(rng: np.random.Generator) -> tuple[float, float, float]:
 def render(bounce: Bounce) -> bytes:
     """The clip as an MP4 file: H.264 at 16 frames a second, AAC at 16 kHz, two seconds. Equal bounce, equal bytes."""
     out = io.BytesIO()
-    exact = {"flags": "+bitexact"}
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
-        film = file.add_stream("libx264", FPS, options=exact | X264)
+        film = file.add_stream("libx264", FPS, options=H264 | {"crf": "24"})
         film.width = film.height = bounce.side
         film.pix_fmt = "yuv420p"
-        sound = file.add_stream("aac", RATE, layout="mono", bit_rate=48_000, options=exact)
+        sound = file.add_stream("aac", RATE, layout="mono", bit_rate=48_000, options=EXACT)
         for pixels in pictures(bounce):
             file.mux(film.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         file.mux(film.encode(None))

@@ -37,7 +37,7 @@ class Rules:
     root        real path of the source's folder, which every path of a record starts with: files outside it are rejected;
                 None when media are made, not read
     modalities  the two of the data set
-    image_size  pixels of the short side above which a picture is re-encoded; None keeps every picture as it is
+    image_size  pixels of the short side above which a picture or a film is re-encoded; None keeps all as they are
     unpaired    domains whose records may be without captions
     """
 
@@ -183,7 +183,7 @@ def _check_image(data: bytes, rules: Rules) -> _Found:
 def _check_clip(data: bytes, rules: Rules, *, modality: str) -> _Found:
     from ccaco_cli.core.data import clips  # brings FFmpeg along, which pictures do without
 
-    found = clips.check(modality, data)
+    found = clips.check(modality, data, rules.image_size)
     measures: dict[str, float] = {f"{modality}_seconds": found.facts["seconds"]}
     measures |= {"silent": float(found.facts["silent"])} if "silent" in found.facts else {}
     measures |= dict(zip(("width", "height"), found.size, strict=True)) if found.size else {}
@@ -235,7 +235,7 @@ def _place(record: PairRecord, root: str | None, error: DataError) -> str:
             files.append(path.relative_to(root or "").as_posix())
         except ValueError:
             files.append(path.as_posix())
-    return _printable("; ".join([*files, *([str(error.where)] if error.where is not None else [])]))
+    return _printable("; ".join([*dict.fromkeys(files), *([str(error.where)] if error.where is not None else [])]))
 
 
 def _printable(text: str) -> str:

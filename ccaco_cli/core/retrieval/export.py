@@ -54,13 +54,15 @@ def export(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples:
     aligner  on the CPU, in evaluation mode
     samples  captions on which both are compared, end to end from the text
     matcher  also export the cross branch
-    Returns  for the manifest: {"exported": True, "cosine_difference", "match_difference"} or {"exported": False, "why"}; never raises for a
-             model that cannot be exported, for it is searched as well by the trained model itself
+    Returns  for the manifest: {"exported": True, "cosine_difference", "match_difference"} or {"exported": False, "why"}, without
+             "why" where there is no text; never raises for a model that cannot be exported, for it is searched as well by itself
     """
     tower = towers.get(MODALITY)
     described = tower.preprocess.portable() if tower is not None and hasattr(tower.preprocess, "portable") else None
-    if tower is None or described is None:
-        return {"exported": False, "why": "no text tower" if tower is None else "its tokenizer needs the library that made it"}
+    if tower is None:
+        return {"exported": False}
+    if described is None:
+        return {"exported": False, "why": "its tokenizer needs the library that made it"}
     tokenizer, settings = described
     folder.mkdir(parents=True)
     try:

@@ -76,13 +76,30 @@ def test_frames_at_the_rate_asked_for() -> None:
     assert next(Clip(data).frames(8)).size == (32, 32)
 
 
-def test_a_film_that_lies_is_turned() -> None:
-    data = bytearray(film(side=32, stripe=True))
-    assert np.asarray(next(Clip(bytes(data)).frames(8)).convert("L"))[16, 4] > 200, "bright on the left"
+def lying(data: bytes) -> bytes:
+    """The film with a note that says: to be seen a quarter turn clockwise."""
     matrix = data.index(b"tkhd") + 4 + 40
-    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # a quarter turn clockwise
-    turned = np.asarray(next(Clip(bytes(data)).frames(8)).convert("L"))
+    return data[:matrix] + struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30) + data[matrix + 36 :]
+
+
+def test_a_film_that_lies_is_turned() -> None:
+    data = film(side=32, stripe=True)
+    assert np.asarray(next(Clip(data).frames(8)).convert("L"))[16, 4] > 200, "bright on the left"
+    turned = np.asarray(next(Clip(lying(data)).frames(8)).convert("L"))
     assert turned[4].min() > 200 and turned[28].max() < 60, "bright at the top"
+
+
+def test_a_film_made_smaller_shows_the_same_at_the_same_times() -> None:
+    data = film(seconds=1.0, fps=8, side=64, samples=tone(1.0, 16_000), rate=16_000)
+    found = check("video", data, 32)
+    assert found.size == (32, 32) and found.data == check("video", data, 32).data
+    assert next(Clip(found.data).frames(8)).size == (32, 32)
+    assert all(greys(found.data, rate) == greys(data, rate) for rate in (8, 4, 16, 3))
+    assert check("video", found.data).facts == found.facts == check("video", data).facts
+    assert check("video", data, 64).data == data, "never enlarged, nor encoded for nothing"
+    turned = check("video", lying(film(side=64, stripe=True)), 32).data
+    seen = np.asarray(next(Clip(turned).frames(8)).convert("L"))
+    assert seen[4].min() > 180 and seen[28].max() < 70, "bright at the top, once"
 
 
 def test_a_film_with_sound_gives_its_sound_as_a_file_of_its_own() -> None:
