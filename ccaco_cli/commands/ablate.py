@@ -25,6 +25,16 @@ def ablate(
             "--grid", metavar="FILE", help="TOML: a table [grid] of settings and the values to try with every arm.", show_default=False
         ),
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(
+            "--ensemble",
+            min=2,
+            metavar="N",
+            help="Also score N seeds of every contrastive-only arm with their cosines added: the control of any two-stage gain.",
+            show_default=False,
+        ),
+    ] = None,
     metric: options.Metric = "R-sum",
     reference: options.Reference = None,
     alpha: options.Alpha = None,
@@ -71,6 +81,7 @@ def ablate(
     Examples:
       ccaco ablate --dataset scenes --arms ccaco,clip --seeds 2
       ccaco ablate --dataset scenes --arms ccaco,clip,-contrastive --epochs 2 --name quick --reference clip
+      ccaco ablate --dataset scenes --arms ccaco,clip --ensemble 2
     """
     from ccaco_cli.core.workflows import arms as known
     from ccaco_cli.core.workflows.ablate import ablate as workflow
@@ -90,6 +101,7 @@ def ablate(
             grid=values,
             metric=metric,
             reference=reference,
+            ensemble=ensemble or 0,
             jobs=jobs,
             data_root=data,
             on_progress=tell,

@@ -84,6 +84,7 @@ def ablate(
     grid: Mapping[str, Sequence[Any]] | None = None,
     metric: str = "R-sum",
     reference: str | None = None,
+    ensemble: int = 0,
     jobs: int = 1,
     data_root: Path = Path("data"),
     on_progress: OnProgress = silent,
@@ -94,12 +95,14 @@ def ablate(
     folder     cells lie at ``folder/LABEL-sSEED``; the ablation's manifest lists those of the last command
     grid       dotted config key -> values; every combination is tried on top of every arm
     metric, reference   of the table, as in ``evidence.arms``
+    ensemble   how many seeds of each contrastive-only arm are also scored together, their cosines added (0 = none)
     jobs       cells at once on a CPU, each with its share of the cores; GPUs have one each, and so have the processes of a launcher
     Raises     ConfigError, before anything is trained: an unknown arm, key, metric or reference; arms that differ in step budget,
-               evaluation pool or selection rule
+               evaluation pool or selection rule; an ensemble of more seeds than there are, or of no arm
     """
     with distributed.together(asked.device, asked.timeout):
-        return _ablate(asked, arms, seeds, folder, grid, metric, reference, jobs, data_root, on_progress if distributed.main() else silent)
+        tell = on_progress if distributed.main() else silent
+        return _ablate(asked, arms, seeds, folder, grid, metric, reference, ensemble, jobs, data_root, tell)
 
 
 def _ablate(
@@ -110,12 +113,13 @@ def _ablate(
     grid: Mapping[str, Sequence[Any]] | None,
     metric: str,
     reference: str | None,
+    ensemble: int,
     jobs: int,
     data_root: Path,
     on_progress: OnProgress,
 ) -> Ablation:
     data = distributed.in_turn(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
-    cells = distributed.in_turn(lambda: _planned(asked, arms, seeds, data, grid or {}, metric, reference))
+    cells = distributed.in_turn(lambda: _planned(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
     with lock.held(folder, "ablation") if distributed.main() else nullcontext():
         left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
         if distributed.main():
@@ -136,12 +140,16 @@ def _ablate(
         failures |= {
             cell.name: _failure(folder / cell.name) for cell in left if cell not in mine and not manifest.exists(folder / cell.name)
         }
-        _complete(folder, cells, failures, data)
-        done = [folder / cell.name for cell in cells if cell.name not in failures]
         split = "test" if "test" in data.splits else "val"
+        whole = [cell for cell in cells if cell.name not in failures]
+        with distributed.apart():
+            added = _ensembles(whole, ensemble, data, split, folder, on_progress)
+        _complete(folder, cells, failures, data, added)
+        done = [folder / cell.name for cell in whole]
         runs = results.find([folder]) if done else []
         table = evidence.arms(runs, split=split, metric=metric, reference=reference, failed=results.failures([folder]))
-        return Ablation(table, report.rows(done, split=split), {cell.name: failures[cell.name] for cell in cells if cell.name in failures})
+        told = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
+        return Ablation(table, report.rows([*done, *added], split=split), told)
 
 
 def _failure(path: Path) -> str:
@@ -153,12 +161,51 @@ def _failure(path: Path) -> str:
 
 
 def _planned(
-    asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: Mapping[str, Sequence[Any]], metric: str, reference: str | None
+    asked: Asked,
+    arms: Sequence[str],
+    seeds: int,
+    data: PairData,
+    grid: Mapping[str, Sequence[Any]],
+    metric: str,
+    reference: str | None,
+    ensemble: int,
 ) -> list[Cell]:
     cells = plan(asked, arms, seeds, data, grid)
     evidence.check_fair({cell.label: asdict(cell.config) for cell in cells})
     _check_table(cells, data, metric, reference)
+    if ensemble and not 2 <= ensemble <= seeds:
+        raise ConfigError(f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds")
+    if ensemble and not any(map(_adds, cells)):
+        raise ConfigError("no arm to make an ensemble of", where="--arms", expected="one without a cross branch, such as clip")
     return cells
+
+
+def _adds(cell: Cell) -> bool:
+    """Whether an ensemble of the cell's arm is scored: it is contrastive only, and of one domain."""
+    config = cell.config
+    return config.method == "gradient" and config.loss.alpha > 0 and not config.loss.beta and not config.domain.target
+
+
+def _ensembles(cells: Sequence[Cell], size: int, data: PairData, split: str, folder: Path, on_progress: OnProgress) -> list[Path]:
+    """The result files of what ``ensemble.score`` makes of each contrastive-only arm."""
+    if not size:
+        return []
+    from ccaco_cli.core.workflows import ensemble  # brings the models along
+
+    arms: dict[str, dict[int, Cell]] = {}
+    for cell in filter(_adds, cells):
+        arms.setdefault(cell.label, {})[cell.seed] = cell
+    wanted = [
+        (f"{label},ensemble={size}", seed, [folder / seeds[one].name for one in ring])
+        for label, seeds in arms.items()
+        for seed, ring in (ensemble.members(list(seeds), size) if len(seeds) >= size else {}).items()
+    ]
+    found = []
+    for number, (label, seed, models) in enumerate(wanted):
+        on_progress(number, len(wanted), {"what": "ensembles"})
+        place, device = folder / f"{label}-s{seed}", cells[0].config.device
+        found.append(ensemble.score(label, seed, models, data, split, place, device=device))
+    return found
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
@@ -315,14 +362,15 @@ def _places(device: str, jobs: int) -> list[Place]:
     return [{runtime.THREADS: str(max(1, runtime.cores() // jobs))}] * jobs
 
 
-def _complete(folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData) -> None:
+def _complete(folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData, added: Sequence[Path]) -> None:
     listed = []
     for cell in cells:
         about = {"name": cell.name, "label": cell.label, "arm": cell.config.arm, "seed": cell.seed, "config": _hash(asdict(cell.config))}
         error = failures.get(cell.name)
         outcome = {"error": error} if error else {"run": manifest.open(folder / cell.name, kind="run").sha256}
         listed.append(about | outcome)
-    manifest.write(folder, "ablation", facts={"dataset": data.name, "cells": listed}, inputs={"dataset": data.manifest})
+    files = [manifest.file_entry(folder, file) for file in added]
+    manifest.write(folder, "ablation", facts={"dataset": data.name, "cells": listed}, inputs={"dataset": data.manifest}, files=files)
 
 
 class _Clock:

@@ -235,8 +235,9 @@ def _at(path: Path) -> list[Run]:
     if kind == "run":
         return [_run(path)]
     if kind == "ablation":
-        cells = [cell for cell in manifest.open(path, kind="ablation").facts["cells"] if "error" not in cell]
-        found = [_run(path / cell["name"], cell["label"], cell["run"]) for cell in cells]
+        whole = manifest.open(path, kind="ablation")
+        found = [_run(path / cell["name"], cell["label"], cell["run"]) for cell in whole.facts["cells"] if "error" not in cell]
+        found += [_lone(path / entry["name"]) for entry in whole.files]  # of ensembles
     else:
         found = [_run(p.parent) for p in sorted(path.glob(f"*/{manifest.NAME}")) if _kind(p.parent) == "run"]
     if not found:
@@ -272,7 +273,8 @@ def _lone(file: Path) -> Run:
         raise DataError("this file is no result", where=file, expected="results/SPLIT.STAGE.json of a run")
     name = body.get("run") or (f"{file.parent.parent.name}/{file.stem}" if file.parent.name == "results" else file.stem)
     facts = {"name": name, "headline": body["stage"], "metrics": {f"{body['split']}.{body['stage']}": body["metrics"]}}
-    return Run(file, body["arm"], facts | {k: body[k] for k in ("arm", "seed", "weight", "dataset", "evaluation") if k in body})
+    told = ("arm", "seed", "weight", "dataset", "evaluation", "fitted", "parameters")
+    return Run(file, body["arm"], facts | {k: body[k] for k in told if k in body})
 
 
 def same_data(results: Sequence[Result]) -> None:
