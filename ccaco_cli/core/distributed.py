@@ -62,7 +62,7 @@ def together(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
         return
     gpu = device != "cpu" and torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", here)) % torch.cuda.device_count())
+        torch.cuda.set_device(runtime.device("cuda"))
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     limit = timedelta(minutes=minutes)
     try:

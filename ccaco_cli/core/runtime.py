@@ -15,7 +15,7 @@ def device(name: str) -> Any:
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", launched()[0])) % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cpu")
     try:
