@@ -29,6 +29,7 @@ class Figure(StrEnum):
 
     curves = "curves"
     recall = "recall"
+    strata = "strata"
     confusion = "confusion"
     map = "map"
     domains = "domains"
@@ -80,7 +81,7 @@ def report(
         typer.Option(
             "--figure",
             metavar="KIND FILE",
-            help="Draw curves, recall, confusion, map, or domains before and after training (.png, .pdf, .svg).",
+            help="Draw curves, recall, strata (with --by), confusion, map, or domains before and after training (.png, .pdf, .svg).",
             show_default=False,
         ),
     ] = None,

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,29 @@ def recall(found: Mapping[str, Any]) -> Any:
     return figure
 
 
+def strata(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Any:
+    """Each metric against a stratum of the queries, a line an arm; metric -> rows of ``evidence.arms``. Bars are 95 % intervals."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(2.4 * len(found), 2.9), squeeze=False, layout="constrained")
+    for axis, (metric, rows) in zip(axes[0], found.items(), strict=True):
+        places = {value: place for place, value in enumerate(dict.fromkeys(row[by] for row in rows))}
+        arms = list(dict.fromkeys(row["arm"] for row in rows))
+        scale = 1 if metric == "R-sum" else 100
+        for number, (arm, colour) in enumerate(zip(arms, COLOURS * len(arms), strict=False)):
+            mine = [row for row in rows if row["arm"] == arm]
+            x = [places[row[by]] + 0.04 * (number - (len(arms) - 1) / 2) for row in mine]  # side by side, so that no bar hides another
+            axis.plot(x, [scale * row["value"] for row in mine], color=colour, marker=".", label=arm)
+            for at, row in zip(x, mine, strict=True):
+                if row["low"] is not None:
+                    axis.vlines(at, scale * row["low"], scale * row["high"], color=colour, linewidth=2, alpha=0.5)
+        axis.set_xticks(list(places.values()), [str(value) for value in places], parse_math=False)
+        axis.set(title=short(metric), xlabel=by)
+    axes[0, 0].set_ylabel("%, of R-sum the sum")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(arms)))
+    return figure
+
+
 def confusion(names: Sequence[str], table: Any) -> Any:
     """Shares of queries about one class (rows) that found another first (columns)."""
     import matplotlib.pyplot as plt
@@ -169,6 +193,21 @@ def _recall(asked: Asked, on_progress: OnProgress) -> Any:
     return recall({run.name: results.result(run, asked.split) for run in results.find(asked.paths)})
 
 
+def _strata(asked: Asked, on_progress: OnProgress) -> Any:
+    if asked.by is None:
+        raise DataError("by what shall the queries be divided", where="--figure strata", expected="a stratum", next="add --by things")
+    pools = results.by_pool(results.find(asked.paths), asked.split)
+    (_, pool), shared = max(pools.items(), key=lambda item: len({one.run.label for one in item[1]}))  # the one that most arms have
+    a, b = shared[0].evaluation.names
+    wanted = [f"{b}_to_{a}_R@1", f"{a}_to_{b}_R@1", "R-sum"]
+    wanted += ["binding_accuracy"] if all(one.items.get("binding") for one in shared) else []
+    found = {}
+    for metric in wanted:
+        rows = report.table(replace(asked, metric=metric), "ablation")
+        found[metric] = [row for row in rows if row["pool"] == pool]
+    return strata(found, asked.by)
+
+
 def _confusion(asked: Asked, on_progress: OnProgress) -> Any:
     return confusion(*look.confusion(_looked(asked, on_progress)))
 
@@ -223,6 +262,7 @@ def _looked(asked: Asked, on_progress: OnProgress) -> look.Looked:
 FIGURES: dict[str, Callable[[Asked, OnProgress], Any]] = {
     "curves": _curves,
     "recall": _recall,
+    "strata": _strata,
     "confusion": _confusion,
     "map": _map,
     "domains": _domains,

@@ -17,7 +17,7 @@ from ccaco_cli.view import charts
 
 @pytest.mark.parametrize("kind", [kind for kind in charts.FIGURES if kind != "domains"])  # that needs a run across domains
 def test_every_figure_of_a_run(kind: str, run: Path, tmp_path: Path) -> None:
-    charts.save(kind, tmp_path / "new/figure.png", Asked([run]))
+    charts.save(kind, tmp_path / "new/figure.png", Asked([run], by="things"))
     pixels = np.asarray(Image.open(tmp_path / "new/figure.png").convert("L"))
     assert pixels.shape[1] > 400 and pixels.std() > 5
 
@@ -36,6 +36,7 @@ def test_what_cannot_be_drawn_says_so(fabricate: Callable[..., Path], tmp_path: 
         ("pie", "x.png", [one], "no such figure: pie"),
         ("recall", "x.gif", [one], ".png"),
         ("map", "x.png", [one, two], "2 runs, but this figure is of one model"),
+        ("strata", "x.png", [one], "add --by things"),
     ):
         with pytest.raises(DataError, match=words):
             charts.save(kind, tmp_path / file, Asked(runs))

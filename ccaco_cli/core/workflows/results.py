@@ -195,7 +195,7 @@ def by_arm(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
 def strata(one: Result, name: str) -> dict[Any, Result]:
     """A result divided by a stratum: value -> the queries of that value against the whole gallery; pools are joined.
 
-    Text queries take the value of their picture: of the first one, where several mean the same.
+    Text queries take the value of their picture: of the first one, where several mean the same. Choices of a picture take its value too.
     Raises DataError: no such stratum, or not one value a row
     """
     forward, back = _joined(one.evaluation.a_to_b), _joined(one.evaluation.b_to_a)
@@ -208,8 +208,22 @@ def strata(one: Result, name: str) -> dict[Any, Result]:
     found = {}
     for value in sorted(set(values), key=lambda v: (type(v).__name__, v)):
         ab, ba = _only(forward, [v == value for v in values]), _only(back, [v == value for v in of_text])
-        part = replace(one.evaluation, a_to_b=(ab,), b_to_a=(ba,), metrics=summary(ab, ba, one.evaluation.names))
-        found[value] = replace(one, evaluation=part, metrics=part.metrics, items={})
+        items = _choices_of(one, values, value)
+        metrics = summary(ab, ba, one.evaluation.names)
+        metrics |= {f"{name}_accuracy": float(np.mean(right)) for name, right in items.items() if not name.endswith("_row") and len(right)}
+        part = replace(one.evaluation, a_to_b=(ab,), b_to_a=(ba,), metrics=metrics)
+        found[value] = replace(one, evaluation=part, metrics=metrics, items=items)
+    return found
+
+
+def _choices_of(one: Result, values: Sequence[Any], value: Any) -> dict[str, Any]:
+    """The outcomes, and their rows, of the choices that pictures of a value made."""
+    found: dict[str, Any] = {}
+    for name, rows in one.items.items():
+        if name.endswith("_row") and max(rows, default=0) < len(values):
+            keep = np.array([values[row] == value for row in rows], bool)
+            own = name.removesuffix("_row")
+            found |= {own: np.asarray(one.items[own])[keep].tolist(), name: np.asarray(rows)[keep].tolist()}
     return found
 
 

@@ -198,3 +198,11 @@ def test_other_test_pools_are_refused(fabricate: Any, tmp_path: Path) -> None:
             compare(found + other)
     elsewhere = results.find([fabricate("clip-s0", 1.0, arm="clip", dataset="sea", root=tmp_path)])
     assert [(row["dataset"], row["verdict"]) for row in arms(found + elsewhere)] == [("toy", "reference"), ("sea", "reference")]
+
+
+def test_choices_are_divided_by_their_picture(fabricate: Any) -> None:
+    rows = [i // 2 for i in range(40)]
+    right = [int(row < 5) for row in rows]
+    run = fabricate("ccaco-s0", 1.0, items={"binding": right, "binding_row": rows}, strata={"things": [2] * 10 + [3] * 50})
+    found = arms(results.find([run]), by="things", metric="binding_accuracy")
+    assert [(row["things"], row["binding_accuracy"], row["value"]) for row in found] == [(2, 0.5, 0.5), (3, 0.0, 0.0)]
