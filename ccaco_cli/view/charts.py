@@ -122,14 +122,14 @@ def strata(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Any:
     for axis, (metric, rows) in zip(axes[0], found.items(), strict=True):
         places = {value: place for place, value in enumerate(dict.fromkeys(row[by] for row in rows))}
         arms = list(dict.fromkeys(row["arm"] for row in rows))
-        scale = 1 if metric == "R-sum" else 100
+        scale, most = (1, 600) if metric == "R-sum" else (100, 100)
         for number, (arm, colour) in enumerate(zip(arms, COLOURS * len(arms), strict=False)):
             mine = [row for row in rows if row["arm"] == arm]
             x = [places[row[by]] + 0.04 * (number - (len(arms) - 1) / 2) for row in mine]  # side by side, so that no bar hides another
             axis.plot(x, [scale * row["value"] for row in mine], color=colour, marker=".", label=arm)
             for at, row in zip(x, mine, strict=True):
                 if row["low"] is not None:
-                    axis.vlines(at, scale * row["low"], scale * row["high"], color=colour, linewidth=2, alpha=0.5)
+                    axis.vlines(at, max(0, scale * row["low"]), min(most, scale * row["high"]), color=colour, linewidth=2, alpha=0.5)
         axis.set_xticks(list(places.values()), [str(value) for value in places], parse_math=False)
         axis.set(title=short(metric), xlabel=by)
     axes[0, 0].set_ylabel("%, of R-sum the sum")
