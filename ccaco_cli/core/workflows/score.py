@@ -69,7 +69,7 @@ def score(
     encode   split name -> its items; called once a split
     aligner  None for a model that has vectors only
     oracle   called last: items of ``test`` by another checkpoint, which is in the aligner from then on; scored under the name ``oracle``
-    Returns  facts of the run's manifest: {"metrics", "pool_rules", "headline", "weight", "weights_tried"}
+    Returns  facts of the run's manifest: {"metrics", "pool_rules", "headline", "weight", "weights_tried", "thresholds"}
 
     Stages: ``cosine``, ``two-stage`` (cosine and cross score over a shortlist), ``cross`` (every pair, models without a contrastive half),
     ``classes`` (data sets with labels: each sample chooses its class); and, on larger test splits, ``small``: the model's own score over
@@ -107,7 +107,8 @@ def score(
     own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross" if config.loss.beta > 0 else "classes"
     headline = own if f"{last}.{own}" in metrics else "small"
     tried = {str(k): v for k, v in sums.items()}
-    return {"metrics": metrics, "pool_rules": rules, "headline": headline, "weight": weight, "weights_tried": tried}
+    told = {"metrics": metrics, "pool_rules": rules, "headline": headline}
+    return told | {"weight": weight, "weights_tried": tried, "thresholds": thresholds}
 
 
 def store(

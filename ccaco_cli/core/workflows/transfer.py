@@ -30,7 +30,8 @@ def on(
     """Scores runs on a split of a prepared data set, each once: the results stay in ``RUN/results/on/DATASET-HASH/SPLIT.STAGE.json``.
 
     every_stage  all stages, not only the run's own score
-    Returns      the result files, for ``report``; the weight of the cross score is the one that the run chose on its own validation split
+    Returns      the result files, for ``report``; the weight of the cross score and the thresholds are those that the run chose on its own
+                 validation split
     Raises       DataError: other modalities, no such split; what ``load_run`` and ``prepared`` raise
     """
     folder = prepared(dataset, data_root, on_progress)
@@ -54,7 +55,8 @@ def _score(run: Path, data: shards.PairData, split: str, place: Path, device: st
     sides = columns(data, split, aligner, towers, config.model, on_progress)
     config = replace(config, eval=replace(config.eval, protocol="full"))
     seen = encodings(data, split, sides, aligner, towers, config)
-    judge = Judge(data.modalities, part, seen, aligner, config, float(found.facts["weight"]), tuned=bool(found.facts["weights_tried"]))
+    weight, tuned, thresholds = (found.facts[key] for key in ("weight", "weights_tried", "thresholds"))
+    judge = Judge(data.modalities, part, seen, aligner, config, float(weight), tuned=bool(tuned), thresholds=thresholds)
     about = {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
     for stage, (how, result) in judge.stages().items():
         measured, items = judge.pairs(how)

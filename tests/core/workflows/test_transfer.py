@@ -52,6 +52,7 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
     assert body["data_protocol"].startswith("sugarcrepe: 28 choices") and body["dataset"] == "sugarcrepe" and body["run"] == "first"
     (found,) = results.find([runs])
     assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
+    assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
     table = report.table(report.Asked([own]))
     assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [28]
     assert all(0 <= row[f"{how}_accuracy"] <= 1 for row in table for how in ("choice", "text_only", "shuffled"))
