@@ -107,8 +107,14 @@ def score(
     own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross" if config.loss.beta > 0 else "classes"
     headline = own if f"{last}.{own}" in metrics else "small"
     tried = {str(k): v for k, v in sums.items()}
-    told = {"metrics": metrics, "pool_rules": rules, "headline": headline}
-    return told | {"weight": weight, "weights_tried": tried, "thresholds": thresholds}
+    return {
+        "metrics": metrics,
+        "pool_rules": rules,
+        "headline": headline,
+        "weight": weight,
+        "weights_tried": tried,
+        "thresholds": thresholds,
+    }
 
 
 def store(

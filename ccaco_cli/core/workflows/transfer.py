@@ -55,8 +55,9 @@ def _score(run: Path, data: shards.PairData, split: str, place: Path, device: st
     sides = columns(data, split, aligner, towers, config.model, on_progress)
     config = replace(config, eval=replace(config.eval, protocol="full"))
     seen = encodings(data, split, sides, aligner, towers, config)
-    weight, tuned, thresholds = (found.facts[key] for key in ("weight", "weights_tried", "thresholds"))
-    judge = Judge(data.modalities, part, seen, aligner, config, float(weight), tuned=bool(tuned), thresholds=thresholds)
+    facts = found.facts
+    chosen = {"tuned": bool(facts["weights_tried"]), "thresholds": facts["thresholds"]}
+    judge = Judge(data.modalities, part, seen, aligner, config, float(facts["weight"]), **chosen)
     about = {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
     for stage, (how, result) in judge.stages().items():
         measured, items = judge.pairs(how)
