@@ -143,8 +143,10 @@ def gather(asked: Asked, on_progress: OnProgress = silent) -> Page:
             missing.append(f"The table of arms: {error}")
     main = _main(runs, asked)
     one_each = {run.label: run for run in reversed(runs)}
-    named = one_each if len(one_each) > 1 else {run.name: run for run in runs}
-    found = {name: results.result(run, asked.split) for name, run in sorted(named.items())}
+    named = dict(
+        sorted(one_each.items() if len(one_each) > 1 else ((run.name, run) for run in runs))
+    )  # one order, one colour in every chart
+    found = {name: results.result(run, asked.split) for name, run in named.items()}
     inside: Inside | None = None
     try:
         inside = look_inside(look.open_run(main[0], asked.split, on_progress), missing, on_progress)
