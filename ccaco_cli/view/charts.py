@@ -7,7 +7,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.types import OnProgress, silent
-from ccaco_cli.core.workflows import look, page, report, results
+from ccaco_cli.core.workflows import evidence, look, page, report, results
 from ccaco_cli.core.workflows.report import Asked
 from ccaco_cli.view.tables import short
 
@@ -196,14 +195,15 @@ def _recall(asked: Asked, on_progress: OnProgress) -> Any:
 def _strata(asked: Asked, on_progress: OnProgress) -> Any:
     if asked.by is None:
         raise DataError("by what shall the queries be divided", where="--figure strata", expected="a stratum", next="add --by things")
-    pools = results.by_pool(results.find(asked.paths), asked.split)
+    runs = results.find(asked.paths)
+    pools = results.by_pool(runs, asked.split)
     (_, pool), shared = max(pools.items(), key=lambda item: len({one.run.label for one in item[1]}))  # the one that most arms have
     a, b = shared[0].evaluation.names
     wanted = [f"{b}_to_{a}_R@1", f"{a}_to_{b}_R@1", "R-sum"]
     wanted += ["binding_accuracy"] if all(one.items.get("binding") for one in shared) else []
     found = {}
     for metric in wanted:
-        rows = report.table(replace(asked, metric=metric), "ablation")
+        rows = evidence.arms(runs, split=asked.split, metric=metric, reference=asked.reference, by=asked.by)
         found[metric] = [row for row in rows if row["pool"] == pool]
     return strata(found, asked.by)
 

@@ -31,6 +31,7 @@ from ccaco_cli.core.errors import CcacoError, ConfigError, Interrupted, Manifest
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.workflows import ensemble as ensembles
 from ccaco_cli.core.workflows import evidence, report, results
 from ccaco_cli.core.workflows.arms import SETS
 from ccaco_cli.core.workflows.prepare import prepared
@@ -142,8 +143,12 @@ def _ablate(
         }
         split = "test" if "test" in data.splits else "val"
         whole = [cell for cell in cells if cell.name not in failures]
+        by_seed: dict[str, dict[int, Path]] = {}
+        for cell in whole:
+            if ensembles.adds(cell.config):
+                by_seed.setdefault(cell.label, {})[cell.seed] = folder / cell.name
         with distributed.apart():
-            added = _ensembles(whole, ensemble, data, split, folder, on_progress)
+            added = ensembles.score_all(by_seed, ensemble, data, split, folder, device=asked.device, on_progress=on_progress)
         _complete(folder, cells, failures, data, added)
         done = [folder / cell.name for cell in whole]
         runs = results.find([folder]) if done else []
@@ -175,37 +180,9 @@ def _planned(
     _check_table(cells, data, metric, reference)
     if ensemble and not 2 <= ensemble <= seeds:
         raise ConfigError(f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds")
-    if ensemble and not any(map(_adds, cells)):
+    if ensemble and not any(ensembles.adds(cell.config) for cell in cells):
         raise ConfigError("no arm to make an ensemble of", where="--arms", expected="one without a cross branch, such as clip")
     return cells
-
-
-def _adds(cell: Cell) -> bool:
-    """Whether an ensemble of the cell's arm is scored: it is contrastive only, and of one domain."""
-    config = cell.config
-    return config.method == "gradient" and config.loss.alpha > 0 and not config.loss.beta and not config.domain.target
-
-
-def _ensembles(cells: Sequence[Cell], size: int, data: PairData, split: str, folder: Path, on_progress: OnProgress) -> list[Path]:
-    """The result files of what ``ensemble.score`` makes of each contrastive-only arm."""
-    if not size:
-        return []
-    from ccaco_cli.core.workflows import ensemble  # brings the models along
-
-    arms: dict[str, dict[int, Cell]] = {}
-    for cell in filter(_adds, cells):
-        arms.setdefault(cell.label, {})[cell.seed] = cell
-    wanted = [
-        (f"{label},ensemble={size}", seed, [folder / seeds[one].name for one in ring])
-        for label, seeds in arms.items()
-        for seed, ring in (ensemble.members(list(seeds), size) if len(seeds) >= size else {}).items()
-    ]
-    found = []
-    for number, (label, seed, models) in enumerate(wanted):
-        on_progress(number, len(wanted), {"what": "ensembles"})
-        place, device = folder / f"{label}-s{seed}", cells[0].config.device
-        found.append(ensemble.score(label, seed, models, data, split, place, device=device))
-    return found
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:

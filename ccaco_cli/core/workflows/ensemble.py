@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,42 @@ import torch
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.types import OnProgress, silent
-from ccaco_cli.core.workflows.score import Encodings, Judge, store
-from ccaco_cli.core.workflows.train import encodings, load_run
+from ccaco_cli.core.workflows import results
+from ccaco_cli.core.workflows.score import Judge, store
+from ccaco_cli.core.workflows.transfer import seen_by
+
+
+def adds(config: RunConfig) -> bool:
+    """Whether an arm's models can be added up: they are contrastive only, and of one domain."""
+    return config.method == "gradient" and config.loss.alpha > 0 and not config.loss.beta and not config.domain.target
+
+
+def score_all(
+    arms: Mapping[str, Mapping[int, Path]],
+    size: int,
+    data: PairData,
+    split: str,
+    folder: Path,
+    *,
+    device: str = "auto",
+    on_progress: OnProgress = silent,
+) -> list[Path]:
+    """``score`` of every ensemble of ``size`` seeds (0 = of none); label -> seed -> finished run.
+
+    folder   receives ``LABEL,ensemble=SIZE-sSEED/``
+    Returns  the result files
+    """
+    wanted = [
+        (f"{label},ensemble={size}", seed, [runs[one] for one in ring])
+        for label, runs in arms.items()
+        for seed, ring in (members(list(runs), size) if 0 < size <= len(runs) else {}).items()
+    ]
+    found = []
+    for number, (label, seed, models) in enumerate(wanted):
+        on_progress(number, len(wanted), {"what": "ensembles"})
+        found.append(score(label, seed, models, data, split, folder / f"{label}-s{seed}", device=device))
+    return found
 
 
 def members(seeds: Sequence[int], size: int) -> dict[int, tuple[int, ...]]:
@@ -49,12 +80,15 @@ def score(
     runs = [manifest.open(path, kind="run") for path in models]
     of = {run.path.name: run.sha256 for run in runs}
     file = folder / f"{split}.cosine.json"
-    if file.is_file() and json.loads(file.read_text("utf-8")).get("members") == of:
+    if file.is_file() and (results.read(file) or {}).get("members") == of:
         return file
-    each = [_encoded(path, data, split, device, on_progress) for path in models]
-    first, config = each[0][0], each[0][1]
+    each = []
+    for path in models:
+        seen, _, config, _ = seen_by(path, data, split, device, on_progress)
+        each.append(seen)
+    first = each[0]
     # unit vectors side by side, and as long as one: their dot product is the mean of the cosines
-    sides = [torch.cat([getattr(one, side).z for one, _ in each], dim=-1) / len(each) ** 0.5 for side in ("a", "b")]
+    sides = [torch.cat([getattr(one, side).z for one in each], dim=-1) / len(each) ** 0.5 for side in ("a", "b")]
     found = replace(first, a=replace(first.a, z=sides[0]), b=replace(first.b, z=sides[1]), negatives=None, classes=None)
     judge = Judge(data.modalities, data.split(split), found, None, config, 0.0, tuned=False)
     result = judge.stages()["cosine"][1]
@@ -66,9 +100,3 @@ def score(
     named = replace(config, arm=label, seed=seed)
     store(folder, data, named, split, "cosine", 0.0, "cosine", result, judge.strata(result), items, **about)
     return file
-
-
-def _encoded(path: Path, data: PairData, split: str, device: str, on_progress: OnProgress) -> tuple[Encodings, RunConfig]:
-    aligner, towers, config, _ = load_run(path, device)
-    sides = columns(data, split, aligner, towers, config.model, on_progress)
-    return encodings(data, split, sides, aligner, towers, config), config

@@ -143,9 +143,8 @@ def gather(asked: Asked, on_progress: OnProgress = silent) -> Page:
             missing.append(f"The table of arms: {error}")
     main = _main(runs, asked)
     one_each = {run.label: run for run in reversed(runs)}
-    named = dict(
-        sorted(one_each.items() if len(one_each) > 1 else ((run.name, run) for run in runs))
-    )  # one order, one colour in every chart
+    named = one_each if len(one_each) > 1 else {run.name: run for run in runs}
+    named = dict(sorted(named.items()))  # one order, one colour in every chart
     found = {name: results.result(run, asked.split) for name, run in named.items()}
     inside: Inside | None = None
     try:

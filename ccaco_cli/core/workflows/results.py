@@ -121,7 +121,7 @@ def result(run: Run, split: str = "test", stage: str | None = None) -> Result:
     """
     stage = stage or run.facts["headline"]
     file = run.path if run.path.is_file() else run.path / "results" / f"{split}.{stage}.json"
-    body = _json(file) if file.is_file() else None
+    body = read(file) if file.is_file() else None
     if body is None or body.get("split") != split:
         known = " or ".join(sorted({name.partition(".")[0] for name in run.facts["metrics"]}))
         raise DataError(f"this run has no results on {split}", where=run.path, expected=known)
@@ -262,10 +262,11 @@ def _at(path: Path) -> list[Run]:
 
 
 def _kind(path: Path) -> str:
-    return str((_json(path / manifest.NAME) or {}).get("kind", "")) if manifest.exists(path) else ""
+    return str((read(path / manifest.NAME) or {}).get("kind", "")) if manifest.exists(path) else ""
 
 
-def _json(file: Path) -> dict[str, Any] | None:
+def read(file: Path) -> dict[str, Any] | None:
+    """What a result file says; None where it is damaged."""
     try:
         body = manifest.read_json(file)
     except ValueError:
@@ -282,7 +283,7 @@ def _run(path: Path, label: str = "", sha256: str = "") -> Run:
 
 
 def _lone(file: Path) -> Run:
-    body = _json(file) or {}
+    body = read(file) or {}
     if not {"split", "stage", "arm", "seed", "metrics", "per_query"} <= body.keys():
         raise DataError("this file is no result", where=file, expected="results/SPLIT.STAGE.json of a run")
     name = body.get("run") or (f"{file.parent.parent.name}/{file.stem}" if file.parent.name == "results" else file.stem)

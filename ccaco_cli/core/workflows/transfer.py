@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from ccaco_cli.core import manifest
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import results
 from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.score import Judge, store
+from ccaco_cli.core.workflows.score import Encodings, Judge, store
 from ccaco_cli.core.workflows.train import encodings, load_run, refuse_other_modalities
 
 
@@ -40,7 +42,7 @@ def on(
     for run in results.find(paths):
         place = run.path / "results" / "on" / f"{data.name}-{data.manifest.sha256[:12]}"
         model = manifest.open(run.path, kind="run").sha256
-        if model not in {json.loads(file.read_text("utf-8")).get("model") for file in place.glob(f"{split}.*.json")}:
+        if model not in {(results.read(file) or {}).get("model") for file in place.glob(f"{split}.*.json")}:
             _score(run.path, data, split, place, device, on_progress)
         files = sorted(place.glob(f"{split}.*.json"))
         own = [file for file in files if file.stem == f"{split}.{run.facts['headline']}"]
@@ -48,16 +50,30 @@ def on(
     return found
 
 
-def _score(run: Path, data: shards.PairData, split: str, place: Path, device: str, on_progress: OnProgress) -> None:
+def seen_by(
+    run: Path, data: shards.PairData, split: str, device: str = "auto", on_progress: OnProgress = silent
+) -> tuple[Encodings, Aligner, RunConfig, Manifest]:
+    """A split of any data set as the model of a finished run sees it. Raises as ``on``."""
     aligner, towers, config, found = load_run(run, device)
     refuse_other_modalities(found, data)
-    part = data.split(split)
     sides = columns(data, split, aligner, towers, config.model, on_progress)
+    return encodings(data, split, sides, aligner, towers, config), aligner, config, found
+
+
+def _score(run: Path, data: shards.PairData, split: str, place: Path, device: str, on_progress: OnProgress) -> None:
+    seen, aligner, config, found = seen_by(run, data, split, device, on_progress)
     config = replace(config, eval=replace(config.eval, protocol="full"))
-    seen = encodings(data, split, sides, aligner, towers, config)
     facts = found.facts
-    chosen = {"tuned": bool(facts["weights_tried"]), "thresholds": facts["thresholds"]}
-    judge = Judge(data.modalities, part, seen, aligner, config, float(facts["weight"]), **chosen)
+    judge = Judge(
+        data.modalities,
+        data.split(split),
+        seen,
+        aligner,
+        config,
+        float(facts["weight"]),
+        tuned=bool(facts["weights_tried"]),
+        thresholds=facts["thresholds"],
+    )
     about = {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
     for stage, (how, result) in judge.stages().items():
         measured, items = judge.pairs(how)

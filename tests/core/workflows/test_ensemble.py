@@ -52,6 +52,9 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     one.path.write_text(one.path.read_text().replace("cosine", "Cosine", 1))
     with pytest.raises(Exception, match=r"test\.cosine\.json"):
         manifest.open(folder, kind="ablation", verify="full")
+    one.path.write_text("{")
+    mended = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    assert repr(mended.table) == repr(found.table), "a damaged result is made again"
 
 
 def test_an_ensemble_of_nothing_is_refused_before_training(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
