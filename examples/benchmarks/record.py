@@ -94,17 +94,30 @@ def bytes_(count: float) -> float:
     return count * min(seconds(lambda: block.sum()) for _ in range(4)) / block.nbytes
 
 
-def in_processes(what: str, ours: Sequence[str], peer: Sequence[str], repeats: int, *, wanted: float | None = None) -> Row:
-    """The same for whole processes, from their start to their end."""
+def in_processes(
+    what: str, ours: Sequence[str], peer: Sequence[str], repeats: int, *, wanted: float | None = None, wanted_cpu: float | None = None
+) -> list[Row]:
+    """The same for whole processes, from their start to their end: wall time, and CPU time of all their threads and workers.
 
-    def run(command: Sequence[str]) -> float:
-        begun = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - begun
+    ``TURN`` in a command becomes the number of the turn, for names that must be new.
+    """
 
-    taken = [(run(ours), run(peer)) for _ in range(repeats + 1)][1:]
-    middle = [statistics.median(side) for side in zip(*taken, strict=True)]
-    return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted)
+    def run(command: Sequence[str], turn: int) -> tuple[float, float]:
+        command = [part.replace("TURN", str(turn)) for part in command]
+        begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(command)}\n{done.stderr[-2000:]}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.perf_counter() - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    taken = [(run(ours, turn), run(peer, turn)) for turn in range(repeats + 1)][1:]
+    rows = []
+    for kind, (name, least) in enumerate((("wall time", wanted), ("CPU time", wanted_cpu))):
+        pairs = [(one[kind], other[kind]) for one, other in taken]
+        middle = [statistics.median(side) for side in zip(*pairs, strict=True)]
+        rows.append(Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in pairs], least))
+    return rows
 
 
 def memory(code: str) -> float:

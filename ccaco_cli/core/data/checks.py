@@ -11,7 +11,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,18 @@ class Rejected:
     where: str
 
 
+@contextmanager
+def lenient() -> Iterator[None]:
+    """No warnings of oddities in a file that still decodes, and an error for too many pixels.
+
+    Warnings are set for a whole process: who decodes in threads holds this around all of them, or the last to leave leaves its own behind.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def decode_image(data: bytes, least: int = 0) -> Image.Image:
     """The picture as everyone sees it: first frame, turned as its EXIF says, transparency on white, 16 bits scaled to 8, RGB.
 
@@ -84,9 +97,7 @@ def decode_image(data: bytes, least: int = 0) -> Image.Image:
     Raises   DataError: "not a picture" | "broken picture" (truncated too) | "too many pixels" (Pillow's decompression bomb limit)
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of a file that still decodes
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with lenient():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if least:
                 image.draft("RGB", (least, least))

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ccaco_cli.core.data import cache
-from ccaco_cli.core.data.checks import decode_image
+from ccaco_cli.core.data.checks import decode_image, lenient
 from ccaco_cli.core.data.clips import Clip
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.types import Features, OnProgress, PairBatch, silent
@@ -124,7 +124,15 @@ class MediaColumn:
         return scaled(data, self.least) if scaled and self.least else DECODERS[self.modality](data)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
-        return COLLATE[self.modality]([self.sample(data) for data in self.split.media(self.modality, items)])
+        return COLLATE[self.modality](self.samples(items))
+
+    def samples(self, items: Sequence[int] | Array) -> list[Tensor]:
+        """What a tower takes of each item, decoded by as many threads as torch has (the decoders free the GIL)."""
+        media = self.split.media(self.modality, items)
+        if (threads := torch.get_num_threads()) == 1:
+            return [self.sample(data) for data in media]
+        with lenient(), ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.sample, media))
 
     def sample(self, data: bytes) -> Tensor:
         """What a tower takes of one item."""
@@ -167,10 +175,10 @@ class ClipColumn(MediaColumn):
 
     def _write_clips(self, folder: Path, on_progress: OnProgress) -> None:
         counts: list[int] = []
-        with open(folder / "values.raw", "wb") as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:  # FFmpeg frees the GIL
+        with open(folder / "values.raw", "wb") as file:
             for first in range(0, len(self.split), DECODED_AT_ONCE):
                 rows = range(first, min(first + DECODED_AT_ONCE, len(self.split)))
-                for sample in pool.map(self.sample, self.split.media(self.modality, rows)):
+                for sample in self.samples(rows):
                     file.write(sample.contiguous().numpy().tobytes())
                     counts.append(len(sample))
                 on_progress(len(counts), len(self.split), {"what": f"{self.modality} of {self.split.name}"})

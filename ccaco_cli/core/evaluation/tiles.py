@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from ccaco_cli.core.evaluation.metrics import Array
 
-TILE_SCORES = 2**22
-"""Scores of one tile: 32 MiB in float64, and half of that in float32."""
+TILE_SCORES = 2**20
+"""Scores of one tile: 8 MiB in float64, and half of that in float32. Tiles that fit a cache are also the quickest."""
 FEW = 16
 """Most positives a query for which tiles are used: each is compared with every score."""
 _COMPARED = 2  # positives a query that are compared one by one; for more, the row is sorted

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,9 @@ def encode(
     parts: list[tuple[np.ndarray[Any, Any], Encoded]] = []
     done = 0
     rank, world = (distributed.rank(), distributed.world()) if share else (0, 1)
-    for number, positions in enumerate(_batches(column, chosen, batch_size)):
-        if number % world != rank:
-            continue
-        encoded = aligner.encode(modality, move(column.inputs(chosen[positions]), device))
+    mine = itertools.islice(_batches(column, chosen, batch_size), rank, None, world)
+    for positions, inputs in _ahead(lambda positions: column.inputs(chosen[positions]), mine):
+        encoded = aligner.encode(modality, move(inputs, device))
         if local:
             small = shrink(Features(encoded.tokens, encoded.mask, encoded.pooled), grid, most)
             encoded = aligner.local(modality, Encoded(small.tokens, small.mask, encoded.pooled, encoded.z))
@@ -64,7 +66,20 @@ def encode(
         )
         done += len(positions)
         on_progress(done, len(chosen), {})
-    return _gather(parts, len(chosen)) if world == 1 else _joined(parts, len(chosen))
+    return gathered(parts, len(chosen)) if world == 1 else _joined(parts, len(chosen))
+
+
+def _ahead(make: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each job and what ``make`` gives for it, which a thread begins while the job before is worked on: the device does not wait."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[Any, Future[Any]]] = deque()
+        for job in jobs:
+            waiting.append((job, pool.submit(make, job)))
+            if len(waiting) > 1:
+                done, made = waiting.popleft()
+                yield done, made.result()
+        for done, made in waiting:
+            yield done, made.result()
 
 
 def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
@@ -94,7 +109,8 @@ def _joined(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
     return whole.map(distributed.join_parts)  # type: ignore[no-any-return]
 
 
-def _gather(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
+def gathered(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
+    """Parts of ``count`` items, each with the positions of its own, as one; tokens are padded to the longest."""
     longest = max(e.tokens.shape[1] for _, e in parts)
     width, dim = parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]
     whole = _empty(count, longest, width, dim)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ccaco_cli.core import distributed, fault, lock, manifest
 from ccaco_cli.core.config import RunConfig
@@ -24,7 +26,7 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import tokens, vectors
 from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode, shrunk
+from ccaco_cli.core.retrieval.embed import encode, gathered, shrunk
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.types import Encoded, OnProgress, silent
 from ccaco_cli.core.workflows.prepare import prepared
@@ -64,7 +66,7 @@ def embed(
     verify   quick | full: whether every file of run and data set is hashed first
     Returns  manifest of the index, or else of the embeddings
 
-    Under a launcher the shards are divided among the processes; the first one completes them and builds the index.
+    Under a launcher the processes divide the work; the first one writes the shards and builds the index.
     """
     vectors.check(index_type)
     tokens.check(store_tokens)
@@ -79,18 +81,14 @@ def embed(
             sides = distributed.in_turn(lambda: columns(data, split, aligner, towers, config.model, tell))
             local = index is not None and config.loss.beta > 0 and store_tokens != "none"
             there = distributed.first(lambda: _complete(out, inputs, split, shard))
-            if not distributed.said(float(bool(there))):
-                for modality, column in sides.items():
-                    _write_shards(out, modality, part, column, lambda m, c, i: encode(aligner, m, c, items=i), shard, tell)
-                distributed.wait()
-            grids = {m: _grid(towers[m], config, m) if store_grid else None for m in sides}
-            kept = {
-                m: encode(aligner, m, c, local=True, grid=grids[m], most=store_grid, share=True, on_progress=tell) if local else None
-                for m, c in sides.items()
-            }
+            kept: dict[str, Encoded | None] = {}
+            for modality, column in sides.items():
+                grid = _grid(towers[modality], config, modality) if store_grid else None
+                look = partial(encode, aligner, modality, column, local=local, grid=grid, most=store_grid, share=True)
+                kept[modality] = _encode_shards(out, modality, part, column, look, local, shard, tell)
             if not distributed.main():
                 raise distributed.Leaves(0)
-            result = manifest.open(out, kind="embeddings") if there else _finish(out, data, split, config, sides, inputs)
+            result = there or _finish(out, data, split, config, sides, inputs)
             if index is None:
                 return result
             with lock.held(index, "index"):
@@ -172,8 +170,8 @@ def _grid(tower: Tower, config: RunConfig, modality: str) -> tuple[int, int] | N
     return shrunk(tower.grid, settings.cache_tokens) if tower.grid and settings.lock else tower.grid
 
 
-def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int) -> bool:
-    """Whether these embeddings are there already; refuses a folder with other ones, and notes whose the unfinished ones are."""
+def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int) -> Manifest | None:
+    """These embeddings, if they are there already; refuses a folder with other ones, and notes whose the unfinished ones are."""
     mine = {name: m.sha256 for name, m in inputs.items()} | {"split": split, "shard": shard}
     note = out / ".inputs.json"
     manifest.sweep(out)
@@ -181,30 +179,49 @@ def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int)
     if filled and (not note.exists() or note.read_text("utf-8") != manifest.json_text(mine)):
         raise DataError("other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}")
     manifest.write_bytes(note, manifest.json_text(mine).encode())
-    return manifest.exists(out)
+    return manifest.open(out, kind="embeddings") if manifest.exists(out) else None
 
 
-def _write_shards(out: Path, modality: str, part: Split, column: Column, encode_items: Any, size: int, on_progress: OnProgress) -> None:
+def _encode_shards(
+    out: Path,
+    modality: str,
+    part: Split,
+    column: Column,
+    look: Callable[..., Encoded],
+    local: bool,
+    size: int,
+    on_progress: OnProgress,
+) -> Encoded | None:
+    """Encodes what has no shard yet, and writes it; when tokens are asked for, everything is encoded once, and all of it returned."""
+    name, total = f"{SHORT.get(modality, modality)}_emb", len(column.row)
+    seen: list[tuple[Any, Encoded]] = []
+    for number, first in enumerate(range(0, total, size)):
+        items = np.arange(first, min(first + size, total))
+        vectors = out / name / f"{name}_{number}.npy"
+        written = bool(distributed.said(float(vectors.exists())))
+        if local or not written:
+            found = look(items=items)
+            if not written:
+                distributed.first(partial(_write_shard, vectors, modality, part, column, items, found.z))
+            if local:
+                seen.append((items, found))
+        on_progress(int(items[-1]) + 1, total, {"what": f"{modality} vectors"})
+    return gathered(seen, total) if local else None
+
+
+def _write_shard(vectors: Path, modality: str, part: Split, column: Column, items: Any, z: Tensor) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name, total = SHORT.get(modality, modality), len(column.row)
+    fault.point("embed.before")
     metadata = "metadata" if modality != "text" else "text_metadata"
-    for number, first in enumerate(range(0, total, size)):
-        items = np.arange(first, min(first + size, total))
-        vectors = out / f"{name}_emb" / f"{name}_emb_{number}.npy"
-        if number % distributed.world() != distributed.rank():
-            continue
-        if not vectors.exists():
-            fault.point("embed.before")
-            table, rows = io.BytesIO(), io.BytesIO()
-            pq.write_table(pa.table(_items(part, modality, column, items, thumbnails=False)), rows)
-            manifest.write_bytes(out / metadata / f"{metadata}_{number}.parquet", rows.getvalue())
-            np.save(table, encode_items(modality, column, items).z.numpy().astype(np.float16))
-            fault.point("embed.metadata")
-            manifest.write_bytes(vectors, table.getvalue())
-            fault.point("embed.vectors")
-        on_progress(int(items[-1]) + 1, total, {"what": f"{modality} vectors"})
+    table, rows = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.table(_items(part, modality, column, items, thumbnails=False)), rows)
+    manifest.write_bytes(vectors.parents[1] / metadata / f"{metadata}_{vectors.stem.rpartition('_')[2]}.parquet", rows.getvalue())
+    np.save(table, z.numpy().astype(np.float16))
+    fault.point("embed.metadata")
+    manifest.write_bytes(vectors, table.getvalue())
+    fault.point("embed.vectors")
 
 
 def _items(part: Split, modality: str, column: Column, items: Any, *, thumbnails: bool) -> dict[str, list[Any]]:

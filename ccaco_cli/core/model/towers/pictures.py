@@ -60,7 +60,8 @@ class PictureModule(nn.Module, ABC):
         """Normalised pixels [B, 3, H, W] -> (tokens [B, N, W], pooled [B, W] or None for their mean, grid of the last tokens)."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        tokens, pooled, _ = self.encode((inputs["pixels"].to(self.mean.dtype) - self.mean) / self.std)
+        pixels = (inputs["pixels"].to(self.mean.dtype) - self.mean) / self.std
+        tokens, pooled, _ = self.encode(pixels.contiguous(memory_format=torch.channels_last))  # convolutions gain up to threefold
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Features(tokens, mask, tokens.mean(1) if pooled is None else pooled)
 
@@ -90,7 +91,7 @@ def picture_tower(
     Raises  TowerError: the network takes no pictures of this size
     """
     training = module.training
-    module.eval()
+    module.eval().to(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
             tokens, _, grid = module.encode(torch.zeros(1, 3, *picture.size))
