@@ -19,12 +19,12 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Te
     Returns      scalar, nats, mean over the 2B queries
     Raises       LossInputError: shapes differ, or a row is not finite
 
-    A batch whose score matrix is larger than one block is computed block by block (``blocked``): equal loss, a fraction of the memory.
+    A batch with a large score matrix is computed tile by tile (``blocked``): equal loss, a fraction of the memory.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
         raise LossInputError(f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]")
     finite(z_a, z_b)
-    if len(z_a) ** 2 > blocked.BLOCK_SCORES:
+    if len(z_a) ** 2 > blocked.LARGE:
         return blocked.info_nce(z_a, z_b, group, logit_scale)
     return matrix_nce(logit_scale * z_a @ z_b.T, group, group)
 
@@ -36,7 +36,7 @@ def own_rows_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, r
     Returns  scalar, nats, mean over the 2b queries; the mean over equal shares is ``info_nce``
     """
     finite(z_a, z_b)
-    if len(z_a[rows]) * len(z_a) > blocked.BLOCK_SCORES:
+    if len(z_a[rows]) * len(z_a) > blocked.LARGE:
         return blocked.info_nce(z_a, z_b, group, logit_scale, rows)
     ways = ((z_a[rows], z_b), (z_b[rows], z_a))
     positive = group[rows, None] == group[None, :]

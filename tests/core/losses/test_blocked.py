@@ -24,9 +24,9 @@ def plain(z_a: torch.Tensor, z_b: torch.Tensor, group: torch.Tensor, scale: torc
 
 @pytest.mark.parametrize("scale", [1.0, 14.3, 75.0, 100.0])
 @pytest.mark.parametrize("groups", [130, 60, 3])
-@pytest.mark.parametrize("rows_a_block", [1000, 64, 7])
-def test_loss_and_gradient_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch, scale: float, groups: int, rows_a_block: int) -> None:
-    monkeypatch.setattr(blocked, "BLOCK_SCORES", rows_a_block * 130)
+@pytest.mark.parametrize("tile", [1000, 64, 7])
+def test_loss_and_gradient_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch, scale: float, groups: int, tile: int) -> None:
+    monkeypatch.setattr(blocked, "TILE", tile)
     group = torch.arange(130) % groups
     found, wanted = [], []
     for kept, function, dtype in ((found, blocked.info_nce, torch.float32), (wanted, plain, torch.float64)):
@@ -40,7 +40,7 @@ def test_loss_and_gradient_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_shares_of_a_batch_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked, "BLOCK_SCORES", 100)
+    monkeypatch.setattr(blocked, "TILE", 5)
     z_a, z_b, scale = unit(24, 8).requires_grad_(), unit(24, 8, seed=1).requires_grad_(), torch.tensor(20.0, requires_grad=True)
     group = torch.arange(24) % 15
     whole = blocked.info_nce(z_a, z_b, group, scale)
@@ -51,7 +51,7 @@ def test_shares_of_a_batch_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked, "BLOCK_SCORES", 2 * 7)
+    monkeypatch.setattr(blocked, "TILE", 2)
     given = unit(7, 4, dtype=torch.float64).requires_grad_(), unit(7, 4, seed=1, dtype=torch.float64).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     group = torch.tensor([0, 1, 1, 2, 3, 3, 3])
@@ -75,7 +75,7 @@ def test_it_is_used_by_itself_and_not_for_small_batches(monkeypatch: pytest.Monk
     z, group = unit(40, 8), torch.arange(40)
     contrastive.info_nce(z, z, group, torch.tensor(1.0))
     assert not calls
-    monkeypatch.setattr(blocked, "BLOCK_SCORES", 40 * 40 - 1)
+    monkeypatch.setattr(blocked, "LARGE", 40 * 40 - 1)
     contrastive.info_nce(z, z, group, torch.tensor(1.0))
     assert len(calls) == 1
     contrastive.own_rows_nce(z, z, group, torch.tensor(1.0), slice(0, 20))
