@@ -110,6 +110,7 @@ class LossConfig:
     balance        fixed | schedule | uncertainty | gradnorm: an entry of ``losses.balance.BALANCES``
     ramp           linear | cosine: how beta rises (not when fixed)
     asymmetry      gradnorm: how strongly the part that learns more slowly is preferred
+    teach          weight, times beta, of the loss by which both scores together teach the cosine alone (infonce only); 0 = they do not
     negatives      hard negatives a side for matching and listwise
     temperature    starting value; learned unless learn_temperature is off
     max_scale      clamp of 1 / temperature
@@ -124,6 +125,7 @@ class LossConfig:
     balance: str = "schedule"
     ramp: str = "linear"
     asymmetry: float = 1.5
+    teach: float = 0.0
     negatives: int = 1
     temperature: float = 0.05
     learn_temperature: bool = True

@@ -15,7 +15,7 @@ from ccaco_cli.core import distributed
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 
-PARTS = ("contrastive", "cross", "domain", "label")
+PARTS = ("contrastive", "cross", "taught", "domain", "label")
 """Loss parts that a learned balance can weigh."""
 WEIGHT_RATE = 0.025
 """Learning rate of gradnorm's weights (arXiv:1711.02257, sec. 4.1)."""

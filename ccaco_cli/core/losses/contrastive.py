@@ -60,6 +60,17 @@ def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:
     return (_soft_cross_entropy(logits, positive) + _soft_cross_entropy(logits.T, positive.T)) / 2
 
 
+def distil(student: Tensor, teacher: Tensor) -> Tensor:
+    """Symmetric cross-entropy of one score matrix with the distributions of another (arXiv:1503.02531, eq. 1-2, at temperature 1).
+
+    student, teacher  [A, B] float logits; the teacher gets no gradient
+    Returns           scalar, nats, mean of both directions; least, the teacher's entropy, where the two agree
+    """
+    ways = ((student, teacher), (student.T, teacher.T))
+    each = [-(t.detach().float().softmax(1) * F.log_softmax(s.float(), 1)).sum(1).mean() for s, t in ways]
+    return torch.stack(each).mean()
+
+
 def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     target = positive.float() / positive.sum(1, keepdim=True)
     return -(target * F.log_softmax(logits.float(), dim=1)).sum(1).mean()

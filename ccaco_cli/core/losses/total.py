@@ -103,6 +103,27 @@ def cross_loss(config: LossConfig) -> CrossLoss:
     return CROSS_LOSSES[config.cross]
 
 
+def part_weights(config: LossConfig, beta: float) -> dict[str, float]:
+    """Part -> what the config lets it weigh at a step."""
+    return {"contrastive": config.alpha, "cross": beta} | ({"taught": config.teach * beta} if config.teach else {})
+
+
+def check_losses(config: LossConfig) -> None:
+    """Raises ConfigError: no such cross loss, or one that cannot teach."""
+    cross_loss(config)
+    if config.teach < 0 or (config.teach and (config.cross != "infonce" or not config.alpha)):
+        where = f"loss.teach = {config.teach:g}, loss.cross = {config.cross!r}, loss.alpha = {config.alpha:g}"
+        raise ConfigError(
+            "nothing to teach with", where=where, expected="above 0, cross scores of all pairs (infonce), and a cosine to teach"
+        )
+
+
+def _taught(alignment: Alignment, crossed: Crossed, pairs: Pairs) -> Tensor:
+    """The cosine learns from both scores together: what a two-stage search would answer, over the pairs that the cross branch saw."""
+    student = alignment.logit_scale * alignment.a.z[pairs.rows] @ alignment.b.z[pairs.rows].T
+    return contrastive.distil(student, student + crossed.match_logit)
+
+
 def total_loss(
     alignment: Alignment | None,
     config: LossConfig,
@@ -115,16 +136,17 @@ def total_loss(
     alignment  None where neither half learns
     balance  multiplies the weights; None = as they are
     further  name -> (weight, scalar) of parts that do not come from pairs (``domain``, ``label``)
-    Returns  {"contrastive", "cross" (when beta > 0), further ones, "total"}: scalars, nats (mse: squared units)
+    Returns  {"contrastive", "cross" and "taught" (when beta > 0), further ones, "total"}: scalars, nats (mse: squared units)
     """
-    balance = balance or Balance(config)
-    weighed: dict[str, tuple[float, Tensor]] = {}
+    balance, given = balance or Balance(config), part_weights(config, beta)
+    parts: dict[str, Tensor] = {}
     if alignment is not None and config.alpha > 0:
-        given = alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale
-        own = contrastive.info_nce(*given) if alignment.rows is None else contrastive.own_rows_nce(*given, alignment.rows)
-        weighed["contrastive"] = config.alpha, own
+        seen = alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale
+        parts["contrastive"] = contrastive.info_nce(*seen) if alignment.rows is None else contrastive.own_rows_nce(*seen, alignment.rows)
     if alignment is not None and beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
-        weighed["cross"] = beta, cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
-    weighed |= further or {}
+        parts["cross"] = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
+        if config.teach:
+            parts["taught"] = _taught(alignment, alignment.crossed, alignment.pairs)
+    weighed = {name: (given[name], part) for name, part in parts.items()} | dict(further or {})
     total = torch.stack([balance.weigh(name, weight) * part for name, (weight, part) in weighed.items()]).sum()
     return {name: part for name, (_, part) in weighed.items()} | {"total": total + balance.penalty(list(weighed))}

@@ -22,7 +22,7 @@ from ccaco_cli.core.data.loader import PairDataset, PairPlan, load, part
 from ccaco_cli.core.errors import ConfigError, DataError, LossInputError
 from ccaco_cli.core.losses import balance as balances
 from ccaco_cli.core.losses.balance import beta_at
-from ccaco_cli.core.losses.total import cross_loss
+from ccaco_cli.core.losses.total import check_losses, cross_loss, part_weights
 from ccaco_cli.core.manifest import write_bytes
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
@@ -31,7 +31,7 @@ from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
 from ccaco_cli.core.types import OnProgress, PairBatch
 
 Evaluate = Callable[[Aligner], Mapping[str, float]]
-WEIGHTS = {"contrastive": "alpha", "cross": "beta", "domain": "domain_weight", "label": "label_weight"}
+WEIGHTS = {"contrastive": "alpha", "cross": "beta", "taught": "teach", "domain": "domain_weight", "label": "label_weight"}
 """Loss part -> the name of its weight in ``metrics.jsonl``."""
 STARVED = 0.1
 """Share of the time that may go into waiting for data before the log says so."""
@@ -88,7 +88,7 @@ def check(config: RunConfig) -> None:
     parallel.check(config)
     balances.build(config.loss)
     if config.loss.beta > 0:
-        cross_loss(config.loss)
+        check_losses(config.loss)
     if config.optim.precision not in runtime.PRECISIONS:
         raise ConfigError("unknown precision", where=config.optim.precision, expected=" | ".join(runtime.PRECISIONS))
     budget = {"optim.epochs": config.optim.steps or config.optim.epochs, "optim.batch_size": config.optim.batch_size}
@@ -190,7 +190,7 @@ def _epoch(run: _Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked
             if sick := sentinel.stop(cursor.step + 1, told, 0.0):
                 cursor.warnings.append(sick)
                 break
-            given = {"contrastive": config.loss.alpha, "cross": beta} | (run.adaptation.weights if run.adaptation is not None else {})
+            given = part_weights(config.loss, beta) | (run.adaptation.weights if run.adaptation is not None else {})
             weights = {name: torch.as_tensor(run.balance.weigh(name, weight)) for name, weight in given.items()}
             used = {WEIGHTS[name]: round(float(weight.detach()), 6) for name, weight in weights.items()}
             run.balance.observe(parts, given, step.shared(aligner))

@@ -169,6 +169,12 @@ def listwise(config: RunConfig) -> RunConfig:
     return override(cross(config), {"loss.cross": "listwise", "loss.negatives": 8})
 
 
+@arm("taught", changes=("loss.teach",))
+def taught(config: RunConfig) -> RunConfig:
+    """The cosine learns from the cross branch what it cannot see by itself, so that the fast score gains too."""
+    return override(config, {"loss.teach": 1.0})
+
+
 @arm("mse", changes=("model.fusion.kind", "loss.cross"))
 def mse(config: RunConfig) -> RunConfig:
     """The source description's loss, the mean squared change that attention makes, aligns (a known flaw: it only shrinks tokens)."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.pairing import Pairs
-from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, sample_pairs, total_loss
+from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, check_losses, sample_pairs, total_loss
 from ccaco_cli.core.types import Crossed, Encoded
 
 
@@ -53,3 +55,27 @@ def test_unknown_names_and_missing_parts_are_refused() -> None:
         total_loss(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="sum"), 1.0)
     with pytest.raises(ConfigError, match="residual"):
         total_loss(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="mse"), 1.0)
+
+
+def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
+    z = [encoded(seed).z.clone().requires_grad_() for seed in (0, 1)]
+    logit = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    sides = [Encoded(torch.zeros(4, 1, 8), torch.ones(4, 1, dtype=torch.bool), v, v) for v in z]
+    given = Alignment(*sides, torch.arange(4), torch.tensor(10.0), Crossed(logit), Pairs(torch.tensor([3, 0, 1])))
+    config = LossConfig(teach=0.5)
+    parts = total_loss(given, config, beta=0.3)
+    assert torch.allclose(parts["total"], parts["contrastive"] + 0.3 * parts["cross"] + 0.15 * parts["taught"])
+    student = (10.0 * z[0][[3, 0, 1]] @ z[1][[3, 0, 1]].T).detach()
+    each = [F.cross_entropy(s, (s + t).softmax(1).detach()) for s, t in ((student, logit), (student.T, logit.T))]
+    assert parts["taught"].item() == pytest.approx((sum(each) / 2).item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(parts["taught"], logit, allow_unused=True, retain_graph=True)
+    assert gradient is None
+    assert torch.autograd.grad(parts["taught"], z[0], retain_graph=True)[0][[3, 0, 1]].abs().sum() > 0
+    agreed = total_loss(replace(given, crossed=Crossed(torch.zeros(3, 3))), config, 0.3)["taught"]
+    assert torch.autograd.grad(agreed, z[0])[0].abs().max() < 1e-5, "a teacher that says the same teaches nothing"
+
+
+@pytest.mark.parametrize("settings", [{"cross": "matching"}, {"alpha": 0.0}, {"teach": -1.0}])
+def test_a_teacher_without_a_matrix_or_a_pupil_is_refused(settings: dict[str, float | str]) -> None:
+    with pytest.raises(ConfigError, match="teach"):
+        check_losses(replace(LossConfig(teach=1.0), **settings))
