@@ -90,7 +90,7 @@ def train(
       ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann --name sketches
     """
     from ccaco_cli.core.errors import ConfigError
-    from ccaco_cli.core.training.loop import Saving
+    from ccaco_cli.core.training.state import Saving
     from ccaco_cli.core.workflows import report
     from ccaco_cli.core.workflows.train import CUT, Asked
     from ccaco_cli.core.workflows.train import train as workflow

@@ -18,7 +18,8 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
-from ccaco_cli.core.training.loop import Saving, fit
+from ccaco_cli.core.training.loop import fit
+from ccaco_cli.core.training.state import Saving
 from ccaco_cli.core.types import PairRecord, silent
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.ablate import ablate

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -23,50 +21,16 @@ from ccaco_cli.core.errors import ConfigError, DataError, LossInputError
 from ccaco_cli.core.losses import balance as balances
 from ccaco_cli.core.losses.balance import beta_at
 from ccaco_cli.core.losses.total import check_losses, cross_loss, part_weights
-from ccaco_cli.core.manifest import write_bytes
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training import checkpoint, parallel, sentinel, step
-from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
+from ccaco_cli.core.training import parallel, sentinel, step
+from ccaco_cli.core.training.optim import lr_at, set_lr
+from ccaco_cli.core.training.state import Run, Saving, starved
 from ccaco_cli.core.types import OnProgress, PairBatch
 
 Evaluate = Callable[[Aligner], Mapping[str, float]]
 WEIGHTS = {"contrastive": "alpha", "cross": "beta", "taught": "teach", "domain": "domain_weight", "label": "label_weight"}
 """Loss part -> the name of its weight in ``metrics.jsonl``."""
-STARVED = 0.1
-"""Share of the time that may go into waiting for data before the log says so."""
-
-
-@dataclass
-class Cursor:
-    """Where a run is; all of it is in ``state.pt``.
-
-    batch           of this epoch, the next one
-    seconds         of training (without validation); ``before`` = until this epoch, ``waited`` = of it, for data in this epoch
-    cross           cross losses of this epoch, ``critics`` how often the domain classifiers were right in it
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best: float = float("-inf")
-    best_epoch: int = -1
-    seconds: float = 0.0
-    before: float = 0.0
-    waited: float = 0.0
-    cross: list[float] = field(default_factory=list)
-    critics: list[float] = field(default_factory=list)
-    oracle: float = float("-inf")
-    oracle_epoch: int = -1
-    warnings: list[sentinel.Warning] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """How often a run is saved, besides the end of each epoch: every so many ``minutes`` (0 = not); ``keep`` of the newest stay."""
-
-    minutes: float = 0.0
-    keep: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,7 +102,7 @@ def fit(
         raise ConfigError(
             "too few batches an epoch to accumulate", where=f"optim.accum_freq = {config.optim.accum_freq}", expected=f"at most {len(plan)}"
         )
-    run = _Run(aligner, config, folder, saving or Saving(), resume, len(plan) // config.optim.accum_freq, adaptation)
+    run = Run(aligner, config, folder, saving or Saving(), resume, len(plan) // config.optim.accum_freq, adaptation)
     learns = adaptation.reads if adaptation is not None and config.loss.alpha == config.loss.beta == 0 else ()
     with interrupts.listening() as asked, run.log():
         while run.goes_on():
@@ -165,7 +129,7 @@ def fit(
     return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, memory, warnings, cursor.oracle_epoch)
 
 
-def _epoch(run: _Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked, on_progress: OnProgress) -> PairBatch:
+def _epoch(run: Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked, on_progress: OnProgress) -> PairBatch:
     """One epoch, or what is left of it; returns its last batch."""
     aligner, config, cursor, often = run.aligner, run.config, run.cursor, run.config.optim.accum_freq
     run.losses.train()
@@ -234,168 +198,11 @@ def _next(batches: Iterator[PairBatch]) -> PairBatch:
         ) from None
 
 
-class _Run:
-    """What an unfinished run holds between its steps, and how it is saved."""
-
-    def __init__(
-        self,
-        aligner: Aligner,
-        config: RunConfig,
-        folder: Path,
-        saving: Saving,
-        resume: bool,
-        updates: int,
-        adaptation: Adaptation | None = None,
-    ):
-        self.adaptation = adaptation
-        self.aligner, self.config, self.folder, self.saving, self.updates = aligner, config, folder, saving, updates
-        self.total = config.optim.steps or config.optim.epochs * updates
-        self.device = next(aligner.parameters()).device
-        self.cursor, self.checkpoints = Cursor(), folder / "checkpoints"
-        found = checkpoint.latest(self.checkpoints) if resume else None
-        if found:
-            checkpoint.load_weights(found / checkpoint.WEIGHTS, aligner)
-        self.balance = balances.build(config.loss).to(self.device)
-        self.losses = step.Losses(aligner, config.loss, config.parallel, adaptation, self.balance)
-        self.engine = parallel.engine(self.losses, config)
-        heads = [] if adaptation is None else list(adaptation.parameters())
-        self.parameters = [p for p in aligner.parameters() if p.requires_grad] + heads
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
-        self.optimizer = adamw(aligner, config.optim)
-        for learned, decay in ((heads, config.optim.wd), (list(self.balance.parameters()), 0.0)):
-            if learned:
-                self.optimizer.add_param_group({"params": learned, "weight_decay": decay, "ratio": 1.0})
-        self.generator = torch.Generator(self.device)
-        self.reseed()
-        if found:
-            self._restore(checkpoint.load_state(found / checkpoint.STATE))
-            if distributed.main():
-                checkpoint.prune(self.checkpoints, self.saving.keep)
-        self.began = self.saved = time.perf_counter()
-        self.lines: IO[str] | None = None
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(parallel.spread(state.pop("optimizer"), self.optimizer))
-        drawn = state.pop("drawn")
-        checkpoint.set_generators(drawn[distributed.rank() if len(drawn) == distributed.world() else 0])
-        self.scaler.load_state_dict(state.pop("scaler"))
-        self.balance.load_state_dict(state.pop("balance"))
-        heads = state.pop("adaptation")
-        if self.adaptation is not None:
-            self.adaptation.load_state_dict(heads)
-        pairs = state.pop("pairs")
-        self.cursor = Cursor(**state)
-        if self.cursor.batch:
-            self.generator.set_state(pairs)
-        else:
-            self.reseed()
-
-    def reseed(self) -> None:
-        """The generator of sub-batches and hard negatives is a function of seed and epoch, alike on every process."""
-        self.generator.manual_seed(self.config.seed * 1_000_003 + self.cursor.epoch)
-
-    @contextmanager
-    def log(self) -> Iterator[None]:
-        """The run's log, open: what a killed run logged after its last checkpoint is dropped, so that no step appears twice."""
-        if not distributed.main():
-            yield
-            return
-        path = self.folder / "metrics.jsonl"
-        _cut_log(path, self.cursor)
-        with path.open("a", buffering=1) as self.lines:  # a line at once: others read along
-            yield
-
-    def write(self, entry: Mapping[str, Any]) -> None:
-        if self.lines is not None:
-            self.lines.write(json.dumps(entry) + "\n")
-
-    def goes_on(self) -> bool:
-        cursor = self.cursor
-        left = cursor.step < self.total or cursor.batch > 0  # an epoch that has begun ends with its validation, after the last step too
-        return left and not _out_of_patience(cursor, self.config.optim.patience) and not sentinel.ended(cursor.warnings)
-
-    def seconds(self) -> float:
-        """Of training so far, validation left out."""
-        return self.cursor.seconds + time.perf_counter() - self.began
-
-    def pause(self) -> None:
-        """Stops the clock of training."""
-        self.cursor.seconds = self.seconds()
-        self.began = time.perf_counter()
-
-    def judge(self, found: Mapping[str, str], figures: Mapping[str, float], oracle: Mapping[str, float] | None = None) -> None:
-        """Ends an epoch: what validation says of it (and the oracle), and whether it is the best so far."""
-        cursor = self.cursor
-        cursor.warnings = sentinel.renew(cursor.warnings, found, cursor.step)
-        share = round(cursor.waited / max(cursor.seconds - cursor.before, 1e-9), 3)
-        entry = {"step": cursor.step, "epoch": cursor.epoch, "validation": dict(figures), "waiting": share}
-        if advice := starved(cursor.waited, cursor.seconds - cursor.before, self.config.workers):
-            entry["advice"] = advice
-        if oracle is not None:
-            entry["oracle"] = dict(oracle)
-            told = distributed.said(float(oracle[self.config.eval.select]))
-            if told > cursor.oracle or cursor.oracle_epoch < 0:
-                cursor.oracle, cursor.oracle_epoch = told, cursor.epoch
-                self.keep("oracle")
-        self.write(entry | ({"warnings": cursor.warnings} if cursor.warnings else {}))
-        score = distributed.said(float(figures[self.config.eval.select]))
-        if score > cursor.best or not math.isfinite(cursor.best):
-            cursor.best, cursor.best_epoch = score, cursor.epoch
-            self.keep("best")
-        cursor.epoch += 1
-        cursor.batch, cursor.waited, cursor.before, cursor.cross, cursor.critics = 0, 0.0, cursor.seconds, [], []
-        self.reseed()
-        self.began = time.perf_counter()
-
-    def keep(self, name: str) -> None:
-        """The weights of this moment under a name; all processes take part, the first one writes."""
-        weights = checkpoint.weights_of(self.aligner)
-        heads = None if self.adaptation is None else checkpoint.weights_of(self.adaptation)
-        if distributed.main():
-            checkpoint.save_best(self.checkpoints, weights, heads, name)
-
-    def answer(self, asked: interrupts.Asked) -> None:
-        """Between two steps: saves when it is time to, and ends the run when somebody asked for it."""
-        due = 0 < self.saving.minutes * 60 <= time.perf_counter() - self.saved and distributed.main()
-        code = int(distributed.largest(asked.signal or int(due)))
-        if code:
-            self.save()
-        if code > 1:
-            raise interrupts.ended(code, f"saved at step {self.cursor.step} of {self.total}; go on with --resume latest")
-
-    def save(self) -> None:
-        """A checkpoint of this moment. All processes take part, the first one writes."""
-        self.pause()
-        self.saved = self.began
-        weights = checkpoint.weights_of(self.aligner)
-        optimizer = parallel.gathered(self.optimizer.state_dict())
-        mine = checkpoint.generators()
-        every = {name: distributed.gather_states(state) for name, state in mine.items()}
-        drawn = [{name: states[number] for name, states in every.items()} for number in range(distributed.world())]
-        if self.lines is not None:
-            self.lines.flush()
-            os.fsync(self.lines.fileno())
-            state = vars(self.cursor) | {"scaler": self.scaler.state_dict(), "pairs": self.generator.get_state()}
-            state |= {"balance": self.balance.state_dict(), "adaptation": {} if self.adaptation is None else self.adaptation.state_dict()}
-            checkpoint.save(self.checkpoints, weights, optimizer, drawn, self.saving.keep, **state)
-
-
 def _losses(engine: parallel.Engine, batch: PairBatch, beta: float, generator: torch.Generator, progress: float) -> dict[str, torch.Tensor]:
     try:
         return engine(batch, beta, generator, progress)
     except LossInputError:  # embeddings that are not finite: as sick as a loss that is not
         return {"embeddings": torch.tensor(math.nan), "total": torch.tensor(math.nan)}
-
-
-def starved(waited: float, spent: float, workers: int) -> str:
-    """What to do about steps that wait for data more than a tenth of the time (seconds of an epoch); "" when they do not."""
-    if waited <= STARVED * spent or spent < 5:  # of a shorter epoch the share says little
-        return ""
-    return f"waiting for data {100 * waited / spent:.0f} % of the time; next: --workers {workers + 2}, or prepare with --image-size"
-
-
-def _out_of_patience(cursor: Cursor, patience: int) -> bool:
-    return patience > 0 and cursor.epoch - 1 - cursor.best_epoch >= patience
 
 
 def peak_memory(device: Any) -> float:
@@ -404,15 +211,3 @@ def peak_memory(device: Any) -> float:
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss counts bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _cut_log(path: Path, cursor: Cursor) -> None:
-    """Drops what a killed run logged after its last checkpoint, so that no step and no validation appears twice."""
-    if path.exists():
-        kept = []
-        for line in path.read_text("utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                entry = json.loads(line)
-                if entry["step"] <= cursor.step and ("validation" not in entry or entry["epoch"] < cursor.epoch):
-                    kept.append(line)
-        write_bytes(path, "".join(kept if cursor.step else ()).encode())

@@ -33,7 +33,7 @@ from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.training import checkpoint, loop, statistics
-from ccaco_cli.core.training.loop import Saving
+from ccaco_cli.core.training.state import Saving
 from ccaco_cli.core.types import Encoded, OnProgress, move, silent
 from ccaco_cli.core.workflows import arms, domains, negatives
 from ccaco_cli.core.workflows.claim import Claim

@@ -15,8 +15,9 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.data.loader import PairDataset
 from ccaco_cli.core.errors import ConfigError, DataError, Interrupted
 from ccaco_cli.core.training import checkpoint, step
-from ccaco_cli.core.training.loop import Fitted, Saving, check, fit, starved
+from ccaco_cli.core.training.loop import Fitted, check, fit
 from ccaco_cli.core.training.optim import lr_at
+from ccaco_cli.core.training.state import Saving, starved
 from ccaco_cli.core.types import silent
 
 BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"

@@ -159,16 +159,16 @@ def test_arms_share_their_batches_and_differ_in_what_they_learn(root: Path, sett
 def test_interrupted_and_resumed_it_is_the_same_run(
     root: Path, settings: dict[str, Any], dann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccaco_cli.core.training import loop
+    from ccaco_cli.core.training import checkpoint
 
-    real, asked = loop.checkpoint.save, Asked("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5})
+    real, asked = checkpoint.save, Asked("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5})
 
     def killed(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "save", killed)
+        patch.setattr(checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train(asked, tmp_path / "r", data_root=root)
     found = train(asked, tmp_path / "r", data_root=root, resume=True)

@@ -18,7 +18,7 @@ from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
-from ccaco_cli.core.training import checkpoint, loop
+from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.workflows import train as module
 from ccaco_cli.core.workflows.train import Asked, load_run, train
 
@@ -59,14 +59,14 @@ def test_figures_are_those_of_the_best_checkpoint(run: Path, data_root: Path) ->
 def test_the_same_command_gives_the_same_bits_after_a_kill_too(
     run: Path, small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, folder, real = Asked("scenes", explicit=small), tmp_path / "again", loop.checkpoint.save
+    asked, folder, real = Asked("scenes", explicit=small), tmp_path / "again", checkpoint.save
 
     def killed(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "save", killed)
+        patch.setattr(checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train(asked, folder, data_root=data_root)
     with pytest.raises(DataError, match=r"interrupted run.*--resume latest"):
