@@ -90,7 +90,7 @@ Warmup = Annotated[
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, amp_bf16 or amp_fp16.", show_default="auto")]
 Accum = Annotated[int | None, typer.Option("--accum-freq", help="Batches whose gradients are added before a step.", show_default="1")]
 Checkpointing = Annotated[
-    bool | None, typer.Option("--grad-checkpointing", help="Trade time for memory in the towers.", show_default=False)
+    bool | None, typer.Option("--grad-checkpointing", help="Trade time for memory: activations are made again.", show_default=False)
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load data (0 = none besides this one).", show_default="0")]
 Metric = Annotated[str, typer.Option("--metric", help="The one that is tested: R-sum, text_to_image_R@1, ...")]

@@ -63,7 +63,7 @@ class FusionConfig:
     scale, sharpness         starting values of kappa_2 and lambda of the attended kinds (SCIENCE, finding 4)
     attention   dense | window | linear: an entry of ``model.attention.KINDS``
     window, spread           window: tokens of a block, and global tokens spread over each side
-    features, redraw         linear: random features a head, drawn anew about once in so many training calls (0 = never)
+    features, redraw         linear: random features a head, drawn anew about once in so many training steps (0 = never)
     """
 
     kind: str = "attended"

@@ -133,7 +133,8 @@ class Aligner(nn.Module):
         self.max_scale = loss.max_scale
 
     def set_grad_checkpointing(self) -> None:
-        """Recomputes the activations of the towers that learn instead of keeping them. Raises ConfigError: a tower that cannot."""
+        """Recomputes activations of the cross branch and of towers that learn. Raises ConfigError: a tower that cannot."""
+        self.matcher.checkpointing = True
         for modality, side in self.sides.items():
             if side.config.lock:  # type: ignore[union-attr]
                 continue

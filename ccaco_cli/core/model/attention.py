@@ -47,6 +47,9 @@ class Kernel(nn.Module, ABC):
     def weights(self, q: Tensor, k: Tensor, mask: Tensor, *, scale: float, lie: tuple[Sequence, Sequence]) -> Tensor:
         """What ``forward`` attends to, [B, H, N, M], rows sum to 1: for explanations, N * M whatever the kind."""
 
+    def refresh(self) -> None:
+        """Once before each training step; a kind that draws at random does so here, so that ``forward`` can be made again."""
+
 
 class Dense(Kernel):
     """Every query sees every key (arXiv:1706.03762, eq. 1), by the fastest kernel that the device has."""
@@ -91,7 +94,7 @@ class Linear(Kernel):
     """FAVOR+ (Performer, arXiv:2009.14794): exp(q . k) as the mean of phi(q) phi(k) over positive orthogonal random features (lemma 1).
 
     Unbiased, with an error that falls as 1 / sqrt(features) and grows as exp of |q + k|^2: fit for soft attention, not for sharp.
-    In training the features are drawn anew with probability 1 / ``redraw`` a call: no counter has to be kept for a resumed run.
+    In training the features are drawn anew with probability 1 / ``redraw`` a step: no counter has to be kept for a resumed run.
     Dropout drops whole keys (there are no weights to drop), scaled so that the mean stays.
     """
 
@@ -102,12 +105,14 @@ class Linear(Kernel):
         self.redraw = config.redraw
         self.register_buffer("random", orthogonal_features(config.features, width))
 
+    def refresh(self) -> None:
+        if self.redraw and float(torch.rand(())) < 1 / self.redraw:
+            # a new tensor, for the backward pass of an earlier step still needs the old one
+            self.random = orthogonal_features(*self.random.shape).to(self.random)
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, lie: tuple[Sequence, Sequence]
     ) -> Tensor:
-        if self.training and self.redraw and float(torch.rand(())) < 1 / self.redraw:
-            # a new tensor, for the backward pass of an earlier call still needs the old one
-            self.random = orthogonal_features(*self.random.shape).to(self.random)
         with torch.autocast(q.device.type, enabled=False):  # exponentials of bf16 would be off by percents
             one, other = self._features(q, k, mask, scale)
             kept = other * F.dropout(torch.ones_like(other[..., :1]), dropout) if dropout else other

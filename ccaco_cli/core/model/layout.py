@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,7 +156,8 @@ def _near(queries: tuple[int, int], keys: tuple[int, int]) -> Tensor:
 
 
 def _along(queries: int, keys: int) -> Tensor:
-    number = torch.arange(queries)
-    low, high = number * keys // queries - 1, -((-(number + 1) * keys) // queries) + 1
-    found = low[:, None] + torch.arange(int((high - low).max()) if queries else 0)
-    return found.masked_fill((found < 0) | (found >= keys) | (found >= high[:, None]), -1)
+    # by NumPy: how many see how many must be known also where tensors have no contents (``training.cost``)
+    number = np.arange(queries)
+    low, high = number * keys // queries - 1, -(-(number + 1) * keys // queries) + 1
+    found = low[:, None] + np.arange(int((high - low).max()) if queries else 0)
+    return torch.from_numpy(np.where((found < 0) | (found >= keys) | (found >= high[:, None]), -1, found))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
@@ -22,6 +23,8 @@ from ccaco_cli.core.model.layout import LINE, Layout, Sequence
 from ccaco_cli.core.types import Crossed, Encoded
 
 MAX_SCALE = 100.0
+TOKENS_AT_ONCE = 1 << 16
+"""Of listed pairs whose activations are recomputed, as many as hold so many tokens are scored at a time."""
 
 
 class Matcher(nn.Module, ABC):
@@ -38,6 +41,7 @@ class Matcher(nn.Module, ABC):
         super().__init__()
         self.width, self.config = width, config
         self.layouts: tuple[Layout, Layout] = (LINE, LINE)
+        self.checkpointing = False
 
     def lie(self, a: Encoded, b: Encoded) -> tuple[Sequence, Sequence]:
         """The layouts of these tokens."""
@@ -56,13 +60,33 @@ class Matcher(nn.Module, ABC):
         attention  also return how much each token of b looks at each of a, by head (listed pairs only)
         Returns    Crossed, match_logit [M] or [A, B]
         """
+        if self.training:
+            for module in self.modules():
+                if isinstance(module, Kernel):
+                    module.refresh()
         if index is not None:
-            return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
+            return (
+                self._recomputed(a, b, index)
+                if self.checkpointing and self.training
+                else self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
+            )
         rows, columns = (torch.arange(len(x.z), device=x.z.device) for x in (a, b))
         crossed = self.pairs(
             *(x[i] for x, i in zip((a, b), (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), strict=True))
         )
         return Crossed(crossed.match_logit.view(len(rows), len(columns)), drift=crossed.drift)
+
+    def _recomputed(self, a: Encoded, b: Encoded, index: Tensor) -> Crossed:
+        """Some pairs at a time, whose activations are made again when their gradient is due (arXiv:1604.06174)."""
+
+        def some(part: Tensor) -> tuple[Tensor, Tensor | None]:
+            crossed = self.pairs(a[part[:, 0]], b[part[:, 1]])
+            return crossed.match_logit, crossed.drift
+
+        parts = torch.split(index, max(1, TOKENS_AT_ONCE // (a.tokens.shape[1] + b.tokens.shape[1])))
+        found = [checkpoint(some, part, use_reentrant=False) for part in parts]
+        drifts = [drift * (len(part) / len(index)) for part, (_, drift) in zip(parts, found, strict=True) if drift is not None]
+        return Crossed(torch.cat([logit for logit, _ in found]), drift=torch.stack(drifts).sum() if drifts else None)
 
     @abstractmethod
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import RunConfig
@@ -68,19 +68,23 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Phantom(Live):  # type: ignore[no-untyped-call]
-    """``Live`` for tensors without contents: what depends on them is answered as for a full, healthy batch.
+    """``Live`` for tensors without contents: what depends on them is answered as for a full, healthy batch. Counts operations, too.
 
-    most  values that ``torch.unique`` can find: the rows of the batch
+    most   values that ``torch.unique`` can find: the rows of the batch
+    flops  so far (``FlopCounterMode`` would count the same, but its hooks on modules keep what a checkpoint recomputes)
     """
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.most = most
+        self.most, self.flops = most, 0
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = ANSWERS.get(func)
         found = answer(self.most, *args, **kwargs) if answer else None
-        return super().run(func, args, kwargs) if found is None else found
+        out = super().run(func, args, kwargs) if found is None else found
+        count = flop_registry.get(func._overloadpacket)
+        self.flops += count(*args, **kwargs, out_val=out) if count else 0
+        return out
 
 
 def _number(most: int, tensor: Tensor) -> Any:
@@ -126,7 +130,7 @@ def of_step(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
             given = [fake.from_tensor(t) for t in _tensors(batch)]
             inputs = _with(batch, iter(given))
             moments = [torch.empty_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad for _ in range(2)]
-            with FlopCounterMode(display=False) as counter, Phantom(len(batch.rows)) as live:
+            with Phantom(len(batch.rows)) as live:
                 for tensor in (*model.parameters(), *model.buffers(), *moments):
                     live.hold(tensor)
                 for tensor in given:
@@ -134,7 +138,7 @@ def of_step(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
                 with runtime.autocast(config.optim.precision, device):
                     parts = step.losses(model, inputs, config.loss, config.loss.beta)
                 parts["total"].backward()  # type: ignore[no-untyped-call]
-            return Cost(int(counter.get_total_flops()), live.peak)
+            return Cost(live.flops, live.peak)
     finally:
         layout.plan.cache_clear()
 

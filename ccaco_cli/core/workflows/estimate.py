@@ -61,7 +61,7 @@ def estimate(asked: Asked, *, data_root: Path = Path("data"), on_progress: OnPro
 def _changes(config: RunConfig) -> dict[str, dict[str, Any]]:
     """What can be typed to need less, least harm first: flags -> settings."""
     batch, tried = config.optim.batch_size, dict[str, dict[str, Any]]()
-    if not config.optim.grad_checkpointing and not (config.model.image.lock and config.model.text.lock):
+    if not config.optim.grad_checkpointing:
         tried["--grad-checkpointing"] = {"optim.grad_checkpointing": True}
     if config.loss.beta > 0:
         half = max(2, min(config.loss.cross_batch or batch, batch) // 4)

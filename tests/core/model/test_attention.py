@@ -255,20 +255,19 @@ def test_the_linear_kind_comes_near_dense_attention() -> None:
     assert errors[1] < errors[0] / 5
 
 
-def test_random_features_are_drawn_anew_in_training_only_and_live_in_the_checkpoint() -> None:
+def test_random_features_are_drawn_anew_when_asked_and_live_in_the_checkpoint() -> None:
     found = build("linear", redraw=1)
     x, context, mask = tokens((LINE, GRID))
     before = found.kernel.random
-    found.eval()(x, context, mask)
-    assert found.kernel.random is before
     out = found.train()(x, context, mask)[0]
+    assert found.kernel.random is before
+    found.kernel.refresh()
     assert not torch.equal(found.kernel.random, before)
-    found(x, context, mask)
-    out.sum().backward()  # the features of the first call are still there for it
+    out.sum().backward()  # the features of the call are still there for it
     assert torch.equal(found.state_dict()["kernel.random"], found.kernel.random)
     never = build("linear", redraw=0).train()
     kept = never.kernel.random
-    never(x, context, mask)
+    never.kernel.refresh()
     assert never.kernel.random is kept
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model import matching
 from ccaco_cli.core.model.attention import KINDS
 from ccaco_cli.core.model.matching import MATCHERS, Matcher, build
 from ccaco_cli.core.types import Encoded
@@ -51,6 +52,43 @@ def test_every_kind_of_attention_lets_padding_alone_and_shows_what_it_sees(kind:
     assert torch.allclose(clean.match_logit, dirty.match_logit, atol=1e-4)
     if kind != "early":
         assert torch.allclose(clean.attention.mean(1)[b.mask].sum(-1), torch.ones(int(b.mask.sum())), atol=1e-3)
+
+
+def test_random_features_are_drawn_anew_in_training_only() -> None:
+    found = matcher("unified", attention="linear", redraw=1)
+    a, b, index = encoded(2, 9, 0), encoded(2, 6, 1), torch.tensor([[0, 1]])
+    before = found.stream.stream.attention[0].kernel.random
+    found(a, b, index)
+    assert found.stream.stream.attention[0].kernel.random is before
+    found.train()(a, b, index)
+    assert not torch.equal(found.stream.stream.attention[0].kernel.random, before)
+
+
+@pytest.mark.parametrize("attention", KINDS)
+@pytest.mark.parametrize("kind", ["coattention", "unified", "early"])
+def test_what_is_recomputed_is_the_same_and_less_is_kept(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "TOKENS_AT_ONCE", 2 * (9 + 6))
+    found = matcher(kind, attention=attention, direction="both", redraw=1).train()
+    a, b = encoded(2, 9, 0), encoded(2, 6, 1)
+    kept, scores, gradients = [], [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for found.checkpointing in (False, True):
+        torch.manual_seed(7)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            crossed = found(a, b, torch.tensor([[0, 0], [1, 0], [1, 1]]))
+        scores.append(crossed.match_logit if crossed.drift is None else torch.cat([crossed.match_logit, crossed.drift[None]]))
+        parameters = [p for p in found.parameters() if p.requires_grad]
+        gradients.append(torch.autograd.grad((scores[-1] * torch.arange(1, 1 + len(scores[-1]))).sum(), parameters, allow_unused=True))
+    assert kept[1] < 0.2 * kept[0]
+    assert torch.allclose(*scores, atol=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, atol=1e-5)
 
 
 def test_attended_by_a_window_that_holds_all_is_the_dense_one() -> None:
