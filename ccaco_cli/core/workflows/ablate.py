@@ -177,7 +177,7 @@ def _planned(
 ) -> list[Cell]:
     cells = plan(asked, arms, seeds, data, grid)
     evidence.check_fair({cell.label: asdict(cell.config) for cell in cells})
-    _check_table(cells, data, metric, reference)
+    _check_table(cells, data, metric, reference, ensemble)
     if ensemble and not 2 <= ensemble <= seeds:
         raise ConfigError(f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds")
     if ensemble and not any(ensembles.adds(cell.config) for cell in cells):
@@ -231,8 +231,9 @@ def _label(arm: str, values: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
     return ",".join(re.sub(r"[^\w.,+=-]+", "_", part)[-60:] for part in parts)
 
 
-def _check_table(cells: Sequence[Cell], data: PairData, metric: str, reference: str | None) -> None:
+def _check_table(cells: Sequence[Cell], data: PairData, metric: str, reference: str | None, ensemble: int) -> None:
     labels = list(dict.fromkeys(cell.label for cell in cells))
+    labels += dict.fromkeys(ensembles.named(cell.label, ensemble) for cell in cells if ensemble and ensembles.adds(cell.config))
     if not labels:
         raise ConfigError("no arms to train", where="--arms", expected=f"{' | '.join(SETS)} | NAME,NAME")
     if reference is not None and reference not in labels:

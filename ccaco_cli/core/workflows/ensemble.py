@@ -22,6 +22,11 @@ def adds(config: RunConfig) -> bool:
     return config.method == "gradient" and config.loss.alpha > 0 and not config.loss.beta and not config.domain.target
 
 
+def named(label: str, size: int) -> str:
+    """The row of a table that an ensemble of an arm's models belongs to."""
+    return f"{label},ensemble={size}"
+
+
 def score_all(
     arms: Mapping[str, Mapping[int, Path]],
     size: int,
@@ -38,7 +43,7 @@ def score_all(
     Returns  the result files
     """
     wanted = [
-        (f"{label},ensemble={size}", seed, [runs[one] for one in ring])
+        (named(label, size), seed, [runs[one] for one in ring])
         for label, runs in arms.items()
         for seed, ring in (members(list(runs), size) if 0 < size <= len(runs) else {}).items()
     ]

@@ -44,6 +44,8 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     one = next(run for run in results.find([folder]) if run.label == "clip,ensemble=2")
     assert one.facts["parameters"] == 2 * next(r for r in results.find([folder]) if r.label == "clip").facts["parameters"]
     before = one.path.stat().st_mtime_ns
+    turned = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, reference="clip,ensemble=2", data_root=data_root)
+    assert {row["arm"]: row["verdict"] for row in turned.table}["clip,ensemble=2"] == "reference"
     again = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
     assert repr(again.table) == repr(found.table) and one.path.stat().st_mtime_ns == before, "scored once"
     assert [row["run"] for row in again.rows if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
