@@ -76,11 +76,18 @@ def export(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples:
         found = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
     except Exception as error:  # the exporter raises whatever a model makes it stumble over
         shutil.rmtree(folder)
-        return {"exported": False, "why": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+        return {"exported": False, "why": _root(error)}
     if max(found.values()) > CLOSE:
         shutil.rmtree(folder)
         return {"exported": False, "why": "it does not answer as the model does", **found}
     return {"exported": True, **found}
+
+
+def _root(error: BaseException) -> str:
+    """What an error began with, in one line: the exporter wraps it in pages of its own, in colour."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
 
 
 def _write(path: Path, module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]) -> None:
