@@ -142,6 +142,7 @@ class DomainConfig:
     weight    lambda of ``total = alpha * contrastive + beta * cross + lambda * domain``
     sides     modalities whose features are aligned, with commas; "" = all but text. The target's texts are withheld, so text is aligned
               between the sources, of which there must be two
+    critic_lr learning rate of the domain classifiers, in units of optim.lr: an adversary that lags behind is fooled, and aligns nothing
     stats     source | target: whose running statistics (batch norm, centring) the finished model has; target = AdaBN, arXiv:1603.04779
     classify  weight of a supervised label predictor on the pictures; above 0 in the classifier arms
     oracle    also keep and score the checkpoint that is best on the target's validation split: an upper bound, no result
@@ -150,7 +151,8 @@ class DomainConfig:
     target: str = ""
     sources: str = ""
     loss: str = "none"
-    weight: float = 0.1
+    weight: float = 1.0
+    critic_lr: float = 10.0
     sides: str = ""
     stats: str = "source"
     classify: float = 0.0

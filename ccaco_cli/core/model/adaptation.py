@@ -54,6 +54,10 @@ class Adaptation(nn.Module):
         """The modalities whose features the heads read."""
         return {*self.domains, self.classify} - {""}
 
+    def others(self) -> list[nn.Parameter]:
+        """Parameters of the heads that are not adversaries."""
+        return [] if self.predictor is None else list(self.predictor.parameters())
+
     @property
     def weights(self) -> dict[str, float]:
         """Loss part -> the weight that the config gives it, of the parts that these heads add."""

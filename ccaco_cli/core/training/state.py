@@ -27,6 +27,10 @@ STARVED = 0.1
 """Share of the time that may go into waiting for data before the log says so."""
 
 
+CRITIC_MOMENTUM = 0.5
+"""AdamW's beta1 for domain classifiers: with more the two sides of the game swing past each other (arXiv:1511.06434, sec. 3)."""
+
+
 @dataclass
 class Cursor:
     """Where a run is; all of it is in ``state.pt``.
@@ -83,13 +87,15 @@ class Run:
         self.balance = balances.build(config.loss).to(self.device)
         self.losses = step.Losses(aligner, config.loss, config.parallel, adaptation, self.balance)
         self.engine = parallel.engine(self.losses, config)
-        heads = [] if adaptation is None else list(adaptation.parameters())
-        self.parameters = [p for p in aligner.parameters() if p.requires_grad] + heads
+        critics, others = ([], []) if adaptation is None else (list(adaptation.critics.parameters()), adaptation.others())
+        self.parameters = [p for p in aligner.parameters() if p.requires_grad] + critics + others
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
         self.optimizer = adamw(aligner, config.optim)
-        for learned, decay in ((heads, config.optim.wd), (list(self.balance.parameters()), 0.0)):
+        decays, still = {"weight_decay": config.optim.wd, "ratio": 1.0}, {"weight_decay": 0.0, "ratio": 1.0}
+        quick = decays | {"ratio": config.domain.critic_lr, "betas": (CRITIC_MOMENTUM, config.optim.beta2)}
+        for learned, how in ((others, decays), (critics, quick), (list(self.balance.parameters()), still)):
             if learned:
-                self.optimizer.add_param_group({"params": learned, "weight_decay": decay, "ratio": 1.0})
+                self.optimizer.add_param_group({"params": learned, **how})
         self.generator = torch.Generator(self.device)
         self.reseed()
         if found:
