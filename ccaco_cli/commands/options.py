@@ -76,7 +76,7 @@ SourceDomains = Annotated[
     str | None, typer.Option("--source-domains", metavar="NAME,...", help="Learn pairs from these.", show_default="all but the target")
 ]
 DomainLoss = Annotated[str | None, typer.Option("--domain-loss", help="none, dann, mmd, both or coral.", show_default="none")]
-DomainWeight = Annotated[float | None, typer.Option("--domain-weight", help="Weight of the domain loss.", show_default="0.1")]
+DomainWeight = Annotated[float | None, typer.Option("--domain-weight", help="Weight of the domain loss.", show_default="1.0")]
 DomainSides = Annotated[
     str | None, typer.Option("--domain-sides", metavar="SIDE,...", help="Modalities it acts on.", show_default="all but text")
 ]

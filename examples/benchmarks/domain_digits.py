@@ -32,7 +32,7 @@ SETTINGS = {
     "model.image.size": SIDE,
     "model.width": 64,
     "optim.batch_size": 64,
-    "optim.epochs": 8,
+    "optim.epochs": 40,
     "optim.lr": 1e-3,
     "device": "cpu",
 }
@@ -71,6 +71,7 @@ def main(folder: Path, seeds: int) -> None:
             folder / "runs",
             metric="class_accuracy",
             reference="classifier",
+            jobs=2,
             data_root=data,
             on_progress=tell,
         )
