@@ -200,13 +200,18 @@ def _encode_shards(
         vectors = out / name / f"{name}_{number}.npy"
         written = bool(distributed.said(float(vectors.exists())))
         if local or not written:
-            found = look(items=items)
+            found = look(items=items, on_progress=partial(_told, on_progress, first, total, modality))
             if not written:
                 distributed.first(partial(_write_shard, vectors, modality, part, column, items, found.z))
             if local:
                 seen.append((items, found))
-        on_progress(int(items[-1]) + 1, total, {"what": f"{modality} vectors"})
+        _told(on_progress, first, total, modality, len(items))
     return gathered(seen, total) if local else None
+
+
+def _told(on_progress: OnProgress, first: int, total: int, modality: str, done: int, *_: Any) -> None:
+    """Progress within a shard as progress of the split."""
+    on_progress(first + done, total, {"what": f"{modality} vectors"})
 
 
 def _write_shard(vectors: Path, modality: str, part: Split, column: Column, items: Any, z: Tensor) -> None:
