@@ -67,8 +67,7 @@ def distil(student: Tensor, teacher: Tensor) -> Tensor:
     Returns           scalar, nats, mean of both directions; least, the teacher's entropy, where the two agree
     """
     ways = ((student, teacher), (student.T, teacher.T))
-    each = [-(t.detach().float().softmax(1) * F.log_softmax(s.float(), 1)).sum(1).mean() for s, t in ways]
-    return torch.stack(each).mean()
+    return torch.stack([F.cross_entropy(s.float(), t.detach().float().softmax(1)) for s, t in ways]).mean()
 
 
 def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ccaco_cli.core import manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.model.towers.weights import first_line
 from ccaco_cli.core.retrieval.query import ENCODER, ENCODER_INPUTS, ENCODER_OUTPUTS, MATCHER, MATCHER_INPUTS, SETTINGS, TOKENIZER, Exported
 from ccaco_cli.core.types import Encoded
 
@@ -83,11 +84,11 @@ def export(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples:
     return {"exported": True, **found}
 
 
-def _root(error: BaseException) -> str:
+def _root(error: Exception) -> str:
     """What an error began with, in one line: the exporter wraps it in pages of its own, in colour."""
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _write(path: Path, module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]) -> None:
