@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from ccaco_cli.core.types import Features
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.prepare import prepare
 from ccaco_cli.core.workflows.train import Asked, train
+from tests.manifests import edited
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")  # the same examples in every run; new ones: --hypothesis-profile default
@@ -219,9 +219,8 @@ class Fabricate:
         }
         (folder / "metrics.jsonl").write_text('{"step": 1, "contrastive": 2.0, "total": 2.5}\n')
         manifest.write(folder, "run", facts=facts, config=asdict(config))
-        body = json.loads((folder / manifest.NAME).read_text())
-        body["inputs"] = {"dataset": {"path": f"data/{dataset}", "sha256": data}}
-        manifest.write_json(folder / manifest.NAME, body | {"seal": manifest.seal(body)})
+        with edited(folder) as body:
+            body["inputs"] = {"dataset": {"path": f"data/{dataset}", "sha256": data}}
         return folder
 
     def evaluation(self, skill: float, seed: int, pictures: int, protocol: str = "full") -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ManifestError
+from tests.manifests import edited
 
 
 def made(root: Path, text: str = "hello", **more: Any) -> manifest.Manifest:
@@ -22,9 +23,8 @@ def made(root: Path, text: str = "hello", **more: Any) -> manifest.Manifest:
 
 
 def edit(root: Path, **changes: Any) -> None:
-    file = root / manifest.NAME
-    body = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps(body | {"seal": manifest.seal(body)}))
+    with edited(root) as body:
+        body |= changes
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

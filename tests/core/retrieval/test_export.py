@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ccaco_cli.core import manifest
 from ccaco_cli.core.config import LossConfig, ModelConfig, override
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.query import CLEAN, Exported
 from ccaco_cli.core.retrieval.search import ask, encode_query, search
+from tests.manifests import edited
 
 TEXTS = ["a red cat", "two dogs chase a large green ball over the hill", "x", ""]
 HARD = [
@@ -64,14 +63,13 @@ def test_answers_equal_the_models(index: Path) -> None:
 
 
 def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_path: Path) -> None:
-    body = json.loads((index / "manifest.json").read_text())
     for name in ("light", "plain"):
         shutil.copytree(index, tmp_path / name)
-        changed = body | {"facts": body["facts"] | {"weight": 2.0, "headline": "two-stage"}}
-        if name == "plain":
-            shutil.rmtree(tmp_path / name / "generation-1/query")
-            changed["files"] = [f for f in body["files"] if "/query/" not in f["name"]]
-        (tmp_path / name / "manifest.json").write_text(json.dumps(changed | {"seal": manifest.seal(changed)}))
+        with edited(tmp_path / name) as body:
+            body["facts"] |= {"weight": 2.0, "headline": "two-stage"}
+            if name == "plain":
+                shutil.rmtree(tmp_path / name / "generation-1/query")
+                body["files"] = [f for f in body["files"] if "/query/" not in f["name"]]
     light, plain = Index(tmp_path / "light"), Index(tmp_path / "plain")
     assert plain.exported is None
     for one, other in zip(ask(light, "text", TEXTS, 8), ask(plain, "text", TEXTS, 8), strict=True):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import ManifestError
 from ccaco_cli.core.manifest import Manifest
@@ -20,6 +18,7 @@ from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.rerank import match
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.workflows.train import load_run
+from tests.manifests import edited
 
 QUERIES = ["an orange cat napping", "two blue balls under a tree", "a dog"]
 
@@ -37,9 +36,8 @@ def weighted(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(index: Path, copy: Path, **facts: Any) -> Path:
     shutil.copytree(index, copy)
-    body = json.loads((copy / manifest.NAME).read_text())
-    body["facts"] |= facts
-    (copy / manifest.NAME).write_text(json.dumps(body | {"seal": manifest.seal(body)}))
+    with edited(copy) as body:
+        body["facts"] |= facts
     return copy
 
 

@@ -14,6 +14,7 @@ from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.workflows import look, report, results
 from ccaco_cli.core.workflows.look import Looked
+from tests.manifests import edited
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,8 @@ def looked(run: Path) -> Looked:
 
 def changed(run: Path, copy: Path, **body: Any) -> Path:
     shutil.copytree(run, copy)
-    found = json.loads((copy / manifest.NAME).read_text()) | body
-    (copy / manifest.NAME).write_text(json.dumps(found | {"seal": manifest.seal(found)}))
+    with edited(copy) as found:
+        found |= body
     return copy
 
 

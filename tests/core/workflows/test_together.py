@@ -14,6 +14,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.train import Asked, train
+from tests.manifests import edited
 from tests.processes import launch
 
 BEST = "checkpoints/best/model.safetensors"
@@ -93,10 +94,8 @@ def test_what_changed_since_the_first_start_is_named_and_refused_or_accepted(
     assert "processes were 1, are 2" in said and "float noise" in said
     assert "--accept-changes" in said
     shutil.copytree(data_root / "scenes", tmp_path / "data/scenes")
-    file = tmp_path / "data/scenes/manifest.json"
-    body = json.loads(file.read_text())
-    body["facts"]["licence"] = "another"
-    file.write_text(json.dumps(body | {"seal": manifest.seal(body)}))
+    with edited(tmp_path / "data/scenes") as body:
+        body["facts"]["licence"] = "another"
     assert launch(1, started, small, tmp_path / "data", folder, {}, False) == [2]
     assert "the data set was" in (tmp_path / "said").read_text()
     assert launch(1, started, small, data_root, folder, {"loss.beta": 0.25, "workers": 1}, True) == [0]

@@ -21,6 +21,7 @@ from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.workflows import train as module
 from ccaco_cli.core.workflows.train import Asked, load_run, train
+from tests.manifests import edited
 
 BEST = "checkpoints/best/model.safetensors"
 
@@ -106,10 +107,8 @@ def test_a_locked_tower_is_rebuilt_as_it_was_or_refused(small: dict[str, Any], d
     torch.manual_seed(4321)
     aligner, _, _, _ = load_run(tmp_path / "r", "cpu")
     assert not any(p.requires_grad for p in aligner.sides["image"].tower.parameters())
-    file = tmp_path / "r/manifest.json"
-    body = json.loads(file.read_text())
-    body["facts"]["towers"]["image"] = "0" * 64
-    file.write_text(json.dumps(body | {"seal": manifest.seal(body)}))
+    with edited(tmp_path / "r") as body:
+        body["facts"]["towers"]["image"] = "0" * 64
     with pytest.raises(ManifestError, match="not those of this run"):
         load_run(tmp_path / "r", "cpu")
 
