@@ -92,7 +92,8 @@ def train(
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.training.state import Saving
     from ccaco_cli.core.workflows import report
-    from ccaco_cli.core.workflows.train import CUT, Asked
+    from ccaco_cli.core.workflows.fit import CUT
+    from ccaco_cli.core.workflows.train import Asked
     from ccaco_cli.core.workflows.train import train as workflow
     from ccaco_cli.view import live, progress, results, tables
 

@@ -223,7 +223,7 @@ class EvalConfig:
 class RunConfig:
     """One training run, complete: the same config, data and library versions give the same numbers.
 
-    method  how the model comes about, an entry of ``workflows.train.FITTERS``: gradient | cca (hand-made) | classifier (labels only)
+    method  how the model comes about, an entry of ``workflows.fit.FITTERS``: gradient | cca (hand-made) | classifier (labels only)
     """
 
     dataset: str = "scenes"

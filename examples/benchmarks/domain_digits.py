@@ -32,7 +32,7 @@ SETTINGS = {
     "model.image.size": SIDE,
     "model.width": 64,
     "optim.batch_size": 64,
-    "optim.epochs": 40,
+    "optim.epochs": 60,
     "optim.lr": 1e-3,
     "device": "cpu",
 }

@@ -14,9 +14,10 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import results
+from ccaco_cli.core.workflows.fit import encodings
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.score import Encodings, Judge, store
-from ccaco_cli.core.workflows.train import encodings, load_run, refuse_other_modalities
+from ccaco_cli.core.workflows.train import load_run, refuse_other_modalities
 
 
 def on(

@@ -11,7 +11,7 @@ from ccaco_cli.core.losses.domain import DOMAIN_LOSSES
 from ccaco_cli.core.losses.total import CROSS_LOSSES
 from ccaco_cli.core.model.matching import MATCHERS
 from ccaco_cli.core.workflows.arms import ARMS, CHANGES, SETS, apply, expand
-from ccaco_cli.core.workflows.train import FITTERS
+from ccaco_cli.core.workflows.fit import FITTERS
 
 # a base that is nowhere at the value an arm sets, so that every key an arm touches shows
 BASE = override(

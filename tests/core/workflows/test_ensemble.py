@@ -12,9 +12,10 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.workflows import ensemble, results
 from ccaco_cli.core.workflows.ablate import ablate
+from ccaco_cli.core.workflows.fit import encodings
 from ccaco_cli.core.workflows.report import Asked as Reported
 from ccaco_cli.core.workflows.report import table
-from ccaco_cli.core.workflows.train import Asked, encodings, load_run
+from ccaco_cli.core.workflows.train import Asked, load_run
 
 
 def test_every_set_of_seeds_once() -> None:

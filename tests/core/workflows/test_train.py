@@ -19,7 +19,7 @@ from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.retrieval.columns import columns
 from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.training import checkpoint
-from ccaco_cli.core.workflows import train as module
+from ccaco_cli.core.workflows import fit
 from ccaco_cli.core.workflows.train import Asked, load_run, train
 from tests.manifests import edited
 
@@ -147,7 +147,7 @@ def test_the_best_epoch_is_scored_and_not_the_last(
     small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([2.0, 1.0])
-    monkeypatch.setattr(module, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
+    monkeypatch.setattr(fit, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
     train(Asked("scenes", explicit=small | {"optim.lr": 0.02}), tmp_path / "r", data_root=data_root)
     aligner, towers, config, found = load_run(tmp_path / "r", "cpu")
     assert found.facts["fitted"]["best_epoch"] == 0
