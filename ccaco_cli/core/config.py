@@ -31,6 +31,8 @@ class TowerConfig:
     cache_tokens    a cached patch grid is average-pooled to at most this many tokens
     center          auto | on | off: subtract the running mean token before pooling (auto: on when trained from scratch)
     pool            mean | max | cls | attention: tokens -> one vector
+    crop            in training, the smallest share of a picture that a random crop leaves (blown up to its size again), 1 = no crops
+    grayscale       in training, the share of the pictures that lose their colours
     input_dropout   on the tokens (or the class token), before pooling and projection
     head_dropout    inside the residual MLP of the head
     """
@@ -47,6 +49,8 @@ class TowerConfig:
     cache_tokens: int = 49
     center: str = "auto"
     pool: str = "mean"
+    crop: float = 1.0
+    grayscale: float = 0.0
     input_dropout: float = 0.0
     head_dropout: float = 0.1
 

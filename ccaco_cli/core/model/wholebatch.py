@@ -26,7 +26,7 @@ def led_by(pairs: int) -> Iterator[None]:
         _pairs.reset(token)
 
 
-def _own(rows: int) -> Tensor:
+def own(rows: int) -> Tensor:
     """Where a process's rows lie in the global batch: [rows] int64."""
     pairs = min(_pairs.get(), rows)
     first = torch.arange(pairs) + distributed.rank() * pairs
@@ -43,7 +43,7 @@ class Dropout(nn.Dropout):
         shape = [len(x) * distributed.world(), *x.shape[1:]]
         if x.ndim > 2:
             shape[1] = int(distributed.largest(shape[1]))
-        mask = self.drop(x.new_ones(shape))[_own(len(x))]
+        mask = self.drop(x.new_ones(shape))[own(len(x))]
         return x * (mask[:, : x.shape[1]] if x.ndim > 2 else mask)
 
     def drop(self, x: Tensor) -> Tensor:

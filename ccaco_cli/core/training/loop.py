@@ -23,7 +23,7 @@ from ccaco_cli.core.losses.balance import beta_at
 from ccaco_cli.core.losses.total import check_losses, cross_loss, part_weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training import parallel, sentinel, step
+from ccaco_cli.core.training import augment, parallel, sentinel, step
 from ccaco_cli.core.training.optim import lr_at, set_lr
 from ccaco_cli.core.training.state import Run, Saving, starved
 from ccaco_cli.core.types import OnProgress, PairBatch
@@ -50,6 +50,7 @@ class Fitted:
 def check(config: RunConfig) -> None:
     """Raises ConfigError for settings that would only fail in the middle of a run."""
     parallel.check(config)
+    augment.check(config.model)
     balances.build(config.loss)
     if config.loss.beta > 0:
         check_losses(config.loss)
@@ -145,7 +146,7 @@ def _epoch(run: Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked,
         cursor.waited += time.perf_counter() - arriving
         set_lr(run.optimizer, lr_at(cursor.step, run.total, config.optim))
         beta = beta_at(config.loss, cursor.step / run.total)
-        batch = batch.to(run.device)
+        batch = augment.augment(batch.to(run.device), config.model, aligner.modalities, run.generator)
         last = (number + 1) % often == 0
         with nullcontext() if last else run.engine.adding():
             with runtime.autocast(config.optim.precision, run.device):

@@ -84,7 +84,7 @@ def embed(
             kept: dict[str, Encoded | None] = {}
             for modality, column in sides.items():
                 grid = _grid(towers[modality], config, modality) if store_grid else None
-                look = partial(encode, aligner, modality, column, local=local, grid=grid, most=store_grid, share=True)
+                look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True)
                 kept[modality] = _encode_shards(out, modality, part, column, look, local, shard, tell)
             if not distributed.main():
                 raise distributed.Leaves(0)
@@ -200,7 +200,7 @@ def _encode_shards(
         vectors = out / name / f"{name}_{number}.npy"
         written = bool(distributed.said(float(vectors.exists())))
         if local or not written:
-            found = look(items=items, on_progress=partial(_told, on_progress, first, total, modality))
+            found = look(items=items, local=local, on_progress=partial(_told, on_progress, first, total, modality))
             if not written:
                 distributed.first(partial(_write_shard, vectors, modality, part, column, items, found.z))
             if local:
