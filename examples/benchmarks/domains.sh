@@ -19,7 +19,11 @@ if [ -n "${CCACO_REAL_DATA:-}" ]; then
     ccaco report "runs/emoji-$style" --table domains --metric class_accuracy --format markdown
   done
 fi
-ccaco ablate --dataset scenes-styles --source-domains colour --target-domain sketch "${shared[@]}" --set optim.steps=300 --name scenes-sketch
-ccaco report runs/scenes-sketch --table domains --metric text_to_image_R@10 --format markdown
-ccaco report runs/scenes-sketch --table domains --metric text_to_image_R@1 --format markdown
-ccaco report runs/scenes-sketch/source-only-cross-s0 runs/scenes-sketch/+both-cross-s0 --table domains --figure sketches.png
+for grey in 0.0 0.5; do # the share of the source's pictures that lose their colours in training
+  name="scenes-sketch-$grey"
+  ccaco ablate --dataset scenes-styles --source-domains colour --target-domain sketch "${shared[@]}" --set optim.steps=300 \
+    --set model.image.grayscale=$grey --name "$name"
+  ccaco report "runs/$name" --table domains --metric text_to_image_R@10 --format markdown
+  ccaco report "runs/$name" --table domains --metric text_to_image_R@1 --format markdown
+  ccaco report "runs/$name/source-only-cross-s0" "runs/$name/+both-cross-s0" --figure domains "$name.png"
+done
