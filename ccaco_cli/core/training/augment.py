@@ -23,14 +23,14 @@ def check(config: ModelConfig) -> None:
     """Raises ConfigError: settings that cannot be, of anything but pictures, or of a tower that sees its pictures once."""
     for modality in ("image", "text", "audio", "video"):
         tower = config.tower(modality)
-        where = f"model.{modality}.crop = {tower.crop}, model.{modality}.grayscale = {tower.grayscale}"
-        if not (0 < tower.crop <= 1 and 0 <= tower.grayscale <= 1):
-            raise ConfigError("no such share", where=where, expected="crop above 0, at most 1; grayscale 0 to 1")
+        for key, value, fits in (("crop", tower.crop, 0 < tower.crop <= 1), ("grayscale", tower.grayscale, 0 <= tower.grayscale <= 1)):
+            if not fits:
+                raise ConfigError("no such share", where=f"model.{modality}.{key} = {value}", expected="0 to 1, and above 0 for crop")
         if _wanted(tower) and modality != "image":
-            raise ConfigError("only pictures are changed in training", where=where, expected="crop = 1 and grayscale = 0")
+            raise ConfigError("only pictures are changed in training", where=f"model.{modality}", expected="crop = 1 and grayscale = 0")
         if _wanted(tower) and tower.lock:
             raise ConfigError(
-                "a locked tower sees each picture once", where=where, expected="crop = 1 and grayscale = 0, or no --lock-image"
+                "a locked tower sees each picture once", where="model.image", expected="crop = 1 and grayscale = 0, or no --lock-image"
             )
 
 

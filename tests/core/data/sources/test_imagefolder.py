@@ -73,3 +73,11 @@ def test_a_domain_without_classes_is_pictures_alone(tmp_path: Path) -> None:
     assert rows["train/sketch/3.jpg"].split == "train"
     assert (rows["sketch/dog/4.jpg"].domain, rows["sketch/dog/4.jpg"].label) == ("sketch", "dog"), "what has a class keeps it"
     assert rows["photo/dog/1.jpg"].label == "dog"
+
+
+@pytest.mark.parametrize("name", ["skecth", "empty"])
+def test_an_unpaired_domain_without_pictures_is_refused(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "photo/cat/1.png", "train/sketch/2.png", "empty/notes.txt")
+    assert len(list(SOURCE.read(tmp_path, SourceOptions(unpaired=("sketch",))).records)) == 2
+    with pytest.raises(DataError, match="no pictures of this domain"):
+        SOURCE.read(tmp_path, SourceOptions(unpaired=("sketch", name)))
