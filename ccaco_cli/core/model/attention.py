@@ -23,6 +23,8 @@ from ccaco_cli.core.model.layout import Plan, Segment, Sequence, plan
 
 AT_ONCE = 1 << 24
 """Numbers of gathered keys that the window kind holds at a time; beyond, slices are recomputed in the backward pass."""
+FEATURES_AT_ONCE = 1 << 20
+"""Random features that the linear kind makes at a time on a CPU, where nothing is learned: what a core's cache takes."""
 
 
 class Kernel(nn.Module, ABC):
@@ -114,26 +116,35 @@ class Linear(Kernel):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, lie: tuple[Sequence, Sequence]
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):  # exponentials of bf16 would be off by percents
-            one, other = self._features(q, k, mask, scale)
-            kept = other * F.dropout(torch.ones_like(other[..., :1]), dropout) if dropout else other
-            summary = torch.einsum("bmhf,bmhd->bhfd", kept, v.float())
-            total = torch.einsum("bnhf,bhf->bnh", one, other.sum(1))
-            brought = torch.einsum("bnhf,bhfd->bnhd", one, summary) / total.unsqueeze(-1)
-        return brought.to(v.dtype)
+            if torch.is_grad_enabled() or q.device.type != "cpu" or torch.compiler.is_compiling():
+                return self._bring(q, k, v, mask, scale, dropout)
+            # features of a few samples stay in a core's cache, where those of a thousand travel to memory and back at every step
+            step = max(1, FEATURES_AT_ONCE // (len(self.random) * q.shape[2] * (q.shape[1] + k.shape[1])))
+            parts = [slice(first, first + step) for first in range(0, max(len(q), 1), step)]
+            return torch.cat([self._bring(q[part], k[part], v[part], mask[part], scale, dropout) for part in parts])
+
+    def _bring(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+        one, other = self._features(q, k, mask, scale)
+        kept = other * F.dropout(torch.ones_like(other[..., :1]), dropout) if dropout else other
+        summary = kept.transpose(2, 3) @ v.transpose(1, 2).float()
+        total = one @ other.sum(2).unsqueeze(-1)
+        return (one @ summary / total).transpose(1, 2).to(v.dtype)
 
     def weights(self, q: Tensor, k: Tensor, mask: Tensor, *, scale: float, lie: tuple[Sequence, Sequence]) -> Tensor:
         one, other = self._features(q, k, mask, scale)
-        scores = torch.einsum("bnhf,bmhf->bhnm", one, other)
+        scores = one @ other.transpose(2, 3)
         found: Tensor = scores / scores.sum(-1, keepdim=True)
         return found
 
     def _features(self, q: Tensor, k: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        one, other = (positive_features(x.float() * scale**0.5, self.random.float()) for x in (q, k))
-        other = other.masked_fill(~mask[:, :, None, None], -torch.inf)
+        """[B, N, H, d] -> [B, H, N, features]: a head's tokens lie together, and no product copies the larger side."""
+        one, other = (positive_features(x.transpose(1, 2).float() * scale**0.5, self.random.float()) for x in (q, k))
+        real = mask[:, None, :, None]
+        other = other.masked_fill(~real, -torch.inf)
         # what a query's features, or all keys of a head, have in common cancels in the quotient: taken out so that nothing overflows
         one = (one - one.amax(-1, keepdim=True).detach()).exp()
-        other = (other - other.amax((1, 3), keepdim=True).detach()).exp()
-        return one + 1e-6, (other + 1e-6) * mask[:, :, None, None]
+        other = (other - other.amax((2, 3), keepdim=True).detach()).exp()
+        return one + 1e-6, (other + 1e-6) * real
 
 
 KINDS: dict[str, Callable[[int, FusionConfig], Kernel]] = {"dense": Dense, "window": Window, "linear": Linear}

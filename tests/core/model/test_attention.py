@@ -255,6 +255,20 @@ def test_the_linear_kind_comes_near_dense_attention() -> None:
     assert errors[1] < errors[0] / 5
 
 
+def test_linear_attention_some_samples_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = build("linear").eval()
+    x, context, mask = (torch.cat([t] * 3) for t in tokens((LINE, GRID)))
+    context = context + torch.arange(6.0)[:, None, None] / 10
+    whole = found(x, context, mask)[0]
+    calls = []
+    monkeypatch.setattr(attention, "FEATURES_AT_ONCE", 4 * 256 * 3 * (23 + 31))
+    monkeypatch.setattr(attention, "positive_features", lambda x, random: calls.append(len(x)) or positive_features(x, random))
+    with torch.inference_mode():
+        assert torch.allclose(found(x, context, mask)[0], whole, atol=1e-6)
+        assert calls == [4, 4, 2, 2]
+        assert found(x[:0], context[:0], mask[:0])[0].shape == (0, *whole.shape[1:])
+
+
 def test_random_features_are_drawn_anew_when_asked_and_live_in_the_checkpoint() -> None:
     found = build("linear", redraw=1)
     x, context, mask = tokens((LINE, GRID))
