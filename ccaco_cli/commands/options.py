@@ -153,11 +153,11 @@ KEYS = {
 
 def settings(set_: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
     """Flags that were given and ``--set`` pairs, as dotted overrides (``--set`` wins)."""
-    from ccaco_cli.core.config import parse_setting
+    from ccaco_cli.core.config import MODALITIES, parse_setting
 
     given = {KEYS[name]: value for name, value in flags.items() if name in KEYS and value is not None}
     if flags.get("cache_tokens") is not None:
-        given |= {f"model.{m}.cache_tokens": flags["cache_tokens"] for m in ("image", "text", "audio", "video")}
+        given |= {f"model.{m}.cache_tokens": flags["cache_tokens"] for m in MODALITIES}
     if flags.get("image_size") is not None or flags.get("tile") is not None:
         given |= _picture(flags.get("image_size"), flags.get("tile"))
     return given | dict(map(parse_setting, set_ or ()))

@@ -13,6 +13,8 @@ from typing import Any, TypeVar, get_type_hints
 from ccaco_cli.core.errors import ConfigError
 
 C = TypeVar("C")
+MODALITIES = ("image", "text", "audio", "video")
+"""Those that a model can have a tower of."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if [ -n "${CCACO_REAL_DATA:-}" ]; then
     ccaco report "runs/emoji-$style" --table domains --metric class_accuracy --format markdown
   done
 fi
-for grey in 0.0 0.5; do # the share of the source's pictures that lose their colours in training
+for grey in 0.0 0.5; do # the share of the pictures that lose their colours in training
   name="scenes-sketch-$grey"
   ccaco ablate --dataset scenes-styles --source-domains colour --target-domain sketch "${shared[@]}" --set optim.steps=300 \
     --set model.image.grayscale=$grey --name "$name"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ccaco_cli.core import distributed
-from ccaco_cli.core.config import ModelConfig, TowerConfig
+from ccaco_cli.core.config import MODALITIES, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model.wholebatch import led_by, own
 from ccaco_cli.core.types import PairBatch
@@ -21,7 +21,7 @@ def _wanted(config: TowerConfig) -> bool:
 
 def check(config: ModelConfig) -> None:
     """Raises ConfigError: settings that cannot be, of anything but pictures, or of a tower that sees its pictures once."""
-    for modality in ("image", "text", "audio", "video"):
+    for modality in MODALITIES:
         tower = config.tower(modality)
         for key, value, fits in (("crop", tower.crop, 0 < tower.crop <= 1), ("grayscale", tower.grayscale, 0 <= tower.grayscale <= 1)):
             if not fits:

@@ -91,7 +91,8 @@ class Run:
         self.parameters = [p for p in aligner.parameters() if p.requires_grad] + critics + others
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
         self.optimizer = adamw(aligner, config.optim)
-        decays, still = {"weight_decay": config.optim.wd, "ratio": 1.0}, {"weight_decay": 0.0, "ratio": 1.0}
+        decays = {"weight_decay": config.optim.wd, "ratio": 1.0}
+        still = decays | {"weight_decay": 0.0}
         quick = decays | {"ratio": config.domain.critic_lr, "betas": (CRITIC_MOMENTUM, config.optim.beta2)}
         for learned, how in ((others, decays), (critics, quick), (list(self.balance.parameters()), still)):
             if learned:

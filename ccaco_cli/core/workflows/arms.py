@@ -9,14 +9,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ccaco_cli.core.config import RunConfig, override
+from ccaco_cli.core.config import MODALITIES, RunConfig, override
 from ccaco_cli.core.errors import ConfigError
 
 Arm = Callable[[RunConfig], RunConfig]
 ARMS: dict[str, Arm] = {}
 CHANGES: dict[str, tuple[str, ...]] = {}
 """Arm -> the config keys that it may change; ``model.*.pool`` is every modality's."""
-MODALITIES = ("image", "text", "audio", "video")
 MATCHING = ("loss.cross", "model.fusion.direction", "eval.shortlist", "eval.shortlist_back")
 """What ``_matching`` sets."""
 CANDIDATES = 16

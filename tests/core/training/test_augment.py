@@ -15,8 +15,8 @@ from tests.processes import launch
 BOTH = ("image", "text")
 
 
-def batch(count: int = 6, lone: int = 0, first: int = 0) -> PairBatch:
-    shown = torch.randint(256, (count + lone, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))[first:]
+def batch(count: int = 6, lone: int = 0) -> PairBatch:
+    shown = torch.randint(256, (count + lone, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     rows = torch.arange(count)
     return PairBatch({"pixels": shown}, {"ids": rows[:, None], "mask": rows[:, None] >= 0}, rows, rows, rows * 0)
 

@@ -22,9 +22,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
     if not any(entry.is_dir() for entry in root.iterdir()):
         raise DataError("no class folder in this folder", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
+    places = [root, *(entry for entry in root.iterdir() if entry.name.lower() in SPLIT_NAMES)]
     for name in options.unpaired:
-        folders = (place / name for place in (root, *root.iterdir()))
-        if not any(True for folder in folders for _ in media_below(folder, PICTURE_SUFFIXES)):
+        if not any(picture for place in places for picture in media_below(place / name, PICTURE_SUFFIXES)):
             expected = f"pictures in {root / name}, or in that folder of a split"
             raise DataError("no pictures of this domain", where=f"--unpaired-domains {name}", expected=expected)
     return SourceData(

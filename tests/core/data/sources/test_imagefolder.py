@@ -75,7 +75,7 @@ def test_a_domain_without_classes_is_pictures_alone(tmp_path: Path) -> None:
     assert rows["photo/dog/1.jpg"].label == "dog"
 
 
-@pytest.mark.parametrize("name", ["skecth", "empty"])
+@pytest.mark.parametrize("name", ["skecth", "empty", "cat"])
 def test_an_unpaired_domain_without_pictures_is_refused(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "photo/cat/1.png", "train/sketch/2.png", "empty/notes.txt")
     assert len(list(SOURCE.read(tmp_path, SourceOptions(unpaired=("sketch",))).records)) == 2
