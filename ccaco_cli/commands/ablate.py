@@ -107,6 +107,8 @@ def ablate(
             on_progress=tell,
         )
     results.show(found.table, shown, str(folder))
+    for arm, same in found.equal.items():
+        progress.note(f"{arm} has no row: with these towers its settings are those of {same}")
     for cell, error in found.failures.items():
         progress.note(f"failed: {cell}: {error}")
     progress.note(f"next: ccaco report {folder}")

@@ -221,7 +221,10 @@ def _attend(weights: Tensor, cosines: Tensor, seen: Tensor, gate: Tensor) -> Ten
 
 
 class MaxSim(Scaled):
-    """Token-wise maximum similarity, both ways (FILIP, arXiv:2111.07783, eq. 4-6)."""
+    """Token-wise maximum similarity, both ways (FILIP, arXiv:2111.07783, eq. 4-6).
+
+    Shown as attention: the softmax, at the temperature of the score, of the cosines of which the score takes the highest.
+    """
 
     def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
         return F.normalize(tokens, dim=-1)
@@ -234,8 +237,7 @@ class MaxSim(Scaled):
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         cosines = b.tokens @ a.tokens.transpose(1, 2)
-        weights = cosines.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1).unsqueeze(1) if attention else None
-        return Crossed(self._score(cosines, a.mask, b.mask), attention=weights)
+        return Crossed(self._score(cosines, a.mask, b.mask), attention=_look(cosines, a.mask, self.scale()) if attention else None)
 
     def _score(self, cosines: Tensor, mask_a: Tensor, mask_b: Tensor) -> Tensor:
         both = mask_b.unsqueeze(-1) & mask_a.unsqueeze(-2)

@@ -69,11 +69,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What came of it: one row an arm with its evidence, one row a finished cell, and the cells that failed with their errors."""
+    """What came of it.
+
+    table, rows  one row an arm with its evidence, one row a finished cell
+    failures     cells that failed, with their errors
+    equal        arms that were left out: name -> the arm before it that has the same settings with these towers
+    """
 
     table: list[Row]
     rows: list[Row]
     failures: dict[str, str] = field(default_factory=dict)
+    equal: dict[str, str] = field(default_factory=dict)
 
 
 def ablate(
@@ -90,7 +96,7 @@ def ablate(
     data_root: Path = Path("data"),
     on_progress: OnProgress = silent,
 ) -> Ablation:
-    """Trains every arm with every seed on the same data and budget.
+    """Trains every arm with every seed on the same data and budget; of arms with equal settings, the first.
 
     asked      dataset and settings that all arms share
     folder     cells lie at ``folder/LABEL-sSEED``; the ablation's manifest lists those of the last command
@@ -120,7 +126,8 @@ def _ablate(
     on_progress: OnProgress,
 ) -> Ablation:
     data = distributed.in_turn(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
-    cells = distributed.in_turn(lambda: _planned(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
+    cells, equal = distributed.in_turn(lambda: _planned(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
+    reference = equal.get(reference or "", reference)
     with lock.held(folder, "ablation") if distributed.main() else nullcontext():
         left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
         if distributed.main():
@@ -154,7 +161,7 @@ def _ablate(
         runs = results.find([folder]) if done else []
         table = evidence.arms(runs, split=split, metric=metric, reference=reference, failed=results.failures([folder]))
         told = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
-        return Ablation(table, report.rows([*done, *added], split=split), told)
+        return Ablation(table, report.rows([*done, *added], split=split), told, equal)
 
 
 def _failure(path: Path) -> str:
@@ -174,15 +181,15 @@ def _planned(
     metric: str,
     reference: str | None,
     ensemble: int,
-) -> list[Cell]:
-    cells = plan(asked, arms, seeds, data, grid)
+) -> tuple[list[Cell], dict[str, str]]:
+    cells, equal = distinct(plan(asked, arms, seeds, data, grid))
     evidence.check_fair({cell.label: asdict(cell.config) for cell in cells})
-    _check_table(cells, data, metric, reference, ensemble)
+    _check_table(cells, data, metric, equal.get(reference or "", reference), ensemble)
     if ensemble and not 2 <= ensemble <= seeds:
         raise ConfigError(f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds")
     if ensemble and not any(ensembles.adds(cell.config) for cell in cells):
         raise ConfigError("no arm to make an ensemble of", where="--arms", expected="one without a cross branch, such as clip")
-    return cells
+    return cells, equal
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
@@ -219,6 +226,17 @@ def plan(asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: Ma
             if found.setdefault(made.name, made).config != config:
                 raise ConfigError("two cells would have one name", where=made.name, expected="values that differ in letters and digits")
     return list(found.values())
+
+
+def distinct(cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, str]]:
+    """Cells that differ in more than their names, and label -> the label before it that has the same settings."""
+    first: dict[str, Cell] = {}
+    equal: dict[str, str] = {}
+    for cell in cells:
+        same = first.setdefault(_hash({**asdict(cell.config), "arm": ""}), cell)
+        if same is not cell:
+            equal[cell.label] = same.label
+    return [cell for cell in cells if cell.label not in equal], equal
 
 
 def _label(arm: str, values: Mapping[str, Any], grid: Mapping[str, Any]) -> str:

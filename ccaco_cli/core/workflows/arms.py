@@ -122,7 +122,7 @@ def no_contrastive(config: RunConfig) -> RunConfig:
 
 @arm("-collaboration", changes=("model.fusion.share",))
 def no_collaboration(config: RunConfig) -> RunConfig:
-    """Two halves that share neither projections nor gradients are as good: the gain, if any, is not from learning together."""
+    """Two halves that share neither projections nor gradients are as good: a gain is not from learning together (locked towers: always so)."""
     return override(config, {"model.fusion.share": False})
 
 
@@ -240,16 +240,22 @@ def unified_linear(config: RunConfig) -> RunConfig:
 # balance: how the weights of the two losses come about
 
 
+@arm("balance-schedule", changes=("loss.balance",))
+def balance_schedule(config: RunConfig) -> RunConfig:
+    """The cross branch learns best from halves that a contrastive warm-up has brought near (the default of towers that learn)."""
+    return override(config, {"loss.balance": "schedule"})
+
+
 @arm("balance-fixed", changes=("loss.balance",))
 def balance_fixed(config: RunConfig) -> RunConfig:
-    """Both losses from the first step on: the cross branch needs no contrastive warm-up."""
+    """Both losses from the first step on: the cross branch needs no contrastive warm-up (the default of locked towers)."""
     return override(config, {"loss.balance": "fixed"})
 
 
-@arm("balance-cosine", changes=("loss.ramp", "loss.cross_ramp"))
+@arm("balance-cosine", changes=("loss.balance", "loss.ramp", "loss.cross_ramp"))
 def balance_cosine(config: RunConfig) -> RunConfig:
     """A cross loss that rises softly, by a cosine over all the steps that are left after the warm-up, disturbs less than a short ramp."""
-    return override(config, {"loss.ramp": "cosine", "loss.cross_ramp": 1.0 - config.loss.cross_start})
+    return override(balance_schedule(config), {"loss.ramp": "cosine", "loss.cross_ramp": 1.0 - config.loss.cross_start})
 
 
 @arm("balance-uncertainty", changes=("loss.balance",))
@@ -360,7 +366,7 @@ def mmd_classifier(config: RunConfig) -> RunConfig:
 
 _BASELINES = ("ccaco", "clip", "vilbert", "concat", "handmade")
 _FUSION = ("ccaco", "early", "late", "cross", "unified")
-# one-way-t2i and attended are ccaco's defaults: as rows they would only measure the same thing again
+# one-way-t2i and attended are always ccaco's defaults; others are so by the towers, and then ``ablate`` leaves them out
 _ABLATION = (
     *("ccaco", "-contrastive", "-cross", "-collaboration", "one-way-i2t", "two-way", "-residual", "maxsim", "matching", "listwise", "mse"),
     *("pool-mean", "pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
@@ -372,7 +378,7 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "fusion": _FUSION,
     "ablation": _ABLATION,
     "attention": ("ccaco", "cross", "attention-window", "attention-linear", "unified", "unified-window", "unified-linear"),
-    "balance": ("ccaco", "balance-fixed", "balance-cosine", "balance-uncertainty", "balance-gradnorm"),
+    "balance": ("ccaco", "balance-schedule", "balance-fixed", "balance-cosine", "balance-uncertainty", "balance-gradnorm"),
     "domain": _DOMAIN,
     "classifiers": ("classifier", "adabn-classifier", "mmd-classifier", "dann-classifier"),
 }

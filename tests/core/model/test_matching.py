@@ -166,6 +166,8 @@ def test_maxsim_equals_the_formula_written_out() -> None:
     table = t @ v.T
     wanted = 10 * (table.max(1).values.mean() + table.max(0).values.mean()) / 2
     assert found(*local(found, a, b)).match_logit.item() == pytest.approx(wanted.item(), rel=1e-5)
+    shown = found(*local(found, a, b), torch.tensor([[0, 0]]), attention=True).attention
+    assert torch.allclose(shown[0, 0][b.mask[0]][:, a.mask[0]], (10 * table).softmax(1), atol=1e-5)
 
 
 def test_residual_equals_the_source_description() -> None:

@@ -70,6 +70,15 @@ def test_an_interrupt_stops_every_cell(small: dict[str, Any], data_root: Path, t
     assert [log.stat().st_size for log in logs] == sizes
 
 
+def test_an_arm_with_the_settings_of_another_is_not_trained_again(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    """By the towers, an arm can be what the base is already; its name still serves as a reference."""
+    asked = Asked("scenes", explicit=small | {"optim.steps": 1, "model.fusion.share": False})
+    found = ablate(asked, ["ccaco", "-collaboration"], 1, tmp_path / "abl", reference="-collaboration", data_root=data_root)
+    assert [row["arm"] for row in found.table] == ["ccaco"]
+    assert found.equal == {"-collaboration": "ccaco"}
+    assert not (tmp_path / "abl" / "-collaboration-s0").exists()
+
+
 def test_a_misspelt_arm_is_told_before_anything_is_trained(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown arm: clpi"):
         ablate(Asked("scenes", explicit=small), ["ccaco", "clpi"], 1, tmp_path / "abl", data_root=data_root)

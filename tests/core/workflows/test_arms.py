@@ -16,7 +16,7 @@ from ccaco_cli.core.workflows.fit import FITTERS
 # a base that is nowhere at the value an arm sets, so that every key an arm touches shows
 BASE = override(
     RunConfig(),
-    {"dataset": "x", "loss.alpha": 0.75, "loss.beta": 0.25, "loss.cross": "?", "loss.negatives": 3}
+    {"dataset": "x", "loss.alpha": 0.75, "loss.beta": 0.25, "loss.cross": "?", "loss.negatives": 3, "loss.balance": "?"}
     | {"domain.loss": "?", "domain.stats": "?", "domain.classify": 0.5}
     | {"model.fusion.kind": "?", "model.fusion.direction": "?", "model.fusion.layers": 5, "model.fusion.dropout": 0.3}
     | {
@@ -76,6 +76,7 @@ def test_attention_and_balance_differ_from_their_partners_in_what_they_are_about
         ("attention-linear", "cross", {"model.fusion.attention"}),
         ("unified-linear", "unified", {"model.fusion.attention"}),
         ("balance-gradnorm", "ccaco", {"loss.balance"}),
+        ("balance-cosine", "balance-schedule", {"loss.ramp", "loss.cross_ramp"}),
     ):
         a, b = (flatten(asdict(apply(RunConfig(), name))) | {"arm": ""} for name in (one, other))
         assert {key for key in a if a[key] != b[key]} == keys
