@@ -122,7 +122,7 @@ def no_contrastive(config: RunConfig) -> RunConfig:
 
 @arm("-collaboration", changes=("model.fusion.share",))
 def no_collaboration(config: RunConfig) -> RunConfig:
-    """Two halves that share neither projections nor gradients are as good: a gain is not from learning together (locked towers: always so)."""
+    """Two halves that share neither projections nor gradients are as good: a gain is not from learning together (locked: always so)."""
     return override(config, {"model.fusion.share": False})
 
 
