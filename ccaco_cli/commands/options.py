@@ -61,7 +61,7 @@ ContextLength = Annotated[
 ]
 Attention = Annotated[str | None, typer.Option("--attention", help="Of the cross branch: dense, window or linear.", show_default="dense")]
 Balance = Annotated[
-    str | None, typer.Option("--balance", help="Of the losses: fixed, schedule, uncertainty, gradnorm.", show_default="by towers: schedule, fixed")
+    str | None, typer.Option("--balance", help="Of the losses: fixed, schedule, uncertainty or gradnorm.", show_default="by recipe")
 ]
 LockAudio = Annotated[bool | None, typer.Option("--lock-audio", help="Freeze the audio tower.", show_default=False)]
 LockVideo = Annotated[bool | None, typer.Option("--lock-video", help="Freeze the video tower.", show_default=False)]
