@@ -170,7 +170,7 @@ class Toy:
 
     def data(self, config: RunConfig, rows: int = ROWS) -> tuple[PairDataset, PairPlan]:
         a, b = self.columns(rows)
-        plan = PairPlan(a, b, np.arange(rows) // 2, config.optim.batch_size, config.seed)
+        plan = PairPlan(a, b, np.arange(rows) // 2, config.optim.batch_size, config.seed, captions=config.optim.captions)
         return PairDataset(a, b, np.arange(rows), np.zeros(rows, np.int64)), plan
 
 

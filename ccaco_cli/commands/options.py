@@ -81,7 +81,12 @@ DomainSides = Annotated[
     str | None, typer.Option("--domain-sides", metavar="SIDE,...", help="Modalities it acts on.", show_default="all but text")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training pictures.", show_default="by towers")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs a step, of all processes together.", show_default="by towers")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", help="Pairs a step (--set optim.captions=N: N of each sample), of all processes together.", show_default="by towers"
+    ),
+]
 Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="by towers")]
 Wd = Annotated[float | None, typer.Option("--wd", help="Weight decay.", show_default="by towers")]
 Warmup = Annotated[

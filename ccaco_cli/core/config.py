@@ -167,11 +167,16 @@ class DomainConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with decay groups, linear warm-up and cosine; the budget is ``epochs`` (or ``steps`` when above 0)."""
+    """AdamW with decay groups, linear warm-up and cosine; the budget is ``epochs`` (or ``steps`` when above 0).
+
+    batch_size  rows (things with all their items) of a batch
+    captions    of a row that has several, at most so many pairs of different items in its batch
+    """
 
     epochs: int = 10
     steps: int = 0
     batch_size: int = 128
+    captions: int = 1
     accum_freq: int = 1
     lr: float = 1e-3
     cross_lr: float = 1.0

@@ -131,10 +131,11 @@ class PairBatch(TensorRecord):
     """B pairs on their way to the model.
 
     a, b    what ``Tower.module`` of either modality takes: a dict of tensors, or ``Features`` read from a token cache; samples without a
-            partner, where there are any, lie behind the B that have one
+            partner, where there are any, lie behind those that have one
     rows    [B] int64, row of each pair in its split
     group   [B] int64, equal = means the same
     domain  [B] int64
+    at_a, at_b  int64 of the length that a and b would have if no sample served several pairs: which sample stands there; None = none does
     """
 
     a: Any
@@ -142,9 +143,12 @@ class PairBatch(TensorRecord):
     rows: torch.Tensor
     group: torch.Tensor
     domain: torch.Tensor
+    at_a: torch.Tensor | None = None
+    at_b: torch.Tensor | None = None
 
     def to(self, device: Any) -> PairBatch:
-        return PairBatch(move(self.a, device), move(self.b, device), *(t.to(device) for t in (self.rows, self.group, self.domain)))
+        moved = self.map(lambda t: t.to(device, non_blocking=True))
+        return replace(moved, a=move(self.a, device), b=move(self.b, device))  # type: ignore[no-any-return]
 
 
 def move(inputs: Any, device: Any) -> Any:

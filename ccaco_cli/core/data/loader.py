@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from ccaco_cli.core import distributed
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import decode_image, lenient
 from ccaco_cli.core.data.clips import Clip
@@ -232,6 +233,9 @@ NONE: Array = np.empty(0, np.int64)
 class PairPlan:
     """The order of one epoch: for every batch, rows and the item of either side. A function of (seed, epoch) alone.
 
+    batch_size  rows of a batch
+    captions  of a row, as many pairs of different items stand in its batch, if it has them; apart from one another, so that neighbours
+              differ
     family    [rows with a partner]
     unpaired  items of a and of b without a partner: behind its pairs each batch has ``batch_size`` of them, of each side that has any,
               drawn apart from one another
@@ -243,24 +247,35 @@ class PairPlan:
     batch_size: int
     seed: int
     unpaired: tuple[Array, Array] = (NONE, NONE)
+    captions: int = 1
 
     def __len__(self) -> int:
         """Batches an epoch; a last one that would be smaller is left out."""
         return max(1, len(self.family) // self.batch_size)
 
     def epoch(self, number: int) -> list[tuple[Array, Array, Array]]:
-        """[(rows, items of a, items of b)]: rows shuffled, families (hard negatives of each other) kept side by side; more items than rows
-        where some have no partner."""
+        """[(rows, items of a, items of b)]: rows shuffled, families (hard negatives of each other) kept side by side, all again for each
+        further caption; more items than rows where some have no partner."""
         rng = np.random.default_rng((self.seed, number))
         key = rng.random(int(self.family.max()) + 1)[self.family]
         order = np.lexsort((rng.random(len(key)), key))
-        items_a, items_b = (_one_item(column, rng) for column in (self.a, self.b))
-        cuts = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))
+        counts = [np.diff(column.start) for column in (self.a, self.b)]
+        first = [(rng.random(len(count)) * count).astype(np.int64) for count in counts]
+        many = np.minimum(self.captions, np.maximum(*counts))
+
+        def pairs(rows: Array) -> tuple[Array, ...]:
+            nth = np.repeat(np.arange(self.captions), len(rows))
+            again = np.tile(rows, self.captions)
+            again, nth = again[kept := nth < many[again]], nth[kept]
+            sides = zip((self.a, self.b), counts, first, strict=True)
+            return again, *(column.start[again] + (begun[again] + nth) % count[again] for column, count, begun in sides)
+
+        cuts = (pairs(order[i * self.batch_size : (i + 1) * self.batch_size]) for i in range(len(self)))
         lone = [
             _in_turn(items, self.batch_size, len(self), np.random.default_rng((self.seed, number, i)))
             for i, items in enumerate(self.unpaired)
         ]
-        return [(rows, np.append(items_a[rows], a), np.append(items_b[rows], b)) for rows, a, b in zip(cuts, *lone, strict=True)]
+        return [(rows, np.append(a, lone_a), np.append(b, lone_b)) for (rows, a, b), lone_a, lone_b in zip(cuts, *lone, strict=True)]
 
 
 def _in_turn(items: Array, size: int, batches: int, rng: np.random.Generator) -> list[Array]:
@@ -272,13 +287,11 @@ def _in_turn(items: Array, size: int, batches: int, rng: np.random.Generator) ->
     return [drawn[i * size : (i + 1) * size] for i in range(batches)]
 
 
-def _one_item(column: Column, rng: np.random.Generator) -> Array:
-    counts = np.diff(column.start)
-    return column.start[:-1] + (rng.random(len(counts)) * counts).astype(np.int64)
-
-
 class PairDataset(Dataset[PairBatch]):
-    """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan."""
+    """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan.
+
+    An item of several pairs is read once; where several processes share a batch, once a pair, for they must read equally many.
+    """
 
     def __init__(self, a: Column, b: Column, group: Array, domain: Array):
         self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
@@ -286,7 +299,13 @@ class PairDataset(Dataset[PairBatch]):
     def __getitem__(self, entry: tuple[Array, Array, Array]) -> PairBatch:
         rows, items_a, items_b = entry
         index = torch.from_numpy(rows)
-        return PairBatch(self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index])
+        (items_a, at_a), (items_b, at_b) = _once(items_a), _once(items_b)
+        return PairBatch(self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index], at_a, at_b)
+
+
+def _once(items: Array) -> tuple[Array, Tensor | None]:
+    once, at = np.unique(items, return_inverse=True)
+    return (items, None) if distributed.world() > 1 or len(once) == len(items) else (once, torch.from_numpy(at))
 
 
 def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:

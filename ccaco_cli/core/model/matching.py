@@ -138,9 +138,22 @@ class Attended(Scaled):
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))  # before rows are repeated for their pairs
         if index is not None:
             return self._rows(tuple(t[index[:, 0]] for t in one), tuple(t[index[:, 1]] for t in other), self.lie(a, b), attention)
-        (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = [t.unsqueeze(1) for t in one], [t.unsqueeze(0) for t in other]
-        cosines = torch.einsum("apd,bld->ablp", one[0], other[0])
-        return Crossed(self._directions(cosines, unit_a, unit_b, mask_a, mask_b, gate_a, gate_b)[0])
+        ways = {"b_to_a": [(other, one)], "a_to_b": [(one, other)], "both": [(other, one), (one, other)]}[self.config.direction]
+        tables = [self._table(looking, seen).T if looking is one else self._table(looking, seen) for looking, seen in ways]
+        return Crossed(self.scale() * torch.stack(tables).mean(0))
+
+    def _table(self, looking: tuple[Tensor, ...], seen: tuple[Tensor, ...]) -> Tensor:
+        """Every row against every other, each (unit tokens, gates, mask): -> [rows seen, rows that look]. Half of the looking tokens of a
+        batch of captions is padding: only real ones are laid side by side."""
+        (tokens, gate, mask), (keys, _, there) = looking, seen
+        real, row = tokens[mask], mask.nonzero()[:, 0]
+        cosines = (keys.flatten(0, 1) @ real.T).view(*keys.shape[:2], -1)  # [rows seen, P, all tokens that look]
+        weights = (self.log_sharpness.exp() * cosines).masked_fill(~there.unsqueeze(-1), -torch.inf).softmax(1)
+        norm = ((_gram(keys) @ weights) * weights).sum(1).clamp_min(1e-12).sqrt()
+        score = (weights * cosines).sum(1) / norm
+        belongs = row.unsqueeze(1) == torch.arange(len(mask), device=mask.device)
+        table: Tensor = score @ (belongs * gate[mask].unsqueeze(1))
+        return table
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))
@@ -214,10 +227,13 @@ def _attend(weights: Tensor, cosines: Tensor, seen: Tensor, gate: Tensor) -> Ten
     weights, cosines [..., L, P], seen [..., P, D], gate [..., L] -> score [...]
     The attended vector is never built: its product with the token is sum_p a_wp cos_wp, its norm comes from the Gram matrix of ``seen``.
     """
-    gram = seen @ seen.transpose(-1, -2)
-    norm = (torch.einsum("...lp,...pq->...lq", weights, gram) * weights).sum(-1).clamp_min(1e-12).sqrt()
+    norm = (torch.einsum("...lp,...pq->...lq", weights, _gram(seen)) * weights).sum(-1).clamp_min(1e-12).sqrt()
     score = (weights * cosines).sum(-1) / norm
     return (gate * score).sum(-1)
+
+
+def _gram(tokens: Tensor) -> Tensor:
+    return tokens @ tokens.transpose(-1, -2)
 
 
 class MaxSim(Scaled):

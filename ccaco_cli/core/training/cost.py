@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -156,4 +156,4 @@ def _with(batch: PairBatch, tensors: Any) -> PairBatch:
         for side in (batch.a, batch.b)
     ]
     rows, group, domain = tensors
-    return PairBatch(sides[0], sides[1], rows, group, domain)
+    return replace(batch, a=sides[0], b=sides[1], rows=rows, group=group, domain=domain)

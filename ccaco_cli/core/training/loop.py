@@ -57,7 +57,7 @@ def check(config: RunConfig) -> None:
     if config.optim.precision not in runtime.PRECISIONS:
         raise ConfigError("unknown precision", where=config.optim.precision, expected=" | ".join(runtime.PRECISIONS))
     budget = {"optim.epochs": config.optim.steps or config.optim.epochs, "optim.batch_size": config.optim.batch_size}
-    for key, value in (budget | {"optim.accum_freq": config.optim.accum_freq}).items():
+    for key, value in (budget | {"optim.accum_freq": config.optim.accum_freq, "optim.captions": config.optim.captions}).items():
         if value < 1:
             raise ConfigError(f"{value} does not fit", where=key, expected="1 or more")
     if min(config.loss.alpha, config.loss.beta) < 0 or not (config.loss.alpha or config.loss.beta or config.domain.classify > 0):

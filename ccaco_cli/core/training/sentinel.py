@@ -60,7 +60,8 @@ def inspect(
     learns        the modalities that learn; () = both
     """
     aligner.eval()
-    sides = [aligner.encode(m, x)[: len(batch.rows)] for m, x in zip(aligner.modalities, (batch.a, batch.b), strict=True)]
+    given = zip(aligner.modalities, (batch.a, batch.b), (batch.at_a, batch.at_b), strict=True)
+    sides = [aligner.encode(m, x)[slice(len(batch.rows)) if at is None else at[: len(batch.rows)]] for m, x, at in given]
     found: dict[str, str] = {}
     for modality, side in zip(aligner.modalities, sides, strict=True):
         if learns and modality not in learns:

@@ -49,26 +49,34 @@ def losses(
     """
     parallel = parallel or ParallelConfig()
     first, second = aligner.modalities
-    given, pairs_here = {first: batch.a, second: batch.b}, len(batch.rows)
+    given, at, pairs_here = {first: batch.a, second: batch.b}, {first: batch.at_a, second: batch.at_b}, len(batch.rows)
     aligned = config.alpha > 0 or beta > 0
     with led_by(pairs_here):
         own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
-    paired = {m: together(x[:pairs_here], parallel) for m, x in own.items()}  # behind them lie samples without a partner
+    vectors = {m: _vectors(x, at[m]) for m, x in own.items()}
+    paired = {m: together(x[:pairs_here], parallel) for m, x in vectors.items()}  # behind them lie samples without a partner
     alignment = None
     if aligned:
         a, b = paired[first], paired[second]
         alignment = Alignment(a, b, distributed.gather(batch.group), aligner.logit_scale(), rows=_queries(batch, parallel))
         if beta > 0:
             pairs = sample_pairs(a, b, alignment.group, config, generator)
-            local_a, local_b = (_chosen(aligner, m, own[m][:pairs_here], pairs.rows, parallel) for m in (first, second))
+            local_a, local_b = (_chosen(aligner, m, own[m], at[m], pairs.rows, pairs_here, parallel) for m in (first, second))
             alignment = replace(alignment, crossed=aligner.cross(local_a, local_b, pairs.index), pairs=pairs)
     if adaptation is None:
         return total_loss(alignment, config, beta, balance)
-    lone = {m: together(x[pairs_here:], parallel).z for m, x in own.items()}
+    lone = {m: together(x[pairs_here:], parallel).z for m, x in vectors.items()}
     every = {m: replace(x, z=torch.cat([x.z, lone[m]])) for m, x in paired.items()}
     codes, rows = distributed.gather(batch.domain), distributed.gather(batch.rows)
     further, accuracy = _adapted(every, codes, rows, adaptation, progress)
     return total_loss(alignment, config, beta, balance, further) | accuracy
+
+
+def _vectors(own: Encoded, at: Tensor | None) -> Encoded:
+    """A vector for every pair, where samples serve several; tokens stay behind, for the cross branch chooses few of the pairs."""
+    if at is None:
+        return own
+    return Encoded(own.tokens.new_zeros(len(at), 0, own.tokens.shape[2]), own.mask.new_zeros(len(at), 0), own.pooled[at], own.z[at])
 
 
 def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
@@ -82,14 +90,16 @@ def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
     return Encoded(own.tokens.new_zeros(len(z), 0, own.tokens.shape[2]), own.mask.new_zeros(len(z), 0), pooled, z)
 
 
-def _chosen(aligner: Aligner, modality: str, own: Encoded, rows: Tensor, parallel: ParallelConfig) -> Encoded:
+def _chosen(
+    aligner: Aligner, modality: str, own: Encoded, at: Tensor | None, rows: Tensor, pairs_here: int, parallel: ParallelConfig
+) -> Encoded:
     """Prepared tokens of the chosen rows of the batch of all processes.
 
     Every process then runs the cross branch on all of them: it is a sub-batch of fixed size, and each loss stays exact, with dropout too.
     """
     if distributed.world() == 1:
-        return aligner.local(modality, own[rows])
-    mine, place = distributed.shares(rows, len(own.z))
+        return aligner.local(modality, own[rows if at is None else at[rows]])
+    mine, place = distributed.shares(rows, pairs_here)
     prepared = aligner.local(modality, own[mine])
     tokens = distributed.gather(distributed.padded(prepared.tokens), through=parallel.gather_with_grad)
     mask = distributed.gather(distributed.padded(prepared.mask.to(torch.uint8))).bool()

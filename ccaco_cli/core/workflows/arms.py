@@ -174,10 +174,10 @@ def taught(config: RunConfig) -> RunConfig:
     return override(config, {"loss.teach": 1.0})
 
 
-@arm("mse", changes=("model.fusion.kind", "loss.cross"))
+@arm("mse", changes=("model.fusion.kind", "model.fusion.share", "loss.cross"))
 def mse(config: RunConfig) -> RunConfig:
     """The source description's loss, the mean squared change that attention makes, aligns (a known flaw: it only shrinks tokens)."""
-    return override(config, {"model.fusion.kind": "residual", "loss.cross": "mse"})
+    return override(config, {"model.fusion.kind": "residual", "model.fusion.share": True, "loss.cross": "mse"})
 
 
 @arm("pool-mean", changes=("model.*.pool",))

@@ -84,9 +84,11 @@ def _row(what: str, config: RunConfig, part: Split, modalities: tuple[str, str],
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()
     size = config.optim.batch_size
-    a, b = (_inputs(part, towers[m], config, size, device) for m in modalities)
-    every = torch.arange(size, device=device)
-    found = cost.of_step(aligner, PairBatch(a, b, every, every, torch.zeros_like(every)), config)
+    captions = min(config.optim.captions, int(np.diff(part.caption_start).max()) if "text" in modalities else 1)
+    a, b = (_inputs(part, towers[m], config, size * captions if m == "text" else size, device) for m in modalities)
+    rows = torch.arange(size, device=device).repeat(captions)
+    at = (None if m == "text" or captions == 1 else rows for m in modalities)
+    found = cost.of_step(aligner, PairBatch(a, b, rows, rows, torch.zeros_like(rows), *at), config)
     held = sum(t.numel() * t.element_size() for t in (*aligner.parameters(), *aligner.buffers()))
     # a process holds its libraries too, and the model that was just built
     peak = found.peak if device.type == "cuda" else runtime.resident_memory() + round(SLACK * (found.peak - held))

@@ -20,7 +20,7 @@ FULL = "ccaco"
 """The arm that others are held against, when it is there."""
 CHOICES = ("matching_accuracy", "binding_accuracy")
 FAIR = {
-    "step budget": ("optim.steps", "optim.epochs", "optim.batch_size", "optim.accum_freq"),
+    "step budget": ("optim.steps", "optim.epochs", "optim.batch_size", "optim.captions", "optim.accum_freq"),
     "evaluation pool": ("eval.protocol", "eval.small"),
     "selection rule": ("eval.select", "eval.exhaustive", "optim.patience"),
 }

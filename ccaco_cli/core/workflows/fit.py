@@ -94,7 +94,13 @@ def gradient(
         aligner,
         PairDataset(a, b, split.group, split.domain),
         PairPlan(
-            a, b, split.family[: split.paired], config.optim.batch_size, config.seed, domains.unpaired(data, split, parts["train"], heads)
+            a,
+            b,
+            split.family[: split.paired],
+            config.optim.batch_size,
+            config.seed,
+            domains.unpaired(data, split, parts["train"], heads),
+            config.optim.captions,
         ),
         config,
         folder,

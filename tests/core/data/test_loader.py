@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ccaco_cli.core.data import loader, shards
 from ccaco_cli.core.data.checks import decode_image
-from ccaco_cli.core.data.loader import CachedColumn, MediaColumn, PairDataset, PairPlan, PixelColumn, TextColumn, batches_of_items, part
+from ccaco_cli.core.data.loader import (
+    NONE,
+    CachedColumn,
+    MediaColumn,
+    PairDataset,
+    PairPlan,
+    PixelColumn,
+    TextColumn,
+    batches_of_items,
+    part,
+)
 from ccaco_cli.core.data.shards import Split
 
 
@@ -175,3 +186,26 @@ def test_processes_share_pairs_and_what_has_no_partner() -> None:
     entry = (np.arange(4), np.array([0, 1, 2, 3, 10, 11, 12, 13]), np.arange(4))
     rows, items_a, items_b = part(entry, 1, 2)
     assert (rows.tolist(), items_a.tolist(), items_b.tolist()) == ([2, 3], [2, 3, 12, 13], [2, 3])
+
+
+def test_a_row_brings_different_captions_and_each_picture_is_read_once(plan: PairPlan) -> None:
+    several = replace(plan, captions=5)  # there are two of each
+    assert len(several) == len(plan)
+    for (once, _, _), (rows, a, b) in zip(plan.epoch(1), several.epoch(1), strict=True):
+        assert rows.tolist() == [*once, *once], "neighbours are different rows"
+        assert len(set(b.tolist())) == 8 and (plan.b.row[b] == rows).all()
+        assert (plan.a.row[a] == rows).all()
+    data = PairDataset(plan.a, plan.b, np.arange(25), np.zeros(25, np.int64))
+    batch = data[(rows, a, b)]
+    assert len(batch.a["tokens"]) == 4 and batch.at_b is None and len(batch.b["tokens"]) == 8
+    assert torch.equal(batch.a["tokens"][batch.at_a], plan.a.inputs(a)["tokens"])
+
+
+def test_a_row_with_fewer_captions_brings_fewer_pairs(plan: PairPlan) -> None:
+    some = SimpleNamespace(row=np.array([0, 1, 1, 1, 2, 2]), start=np.array([0, 1, 4, 6]))
+    one = SimpleNamespace(row=np.arange(3), start=np.arange(4))
+    found = PairPlan(one, some, np.arange(3), 3, 0, captions=2).epoch(0)[0]  # type: ignore[arg-type]
+    assert np.bincount(found[0]).tolist() == [1, 2, 2]
+    assert len(set(found[2].tolist())) == 5
+    unpaired = PairPlan(one, some, np.arange(2), 2, 0, (np.array([2]), NONE), captions=2).epoch(0)[0]  # type: ignore[arg-type]
+    assert unpaired[1].tolist() == [*unpaired[0], 2, 2] and len(unpaired[2]) == len(unpaired[0]) == 3

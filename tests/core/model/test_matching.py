@@ -33,12 +33,20 @@ def local(found: Matcher, a: Encoded, b: Encoded) -> tuple[Encoded, Encoded]:
     return first, second
 
 
+@pytest.mark.parametrize("direction", ["b_to_a", "a_to_b", "both"])
 @pytest.mark.parametrize("kind", MATCHERS)
-def test_all_pairs_equal_listed_pairs(kind: str) -> None:
-    found = matcher(kind)
+def test_all_pairs_equal_listed_pairs(kind: str, direction: str) -> None:
+    found = matcher(kind, direction=direction)
     a, b = local(found, encoded(3, 5, 0), encoded(4, 6, 1))
     index = torch.cartesian_prod(torch.arange(3), torch.arange(4))
-    assert torch.allclose(found(a, b).match_logit.flatten(), found(a, b, index).match_logit, atol=1e-4)
+    every, listed = found(a, b).match_logit, found(a, b, index).match_logit.view(3, 4)
+    assert torch.allclose(every, listed, atol=1e-4)
+    weights = [p for p in found.parameters() if p.requires_grad]
+    if weights:
+        ways = (torch.autograd.grad(x.square().sum(), weights, retain_graph=True, allow_unused=True) for x in (every, listed))
+        for one, other in zip(*ways, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or torch.allclose(one, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("attention", KINDS)

@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "not-shared": {"model__fusion__share": False, "loss__cross_batch": 5},
     "dropout": {"model__text__input_dropout": 0.3, "model__fusion__kind": "coattention", "model__fusion__dropout": 0.2},
     "accumulated": {"optim__accum_freq": 2, "optim__batch_size": 4},
+    "captions": {"optim__captions": 2, "model__image__head_dropout": 0.0},
     "uncertainty": {"loss__balance": "uncertainty"},
     "gradnorm": {"loss__balance": "gradnorm"},
     "dann": {"domain__loss": "dann", "domain__weight": 0.5, "domain__target": "t"},

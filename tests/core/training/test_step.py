@@ -31,6 +31,22 @@ def test_parts_are_the_losses_of_the_models_own_outputs(toy: Any) -> None:
     assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
 
 
+@pytest.mark.parametrize("cross", ["infonce", "matching"])
+def test_a_picture_that_is_read_once_counts_in_each_of_its_pairs(toy: Any, cross: str) -> None:
+    config = toy.config(loss__cross=cross, loss__cross_batch=12)
+    aligner, (data, plan) = toy.aligner(config).eval(), toy.data(config)
+    rows, a, b = replace(plan, captions=2).epoch(0)[0]
+    once = data[(rows, a, b)]
+    often = replace(once, a=data.a.inputs(a), at_a=None)
+    assert (len(once.a["tokens"]), len(often.a["tokens"])) == (8, 16)
+    found, wanted = (step.losses(aligner, x, config.loss, 0.3, torch.Generator().manual_seed(0)) for x in (once, often))
+    assert set(found) == {"contrastive", "cross", "total"}
+    assert all(torch.allclose(found[k], wanted[k], atol=1e-6) for k in wanted)
+    weights = [aligner.sides[m].tower.linear.weight for m in ("image", "text")]
+    for one, other in zip(*(torch.autograd.grad(x["total"], weights) for x in (found, wanted)), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_without_weight_the_cross_branch_does_not_run(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy.config()
     aligner = toy.aligner(config)

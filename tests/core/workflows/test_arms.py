@@ -30,9 +30,11 @@ SHARED = ("optim.*", "seed", "dataset", "device", "eval.select", "eval.protocol"
 
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_changes_only_its_declared_fields_and_all_of_them(name: str) -> None:
-    before, after = flatten(asdict(BASE)), flatten(asdict(apply(BASE, name)))
-    changed = {key for key in before if before[key] != after[key]} - {"arm"}
-    assert after["arm"] == name
+    changed = set[str]()
+    for base in (BASE, override(BASE, {"model.fusion.share": False})):  # one arm turns it off, another on
+        before, after = flatten(asdict(base)), flatten(asdict(apply(base, name)))
+        changed |= {key for key in before if before[key] != after[key]} - {"arm"}
+        assert after["arm"] == name
     assert not [key for key in changed if not any(fnmatch(key, pattern) for pattern in CHANGES[name])]
     assert not [pattern for pattern in CHANGES[name] if not any(fnmatch(key, pattern) for key in changed)]
     assert not [key for key in changed if any(fnmatch(key, pattern) for pattern in SHARED)], (

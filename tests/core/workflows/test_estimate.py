@@ -45,6 +45,11 @@ def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: P
     assert locked["parameters"] < open_["parameters"]
 
 
+def test_a_picture_with_several_captions_is_encoded_once(small: dict[str, Any], data_root: Path) -> None:
+    one, two = (estimate(Asked("scenes", explicit=small | {"optim.captions": n, "loss.beta": 0.0}), data_root=data_root)[0] for n in (1, 2))
+    assert one["GFLOPs"] < two["GFLOPs"] < 1.7 * one["GFLOPs"]
+
+
 def test_an_arm_without_steps_is_refused(data_root: Path) -> None:
     with pytest.raises(ConfigError, match="only steps on pairs"):
         estimate(Asked("scenes", arm="handmade"), data_root=data_root)

@@ -1,0 +1,55 @@
+"""Attended similarity of every picture with every caption of a batch: real words side by side, against padded captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import record
+import torch
+import torch.nn.functional as F
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.config import FusionConfig
+from ccaco_cli.core.model.matching import build
+from ccaco_cli.core.types import Encoded
+
+given = record.arguments(__doc__, batch=96, patches=49, width=256)
+runtime.threads()
+batch = 16 if given.quick else given.batch
+lengths = np.random.default_rng(0).gamma(9.0, 1.5, batch).round().clip(4, 36)  # 13 tokens each, as of Flickr8k's
+mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
+sides = [torch.randn(batch, count, given.width, device=given.device).requires_grad_() for count in (given.patches, mask.shape[1])]
+masks = torch.ones(batch, given.patches, dtype=torch.bool), mask
+matcher = build(given.width, FusionConfig()).to(given.device)
+
+
+def local() -> list[Encoded]:
+    told = [matcher.local(i, x, m.to(given.device)) for i, (x, m) in enumerate(zip(sides, masks, strict=True))]
+    return [Encoded(x, m.to(given.device), x[:, 0], x[:, 0]) for x, m in zip(told, masks, strict=True)]
+
+
+def ours() -> torch.Tensor:
+    return matcher(*local()).match_logit
+
+
+def padded() -> torch.Tensor:
+    a, b = local()
+    gate = b.tokens.norm(dim=-1)
+    seen, looking = F.normalize(a.tokens, dim=-1), b.tokens / gate.clamp_min(1e-6).unsqueeze(-1)
+    cosines = torch.einsum("apd,bld->ablp", seen, looking)
+    weights = (matcher.log_sharpness.exp() * cosines).softmax(-1)
+    brought = torch.einsum("ablp,apd->abld", weights, seen)
+    return matcher.scale() * (gate * F.cosine_similarity(brought, looking.unsqueeze(0), dim=-1)).sum(-1)
+
+
+def step(call) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    table = call()
+    F.cross_entropy(table, torch.arange(batch, device=given.device)).backward()
+    return table.detach()
+
+
+apart = float((step(ours) - step(padded)).abs().max())
+rows = [
+    record.in_turn(f"{batch} x {batch} pairs, both passes", lambda: step(ours), lambda: step(padded), given.repeats, device=given.device)
+]
+real = f"{int(mask.sum()):,} words of {mask.numel():,} places are real; largest difference of a score: {apart:.1e}"
+record.finish("Every pair of a batch", rows, given, facts=[real])
