@@ -85,7 +85,7 @@ def ablate(
     """
     from ccaco_cli.core.workflows import arms as known
     from ccaco_cli.core.workflows.ablate import ablate as workflow
-    from ccaco_cli.core.workflows.ablate import read_grid
+    from ccaco_cli.core.workflows.cells import read_grid
     from ccaco_cli.core.workflows.train import Asked
     from ccaco_cli.view import progress, results
 

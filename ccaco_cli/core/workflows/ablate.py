@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import multiprocessing
 import os
-import re
 import shutil
 import time
 import traceback
@@ -15,28 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import distributed, fault, lock, manifest, runtime
-from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.errors import CcacoError, ConfigError, Interrupted, ManifestError
-from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
-from ccaco_cli.core.evaluation.significance import per_query
+from ccaco_cli.core.errors import CcacoError, Interrupted, ManifestError
 from ccaco_cli.core.types import OnProgress, silent
 from ccaco_cli.core.workflows import ensemble as ensembles
 from ccaco_cli.core.workflows import evidence, report, results
-from ccaco_cli.core.workflows.arms import SETS
+from ccaco_cli.core.workflows.cells import Cell, digest, plan
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.results import Row
-from ccaco_cli.core.workflows.score import CLASS_ACCURACY
 from ccaco_cli.core.workflows.train import Asked, train
 
 FAILED = "failed.json"
@@ -47,24 +37,6 @@ DATA = "data.sha256"
 
 Place = Mapping[str, str]
 """Environment variables that hold a process to its part of the machine."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of an ablation.
-
-    label   its arm, with the values of the grid: ``ccaco,beta=0.1``; the row of the table that it belongs to
-    config  resolved
-    """
-
-    label: str
-    seed: int
-    asked: Asked
-    config: RunConfig
-
-    @property
-    def name(self) -> str:
-        return f"{self.label}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +98,8 @@ def _ablate(
     on_progress: OnProgress,
 ) -> Ablation:
     data = distributed.in_turn(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
-    cells, equal = distributed.in_turn(lambda: _planned(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
-    reference = equal.get(reference or "", reference)
+    planned = distributed.in_turn(lambda: plan(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
+    cells = planned.cells
     with lock.held(folder, "ablation") if distributed.main() else nullcontext():
         left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
         if distributed.main():
@@ -159,9 +131,9 @@ def _ablate(
         _complete(folder, cells, failures, data, added)
         done = [folder / cell.name for cell in whole]
         runs = results.find([folder]) if done else []
-        table = evidence.arms(runs, split=split, metric=metric, reference=reference, failed=results.failures([folder]))
+        table = evidence.arms(runs, split=split, metric=metric, reference=planned.reference, failed=results.failures([folder]))
         told = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
-        return Ablation(table, report.rows([*done, *added], split=split), told, equal)
+        return Ablation(table, report.rows([*done, *added], split=split), told, planned.equal)
 
 
 def _failure(path: Path) -> str:
@@ -172,107 +144,13 @@ def _failure(path: Path) -> str:
         return "its process ended without a word; next: the same command"
 
 
-def _planned(
-    asked: Asked,
-    arms: Sequence[str],
-    seeds: int,
-    data: PairData,
-    grid: Mapping[str, Sequence[Any]],
-    metric: str,
-    reference: str | None,
-    ensemble: int,
-) -> tuple[list[Cell], dict[str, str]]:
-    cells, equal = distinct(plan(asked, arms, seeds, data, grid))
-    evidence.check_fair({cell.label: asdict(cell.config) for cell in cells})
-    _check_table(cells, data, metric, equal.get(reference or "", reference), ensemble)
-    if ensemble and not 2 <= ensemble <= seeds:
-        raise ConfigError(f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds")
-    if ensemble and not any(ensembles.adds(cell.config) for cell in cells):
-        raise ConfigError("no arm to make an ensemble of", where="--arms", expected="one without a cross branch, such as clip")
-    return cells, equal
-
-
-def read_grid(path: Path) -> dict[str, list[Any]]:
-    """The grid of a TOML file: dotted config key -> values. Raises ConfigError: no file, not TOML, or anything but a table ``[grid]``."""
-    settings = configs.load(path)
-    found = {key.removeprefix("grid."): values for key, values in settings.items() if key.startswith("grid.")}
-    if not found or len(found) < len(settings):
-        raise ConfigError("a grid file holds one table and nothing else", where=path, expected="[grid] and lines like loss.beta = [0, 0.5]")
-    return found
-
-
-def plan(asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
-    """All cells, seeds outermost, so that an early end leaves every arm with as many seeds.
-
-    A key of the grid that an arm sets by itself does not multiply that arm's cells.
-    Raises ConfigError: an unknown arm or key, a value that does not fit, a key that is no setting of an arm, two cells of one name
-    """
-    for key, values in grid.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise ConfigError(f"{values!r} is no list of values", where=f"[grid] {key}", expected=f"{key} = [VALUE, ...]")
-        if key in (*results.OWN, "dataset"):
-            raise ConfigError("this key cannot vary within an ablation", where=f"[grid] {key}", expected="a key of model, loss or optim")
-    found: dict[str, Cell] = {}
-    for seed, arm in itertools.product(range(seeds), dict.fromkeys(arms)):
-        tried = []
-        for values in itertools.product(*grid.values()):
-            combination = dict(zip(grid, values, strict=True))
-            cell = replace(asked, arm=arm, explicit={**(asked.explicit or {}), **combination, "seed": seed})
-            tried.append((combination, cell, cell.resolve(data)))
-        resolved = [configs.flatten(asdict(config)) for _, _, config in tried]
-        heard = [key for key, values in grid.items() if len(values) == 1 or len({json.dumps(one[key]) for one in resolved}) > 1]
-        for combination, cell, config in tried:
-            made = Cell(_label(arm, {key: combination[key] for key in heard}, grid), seed, cell, config)
-            if found.setdefault(made.name, made).config != config:
-                raise ConfigError("two cells would have one name", where=made.name, expected="values that differ in letters and digits")
-    return list(found.values())
-
-
-def distinct(cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, str]]:
-    """Cells that differ in more than their names, and label -> the label before it that has the same settings."""
-    first: dict[str, Cell] = {}
-    equal: dict[str, str] = {}
-    for cell in cells:
-        same = first.setdefault(_hash({**asdict(cell.config), "arm": ""}), cell)
-        if same is not cell:
-            equal[cell.label] = same.label
-    return [cell for cell in cells if cell.label not in equal], equal
-
-
-def _label(arm: str, values: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
-    """``ccaco,beta=0.1``: the last part of a key where that is enough, and no letter that a folder cannot have."""
-    parts = [arm]
-    for key, value in values.items():
-        last = key.rpartition(".")[2]
-        unique = sum(other.rpartition(".")[2] == last for other in grid) == 1
-        parts.append(f"{last if unique else key}={value}")
-    return ",".join(re.sub(r"[^\w.,+=-]+", "_", part)[-60:] for part in parts)
-
-
-def _check_table(cells: Sequence[Cell], data: PairData, metric: str, reference: str | None, ensemble: int) -> None:
-    labels = list(dict.fromkeys(cell.label for cell in cells))
-    labels += dict.fromkeys(ensembles.named(cell.label, ensemble) for cell in cells if ensemble and ensembles.adds(cell.config))
-    if not labels:
-        raise ConfigError("no arms to train", where="--arms", expected=f"{' | '.join(SETS)} | NAME,NAME")
-    if reference is not None and reference not in labels:
-        raise ConfigError("the reference is none of the arms", where=reference, expected=" | ".join(labels))
-    if metric == CLASS_ACCURACY:  # whether anything has a class, each run sees for itself
-        return
-    one = np.ones((1, 1))
-    per_query(metric, evaluate("full", [0], [0], by_similarity(one, one, [0], [0]), data.modalities).directions())
-
-
-def _hash(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
 def _finished(path: Path, cell: Cell, data: PairData) -> bool:
     """True when this very config is finished there, on this very data."""
     try:
         found = manifest.open(path, kind="run")
     except ManifestError:
         return False
-    return _hash(found.config) == _hash(asdict(cell.config)) and found.inputs["dataset"]["sha256"] == data.manifest.sha256
+    return digest(found.config) == digest(asdict(cell.config)) and found.inputs["dataset"]["sha256"] == data.manifest.sha256
 
 
 def _begin(folder: Path, left: Sequence[Cell], data: PairData) -> None:
@@ -361,7 +239,7 @@ def _places(device: str, jobs: int) -> list[Place]:
 def _complete(folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData, added: Sequence[Path]) -> None:
     listed = []
     for cell in cells:
-        about = {"name": cell.name, "label": cell.label, "arm": cell.config.arm, "seed": cell.seed, "config": _hash(asdict(cell.config))}
+        about = {"name": cell.name, "label": cell.label, "arm": cell.config.arm, "seed": cell.seed, "config": digest(asdict(cell.config))}
         error = failures.get(cell.name)
         outcome = {"error": error} if error else {"run": manifest.open(folder / cell.name, kind="run").sha256}
         listed.append(about | outcome)

@@ -14,7 +14,8 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.workflows import ablate as module
-from ccaco_cli.core.workflows.ablate import Cell, ablate, plan, read_grid
+from ccaco_cli.core.workflows.ablate import ablate
+from ccaco_cli.core.workflows.cells import Cell, every, read_grid
 from ccaco_cli.core.workflows.train import Asked
 
 SKILL = {"ccaco": 3.0, "clip": 1.0, "-contrastive": 0.0}
@@ -59,7 +60,7 @@ TOY = Asked("toy", explicit={"device": "cpu"})
 
 
 def cells(data: Any, arms: list[str], seeds: int = 1, **grid: list[Any]) -> list[Cell]:
-    return plan(TOY, arms, seeds, data, {k.replace("__", "."): v for k, v in grid.items()})
+    return every(TOY, arms, seeds, data, {k.replace("__", "."): v for k, v in grid.items()})
 
 
 def test_a_grid_multiplies_the_arms(data: Any) -> None:
