@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from ccaco_cli.core import distributed
+from ccaco_cli.core import distributed, ragged
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import decode_image, lenient
 from ccaco_cli.core.data.clips import Clip
@@ -198,11 +198,11 @@ class CachedColumn:
         self.tokens, self.pooled = (cache.read_array(path / f"{name}.npy") for name in ("tokens", "pooled"))
         self.cut = 0
         self.offsets = cache.read_array(path / "offsets.npy")
-        if self.tokens.ndim != 2 or self.offsets.ndim != 1 or self.offsets.dtype.kind != "i" or len(self.offsets) != len(self.pooled) + 1:
-            raise cache.damaged(path, "its arrays do not belong together")
+        try:
+            ragged.check(self.tokens, self.offsets, len(self.pooled))
+        except ValueError as error:
+            raise cache.damaged(path, str(error)) from None
         counts = np.diff(self.offsets)
-        if len(counts) and (self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens) or counts.min() < 0):
-            raise cache.damaged(path, "its offsets leave its tokens")
         self.length: Array | None = counts
         self.fixed = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
 
@@ -211,9 +211,7 @@ class CachedColumn:
         if self.fixed:  # a patch grid: one block a row
             tokens = torch.from_numpy(self.tokens.reshape(-1, self.fixed, self.tokens.shape[1])[items])
             return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
-        counts = np.asarray(self.length)[items]
-        mask = np.arange(counts.max()) < counts[:, None]
-        source = (self.offsets[items][:, None] + np.arange(counts.max()))[mask]
+        source, mask = ragged.places(self.offsets, items)
         padded = np.zeros((*mask.shape, self.tokens.shape[1]), np.float16)
         padded[mask] = self.tokens[source]
         return Features(torch.from_numpy(padded), torch.from_numpy(mask), pooled)

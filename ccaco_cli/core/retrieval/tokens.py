@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ccaco_cli.core import ragged
 from ccaco_cli.core.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
@@ -63,21 +64,13 @@ class Tokens:
 
     def check(self, rows: int) -> None:
         """Raises ValueError: arrays that do not belong together, or to so many rows."""
-        counts = np.diff(self.offsets)
-        if self.tokens.ndim != 2 or self.offsets.shape != (rows + 1,) or self.offsets.dtype.kind != "i":
-            raise ValueError("arrays of other rows")
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens) or counts.min(initial=0) < 0:
-            raise ValueError("offsets that leave the tokens")
+        ragged.check(self.tokens, self.offsets, rows)
         if self.scales is not None and len(self.scales) != len(self.tokens):
             raise ValueError("scales of other tokens")
 
     def read(self, rows: Any) -> tuple[Array, Array]:
         """Rows [n] -> tokens [n, N, D] float32 padded with zeros to the longest of them, mask [n, N] bool."""
-        rows = np.asarray(rows, np.int64)
-        start = np.asarray(self.offsets[rows])
-        counts = np.asarray(self.offsets[rows + 1]) - start
-        mask = np.arange(counts.max(initial=0)) < counts[:, None]
-        where = (start[:, None] + np.arange(mask.shape[1]))[mask]
+        where, mask = ragged.places(self.offsets, np.asarray(rows, np.int64))
         padded = np.zeros((*mask.shape, self.tokens.shape[1]), np.float32)
         padded[mask] = self.tokens[where]
         if self.scales is not None:
