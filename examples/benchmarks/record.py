@@ -8,6 +8,7 @@ import platform
 import re
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -95,11 +96,19 @@ def bytes_(count: float) -> float:
 
 
 def in_processes(
-    what: str, ours: Sequence[str], peer: Sequence[str], repeats: int, *, wanted: float | None = None, wanted_cpu: float | None = None
+    what: str,
+    ours: Sequence[str],
+    peer: Sequence[str],
+    repeats: int,
+    *,
+    wanted: float | None = None,
+    wanted_cpu: float | None = None,
+    leaves: Sequence[Path] = (),
 ) -> list[Row]:
     """The same for whole processes, from their start to their end: wall time, and CPU time of all their threads and workers.
 
-    ``TURN`` in a command becomes the number of the turn, for names that must be new.
+    ``TURN`` in a command becomes the number of the turn, for names that must be new. ``leaves``: folders that a run leaves behind, cleared
+    after each, for checkpoints of ten runs fill a disk.
     """
 
     def run(command: Sequence[str], turn: int) -> tuple[float, float]:
@@ -109,6 +118,8 @@ def in_processes(
         if done.returncode:
             raise RuntimeError(f"{shlex.join(command)}\n{done.stderr[-2000:]}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        for folder in leaves:
+            shutil.rmtree(folder, ignore_errors=True)
         return time.perf_counter() - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     taken = [(run(ours, turn), run(peer, turn)) for turn in range(repeats + 1)][1:]
