@@ -84,7 +84,9 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the tr
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", help="Pairs a step (--set optim.captions=N: N of each sample), of all processes together.", show_default="by towers"
+        "--batch-size",
+        help="Samples a step, of all processes together (--set optim.captions=N: N pairs of each).",
+        show_default="by towers",
     ),
 ]
 Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="by towers")]

@@ -117,10 +117,10 @@ def in_processes(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{shlex.join(command)}\n{done.stderr[-2000:]}")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         for folder in leaves:
             shutil.rmtree(folder, ignore_errors=True)
-        return time.perf_counter() - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return ended - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     taken = [(run(ours, turn), run(peer, turn)) for turn in range(repeats + 1)][1:]
     rows = []

@@ -293,17 +293,17 @@ class PairDataset(Dataset[PairBatch]):
 
     def __init__(self, a: Column, b: Column, group: Array, domain: Array):
         self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
+        self.alone = distributed.world() == 1  # asked here, for the workers of a loader are in no group
 
     def __getitem__(self, entry: tuple[Array, Array, Array]) -> PairBatch:
         rows, items_a, items_b = entry
         index = torch.from_numpy(rows)
-        (items_a, at_a), (items_b, at_b) = _once(items_a), _once(items_b)
+        (items_a, at_a), (items_b, at_b) = self._once(items_a), self._once(items_b)
         return PairBatch(self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index], at_a, at_b)
 
-
-def _once(items: Array) -> tuple[Array, Tensor | None]:
-    once, at = np.unique(items, return_inverse=True)
-    return (items, None) if distributed.world() > 1 or len(once) == len(items) else (once, torch.from_numpy(at))
+    def _once(self, items: Array) -> tuple[Array, Tensor | None]:
+        once, at = np.unique(items, return_inverse=True)
+        return (once, torch.from_numpy(at)) if self.alone and len(once) < len(items) else (items, None)
 
 
 def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:

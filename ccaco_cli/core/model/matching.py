@@ -138,8 +138,11 @@ class Attended(Scaled):
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))  # before rows are repeated for their pairs
         if index is not None:
             return self._rows(tuple(t[index[:, 0]] for t in one), tuple(t[index[:, 1]] for t in other), self.lie(a, b), attention)
-        ways = {"b_to_a": [(other, one)], "a_to_b": [(one, other)], "both": [(other, one), (one, other)]}[self.config.direction]
-        tables = [self._table(looking, seen).T if looking is one else self._table(looking, seen) for looking, seen in ways]
+        tables = []
+        if self.config.direction != "a_to_b":
+            tables.append(self._table(other, one))
+        if self.config.direction != "b_to_a":
+            tables.append(self._table(one, other).T)
         return Crossed(self.scale() * torch.stack(tables).mean(0))
 
     def _table(self, looking: tuple[Tensor, ...], seen: tuple[Tensor, ...]) -> Tensor:
@@ -149,10 +152,8 @@ class Attended(Scaled):
         real, row = tokens[mask], mask.nonzero()[:, 0]
         cosines = (keys.flatten(0, 1) @ real.T).view(*keys.shape[:2], -1)  # [rows seen, P, all tokens that look]
         weights = (self.log_sharpness.exp() * cosines).masked_fill(~there.unsqueeze(-1), -torch.inf).softmax(1)
-        norm = ((_gram(keys) @ weights) * weights).sum(1).clamp_min(1e-12).sqrt()
-        score = (weights * cosines).sum(1) / norm
         belongs = row.unsqueeze(1) == torch.arange(len(mask), device=mask.device)
-        table: Tensor = score @ (belongs * gate[mask].unsqueeze(1))
+        table: Tensor = _attend(weights, cosines, keys) @ (belongs * gate[mask].unsqueeze(1))
         return table
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
@@ -194,18 +195,15 @@ class Attended(Scaled):
     def _directions(
         self, cosines: Tensor, a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, gate_a: Tensor, gate_b: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """cosines [..., L, P] of b's tokens against a's; the rest broadcasts over the leading dimensions.
-
-        Returns score [...], attention [..., 1, L, P]
-        """
+        """cosines [M, L, P] of b's tokens against a's. Returns score [M], attention [M, 1, L, P]."""
         sharpness = self.log_sharpness.exp()
         scores, attention = [], cosines
         if self.config.direction != "a_to_b":
             attention = _look(cosines, mask_a, sharpness)
-            scores.append(_attend(attention.squeeze(-3), cosines, a, gate_b))
+            scores.append((gate_b * _attend(attention.squeeze(-3).transpose(-1, -2), cosines.transpose(-1, -2), a)).sum(-1))
         if self.config.direction != "b_to_a":
             back = _look(cosines.transpose(-1, -2), mask_b, sharpness).transpose(-1, -2)
-            scores.append(_attend(back.transpose(-1, -2).squeeze(-3), cosines.transpose(-1, -2), b, gate_a))
+            scores.append((gate_a * _attend(back.squeeze(-3), cosines, b)).sum(-1))
             attention = attention if self.config.direction == "both" else back
         return self.scale() * torch.stack(scores).mean(0), attention
 
@@ -221,19 +219,14 @@ def _look(cosines: Tensor, mask: Tensor, sharpness: Tensor) -> Tensor:
     return (sharpness * cosines).masked_fill(~mask.unsqueeze(-2), -torch.inf).softmax(-1).unsqueeze(-3)
 
 
-def _attend(weights: Tensor, cosines: Tensor, seen: Tensor, gate: Tensor) -> Tensor:
-    """Every looking token against the mean of what it sees.
+def _attend(weights: Tensor, cosines: Tensor, seen: Tensor) -> Tensor:
+    """Cosine of every looking token with the mean of what it sees.
 
-    weights, cosines [..., L, P], seen [..., P, D], gate [..., L] -> score [...]
+    weights, cosines [..., P, L], seen [..., P, D] -> [..., L]
     The attended vector is never built: its product with the token is sum_p a_wp cos_wp, its norm comes from the Gram matrix of ``seen``.
     """
-    norm = (torch.einsum("...lp,...pq->...lq", weights, _gram(seen)) * weights).sum(-1).clamp_min(1e-12).sqrt()
-    score = (weights * cosines).sum(-1) / norm
-    return (gate * score).sum(-1)
-
-
-def _gram(tokens: Tensor) -> Tensor:
-    return tokens @ tokens.transpose(-1, -2)
+    norm = ((seen @ seen.transpose(-1, -2) @ weights) * weights).sum(-2).clamp_min(1e-12).sqrt()
+    return (weights * cosines).sum(-2) / norm
 
 
 class MaxSim(Scaled):

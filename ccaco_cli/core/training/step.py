@@ -53,7 +53,7 @@ def losses(
     aligned = config.alpha > 0 or beta > 0
     with led_by(pairs_here):
         own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
-    vectors = {m: _vectors(x, at[m]) for m, x in own.items()}
+    vectors = {m: x if at[m] is None else _vectors(x, x.pooled[at[m]], x.z[at[m]]) for m, x in own.items()}
     paired = {m: together(x[:pairs_here], parallel) for m, x in vectors.items()}  # behind them lie samples without a partner
     alignment = None
     if aligned:
@@ -72,11 +72,9 @@ def losses(
     return total_loss(alignment, config, beta, balance, further) | accuracy
 
 
-def _vectors(own: Encoded, at: Tensor | None) -> Encoded:
-    """A vector for every pair, where samples serve several; tokens stay behind, for the cross branch chooses few of the pairs."""
-    if at is None:
-        return own
-    return Encoded(own.tokens.new_zeros(len(at), 0, own.tokens.shape[2]), own.mask.new_zeros(len(at), 0), own.pooled[at], own.z[at])
+def _vectors(own: Encoded, pooled: Tensor, z: Tensor) -> Encoded:
+    """Other vectors [B, E] in the place of a process's own, without tokens (N = 0): the cross branch chooses few of the pairs."""
+    return Encoded(own.tokens.new_zeros(len(z), 0, own.tokens.shape[2]), own.mask.new_zeros(len(z), 0), pooled, z)
 
 
 def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
@@ -87,7 +85,7 @@ def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
     if distributed.world() == 1:
         return own
     pooled, z = (distributed.gather(x, through=parallel.gather_with_grad) for x in (own.pooled, own.z))
-    return Encoded(own.tokens.new_zeros(len(z), 0, own.tokens.shape[2]), own.mask.new_zeros(len(z), 0), pooled, z)
+    return _vectors(own, pooled, z)
 
 
 def _chosen(

@@ -201,6 +201,16 @@ def test_a_row_brings_different_captions_and_each_picture_is_read_once(plan: Pai
     assert torch.equal(batch.a["tokens"][batch.at_a], plan.a.inputs(a)["tokens"])
 
 
+def test_of_several_processes_each_reads_a_picture_once_a_pair_in_a_loaders_worker_too(
+    plan: PairPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.distributed, "world", lambda: 2)
+    data = PairDataset(plan.a, plan.b, np.arange(25), np.zeros(25, np.int64))
+    monkeypatch.setattr(loader.distributed, "world", lambda: 1)  # a worker that was not forked is in no group
+    batch = data[replace(plan, captions=2).epoch(0)[0]]
+    assert len(batch.a["tokens"]) == len(batch.rows) == 8 and batch.at_a is None
+
+
 def test_a_row_with_fewer_captions_brings_fewer_pairs(plan: PairPlan) -> None:
     some = SimpleNamespace(row=np.array([0, 1, 1, 1, 2, 2]), start=np.array([0, 1, 4, 6]))
     one = SimpleNamespace(row=np.arange(3), start=np.arange(4))
