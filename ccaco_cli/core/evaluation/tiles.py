@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from ccaco_cli.core.evaluation.metrics import Array
 
-TILE_SCORES = 2**20
-"""Scores of one tile: 8 MiB in float64, and half of that in float32. Tiles that fit a cache are also the quickest."""
+TILE_SCORES = 2**18
+"""Scores of one tile: 2 MiB in float64, and half of that in float32. Larger ones are no quicker."""
 FEW = 16
 """Most positives a query for which tiles are used: each is compared with every score."""
-_COMPARED = 2  # positives a query that are compared one by one; for more, the row is sorted
+_FEW_REACH = 64  # when one score in so many, or more, has to be looked at, sorting is quicker
 
 
 def both_ranks(
@@ -66,6 +66,7 @@ class _Side:
 
         self.z, self.group, self.places, self.n_positives = z, group, places, n_positives
         self.order = np.argsort(group, kind="stable")
+        self.ordered = bool((self.order[:-1] < self.order[1:]).all())
         self.rank_of = np.empty(len(group), np.int64)  # where each row stands in that order
         self.rank_of[self.order] = np.arange(len(group))
         self.score = torch.full(places.shape, torch.inf)
@@ -75,7 +76,8 @@ class _Side:
         """Rows of a block in float64: float32 products give equal vectors unequal scores in different corners of the matrix."""
         import torch
 
-        return self.z[torch.from_numpy(self.order[block]).to(self.z.device)].double()
+        taken = self.z[block] if self.ordered else self.z[torch.from_numpy(self.order[block]).to(self.z.device)]
+        return taken.double()
 
     def result(self, gallery: int) -> RankResult:
         return finish(self.score, self.n_positives, self.above, self.tied, self.group, gallery)
@@ -114,21 +116,24 @@ def _compare(tile: torch.Tensor, one: _Side, rows: slice, other: _Side, columns:
 
 
 def _counts(scores: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of scores [q, g], how many are above and equal to each of its values [q, P]."""
-    import torch
+    """Of each row of scores [q, g], how many are above and equal to each of its values [q, P].
 
-    if value.shape[1] > _COMPARED:
-        return above_and_tied(scores, scores.shape[1], value)
-    found = [torch.stack([_how_many(scores, v[:, None], sign) for v in value.unbind(1)], 1) for sign in ("greater", "eq")]
-    return found[0], found[1]
-
-
-def _how_many(scores: torch.Tensor, value: torch.Tensor, sign: str) -> torch.Tensor:
+    On a CPU a model that has learned leaves few scores to look at: those that reach the lowest value of their row.
+    """
     import torch
 
     if scores.device.type != "cpu":
-        found: torch.Tensor = getattr(torch, sign)(scores, value).sum(1)
-        return found
-    # on a CPU NumPy counts flags three times as fast as torch
-    flags = {"greater": np.greater, "eq": np.equal}[sign](scores.numpy(), value.numpy())
-    return torch.from_numpy(np.add.reduce(flags.view(np.int8), axis=1, dtype=np.int32)).long()
+        above, tied = (torch.stack([sign(scores, v[:, None]).sum(1) for v in value.unbind(1)], 1) for sign in (torch.gt, torch.eq))
+        return above, tied
+    table, values = scores.numpy(), value.numpy()
+    reach = table >= np.fmin.reduce(values, axis=1, keepdims=True)  # which passes over NaN
+    if np.count_nonzero(reach) * _FEW_REACH > reach.size:
+        return above_and_tied(scores, scores.shape[1], value)
+    order: Literal["C", "F"] = "C" if reach.flags.c_contiguous else "F"
+    rows, columns = np.unravel_index(np.flatnonzero(reach.ravel(order)), reach.shape, order)
+    found = table[rows, columns]
+    above, tied = (
+        torch.from_numpy(np.stack([np.bincount(rows[sign(found, v[rows])], minlength=len(table)) for v in values.T], 1))
+        for sign in (np.greater, np.equal)
+    )
+    return above, tied

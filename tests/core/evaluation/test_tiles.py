@@ -47,6 +47,23 @@ def test_ragged_groups_ties_and_sick_scores(tile_scores: int) -> None:
     held_against_the_plain_way(a, b, group_a, group_b, tile_scores)
 
 
+def test_a_model_that_has_learned_is_looked_at_where_scores_are_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    group = np.arange(400)
+    owner = np.repeat(group, 2)
+    a = unit(rng, 400, 64)
+    b = (a[owner] + 0.5 * unit(rng, 800, 64)).astype(np.float32)
+    a[1], b[4], b[10], b[500, 0], b[600:602] = a[0], b[0], np.nan, np.inf, np.nan  # ties, one sick positive of two, both of them sick
+    sorted_rows: list[int] = []
+    plain = tiles.above_and_tied
+    with monkeypatch.context() as patch:
+        patch.setattr(tiles, "above_and_tied", lambda row, *rest: (sorted_rows.append(len(row)), plain(row, *rest))[1])
+        one, other = both_ranks(a, b, group, owner, 400 * 800 // 4)
+    assert not sorted_rows
+    same(one, similarity_ranks(a, b, group, owner))
+    same(other, similarity_ranks(b, a, owner, group))
+
+
 @pytest.mark.parametrize("width", [3, 512])
 def test_a_constant_encoder_scores_chance(width: int) -> None:
     rng = np.random.default_rng(1)
