@@ -78,7 +78,7 @@ def input_of(artefact: Manifest) -> dict[str, str]:
     return {"path": str(artefact.path), "sha256": artefact.sha256}
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Writes a file so that it is either whole or absent: temp file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")

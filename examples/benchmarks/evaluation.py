@@ -49,10 +49,11 @@ def theirs() -> None:
     kept["theirs"] = found
 
 
-repeats = min(given.repeats, 3)  # the peer takes most of a minute
 limit = record.operations(2 * pictures * len(owner) * given.width, given.device, "float64")
 rows = [
-    record.in_turn(f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls", ours, theirs, repeats, wanted=7, device=given.device, limit=limit)
+    record.in_turn(
+        f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls", ours, theirs, given.repeats, wanted=7, device=given.device, limit=limit
+    )
 ]
 apart = max(
     abs(kept["ours"][f"{a}_R@{k}"] - kept["theirs"][f"{b}_retrieval_recall@{k}"])

@@ -35,7 +35,7 @@ with tempfile.TemporaryDirectory() as place:
         return record.seconds(lambda: train(Asked(str(root / "data"), explicit=explicit), root / f"runs/{number}"), given.device)
 
     first = run(True)
-    taken = [(run(True), run(False)) for _ in range(given.repeats)]
+    taken = record.pairs(lambda turn: (run(True), run(False)), given.repeats)
     middle = [sorted(side)[len(side) // 2] for side in zip(*taken, strict=True)]
     rows = [record.Row(f"one epoch, {count} photos", *map(record.time_text, middle), [b / a for a, b in taken], wanted=5)]
     arms = sum(run(True, **{"optim.wd": decay}) for decay in (0.1, 0.3, 0.4))  # another seed would be other random towers

@@ -37,7 +37,5 @@ with tempfile.TemporaryDirectory() as place:
         peer += "fp32" if given.device == "cpu" else "amp_bf16"
         commands = ([sys.executable, *ours.split()], [sys.executable, *peer.split()])
         what = f"{name} at {size} px, {count // batch} steps of {batch}"
-        rows += record.in_processes(
-            what, *commands, min(given.repeats, 2), wanted_cpu=wanted.get(size), leaves=[root / "ours", root / "theirs"]
-        )
+        rows += record.in_processes(what, *commands, given.repeats, wanted_cpu=wanted.get(size), leaves=[root / "ours", root / "theirs"])
 record.finish("Whole training process", rows, given, facts=["full-size photos; ours also scores its model and stores both"])

@@ -16,9 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 RESULTS = Path(__file__).with_name("RESULTS.md")
+ENOUGH = 45.0
+"""Seconds after which a comparison is not repeated any more."""
 LIBRARIES = ("torch", "open_clip_torch", "numpy", "faiss-cpu", "onnxruntime", "pillow", "clip-benchmark", "webdataset")
 
 
@@ -40,7 +43,7 @@ def arguments(doc: str, **more: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs; nothing is written")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of runs")
+    parser.add_argument("--repeats", type=int, default=3, help=f"pairs of runs; fewer when they take over {ENOUGH:.0f} s")
     for name, default in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     found = parser.parse_args()
@@ -61,6 +64,15 @@ def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
     return time.perf_counter() - begun
 
 
+def pairs(run: Callable[[int], T], repeats: int) -> list[T]:
+    """What ``run(turn)`` measures, ``repeats`` times after one that does not count; slow ones fewer times, and once only at the least."""
+    taken: list[T] = []
+    begun = time.perf_counter()
+    while len(taken) <= repeats and (not taken or time.perf_counter() - begun < ENOUGH):
+        taken.append(run(len(taken)))
+    return taken[1:] or taken
+
+
 def in_turn(
     what: str,
     ours: Callable[[], Any],
@@ -71,8 +83,8 @@ def in_turn(
     device: str = "cpu",
     limit: float | None = None,
 ) -> Row:
-    """Times both, one after the other, ``repeats`` times after one pair that does not count; ``limit`` in seconds."""
-    taken = [(seconds(ours, device), seconds(peer, device)) for _ in range(repeats + 1)][1:]
+    """Times both, one after the other, as often as ``pairs`` says; ``limit`` in seconds."""
+    taken = pairs(lambda turn: (seconds(ours, device), seconds(peer, device)), repeats)
     middle = [statistics.median(side) for side in zip(*taken, strict=True)]
     over = None if limit is None else middle[0] / limit
     return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted, over)
@@ -122,12 +134,12 @@ def in_processes(
             shutil.rmtree(folder, ignore_errors=True)
         return ended - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    taken = [(run(ours, turn), run(peer, turn)) for turn in range(repeats + 1)][1:]
+    taken = pairs(lambda turn: (run(ours, turn), run(peer, turn)), repeats)
     rows = []
     for kind, (name, least) in enumerate((("wall time", wanted), ("CPU time", wanted_cpu))):
-        pairs = [(one[kind], other[kind]) for one, other in taken]
-        middle = [statistics.median(side) for side in zip(*pairs, strict=True)]
-        rows.append(Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in pairs], least))
+        both = [(one[kind], other[kind]) for one, other in taken]
+        middle = [statistics.median(side) for side in zip(*both, strict=True)]
+        rows.append(Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least))
     return rows
 
 
@@ -162,11 +174,11 @@ def time_text(value: float) -> str:
 
 def finish(topic: str, rows: Sequence[Row], given: argparse.Namespace, note: str = "", facts: Sequence[str] = ()) -> None:
     """Prints the table, and (unless --quick) puts it into RESULTS.md under ``## topic``."""
-    lines = ["| what | ours | peer | peer / ours: median (min - max) | wanted |", "|---|---|---|---|---|"]
+    lines = ["| what | ours | peer | peer / ours: median (min - max) | pairs | wanted |", "|---|---|---|---|---|---|"]
     for row in rows:
         ratio = f"{statistics.median(row.factors):.2f} ({min(row.factors):.2f} - {max(row.factors):.2f})"
         verdict = "" if row.wanted is None else f">= {row.wanted:g} {'yes' if statistics.median(row.factors) >= row.wanted else 'NO'}"
-        lines.append(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {verdict} |")
+        lines.append(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {len(row.factors)} | {verdict} |")
     limits = [f"limit: {row.what}: {row.over_limit:.1f} times the machine's own floor" for row in rows if row.over_limit is not None]
     lines += ["", *(f"- {fact}" for fact in (*limits, *facts)), *([note] if note else [])]
     command = shlex.join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])

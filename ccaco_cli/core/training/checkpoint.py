@@ -104,7 +104,7 @@ def save(
         fault.point("checkpoint.weights")
         buffer = io.BytesIO()
         torch.save({"optimizer": optimizer, "drawn": drawn, **cursor}, buffer)
-        write_bytes(temp / STATE, buffer.getvalue())
+        write_bytes(temp / STATE, buffer.getbuffer())
         fault.point("checkpoint.state")
         temp.rename(folder)
         fault.point("checkpoint.renamed")

@@ -222,10 +222,10 @@ def _write_shard(vectors: Path, modality: str, part: Split, column: Column, item
     metadata = "metadata" if modality != "text" else "text_metadata"
     table, rows = io.BytesIO(), io.BytesIO()
     pq.write_table(pa.table(_items(part, modality, column, items, thumbnails=False)), rows)
-    manifest.write_bytes(vectors.parents[1] / metadata / f"{metadata}_{vectors.stem.rpartition('_')[2]}.parquet", rows.getvalue())
+    manifest.write_bytes(vectors.parents[1] / metadata / f"{metadata}_{vectors.stem.rpartition('_')[2]}.parquet", rows.getbuffer())
     np.save(table, z.numpy().astype(np.float16))
     fault.point("embed.metadata")
-    manifest.write_bytes(vectors, table.getvalue())
+    manifest.write_bytes(vectors, table.getbuffer())
     fault.point("embed.vectors")
 
 
