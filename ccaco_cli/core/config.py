@@ -90,14 +90,25 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The aligner: one tower a modality, a shared width, and the cross branch."""
+    """The aligner: one tower a modality, a shared width, and the cross branch.
+
+    width    D of tokens and of each global vector
+    vectors  global vectors a sample, each with a head and a contrastive loss of its own: an ensemble over one tower (arXiv:1511.06314).
+             They lie side by side in ``z``, and the similarity is the mean of their cosines
+    """
 
     width: int = 256
+    vectors: int = 1
     image: TowerConfig = field(default_factory=TowerConfig)
     text: TowerConfig = field(default_factory=TowerConfig)
     audio: TowerConfig = field(default_factory=TowerConfig)
     video: TowerConfig = field(default_factory=TowerConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+
+    @property
+    def dim(self) -> int:
+        """E of ``z``."""
+        return self.width * self.vectors
 
     def tower(self, modality: str) -> TowerConfig:
         """The tower settings of one modality."""

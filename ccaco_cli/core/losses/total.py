@@ -80,6 +80,7 @@ class Alignment:
     group        [B] int64
     logit_scale  scalar
     rows         the queries whose contrastive loss this process computes; None = all
+    vectors      how many global vectors lie side by side in z
     """
 
     a: Encoded
@@ -89,6 +90,7 @@ class Alignment:
     crossed: Crossed | None = None
     pairs: Pairs | None = None
     rows: slice | None = None
+    vectors: int = 1
 
 
 def sample_pairs(a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None) -> Pairs:
@@ -124,6 +126,15 @@ def _taught(alignment: Alignment, crossed: Crossed, pairs: Pairs) -> Tensor:
     return contrastive.distil(student, student + crossed.match_logit)
 
 
+def _contrastive(alignment: Alignment) -> Tensor:
+    """Every global vector learns by itself: the mean of their losses. ``z`` holds each with a norm of 1 / sqrt(vectors)."""
+    scale, found = alignment.logit_scale, []
+    for a, b in zip(*(x.z.chunk(alignment.vectors, 1) for x in (alignment.a, alignment.b)), strict=True):
+        seen = a * alignment.vectors**0.5, b * alignment.vectors**0.5, alignment.group, scale
+        found.append(contrastive.info_nce(*seen) if alignment.rows is None else contrastive.own_rows_nce(*seen, alignment.rows))
+    return torch.stack(found).mean()
+
+
 def total_loss(
     alignment: Alignment | None,
     config: LossConfig,
@@ -141,8 +152,7 @@ def total_loss(
     balance, given = balance or Balance(config), part_weights(config, beta)
     parts: dict[str, Tensor] = {}
     if alignment is not None and config.alpha > 0:
-        seen = alignment.a.z, alignment.b.z, alignment.group, alignment.logit_scale
-        parts["contrastive"] = contrastive.info_nce(*seen) if alignment.rows is None else contrastive.own_rows_nce(*seen, alignment.rows)
+        parts["contrastive"] = _contrastive(alignment)
     if alignment is not None and beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
         parts["cross"] = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
         if config.teach:

@@ -63,10 +63,25 @@ class AttentionPool(nn.Module):
 POOLS = ("mean", "max", "cls", "attention")
 
 
-class Side(nn.Module):
-    """One modality: its tower, pooling, projection and residual head."""
+class Head(nn.Module):
+    """From what was pooled to one global vector: a projection and a residual MLP."""
 
-    def __init__(self, tower: Tower, config: TowerConfig, width: int):
+    def __init__(self, given: int, width: int, dropout: float):
+        super().__init__()
+        self.project = nn.Linear(given, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = mlp(width, dropout, dropout_of=Dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[B, W] -> [B, D], before normalisation."""
+        g: Tensor = self.project(pooled)
+        return g + self.mlp(self.norm(g))  # type: ignore[no-any-return]
+
+
+class Side(nn.Module):
+    """One modality: its tower, pooling, and a head for each global vector."""
+
+    def __init__(self, tower: Tower, config: TowerConfig, width: int, vectors: int):
         super().__init__()
         if config.pool not in POOLS:
             raise ConfigError("unknown pooling", where=f"model.{tower.modality}.pool = {config.pool!r}", expected=" | ".join(POOLS))
@@ -79,9 +94,7 @@ class Side(nn.Module):
         self.center = Center(tower.width) if centred else None
         self.attention_pool = AttentionPool(tower.width) if config.pool == "attention" else None
         self.input_dropout = InputDropout(config.input_dropout)
-        self.project = nn.Linear(tower.width, width)
-        self.norm = nn.LayerNorm(width)
-        self.mlp = mlp(width, config.head_dropout, dropout_of=Dropout)
+        self.heads = nn.ModuleList(Head(tower.width, width, config.head_dropout) for _ in range(vectors))
 
     def train(self, mode: bool = True) -> Side:
         super().train(mode)
@@ -109,9 +122,13 @@ class Side(nn.Module):
         return masked_mean(tokens, features.mask) if self.attention_pool is None else self.attention_pool(tokens, features.mask)
 
     def head(self, pooled: Tensor) -> Tensor:
-        """[B, W] -> [B, E], before normalisation."""
-        g: Tensor = self.project(pooled)
-        return g + self.mlp(self.norm(g))  # type: ignore[no-any-return]
+        """[B, W] -> [B, E], all global vectors side by side, before normalisation."""
+        return torch.cat([head(pooled) for head in self.heads], 1)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[R, N, W] -> [R, N, D]: tokens as the cross branch sees them where both halves share, by the first head."""
+        projected: Tensor = self.heads[0].project(tokens)  # type: ignore[operator]
+        return projected
 
 
 class Aligner(nn.Module):
@@ -125,7 +142,7 @@ class Aligner(nn.Module):
         super().__init__()
         self.modalities: tuple[str, str] = tuple(built)  # type: ignore[assignment]
         self.config = config
-        self.sides = nn.ModuleDict({m: Side(tower, config.tower(m), config.width) for m, tower in built.items()})
+        self.sides = nn.ModuleDict({m: Side(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()})
         self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
         if not config.fusion.share:
             self.own_project = nn.ModuleDict({m: nn.Linear(tower.width, config.width) for m, tower in built.items()})
@@ -158,7 +175,9 @@ class Aligner(nn.Module):
         side = self.sides[modality]
         features = side.features(inputs)  # type: ignore[operator]
         pooled = side.head(side.pool(features))  # type: ignore[operator]
-        return Encoded(features.tokens, features.mask, pooled, F.normalize(pooled.float(), dim=-1))
+        vectors = self.config.vectors
+        each = F.normalize(pooled.float().unflatten(1, (vectors, -1)), dim=-1)
+        return Encoded(features.tokens, features.mask, pooled, each.flatten(1) / vectors**0.5)
 
     def local(self, modality: str, encoded: Encoded) -> Encoded:
         """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
@@ -179,6 +198,8 @@ def _layout(tower: Tower) -> Layout:
 
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
     """An aligner and its towers (for preprocessing), built once from the config."""
+    if config.vectors < 1:
+        raise ConfigError("a sample needs a global vector", where=f"model.vectors = {config.vectors}", expected="1 or more")
     built = {m: _tower(config.tower(m), m) for m in modalities}
     return Aligner(built, config, loss), built
 

@@ -192,7 +192,7 @@ class Index:
         if not folder.is_dir():
             return None
         for side in self.sides.values():
-            side.check(int(self.manifest.config["model"]["width"]))
+            side.check(configs.from_dict(self.manifest.config).model.dim)
         return query.Exported(folder)
 
     @cached_property
@@ -202,7 +202,7 @@ class Index:
         with torch.inference_mode(False):  # whoever asks first may be in that mode, and explanations need gradients later
             found = load_model(self.folder / "model", self.modalities)
         for side in self.sides.values():
-            side.check(found[2].model.width)
+            side.check(found[2].model.dim)
         return found
 
     def other(self, modality: str) -> str:

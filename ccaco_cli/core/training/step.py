@@ -58,7 +58,8 @@ def losses(
     alignment = None
     if aligned:
         a, b = paired[first], paired[second]
-        alignment = Alignment(a, b, distributed.gather(batch.group), aligner.logit_scale(), rows=_queries(batch, parallel))
+        group, scale = distributed.gather(batch.group), aligner.logit_scale()
+        alignment = Alignment(a, b, group, scale, rows=_queries(batch, parallel), vectors=aligner.config.vectors)
         if beta > 0:
             pairs = sample_pairs(a, b, alignment.group, config, generator)
             local_a, local_b = (_chosen(aligner, m, own[m], at[m], pairs.rows, pairs_here, parallel) for m in (first, second))
@@ -114,7 +115,7 @@ def _queries(batch: PairBatch, parallel: ParallelConfig) -> slice | None:
 
 def shared(aligner: Aligner) -> list[Tensor]:
     """The last parameters that the loss parts share: the projections of both sides (``GradNorm`` compares gradients there)."""
-    return [p for side in aligner.sides.values() for p in side.project.parameters()]  # type: ignore[union-attr,operator]
+    return [p for side in aligner.sides.values() for p in side.heads[0].project.parameters()]  # type: ignore[union-attr,index]
 
 
 def _adapted(

@@ -73,7 +73,7 @@ def heads(data: PairData, config: RunConfig) -> Adaptation | None:
         return None
     return Adaptation(
         settings,
-        config.model.width,
+        config.model.dim,
         counts,
         codes,
         torch.from_numpy(split.label),

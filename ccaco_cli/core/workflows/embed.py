@@ -115,7 +115,7 @@ def _finish(
         "modalities": list(data.modalities),
         "split": split,
         "protocol": data.manifest.facts["protocol"],
-        "dim": config.model.width,
+        "dim": config.model.dim,
         "rows": {m: len(c.row) for m, c in sides.items()},
     }
     fault.point("embed.shards")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses.contrastive import info_nce, own_rows_nce
 from ccaco_cli.core.losses.pairing import Pairs
 from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, check_losses, sample_pairs, total_loss
 from ccaco_cli.core.types import Crossed, Encoded
@@ -27,6 +28,22 @@ def test_total_is_the_weighted_sum_of_named_parts() -> None:
     parts = total_loss(given, LossConfig(alpha=2.0), beta=0.3)
     assert set(parts) == {"contrastive", "cross", "total"}
     assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
+
+
+@pytest.mark.parametrize("rows", [None, slice(1, 3)])
+def test_every_global_vector_learns_by_itself(rows: slice | None) -> None:
+    def side(seed: int) -> tuple[list[torch.Tensor], Encoded]:
+        parts = [encoded(seed + n).z for n in range(3)]
+        return parts, replace(encoded(seed), z=torch.cat(parts, 1) / 3**0.5)
+
+    (each_a, a), (each_b, b) = side(0), side(10)
+    group, scale = torch.tensor([0, 0, 1, 2]), torch.tensor(10.0)
+    found = total_loss(Alignment(a, b, group, scale, rows=rows, vectors=3), LossConfig(), beta=0.0)["contrastive"]
+    alone = [
+        info_nce(p, q, group, scale) if rows is None else own_rows_nce(p, q, group, scale, rows)
+        for p, q in zip(each_a, each_b, strict=True)
+    ]
+    assert torch.allclose(found, torch.stack(alone).mean(), atol=1e-6)
 
 
 def test_a_half_with_weight_zero_is_not_there() -> None:

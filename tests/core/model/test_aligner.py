@@ -8,7 +8,7 @@ import torch
 
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.aligner import Aligner, Center
+from ccaco_cli.core.model.aligner import Aligner, Center, build
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
 
@@ -34,7 +34,7 @@ def aligner(pretrained: bool = False, **settings: Any) -> Aligner:
     torch.manual_seed(0)
     side = TowerConfig(**{k: v for k, v in settings.items() if k in TowerConfig.__dataclass_fields__})
     fusion = FusionConfig(**{k: v for k, v in settings.items() if k in FusionConfig.__dataclass_fields__})
-    config = ModelConfig(width=8, image=side, text=side, fusion=fusion)
+    config = ModelConfig(width=8, vectors=settings.get("vectors", 1), image=side, text=side, fusion=fusion)
     return Aligner({"image": tower("image", 6, pretrained), "text": tower("text", 10, pretrained)}, config, LossConfig())
 
 
@@ -48,6 +48,20 @@ def test_shapes_and_unit_norm() -> None:
     assert found.tokens.shape == (5, 4, 10)
     assert found.pooled.shape == (5, 8)
     assert torch.allclose(found.z.norm(dim=-1), torch.ones(5), atol=1e-6)
+
+
+def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged() -> None:
+    model = aligner(vectors=3).eval()
+    sides = [model.encode(m, inputs(width)) for m, width in (("image", 6), ("text", 10))]
+    a, b = (x.z for x in sides)
+    assert a.shape == b.shape == (5, model.config.dim) == (5, 24)
+    assert torch.allclose(a.norm(dim=-1), torch.ones(5), atol=1e-6)
+    each = [torch.nn.functional.cosine_similarity(p, q, dim=-1) for p, q in zip(*(x.pooled.chunk(3, 1) for x in sides), strict=True)]
+    assert torch.allclose((a * b).sum(1), torch.stack(each).mean(0), atol=1e-6)
+    assert not torch.allclose(each[0], each[1], atol=1e-3)
+    assert model.local("text", sides[1]).tokens.shape == (5, 4, 8)
+    with pytest.raises(ConfigError, match="needs a global vector"):
+        build(ModelConfig(vectors=0), LossConfig(), ("image", "text"))
 
 
 @pytest.mark.parametrize("pool", ["mean", "max", "attention"])
@@ -75,7 +89,7 @@ def test_a_locked_tower_learns_nothing_and_stays_in_evaluation() -> None:
     assert not model.sides["image"].tower.training
     model.encode("image", inputs(6)).z.sum().backward()
     assert model.sides["image"].tower.gain.grad is None
-    assert model.sides["image"].project.weight.grad is not None
+    assert model.sides["image"].heads[0].project.weight.grad is not None
     free = aligner().train()
     free.encode("image", inputs(6)).pooled.sum().backward()
     assert free.sides["image"].tower.gain.grad is not None
@@ -103,7 +117,7 @@ def test_cross_uses_the_projection_of_the_contrastive_half_only_when_shared() ->
         model = aligner(share=share)
         a, b = model.encode("image", inputs(6)), model.encode("text", inputs(10))
         model.cross(model.local("image", a), model.local("text", b)).match_logit.diagonal().sum().backward()
-        assert (model.sides["image"].project.weight.grad is not None) is share
+        assert (model.sides["image"].heads[0].project.weight.grad is not None) is share
         assert (model.sides["image"].tower.gain.grad is not None) is share
 
 

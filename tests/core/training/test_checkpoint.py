@@ -22,7 +22,9 @@ def names(folder: Path) -> list[str]:
 def test_weights_come_back_bit_by_bit(toy: Any, tmp_path: Path) -> None:
     saved, fresh = toy.aligner(toy.config(seed=1)), toy.aligner(toy.config(seed=2))
     checkpoint.save_weights(tmp_path / "w", saved)
-    assert not torch.equal(saved.state_dict()["sides.image.project.weight"], fresh.state_dict()["sides.image.project.weight"])
+    assert not torch.equal(
+        saved.state_dict()["sides.image.heads.0.project.weight"], fresh.state_dict()["sides.image.heads.0.project.weight"]
+    )
     checkpoint.load_weights(tmp_path / "w", fresh)
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in saved.state_dict().items())
 

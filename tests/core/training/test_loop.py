@@ -302,7 +302,7 @@ def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
     fit(aligner, data, plan, config, tmp_path, lambda model: {"R-sum": 0.0}, on_progress=silent)
     moved = {k for k, v in aligner.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(k.startswith("sides.image.tower") for k in moved)
-    assert {"sides.text.tower.linear.weight", "sides.image.project.weight", "log_scale"} <= moved
+    assert {"sides.text.tower.linear.weight", "sides.image.heads.0.project.weight", "log_scale"} <= moved
 
 
 @pytest.mark.parametrize(

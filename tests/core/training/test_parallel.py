@@ -146,7 +146,7 @@ def wrong(toy: Any, root: Path) -> None:
 def test_this_test_can_fail_and_the_flags_that_would_make_it_are_refused(toy: Any, tmp_path: Path, one: Path) -> None:
     assert launch(2, wrong, toy, tmp_path) == [0, 0]
     found, same = load_file(tmp_path / "wrong"), load_file(one / "contrastive/gradients")
-    name = "sides.image.project.weight"
+    name = "sides.image.heads.0.project.weight"
     assert not torch.allclose(found[name], same[name], rtol=1e-2)
     with pytest.raises(ConfigError, match=r"wrong direction.*--local-loss --no-gather-with-grad"):
         check(toy.config(parallel__local_loss=True, parallel__gather_with_grad=False))

@@ -40,9 +40,9 @@ def test_a_sound_model_gives_no_warning(toy: Any) -> None:
 
 def test_nan_and_constant_embeddings(toy: Any) -> None:
     aligner, batch = model_and_batch(toy, model__image__center="off")
-    torch.nn.init.zeros_(aligner.sides["image"].project.weight)
+    torch.nn.init.zeros_(aligner.sides["image"].heads[0].project.weight)
     assert set(inspect(aligner, batch, [], None)) == {"constant-embeddings"}
-    torch.nn.init.constant_(aligner.sides["text"].project.weight, math.nan)
+    torch.nn.init.constant_(aligner.sides["text"].heads[0].project.weight, math.nan)
     found = inspect(aligner, batch, [], None)
     assert set(found) == {"constant-embeddings", "nan-embeddings"}
     assert "text" in found["nan-embeddings"]
@@ -145,7 +145,7 @@ def test_a_run_that_falls_sick_ends_with_what_was_best_before(
         calls.append(1)
         if len(calls) == 5:  # the second step of the second epoch
             if where == "embeddings":
-                torch.nn.init.constant_(aligner.sides["image"].project.weight, math.nan)
+                torch.nn.init.constant_(aligner.sides["image"].heads[0].project.weight, math.nan)
                 return real(aligner, *rest)
             nan = aligner.log_scale * 0 + math.nan if where == "loss" else (aligner.log_scale - aligner.log_scale.detach()).sqrt()
             return {"total": nan}

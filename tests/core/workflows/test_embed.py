@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,10 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.workflows.embed import embed
+from ccaco_cli.core.workflows.train import Asked, train
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -39,6 +43,19 @@ def test_the_layout_is_clip_retrievals(embedded: Manifest, data_root: Path) -> N
     assert embedded.facts["rows"] == {"image": 25, "text": 125}
     assert embedded.facts["protocol"].endswith("; at most 25 samples a split")
     assert {entry["name"] for entry in embedded.files} == set(bytes_of(folder))
+
+
+def test_several_global_vectors_are_stored_and_searched_as_one(data_root: Path, small: dict[str, Any], tmp_path: Path) -> None:
+    train(Asked("scenes", explicit=small | {"model.vectors": 2}), tmp_path / "two", data_root=data_root)
+    embed(tmp_path / "two", "scenes", out=tmp_path / "e", index=tmp_path / "two.idx", device="cpu", data_root=data_root)
+    told = manifest.open(tmp_path / "e", kind="embeddings").facts["dim"]
+    assert told == np.load(tmp_path / "e/img_emb/img_emb_0.npy").shape[1] == 2 * small["model.width"]
+    opened = Index(tmp_path / "two.idx")
+    assert opened.exported is not None
+    asked = ["a red ball"]
+    light, whole = opened.exported.encode(asked), encode_query(opened, "text", asked)
+    assert np.allclose(light.z, whole.z.numpy(), atol=1e-4)
+    assert [h.row for h in search(opened, "text", light, 5)[0]] == [h.row for h in search(opened, "text", whole, 5)[0]]
 
 
 def test_finished_shards_are_kept_and_missing_ones_made_again(run: Path, data_root: Path, tmp_path: Path, embedded: Manifest) -> None:

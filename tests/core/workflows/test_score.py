@@ -170,7 +170,7 @@ def test_a_broken_arm_scores_chance_and_is_flagged(
     real = loop.fit
 
     def broken(aligner: Any, *arguments: Any, **more: Any) -> Any:
-        project = aligner.sides["image"].project
+        project = aligner.sides["image"].heads[0].project
         project.requires_grad_(False)
         torch.nn.init.constant_(project.weight, float("nan") if sick == "nan" else 0.0)
         return real(aligner, *arguments, **more)
