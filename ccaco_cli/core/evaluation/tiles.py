@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TILE_SCORES = 2**18
 """Scores of one tile: 2 MiB in float64, and half of that in float32. Twice as large ones are a tenth quicker."""
 FEW = 16
-"""Most positives a query for which tiles are used: each is compared with every score."""
+"""Most positives a query for which tiles are used: each is compared with every score that reaches the lowest of them."""
 _FEW_REACH = 64  # when one score in so many, or more, has to be looked at, sorting is quicker
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
-from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config import ModelConfig, RunConfig
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval import query, tokens, vectors
@@ -191,8 +191,9 @@ class Index:
         folder = self.folder / QUERY
         if not folder.is_dir():
             return None
+        given = self.manifest.config["model"]  # a text query waits for this: the whole config would take its time to read
         for side in self.sides.values():
-            side.check(configs.from_dict(self.manifest.config).model.dim)
+            side.check(ModelConfig(width=given["width"], vectors=given["vectors"]).dim)
         return query.Exported(folder)
 
     @cached_property
