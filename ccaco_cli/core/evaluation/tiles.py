@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
+from math import isqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,23 +17,26 @@ if TYPE_CHECKING:
     from ccaco_cli.core.evaluation.metrics import Array
 
 TILE_SCORES = 2**18
-"""Scores of one tile: 2 MiB in float64, and half of that in float32. Twice as large ones are a tenth quicker."""
+"""Scores of one tile: 1 MiB in float32."""
 FEW = 16
 """Most positives a query for which tiles are used: each is compared with every score that reaches the lowest of them."""
-_FEW_REACH = 64  # when one score in so many, or more, has to be looked at, sorting is quicker
+_FEW_REACH = 16  # when one score in so many, or more, has to be looked at, sorting is quicker
+_PAIR_VALUES = 2**17  # numbers of the pairs whose products are taken one by one, at once: 1 MiB in float64
+_ROUNDING = 2.0**-24  # of float32
 
 
 def both_ranks(
     z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int = TILE_SCORES
 ) -> tuple[RankResult, RankResult]:
-    """``similarity_ranks`` of a to b and of b to a, with the same result, for one product instead of two.
+    """``similarity_ranks`` of a to b and of b to a, with the same result, for one product instead of two, and on a CPU in float32.
 
     z_a [A, E], z_b [B, E] float of any width, unit norm; group_a [A], group_b [B]: rows of equal group are each other's positives
     Returns  (a to b, b to a)
     Raises   DataError: as ``ranks``
 
-    Rows are taken in the order of their groups, and tiles end where groups end, so all positives lie in the tiles of the diagonal. These
-    come first: what a score is compared with comes out of the same kind of product as itself, and equal vectors stay tied.
+    A float32 product is wrong by less than (E + 8) 2^-24 of the norms (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+    section 3.1). Scores that far from every positive of their query are on their side of it for certain; the few others are taken again
+    in float64, as the positives' own are, so equal vectors stay tied.
     """
     import torch
 
@@ -41,99 +45,108 @@ def both_ranks(
     places = positives(*ids), positives(*ids[::-1])
     if max(int(n.max()) for _, n in places) > FEW or a.device.type == "mps":  # Apple's GPUs have no float64
         return similarity_ranks(a, b, *ids), similarity_ranks(b, a, *ids[::-1])
-    one, other = (_Side(z, group, *found) for z, group, found in zip((a, b.to(a.device)), ids, places, strict=True))
-    cuts = _cuts(one, other, tile_scores)
-    for rows, columns in cuts:
-        tile = (one.take(rows) @ other.take(columns).T).float()
-        _remember(tile, one, rows, other, columns)
-        _remember(tile.T, other, columns, one, rows)
-        _compare(tile, one, rows, other, columns)
-    for number, (rows, _) in enumerate(cuts):
-        taken = one.take(rows)
-        for columns in (columns for place, (_, columns) in enumerate(cuts) if place != number):
-            _compare((taken @ other.take(columns).T).float(), one, rows, other, columns)
-    return one.result(len(other.group)), other.result(len(one.group))
+    b = b.to(a.device)
+    one, other = _Side(a, b, ids[0], *places[0]), _Side(b, a, ids[1], *places[1])
+    bound = (a.shape[1] + 8) * _ROUNDING * one.norm * other.norm if a.device.type == "cpu" else 0.0
+    crowded = False
+    for rows in _blocks(len(a), isqrt(tile_scores)):
+        for columns in _blocks(len(b), isqrt(tile_scores)):
+            tile = _Tile(a[rows], b[columns], 0.0 if crowded else bound)
+            one.count(tile, rows)
+            other.count(tile, columns, turned=True)
+            crowded = tile.crowded  # and so will the next one be
+    return one.result(len(b)), other.result(len(a))
 
 
 class _Side:
-    """One modality in the order of its groups: what is known of its rows as queries so far.
+    """One modality as queries [n, E], and what is known of them so far.
 
     score, above, tied  [n, P]: of every positive its score, and how many of the other side score above it and equal to it
+    norm                the largest that is finite
     """
 
-    def __init__(self, z: torch.Tensor, group: NDArray[Any], places: NDArray[Any], n_positives: NDArray[Any]):
+    def __init__(self, z: torch.Tensor, gallery: torch.Tensor, group: NDArray[Any], places: NDArray[Any], n_positives: NDArray[Any]):
         import torch
 
-        self.z, self.group, self.places, self.n_positives = z, group, places, n_positives
-        self.order = np.argsort(group, kind="stable")
-        self.ordered = bool((self.order[:-1] < self.order[1:]).all())
-        self.rank_of = np.empty(len(group), np.int64)  # where each row stands in that order
-        self.rank_of[self.order] = np.arange(len(group))
+        self.group, self.n_positives = group, n_positives
+        row, column = np.nonzero(np.arange(places.shape[1]) < n_positives[:, None])
         self.score = torch.full(places.shape, torch.inf)
+        self.score[row, column] = _products(z, gallery, row, places[row, column]).cpu()
         self.above, self.tied = (torch.zeros(places.shape, dtype=torch.int64) for _ in range(2))
+        norms = torch.cat([z[block].float().norm(dim=1) for block in _blocks(len(z), max(1, _PAIR_VALUES // z.shape[1]))])
+        self.norm = float(norms[norms.isfinite()].max()) if norms.isfinite().any() else 0.0
 
-    def take(self, block: slice) -> torch.Tensor:
-        """Rows of a block in float64: float32 products give equal vectors unequal scores in different corners of the matrix."""
-        import torch
-
-        taken = self.z[block] if self.ordered else self.z[torch.from_numpy(self.order[block]).to(self.z.device)]
-        return taken.double()
+    def count(self, tile: _Tile, block: slice, turned: bool = False) -> None:
+        above, tied = tile.counts(self.score[block], turned)
+        self.above[block] += above.cpu()
+        self.tied[block] += tied.cpu()
 
     def result(self, gallery: int) -> RankResult:
         return finish(self.score, self.n_positives, self.above, self.tied, self.group, gallery)
 
 
-def _cuts(one: _Side, other: _Side, tile_scores: int) -> list[tuple[slice, slice]]:
-    """Runs of groups: (rows of one side, rows of the other), every product of sizes about ``tile_scores``."""
-    groups = np.unique(one.group)
-    count = max(1, round((len(one.group) * len(other.group) / tile_scores) ** 0.5))
-    firsts = groups[np.unique(np.linspace(0, len(groups), count + 1).astype(int)[:-1])]
-    edges = [np.append(np.searchsorted(side.group[side.order], firsts), len(side.group)) for side in (one, other)]
-    return [(slice(*rows), slice(*columns)) for rows, columns in zip(*map(pairwise, edges), strict=True)]
+class _Tile:
+    """Scores of rows [q, E] by columns [g, E], NaN read as +inf.
 
-
-def _remember(tile: torch.Tensor, side: _Side, block: slice, other: _Side, columns: slice) -> None:
-    """Scores of the positives of a block of queries, out of its diagonal tile [q, g]."""
-    import torch
-
-    rows = side.order[block]
-    real = np.arange(side.places.shape[1]) < side.n_positives[rows, None]
-    where = np.where(real, other.rank_of[side.places[rows]] - columns.start, 0)
-    found = tile.cpu().gather(1, torch.from_numpy(where))
-    side.score[rows] = torch.where(torch.from_numpy(real), found, torch.inf)
-
-
-def _compare(tile: torch.Tensor, one: _Side, rows: slice, other: _Side, columns: slice) -> None:
-    """Adds what a tile tells of the queries of both its sides. A score that is NaN stands above everything."""
-    import torch
-
-    tile = tile.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    for scores, side, block in ((tile, one, rows), (tile.T, other, columns)):
-        chosen = side.order[block]
-        above, tied = _counts(scores, side.score[chosen].to(tile.device))
-        side.above[chosen] += above.cpu()
-        side.tied[chosen] += tied.cpu()
-
-
-def _counts(scores: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of scores [q, g], how many are above and equal to each of its values [q, P].
-
-    On a CPU a model that has learned leaves few scores to look at: those that reach the lowest value of their row.
+    bound    how far they may be from the true ones; 0 = products in float64, rounded to float32
+    crowded  so many were near a positive that they were sorted
     """
+
+    def __init__(self, rows: torch.Tensor, columns: torch.Tensor, bound: float):
+        self.rows, self.columns, self.bound, self.crowded = rows, columns, bound, False
+        self.scores = _sound(rows.float() @ columns.float().T) if bound else self._exact()
+
+    def _exact(self) -> torch.Tensor:
+        return _sound((self.rows.double() @ self.columns.double().T).float())
+
+    def counts(self, value: torch.Tensor, turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row (of each column, if ``turned``), how many scores are above and equal to each of its values [q, P]."""
+        import torch
+
+        scores = self.scores.T if turned else self.scores
+        if scores.device.type != "cpu":
+            value = value.to(scores.device)
+            above, tied = (torch.stack([sign(scores, v[:, None]).sum(1) for v in value.unbind(1)], 1) for sign in (torch.gt, torch.eq))
+            return above, tied
+        table, values = scores.numpy(), value.numpy()
+        low, high = values - self.bound, values + self.bound
+        reach = table >= low.min(1, keepdims=True)  # few, once a model has learned
+        if np.count_nonzero(reach) * _FEW_REACH > reach.size:
+            if self.bound:
+                self.scores, self.bound = self._exact(), 0.0
+            self.crowded = True
+            return above_and_tied(self.scores.T if turned else self.scores, scores.shape[1], value)
+        order: Literal["C", "F"] = "C" if reach.flags.c_contiguous else "F"
+        rows, columns = np.unravel_index(np.flatnonzero(reach.ravel(order)), reach.shape, order)
+        found = table[rows, columns]
+        if self.bound:
+            near = ((found[:, None] >= low[rows]) & (found[:, None] <= high[rows])).any(1)
+            pairs = (self.columns, self.rows) if turned else (self.rows, self.columns)
+            found[near] = _products(*pairs, rows[near], columns[near]).numpy()
+        above, tied = (
+            torch.from_numpy(np.stack([np.bincount(rows[sign(found, v[rows])], minlength=len(table)) for v in values.T], 1))
+            for sign in (np.greater, np.equal)
+        )
+        return above, tied
+
+
+def _blocks(count: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(first, min(first + step, count)) for first in range(0, count, step))
+
+
+def _products(a: torch.Tensor, b: torch.Tensor, rows: Any, columns: Any) -> torch.Tensor:
+    """[n] float32: of pairs of rows of a [A, E] and b [B, E], in float64 and rounded once. A pair's is the same in any company."""
     import torch
 
-    if scores.device.type != "cpu":
-        above, tied = (torch.stack([sign(scores, v[:, None]).sum(1) for v in value.unbind(1)], 1) for sign in (torch.gt, torch.eq))
-        return above, tied
-    table, values = scores.numpy(), value.numpy()
-    reach = table >= np.fmin.reduce(values, axis=1, keepdims=True)  # which passes over NaN
-    if np.count_nonzero(reach) * _FEW_REACH > reach.size:
-        return above_and_tied(scores, scores.shape[1], value)
-    order: Literal["C", "F"] = "C" if reach.flags.c_contiguous else "F"
-    rows, columns = np.unravel_index(np.flatnonzero(reach.ravel(order)), reach.shape, order)
-    found = table[rows, columns]
-    above, tied = (
-        torch.from_numpy(np.stack([np.bincount(rows[sign(found, v[rows])], minlength=len(table)) for v in values.T], 1))
-        for sign in (np.greater, np.equal)
-    )
-    return above, tied
+    rows, columns = (torch.as_tensor(index, device=a.device) for index in (rows, columns))
+    scores = torch.empty(len(rows), device=a.device)  # filled in place: small results kept one by one pin the heap they lie in
+    for block in _blocks(len(rows), _PAIR_VALUES // max(1, a.shape[1])):
+        scores[block] = (a[rows[block]].double() * b[columns[block]].double()).sum(1)
+    return _sound(scores)
+
+
+def _sound(scores: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)

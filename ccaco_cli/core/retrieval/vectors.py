@@ -17,7 +17,8 @@ EXACT_BELOW = 1_000_000
 """Rows up to which ``auto`` searches exactly: 0.2 s a query there, and memory bandwidth is the floor."""
 TARGET = 0.98
 QUERIES = 1000
-_SCORES = 2**24  # of one tile: 64 MiB
+_SCORES = 2**20  # of one tile: 4 MiB, which stay in a core's cache
+_ROWS = 2**14  # most rows of one tile
 _WIDER = 8  # candidates of a compressed index, in units of k, that are scored again by their exact vectors
 
 
@@ -70,16 +71,22 @@ class Flat:
     def search(self, queries: Array, k: int) -> tuple[Array, Array]:
         k = min(k, self.ntotal)
         queries = np.ascontiguousarray(queries, np.float32)
-        best = np.empty((len(queries), 0), np.float32)
-        where = np.empty((len(queries), 0), np.int64)
-        step = max(k, _SCORES // max(1, len(queries)))
+        best = np.full((len(queries), k), -np.inf, np.float32)
+        where = np.full((len(queries), k), -1, np.int64)
+        step = max(k, min(_ROWS, _SCORES // max(1, len(queries))))
         for first in range(0, self.ntotal, step):
             scores = queries @ self.rows[first : first + step].T
-            rows = _top(scores, k)
-            best = np.concatenate([best, np.take_along_axis(scores, rows, 1)], 1)
-            where = np.concatenate([where, rows + first], 1)
-            keep = _top(best, k)
-            best, where = np.take_along_axis(best, keep, 1), np.take_along_axis(where, keep, 1)
+            better = np.flatnonzero(scores > best[:, -1:])  # all of the first tile, few of those behind it
+            query, row = np.divmod(better, scores.shape[1])
+            counts = np.bincount(query, minlength=len(queries))
+            found = np.full((len(queries), k + counts.max(initial=0)), -np.inf, np.float32)
+            rows = np.full(found.shape, -1)
+            new = np.arange(found.shape[1]) - k < counts[:, None]
+            new[:, :k] = False
+            found[:, :k], rows[:, :k] = best, where
+            found[new], rows[new] = scores.ravel()[better], first + row
+            keep = _top(found, k)
+            best, where = np.take_along_axis(found, keep, 1), np.take_along_axis(rows, keep, 1)
         return best, where
 
 
