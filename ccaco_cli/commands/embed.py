@@ -25,6 +25,9 @@ def embed(
     store_grid: Annotated[
         int, typer.Option("--store-grid", min=0, help="Most patch tokens kept of a picture, average-pooled.", show_default="all")
     ] = 0,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the towers: auto (bf16 where that is faster), fp32, bf16 or fp16.")
+    ] = "auto",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Replace an index that is there; who reads it is not disturbed.")] = False,
     verify: options.Verify = "quick",
     device: options.Device = "auto",
@@ -44,7 +47,7 @@ def embed(
     from ccaco_cli.view import progress
 
     out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"
-    kept: dict[str, Any] = {"index_type": index_type, "store_tokens": store_tokens, "store_grid": store_grid}
+    kept: dict[str, Any] = {"index_type": index_type, "store_tokens": store_tokens, "store_grid": store_grid, "precision": precision}
     with progress.bar("embed") as tell:
         found = workflow(
             run,

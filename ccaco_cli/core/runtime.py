@@ -121,3 +121,26 @@ def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[A
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "amp_bf16" else torch.float16)
+
+
+ENCODING = ("auto", "fp32", "bf16", "fp16")
+
+
+def encoding(precision: str, device: Any) -> Any:
+    """The torch dtype that towers compute in while they only encode.
+
+    ``auto`` is a narrow one where the device multiplies it faster: bf16 on a GPU (fp16 on one without it) and on CPUs with AVX512-BF16 or
+    AMX, 3.3 times the rate of fp32 there; fp32 elsewhere, for other CPUs convert every number first.
+
+    Raises ConfigError: no such precision
+    """
+    import torch
+
+    if precision not in ENCODING:
+        raise ConfigError("unknown precision", where=precision, expected=" | ".join(ENCODING))
+    if precision == "auto" and device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif precision == "auto":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if device.type == "cpu" and native else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -44,6 +44,7 @@ def test_shards_and_index(ccaco: Callable[..., Any], run: Path, data_root: Path,
         (["--dataset", "flickr8k"], "not prepared"),
         (["--device", "cuda:77"], "no such device"),
         (["--store-tokens", "int4"], "float16 | int8 | none"),
+        (["--precision", "int4"], "auto | fp32 | bf16 | fp16"),
         (["--index-type", "annoy"], "auto | flat | ivf | hnsw | ivfpq"),
     ],
 )

@@ -41,6 +41,17 @@ def test_precisions() -> None:
         runtime.autocast("half", cpu)
 
 
+@pytest.mark.parametrize(("bf16", "amx", "wanted"), [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")])
+def test_encoding_is_narrow_where_the_processor_multiplies_so(bf16: bool, amx: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu = torch.device("cpu")
+    assert runtime.encoding("auto", cpu) == getattr(torch, wanted)
+    assert (runtime.encoding("fp32", cpu), runtime.encoding("fp16", cpu)) == (torch.float32, torch.float16)
+    with pytest.raises(ConfigError, match=r"unknown precision: amp_bf16.*auto \| fp32"):
+        runtime.encoding("amp_bf16", cpu)
+
+
 @pytest.mark.parametrize("asked", ["3", "2,4", "", "many", "0"])
 def test_threads_follow_the_environment_or_the_cores(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ccaco_cli.core import distributed, fault, lock, manifest
+from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
@@ -26,7 +26,7 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import tokens, vectors
 from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode, gathered, shrunk
+from ccaco_cli.core.retrieval.embed import encode, gathered, narrowed, shrunk
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.types import Encoded, OnProgress, silent
 from ccaco_cli.core.workflows.prepare import prepared
@@ -47,6 +47,7 @@ def embed(
     index_type: str = "auto",
     store_tokens: str = "float16",
     store_grid: int = 0,
+    precision: str = "auto",
     device: str = "auto",
     data_root: Path = Path("data"),
     shard: int = SHARD,
@@ -63,6 +64,7 @@ def embed(
     index_type    how its vectors are searched: an entry of ``vectors.KINDS``, or auto (by size)
     store_tokens  how its tokens for the cross branch are kept: float16 | int8 | none
     store_grid    most patch tokens kept of a picture (average-pooled), 0 = all that the model sees
+    precision     what towers compute in: auto (bf16 where the device is faster at it) | fp32 | bf16 | fp16
     verify   quick | full: whether every file of run and data set is hashed first
     Returns  manifest of the index, or else of the embeddings
 
@@ -70,6 +72,8 @@ def embed(
     """
     vectors.check(index_type)
     tokens.check(store_tokens)
+    dtype = runtime.encoding(precision, runtime.device(device))
+    made = {"split": split, "shard": shard, "precision": str(dtype).removeprefix("torch.")}
     with distributed.together(device):
         tell = on_progress if distributed.main() else silent
         aligner, towers, config, found = distributed.in_turn(lambda: load_run(run, device, manifest.FULL))
@@ -80,15 +84,16 @@ def embed(
             inputs = {"run": found, "dataset": data.manifest}
             sides = distributed.in_turn(lambda: columns(data, split, aligner, towers, config.model, tell))
             local = index is not None and config.loss.beta > 0 and store_tokens != "none"
-            there = distributed.first(lambda: _complete(out, inputs, split, shard))
+            there = distributed.first(lambda: _complete(out, inputs, made))
             kept: dict[str, Encoded | None] = {}
-            for modality, column in sides.items():
-                grid = _grid(towers[modality], config, modality) if store_grid else None
-                look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True)
-                kept[modality] = _encode_shards(out, modality, part, column, look, local, shard, tell)
+            with narrowed(aligner, dtype):
+                for modality, column in sides.items():
+                    grid = _grid(towers[modality], config, modality) if store_grid else None
+                    look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True)
+                    kept[modality] = _encode_shards(out, modality, part, column, look, local, shard, tell)
             if not distributed.main():
                 raise distributed.Leaves(0)
-            result = there or _finish(out, data, split, config, sides, inputs)
+            result = there or _finish(out, data, config, sides, inputs, made)
             if index is None:
                 return result
             with lock.held(index, "index"):
@@ -108,12 +113,12 @@ def _check(run: Manifest, data: PairData, index: Path | None, rebuild: bool) -> 
 
 
 def _finish(
-    out: Path, data: PairData, split: str, config: RunConfig, sides: Mapping[str, Column], inputs: Mapping[str, Manifest]
+    out: Path, data: PairData, config: RunConfig, sides: Mapping[str, Column], inputs: Mapping[str, Manifest], made: Mapping[str, Any]
 ) -> Manifest:
     files = [manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")]
     facts = {
+        **made,
         "modalities": list(data.modalities),
-        "split": split,
         "protocol": data.manifest.facts["protocol"],
         "dim": config.model.dim,
         "rows": {m: len(c.row) for m, c in sides.items()},
@@ -170,9 +175,9 @@ def _grid(tower: Tower, config: RunConfig, modality: str) -> tuple[int, int] | N
     return shrunk(tower.grid, settings.cache_tokens) if tower.grid and settings.lock else tower.grid
 
 
-def _complete(out: Path, inputs: Mapping[str, Manifest], split: str, shard: int) -> Manifest | None:
+def _complete(out: Path, inputs: Mapping[str, Manifest], made: Mapping[str, Any]) -> Manifest | None:
     """These embeddings, if they are there already; refuses a folder with other ones, and notes whose the unfinished ones are."""
-    mine = {name: m.sha256 for name, m in inputs.items()} | {"split": split, "shard": shard}
+    mine = {name: m.sha256 for name, m in inputs.items()} | dict(made)
     note = out / ".inputs.json"
     manifest.sweep(out)
     filled = out.exists() and any(out.iterdir())  # a folder without anything may be what a kill left before its note

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccaco_cli.core.retrieval.embed import _batches, cached, encode, shrink
+from ccaco_cli.core.retrieval.embed import _batches, cached, encode, narrowed, shrink
 from ccaco_cli.core.types import Features
 
 
@@ -59,6 +59,27 @@ def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, s
     calls.clear()
     assert torch.equal(cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu").inputs(items).tokens, got.tokens)
     assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: torch.dtype) -> None:
+    aligner, columns = toy.aligner(toy.config()), dict(zip(("image", "text"), toy.columns(), strict=True))
+    plain = {m: encode(aligner, m, column, local=True) for m, column in columns.items()}
+    towers = [side.tower for side in aligner.sides.values()]
+    with pytest.raises(KeyboardInterrupt), narrowed(aligner, dtype):
+        for modality, column in columns.items():
+            assert {p.dtype for p in aligner.sides[modality].tower.parameters()} == {dtype}
+            found, wanted = encode(aligner, modality, column, local=True), plain[modality]
+            assert found.z.dtype == torch.float32
+            assert not torch.equal(found.z, wanted.z)
+            assert (found.z * wanted.z).sum(1).min() > 1 - 1e-3
+            assert torch.allclose(found.tokens.float(), wanted.tokens.float(), atol=0.05)
+            assert torch.equal(found.mask, wanted.mask)
+        raise KeyboardInterrupt
+    assert [side.tower for side in aligner.sides.values()] == towers
+    assert {p.dtype for p in aligner.parameters()} == {torch.float32}
+    with narrowed(aligner, torch.float32):
+        assert torch.equal(encode(aligner, "text", columns["text"]).z, plain["text"].z)
 
 
 def test_a_patch_grid_is_averaged_by_hand() -> None:

@@ -66,7 +66,7 @@ class TinyModule(nn.Module):
         self.moments = Moments(WIDTH, LAYERS)
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        maps, mask = inputs["values"].float().unsqueeze(1), inputs["mask"]
+        maps, mask = inputs["values"].to(next(self.parameters()).dtype).unsqueeze(1), inputs["mask"]
         for conv in self.convs:
             mask = mask[:, ::2]
             maps = conv(maps) * mask[:, None, :, None]  # so that the end of a sound does not depend on what stands behind it
@@ -124,7 +124,7 @@ class AstModule(HfModule):
     """Audio Spectrogram Transformer (arXiv:2104.01778): class and distillation token, then patches; pooled is the class token."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        tokens = self.body(input_values=inputs["values"].float()).last_hidden_state
+        tokens = self.body(input_values=inputs["values"].to(self.body.dtype)).last_hidden_state
         return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), tokens[:, 0])
 
     def grid(self) -> tuple[int, int]:
@@ -136,7 +136,7 @@ class ClapModule(HfModule):
     """CLAP's audio side (arXiv:2211.06687): its last map; pooled is its own."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        values = inputs["values"].float().unsqueeze(1)
+        values = inputs["values"].to(self.body.dtype).unsqueeze(1)
         found = self.body(input_features=values, is_longer=torch.zeros(len(values), 1, dtype=torch.bool, device=values.device))
         tokens, _, _ = map_tokens(found.last_hidden_state)
         return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), found.pooler_output)
@@ -149,7 +149,7 @@ class WaveModule(HfModule):
         mask = inputs["mask"]
         # models with a group norm over time were trained without a mask
         attend = mask.long() if getattr(self.body.config, "feat_extract_norm", "layer") == "layer" else None
-        tokens = self.body(inputs["values"].float(), attention_mask=attend).last_hidden_state
+        tokens = self.body(inputs["values"].to(self.body.dtype), attention_mask=attend).last_hidden_state
         counts = self.body._get_feat_extract_output_lengths(mask.sum(1))
         real = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
         return Features(tokens, real, masked_mean(tokens, real))

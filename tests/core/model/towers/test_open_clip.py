@@ -19,6 +19,7 @@ from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.open_clip import CONFIG, masked_mean
 from ccaco_cli.core.model.towers.pictures import Picture
+from tests.towers import check_narrow
 
 TEXTS = ["a dog!", "an orange cat napping on a sofa", "word " * 40]
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -42,11 +43,13 @@ def photo() -> Image.Image:
 def test_image_side(tmp_path: Path, vision: dict[str, Any], width: int, grid: tuple[int, int], tokens: int) -> None:
     tower = build(f"open_clip:{folder(tmp_path, vision)}@none", "image")
     assert (tower.width, tower.grid, tower.tokens, tower.pretrained) == (width, grid, tokens, False)
-    found = tower.module({"pixels": torch.stack([tower.preprocess(photo())] * 2)})
+    inputs = {"pixels": torch.stack([tower.preprocess(photo())] * 2)}
+    found = tower.module(inputs)
     assert found.tokens.shape == (2, tokens, width) and found.pooled.shape == (2, width)
     found.pooled.sum().backward()
     unused = [n for n, p in tower.module.named_parameters() if p.grad is None]
     assert unused == []
+    check_narrow(tower, inputs)
 
 
 def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
@@ -72,6 +75,7 @@ def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
 def test_padding_changes_nothing(tmp_path: Path) -> None:
     tower = build(f"open_clip:{folder(tmp_path, VIT)}@none", "text")
     module, read = tower.module.eval(), pickle.loads(pickle.dumps(tower.preprocess))
+    check_narrow(tower, read(TEXTS))
     with torch.no_grad():
         together = module(read(TEXTS))
         assert together.mask.sum(1).tolist() == [5, 9, 20]

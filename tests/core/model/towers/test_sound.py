@@ -18,6 +18,7 @@ from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.sound import NORMALISATIONS
 from ccaco_cli.core.model.towers.tower import Tower, Window
 from tests.recordings import sound, tone
+from tests.towers import check_narrow
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -33,8 +34,10 @@ def short() -> Clip:
 
 
 def encode(tower: Tower, *recordings: Clip) -> Any:
+    inputs = padded([tower.preprocess(r) for r in recordings])
+    check_narrow(tower, inputs)
     with torch.no_grad():
-        return tower.module.eval()(padded([tower.preprocess(r) for r in recordings]))
+        return tower.module.eval()(inputs)
 
 
 def test_tiny_gives_a_token_each_80_ms(long: Clip, short: Clip) -> None:

@@ -18,6 +18,7 @@ from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.pictures import Picture
 from ccaco_cli.core.model.towers.vision import TorchvisionModule
+from tests.towers import check_narrow
 
 
 def photo(width: int = 320, height: int = 250) -> Image.Image:
@@ -46,6 +47,7 @@ def test_tokens_are_the_last_map(spec: str, size: int, width: int, grid: tuple[i
     with torch.no_grad():
         found = tower.module.eval()(inputs)
     assert found.tokens.shape == (2, tower.tokens, width) and found.pooled.shape == (2, width) and found.mask.all()
+    check_narrow(tower, inputs)
     assert not [n for n, _ in tower.module.named_parameters() if ".fc." in n or ".classifier." in n or ".heads." in n]
 
 
