@@ -9,11 +9,12 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ccaco_cli import __version__
 from ccaco_cli.core import fault
@@ -78,15 +79,14 @@ def input_of(artefact: Manifest) -> dict[str, str]:
     return {"path": str(artefact.path), "sha256": artefact.sha256}
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file so that it is either whole or absent: temp file, fsync, rename."""
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, so that ``path`` is either whole or absent: temp file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temp.open("wb") as f:
-            f.write(memoryview(data)[: len(data) // 2])
-            fault.point("write.half")
-            f.write(memoryview(data)[len(data) // 2 :])
+            yield f
             f.flush()
             os.fsync(f.fileno())
         fault.point("write.whole")
@@ -99,6 +99,14 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         raise
     finally:
         temp.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """A whole file, or none (``writing``)."""
+    with writing(path) as f:
+        f.write(memoryview(data)[: len(data) // 2])
+        fault.point("write.half")
+        f.write(memoryview(data)[len(data) // 2 :])
 
 
 def sweep(folder: Path) -> None:

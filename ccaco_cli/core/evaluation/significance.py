@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 from ccaco_cli.core.errors import ConfigError, DataError
 
@@ -159,6 +158,8 @@ def estimate(runs: Sequence[PerQuery], *, confidence: float = 0.95, resamples: i
     if n_seeds == 1 or both == 0:
         low, high = query_low, query_high
     else:
+        from scipy import stats  # takes half a second, and a run by itself needs no evidence
+
         freedom = both**2 / (by_query**2 / (n_clusters - 1) + by_seed**2 / (n_seeds - 1))
         half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * both**0.5
         low, high = value - half, value + half
@@ -257,6 +258,8 @@ def _over_queries(
     def statistic(*columns: NDArray[Any], axis: int) -> NDArray[np.float64]:
         sums = [column.sum(axis) for column in columns]
         return np.asarray(sum(t / n for t, n in zip(sums[:parts], sums[parts:], strict=True)))
+
+    from scipy import stats
 
     found = stats.bootstrap(
         (*total.T, *count.T),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,18 +19,31 @@ from torch.distributed.tensor import DTensor
 
 from ccaco_cli.core import fault
 from ccaco_cli.core.errors import DataError, ManifestError
-from ccaco_cli.core.manifest import write_bytes
+from ccaco_cli.core.manifest import write_bytes, writing
 
 WEIGHTS, HEADS, STATE = "model.safetensors", "adaptation.safetensors", "state.pt"
 """The model; heads that learned beside it and are no part of it; optimiser, generators and cursor."""
 
 
 def weights_of(model: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:
-    """Named tensors of a model; frozen towers are left out unless ``everything`` (they are rebuilt from their SPEC)."""
-    frozen = set() if everything else _frozen_prefixes(model)
-    found = {k: v.detach() for k, v in model.state_dict().items() if not k.startswith(tuple(frozen))}
-    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in found.items()}  # fsdp's parts: every process must come here
-    return {k: v.cpu().contiguous().clone() for k, v in whole.items()}
+    """Named tensors of a model, on the CPU, to be written before it learns on: those that lie there already are not copied.
+
+    Frozen towers are left out unless ``everything`` (they are rebuilt from their SPEC).
+    """
+    # fsdp's parts: every process must come here
+    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in _kept(model, everything).items()}
+    found, seen = {}, set()
+    for name, tensor in whole.items():
+        flat = tensor.cpu().contiguous()
+        place = flat.untyped_storage().data_ptr()
+        found[name] = flat.clone() if place in seen else flat  # safetensors takes no two names for one memory
+        seen.add(place)
+    return found
+
+
+def _kept(model: nn.Module, everything: bool) -> dict[str, Tensor]:
+    frozen = () if everything else tuple(_frozen_prefixes(model))
+    return {k: v.detach() for k, v in model.state_dict().items() if not k.startswith(frozen)}
 
 
 def save_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
@@ -47,7 +60,7 @@ def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> N
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ManifestError(f"cannot read these weights ({error})", where=path, expected="a safetensors file", next="ccaco train") from None
-    wanted = weights_of(model, everything=everything)
+    wanted = _kept(model, everything)
     faults = [f"{k} is missing" for k in wanted.keys() - found.keys()] + [f"{k} is unknown" for k in found.keys() - wanted.keys()]
     faults += [f"{k} is {list(found[k].shape)}, not {list(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape]
     if faults:
@@ -82,7 +95,13 @@ def set_generators(states: dict[str, Tensor]) -> None:
 
 
 def save(
-    root: Path, weights: dict[str, Tensor], optimizer: dict[str, Any], drawn: list[dict[str, Tensor]], keep: int = 1, **cursor: Any
+    root: Path,
+    weights: dict[str, Tensor],
+    optimizer: dict[str, Any],
+    drawn: list[dict[str, Tensor]],
+    keep: int = 1,
+    stored: Path | None = None,
+    **cursor: Any,
 ) -> Path:
     """Weights and state of one moment, as a folder of ``root`` that appears whole or not at all; older ones go afterwards.
 
@@ -90,6 +109,7 @@ def save(
     optimizer  its state, every part in one piece
     drawn      ``generators`` of every process
     keep       how many of the newest stay
+    stored     a file of these very weights, if there is one: it gets a second name, where the file system has such
     cursor     where the run was: ``step`` and ``epoch`` (they name the folder), and more plain numbers, strings, lists, tensors
     """
     folder = root / f"{cursor['step']:08d}-{cursor['epoch']:04d}"
@@ -100,11 +120,12 @@ def save(
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         fault.point("checkpoint.before")
-        write_bytes(temp / WEIGHTS, packed(weights))
+        temp.mkdir(parents=True)
+        if not _linked(stored, temp / WEIGHTS):
+            write_bytes(temp / WEIGHTS, packed(weights))
         fault.point("checkpoint.weights")
-        buffer = io.BytesIO()
-        torch.save({"optimizer": optimizer, "drawn": drawn, **cursor}, buffer)
-        write_bytes(temp / STATE, buffer.getbuffer())
+        with writing(temp / STATE) as file:
+            _save(file, {"optimizer": optimizer, "drawn": drawn, **cursor})
         fault.point("checkpoint.state")
         temp.rename(folder)
         fault.point("checkpoint.renamed")
@@ -122,6 +143,24 @@ def save(
     prune(root, keep)
     fault.point("checkpoint.after")
     return folder
+
+
+def _linked(stored: Path | None, path: Path) -> bool:
+    """Gives a file a second name; False where there is no file or no such thing as a second name."""
+    try:
+        if stored is not None:
+            os.link(stored, path)
+    except OSError:
+        return False
+    return stored is not None
+
+
+def _save(file: BinaryIO, state: Mapping[str, Any]) -> None:
+    """Straight into the file: a buffer between would hold the optimiser's state once more. Raises OSError, as any writing does."""
+    try:
+        torch.save(dict(state), file)
+    except RuntimeError as error:  # torch speaks of its archive, and only behind that of what the disk said
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def prune(root: Path, keep: int) -> None:

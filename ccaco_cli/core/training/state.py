@@ -104,6 +104,7 @@ class Run:
             if distributed.main():
                 checkpoint.prune(self.checkpoints, self.saving.keep)
         self.began = self.saved = time.perf_counter()
+        self.best_at = -1  # the step whose weights lie in ``checkpoints/best``, if this process has put them there
         self.lines: IO[str] | None = None
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -174,6 +175,7 @@ class Run:
         if score > cursor.best or not math.isfinite(cursor.best):
             cursor.best, cursor.best_epoch = score, cursor.epoch
             self.keep("best")
+            self.best_at = cursor.step
         cursor.epoch += 1
         cursor.batch, cursor.waited, cursor.before, cursor.cross, cursor.critics = 0, 0.0, cursor.seconds, [], []
         self.reseed()
@@ -209,7 +211,8 @@ class Run:
             os.fsync(self.lines.fileno())
             state = vars(self.cursor) | {"scaler": self.scaler.state_dict(), "pairs": self.generator.get_state()}
             state |= {"balance": self.balance.state_dict(), "adaptation": {} if self.adaptation is None else self.adaptation.state_dict()}
-            checkpoint.save(self.checkpoints, weights, optimizer, drawn, self.saving.keep, **state)
+            stored = self.checkpoints / "best" / checkpoint.WEIGHTS if self.best_at == self.cursor.step else None
+            checkpoint.save(self.checkpoints, weights, optimizer, drawn, self.saving.keep, stored, **state)
 
 
 def starved(waited: float, spent: float, workers: int) -> str:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -89,6 +91,30 @@ def test_a_moment_is_saved_once_and_stays_while_it_is_saved_again(toy: Any, tmp_
     assert (save(toy, tmp_path, 3, epoch=0) / checkpoint.STATE).stat().st_ino == first
 
 
+def test_weights_that_lie_there_already_get_a_second_name(toy: Any, tmp_path: Path) -> None:
+    model = toy.aligner(toy.config())
+    checkpoint.save_best(tmp_path, checkpoint.weights_of(model))
+    best = tmp_path / "best" / checkpoint.WEIGHTS
+    folder = checkpoint.save(tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=best, step=1, epoch=0)
+    assert (folder / checkpoint.WEIGHTS).samefile(best)
+    before = best.read_bytes()
+    checkpoint.save_best(tmp_path, checkpoint.weights_of(toy.aligner(toy.config(seed=9))))  # another best leaves the checkpoint as it is
+    assert best.read_bytes() != before
+    assert (folder / checkpoint.WEIGHTS).read_bytes() == before
+    gone = tmp_path / "gone"
+    again = checkpoint.save(tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=gone, step=2, epoch=0)
+    assert (again / checkpoint.WEIGHTS).read_bytes() == before
+
+
+def test_one_memory_under_two_names_is_kept_under_both(tmp_path: Path) -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    checkpoint.save_weights(tmp_path / "w", model)
+    found = load_file(tmp_path / "w")
+    assert torch.equal(found["a.weight"], found["b.weight"])
+    assert len(found) == 4
+
+
 def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
     model = toy.aligner(toy.config())
     optimizer = adamw(model, toy.config().optim)
@@ -128,9 +154,15 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(toy: Any, tmp_p
         path.write_bytes(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_bytes", full)
-        with pytest.raises(DataError, match=rf"No space left on device\); the last good checkpoint is {good}.*--resume latest"):
-            save(toy, tmp_path, 3, epoch=0)
+    @contextmanager
+    def full_later(path: Path) -> Iterator[BinaryIO]:
+        with open("/dev/full", "wb", buffering=0) as file:
+            yield file
+
+    for name, writer in (("write_bytes", full), ("writing", full_later)):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, name, writer)
+            with pytest.raises(DataError, match=rf"No space left on device\); the last good checkpoint is {good}.*--resume latest"):
+                save(toy, tmp_path, 3, epoch=0)
     assert names(tmp_path) == [good.name]
     assert {f.name: f.read_bytes() for f in good.iterdir()} == before
