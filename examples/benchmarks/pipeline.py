@@ -1,4 +1,4 @@
-"""The input pipeline: pictures a second from JPEG files by PIL, against prepared shards, pre-resized shards, and decoded pixels."""
+"""The input pipeline: pictures from JPEG files by PIL against our shards, and the bytes of tar shards by webdataset against ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import photos
 import record
 import torch
+import webdataset
 from PIL import Image
 
 from ccaco_cli.core import runtime
@@ -42,15 +43,32 @@ with tempfile.TemporaryDirectory() as place:
     (root / "files").mkdir()
     files = photos.folder(root / "files", count, given.photos)
     source = photos.table(root, files)
-    rows = []
+    rows, splits = [], {}
     for what, resized in (("full-size shards", None), (f"shards of --image-size {given.size}", given.size)):
         out = root / f"data-{resized}"
         prepare("table", source_path=source, out=out, options=SourceOptions(), image_size=resized, workers=0)
-        split = shards.open(out).split("train")
+        split = splits[resized] = shards.open(out).split("train")
         column = MediaColumn(split, "image", picture)
         rows.append(
             record.in_turn(what, lambda c=column: by_column(c), lambda: by_files(files), given.repeats, wanted=5 if resized else None)
         )
+    order = np.random.default_rng(0).permutation(count)  # a training epoch; tar shards are read in their own order
+    with webdataset.TarWriter(str(root / "photos.tar")) as tar:
+        for number, file in enumerate(files):
+            tar.write({"__key__": f"{number:05d}", "jpg": file.read_bytes(), "txt": photos.CAPTION})
+
+    whole = splits[None]
+
+    def by_shards() -> None:
+        for first in range(0, count, 64):
+            chosen = order[first : first + 64]
+            whole.media("image", chosen), [whole.captions[i] for i in whole.caption_start[chosen]]
+
+    def by_tar() -> None:
+        for _ in webdataset.WebDataset(str(root / "photos.tar"), shardshuffle=False).to_tuple("jpg", "txt").batched(64):
+            pass
+
+    rows.append(record.in_turn("bytes and captions, shuffled, against webdataset", by_shards, by_tar, given.repeats, wanted=5))
     column = PixelColumn(split, "image", picture, root / "cache")
     what = "decoded pixels by memory map"
     rows.append(record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100))
