@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import record
 import torch
 import torch.nn.functional as F
@@ -59,7 +61,7 @@ def theirs() -> None:
 limit = record.operations(2 * pictures * len(owner) * given.width, given.device, "float32" if given.device == "cpu" else "float64")
 rows = [
     record.in_turn(
-        f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls", ours, theirs, given.repeats, wanted=15, device=given.device, limit=limit
+        f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls", ours, theirs, given.repeats, wanted=7, device=given.device, limit=limit
     )
 ]
 apart = max(
@@ -79,6 +81,10 @@ if given.device == "cpu":
     rows.append(record.memory_row("memory", record.memory(begin + mine), record.memory(begin + peer), wanted=30))
 if given.large:  # 123287: COCO whole
     whole = DRAWN.format(pictures=given.large, captions=5, width=given.width)
-    big = f"# begin\n{whole}both_ranks(image, text, torch.arange({given.large}), owner)"
-    facts.append(f"{given.large:,} x {5 * given.large:,} in blocks: {record.memory(big):,.0f} MiB with the vectors")
+    big = f"{whole}\n# begin\nboth_ranks(image, text, torch.arange({given.large}), owner)"
+    vectors = 6 * given.large * given.width * 4 / 2**20
+    begun = time.perf_counter()
+    more = record.memory(big)
+    spent = record.time_text(time.perf_counter() - begun)
+    facts.append(f"{given.large:,} x {5 * given.large:,} in blocks: {more:,.0f} MiB beside the {vectors:,.0f} of the vectors, {spent}")
 record.finish("Evaluation", rows, given, facts=facts)

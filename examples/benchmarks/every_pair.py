@@ -6,6 +6,7 @@ import numpy as np
 import record
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import FusionConfig
@@ -48,8 +49,10 @@ def step(call) -> torch.Tensor:  # type: ignore[no-untyped-def]
 
 
 apart = float((step(ours) - step(padded)).abs().max())
-rows = [
-    record.in_turn(f"{batch} x {batch} pairs, both passes", lambda: step(ours), lambda: step(padded), given.repeats, device=given.device)
-]
+with FlopCounterMode(display=False) as counter:
+    step(ours)
+limit = record.operations(counter.get_total_flops(), given.device)
+what = f"{batch} x {batch} pairs, both passes"
+rows = [record.in_turn(what, lambda: step(ours), lambda: step(padded), given.repeats, device=given.device, limit=limit)]
 real = f"{int(mask.sum()):,} words of {mask.numel():,} places are real; largest difference of a score: {apart:.1e}"
 record.finish("Every pair of a batch", rows, given, facts=[real])

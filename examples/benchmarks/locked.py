@@ -8,7 +8,7 @@ from pathlib import Path
 import photos
 import record
 
-from ccaco_cli.core import runtime
+from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.workflows.prepare import prepare
 from ccaco_cli.core.workflows.train import Asked, train
@@ -37,7 +37,10 @@ with tempfile.TemporaryDirectory() as place:
     first = run(True)
     taken = record.pairs(lambda turn: (run(True), run(False)), given.repeats)
     middle = [sorted(side)[len(side) // 2] for side in zip(*taken, strict=True)]
-    rows = [record.Row(f"one epoch, {count} photos", *map(record.time_text, middle), [b / a for a, b in taken], wanted=5)]
+    finished = manifest.open(root / f"runs/{number - 1}", kind="run").facts  # the last that read its tokens from the cache
+    floor = record.operations(6 * finished["parameters"] * count, given.device)  # of the heads: one way there, two ways back
+    factors = [b / a for a, b in taken]
+    rows = [record.Row(f"one epoch, {count} photos", *map(record.time_text, middle), factors, wanted=5, over_limit=middle[0] / floor)]
     arms = sum(run(True, **{"optim.wd": decay}) for decay in (0.1, 0.3, 0.4))  # another seed would be other random towers
     rows.append(
         record.Row(

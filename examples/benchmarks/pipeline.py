@@ -38,6 +38,12 @@ def by_column(column: Column) -> None:
         column.inputs(np.arange(first, min(first + 64, len(column.row))))
 
 
+def decoder(column: MediaColumn) -> float:
+    """Seconds of the JPEG decoder alone, on all threads: the floor of whoever decodes."""
+    media = column.split.media("image", column.row)
+    return min(record.seconds(lambda: [column.decode(data) for data in media]) for _ in range(3)) / torch.get_num_threads()
+
+
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
     (root / "files").mkdir()
@@ -49,9 +55,8 @@ with tempfile.TemporaryDirectory() as place:
         prepare("table", source_path=source, out=out, options=SourceOptions(), image_size=resized, workers=0)
         split = splits[resized] = shards.open(out).split("train")
         column = MediaColumn(split, "image", picture)
-        rows.append(
-            record.in_turn(what, lambda c=column: by_column(c), lambda: by_files(files), given.repeats, wanted=5 if resized else None)
-        )
+        turn = (lambda c=column: by_column(c)), lambda: by_files(files)
+        rows.append(record.in_turn(what, *turn, given.repeats, wanted=5 if resized else None, limit=decoder(column)))
     order = np.random.default_rng(0).permutation(count)  # a training epoch; tar shards are read in their own order
     with webdataset.TarWriter(str(root / "photos.tar")) as tar:
         for number, file in enumerate(files):
@@ -68,10 +73,13 @@ with tempfile.TemporaryDirectory() as place:
         for _ in webdataset.WebDataset(str(root / "photos.tar"), shardshuffle=False).to_tuple("jpg", "txt").batched(64):
             pass
 
-    rows.append(record.in_turn("bytes and captions, shuffled, against webdataset", by_shards, by_tar, given.repeats, wanted=5))
+    limit = record.bytes_(sum(file.stat().st_size for file in files))
+    what = "bytes and captions, shuffled, against webdataset"
+    rows.append(record.in_turn(what, by_shards, by_tar, given.repeats, wanted=5, limit=limit))
     column = PixelColumn(split, "image", picture, root / "cache")
     what = "decoded pixels by memory map"
-    rows.append(record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100))
+    limit = record.bytes_(column.pixels.nbytes)
+    rows.append(record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100, limit=limit))
 record.finish(
     "Input pipeline", rows, given, facts=[f"{count} photos, {given.size} px, one process; ours gives uint8, normalised on the device"]
 )

@@ -115,9 +115,10 @@ def in_processes(
     *,
     wanted: float | None = None,
     wanted_cpu: float | None = None,
+    limit: float | None = None,
     leaves: Sequence[Path] = (),
 ) -> list[Row]:
-    """The same for whole processes, from their start to their end: wall time, and CPU time of all their threads and workers.
+    """The same for whole processes, from their start to their end: wall time (``limit`` is of it), and CPU time of all threads and workers.
 
     ``TURN`` in a command becomes the number of the turn, for names that must be new. ``leaves``: folders that a run leaves behind, cleared
     after each, for checkpoints of ten runs fill a disk.
@@ -136,10 +137,11 @@ def in_processes(
 
     taken = pairs(lambda turn: (run(ours, turn), run(peer, turn)), repeats)
     rows = []
-    for kind, (name, least) in enumerate((("wall time", wanted), ("CPU time", wanted_cpu))):
+    for kind, (name, least, floor) in enumerate((("wall time", wanted, limit), ("CPU time", wanted_cpu, None))):
         both = [(one[kind], other[kind]) for one, other in taken]
         middle = [statistics.median(side) for side in zip(*both, strict=True)]
-        rows.append(Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least))
+        over = None if floor is None else middle[0] / floor
+        rows.append(Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least, over))
     return rows
 
 
