@@ -173,19 +173,17 @@ def _read_dataset(folder: Path) -> Any:
 
 
 def _index(folder: Path) -> Path:
-    import torch
-
     from ccaco_cli.core import manifest
-    from ccaco_cli.core.retrieval import index
-    from ccaco_cli.core.types import Encoded
+    from ccaco_cli.core.retrieval import index, tokens
 
     rng = np.random.default_rng(0)
     root = folder / "i.idx"
     temp, name = index.begin(root)
     for modality, rows in (("image", 4), ("text", 6)):
-        tokens = Encoded(torch.ones(rows, 3, 5).half(), torch.ones(rows, 3, dtype=torch.bool), torch.zeros(rows, 0), torch.zeros(rows, 0))
+        with tokens.Writer(temp / modality, "float16") as writer:
+            writer.add(np.ones((rows, 3, 5), np.float16), np.ones((rows, 3), bool))
         z = rng.normal(size=(rows, 8)).astype(np.float32)
-        index.write_side(temp / modality, z, tokens, {"id": list("abcdef")[:rows], "text": ["t"] * rows})
+        index.write_side(temp / modality, z, [{"id": list("abcdef")[:rows], "text": ["t"] * rows}], store="float16")
     temp.rename(root / name)
     facts = {"modalities": ["image", "text"], "weight": 0.5, "headline": "cosine", "generation": name, "rows": {"image": 4, "text": 6}}
     files = [manifest.file_entry(root, f) for f in sorted((root / name).rglob("*")) if f.is_file()]

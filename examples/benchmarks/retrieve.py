@@ -17,7 +17,7 @@ from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.retrieval.search import encode_query, search
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.retrieval.tokens import Writer
 
 given = record.arguments(__doc__, rows=123287, tower="open_clip:ViT-B-32@none", tokens=16)
 rows = 2000 if given.quick else given.rows
@@ -28,17 +28,19 @@ aligner, towers = aligners.build(config.model, config.loss, ("image", "text"))
 aligner.eval()
 z = np.random.default_rng(0).normal(size=(rows, 512)).astype(np.float32)
 stored = min(rows, 5000)  # tokens of the first few stand for all: only those of a shortlist are read
-tokens = torch.randn(stored, given.tokens, 512).half() / 512**0.5
-nothing = torch.zeros(stored, 0)
-repeat = torch.arange(rows) % stored
-kept = Encoded(tokens, torch.ones(stored, given.tokens, dtype=torch.bool), nothing, nothing)[repeat]
+tokens = (np.random.default_rng(1).normal(size=(stored, given.tokens, 512)) / 512**0.5).astype(np.float16)
 with tempfile.TemporaryDirectory() as place:
     folder = Path(place) / "b.idx"
     items = {"id": [str(i) for i in range(rows)], "group": list(range(rows)), "text": [[f"caption {i}"] for i in range(rows)]}
     temp, name = indexes.begin(folder)
-    storage = {"image": indexes.write_side(temp / "image", z, kept, items)}
     one = {k: v[:1] for k, v in items.items()} | {"text": ["caption"]}
-    storage["text"] = indexes.write_side(temp / "text", z[:1], kept[:1], one)
+    storage = {}
+    for side, vectors, told in (("image", z, items), ("text", z[:1], one)):
+        with Writer(temp / side, "float16") as writer:
+            for first in range(0, len(vectors), stored):
+                part = tokens[: len(vectors) - first]
+                writer.add(part, np.ones(part.shape[:2], bool))
+        storage[side] = indexes.write_side(temp / side, vectors, [told], store="float16")
     indexes.save_model(temp / "model", aligner, towers, config)
     query = export(temp / indexes.QUERY, aligner, towers, ["a red cat sleeps on a mat"], matcher=True)
     temp.rename(folder / name)

@@ -88,7 +88,7 @@ def encode(
         )
         done += len(positions)
         on_progress(done, len(chosen), {})
-    return gathered(parts, len(chosen)) if world == 1 else _joined(parts, len(chosen))
+    return _gathered(parts, len(chosen)) if world == 1 else _joined(parts, len(chosen))
 
 
 def _ahead(make: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -123,7 +123,7 @@ def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
 
 
 def _joined(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
-    """``_gather`` over all processes: each has filled its own rows, the others' are zero. A process without a batch learns the widths."""
+    """``_gathered`` over all processes: each has filled its own rows, the others' are zero. A process without a batch learns the widths."""
     mine = [max(e.tokens.shape[1] for _, e in parts), parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]] if parts else [0, 0, 0]
     longest, width, dim = (int(distributed.largest(n)) for n in mine)
     whole = _empty(count, longest, width, dim)
@@ -131,7 +131,7 @@ def _joined(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
     return whole.map(distributed.join_parts)  # type: ignore[no-any-return]
 
 
-def gathered(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
+def _gathered(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
     """Parts of ``count`` items, each with the positions of its own, as one; tokens are padded to the longest."""
     longest = max(e.tokens.shape[1] for _, e in parts)
     width, dim = parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]

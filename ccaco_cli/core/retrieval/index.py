@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,8 @@ THUMBNAIL = 224
 REBUILD = "ccaco embed --run RUN --dataset NAME --index NAME.idx --rebuild"
 QUERY = "query"
 """Folder of the exported query side."""
+_COLUMNS = {("group", False): pa.int64(), ("thumbnail", False): pa.binary(), ("text", True): pa.list_(pa.string())}
+"""Types of an item's columns by name, and by whether they hold lists; all others are texts. A first part alone does not always tell."""
 
 
 def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig) -> None:
@@ -64,20 +66,12 @@ def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict
 
 
 def write_side(
-    folder: Path,
-    z: Any,
-    encoded: Encoded | None,
-    items: Mapping[str, Sequence[Any]],
-    *,
-    store: str = "float16",
-    kind: str = "auto",
-    queries: Any = None,
+    folder: Path, z: Any, items: Iterable[Mapping[str, Sequence[Any]]], *, store: str = "none", kind: str = "auto", queries: Any = None
 ) -> dict[str, Any]:
-    """One modality of an index.
+    """One modality of an index, beside the tokens for the cross branch that a ``tokens.Writer`` has left there, if the index has any.
 
     z        [n, E] float16 or float32, unit norm
-    encoded  with tokens for the cross branch, or None
-    items    column name -> n values (id, group, text ...); ``thumbnail`` holds JPEG bytes
+    items    part after part, column name -> values (id, group, text ...), n rows in all; ``thumbnail`` holds JPEG bytes
     store    how tokens are kept: an entry of ``tokens.STORES``, or none
     kind     how vectors are searched (``vectors.write``)
     queries  [m, E] vectors of the other modality, on which an approximate search is tuned
@@ -85,17 +79,18 @@ def write_side(
     """
     folder.mkdir(parents=True, exist_ok=True)
     built = vectors.write(folder, z, kind, queries)
-    with pa.OSFile(str(folder / "items.arrow"), "wb") as sink:
-        table = pa.table({k: pa.array(v) for k, v in items.items()})
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=1024)
-    kept = encoded is not None and store != "none"
-    if encoded is not None and kept:
-        tokens.write(folder, encoded.tokens.numpy(), encoded.mask.numpy(), store)
+    parts = iter(items)
+    first = next(parts)
+    schema = pa.schema(
+        {name: _COLUMNS.get((name, isinstance(next(iter(values), ""), list)), pa.string()) for name, values in first.items()}
+    )
+    with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for part in (first, *parts):
+            writer.write_table(pa.table(dict(part), schema=schema))
     size = {name: _bytes(folder, names) / max(1, len(z)) for name, names in (("vectors", vectors.FILES), ("tokens", tokens.FILES))}
     return {
         "vectors": asdict(built) | {"bytes_per_item": round(size["vectors"], 1)},
-        "tokens": {"store": store if kept else "none", "bytes_per_item": round(size["tokens"], 1)},
+        "tokens": {"store": store, "bytes_per_item": round(size["tokens"], 1)},
     }
 
 
@@ -218,7 +213,7 @@ class Index:
 def _picture(data: bytes) -> Image.Image:
     from ccaco_cli.core.data.checks import decode_image
 
-    return decode_image(data)
+    return decode_image(data, THUMBNAIL)
 
 
 def _poster(data: bytes) -> Image.Image:

@@ -14,26 +14,21 @@ from ccaco_cli.core.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
 FILES = TOKENS, OFFSETS, SCALES = "tokens.npy", "offsets.npy", "scales.npy"
-_STEP = 2**16  # tokens quantised at once
 
 
-def _float16(folder: Path, tokens: Array) -> None:
-    np.save(folder / TOKENS, tokens.astype(np.float16, copy=False))
+def _float16(tokens: Array) -> tuple[Array, Array | None]:
+    return tokens.astype(np.float16, copy=False), None
 
 
-def _int8(folder: Path, tokens: Array) -> None:
+def _int8(tokens: Array) -> tuple[Array, Array | None]:
     """Symmetric, one scale a token, for tokens differ in norm (a gate may travel in it) more than their entries do."""
-    largest = np.empty(len(tokens), np.float32)
-    small = np.lib.format.open_memmap(folder / TOKENS, mode="w+", dtype=np.int8, shape=tokens.shape)
-    for first in range(0, len(tokens), _STEP):
-        part = tokens[first : first + _STEP].astype(np.float32)
-        scale = np.maximum(np.abs(part).max(1, initial=0.0) / 127, 1e-12)
-        small[first : first + _STEP], largest[first : first + _STEP] = np.rint(part / scale[:, None]), scale
-    small.flush()
-    np.save(folder / SCALES, largest)
+    wide = tokens.astype(np.float32)
+    scale = np.maximum(np.abs(wide).max(1, initial=0.0) / 127, 1e-12)
+    return np.rint(wide / scale[:, None]).astype(np.int8), scale
 
 
-STORES: dict[str, Callable[[Path, Array], None]] = {"float16": _float16, "int8": _int8}
+STORES: dict[str, Callable[[Array], tuple[Array, Array | None]]] = {"float16": _float16, "int8": _int8}
+"""tokens [n, D] -> as they are stored, and one scale each where they need one."""
 
 
 def check(store: str) -> None:
@@ -42,10 +37,48 @@ def check(store: str) -> None:
         raise ConfigError("no such way to store tokens", where=f"--store-tokens {store}", expected=" | ".join((*STORES, "none")))
 
 
-def write(folder: Path, tokens: Array, mask: Array, store: str) -> None:
-    """tokens [n, N, D] float, mask [n, N] bool True = real -> files in ``folder``; ``store`` is an entry of ``STORES``."""
-    np.save(folder / OFFSETS, np.concatenate([[0], np.cumsum(mask.sum(1))]))
-    STORES[store](folder, tokens[mask])
+class Writer:
+    """Tokens of one row after another, straight to ``folder``: none of them stays in memory. ``store`` is an entry of ``STORES``.
+
+    A context, at whose end the files are there: none where nothing was added.
+    """
+
+    def __init__(self, folder: Path, store: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.store, self.file = folder, STORES[store], (folder / TOKENS).open("wb")
+        self.counts: list[Array] = []
+        self.scales: list[Array] = []
+        self.like: Array | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def add(self, tokens: Array, mask: Array) -> None:
+        """tokens [n, N, D] float, mask [n, N] bool True = real."""
+        stored, scale = self.store(tokens[mask])
+        if self.like is None:
+            self.like = stored[:0]
+            self._head(0, self.like)
+        self.file.write(np.ascontiguousarray(stored).data)
+        self.counts.append(mask.sum(1))
+        self.scales += [] if scale is None else [scale]
+
+    def __exit__(self, *_: object) -> None:
+        if self.like is not None:
+            offsets = np.concatenate([[0], np.cumsum(np.concatenate(self.counts))])
+            self.file.seek(0)
+            self._head(int(offsets[-1]), self.like)
+            np.save(self.folder / OFFSETS, offsets)
+            if self.scales:
+                np.save(self.folder / SCALES, np.concatenate(self.scales))
+        self.file.close()
+        if self.like is None:
+            (self.folder / TOKENS).unlink()
+
+    def _head(self, rows: int, like: Array) -> None:
+        """numpy leaves room in the head of a file for the number of its rows to grow."""
+        head = {"descr": np.lib.format.dtype_to_descr(like.dtype), "fortran_order": False, "shape": (rows, like.shape[1])}
+        np.lib.format.write_array_header_1_0(self.file, head)
 
 
 @dataclass(frozen=True)

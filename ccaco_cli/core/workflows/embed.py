@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import tokens, vectors
 from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode, gathered, narrowed, shrunk
+from ccaco_cli.core.retrieval.embed import encode, narrowed, shrunk
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.types import Encoded, OnProgress, silent
 from ccaco_cli.core.workflows.prepare import prepared
 from ccaco_cli.core.workflows.train import load_run, refuse_other_modalities
 
-SHARD = 8192
+SHARD, ITEMS = 8192, 1024
+"""Items of a shard of vectors, and of a part of an index's captions and thumbnails: what is in memory at once."""
 SHORT = {"image": "img"}
 """clip-retrieval's names of modality folders where they differ from ours."""
 
@@ -85,20 +86,21 @@ def embed(
             sides = distributed.in_turn(lambda: columns(data, split, aligner, towers, config.model, tell))
             local = index is not None and config.loss.beta > 0 and store_tokens != "none"
             there = distributed.first(lambda: _complete(out, inputs, made))
-            kept: dict[str, Encoded | None] = {}
-            with narrowed(aligner, dtype):
-                for modality, column in sides.items():
-                    grid = _grid(towers[modality], config, modality) if store_grid else None
-                    look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True)
-                    kept[modality] = _encode_shards(out, modality, part, column, look, local, shard, tell)
-            if not distributed.main():
-                raise distributed.Leaves(0)
-            result = there or _finish(out, data, config, sides, inputs, made)
-            if index is None:
-                return result
-            with lock.held(index, "index"):
+            with _begun(index) if index is not None and distributed.main() else nullcontext() as place:
+                with narrowed(aligner, dtype):
+                    for modality, column in sides.items():
+                        grid = _grid(towers[modality], config, modality) if store_grid else None
+                        look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True, local=local)
+                        with tokens.Writer(place.temp / modality, store_tokens) if place and local else nullcontext() as kept:
+                            _encode_shards(out, modality, part, column, look, local, kept, shard, tell)
+                if not distributed.main():
+                    raise distributed.Leaves(0)
+                result = there or _finish(out, data, config, sides, inputs, made)
+                if index is None or place is None:
+                    return result
                 with distributed.apart():
-                    return _build(index, out, part, sides, kept, (aligner, towers, config), inputs, store_tokens, index_type)
+                    store = store_tokens if local else "none"
+                    return _build(index, place, out, part, sides, (aligner, towers, config), inputs, store, index_type)
 
 
 def _check(run: Manifest, data: PairData, index: Path | None, rebuild: bool) -> None:
@@ -127,34 +129,56 @@ def _finish(
     return manifest.write(out, "embeddings", facts=facts, inputs=inputs, config=asdict(config), files=files)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an index comes about: ``temp`` becomes ``root/name``, and a new ``root`` becomes the index."""
+
+    root: Path
+    temp: Path
+    name: str
+    new: bool
+
+
+@contextmanager
+def _begun(index: Path) -> Iterator[_Place]:
+    """Holds an index for the time of a block; what the block did not finish is cleared."""
+    with lock.held(index, "index"):
+        new = not index.exists()
+        root = index.with_name(f".{index.name}.tmp") if new else index
+        if new:
+            shutil.rmtree(root, ignore_errors=True)
+        temp, name = indexes.begin(root)
+        try:
+            yield _Place(root, temp, name, new)
+        finally:
+            shutil.rmtree(root if new else temp, ignore_errors=True)
+
+
 def _build(
     index: Path,
+    place: _Place,
     out: Path,
     part: Split,
     sides: Mapping[str, Column],
-    kept: Mapping[str, Encoded | None],
     model: tuple[Aligner, Mapping[str, Tower], RunConfig],
     inputs: Mapping[str, Manifest],
     store: str,
     kind: str,
 ) -> Manifest:
-    """An index, or the next generation of one: beside the old, which readers keep until they end."""
-    new = not index.exists()
-    root = index.with_name(f".{index.name}.tmp") if new else index
-    if new:
-        shutil.rmtree(root, ignore_errors=True)
-    temp, name = indexes.begin(root)
+    """An index whose tokens are written, or the next generation of one: beside the old, which readers keep until they end."""
+    root, temp, name = place.root, place.temp, place.name
     z = {m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{SHORT.get(m, m)}_emb")]) for m in sides}
     storage: dict[str, Any] = {}
     for modality, column in sides.items():
-        items = _items(part, modality, column, np.arange(len(column.row)), thumbnails=True)
+        starts = range(0, len(column.row), ITEMS)
+        items = (_items(part, modality, column, np.arange(len(column.row))[first : first + ITEMS], thumbnails=True) for first in starts)
         queries = z[next(m for m in sides if m != modality)]
-        storage[modality] = indexes.write_side(temp / modality, z[modality], kept[modality], items, store=store, kind=kind, queries=queries)
+        storage[modality] = indexes.write_side(temp / modality, z[modality], items, store=store, kind=kind, queries=queries)
         fault.point("index.side")
     indexes.save_model(temp / "model", *model)
     samples = list(part.captions[:64]) if "text" in sides else []
     aligner, towers, config = model
-    exported = export(temp / indexes.QUERY, aligner.to("cpu"), towers, samples, matcher=any(e is not None for e in kept.values()))
+    exported = export(temp / indexes.QUERY, aligner.to("cpu"), towers, samples, matcher=store != "none")
     fault.point("index.model")
     temp.rename(root / name)
     fault.point("index.generation")
@@ -162,7 +186,7 @@ def _build(
     more = {"scale": float(aligner.logit_scale().detach()), "storage": storage, "query": exported}
     indexes.complete(root, name, inputs["run"], inputs["dataset"], part.name, rows, config, **more)
     fault.point("index.manifest")
-    if new:
+    if place.new:
         root.rename(index)
     indexes.sweep(index, name)
     fault.point("index.renamed")
@@ -194,24 +218,23 @@ def _encode_shards(
     column: Column,
     look: Callable[..., Encoded],
     local: bool,
+    kept: tokens.Writer | None,
     size: int,
     on_progress: OnProgress,
-) -> Encoded | None:
-    """Encodes what has no shard yet, and writes it; when tokens are asked for, everything is encoded once, and all of it returned."""
+) -> None:
+    """Encodes what has no shard yet, and writes it; when tokens are wanted (``local``), everything, and ``kept`` takes its tokens."""
     name, total = f"{SHORT.get(modality, modality)}_emb", len(column.row)
-    seen: list[tuple[Any, Encoded]] = []
     for number, first in enumerate(range(0, total, size)):
         items = np.arange(first, min(first + size, total))
         vectors = out / name / f"{name}_{number}.npy"
         written = bool(distributed.said(float(vectors.exists())))
         if local or not written:
-            found = look(items=items, local=local, on_progress=partial(_told, on_progress, first, total, modality))
+            found = look(items=items, on_progress=partial(_told, on_progress, first, total, modality))
             if not written:
                 distributed.first(partial(_write_shard, vectors, modality, part, column, items, found.z))
-            if local:
-                seen.append((items, found))
+            if kept is not None:
+                kept.add(found.tokens.numpy(), found.mask.numpy())
         _told(on_progress, first, total, modality, len(items))
-    return gathered(seen, total) if local else None
 
 
 def _told(on_progress: OnProgress, first: int, total: int, modality: str, done: int, *_: Any) -> None:
@@ -236,7 +259,7 @@ def _write_shard(vectors: Path, modality: str, part: Split, column: Column, item
 
 def _items(part: Split, modality: str, column: Column, items: Any, *, thumbnails: bool) -> dict[str, list[Any]]:
     rows = column.row[items]
-    captions = list(part.captions)
+    captions = part.captions
     found: dict[str, list[Any]] = {"id": [part.ids[r] for r in rows], "group": [int(part.group[r]) for r in rows]}
     if modality == "text":
         return found | {"text": [captions[i] for i in items]}

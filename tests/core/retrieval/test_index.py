@@ -17,6 +17,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.retrieval.index import Index, IndexSide, begin, sweep, thumbnail, write_side
 from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.retrieval.tokens import Writer
 from ccaco_cli.core.types import Encoded
 from tests.processes import CONTEXT
 
@@ -38,7 +39,10 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     given = z.copy()
     mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False], [True, True, False]])
     tokens = Encoded(torch.from_numpy(rng.normal(size=(4, 3, 5)).astype(np.float16)), mask, torch.zeros(4, 0), torch.zeros(4, 0))
-    write_side(tmp_path, z, tokens, {"id": list("abcd"), "text": [["x", "y"], [], ["z"], ["w"]]})
+    with Writer(tmp_path, "float16") as writer:
+        writer.add(tokens.tokens.numpy(), mask.numpy())
+    parts = [{"id": list("ab"), "text": [["x", "y"], []]}, {"id": list("cd"), "text": [["z"], ["w"]]}]
+    write_side(tmp_path, z, parts, store="float16")
     assert (z == given).all(), "the caller's vectors stay as they are"
     side = IndexSide(tmp_path)
     assert side.has_tokens
@@ -48,8 +52,11 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     found = side.encoded([3, 1])
     assert torch.equal(found.mask, mask[[3, 1]])
     assert torch.equal(found.tokens[found.mask].half(), tokens.tokens[[3, 1]][mask[[3, 1]]])
-    write_side(tmp_path / "plain", z.astype(np.float16), None, {"id": list("abcd")})
-    assert not IndexSide(tmp_path / "plain").has_tokens
+    told = write_side(tmp_path / "plain", z.astype(np.float16), [{"id": list("a"), "text": [[]]}, {"id": list("bcd"), "text": [["x"]] * 3}])
+    assert told["tokens"] == {"store": "none", "bytes_per_item": 0.0}
+    plain = IndexSide(tmp_path / "plain")
+    assert not plain.has_tokens
+    assert [plain.item(row)["text"] for row in (0, 3)] == [[], ["x"]]
 
 
 def answers(path: Path) -> list[Any]:
@@ -132,11 +139,10 @@ def build(root: Path, mark: int) -> None:
     """One more generation of an index without a model, in which every part carries the mark."""
     temp, name = begin(root)
     rows = 5 + mark % 3
-    tokens = Encoded(
-        torch.full((rows, 2, 4), float(mark)).half(), torch.ones(rows, 2, dtype=torch.bool), torch.zeros(rows, 0), torch.zeros(rows, 0)
-    )
     for modality in ("image", "text"):
-        write_side(temp / modality, np.eye(rows, 8), tokens, {"id": [str(mark)] * rows, "text": ["t"] * rows})
+        with Writer(temp / modality, "float16") as writer:
+            writer.add(np.full((rows, 2, 4), mark, np.float16), np.ones((rows, 2), bool))
+        write_side(temp / modality, np.eye(rows, 8), [{"id": [str(mark)] * rows, "text": ["t"] * rows}], store="float16")
     temp.rename(root / name)
     facts = {"modalities": ["image", "text"], "weight": 0.0, "headline": "cosine", "generation": name, "mark": mark}
     facts |= {"rows": {"image": rows, "text": rows}}

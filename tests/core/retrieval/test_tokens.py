@@ -20,7 +20,9 @@ def ragged(rows: int = 5) -> tuple[np.ndarray, np.ndarray]:
 def test_what_is_read_is_what_was_written(tmp_path: Path, store: str, error: float) -> None:
     given, mask = ragged()
     given[3, 1] = 0  # a token of nothing
-    tokens.write(tmp_path, given, mask, store)
+    with tokens.Writer(tmp_path, store) as writer:
+        for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
+            writer.add(given[part], mask[part])
     opened = tokens.Tokens.open(tmp_path)
     for rows in ([2, 1], [0], [4, 3, 3]):
         found, seen = opened.read(rows)
@@ -36,10 +38,21 @@ def test_int8_takes_half_the_place(tmp_path: Path) -> None:
     given, mask = np.random.default_rng(0).normal(size=(20, 30, 256)).astype(np.float16), np.ones((20, 30), bool)
     size = {}
     for store in tokens.STORES:
-        (tmp_path / store).mkdir()
-        tokens.write(tmp_path / store, given, mask, store)
+        with tokens.Writer(tmp_path / store, store) as writer:
+            writer.add(given, mask)
         size[store] = sum(file.stat().st_size for file in (tmp_path / store).iterdir())
     assert size["int8"] < 0.53 * size["float16"]
+
+
+def test_any_number_of_rows_fits_into_the_head_and_none_leaves_nothing(tmp_path: Path) -> None:
+    one, mask = np.ones((1, 3, 4), np.float16), np.ones((1, 3), bool)
+    with tokens.Writer(tmp_path, "float16") as writer:
+        for _ in range(1234):
+            writer.add(one, mask)
+    assert tokens.Tokens.open(tmp_path).tokens.shape == (3702, 4)
+    with tokens.Writer(tmp_path / "none", "int8"):
+        pass
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_an_unknown_store_is_refused() -> None:

@@ -11,8 +11,10 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.train import Asked, train
 
@@ -93,6 +95,32 @@ def test_a_folder_with_something_else_is_refused(run: Path, data_root: Path, tmp
         with pytest.raises(DataError, match="there already"):
             embed(run, "scenes", out=tmp_path / "new", index=there, device="cpu", data_root=data_root)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_an_interruption_leaves_of_an_index_is_cleared(
+    run: Path, data_root: Path, tmp_path: Path, embedded: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(rebuild: bool = False) -> Manifest:
+        settings: dict[str, Any] = {"index": tmp_path / "i.idx", "rebuild": rebuild, "device": "cpu", "data_root": data_root, "shard": 10}
+        return embed(run, "scenes", out=tmp_path / "e", **settings)
+
+    def interrupted(*given: Any, **settings: Any) -> Any:
+        if len(list((tmp_path / "e").rglob("text_emb_*.npy"))) == 3:
+            raise KeyboardInterrupt
+        return encode(*given, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding, "encode", interrupted)
+        build()
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+    assert len(list((tmp_path / "e").rglob("img_emb_*.npy"))) == 3, "whole shards stay"
+    found = build()
+    assert bytes_of(tmp_path / "e") == bytes_of(embedded.path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding.indexes, "save_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        build(rebuild=True)
+    assert manifest.open(tmp_path / "i.idx", kind="index", verify="full").sha256 == found.sha256
+    assert [p.name for p in (tmp_path / "i.idx").iterdir() if p.is_dir()] == ["generation-1"]
 
 
 def test_what_is_not_there_is_refused_before_anything_is_written(run: Path, data_root: Path, tmp_path: Path) -> None:
