@@ -99,6 +99,9 @@ Accum = Annotated[int | None, typer.Option("--accum-freq", help="Batches whose g
 Checkpointing = Annotated[
     bool | None, typer.Option("--grad-checkpointing", help="Trade time for memory: activations are made again.", show_default=False)
 ]
+Compile = Annotated[
+    bool | None, typer.Option("--torchcompile", help="Compile towers that learn: a minute once, faster steps.", show_default=False)
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load data (0 = none besides this one).", show_default="0")]
 Metric = Annotated[str, typer.Option("--metric", help="The one that is tested: R-sum, text_to_image_R@1, ...")]
 Reference = Annotated[
@@ -148,6 +151,7 @@ KEYS = {
     "precision": "optim.precision",
     "accum_freq": "optim.accum_freq",
     "grad_checkpointing": "optim.grad_checkpointing",
+    "torchcompile": "optim.torchcompile",
     "parallel": "parallel.kind",
     "gather_with_grad": "parallel.gather_with_grad",
     "local_loss": "parallel.local_loss",

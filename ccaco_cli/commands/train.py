@@ -50,6 +50,7 @@ def train(
     precision: options.Precision = None,
     accum_freq: options.Accum = None,
     grad_checkpointing: options.Checkpointing = None,
+    torchcompile: options.Compile = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and sampling.", show_default="0")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),

@@ -28,7 +28,8 @@ LIBRARIES = ("torch", "open_clip_torch", "numpy", "faiss-cpu", "onnxruntime", "p
 @dataclass(frozen=True)
 class Row:
     """One comparison. ``factors`` are peer over ours of each pair (above 1 = ours is better); ``wanted`` is the least asked for;
-    ``over_limit`` is our time over what the machine would need if nothing but the arithmetic or the reading took any."""
+    ``over_limit`` is our time over what the machine would need if nothing but the arithmetic or the reading took any; ``seconds`` are
+    the medians of ours and the peer's."""
 
     what: str
     ours: str
@@ -36,6 +37,7 @@ class Row:
     factors: Sequence[float]
     wanted: float | None = None
     over_limit: float | None = None
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def arguments(doc: str, **more: Any) -> argparse.Namespace:
@@ -87,7 +89,7 @@ def in_turn(
     taken = pairs(lambda turn: (seconds(ours, device), seconds(peer, device)), repeats)
     middle = [statistics.median(side) for side in zip(*taken, strict=True)]
     over = None if limit is None else middle[0] / limit
-    return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted, over)
+    return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted, over, (middle[0], middle[1]))
 
 
 def operations(count: float, device: str = "cpu", dtype: str = "float32") -> float:

@@ -18,7 +18,7 @@ from ccaco_cli.core.training import step
 from ccaco_cli.core.training.optim import adamw
 from ccaco_cli.core.types import PairBatch
 
-given = record.arguments(__doc__, model="ViT-B-32", size=112, batch=32, context=77)
+given = record.arguments(__doc__, model="ViT-B-32", size=112, batch=32, context=77, torchcompile=0)  # 1: both sides compiled
 runtime.threads()
 name, size, batch = ("RN50", 64, 4) if given.quick else (given.model, given.size, given.batch)
 spec, device = f"open_clip:{name}@none", runtime.device(given.device)
@@ -39,6 +39,8 @@ every = torch.arange(batch)
 def trainer(beta: float):  # type: ignore[no-untyped-def]
     aligner, towers = aligners.build(config.model, config.loss, ("image", "text"))
     aligner.to(device).train()
+    if given.torchcompile:
+        aligner.compile_towers()
     optimizer, loss = adamw(aligner, config.optim), replace(config.loss, beta=beta)
     tokens = towers["text"].preprocess(texts)
 
@@ -55,6 +57,8 @@ def trainer(beta: float):  # type: ignore[no-untyped-def]
 
 
 peer_model = open_clip.create_model(name, force_image_size=size).to(device).train()
+if given.torchcompile:
+    peer_model.compile()
 named = [(n, p) for n, p in peer_model.named_parameters() if p.requires_grad]
 excluded = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
 rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
@@ -98,7 +102,10 @@ rows = [
         f"{what}: contrastive (as peer) over full CCACO (as ours)", whole, contrastive, given.repeats, wanted=1 / 1.5, device=given.device
     ),
 ]
-facts = [f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, of {given.context} that the peer computes"]
+share = 100 / (rows[0].over_limit or 1)
+speeds = ", ".join(f"{batch / spent:,.1f} {whose}" for spent, whose in zip(rows[0].seconds, ("(ours)", "(peer)"), strict=True))
+facts = [f"samples a second: {speeds}; model FLOP utilisation {share:.0f} % of one large matrix product's rate"]
+facts += [f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, of {given.context} that the peer computes"]
 if given.device != "cpu":
     facts.append(f"peak memory of the whole: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
 record.finish("Training step", rows, given, facts=facts)

@@ -162,6 +162,12 @@ class Aligner(nn.Module):
                 )
             side.tower.set_grad_checkpointing(True)  # type: ignore[operator,union-attr]
 
+    def compile_towers(self) -> None:
+        """Towers that learn run as code that torch makes for them in their first steps (``torch.compile``); names of weights stay."""
+        for side in self.sides.values():
+            if not side.config.lock:  # type: ignore[union-attr]
+                side.tower.compile()  # type: ignore[operator,union-attr]
+
     def logit_scale(self) -> Tensor:
         """1 / temperature, clamped: scalar that multiplies cosines."""
         return self.log_scale.exp().clamp(max=self.max_scale)

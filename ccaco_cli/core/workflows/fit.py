@@ -77,6 +77,8 @@ def gradient(
     aligner.to(device)
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()
+    if config.optim.torchcompile:
+        aligner.compile_towers()
     heads = domains.heads(data, config)
     if heads is not None:
         heads.to(device)

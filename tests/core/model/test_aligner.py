@@ -140,6 +140,28 @@ def test_fixed_temperature() -> None:
     assert not Aligner(built, config, replace(LossConfig(), learn_temperature=False)).log_scale.requires_grad
 
 
+def test_compiled_towers_say_the_same_under_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model, locked = aligner(), aligner(), aligner(lock=True)
+    model.load_state_dict(plain.state_dict())
+    seen: list[torch.nn.Module] = []
+
+    def compiled(module: torch.nn.Module) -> None:
+        seen.append(module)
+        original(module, backend="eager")  # traced as ever, but no compiler has to be there
+
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    locked.compile_towers()
+    assert seen == []
+    model.compile_towers()
+    assert seen == [side.tower for side in model.sides.values()]
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    for modality, width in (("image", 6), ("text", 10)):
+        for rows in (5, 4, 2):  # batches of other sizes too
+            given = inputs(width, rows)
+            assert torch.equal(model.eval().encode(modality, given).z, plain.eval().encode(modality, given).z)
+
+
 def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:
     with pytest.raises(ConfigError, match="checkpointing"):
         aligner().set_grad_checkpointing()
