@@ -16,6 +16,7 @@ import pytest
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.retrieval import embed
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.loop import fit
@@ -88,6 +89,16 @@ def test_a_clock_that_jumps(toy: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     hours = itertools.cycle((4e9, 0.0, 1e9))
     monkeypatch.setattr(time, "time", lambda: next(hours))
     assert outcome(tmp_path / "jumping") == wanted
+
+
+def cache_tokens(toy: Any, folder: Path) -> None:
+    embed.PART = 10
+    column, tower = toy.columns()[1], toy.aligner(toy.config()).sides["text"].tower
+    embed.cached(tower, column, folder / "c", grid=None, most=0, device="cpu")
+
+
+def test_token_cache(toy: Any, tmp_path: Path) -> None:
+    assert everywhere(partial(cache_tokens, toy), partial(hashes, pattern="*.npy"), tmp_path, every=3) > 5
 
 
 def train_scenes(asked: Asked, data_root: Path, folder: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,11 @@ def key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def folder(path: Path, write: Callable[[Path], None]) -> Path:
+def folder(path: Path, write: Callable[[Path], None], *, resumes: bool = False) -> Path:
     """The folder at ``path``, made by ``write(temporary folder)`` when it is not there; whole or absent, whatever happens.
 
-    Processes that ask for it at the same time wait for the one that makes it.
+    Processes that ask for it at the same time wait for the one that makes it. With ``resumes`` the temporary folder stays when the
+    work is interrupted, and ``write`` finds in it what it had written.
     """
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def folder(path: Path, write: Callable[[Path], None]) -> Path:
         with filelock.FileLock(lock):
             try:
                 if not path.is_dir():
-                    with _temporary(path) as temp:
+                    with _temporary(path, resumes) as temp:
                         write(temp)
                         os.replace(temp, path)
             finally:
@@ -73,10 +73,14 @@ def damaged(path: Path, what: str) -> ManifestError:
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temp.mkdir()
+def _temporary(path: Path, resumes: bool) -> Iterator[Path]:
+    """Under its lock: one name is enough, and what a killed process left there is taken up or cleared."""
+    temp = path.with_name(f".{path.name}.tmp")
+    if not resumes:
+        shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir(exist_ok=True)
     try:
         yield temp
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        if not resumes:
+            shutil.rmtree(temp, ignore_errors=True)

@@ -5,7 +5,7 @@ An *item* is one sample of one modality: a caption, or the media of a row. A *ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -168,23 +168,18 @@ class ClipColumn(MediaColumn):
 
     def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor], path: Path, on_progress: OnProgress = silent):
         super().__init__(split, modality, preprocess)
-        found = cache.folder(path, partial(self._write_clips, on_progress=on_progress))
-        self.offsets = np.load(found / "offsets.npy", allow_pickle=False)
-        like = np.load(found / "like.npy", allow_pickle=False)
-        self.values = np.memmap(found / "values.raw", like.dtype, "r", shape=(int(self.offsets[-1]), *like.shape[1:]))
+        found = cache.folder(path, partial(self._write_clips, on_progress=on_progress), resumes=True)
+        self.offsets, self.values = cache.read_array(found / ragged.OFFSETS), cache.read_array(found / "values.npy")
         self.length = np.diff(self.offsets)
 
     def _write_clips(self, folder: Path, on_progress: OnProgress) -> None:
-        counts: list[int] = []
-        with open(folder / "values.raw", "wb") as file:
-            for first in range(0, len(self.split), DECODED_AT_ONCE):
-                rows = range(first, min(first + DECODED_AT_ONCE, len(self.split)))
-                for sample in self.samples(rows):
-                    file.write(sample.contiguous().numpy().tobytes())
-                    counts.append(len(sample))
-                on_progress(len(counts), len(self.split), {"what": f"{self.modality} of {self.split.name}"})
-        np.save(folder / "like.npy", sample[:0].numpy())
-        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
+        def some(first: int) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+            rows = range(first, min(first + DECODED_AT_ONCE, len(self.split)))
+            samples = self.samples(rows)
+            on_progress(rows.stop, len(self.split), {"what": f"{self.modality} of {self.split.name}"})
+            return np.array([len(s) for s in samples]), {"values": torch.cat(samples).numpy()}, {}
+
+        ragged.write(folder, len(self.split), some)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         return padded([torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items])
@@ -197,7 +192,7 @@ class CachedColumn:
         self.row, self.start = row, start
         self.tokens, self.pooled = (cache.read_array(path / f"{name}.npy") for name in ("tokens", "pooled"))
         self.cut = 0
-        self.offsets = cache.read_array(path / "offsets.npy")
+        self.offsets = cache.read_array(path / ragged.OFFSETS)
         try:
             ragged.check(self.tokens, self.offsets, len(self.pooled))
         except ValueError as error:
@@ -215,13 +210,6 @@ class CachedColumn:
         padded = np.zeros((*mask.shape, self.tokens.shape[1]), np.float16)
         padded[mask] = self.tokens[source]
         return Features(torch.from_numpy(padded), torch.from_numpy(mask), pooled)
-
-
-def batches_of_items(column: Column, size: int) -> Iterator[Array]:
-    """All items once, in batches of similar length (so that padding costs little)."""
-    order = np.arange(len(column.row)) if column.length is None else np.argsort(column.length, kind="stable")
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
 
 
 NONE: Array = np.empty(0, np.int64)

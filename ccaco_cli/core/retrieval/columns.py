@@ -43,7 +43,6 @@ def _column(
         grid=tower.grid,
         most=most,
         device=device,
-        ragged=modality in CLIPS,
         on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": what}),
     )
     kept.cut = getattr(found, "cut", 0)

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccaco_cli.core import distributed
+from ccaco_cli.core import distributed, ragged
 from ccaco_cli.core.data import cache
-from ccaco_cli.core.data.loader import CachedColumn, Column, batches_of_items
+from ccaco_cli.core.data.loader import CachedColumn, Column
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.narrow import Narrow
 from ccaco_cli.core.types import Encoded, Features, OnProgress, move, silent
 
 BATCH = {"cpu": 64, "cuda": 256}
 """Items that are encoded at a time. On a CPU the maps of 64 pictures still lie in cache: convolutions take twice as long with 256."""
+PART, PART_BYTES = 4096, 1 << 27
+"""Most items of a part of a token cache, and about how many bytes: what a killed process has to do again."""
 TOKENS, PIXELS = 1 << 15, 1 << 24
 """Most text tokens, and numbers of other media, that are encoded at a time: one picture of 4096 x 4096."""
 
@@ -154,65 +156,36 @@ def _fill(whole: Encoded, parts: list[tuple[Any, Encoded]]) -> None:
 
 
 def cached(
-    tower: Any,
-    column: Column,
-    path: Path,
-    *,
-    grid: tuple[int, int] | None,
-    most: int,
-    device: Any,
-    ragged: bool = False,
-    on_progress: OnProgress = silent,
+    tower: Any, column: Column, path: Path, *, grid: tuple[int, int] | None, most: int, device: Any, on_progress: OnProgress = silent
 ) -> CachedColumn:
-    """The column of a locked tower's tokens: computed once into ``path``, then read by memory map.
+    """The column of a locked tower's tokens: computed once into ``path``, then read by memory map. A killed process's part of it stays.
 
     tower  module: inputs -> Features
     grid   (height, width) of the patch grid, or None; larger grids are average-pooled to at most ``most`` tokens
-    ragged items may have different numbers of tokens although the column does not tell their lengths beforehand
     """
+    size = min(64, PART)
 
     @torch.inference_mode()
+    def some(first: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        nonlocal size
+        items = np.arange(first, min(first + size, len(column.row)))
+        tokens: list[Any] = [None] * len(items)
+        pooled: list[Any] = [None] * len(items)
+        for positions, inputs in _ahead(lambda positions: column.inputs(items[positions]), _batches(column, items, BATCH["cpu"])):
+            found = shrink(tower(move(inputs, device)), grid, most)
+            told = found.map(lambda t: t.half() if t.is_floating_point() else t).to("cpu")
+            for place, one, mask, summary in zip(positions, told.tokens.numpy(), told.mask.numpy(), told.pooled.numpy(), strict=True):
+                tokens[place], pooled[place] = one[mask], summary
+        on_progress(int(items[-1]) + 1, len(column.row), {})
+        values = np.concatenate(tokens)
+        size = min(2 * size, PART) if values.nbytes < PART_BYTES else max(1, size // 2)
+        return np.array([len(t) for t in tokens]), {"tokens": values}, {"pooled": np.stack(pooled)}
+
     def write(folder: Path) -> None:
         tower.eval()
-        counts = np.zeros(len(column.row), np.int64)
-        files: dict[str, Any] = {}
-        parts: list[tuple[Any, Features]] = []
-        done = 0
-        for items in batches_of_items(column, 64):
-            found = shrink(tower(move(column.inputs(items), device)), grid, most)
-            parts.append((items, found.map(lambda t: t.half() if t.is_floating_point() else t).to("cpu")))
-            counts[items] = parts[-1][1].mask.sum(1).numpy()
-            done += len(items)
-            if column.length is None and not ragged and not files:  # a fixed grid: sizes are known, so write as we go
-                files = _files(folder, len(column.row) * int(counts[items[0]]), len(column.row), found)
-            if files:
-                counts[:] = counts[items[0]]
-                _store(files, np.concatenate([[0], np.cumsum(counts)]), parts)
-                parts = []
-            on_progress(done, len(column.row), {})
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        if parts:
-            files = _files(folder, int(offsets[-1]), len(column.row), parts[0][1])
-            _store(files, offsets, parts)
-        for array in files.values():
-            array.flush()
-        np.save(folder / "offsets.npy", offsets)
+        ragged.write(folder, len(column.row), some)
 
-    return CachedColumn(cache.folder(path, write), column.row, column.start)
-
-
-def _files(folder: Path, tokens: int, items: int, like: Features) -> dict[str, Any]:
-    return {
-        "tokens": cache.new_array(folder / "tokens.npy", (tokens, like.tokens.shape[2]), np.float16),
-        "pooled": cache.new_array(folder / "pooled.npy", (items, like.pooled.shape[1]), np.float16),
-    }
-
-
-def _store(files: dict[str, Any], offsets: Any, parts: list[tuple[Any, Features]]) -> None:
-    for items, found in parts:
-        files["pooled"][items] = found.pooled.numpy()
-        for item, tokens, mask in zip(items, found.tokens.numpy(), found.mask.numpy(), strict=True):
-            files["tokens"][offsets[item] : offsets[item + 1]] = tokens[mask]
+    return CachedColumn(cache.folder(path, write, resumes=True), column.row, column.start)
 
 
 def shrink(features: Features, grid: tuple[int, int] | None, most: int) -> Features:

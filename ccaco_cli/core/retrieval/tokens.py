@@ -13,7 +13,7 @@ from ccaco_cli.core import ragged
 from ccaco_cli.core.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
-FILES = TOKENS, OFFSETS, SCALES = "tokens.npy", "offsets.npy", "scales.npy"
+FILES = TOKENS, OFFSETS, SCALES = "tokens.npy", ragged.OFFSETS, "scales.npy"
 
 
 def _float16(tokens: Array) -> tuple[Array, Array | None]:
@@ -45,10 +45,9 @@ class Writer:
 
     def __init__(self, folder: Path, store: str):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.store, self.file = folder, STORES[store], (folder / TOKENS).open("wb")
+        self.folder, self.store = folder, STORES[store]
+        self.tokens, self.scales = (ragged.Growing(folder / name) for name in (TOKENS, SCALES))
         self.counts: list[Array] = []
-        self.scales: list[Array] = []
-        self.like: Array | None = None
 
     def __enter__(self) -> Writer:
         return self
@@ -56,29 +55,15 @@ class Writer:
     def add(self, tokens: Array, mask: Array) -> None:
         """tokens [n, N, D] float, mask [n, N] bool True = real."""
         stored, scale = self.store(tokens[mask])
-        if self.like is None:
-            self.like = stored[:0]
-            self._head(0, self.like)
-        self.file.write(np.ascontiguousarray(stored).data)
+        self.tokens.add(stored)
         self.counts.append(mask.sum(1))
-        self.scales += [] if scale is None else [scale]
+        if scale is not None:
+            self.scales.add(scale)
 
     def __exit__(self, *_: object) -> None:
-        if self.like is not None:
-            offsets = np.concatenate([[0], np.cumsum(np.concatenate(self.counts))])
-            self.file.seek(0)
-            self._head(int(offsets[-1]), self.like)
-            np.save(self.folder / OFFSETS, offsets)
-            if self.scales:
-                np.save(self.folder / SCALES, np.concatenate(self.scales))
-        self.file.close()
-        if self.like is None:
-            (self.folder / TOKENS).unlink()
-
-    def _head(self, rows: int, like: Array) -> None:
-        """numpy leaves room in the head of a file for the number of its rows to grow."""
-        head = {"descr": np.lib.format.dtype_to_descr(like.dtype), "fortran_order": False, "shape": (rows, like.shape[1])}
-        np.lib.format.write_array_header_1_0(self.file, head)
+        with self.tokens, self.scales:
+            if self.counts:
+                np.save(self.folder / OFFSETS, np.concatenate([[0], np.cumsum(np.concatenate(self.counts))]))
 
 
 @dataclass(frozen=True)

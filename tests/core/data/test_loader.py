@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,6 @@ from ccaco_cli.core.data.loader import (
     PairPlan,
     PixelColumn,
     TextColumn,
-    batches_of_items,
     part,
 )
 from ccaco_cli.core.data.shards import Split
@@ -140,16 +138,6 @@ def test_cached_tokens_equal_what_was_written(counts: list[int], tmp_path: Path)
         assert np.array_equal(found.tokens[place][found.mask[place]].numpy(), tokens[item])
         assert not found.tokens[place][~found.mask[place]].any()
     assert np.array_equal(found.pooled.numpy(), pooled[[2, 0, 3]])
-
-
-def test_items_come_once_in_batches_of_similar_length(toy: Any) -> None:
-    column = toy.columns()[1]
-    batches = list(batches_of_items(column, 7))
-    lengths = [column.length[items] for items in batches]
-    assert sorted(np.concatenate(batches).tolist()) == list(range(48))
-    assert all(before.max() <= after.min() for before, after in pairwise(lengths))
-    column.length = None
-    assert np.concatenate(list(batches_of_items(column, 7))).tolist() == list(range(48))
 
 
 def test_batches_are_the_plans_in_order_with_any_number_of_workers(toy: Any) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from ccaco_cli.core.data.loader import CachedColumn
+from ccaco_cli.core.retrieval import embed
 from ccaco_cli.core.retrieval.embed import _batches, cached, encode, narrowed, shrink
 from ccaco_cli.core.types import Features
 
@@ -80,6 +82,48 @@ def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: t
     assert {p.dtype for p in aligner.parameters()} == {torch.float32}
     with narrowed(aligner, torch.float32):
         assert torch.equal(encode(aligner, "text", columns["text"]).z, plain["text"].z)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
+def test_an_interrupted_cache_goes_on_where_it_stopped(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    monkeypatch.setattr(embed, "PART", 10)
+    column, tower = toy.columns()[side], toy.tower("x", (6, 10)[side]).module
+    if side == 0:
+        column.mask[:], column.length = True, None
+
+    def make(folder: Path, until: int) -> tuple[CachedColumn | None, int]:
+        seen = 0
+
+        def count(module: Any, given: Any) -> None:
+            nonlocal seen
+            seen += len(given[0]["mask"])
+            if seen > until:
+                raise KeyboardInterrupt
+
+        hook = tower.register_forward_pre_hook(count)
+        try:
+            return cached(tower, column, folder, grid=None, most=0, device="cpu"), seen
+        except KeyboardInterrupt:
+            return None, seen
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(embed, "BATCH", {"cpu": 5})
+    items = np.arange(len(column.row))
+    whole, every = make(tmp_path / "whole", 10**6)
+    assert every == len(items)
+    broken, _ = make(tmp_path / "c", len(items) - 1)
+    assert broken is None
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".c.tmp"]
+    rest, seen = make(tmp_path / "c", 10**6)
+    assert 0 < seen < len(items)
+    assert whole is not None
+    assert rest is not None
+    one, other = whole.inputs(items), rest.inputs(items)
+    assert torch.equal(one.mask, other.mask)
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.pooled, other.pooled)
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["offsets.npy", "pooled.npy", "tokens.npy"]
 
 
 def test_a_patch_grid_is_averaged_by_hand() -> None:
