@@ -27,6 +27,8 @@ class TowerConfig:
     tiles           ROWSxCOLUMNS: the picture is cut into so many squares of ``size``, each seen by itself; "" = the picture is one
     context_length  text tokens, 0 = the tower's own
     positions       an entry of ``model.towers.positions.RULES``: how learned positions reach a longer context than they were trained for
+    states          of its layers that lie side by side in a token, evenly spaced (3 of a tower of 6 layers: what goes into the first, the
+                    third's, the last's); 1 = the last's alone; negative: at most so many
     seconds         audio and video: the start of a clip that is seen and heard, 0 = the tower's own (tiny: 10)
     rate            video frames a second, 0 = the tower's own (tiny: 16)
     normalisation   of log-mel features: an entry of ``towers.sound.NORMALISATIONS``, empty = the tower's own
@@ -45,6 +47,7 @@ class TowerConfig:
     tiles: str = ""
     context_length: int = 0
     positions: str = "stretch"
+    states: int = 1
     seconds: float = 0.0
     rate: float = 0.0
     normalisation: str = ""

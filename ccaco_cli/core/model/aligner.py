@@ -219,5 +219,6 @@ def _tower(config: TowerConfig, modality: str) -> Tower:
         context_length=config.context_length,
         tiles=config.tiles,
         positions=config.positions,
+        states=config.states,
         window=window,
     )

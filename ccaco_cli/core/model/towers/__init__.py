@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.depth import deepened
 from ccaco_cli.core.model.towers.positions import lengthen
 from ccaco_cli.core.model.towers.tiles import tiled
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec, Window
@@ -47,6 +48,7 @@ def build(
     context_length: int = 0,
     tiles: str = "",
     positions: str = "stretch",
+    states: int = 1,
     window: Window | None = None,
 ) -> Tower:
     """Builds the tower that a SPEC (``family:name@weights``) names.
@@ -56,6 +58,7 @@ def build(
     context_length  most tokens of a caption; 0 = the family's own (tiny: 48)
     tiles           ROWSxCOLUMNS squares of that size that a picture is cut into; "" = none
     positions       how learned positions reach a longer context than the tower was trained for, an entry of ``positions.RULES``
+    states          of the tower that lie side by side in a token (``depth``); negative: at most so many, as many as it has
     window          of audio and video towers; None = the family's own
     Returns         Tower in training mode, on the CPU, float32; random weights come from torch's global generator
     Raises          TowerError: unknown family or name, a modality the family lacks, weights that are missing or do not fit
@@ -65,10 +68,10 @@ def build(
         known = CLIP_FAMILIES[modality]
         if parsed.family not in known:
             raise TowerError(f"no such family of {modality} towers", where=spec, expected=nearest(parsed.family, known))
-        return known[parsed.family](parsed, window or Window())
+        return deepened(known[parsed.family](parsed, window or Window()), states)
     if parsed.family not in FAMILIES:
         raise TowerError("unknown tower family", where=spec, expected=nearest(parsed.family, FAMILIES))
     tower = FAMILIES[parsed.family](parsed, modality, size, context_length)
     if modality == "text" and tower.tokens < context_length:
         tower = lengthen(tower, context_length, positions)
-    return tiled(tower, tiles)
+    return tiled(deepened(tower, states), tiles)

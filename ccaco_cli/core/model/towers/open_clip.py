@@ -85,6 +85,8 @@ class TextModule(nn.Module):
         self.body, self.neighbours = text, neighbours
         self.hide_padding, self.mean = hide_padding, mean
         text.text_projection = None
+        self.layers = len(text.transformer.resblocks)
+        self.depths = [self.layers]
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         ids, mask, text = inputs["ids"], inputs["mask"], self.body
@@ -97,12 +99,18 @@ class TextModule(nn.Module):
         if self.hide_padding:
             padding = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(~mask, float("-inf"))
             attend = padding[:, None].expand(-1, length, -1).repeat_interleave(text.heads, 0)
-        states = text.ln_final(text.transformer(states, attn_mask=attend))
+        _, after = text.transformer.forward_intermediates(states, attend, [number - 1 for number in self.depths if number])
+        found = after if self.depths[0] else [states, *after]
+        states = torch.cat([text.ln_final(state) for state in found], -1)
         own = masked_mean(states, mask) if self.mean else text_global_pool(states, ids, text.pool_type, text.eos_id)
         return Features(states, mask, own)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
+
+    def deepen(self, depths: list[int]) -> None:
+        """Tokens of these states (``depth.depths``)."""
+        self.depths = depths
 
     def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
         """Room for ``count`` tokens, positions by ``rule`` (``positions.RULES``)."""
