@@ -48,6 +48,12 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same random weights, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
     """Settings of the smallest real run."""

@@ -271,9 +271,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     # towers that learn from nothing, in minutes on two cores; things fill few cells of a small picture, and a mean drowns them
     "scratch": {"optim.epochs": 7, "optim.lr": 2e-3, "loss.cross_batch": 32, "model.image.pool": "max"},
     # towers that stay as they are: heads only, four of them, strongly regularised (SCIENCE, finding 3; RESEARCH, leads 19, 20, 25), and a
-    # cross branch with its own projections, which need no warm-up by the other half, for there is no tower to share (RESEARCH, lead 14)
+    # cross branch with its own projections, which need no warm-up by the other half, for there is no tower to share (RESEARCH, lead 14);
+    # words by themselves beside what they mean in their sentence (lead 26)
     "locked": {
         "model.vectors": 4,
+        "model.text.states": -4,
         "model.fusion.share": False,
         "loss.balance": "fixed",
         "loss.cross_batch": 96,

@@ -8,6 +8,7 @@ import torch
 
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model import aligner as module
 from ccaco_cli.core.model.aligner import Aligner, Center, build
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
@@ -48,6 +49,24 @@ def test_shapes_and_unit_norm() -> None:
     assert found.tokens.shape == (5, 4, 10)
     assert found.pooled.shape == (5, 8)
     assert torch.allclose(found.z.norm(dim=-1), torch.ones(5), atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "attention"])
+def test_cached_tokens_are_pooled_in_parts_as_they_would_be_at_once(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = aligner(pool=pool, pretrained=True, input_dropout=0.3).sides["text"].train()
+    tokens, mask = torch.randn(83, 3, 10).half(), torch.rand(83, 3) > 0.3
+    mask[:, 0] = True
+
+    def pooled(values: int) -> torch.Tensor:
+        monkeypatch.setattr(module, "CACHED", values)
+        torch.manual_seed(1)
+        found: torch.Tensor = side.pool(Features(tokens, mask, tokens[:, 0]))
+        return found
+
+    assert torch.equal(pooled(1), pooled(10**6)) and torch.equal(pooled(600), pooled(10**6))
+    torch.manual_seed(1)
+    learned = side.pool(Features(tokens.float().requires_grad_(), mask, tokens[:, 0]))
+    assert torch.equal(learned, pooled(1))
 
 
 def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged() -> None:
