@@ -118,14 +118,15 @@ class Side(nn.Module):
         return found if self.center is None else Features(self.center(_single(found.tokens), found.mask), found.mask, found.pooled)
 
     def pool(self, features: Features) -> Tensor:
-        """Features -> [B, W]. Tokens of a tower that is locked are taken a few rows at a time on a CPU, from their draw of dropout to their
-        sum in its cache: equal numbers in a sixth of the time."""
+        """Features -> [B, W]. Tokens of a tower that is locked are taken a few rows at a time in training on a CPU, from their draw of
+        dropout to their sum in its cache: equal numbers in a sixth of the time."""
         if self.config.pool == "cls":
             pooled: Tensor = self.input_dropout(_single(features.pooled))
             return pooled
         tokens, mask = features.tokens, features.mask
-        whole = tokens.requires_grad or tokens.device.type != "cpu" or distributed.world() > 1
-        rows = len(tokens) if whole else max(1, CACHED // tokens.shape[1:].numel() // 8) * 8  # eights, for the draw is one of int64
+        if not self.training or tokens.requires_grad or tokens.device.type != "cpu" or distributed.world() > 1:
+            return self._pooled(tokens, mask)
+        rows = max(1, CACHED // tokens.shape[1:].numel() // 8) * 8  # eights, for the draw is one of int64
         return torch.cat([self._pooled(*part) for part in zip(tokens.split(rows), mask.split(rows), strict=True)])
 
     def _pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:

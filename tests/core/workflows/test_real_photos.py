@@ -40,6 +40,7 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
 
     embed(tmp_path / "run", str(tmp_path / "photos"), out=tmp_path / "shards", index=tmp_path / "photos.idx")
     index = Index(tmp_path / "photos.idx")
+    assert index.exported is not None  # text queries need no torch
     ((_, hits),) = by_text(index, ["a dog runs through the snow"], k=10, rerank=None)
     assert sum("dog" in " ".join(hit.item["text"]).lower() for hit in hits) >= 5
     photo = ROOT / "flickr8k/Images" / Path(hits[0].item["id"]).name
