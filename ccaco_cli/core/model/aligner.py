@@ -127,7 +127,7 @@ class Side(nn.Module):
         if not self.training or tokens.requires_grad or tokens.device.type != "cpu" or distributed.world() > 1:
             return self._pooled(tokens, mask)
         rows = max(1, CACHED // tokens.shape[1:].numel() // 8) * 8  # eights, for the draw is one of int64
-        return torch.cat([self._pooled(*part) for part in zip(tokens.split(rows), mask.split(rows), strict=True)])
+        return torch.cat([self._pooled(*part) for part in zip(tokens.split(rows), mask.split(rows), strict=True)])  # type: ignore[no-untyped-call]
 
     def _pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:
         tokens = self.input_dropout(_single(tokens))
