@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 RESULTS = Path(__file__).with_name("RESULTS.md")
-ENOUGH = 45.0
+ENOUGH = 30.0
 """Seconds after which a comparison is not repeated any more."""
 LIBRARIES = ("torch", "open_clip_torch", "numpy", "faiss-cpu", "onnxruntime", "pillow", "clip-benchmark", "webdataset")
 

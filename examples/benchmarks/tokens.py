@@ -34,7 +34,8 @@ for grid in map(int, given.grids.split(",")):
         kept, size = [], []
         for encoded in whole:
             with tempfile.TemporaryDirectory() as place:
-                tokens.write(Path(place), encoded.tokens.numpy(), encoded.mask.numpy(), store)
+                with tokens.Writer(Path(place), store) as writer:
+                    writer.add(encoded.tokens.numpy(), encoded.mask.numpy())
                 size.append(sum(f.stat().st_size for f in Path(place).iterdir()) / len(encoded.z))
                 read, mask = map(torch.from_numpy, tokens.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
             kept.append(Encoded(read, mask, encoded.pooled, encoded.z))
