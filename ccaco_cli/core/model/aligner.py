@@ -61,7 +61,8 @@ class AttentionPool(nn.Module):
 
 
 POOLS = ("mean", "max", "cls", "attention")
-CACHED = 2**19  # values that stay in a core's cache with what is made of them on the way
+VALUES_AT_ONCE = 1 << 19
+"""As many token values as stay in a core's cache with what is made of them on the way."""
 
 
 def _single(t: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class Side(nn.Module):
         tokens, mask = features.tokens, features.mask
         if not self.training or tokens.requires_grad or tokens.device.type != "cpu" or distributed.world() > 1:
             return self._pooled(tokens, mask)
-        rows = max(1, CACHED // tokens.shape[1:].numel() // 8) * 8  # eights, for the draw is one of int64
+        rows = max(1, VALUES_AT_ONCE // tokens.shape[1:].numel() // 8) * 8  # eights, for the draw is one of int64
         return torch.cat([self._pooled(*part) for part in zip(tokens.split(rows), mask.split(rows), strict=True)])  # type: ignore[no-untyped-call]
 
     def _pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:

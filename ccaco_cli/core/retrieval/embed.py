@@ -195,7 +195,7 @@ def shrink(features: Features, grid: tuple[int, int] | None, most: int) -> Featu
     patches = grid[0] * grid[1]
     special, patch = features.tokens[:, :-patches], features.tokens[:, -patches:]
     maps = patch.transpose(1, 2).reshape(len(patch), -1, *grid)
-    pooled = torch.nn.functional.adaptive_avg_pool2d(maps.float(), small).to(maps.dtype)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps.float(), small)
     tokens = torch.cat([special, pooled.flatten(2).transpose(1, 2)], 1)
     return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), features.pooled)
 

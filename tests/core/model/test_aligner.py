@@ -58,7 +58,7 @@ def test_cached_tokens_are_pooled_in_parts_as_they_would_be_at_once(pool: str, m
     mask[:, 0] = True
 
     def pooled(values: int) -> torch.Tensor:
-        monkeypatch.setattr(module, "CACHED", values)
+        monkeypatch.setattr(module, "VALUES_AT_ONCE", values)
         torch.manual_seed(1)
         found: torch.Tensor = side.pool(Features(tokens, mask, tokens[:, 0]))
         return found

@@ -27,7 +27,7 @@ def deepened(tower: Tower, states: int) -> Tower:
     Raises  TowerError: none, more than there are, or a tower that gives its last state only
     """
     module: Any = tower.module
-    key, most = f"model.{tower.modality}.states", module.layers + 1 if hasattr(module, "deepen") else 1
+    key, most = f"model.{tower.modality}.states", module.layers + 1 if hasattr(module, "depths") else 1
     if states < 0:
         states = min(-states, most)
     if states == 1:
@@ -36,5 +36,5 @@ def deepened(tower: Tower, states: int) -> Tower:
         raise TowerError("this tower gives its last state only", where=tower.spec, expected=f"{key} = 1")
     if not 1 <= states <= most:
         raise TowerError(f"{states} states do not fit", where=tower.spec, expected=f"{key} from 1 to {most}")
-    module.deepen(depths(states, module.layers))
+    module.depths = depths(states, module.layers)
     return replace(tower, width=states * tower.width, fingerprint=fingerprint(nn.Module(), tower.fingerprint, states))

@@ -38,24 +38,21 @@ class HfText(nn.Module):
     def __init__(self, model: Any, *, own_pool: bool):
         super().__init__()
         self.body, self.own_pool = model, own_pool
-        self.layers, self.below = getattr(model.config, "num_hidden_layers", 0), list[int]()
+        self.layers: int = getattr(model.config, "num_hidden_layers", 0)
+        self.depths = [self.layers]
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        ids, mask = inputs["ids"], inputs["mask"]
-        found = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(self.below))
+        ids, mask, below = inputs["ids"], inputs["mask"], self.depths[:-1]
+        found = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(below))
         tokens = found.last_hidden_state
-        if self.below:  # of many models only the last layer's states are normed
-            states = (F.layer_norm(found.hidden_states[number], tokens.shape[-1:]) for number in self.below)
+        if below:  # of many models only the last layer's states are normed
+            states = (F.layer_norm(found.hidden_states[number], tokens.shape[-1:]) for number in below)
             tokens = torch.cat([*states, tokens], -1)
         pooled = own_pooled(found.pooler_output, tokens) if self.own_pool else None
         return Features(tokens, mask, masked_mean(tokens, mask) if pooled is None else pooled)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         grad_checkpointing(self.body, enable)
-
-    def deepen(self, depths: list[int]) -> None:
-        """Tokens of these states (``depth.depths``)."""
-        self.below = depths[:-1]
 
     def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
         """Room for ``count`` tokens, learned positions by ``rule`` (``positions.RULES``)."""

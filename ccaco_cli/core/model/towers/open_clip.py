@@ -108,10 +108,6 @@ class TextModule(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
 
-    def deepen(self, depths: list[int]) -> None:
-        """Tokens of these states (``depth.depths``)."""
-        self.depths = depths
-
     def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
         """Room for ``count`` tokens, positions by ``rule`` (``positions.RULES``)."""
         text = self.body

@@ -27,7 +27,6 @@ def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
     hf.BertModel(hf.BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, **SMALL | {"num_hidden_layers": 4})).save_pretrained(
         tmp_path
     )
