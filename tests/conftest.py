@@ -20,14 +20,15 @@ from hypothesis import settings
 from ccaco_cli.app import main
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TowerConfig
 from ccaco_cli.core.data.loader import PairDataset, PairPlan
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.experiments.request import Asked
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
 from ccaco_cli.core.workflows.embed import embed
-from ccaco_cli.core.workflows.prepare import prepare
-from ccaco_cli.core.workflows.train import Asked, train
+from ccaco_cli.core.workflows.train import train
 from tests.manifests import edited
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ccaco_cli.core.model.towers.narrow import Narrow
+from ccaco_cli.core.model.towers.precision import Narrow
 from ccaco_cli.core.model.towers.tower import Tower
 
 

@@ -83,10 +83,10 @@ def ablate(
       ccaco ablate --dataset scenes --arms ccaco,clip,-contrastive --epochs 2 --name quick --reference clip
       ccaco ablate --dataset scenes --arms ccaco,clip --ensemble 2
     """
-    from ccaco_cli.core.workflows import arms as known
+    from ccaco_cli.core.experiments import arms as known
+    from ccaco_cli.core.experiments.grid import read_grid
+    from ccaco_cli.core.experiments.request import Asked
     from ccaco_cli.core.workflows.ablate import ablate as workflow
-    from ccaco_cli.core.workflows.cells import read_grid
-    from ccaco_cli.core.workflows.train import Asked
     from ccaco_cli.view import progress, results
 
     folder = logs / (name or f"{Path(dataset).name}-ablation")

@@ -97,22 +97,23 @@ def report(
       ccaco report runs/first --on sugarcrepe
       ccaco report runs/first --html first.html
     """
+    from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
 
     if on:
-        from ccaco_cli.core.workflows import transfer
+        from ccaco_cli.core.experiments import cross_dataset
 
         with progress.bar(f"score on {on}") as tell:
-            runs = transfer.on(runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell)
-    asked = workflow.Asked(runs, split, stages, by, metric, reference)
+            runs = cross_dataset.on(runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell)
+    asked = report_tables.Asked(runs, split, stages, by, metric, reference)
     if watch:
         from ccaco_cli.view import watch as watching
 
         watching.watch(runs)
     if html or figure:
         _draw(asked, html, figure)
-    rows = workflow.table(asked, "compare" if compare else table)
+    rows = report_tables.table(asked, "compare" if compare else table)
     broken = workflow.broken(asked, fail_if or ())
     results.show(rows, shown, f"Results on {split}")
     for line in broken:
@@ -123,7 +124,7 @@ def report(
 
 def _draw(asked: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:
     """The files that were asked for; the rows are printed all the same."""
-    from ccaco_cli.core.workflows.page import gather
+    from ccaco_cli.core.reporting.page import gather
     from ccaco_cli.view import charts, page, progress
 
     with progress.bar("report") as tell:

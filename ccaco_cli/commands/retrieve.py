@@ -71,7 +71,7 @@ def retrieve(
         if save:
             figures.contact_sheet(save, answers)
     if explain:
-        from ccaco_cli.core.workflows.explained import explained
+        from ccaco_cli.core.reporting.hit_explanation import explained
         from ccaco_cli.view import heat
 
         asked = next(iter(files), "text")

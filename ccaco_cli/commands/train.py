@@ -91,10 +91,11 @@ def train(
       ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann --name sketches
     """
     from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.experiments.methods import CUT
+    from ccaco_cli.core.experiments.request import Asked
+    from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.training.state import Saving
     from ccaco_cli.core.workflows import report
-    from ccaco_cli.core.workflows.fit import CUT
-    from ccaco_cli.core.workflows.train import Asked
     from ccaco_cli.core.workflows.train import train as workflow
     from ccaco_cli.view import live, progress, results, tables
 
@@ -102,7 +103,7 @@ def train(
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
     asked = Asked(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
     if estimate:
-        from ccaco_cli.core.workflows.estimate import estimate as cost
+        from ccaco_cli.core.experiments.estimate import estimate as cost
 
         with progress.bar("estimate") as tell:
             rows = cost(asked, data_root=data, on_progress=tell)
@@ -125,7 +126,7 @@ def train(
     for warning in (w for w in found.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
     split = report.scored_on(found.facts["metrics"])
-    results.show(report.rows([folder], split=split, every_stage=True), shown, f"{folder} on {split}")
+    results.show(report_tables.rows([folder], split=split, every_stage=True), shown, f"{folder} on {split}")
     searchable = found.config["method"] == "gradient"  # hand-made features leave no model behind, a classifier no words
     progress.note(
         f"next: ccaco embed --run {folder} --dataset {dataset} --index {Path(dataset).name}.idx"

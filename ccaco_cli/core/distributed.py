@@ -49,7 +49,7 @@ def main() -> bool:
 
 
 @contextmanager
-def together(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
+def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
     """Joins the other processes of the launcher for the time of a block; nothing where there is one process.
 
     device   of ``runtime.device``; on a GPU tensors travel by NCCL, else by gloo
@@ -96,7 +96,7 @@ def together(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """Work that a process does by itself, though others are there: inside, it is alone."""
     token = _alone.set(True)
     try:
@@ -105,18 +105,18 @@ def apart() -> Iterator[None]:
         _alone.reset(token)
 
 
-def in_turn(work: Callable[[], T]) -> T:
+def main_process_first(work: Callable[[], T]) -> T:
     """The first process works, then all the others do: what the first leaves on disk is there for them. Waits as long as it takes.
 
     Raises what ``work`` raises on the first process; the others then leave.
     """
     if world() == 1:
         return work()
-    found = first(work)
+    found = main_process_only(work)
     return work() if found is None and not main() else found  # type: ignore[return-value]
 
 
-def first(work: Callable[[], T]) -> T | None:
+def main_process_only(work: Callable[[], T]) -> T | None:
     """The first process works, the others wait for it (and leave when it fails); None for them."""
     if world() == 1:
         return work()
@@ -195,7 +195,7 @@ def gather(x: Tensor, *, through: bool = True) -> Tensor:
     return x if world() == 1 else _Gather.apply(x, through)  # type: ignore[no-untyped-call]
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over processes, with gradient."""
     return x if world() == 1 else _Total.apply(x)  # type: ignore[no-untyped-call]
 
@@ -220,11 +220,11 @@ def shares(rows: Tensor, each: int) -> tuple[Tensor, Tensor]:
 
 def padded(x: Tensor) -> Tensor:
     """[b, N, ...] filled up with zeros to the longest N of all processes."""
-    longest = int(largest(x.shape[1]))
+    longest = int(all_reduce_max(x.shape[1]))
     return x if longest == x.shape[1] else torch.cat([x, x.new_zeros(len(x), longest - x.shape[1], *x.shape[2:])], 1)
 
 
-def largest(value: float) -> float:
+def all_reduce_max(value: float) -> float:
     """The highest of all processes' numbers."""
     if world() == 1:
         return value
@@ -233,7 +233,7 @@ def largest(value: float) -> float:
     return found.item()
 
 
-def said(value: float) -> float:
+def broadcast(value: float) -> float:
     """The first process's number, for all: what decides for every process must be the same to the bit."""
     if world() == 1:
         return value

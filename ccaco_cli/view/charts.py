@@ -14,9 +14,10 @@ import numpy as np
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
+from ccaco_cli.core.reporting import comparison, inspection, page, report_tables
+from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import OnProgress, silent
-from ccaco_cli.core.workflows import evidence, look, page, report, results
-from ccaco_cli.core.workflows.report import Asked
 from ccaco_cli.view.tables import short
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -114,7 +115,7 @@ def recall(found: Mapping[str, Any]) -> Any:
 
 
 def strata(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Any:
-    """Each metric against a stratum of the queries, a line an arm; metric -> rows of ``evidence.arms``. Bars are 95 % intervals."""
+    """Each metric against a stratum of the queries, a line an arm; metric -> rows of ``comparison.arms``. Bars are 95 % intervals."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(found), figsize=(2.4 * len(found), 2.9), squeeze=False, layout="constrained")
@@ -203,20 +204,20 @@ def _strata(asked: Asked, on_progress: OnProgress) -> Any:
     wanted += ["binding_accuracy"] if all(one.items.get("binding") for one in shared) else []
     found = {}
     for metric in wanted:
-        rows = evidence.arms(runs, split=asked.split, metric=metric, reference=asked.reference, by=asked.by)
+        rows = comparison.arms(runs, split=asked.split, metric=metric, reference=asked.reference, by=asked.by)
         found[metric] = [row for row in rows if row["pool"] == pool]
     return strata(found, asked.by)
 
 
 def _confusion(asked: Asked, on_progress: OnProgress) -> Any:
-    return confusion(*look.confusion(_looked(asked, on_progress)))
+    return confusion(*inspection.confusion(_looked(asked, on_progress)))
 
 
 def _map(asked: Asked, on_progress: OnProgress) -> Any:
     looked = _looked(asked, on_progress)
-    rows, one, other = look.plane(looked)
+    rows, one, other = inspection.plane(looked)
     try:
-        of_row = [look.classes(looked)[1][row] for row in rows]
+        of_row = [inspection.classes(looked)[1][row] for row in rows]
     except DataError:
         of_row = None
     return plane(one, other, looked.data.modalities, of_row)
@@ -249,14 +250,14 @@ def domains(looks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
 
 
 def _domains(asked: Asked, on_progress: OnProgress) -> Any:
-    return domains(report.looks(asked))
+    return domains(report_tables.looks(asked))
 
 
-def _looked(asked: Asked, on_progress: OnProgress) -> look.Looked:
+def _looked(asked: Asked, on_progress: OnProgress) -> inspection.Looked:
     found = results.find(asked.paths)
     if len(found) != 1:
         raise DataError(f"{len(found)} runs, but this figure is of one model", where=", ".join(map(str, asked.paths)), expected="one run")
-    return look.open_run(found[0], asked.split, on_progress)
+    return inspection.open_run(found[0], asked.split, on_progress)
 
 
 FIGURES: dict[str, Callable[[Asked, OnProgress], Any]] = {

@@ -14,7 +14,7 @@ from PIL import Image
 from ccaco_cli import __version__
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.workflows.page import Inside, Page
+from ccaco_cli.core.reporting.page import Inside, Page
 from ccaco_cli.view import charts, results
 from ccaco_cli.view.heat import overlay
 from ccaco_cli.view.tables import percent, short

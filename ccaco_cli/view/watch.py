@@ -9,7 +9,7 @@ from typing import Any
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.workflows import page
+from ccaco_cli.core.reporting import page
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 24

@@ -20,10 +20,11 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from ccaco_cli.core import manifest
-from ccaco_cli.core.workflows import arms, report
+from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.experiments import arms
+from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.workflows import report
 from ccaco_cli.core.workflows.ablate import ablate
-from ccaco_cli.core.workflows.prepare import prepare
-from ccaco_cli.core.workflows.train import Asked
 from ccaco_cli.view import progress, results
 
 SIDE = 32

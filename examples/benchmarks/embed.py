@@ -20,11 +20,11 @@ from ccaco_cli.core import config as configs
 from ccaco_cli.core import runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column, MediaColumn
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.encoding.encode import encode, narrowed
 from ccaco_cli.core.model import aligner as aligners
-from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode, narrowed
-from ccaco_cli.core.workflows.prepare import prepare
 
 given = record.arguments(__doc__, models="ViT-B-32,RN50", count=256, size=112, precision="auto", photos="")
 runtime.threads()

@@ -174,13 +174,13 @@ def _read_dataset(folder: Path) -> Any:
 
 def _index(folder: Path) -> Path:
     from ccaco_cli.core import manifest
-    from ccaco_cli.core.retrieval import index, tokens
+    from ccaco_cli.core.retrieval import index, token_store
 
     rng = np.random.default_rng(0)
     root = folder / "i.idx"
     temp, name = index.begin(root)
     for modality, rows in (("image", 4), ("text", 6)):
-        with tokens.Writer(temp / modality, "float16") as writer:
+        with token_store.Writer(temp / modality, "float16") as writer:
             writer.add(np.ones((rows, 3, 5), np.float16), np.ones((rows, 3), bool))
         z = rng.normal(size=(rows, 8)).astype(np.float32)
         index.write_side(temp / modality, z, [{"id": list("abcdef")[:rows], "text": ["t"] * rows}], store="float16")

@@ -9,9 +9,10 @@ import photos
 import record
 
 from ccaco_cli.core import manifest, runtime
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.workflows.prepare import prepare
-from ccaco_cli.core.workflows.train import Asked, train
+from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.workflows.train import train
 
 given = record.arguments(__doc__, count=400, tower="torchvision:squeezenet1_0@none", size=224, photos="")
 runtime.threads()

@@ -15,9 +15,9 @@ from PIL import Image
 from ccaco_cli.core import runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column, MediaColumn, PixelColumn
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.model.towers.pictures import Picture
-from ccaco_cli.core.workflows.prepare import prepare
 
 given = record.arguments(__doc__, count=512, size=112, photos="")
 runtime.threads()

@@ -40,7 +40,7 @@ def shard(path: Path) -> None:
 
 def measure(folder: Path, out: Path, workers: int) -> None:
     """Prepares a folder in this process, and prints one line."""
-    from ccaco_cli.core.workflows.prepare import prepare
+    from ccaco_cli.core.data.preparation import prepare
 
     clock = time.perf_counter()
     made = prepare("webdataset", source_path=folder, out=out, workers=workers)

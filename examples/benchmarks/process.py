@@ -9,8 +9,8 @@ from pathlib import Path
 import photos
 import record
 
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.workflows.prepare import prepare
 
 given = record.arguments(__doc__, model="ViT-B-32", sizes="112:8,64:24", batch=32, photos="")
 name, batch, sizes = given.model, given.batch, [part.split(":") for part in given.sizes.split(",")]  # pixels and steps

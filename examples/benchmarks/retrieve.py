@@ -17,7 +17,7 @@ from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.retrieval.search import encode_query, search
-from ccaco_cli.core.retrieval.tokens import Writer
+from ccaco_cli.core.retrieval.token_store import Writer
 
 given = record.arguments(__doc__, rows=123287, tower="open_clip:ViT-B-32@none", tokens=16)
 rows = 2000 if given.quick else given.rows

@@ -10,12 +10,13 @@ import record
 import torch
 
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.retrieval import rerank, tokens
-from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode, shrunk
+from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.encoding.encode import encode
+from ccaco_cli.core.encoding.token_cache import shrunk
+from ccaco_cli.core.experiments.datasets import prepared
+from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.retrieval import rerank, token_store
 from ccaco_cli.core.types import Encoded
-from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.train import load_run
 
 given = record.arguments(__doc__, run="runs/first", dataset="scenes", split="test", grids="0,16,4")
 aligner, towers, config, found = load_run(Path(given.run), given.device)
@@ -30,14 +31,14 @@ for grid in map(int, given.grids.split(",")):
     settings = config.model.tower(first)
     own = towers[first].grid and (shrunk(towers[first].grid, settings.cache_tokens) if settings.lock else towers[first].grid)
     whole = [encode(aligner, m, sides[m], local=True, grid=own if grid and m == first else None, most=grid) for m in data.modalities]
-    for store in tokens.STORES:
+    for store in token_store.STORES:
         kept, size = [], []
         for encoded in whole:
             with tempfile.TemporaryDirectory() as place:
-                with tokens.Writer(Path(place), store) as writer:
+                with token_store.Writer(Path(place), store) as writer:
                     writer.add(encoded.tokens.numpy(), encoded.mask.numpy())
                 size.append(sum(f.stat().st_size for f in Path(place).iterdir()) / len(encoded.z))
-                read, mask = map(torch.from_numpy, tokens.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
+                read, mask = map(torch.from_numpy, token_store.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
             kept.append(Encoded(read, mask, encoded.pooled, encoded.z))
         metrics = rerank.two_stage(aligner, *kept, *rows_of, config.eval, weight).metrics
         figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items() if k.endswith("R@1"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccaco_cli.core.workflows.report import rows
+from ccaco_cli.core.reporting.report_tables import rows
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "markdown", "latex", "table"])
@@ -49,9 +49,9 @@ def test_errors_are_one_line(ccaco: Callable[..., Any], run: Path, arguments: li
 
 
 def test_a_page_and_a_figure(ccaco: Callable[..., Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ccaco_cli.core.workflows import look
+    from ccaco_cli.core.reporting import inspection
 
-    monkeypatch.setattr(look, "PAIRS", 4)
+    monkeypatch.setattr(inspection, "PAIRS", 4)
     done = ccaco("report", run, "--html", tmp_path / "run.html", "--figure", "curves", tmp_path / "curves.svg")
     assert done.code == 0
     assert done.err.splitlines() == [f"written: {tmp_path / 'curves.svg'}", f"written: {tmp_path / 'run.html'}"]

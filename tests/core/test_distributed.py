@@ -16,16 +16,16 @@ from tests.processes import launch
 def test_alone_everything_is_the_identity() -> None:
     x = torch.randn(3, 2, requires_grad=True)
     assert distributed.gather(x) is x
-    assert distributed.total(x) is x
+    assert distributed.all_reduce_sum(x) is x
     assert distributed.join_parts(x) is x
     assert (distributed.rank(), distributed.world(), distributed.main()) == (0, 1, True)
-    assert distributed.in_turn(lambda: 5) == distributed.first(lambda: 5) == 5
+    assert distributed.main_process_first(lambda: 5) == distributed.main_process_only(lambda: 5) == 5
     assert distributed.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
-    assert distributed.largest(2.5) == distributed.said(2.5) == 2.5
+    assert distributed.all_reduce_max(2.5) == distributed.broadcast(2.5) == 2.5
 
 
 def meet(folder: Path) -> None:
-    with distributed.together("cpu"):
+    with distributed.process_group("cpu"):
         rank, world = distributed.rank(), distributed.world()
         own = torch.full((2, 3), float(rank), requires_grad=True)
         whole = distributed.gather(own)
@@ -41,12 +41,12 @@ def meet(folder: Path) -> None:
         filled[rank] = torch.tensor([-0.0, 1.5, 1e-7])
         same = torch.tensor([-0.0, 1.5, 1e-7]).half().repeat(world, 1)
         assert torch.equal(distributed.join_parts(filled).view(torch.int16), same.view(torch.int16))
-        assert distributed.largest(float(rank)) == world - 1
-        assert distributed.said(float(rank)) == 0
+        assert distributed.all_reduce_max(float(rank)) == world - 1
+        assert distributed.broadcast(float(rank)) == 0
         assert float(distributed.mean({"a": torch.tensor(float(rank))})["a"]) == (world - 1) / 2
-        seen = distributed.in_turn(lambda: (folder / "made").exists() or (folder / "made").touch())
+        seen = distributed.main_process_first(lambda: (folder / "made").exists() or (folder / "made").touch())
         assert seen == (None if rank == 0 else True)
-        with distributed.apart():
+        with distributed.single_process():
             assert distributed.world() == 1
         distributed.wait()
 
@@ -57,8 +57,8 @@ def test_together_they_have_what_one_would_have(tmp_path: Path) -> None:
 
 def fails(folder: Path) -> None:
     try:
-        with distributed.together("cpu"):
-            distributed.first(lambda: (_ for _ in ()).throw(DataError("nothing there")))
+        with distributed.process_group("cpu"):
+            distributed.main_process_only(lambda: (_ for _ in ()).throw(DataError("nothing there")))
     except DataError as error:
         assert (str(error), error.rank) == ("nothing there", 0)
         raise SystemExit(5) from None
@@ -71,7 +71,7 @@ def test_what_fails_on_the_first_ends_the_others_without_a_word(tmp_path: Path) 
 def dies(folder: Path, victim: int, how: str) -> None:
     begun = time.monotonic()
     try:
-        with distributed.together("cpu"):
+        with distributed.process_group("cpu"):
             for number in range(1000):
                 if number == 3 and distributed.rank() == victim:
                     if how == "kill":
@@ -104,5 +104,5 @@ def test_a_launcher_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match="torchrun"), distributed.together("cpu"):
+    with pytest.raises(ConfigError, match="torchrun"), distributed.process_group("cpu"):
         pass

@@ -15,8 +15,9 @@ import pytest
 
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.encoding import encode
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.retrieval import embed
+from ccaco_cli.core.experiments.request import Asked
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.loop import fit
@@ -24,7 +25,7 @@ from ccaco_cli.core.training.state import Saving
 from ccaco_cli.core.types import PairRecord, silent
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.ablate import ablate
-from ccaco_cli.core.workflows.train import Asked, train
+from ccaco_cli.core.workflows.train import train
 from tests.core.data.test_shards import picture
 from tests.faults.killing import everywhere, hashes
 
@@ -92,9 +93,9 @@ def test_a_clock_that_jumps(toy: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def cache_tokens(toy: Any, folder: Path) -> None:
-    embed.PART = 10
+    encode.PART = 10
     column, tower = toy.columns()[1], toy.aligner(toy.config()).sides["text"].tower
-    embed.cached(tower, column, folder / "c", grid=None, most=0, device="cpu")
+    encode.cached(tower, column, folder / "c", grid=None, most=0, device="cpu")
 
 
 def test_token_cache(toy: Any, tmp_path: Path) -> None:

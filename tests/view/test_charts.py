@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.workflows.report import Asked
+from ccaco_cli.core.reporting.report_tables import Asked
 from ccaco_cli.view import charts
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.reporting.hit_explanation import Explained
 from ccaco_cli.core.retrieval.explain import Explanation, Trial
 from ccaco_cli.core.retrieval.search import Hit
 from ccaco_cli.core.types import silent
-from ccaco_cli.core.workflows.explained import Explained
 from ccaco_cli.view.heat import overlay, write
 
 

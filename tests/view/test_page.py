@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.reporting import page as workflow
+from ccaco_cli.core.reporting.inspection import Answers
+from ccaco_cli.core.reporting.page import Example, Inside
+from ccaco_cli.core.reporting.report_tables import Asked
 from ccaco_cli.core.retrieval.explain import Explanation, Trial
-from ccaco_cli.core.workflows import page as workflow
-from ccaco_cli.core.workflows.look import Answers
-from ccaco_cli.core.workflows.page import Example, Inside
-from ccaco_cli.core.workflows.report import Asked
 from ccaco_cli.view import page
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccaco_cli.core.workflows import page as workflow
-from ccaco_cli.core.workflows.report import Asked
+from ccaco_cli.core.reporting import page as workflow
+from ccaco_cli.core.reporting.report_tables import Asked
 from ccaco_cli.view import page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -24,9 +24,9 @@ import pyarrow as pa
 
 from ccaco_cli.core import fault, lock, manifest
 from ccaco_cli.core.data.checks import SPLIT_NAME, Passed, Rejected, Rules
+from ccaco_cli.core.data.dataset_stats import REJECTS, Tally, journals, summarise
 from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
-from ccaco_cli.core.data.tally import REJECTS, Tally, journals, summarise
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.types import OnProgress, PairRecord, silent

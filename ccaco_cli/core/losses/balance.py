@@ -76,7 +76,7 @@ class GradNorm(Balance):
     def observe(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> None:
         parts = [part for part in PARTS if part in losses and weights.get(part, 0.0) > 0]
         index = [PARTS.index(part) for part in parts]
-        now = torch.stack([distributed.total(losses[part].detach().float()) / distributed.world() for part in parts])
+        now = torch.stack([distributed.all_reduce_sum(losses[part].detach().float()) / distributed.world() for part in parts])
         self.first[index] = torch.where(self.first[index].isnan(), now, self.first[index])
         if len(parts) < 2:
             return
@@ -121,7 +121,7 @@ def beta_at(config: LossConfig, progress: float) -> float:
 
 def _norm(loss: Tensor, shared: Sequence[Tensor]) -> Tensor:
     found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    sizes = [(distributed.total(g.float()) / distributed.world()).norm() for g in found if g is not None] or [
+    sizes = [(distributed.all_reduce_sum(g.float()) / distributed.world()).norm() for g in found if g is not None] or [
         torch.zeros((), device=loss.device)
     ]
     norm: Tensor = torch.stack(sizes).norm()

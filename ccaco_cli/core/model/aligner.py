@@ -17,7 +17,7 @@ from ccaco_cli.core.model import matching, towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.layout import LINE, Layout
-from ccaco_cli.core.model.towers.packing import by_length
+from ccaco_cli.core.model.towers.length_bucketing import by_length
 from ccaco_cli.core.model.towers.tower import Tower, Window
 from ccaco_cli.core.model.wholebatch import Dropout, InputDropout
 from ccaco_cli.core.types import Crossed, Encoded, Features
@@ -40,7 +40,7 @@ class Center(nn.Module):
         if self.training:
             with torch.no_grad():
                 real = tokens[mask].float()  # of all processes, as if there were one
-                now = distributed.total(real.sum(0)) / distributed.total(real.new_tensor(float(len(real))))
+                now = distributed.all_reduce_sum(real.sum(0)) / distributed.all_reduce_sum(real.new_tensor(float(len(real))))
                 self.mean.copy_(torch.where(self.seen, self.mean.lerp(now, 1 - self.MOMENTUM), now))
                 self.seen.fill_(True)
         return tokens - self.mean.to(tokens.dtype)
@@ -161,7 +161,7 @@ class Aligner(nn.Module):
         self.sides = nn.ModuleDict({m: Side(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()})
         self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
         if not config.fusion.share:
-            self.own_project = nn.ModuleDict({m: nn.Linear(tower.width, config.width) for m, tower in built.items()})
+            self.cross_projection = nn.ModuleDict({m: nn.Linear(tower.width, config.width) for m, tower in built.items()})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(loss.temperature)), requires_grad=loss.learn_temperature)
         self.max_scale = loss.max_scale
 
@@ -205,7 +205,7 @@ class Aligner(nn.Module):
         """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
         shared = self.config.fusion.share
         given = _single(encoded.tokens)
-        tokens = self.sides[modality].project(given) if shared else self.own_project[modality](given.detach())  # type: ignore[operator]
+        tokens = self.sides[modality].project(given) if shared else self.cross_projection[modality](given.detach())  # type: ignore[operator]
         prepared = self.matcher.local(self.modalities.index(modality), tokens, encoded.mask)
         return Encoded(prepared, encoded.mask, encoded.pooled, encoded.z)
 

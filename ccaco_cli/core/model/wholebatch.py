@@ -17,7 +17,7 @@ _pairs: ContextVar[int] = ContextVar("pairs", default=0)
 
 
 @contextmanager
-def led_by(pairs: int) -> Iterator[None]:
+def paired_rows(pairs: int) -> Iterator[None]:
     """Inside, so many of a process's rows are pairs, with rows without a partner behind them: in the global batch all pairs come first."""
     token = _pairs.set(pairs)
     try:
@@ -42,7 +42,7 @@ class Dropout(nn.Dropout):
             return self.drop(x)
         shape = [len(x) * distributed.world(), *x.shape[1:]]
         if x.ndim > 2:
-            shape[1] = int(distributed.largest(shape[1]))
+            shape[1] = int(distributed.all_reduce_max(shape[1]))
         mask = self.drop(x.new_ones(shape))[own(len(x))]
         return x * (mask[:, : x.shape[1]] if x.ndim > 2 else mask)
 
@@ -77,9 +77,9 @@ class WholeBatchNorm(_BatchNorm):
         over = [d for d in range(x.ndim) if d != 1]
         count = x.numel() // x.shape[1] * distributed.world()
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        average = distributed.total(x.sum(over)) / count
+        average = distributed.all_reduce_sum(x.sum(over)) / count
         centred = x - average.view(shape)
-        spread = distributed.total(centred.square().sum(over)) / count
+        spread = distributed.all_reduce_sum(centred.square().sum(over)) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

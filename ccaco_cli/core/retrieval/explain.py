@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ccaco_cli.core.encoding.token_cache import shrunk
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval.embed import shrunk
 from ccaco_cli.core.retrieval.rerank import match
 from ccaco_cli.core.types import Encoded
 

@@ -20,8 +20,8 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config import ModelConfig, RunConfig
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval import query, tokens, vectors
-from ccaco_cli.core.retrieval.tokens import Tokens
+from ccaco_cli.core.retrieval import query, token_store, vectors
+from ccaco_cli.core.retrieval.token_store import Tokens
 from ccaco_cli.core.retrieval.vectors import Vectors
 from ccaco_cli.core.types import Encoded
 
@@ -39,7 +39,7 @@ _COLUMNS = {("group", False): pa.int64(), ("thumbnail", False): pa.binary(), ("t
 
 def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig) -> None:
     """Everything that encodes and matches a query: config, all weights (locked towers too), tokenizer files."""
-    from ccaco_cli.core.training import checkpoint
+    from ccaco_cli.core.model import weights
 
     model = config.model
     for modality, tower in towers.items():
@@ -48,31 +48,31 @@ def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], conf
         sides: dict[str, Any] = {modality: replace(model.tower(modality), spec=spec, center=center)}
         model = replace(model, **sides)
     manifest.write_bytes(folder / "config.toml", configs.to_toml(replace(config, model=model)).encode())
-    checkpoint.save_weights(folder / checkpoint.WEIGHTS, aligner, everything=True)
+    weights.save_weights(folder / weights.WEIGHTS, aligner, everything=True)
 
 
 def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower], RunConfig]:
     """What ``save_model`` wrote, from wherever the folder lies now."""
     from ccaco_cli.core.model import aligner as aligners
-    from ccaco_cli.core.training import checkpoint
+    from ccaco_cli.core.model import weights
 
     settings = configs.load(folder / "config.toml")
     for modality in modalities:
         settings[f"model.{modality}.spec"] = settings[f"model.{modality}.spec"].replace("{model}", str(folder))
     config = configs.override(RunConfig(), settings)
     aligner, towers = aligners.build(config.model, config.loss, modalities)
-    checkpoint.load_weights(folder / checkpoint.WEIGHTS, aligner, everything=True)
+    weights.load_weights(folder / weights.WEIGHTS, aligner, everything=True)
     return aligner.eval(), towers, config
 
 
 def write_side(
     folder: Path, z: Any, items: Iterable[Mapping[str, Sequence[Any]]], *, store: str = "none", kind: str = "auto", queries: Any = None
 ) -> dict[str, Any]:
-    """One modality of an index, beside the tokens for the cross branch that a ``tokens.Writer`` has left there, if the index has any.
+    """One modality of an index, beside the tokens for the cross branch that a ``token_store.Writer`` has left there, if the index has any.
 
     z        [n, E] float16 or float32, unit norm
     items    part after part, column name -> values (id, group, text ...), n rows in all; ``thumbnail`` holds JPEG bytes
-    store    how tokens are kept: an entry of ``tokens.STORES``, or none
+    store    how tokens are kept: an entry of ``token_store.STORES``, or none
     kind     how vectors are searched (``vectors.write``)
     queries  [m, E] vectors of the other modality, on which an approximate search is tuned
     Returns  for the manifest: {"vectors": ..., "tokens": ...} with bytes an item of both
@@ -87,7 +87,7 @@ def write_side(
     with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for part in (first, *parts):
             writer.write_table(pa.table(dict(part), schema=schema))
-    size = {name: _bytes(folder, names) / max(1, len(z)) for name, names in (("vectors", vectors.FILES), ("tokens", tokens.FILES))}
+    size = {name: _bytes(folder, names) / max(1, len(z)) for name, names in (("vectors", vectors.FILES), ("tokens", token_store.FILES))}
     return {
         "vectors": asdict(built) | {"bytes_per_item": round(size["vectors"], 1)},
         "tokens": {"store": store, "bytes_per_item": round(size["tokens"], 1)},
@@ -142,7 +142,7 @@ class IndexSide:
 
     @property
     def has_tokens(self) -> bool:
-        return (self.folder / tokens.TOKENS).exists()
+        return (self.folder / token_store.TOKENS).exists()
 
     def encoded(self, rows: Any) -> Encoded:
         """Tokens of some rows for the cross branch: Encoded, z empty."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.query import Query
 from ccaco_cli.core.types import Encoded
@@ -120,3 +122,16 @@ def _match(index: Index, modality: str, query: Query, rows: Array) -> Array:
     every, nothing = torch.arange(len(rows)), torch.zeros(len(rows), 0)
     a, b = (Encoded(torch.from_numpy(t), torch.from_numpy(m), nothing, nothing) for t, m in (pairs[:2], pairs[2:]))
     return match(index.model[0], a, b, torch.stack([every, every], 1)).numpy()
+
+
+def from_file(index: Index, modality: str, file: Path) -> tuple[Any, Encoded]:
+    """What a file holds, as decoded and as the index's model sees it."""
+    from ccaco_cli.core.data.loader import DECODERS
+
+    try:
+        sample = DECODERS[modality](file.read_bytes())
+        return sample, encode_query(index, modality, [sample])  # recordings are decoded here
+    except OSError as error:
+        raise DataError(f"cannot read this file ({error.strerror or error})", where=file, expected=f"a readable {modality} file") from None
+    except DataError as error:  # decoders see bytes and do not know whose
+        raise DataError(error.what, where=file, expected=error.expected) from None

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from ccaco_cli.core import distributed
 from ccaco_cli.core.config import MODALITIES, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.wholebatch import led_by, own
+from ccaco_cli.core.model.wholebatch import own, paired_rows
 from ccaco_cli.core.types import PairBatch
 
 
@@ -53,6 +53,6 @@ def augment(batch: PairBatch, config: ModelConfig, modalities: tuple[str, str], 
     side = "a" if modalities[0] == "image" else "b"
     inputs = getattr(batch, side)
     rows = len(inputs["pixels"])
-    with led_by(len(batch.rows)):
+    with paired_rows(len(batch.rows)):
         seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()[own(rows)]
     return replace(batch, **{side: inputs | {"pixels": pixels(inputs["pixels"], config.image, seeds)}})

@@ -18,7 +18,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}  # scalars apart: fsdp cannot cut them, and a group must be of one kind
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            cross = name.startswith(("matcher.", "own_project."))
+            cross = name.startswith(("matcher.", "cross_projection."))
             groups.setdefault((parameter.ndim >= 2, cross, parameter.ndim == 0), []).append(parameter)
     settings = [
         {"params": found, "weight_decay": config.wd if decays else 0.0, "ratio": config.cross_lr if cross else 1.0}

@@ -18,6 +18,7 @@ from ccaco_cli.core import distributed, interrupts
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.losses import balance as balances
 from ccaco_cli.core.manifest import write_bytes
+from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, parallel, sentinel, step
@@ -83,7 +84,7 @@ class Run:
         self.cursor, self.checkpoints = Cursor(), folder / "checkpoints"
         found = checkpoint.latest(self.checkpoints) if resume else None
         if found:
-            checkpoint.load_weights(found / checkpoint.WEIGHTS, aligner)
+            weights.load_weights(found / weights.WEIGHTS, aligner)
         self.balance = balances.build(config.loss).to(self.device)
         self.losses = step.Losses(aligner, config.loss, config.parallel, adaptation, self.balance)
         self.engine = parallel.engine(self.losses, config)
@@ -166,12 +167,12 @@ class Run:
             entry["advice"] = advice
         if oracle is not None:
             entry["oracle"] = dict(oracle)
-            told = distributed.said(float(oracle[self.config.eval.select]))
+            told = distributed.broadcast(float(oracle[self.config.eval.select]))
             if told > cursor.oracle or cursor.oracle_epoch < 0:
                 cursor.oracle, cursor.oracle_epoch = told, cursor.epoch
                 self.keep("oracle")
         self.write(entry | ({"warnings": cursor.warnings} if cursor.warnings else {}))
-        score = distributed.said(float(figures[self.config.eval.select]))
+        score = distributed.broadcast(float(figures[self.config.eval.select]))
         if score > cursor.best or not math.isfinite(cursor.best):
             cursor.best, cursor.best_epoch = score, cursor.epoch
             self.keep("best")
@@ -183,15 +184,15 @@ class Run:
 
     def keep(self, name: str) -> None:
         """The weights of this moment under a name; all processes take part, the first one writes."""
-        weights = checkpoint.weights_of(self.aligner)
-        heads = None if self.adaptation is None else checkpoint.weights_of(self.adaptation)
+        tensors = weights.weights_of(self.aligner)
+        heads = None if self.adaptation is None else weights.weights_of(self.adaptation)
         if distributed.main():
-            checkpoint.save_best(self.checkpoints, weights, heads, name)
+            checkpoint.save_best(self.checkpoints, tensors, heads, name)
 
     def answer(self, asked: interrupts.Asked) -> None:
         """Between two steps: saves when it is time to, and ends the run when somebody asked for it."""
         due = 0 < self.saving.minutes * 60 <= time.perf_counter() - self.saved and distributed.main()
-        code = int(distributed.largest(asked.signal or int(due)))
+        code = int(distributed.all_reduce_max(asked.signal or int(due)))
         if code:
             self.save()
         if code > 1:
@@ -201,7 +202,7 @@ class Run:
         """A checkpoint of this moment. All processes take part, the first one writes."""
         self.pause()
         self.saved = self.began
-        weights = checkpoint.weights_of(self.aligner)
+        tensors = weights.weights_of(self.aligner)
         optimizer = parallel.gathered(self.optimizer.state_dict())
         mine = checkpoint.generators()
         every = {name: distributed.gather_states(state) for name, state in mine.items()}
@@ -211,8 +212,8 @@ class Run:
             os.fsync(self.lines.fileno())
             state = vars(self.cursor) | {"scaler": self.scaler.state_dict(), "pairs": self.generator.get_state()}
             state |= {"balance": self.balance.state_dict(), "adaptation": {} if self.adaptation is None else self.adaptation.state_dict()}
-            stored = self.checkpoints / "best" / checkpoint.WEIGHTS if self.best_at == self.cursor.step else None
-            checkpoint.save(self.checkpoints, weights, optimizer, drawn, self.saving.keep, stored, **state)
+            stored = self.checkpoints / "best" / weights.WEIGHTS if self.best_at == self.cursor.step else None
+            checkpoint.save(self.checkpoints, tensors, optimizer, drawn, self.saving.keep, stored, **state)
 
 
 def starved(waited: float, spent: float, workers: int) -> str:

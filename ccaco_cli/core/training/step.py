@@ -14,7 +14,7 @@ from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.total import Alignment, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.wholebatch import led_by
+from ccaco_cli.core.model.wholebatch import paired_rows
 from ccaco_cli.core.types import Encoded, PairBatch
 
 ADVERSARIAL = "dann"
@@ -51,7 +51,7 @@ def losses(
     first, second = aligner.modalities
     given, at, pairs_here = {first: batch.a, second: batch.b}, {first: batch.at_a, second: batch.at_b}, len(batch.rows)
     aligned = config.alpha > 0 or beta > 0
-    with led_by(pairs_here):
+    with paired_rows(pairs_here):
         own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
     vectors = {m: x if at[m] is None else _vectors(x, x.pooled[at[m]], x.z[at[m]]) for m, x in own.items()}
     paired = {m: together(x[:pairs_here], parallel) for m, x in vectors.items()}  # behind them lie samples without a partner

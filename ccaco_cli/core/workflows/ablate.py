@@ -21,13 +21,15 @@ from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import CcacoError, Interrupted, ManifestError
+from ccaco_cli.core.experiments import ensemble as ensembles
+from ccaco_cli.core.experiments.datasets import prepared
+from ccaco_cli.core.experiments.grid import Cell, digest, plan
+from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.reporting import comparison, report_tables
+from ccaco_cli.core.scoring import results
+from ccaco_cli.core.scoring.results import Row
 from ccaco_cli.core.types import OnProgress, silent
-from ccaco_cli.core.workflows import ensemble as ensembles
-from ccaco_cli.core.workflows import evidence, report, results
-from ccaco_cli.core.workflows.cells import Cell, digest, plan
-from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.results import Row
-from ccaco_cli.core.workflows.train import Asked, train
+from ccaco_cli.core.workflows.train import train
 
 FAILED = "failed.json"
 """In a cell's folder: what went wrong there. A cell that has it starts anew; one that was merely interrupted goes on."""
@@ -73,13 +75,13 @@ def ablate(
     asked      dataset and settings that all arms share
     folder     cells lie at ``folder/LABEL-sSEED``; the ablation's manifest lists those of the last command
     grid       dotted config key -> values; every combination is tried on top of every arm
-    metric, reference   of the table, as in ``evidence.arms``
+    metric, reference   of the table, as in ``comparison.arms``
     ensemble   how many seeds of each contrastive-only arm are also scored together, their cosines added (0 = none)
     jobs       cells at once on a CPU, each with its share of the cores; GPUs have one each, and so have the processes of a launcher
     Raises     ConfigError, before anything is trained: an unknown arm, key, metric or reference; arms that differ in step budget,
                evaluation pool or selection rule; an ensemble of more seeds than there are, or of no arm
     """
-    with distributed.together(asked.device, asked.timeout):
+    with distributed.process_group(asked.device, asked.timeout):
         tell = on_progress if distributed.main() else silent
         return _ablate(asked, arms, seeds, folder, grid, metric, reference, ensemble, jobs, data_root, tell)
 
@@ -97,8 +99,8 @@ def _ablate(
     data_root: Path,
     on_progress: OnProgress,
 ) -> Ablation:
-    data = distributed.in_turn(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
-    planned = distributed.in_turn(lambda: plan(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
+    data = distributed.main_process_first(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
+    planned = distributed.main_process_first(lambda: plan(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
     cells = planned.cells
     with lock.held(folder, "ablation") if distributed.main() else nullcontext():
         left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
@@ -106,12 +108,12 @@ def _ablate(
             manifest.sweep(folder)
         distributed.wait()  # all have seen the same cells before the first one clears any
         if left:
-            distributed.first(lambda: _begin(folder, left, data))
+            distributed.main_process_only(lambda: _begin(folder, left, data))
         mine = left[distributed.rank() :: distributed.world()]
         clock = _Clock([cell for cell in cells if cell not in left] + mine, mine, folder, on_progress)
         places = _places(cells[0].config.device, jobs)[: len(mine)] if distributed.world() == 1 else []
         train_all = _in_parallel if len(places) > 1 else _in_turn
-        with distributed.apart():
+        with distributed.single_process():
             failures = dict(train_all(mine, folder, data_root, clock, places))
         fault.point("ablate.trained")
         distributed.wait()
@@ -126,14 +128,14 @@ def _ablate(
         for cell in whole:
             if ensembles.adds(cell.config):
                 by_seed.setdefault(cell.label, {})[cell.seed] = folder / cell.name
-        with distributed.apart():
+        with distributed.single_process():
             added = ensembles.score_all(by_seed, ensemble, data, split, folder, device=asked.device, on_progress=on_progress)
         _complete(folder, cells, failures, data, added)
         done = [folder / cell.name for cell in whole]
         runs = results.find([folder]) if done else []
-        table = evidence.arms(runs, split=split, metric=metric, reference=planned.reference, failed=results.failures([folder]))
+        table = comparison.arms(runs, split=split, metric=metric, reference=planned.reference, failed=results.failures([folder]))
         told = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
-        return Ablation(table, report.rows([*done, *added], split=split), told, planned.equal)
+        return Ablation(table, report_tables.rows([*done, *added], split=split), told, planned.equal)
 
 
 def _failure(path: Path) -> str:

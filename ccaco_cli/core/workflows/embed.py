@@ -19,18 +19,19 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData, Split
+from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.encoding.encode import encode, narrowed
+from ccaco_cli.core.encoding.token_cache import shrunk
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.experiments.datasets import prepared
+from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
-from ccaco_cli.core.retrieval import tokens, vectors
-from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode, narrowed, shrunk
+from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.types import Encoded, OnProgress, silent
-from ccaco_cli.core.workflows.prepare import prepared
-from ccaco_cli.core.workflows.train import load_run, refuse_other_modalities
 
 SHARD, ITEMS = 8192, 1024
 """Items of a shard of vectors, and of a part of an index's captions and thumbnails: what is in memory at once."""
@@ -72,33 +73,33 @@ def embed(
     Under a launcher the processes divide the work; the first one writes the shards and builds the index.
     """
     vectors.check(index_type)
-    tokens.check(store_tokens)
+    token_store.check(store_tokens)
     dtype = runtime.encoding(precision, runtime.device(device))
     made = {"split": split, "shard": shard, "precision": str(dtype).removeprefix("torch.")}
-    with distributed.together(device):
+    with distributed.process_group(device):
         tell = on_progress if distributed.main() else silent
-        aligner, towers, config, found = distributed.in_turn(lambda: load_run(run, device, manifest.FULL))
-        data = distributed.in_turn(lambda: shards.open(prepared(dataset, data_root, tell), verify))
-        distributed.first(lambda: _check(found, data, index, rebuild))
+        aligner, towers, config, found = distributed.main_process_first(lambda: load_run(run, device, manifest.FULL))
+        data = distributed.main_process_first(lambda: shards.open(prepared(dataset, data_root, tell), verify))
+        distributed.main_process_only(lambda: _check(found, data, index, rebuild))
         part = data.split(split)
         with lock.held(out, "folder of embeddings") if distributed.main() else nullcontext():
             inputs = {"run": found, "dataset": data.manifest}
-            sides = distributed.in_turn(lambda: columns(data, split, aligner, towers, config.model, tell))
+            sides = distributed.main_process_first(lambda: columns(data, split, aligner, towers, config.model, tell))
             local = index is not None and config.loss.beta > 0 and store_tokens != "none"
-            there = distributed.first(lambda: _complete(out, inputs, made))
+            there = distributed.main_process_only(lambda: _complete(out, inputs, made))
             with _begun(index) if index is not None and distributed.main() else nullcontext() as place:
                 with narrowed(aligner, dtype):
                     for modality, column in sides.items():
                         grid = _grid(towers[modality], config, modality) if store_grid else None
                         look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True, local=local)
-                        with tokens.Writer(place.temp / modality, store_tokens) if place and local else nullcontext() as kept:
+                        with token_store.Writer(place.temp / modality, store_tokens) if place and local else nullcontext() as kept:
                             _encode_shards(out, modality, part, column, look, local, kept, shard, tell)
                 if not distributed.main():
                     raise distributed.Leaves(0)
                 result = there or _finish(out, data, config, sides, inputs, made)
                 if index is None or place is None:
                     return result
-                with distributed.apart():
+                with distributed.single_process():
                     store = store_tokens if local else "none"
                     return _build(index, place, out, part, sides, (aligner, towers, config), inputs, store, index_type)
 
@@ -218,7 +219,7 @@ def _encode_shards(
     column: Column,
     look: Callable[..., Encoded],
     local: bool,
-    kept: tokens.Writer | None,
+    kept: token_store.Writer | None,
     size: int,
     on_progress: OnProgress,
 ) -> None:
@@ -227,11 +228,11 @@ def _encode_shards(
     for number, first in enumerate(range(0, total, size)):
         items = np.arange(first, min(first + size, total))
         vectors = out / name / f"{name}_{number}.npy"
-        written = bool(distributed.said(float(vectors.exists())))
+        written = bool(distributed.broadcast(float(vectors.exists())))
         if local or not written:
             found = look(items=items, on_progress=partial(_told, on_progress, first, total, modality))
             if not written:
-                distributed.first(partial(_write_shard, vectors, modality, part, column, items, found.z))
+                distributed.main_process_only(partial(_write_shard, vectors, modality, part, column, items, found.z))
             if kept is not None:
                 kept.add(found.tokens.numpy(), found.mask.numpy())
         _told(on_progress, first, total, modality, len(items))

@@ -42,12 +42,12 @@ def test_input_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
 
 
 def both() -> None:
-    with distributed.together("cpu"):
+    with distributed.process_group("cpu"):
         rank = distributed.rank()
         whole = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
         for kind, ragged in product((Dropout, InputDropout), (False, True)):
             torch.manual_seed(1)
-            with distributed.apart():
+            with distributed.single_process():
                 same = kind(0.4)(whole)[3 * rank :][:3]
             torch.manual_seed(1)
             own = whole[3 * rank :][:3]

@@ -17,7 +17,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.retrieval.index import Index, IndexSide, begin, sweep, thumbnail, write_side
 from ccaco_cli.core.retrieval.search import encode_query, search
-from ccaco_cli.core.retrieval.tokens import Writer
+from ccaco_cli.core.retrieval.token_store import Writer
 from ccaco_cli.core.types import Encoded
 from tests.processes import CONTEXT
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from ccaco_cli.core.config import EvalConfig
+from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.retrieval import rerank
-from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.retrieval.rerank import Stage, choose_weight, exhaustive, match, stages, two_stage
 from ccaco_cli.core.types import Crossed, Encoded
 

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import ManifestError
+from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.rerank import match
 from ccaco_cli.core.retrieval.search import encode_query, search
-from ccaco_cli.core.workflows.train import load_run
 from tests.manifests import edited
 
 QUERIES = ["an orange cat napping", "two blue balls under a tree", "a dog"]

@@ -77,7 +77,7 @@ def test_what_cannot_be_is_refused(model: ModelConfig, said: str) -> None:
 
 
 def halves() -> None:
-    with distributed.together("cpu"):
+    with distributed.process_group("cpu"):
         rank = distributed.rank()
         whole = batch(4, lone=2)
         seeds = torch.randint(2**62, [6], generator=torch.Generator().manual_seed(0))

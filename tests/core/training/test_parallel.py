@@ -77,7 +77,7 @@ def data_of(toy: Any, config: Any) -> tuple[Any, Any, Any]:
 
 def measure(toy: Any, root: Path, names: list[str]) -> None:
     """Leaves gradients of one batch and the outcome of three steps of every setting under ``root``."""
-    with distributed.together("cpu"):
+    with distributed.process_group("cpu"):
         for name in names:
             config = toy.config(optim__epochs=1, **SETTINGS[name])
             aligner = model(toy, config)
@@ -133,7 +133,7 @@ def test_losses_gradients_and_parameters_equal_those_of_one_process(toy: Any, tm
 
 def wrong(toy: Any, root: Path) -> None:
     """A local loss whose gathered rows carry no gradient: what our flags refuse."""
-    with distributed.together("cpu"):
+    with distributed.process_group("cpu"):
         config = toy.config(loss__beta=0.0, parallel__local_loss=True, parallel__gather_with_grad=False)
         aligner = model(toy, config)
         data, plan = toy.data(config)

@@ -11,8 +11,8 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.experiments.request import Asked
 from ccaco_cli.core.workflows.ablate import ablate
-from ccaco_cli.core.workflows.train import Asked
 
 ARMS = ["ccaco", "clip"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.workflows.prepare import prepare
 from tests.recordings import sound, tone
 
 FEW = ["--epochs", 1, "--batch-size", 8, "--set", "model.width=16", "--set", "eval.ways=4", "--device", "cpu"]

@@ -9,14 +9,15 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import DataError, ManifestError
+from ccaco_cli.core.experiments.request import Asked
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval.embed import encode
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.embed import embed
-from ccaco_cli.core.workflows.train import Asked, train
+from ccaco_cli.core.workflows.train import train
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.workflows.prepare import locate, needs_prepare, prepare
+from ccaco_cli.core.experiments.datasets import locate, needs_prepare
 
 REAL = pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real photos to read")
 

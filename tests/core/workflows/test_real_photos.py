@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.experiments.request import Asked
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.workflows.embed import embed
-from ccaco_cli.core.workflows.prepare import prepare
 from ccaco_cli.core.workflows.retrieve import by_file, by_text
-from ccaco_cli.core.workflows.train import Asked, train
+from ccaco_cli.core.workflows.train import train
 
 ROOT = Path(os.environ.get("CCACO_REAL_DATA", "/nowhere"))
 

@@ -10,7 +10,8 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, GateError
-from ccaco_cli.core.workflows.report import failed, rows, runs_of
+from ccaco_cli.core.reporting.report_tables import rows
+from ccaco_cli.core.workflows.report import failed, runs_of
 
 TABLE = [
     {"run": "a", "arm": "clip", "R": 0.5, "loss": 2, "weight": None, "samples/s": 10.0},

@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestError
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation
-from ccaco_cli.core.retrieval.columns import columns
-from ccaco_cli.core.retrieval.embed import encode
+from ccaco_cli.core.experiments import methods
+from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.training import checkpoint
-from ccaco_cli.core.workflows import fit
-from ccaco_cli.core.workflows.train import Asked, load_run, train
+from ccaco_cli.core.workflows.train import train
 from tests.manifests import edited
 
 BEST = "checkpoints/best/model.safetensors"
@@ -147,7 +149,7 @@ def test_the_best_epoch_is_scored_and_not_the_last(
     small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([2.0, 1.0])
-    monkeypatch.setattr(fit, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
+    monkeypatch.setattr(methods, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
     train(Asked("scenes", explicit=small | {"optim.lr": 0.02}), tmp_path / "r", data_root=data_root)
     aligner, towers, config, found = load_run(tmp_path / "r", "cpu")
     assert found.facts["fitted"]["best_epoch"] == 0

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.depth import deepened
+from ccaco_cli.core.model.towers.hidden_states import deepened
 from ccaco_cli.core.model.towers.positions import lengthen
 from ccaco_cli.core.model.towers.tiles import tiled
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec, Window

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.manifest import write_json
 from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.torchvision_timm import TimmModule
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
-from ccaco_cli.core.model.towers.vision import TimmModule
 from ccaco_cli.core.model.towers.weights import (
     RANDOM,
     fingerprint,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.audiofolder import SOURCE
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.workflows.prepare import prepare
 from tests.recordings import sound, tone
 
 REAL = Path(os.environ.get("CCACO_REAL_DATA", "/nonexistent")) / "esc10"

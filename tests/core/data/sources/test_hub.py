@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import out_name, prepare
 from ccaco_cli.core.data.sources.hub import SOURCE
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
-from ccaco_cli.core.workflows.prepare import out_name, prepare
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.kinetics_sounds import SOURCE
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.workflows.prepare import prepare
 from tests.recordings import film, tone
 
 REAL = Path(os.environ.get("CCACO_REAL_DATA", "/nonexistent")) / "audio_lists" / "kinetics_sounds"

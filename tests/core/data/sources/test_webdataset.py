@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.lists import hash_split
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.data.sources.webdataset import SOURCE, braces
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
-from ccaco_cli.core.workflows.prepare import prepare
 
 
 def picture(number: int) -> bytes:

@@ -1,0 +1,54 @@
+"""Where the prepared data set of a name lies."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.sources import SOURCES
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.types import OnProgress, silent
+
+
+def locate(dataset: str, data_root: Path = Path("data")) -> Path:
+    """The prepared folder that NAME or FOLDER means.
+
+    An embedded source that is not there yet gives the folder where it belongs (``needs_prepare`` is then true).
+    Raises  DataError with the command that makes it
+    """
+    home = data_root / dataset
+    found = next((path for path in (home, Path(dataset)) if manifest.exists(path)), None)
+    if found is not None:
+        return found
+    if dataset in SOURCES:
+        if SOURCES[dataset].embedded:
+            return home
+        raise DataError(
+            "this data set is not prepared",
+            where=home,
+            expected=SOURCES[dataset].expects,
+            next=f"ccaco prepare {dataset} --source PATH",
+        )
+    if Path(dataset).is_dir():
+        raise DataError("not a prepared data set", where=dataset, expected="a folder that ccaco prepare made", next="ccaco prepare --list")
+    near = difflib.get_close_matches(dataset, SOURCES, 1)
+    hint = f"ccaco prepare {near[0]}" if near else "ccaco prepare --list"
+    raise DataError("no such data set", where=dataset, expected=f"a prepared folder, or one of {', '.join(SOURCES)}", next=hint)
+
+
+def needs_prepare(dataset: str, data_root: Path = Path("data")) -> bool:
+    """True for an embedded source that is not prepared yet, so that a caller may do it; raises what ``locate`` raises."""
+    return not manifest.exists(locate(dataset, data_root))
+
+
+def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = silent) -> Path:
+    """The prepared folder that NAME or FOLDER means; an embedded data set is prepared on the way when it is not there.
+
+    Raises  what ``locate`` and ``prepare`` raise
+    """
+    path = locate(dataset, data_root)
+    if not manifest.exists(path):
+        prepare(dataset, out=path, on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": f"prepare {dataset}"}))
+    return path

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ccaco_cli.core.data.loader import CachedColumn
+from ccaco_cli.core.encoding.encode import _batches, encode, narrowed
+from ccaco_cli.core.encoding.token_cache import cached, shrink
+from ccaco_cli.core.types import Features
+
+
+def test_order_and_batching_do_not_matter(toy: Any) -> None:
+    aligner, column = toy.aligner(toy.config()).train(), toy.columns()[1]
+    told: list[tuple[int, int | None]] = []
+    whole = encode(aligner, "text", column, batch_size=7, on_progress=lambda done, total, facts: told.append((done, total)))
+    assert not aligner.training
+    assert told[-1] == (48, 48)
+    assert whole.tokens.shape == (48, 0, 10)
+    for item in (0, 17, 47):
+        alone = aligner.encode("text", column.inputs(np.array([item])))
+        assert torch.allclose(whole.z[item], alone.z[0], atol=1e-6)
+        assert torch.allclose(whole.pooled[item], alone.pooled[0], atol=1e-6)
+    some = encode(aligner, "text", column, items=[40, 3], batch_size=1)
+    assert torch.allclose(some.z, whole.z[[40, 3]], atol=1e-6)
+    assert whole.z.dtype == torch.float32
+    assert torch.allclose(whole.z.norm(dim=1), torch.ones(48), atol=1e-6)
+
+
+def test_local_keeps_the_tokens_of_the_cross_branch(toy: Any) -> None:
+    aligner, column = toy.aligner(toy.config()), toy.columns()[1]
+    found = encode(aligner, "text", column, local=True, batch_size=5)
+    assert found.tokens.dtype == torch.float16
+    assert found.mask.sum(1).tolist() == column.length.tolist()
+    assert not found.tokens[~found.mask].any()
+    for item in (0, 17, 47):
+        given = column.inputs(np.array([item]))
+        wanted = aligner.local("text", aligner.encode("text", given))
+        length = int(column.length[item])
+        assert torch.allclose(found.tokens[item, :length].float(), wanted.tokens[0, :length], atol=2e-3)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
+def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, side: int) -> None:
+    column, width = toy.columns()[side], (6, 10)[side]
+    if side == 0:
+        column.mask[:], column.length = True, None
+    tower = toy.tower("x", width).module
+    calls: list[int] = []
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    found = cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu")
+    assert (found.row == column.row).all()
+    items = np.array([9, 2, 20])
+    got, wanted = found.inputs(items), tower(column.inputs(items))
+    for place in range(3):
+        assert torch.allclose(got.tokens[place][got.mask[place]].float(), wanted.tokens[place][wanted.mask[place]], atol=2e-3)
+    assert torch.allclose(got.pooled.float(), wanted.pooled, atol=2e-3)
+    calls.clear()
+    assert torch.equal(cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu").inputs(items).tokens, got.tokens)
+    assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: torch.dtype) -> None:
+    aligner, columns = toy.aligner(toy.config()), dict(zip(("image", "text"), toy.columns(), strict=True))
+    plain = {m: encode(aligner, m, column, local=True) for m, column in columns.items()}
+    towers = [side.tower for side in aligner.sides.values()]
+    with pytest.raises(KeyboardInterrupt), narrowed(aligner, dtype):
+        for modality, column in columns.items():
+            assert {p.dtype for p in aligner.sides[modality].tower.parameters()} == {dtype}
+            found, wanted = encode(aligner, modality, column, local=True), plain[modality]
+            assert found.z.dtype == torch.float32
+            assert not torch.equal(found.z, wanted.z)
+            assert (found.z * wanted.z).sum(1).min() > 1 - 1e-3
+            assert torch.allclose(found.tokens.float(), wanted.tokens.float(), atol=0.05)
+            assert torch.equal(found.mask, wanted.mask)
+        raise KeyboardInterrupt
+    assert [side.tower for side in aligner.sides.values()] == towers
+    assert {p.dtype for p in aligner.parameters()} == {torch.float32}
+    with narrowed(aligner, torch.float32):
+        assert torch.equal(encode(aligner, "text", columns["text"]).z, plain["text"].z)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
+def test_an_interrupted_cache_goes_on_where_it_stopped(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    monkeypatch.setattr(encode, "PART", 10)
+    column, tower = toy.columns()[side], toy.tower("x", (6, 10)[side]).module
+    if side == 0:
+        column.mask[:], column.length = True, None
+
+    def make(folder: Path, until: int) -> tuple[CachedColumn | None, int]:
+        seen = 0
+
+        def count(module: Any, given: Any) -> None:
+            nonlocal seen
+            seen += len(given[0]["mask"])
+            if seen > until:
+                raise KeyboardInterrupt
+
+        hook = tower.register_forward_pre_hook(count)
+        try:
+            return cached(tower, column, folder, grid=None, most=0, device="cpu"), seen
+        except KeyboardInterrupt:
+            return None, seen
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(encode, "BATCH", {"cpu": 5})
+    items = np.arange(len(column.row))
+    whole, every = make(tmp_path / "whole", 10**6)
+    assert every == len(items)
+    broken, _ = make(tmp_path / "c", len(items) - 1)
+    assert broken is None
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".c.tmp"]
+    rest, seen = make(tmp_path / "c", 10**6)
+    assert 0 < seen < len(items)
+    assert whole is not None
+    assert rest is not None
+    one, other = whole.inputs(items), rest.inputs(items)
+    assert torch.equal(one.mask, other.mask)
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.pooled, other.pooled)
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["offsets.npy", "pooled.npy", "tokens.npy"]
+
+
+def test_a_patch_grid_is_averaged_by_hand() -> None:
+    patches = torch.arange(16.0).view(1, 16, 1)
+    special = torch.tensor([[[100.0]]])
+    features = Features(torch.cat([special, patches], 1), torch.ones(1, 17, dtype=torch.bool), special[:, 0])
+    found = shrink(features, (4, 4), 4)
+    assert found.tokens.flatten().tolist() == [100.0, 2.5, 4.5, 10.5, 12.5]
+    assert found.mask.shape == (1, 5)
+    assert found.mask.all()
+    assert torch.equal(found.pooled, features.pooled)
+    assert shrink(features, (4, 4), 16) is features
+    assert shrink(features, None, 4) is features
+
+
+class Sized:
+    """A column that only knows how large its items are."""
+
+    def __init__(self, length: list[int] | None, side: int = 0) -> None:
+        self.length = None if length is None else np.array(length)
+        self.side = side
+
+    def inputs(self, items: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.empty(1, dtype=torch.uint8).expand(len(items), 3, self.side, self.side)}
+
+
+def test_large_items_are_encoded_fewer_at_a_time() -> None:
+    words = [part.tolist() for part in _batches(Sized([30_000, 10, 20, 2_000, 40_000]), np.arange(5), 256)]
+    assert words == [[1, 2, 3], [0], [4]]
+    assert [len(part) for part in _batches(Sized([77] * 600), np.arange(600), 256)] == [256, 256, 88]
+    assert [len(part) for part in _batches(Sized(None, 224), np.arange(300), 256)] == [256, 44]
+    assert [len(part) for part in _batches(Sized(None, 4096), np.arange(2), 256)] == [1, 1]
+    assert [part.tolist() for part in _batches(Sized(None, 8), np.array([5, 3]), 1)] == [[0], [1]]
+    assert not list(_batches(Sized([]), np.arange(0), 256))

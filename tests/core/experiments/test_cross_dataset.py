@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.sources.sugarcrepe import TYPES
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.experiments import cross_dataset
+from ccaco_cli.core.reporting import comparison
+from ccaco_cli.core.scoring import results
+from ccaco_cli.core.types import PairRecord
+from ccaco_cli.core.workflows import report
+
+
+@pytest.fixture(scope="module")
+def runs(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run that all tests share."""
+    folder = tmp_path_factory.mktemp("scored") / "first"
+    shutil.copytree(run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crepe(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of data sets that holds ``sugarcrepe``: pictures of scenes, 4 items of each kind."""
+    root = tmp_path_factory.mktemp("crepe")
+    scenes = shards.open(data_root / "scenes").split("test")
+    (root / "source" / "val2017").mkdir(parents=True)
+    for row in range(8):
+        (root / "source" / "val2017" / f"{row}.jpg").write_bytes(scenes.media("image", [row])[0])
+    for number, name in enumerate(TYPES):
+        rows = [(number + i) % 8 for i in range(4)]
+        said = {row: scenes.captions[scenes.caption_start[row]] for row in rows}
+        items = {str(row): {"filename": f"{row}.jpg", "caption": said[row], "negative_caption": f"{said[row]} {name}"} for row in rows}
+        (root / "source" / f"{name}.json").write_text(json.dumps(items))
+    prepare("sugarcrepe", source_path=root / "source", out=root / "sugarcrepe", workers=0)
+    return root
+
+
+def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> None:
+    files = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu", every_stage=True)
+    stages = {file.stem for file in files}
+    assert "test.cosine" in stages and all(file.parent.parent == runs / "results" / "on" for file in files)
+    when = [file.stat().st_mtime_ns for file in files]
+    (own,) = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    body = json.loads(own.read_text())
+    assert own in files and [file.stat().st_mtime_ns for file in files] == when
+    assert body["data_protocol"].startswith("sugarcrepe: 28 choices") and body["dataset"] == "sugarcrepe" and body["run"] == "first"
+    (found,) = results.find([runs])
+    assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
+    assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
+    table = report.table(report.Asked([own]))
+    assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [28]
+    assert all(0 <= row[f"{how}_accuracy"] <= 1 for row in table for how in ("choice", "text_only", "shuffled"))
+    assert table[-1]["choice_accuracy"] == pytest.approx(sum(row["choice_accuracy"] for row in table[:-1]) / 7)
+
+
+def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path) -> None:
+    (own,) = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    body = json.loads(own.read_text())
+    for kind in TYPES:
+        body["per_item"][f"choice_{kind}"] = [1 - right for right in body["per_item"][f"choice_{kind}"]]
+        body["metrics"][f"choice_{kind}_accuracy"] = 1 - body["metrics"][f"choice_{kind}_accuracy"]
+    (tmp_path / "other.json").write_text(json.dumps(body))
+    rows = {row["metric"]: row for row in comparison.pair(results.find([own, tmp_path / "other.json"]))}
+    for kind in TYPES:
+        row = rows[f"choice_{kind}_accuracy"]
+        assert row["reference_value"] + row["other_value"] == pytest.approx(1.0)
+
+
+def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no split 'val'"):
+        cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu", split="val")
+    pairs = (PairRecord(str(i), str(i), "test", {"smell": b"v", "taste": b"a"}) for i in range(3))
+    shards.write(pairs, tmp_path / "av", name="av", modalities=("smell", "taste"), workers=0)
+    with pytest.raises(DataError, match="aligns other modalities"):
+        cross_dataset.on([runs], "av", data_root=tmp_path, device="cpu")
+
+
+def test_the_command_scores_shows_and_gates(ccaco: Callable[..., Any], runs: Path, crepe: Path) -> None:
+    given = ("report", runs, "--on", "sugarcrepe", "--data", crepe, "--device", "cpu", "--format", "json")
+    done = ccaco(*given)
+    assert (done.code, done.err) == (0, "") and {row["kind"] for row in json.loads(done.out)} == {*TYPES, "mean"}
+    done = ccaco(*given, "--table", "runs", "--fail-if", "choice_accuracy<=1")
+    assert done.code == 1 and "choice_accuracy = " in done.err
+    assert json.loads(done.out)[0]["run"] == "first"
+    done = ccaco("report", runs, "--table", "choices")
+    assert done.code == 2 and "these results have no choices" in done.err

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.experiments import ensemble
+from ccaco_cli.core.experiments.methods import encodings
+from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.reporting.report_tables import Asked as Reported
+from ccaco_cli.core.reporting.report_tables import table
+from ccaco_cli.core.scoring import results
+from ccaco_cli.core.workflows.ablate import ablate
+
+
+def test_every_set_of_seeds_once() -> None:
+    assert ensemble.members([0, 1, 2], 2) == {0: (0, 1), 1: (1, 2), 2: (2, 0)}
+    assert ensemble.members([3, 5], 2) == {3: (3, 5)}
+    assert len(ensemble.members(range(5), 3)) == 5
+
+
+def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    asked, folder = Asked("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
+    found = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    rows = {row["arm"]: row for row in found.table}
+    assert list(rows) == ["ccaco", "clip", "clip,ensemble=2"], "an arm with a cross branch is no control"
+    assert rows["clip,ensemble=2"]["seeds"] == 1 and rows["clip,ensemble=2"]["verdict"]
+
+    data, cosines = shards.open(data_root / "scenes"), 0.0
+    for seed in (0, 1):
+        aligner, towers, config, _ = load_run(folder / f"clip-s{seed}", "cpu")
+        seen = encodings(data, "test", columns(data, "test", aligner, towers, config.model), aligner, towers, config)
+        cosines = cosines + (seen.a.z.double() @ seen.b.z.double().T).numpy()
+    split = data.split("test")
+    own = split.group[seen.row_a][:, None] == split.group[seen.row_b]
+    best_own = np.where(own, cosines, -np.inf)
+    first = (best_own.max(0) > np.where(own, -np.inf, cosines).max(0)).mean()
+    assert rows["clip,ensemble=2"]["text_to_image_R@1"] == pytest.approx(first)
+
+    one = next(run for run in results.find([folder]) if run.label == "clip,ensemble=2")
+    assert one.facts["parameters"] == 2 * next(r for r in results.find([folder]) if r.label == "clip").facts["parameters"]
+    before = one.path.stat().st_mtime_ns
+    turned = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, reference="clip,ensemble=2", data_root=data_root)
+    assert {row["arm"]: row["verdict"] for row in turned.table}["clip,ensemble=2"] == "reference"
+    again = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    assert repr(again.table) == repr(found.table) and one.path.stat().st_mtime_ns == before, "scored once"
+    assert [row["run"] for row in again.rows if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
+    assert {row["arm"] for row in table(Reported([folder]))} == set(rows), "the report has it too"
+    assert len(manifest.open(folder, kind="ablation", verify="full").files) == 1
+    one.path.write_text(one.path.read_text().replace("cosine", "Cosine", 1))
+    with pytest.raises(Exception, match=r"test\.cosine\.json"):
+        manifest.open(folder, kind="ablation", verify="full")
+    one.path.write_text("{")
+    mended = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    assert repr(mended.table) == repr(found.table), "a damaged result is made again"
+
+
+def test_an_ensemble_of_nothing_is_refused_before_training(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
+    asked = Asked("scenes", explicit=small | {"optim.steps": 1})
+    with pytest.raises(ConfigError, match="no ensemble of 3"):
+        ablate(asked, ["clip"], 2, tmp_path / "a", ensemble=3, data_root=data_root)
+    with pytest.raises(ConfigError, match="no arm to make an ensemble of"):
+        ablate(asked, ["ccaco"], 2, tmp_path / "a", ensemble=2, data_root=data_root)
+    assert not (tmp_path / "a").exists()

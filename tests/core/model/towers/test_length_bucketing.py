@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ccaco_cli.core.model.towers import build
+from ccaco_cli.core.model.towers.length_bucketing import by_length
+
+
+@pytest.fixture(scope="module")
+def tower() -> Any:
+    torch.manual_seed(0)
+    made = build("tiny", "text", context_length=300)
+    made.module.eval()
+    return made
+
+
+def test_buckets_change_nothing_but_the_work(tower: Any) -> None:
+    inputs = tower.preprocess(["word " * n for n in (3, 280, 20, 5, 130, 9, 1)])
+    calls = []
+    tower.module.register_forward_pre_hook(lambda module, given: calls.append(tuple(given[0]["ids"].shape)))
+    wanted = tower.module(inputs)
+    found = by_length(tower.module, inputs | {"lengths": inputs["mask"].sum(1)})
+    assert torch.equal(found.mask, inputs["mask"])
+    assert torch.allclose(found.tokens[found.mask], wanted.tokens[wanted.mask], atol=1e-5)
+    assert torch.allclose(found.pooled, wanted.pooled, atol=1e-5)
+    assert sum(rows * length for rows, length in calls[1:]) < 0.4 * calls[0][0] * calls[0][1]
+    found.tokens.sum().backward()
+
+
+@pytest.mark.parametrize("words", [(3, 40, 7), (250, 250, 240)])
+def test_short_or_even_batches_are_one_call(tower: Any, words: tuple[int, ...]) -> None:
+    inputs = tower.preprocess(["word " * n for n in words])
+    calls = []
+    hook = tower.module.register_forward_pre_hook(lambda module, given: calls.append(tuple(given[0]["ids"].shape)))
+    by_length(tower.module, inputs | {"lengths": inputs["mask"].sum(1)})
+    hook.remove()
+    assert len(calls) == 1

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccaco_cli.core.reporting import page
+from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.scoring import results
+from ccaco_cli.core.workflows import report
+
+
+def test_a_page_of_arms_without_models(fabricate: Any) -> None:
+    paths = [fabricate(f"{arm}-{seed}", skill, arm=arm, seed=seed) for arm, skill in (("ccaco", 2.0), ("clip", 0.5)) for seed in (0, 1)]
+    found = page.gather(Asked(paths))
+    assert [row["arm"] for row in found.arms] == ["ccaco", "clip"] and len(found.runs) == 4
+    assert list(found.recalls) == ["ccaco", "clip"]
+    assert found.inside is None and any("What needs the model" in reason for reason in found.missing)
+    told = {one.metric: one for one in found.headline}
+    both = [results.result(run).metrics for run in results.find(paths[:2])]
+    for metric in ("R-sum", "text_to_image_R@1"):
+        assert told[metric].value == pytest.approx(np.mean([m[metric] for m in both]))
+        assert told[metric].low < told[metric].value < told[metric].high
+    assert told["R-sum"].covers == "queries and seeds"
+    assert found.logs["ccaco-0"][0]["contrastive"] == 2.0
+
+
+def test_runs_that_cannot_be_compared_still_have_a_page(fabricate: Any) -> None:
+    paths = [fabricate("one", 2.0, arm="a"), fabricate("two", 1.0, arm="b", data="e" * 64)]
+    found = page.gather(Asked(paths))
+    assert len(found.runs) == 2 and not found.arms and any("table of arms" in reason for reason in found.missing)
+
+
+def test_a_page_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page.look, "PAIRS", 6)
+    found = page.gather(Asked([run]))
+    assert found.inside is not None and not found.missing
+    inside = found.inside
+    assert [one.direction for one in inside.answers] == ["text_to_image", "image_to_text"]
+    assert inside.pictures[0] and Image.open(io.BytesIO(inside.pictures[0])).format == "WEBP"
+    assert len(inside.pictures) == len(inside.ids) == len(inside.labels[0]) == 25
+    assert {row["method"] for row in inside.faith} == {"attention", "gradient"}
+    assert inside.examples and inside.examples[0].picture is not None
+    origin = found.origins[0]
+    assert origin.command.split()[0] == "ccaco" and len(origin.sha256) == 64 and origin.inputs["dataset"]["sha256"]
+    assert origin.config.startswith('dataset = "scenes"')
+    assert found.title == "first" and len(report.rows([run])) == len(found.runs)
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    assert page.log(tmp_path) == [{"step": 1}]
+    assert page.log(tmp_path / "gone") == []

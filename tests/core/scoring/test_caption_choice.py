@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.scoring import caption_choice
+from ccaco_cli.core.scoring.caption_choice import Negatives, measure
+from ccaco_cli.core.types import Encoded, PairRecord
+
+PICTURES = 12
+GROUP = np.arange(PICTURES)
+
+
+def asked(kinds: list[str]) -> Negatives:
+    """Picture i chooses between text 2i (true) and text 2i + 1, once for every kind."""
+    row = np.repeat(np.arange(PICTURES), len(kinds))
+    nothing = torch.zeros(2 * PICTURES, 0)
+    return Negatives(kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), Encoded(nothing, nothing.bool(), nothing, nothing))
+
+
+def by(table: Any) -> Any:
+    return lambda index: torch.as_tensor(table)[index[:, 0], index[:, 1]]
+
+
+def test_a_model_that_looks_beats_both_blind_ones() -> None:
+    table = np.zeros((PICTURES, 2 * PICTURES))
+    table[np.arange(PICTURES), 2 * np.arange(PICTURES)] = 1.0  # its own true caption
+    metrics, items = measure(asked(["swap_att", "add_obj"]), GROUP, by(table))
+    assert list(metrics)[:3] == ["choice_add_obj_accuracy", "choice_add_obj_text_only_accuracy", "choice_add_obj_shuffled_accuracy"]
+    assert metrics["choice_add_obj_accuracy"] == metrics["choice_accuracy"] == 1.0
+    assert metrics["choice_swap_att_text_only_accuracy"] == metrics["choice_shuffled_accuracy"] == 0.0  # ties are wrong
+    assert items["choice_swap_att"] == [1] * PICTURES and items["choice_add_obj_row"] == list(range(PICTURES))
+
+
+def test_a_model_that_only_reads_is_found_out() -> None:
+    table = np.broadcast_to(np.arange(2 * PICTURES) % 2 == 0, (PICTURES, 2 * PICTURES)).astype(float)
+    metrics, _ = measure(asked(["swap_att"]), GROUP, by(table))
+    assert set(metrics.values()) == {1.0} and len(metrics) == 6
+
+
+@pytest.mark.parametrize("sick", [np.zeros, lambda shape: np.full(shape, np.nan)])
+def test_ties_and_nan_are_wrong(sick: Any) -> None:
+    metrics, items = measure(asked(["swap_att"]), GROUP, by(sick((PICTURES, 2 * PICTURES))))
+    assert set(metrics.values()) == {0.0} and items["choice_swap_att"] == [0] * PICTURES
+
+
+def test_other_pictures_are_of_other_groups_and_the_mean_is_over_kinds() -> None:
+    group = np.array([0] * (PICTURES - 1) + [1])  # for all but the last, one other is left: the last
+    table = np.zeros((PICTURES, 2 * PICTURES))
+    table[-1] = np.arange(2 * PICTURES) % 2 == 0
+    few = asked(["x"])
+    unequal = Negatives(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
+    metrics, _ = measure(unequal, group, by(table))
+    assert metrics["choice_x_shuffled_accuracy"] == metrics["choice_x_text_only_accuracy"] == 1.0
+    assert metrics["choice_y_accuracy"] == pytest.approx(1 / 9) and metrics["choice_accuracy"] == pytest.approx(1 / 18)
+    alone, _ = measure(unequal, np.zeros(PICTURES, int), by(table))
+    assert not any("shuffled" in name or "text_only" in name for name in alone)
+
+
+def test_the_choices_of_a_split(tmp_path: Path) -> None:
+    def records() -> Any:
+        for i in range(3):
+            meta = {"choices": [["swap_obj", "same", f"false {i}"]] * i}
+            yield PairRecord(f"{i}", f"{i}", "test" if i else "val", {"image": b"P1 1 1 0"}, ["same"], meta=meta)
+
+    shards.write(records(), tmp_path / "d", name="d", modalities=("image", "text"), workers=0)
+    data = shards.open(tmp_path / "d")
+    texts: list[str] = []
+
+    def tokenize(found: list[str]) -> dict[str, torch.Tensor]:
+        texts.extend(found)
+        return {"ids": torch.ones(len(found), 2), "mask": torch.ones(len(found), 2, dtype=torch.bool)}
+
+    found = caption_choice.find(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
+    assert found is not None and texts == ["same", "false 1", "false 2"]
+    assert found.row.tolist() == [0, 1, 1] and found.pair.tolist() == [[0, 1], [0, 2], [0, 2]] and found.kind == ["swap_obj"] * 3
+    assert caption_choice.find(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]
