@@ -60,7 +60,11 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Cross-modal alignment from raw data to a trustworthy table: contrastive and cross-attention in one model."""
 
 
@@ -79,5 +83,8 @@ def main() -> None:
     except OSError as error:  # no permission, a full disk, a folder where a file should be
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "; expected free disk space; next: the same command, which goes on from what is whole" if full else ""
-        print(printable(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{mend}"), file=sys.stderr)
+        print(
+            printable(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{mend}"),
+            file=sys.stderr,
+        )
         sys.exit(2)

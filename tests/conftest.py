@@ -22,7 +22,7 @@ from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, OptimCo
 from ccaco_cli.core.data.loader import PairDataset, PairPlan
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
@@ -73,7 +73,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    train(Asked("scenes", explicit=SMALL), folder, data_root=data_root)
+    train(TrainRequest("scenes", explicit=SMALL), folder, data_root=data_root)
     return folder
 
 
@@ -142,8 +142,13 @@ class ToyColumn:
         self.length: Any = rng.integers(1, tokens + 1, len(self.row))
         mask = np.arange(tokens) < self.length[:, None]
         what = np.random.default_rng(99).normal(size=(rows, 1, 4))[self.row]  # what both sides say of a row
-        told = np.concatenate([np.broadcast_to(what, (len(self.row), tokens, 4)), rng.normal(size=(len(self.row), tokens, width - 4))], -1)
-        self.tokens, self.mask = torch.from_numpy(told).float() * torch.from_numpy(mask)[..., None], torch.from_numpy(mask)
+        told = np.concatenate(
+            [np.broadcast_to(what, (len(self.row), tokens, 4)), rng.normal(size=(len(self.row), tokens, width - 4))], -1
+        )
+        self.tokens, self.mask = (
+            torch.from_numpy(told).float() * torch.from_numpy(mask)[..., None],
+            torch.from_numpy(mask),
+        )
 
     def inputs(self, items: Any) -> dict[str, torch.Tensor]:
         return {"tokens": self.tokens[items], "mask": self.mask[items]}
@@ -161,8 +166,12 @@ class Toy:
         side = TowerConfig(head_dropout=0.1, input_dropout=0.0, center="on", pool="mean")
         model = ModelConfig(width=8, image=side, text=side, fusion=FusionConfig(kind="attended"))
         loss = LossConfig(beta=0.5, cross="infonce", cross_start=0.0, cross_ramp=0.0, cross_batch=8)
-        optim = OptimConfig(epochs=3, batch_size=8, accum_freq=1, lr=1e-2, warmup=0.1, grad_clip=1.0, patience=0, precision="fp32")
-        return override(RunConfig(model=model, loss=loss, optim=optim), {k.replace("__", "."): v for k, v in settings.items()})
+        optim = OptimConfig(
+            epochs=3, batch_size=8, accum_freq=1, lr=1e-2, warmup=0.1, grad_clip=1.0, patience=0, precision="fp32"
+        )
+        return override(
+            RunConfig(model=model, loss=loss, optim=optim), {k.replace("__", "."): v for k, v in settings.items()}
+        )
 
     def aligner(self, config: RunConfig) -> Aligner:
         torch.manual_seed(config.seed)
@@ -170,14 +179,27 @@ class Toy:
         return Aligner(towers, config.model, config.loss)
 
     def tower(self, modality: str, width: int) -> Tower:
-        return Tower(TowerSpec("tiny", "", ""), modality, ToyTower(width), lambda x: x, width, 9, None, False, "f", lambda folder: "tiny")
+        return Tower(
+            TowerSpec("tiny", "", ""),
+            modality,
+            ToyTower(width),
+            lambda x: x,
+            width,
+            9,
+            None,
+            False,
+            "f",
+            lambda folder: "tiny",
+        )
 
     def columns(self, rows: int = ROWS) -> tuple[ToyColumn, ToyColumn]:
         return ToyColumn(rows, 1, 5, 6, seed=1), ToyColumn(rows, 2, 7, 10, seed=2)
 
     def data(self, config: RunConfig, rows: int = ROWS) -> tuple[PairDataset, PairPlan]:
         a, b = self.columns(rows)
-        plan = PairPlan(a, b, np.arange(rows) // 2, config.optim.batch_size, config.seed, captions=config.optim.captions)
+        plan = PairPlan(
+            a, b, np.arange(rows) // 2, config.optim.batch_size, config.seed, captions=config.optim.captions
+        )
         return PairDataset(a, b, np.arange(rows), np.zeros(rows, np.int64)), plan
 
 
@@ -194,7 +216,9 @@ class Fabricate:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def __call__(self, name: str, skill: float, *, arm: str = "ccaco", seed: int = 0, stage: str = "two-stage", **more: Any) -> Path:
+    def __call__(
+        self, name: str, skill: float, *, arm: str = "ccaco", seed: int = 0, stage: str = "two-stage", **more: Any
+    ) -> Path:
         """``skill`` is added to the score of the right answer; equal seeds share their noise. ``more``: dataset, data, facts, strata,
         config (dotted settings), small (add the stage that all arms share), root."""
         from dataclasses import asdict
@@ -210,14 +234,37 @@ class Fabricate:
             results["test.small"] = self.evaluation(skill, seed, 20, "first-20")
         for key, measured in results.items():
             split, _, how = key.partition(".")
-            body = {"split": split, "stage": how, "arm": arm, "seed": seed, "dataset": dataset, "data": data, "weight": 0.5}
+            body = {
+                "split": split,
+                "stage": how,
+                "arm": arm,
+                "seed": seed,
+                "dataset": dataset,
+                "data": data,
+                "weight": 0.5,
+            }
             rows = measured.pools[0][0]
             body |= {**measured.as_dict(), "strata": {k: list(v)[:rows] for k, v in more.get("strata", {}).items()}}
             body |= {"per_item": more.get("items", {})}
             manifest.write_json(folder / "results" / f"{key}.json", body)
         config = override(RunConfig(dataset=dataset, arm=arm, seed=seed), more.get("config", {}))
-        fitted = {"steps": 100, "seconds": 10.0 + seed, "samples_per_second": 5.0, "memory": 50.0, "best": 1.0, "best_epoch": 0}
-        facts = {"name": name, "arm": arm, "seed": seed, "fitted": fitted, "headline": stage, "weight": 0.5, "parameters": 7}
+        fitted = {
+            "steps": 100,
+            "seconds": 10.0 + seed,
+            "samples_per_second": 5.0,
+            "memory": 50.0,
+            "best": 1.0,
+            "best_epoch": 0,
+        }
+        facts = {
+            "name": name,
+            "arm": arm,
+            "seed": seed,
+            "fitted": fitted,
+            "headline": stage,
+            "weight": 0.5,
+            "parameters": 7,
+        }
         facts |= {
             "metrics": {k: v.metrics for k, v in results.items()},
             "warnings": [],
@@ -239,7 +286,11 @@ class Fabricate:
         rng = np.random.default_rng(seed)
         picture, caption = np.arange(self.PICTURES), np.repeat(np.arange(self.PICTURES), self.CAPTIONS)
         score = rng.normal(size=(len(picture), len(caption))) + skill * (picture[:, None] == caption)
-        score, one, other = score[:pictures, : pictures * self.CAPTIONS], picture[:pictures], caption[: pictures * self.CAPTIONS]
+        score, one, other = (
+            score[:pictures, : pictures * self.CAPTIONS],
+            picture[:pictures],
+            caption[: pictures * self.CAPTIONS],
+        )
         both = ranks(lambda rows: score[rows], one, other), ranks(lambda rows: score.T[rows], other, one)
         return replace(evaluate("full", one, other, lambda pool: both), protocol=protocol)
 

@@ -18,7 +18,13 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tests.conftest", "ccaco_cli.core.workflows.ablate", "ccaco_cli.core.retrieval.export", "onnxscript", "onnxruntime"]
+    [
+        "tests.conftest",
+        "ccaco_cli.core.workflows.ablate",
+        "ccaco_cli.core.retrieval.export",
+        "onnxscript",
+        "onnxruntime",
+    ]
 )
 
 

@@ -26,7 +26,9 @@ def sound(samples: Any, rate: int, kind: str = "wav") -> bytes:
     return out.getvalue()
 
 
-def film(seconds: float = 1.0, fps: int = 8, side: int = 32, samples: Any = None, rate: int = 16_000, stripe: bool = False) -> bytes:
+def film(
+    seconds: float = 1.0, fps: int = 8, side: int = 32, samples: Any = None, rate: int = 16_000, stripe: bool = False
+) -> bytes:
     """An MP4 whose frame k is all of grey 10 * k + 20 (``stripe``: its left quarter white); with a sound track of samples [channels, n]."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as file:

@@ -16,7 +16,9 @@ def test_version_and_help(ccaco: Callable[..., Any]) -> None:
     assert ccaco("--version").out == f"{__version__}\n"
     for arguments in (("-h",), ("--help",), ()):
         done = ccaco(*arguments)
-        assert all(name in done.out + done.err for name in ("prepare", "train", "ablate", "embed", "retrieve", "report"))
+        assert all(
+            name in done.out + done.err for name in ("prepare", "train", "ablate", "embed", "retrieve", "report")
+        )
 
 
 def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

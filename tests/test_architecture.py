@@ -21,7 +21,9 @@ LEVELS = {
     "losses": 1,
     "data": 1,
 }
-"""Package of ``core`` -> level. A module imports modules of its own package and of lower levels; modules directly in ``core`` are level 0."""
+"""Package of ``core`` -> level.
+
+A module imports modules of its own package and of lower levels; modules directly in ``core`` are level 0."""
 TERMINAL = ("typer", "rich", "matplotlib", "ccaco_cli.commands", "ccaco_cli.view", "ccaco_cli.app")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -50,7 +52,9 @@ def test_core_imports_downward_only(path: Path) -> None:
         if not name.startswith("ccaco_cli.core."):
             continue
         there = package_of(tuple(name.split(".")[2:]))
-        assert here == there or LEVELS.get(there, 0) < LEVELS.get(here, 0), f"{here or 'level 0'} imports {there}: {name}"
+        assert here == there or LEVELS.get(there, 0) < LEVELS.get(here, 0), (
+            f"{here or 'level 0'} imports {there}: {name}"
+        )
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "view"], ids=lambda p: p.name)
@@ -62,14 +66,18 @@ def test_only_step_joins_model_and_losses() -> None:
     both = []
     for path in MODULES:
         names = imports(path)
-        if any(n.startswith("ccaco_cli.core.model") for n in names) and any(n.startswith("ccaco_cli.core.losses") for n in names):
+        if any(n.startswith("ccaco_cli.core.model") for n in names) and any(
+            n.startswith("ccaco_cli.core.losses") for n in names
+        ):
             both.append(path.relative_to(PACKAGE).as_posix())
     # the loop asks losses only for the weights of the day, and its state holds the balance that learns them
     assert sorted(both) == ["core/training/loop.py", "core/training/state.py", "core/training/step.py"]
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in MODULES if p.parent.name == "commands" and p.name not in ("__init__.py", "options.py")], ids=lambda p: p.name
+    "path",
+    [p for p in MODULES if p.parent.name == "commands" and p.name not in ("__init__.py", "options.py")],
+    ids=lambda p: p.name,
 )
 def test_commands_are_thin(path: Path) -> None:
     function = next(n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef))

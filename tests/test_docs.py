@@ -42,7 +42,9 @@ def check(line: str) -> None:
         assert name in ("--help", "-h", "--version"), line
         return
     assert name in COMMANDS, f"no such command: {line}"
-    options = {option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
+    options = {
+        option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help", "-h"}
     for word, following in zip(given, [*given[1:], ""], strict=False):
         if word.startswith("--") or re.fullmatch(r"-[a-z]", word):
             assert word.split("=")[0] in options, f"no option {word}: {line}"
@@ -54,7 +56,11 @@ def check(line: str) -> None:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    for path in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/**/*.sh"))]:
+    for path in [
+        *sorted(ROOT.glob("*.md")),
+        *sorted(ROOT.glob("docs/**/*.md")),
+        *sorted(ROOT.glob("examples/**/*.sh")),
+    ]:
         yield path.relative_to(ROOT).as_posix(), path.read_text("utf-8")
     for name, command in COMMANDS.items():
         yield f"ccaco {name} --help", inspect.cleandoc(command.help)
@@ -82,19 +88,26 @@ def test_the_next_steps_of_errors_exist() -> None:
     lines = []
     for path in sorted((ROOT / "ccaco_cli").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"ccaco [a-z]+( |$)", node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.match(r"ccaco [a-z]+( |$)", node.value)
+            ):
                 lines.append(node.value.replace("'", "").replace('"', ""))
             elif isinstance(node, ast.JoinedStr):
                 whole = "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
                 lines += [
-                    line.replace('"', "") for line in re.findall(r"ccaco (?:prepare|train|ablate|embed|retrieve|report) [^,;(]*", whole)
+                    line.replace('"', "")
+                    for line in re.findall(r"ccaco (?:prepare|train|ablate|embed|retrieve|report) [^,;(]*", whole)
                 ]
     assert len(lines) > 10
     for line in lines:
         check(line)
 
 
-@pytest.mark.parametrize("line", ["ccaco trian", "ccaco train --betta 1", "ccaco train --set loss.bta=1", "ccaco retrieve 'x"])
+@pytest.mark.parametrize(
+    "line", ["ccaco trian", "ccaco train --betta 1", "ccaco train --set loss.bta=1", "ccaco retrieve 'x"]
+)
 def test_this_test_can_fail(line: str) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(line)

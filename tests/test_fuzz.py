@@ -19,7 +19,10 @@ def test_five_hundred_damaged_files() -> None:
     command = [sys.executable, "-m", "examples.benchmarks.fuzz", "--inputs", "500"]
     done = subprocess.run(command, cwd=Path(fuzz.__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = re.fullmatch(r"inputs 500, clear refusals (\d+), accepted (\d+), tracebacks 0, hangs 0, crashes 0", done.stdout.splitlines()[-1])
+    told = re.fullmatch(
+        r"inputs 500, clear refusals (\d+), accepted (\d+), tracebacks 0, hangs 0, crashes 0",
+        done.stdout.splitlines()[-1],
+    )
     assert told, done.stdout
     refused, accepted = map(int, told.groups())
     assert refused > 100 and accepted > 20, done.stdout

@@ -16,7 +16,11 @@ from ccaco_cli.core.escape import cell, printable
 from ccaco_cli.view import tables
 
 PACKAGE = Path(__file__).parents[1] / "ccaco_cli"
-NEEDS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False)}
+NEEDS = {
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
 FORBIDDEN = ("eval", "exec", "pickle.load", "pickle.loads", "os.system", "yaml.load", "joblib.load", "torch.hub.load")
 
 
@@ -29,7 +33,9 @@ def test_nothing_in_the_package_runs_what_a_file_says(path: Path) -> None:
     for name, call in calls(path):
         given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
         assert name not in FORBIDDEN, f"{path}:{call.lineno} {name}"
-        assert not name.endswith(("extractall", "all_gather_object", "broadcast_object_list")), f"{path}:{call.lineno} {name}"
+        assert not name.endswith(("extractall", "all_gather_object", "broadcast_object_list")), (
+            f"{path}:{call.lineno} {name}"
+        )
         assert given.get("trust_remote_code") in (None, False), f"{path}:{call.lineno}"
         assert given.get("shell") in (None, False), f"{path}:{call.lineno}"
         if name in NEEDS:
@@ -47,8 +53,21 @@ def test_no_network_unless_a_hub_name_was_asked_for(
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
-    small = ["--set", "model.width=16", "--set", "model.image.size=32", "--set", "optim.steps=1", "--batch-size", 4, "--device", "cpu"]
-    assert ccaco("prepare", "scenes", "--limit", 9, "--image-size", 32, "--out", tmp_path / "d", "--workers", 0).code == 0
+    small = [
+        "--set",
+        "model.width=16",
+        "--set",
+        "model.image.size=32",
+        "--set",
+        "optim.steps=1",
+        "--batch-size",
+        4,
+        "--device",
+        "cpu",
+    ]
+    assert (
+        ccaco("prepare", "scenes", "--limit", 9, "--image-size", 32, "--out", tmp_path / "d", "--workers", 0).code == 0
+    )
     assert ccaco("train", "--dataset", tmp_path / "d", *small, "--logs", tmp_path, "--name", "r").code == 0
     assert ccaco("retrieve", "a red cat", "--index", index).code == 0
 
@@ -58,7 +77,9 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07 \x9b31m =1+1 \u202egpj.exe"
 
 @pytest.mark.parametrize("format", tables.FORMATS)
 def test_captions_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str], format: str) -> None:
-    tables.show([{"id": "a", "text": [HOSTILE, "b"]}, {"id": HOSTILE, "text": "c"}], ("id", "text"), format, title=HOSTILE)
+    tables.show(
+        [{"id": "a", "text": [HOSTILE, "b"]}, {"id": HOSTILE, "text": "c"}], ("id", "text"), format, title=HOSTILE
+    )
     shown = capsys.readouterr().out
     assert not any((ord(letter) < 32 and letter != "\n") or 127 <= ord(letter) < 160 for letter in shown)
     if format == "json":
@@ -77,7 +98,11 @@ def test_spreadsheets_find_no_formula(text: str, tmp_path: Path) -> None:
     from ccaco_cli.core.data.dataset_stats import _csv
 
     row = list(
-        csv.reader(_csv(["id", "split", "reason", "where"], [[text, "train", "missing file", text]]).decode().splitlines(keepends=True))
+        csv.reader(
+            _csv(["id", "split", "reason", "where"], [[text, "train", "missing file", text]])
+            .decode()
+            .splitlines(keepends=True)
+        )
     )[1]
     assert not row[0].startswith(("=", "+", "-", "@", "\t", "\r"))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ccaco_cli.core.model.towers.precision import Narrow
+from ccaco_cli.core.model.towers.precision import ReducedPrecision
 from ccaco_cli.core.model.towers.tower import Tower
 
 
@@ -14,7 +14,9 @@ def check_narrow(tower: Tower, inputs: dict[str, Any]) -> None:
     """In bf16 a tower gives the same tokens to 1e-3 of cosine, as float32, and is itself left as it was."""
     before = {name: tensor.clone() for name, tensor in tower.module.state_dict().items()}
     with torch.no_grad():
-        whole, found = (module.eval()(inputs) for module in (tower.module, Narrow(tower.module, torch.bfloat16)))
+        whole, found = (
+            module.eval()(inputs) for module in (tower.module, ReducedPrecision(tower.module, torch.bfloat16))
+        )
     assert found.tokens.dtype == found.pooled.dtype == torch.float32
     assert torch.equal(found.mask, whole.mask)
     assert not torch.equal(found.tokens, whole.tokens)

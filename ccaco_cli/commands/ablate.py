@@ -15,14 +15,18 @@ def ablate(
     arms: Annotated[
         str,
         typer.Option(
-            "--arms", help="all, baselines, fusion, ablation, attention, balance, domain, classifiers, or names, with commas between them."
+            "--arms",
+            help="all, baselines, fusion, ablation, attention, balance, domain, classifiers, or names, with commas between them.",
         ),
     ] = "ccaco,clip,-contrastive",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every arm.")] = 3,
     grid: Annotated[
         Path | None,
         typer.Option(
-            "--grid", metavar="FILE", help="TOML: a table [grid] of settings and the values to try with every arm.", show_default=False
+            "--grid",
+            metavar="FILE",
+            help="TOML: a table [grid] of settings and the values to try with every arm.",
+            show_default=False,
         ),
     ] = None,
     ensemble: Annotated[
@@ -63,12 +67,16 @@ def ablate(
     wd: options.Wd = None,
     warmup: options.Warmup = None,
     precision: options.Precision = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the ablation.", show_default="DATASET-ablation")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the ablation.", show_default="DATASET-ablation")
+    ] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
     config: options.ConfigFile = None,
     set_: options.Settings = None,
     device: options.TrainDevice = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Arms trained at once on a CPU, each with its share of the cores.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Arms trained at once on a CPU, each with its share of the cores.")
+    ] = 1,
     workers: options.Workers = None,
     data: options.Data = Path("data"),
     shown: options.Shown = None,
@@ -85,12 +93,12 @@ def ablate(
     """
     from ccaco_cli.core.experiments import arms as known
     from ccaco_cli.core.experiments.grid import read_grid
-    from ccaco_cli.core.experiments.request import Asked
+    from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.workflows.ablate import ablate as workflow
     from ccaco_cli.view import progress, results
 
     folder = logs / (name or f"{Path(dataset).name}-ablation")
-    asked = Asked(dataset, "ccaco", options.file_settings(config), options.settings(set_, locals()))
+    asked = TrainRequest(dataset, "ccaco", options.file_settings(config), options.settings(set_, locals()))
     values = read_grid(grid) if grid else None
     with progress.bar("ablate") as tell:
         found = workflow(

@@ -14,21 +14,33 @@ def embed(
     run: Annotated[Path, typer.Option("--run", help="A finished run.")],
     dataset: options.Dataset = "scenes",
     split: Annotated[str, typer.Option("--split", help="Which part of the data set.")] = "test",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the shards.", show_default="embeddings/RUN-DATASET-SPLIT")] = None,
-    index: Annotated[Path | None, typer.Option("--index", help="Also build a self-contained index here.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the shards.", show_default="embeddings/RUN-DATASET-SPLIT")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Also build a self-contained index here.", show_default=False)
+    ] = None,
     index_type: Annotated[
-        str, typer.Option("--index-type", help="How vectors are searched: auto (exact below a million), flat, ivf, hnsw, ivfpq.")
+        str,
+        typer.Option(
+            "--index-type", help="How vectors are searched: auto (exact below a million), flat, ivf, hnsw, ivfpq."
+        ),
     ] = "auto",
     store_tokens: Annotated[
         str, typer.Option("--store-tokens", help="How the index keeps tokens for reranking: float16, int8 or none.")
     ] = "float16",
     store_grid: Annotated[
-        int, typer.Option("--store-grid", min=0, help="Most patch tokens kept of a picture, average-pooled.", show_default="all")
+        int,
+        typer.Option(
+            "--store-grid", min=0, help="Most patch tokens kept of a picture, average-pooled.", show_default="all"
+        ),
     ] = 0,
     precision: Annotated[
         str, typer.Option("--precision", help="Of the towers: auto (bf16 where that is faster), fp32, bf16 or fp16.")
     ] = "auto",
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Replace an index that is there; who reads it is not disturbed.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Replace an index that is there; who reads it is not disturbed.")
+    ] = False,
     verify: options.Verify = "quick",
     device: options.Device = "auto",
     data: options.Data = Path("data"),
@@ -47,7 +59,12 @@ def embed(
     from ccaco_cli.view import progress
 
     out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"
-    kept: dict[str, Any] = {"index_type": index_type, "store_tokens": store_tokens, "store_grid": store_grid, "precision": precision}
+    kept: dict[str, Any] = {
+        "index_type": index_type,
+        "store_tokens": store_tokens,
+        "store_grid": store_grid,
+        "precision": precision,
+    }
     with progress.bar("embed") as tell:
         found = workflow(
             run,

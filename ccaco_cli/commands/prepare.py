@@ -12,39 +12,73 @@ from ccaco_cli.commands import options
 
 def prepare(
     name: Annotated[
-        str | None, typer.Argument(help="A source: scenes, flickr8k, coco, table, hub:NAME ... (see --list).", show_default=False)
+        str | None,
+        typer.Argument(help="A source: scenes, flickr8k, coco, table, hub:NAME ... (see --list).", show_default=False),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--source", help="The published folder or file, or a pattern of tar files.", show_default=False)
+        Path | None,
+        typer.Option("--source", help="The published folder or file, or a pattern of tar files.", show_default=False),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the data set goes.", show_default="data/NAME")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the data set goes.", show_default="data/NAME")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.", show_default=False)
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=8, help="Re-encode larger pictures and films to this short side.", show_default=False)
+        int | None,
+        typer.Option(
+            "--image-size", min=8, help="Re-encode larger pictures and films to this short side.", show_default=False
+        ),
     ] = None,
-    image_key: Annotated[str | None, typer.Option("--csv-img-key", help="table: column of picture paths.", show_default="filepath")] = None,
-    caption_key: Annotated[str | None, typer.Option("--csv-caption-key", help="table: column of captions.", show_default="title")] = None,
-    separator: Annotated[str | None, typer.Option("--csv-separator", help="table: column separator.", show_default="by header")] = None,
+    image_key: Annotated[
+        str | None, typer.Option("--csv-img-key", help="table: column of picture paths.", show_default="filepath")
+    ] = None,
+    caption_key: Annotated[
+        str | None, typer.Option("--csv-caption-key", help="table: column of captions.", show_default="title")
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option("--csv-separator", help="table: column separator.", show_default="by header")
+    ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="OURS=THEIRS", help="table, hub: where image, caption, split, domain, label or group is."),
+        typer.Option(
+            "--column",
+            metavar="OURS=THEIRS",
+            help="table, hub: where image, caption, split, domain, label or group is.",
+        ),
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option("--template", help="imagefolder, audiofolder, hub: the caption of a class.", show_default="a photo of a {} ..."),
+        typer.Option(
+            "--template",
+            help="imagefolder, audiofolder, hub: the caption of a class.",
+            show_default="a photo of a {} ...",
+        ),
     ] = None,
     unpaired: Annotated[
         str | None,
-        typer.Option("--unpaired-domains", metavar="NAME,...", help="Domains whose pictures may be without captions.", show_default=False),
+        typer.Option(
+            "--unpaired-domains",
+            metavar="NAME,...",
+            help="Domains whose pictures may be without captions.",
+            show_default=False,
+        ),
     ] = None,
-    fold: Annotated[int, typer.Option("--fold", min=0, help="audiofolder: the test fold of a set in folds; 0 = the last.")] = 0,
+    fold: Annotated[
+        int, typer.Option("--fold", min=0, help="audiofolder: the test fold of a set in folds; 0 = the last.")
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
-    max_rejects: Annotated[str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")] = "1%",
+    max_rejects: Annotated[
+        str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")
+    ] = "1%",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Processes that check samples (0 = this one).", show_default="all cores")
+        int | None,
+        typer.Option("--workers", min=0, help="Processes that check samples (0 = this one).", show_default="all cores"),
     ] = None,
     preview: Annotated[
-        Path | None, typer.Option("--preview", metavar="FILE", help="Draw some samples into FILE.png.", show_default=False)
+        Path | None,
+        typer.Option("--preview", metavar="FILE", help="Draw some samples into FILE.png.", show_default=False),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the sources and what each expects to find.")] = False,
     shown: options.Shown = None,
@@ -65,7 +99,9 @@ def prepare(
     if list_ or name is None:
         tables.show(workflow.listing(), ("name", "modalities", "expects"), shown, "Sources")
         return
-    columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v} | options.pairs(column, "--column")
+    columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v} | options.pairs(
+        column, "--column"
+    )
     size = image_size or 64
     out = out or Path("data") / workflow.out_name(name)
     if preview:

@@ -41,7 +41,10 @@ def report(
     on: Annotated[
         str | None,
         typer.Option(
-            "--on", metavar="DATASET", help="Score the runs on this prepared data set first (once), and report that.", show_default=False
+            "--on",
+            metavar="DATASET",
+            help="Score the runs on this prepared data set first (once), and report that.",
+            show_default=False,
         ),
     ] = None,
     data: options.Data = Path("data"),
@@ -58,9 +61,14 @@ def report(
     compare: Annotated[
         bool, typer.Option("--compare", help="The two runs (or results) given, metric by metric, with a paired test.")
     ] = False,
-    stages: Annotated[bool, typer.Option("--stages", help="Cosine and two-stage rows, not only the run's own score.")] = False,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Cosine and two-stage rows, not only the run's own score.")
+    ] = False,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="STRATUM", help="Divide the queries, e.g. by 'things' in the picture.", show_default=False)
+        str | None,
+        typer.Option(
+            "--by", metavar="STRATUM", help="Divide the queries, e.g. by 'things' in the picture.", show_default=False
+        ),
     ] = None,
     metric: options.Metric = "R-sum",
     reference: options.Reference = None,
@@ -74,7 +82,8 @@ def report(
         ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE.html", help="Write one self-contained page.", show_default=False)
+        Path | None,
+        typer.Option("--html", metavar="FILE.html", help="Write one self-contained page.", show_default=False),
     ] = None,
     figure: Annotated[
         tuple[Figure, Path] | None,
@@ -105,8 +114,10 @@ def report(
         from ccaco_cli.core.experiments import cross_dataset
 
         with progress.bar(f"score on {on}") as tell:
-            runs = cross_dataset.on(runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell)
-    asked = report_tables.Asked(runs, split, stages, by, metric, reference)
+            runs = cross_dataset.on(
+                runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell
+            )
+    asked = report_tables.ReportRequest(runs, split, stages, by, metric, reference)
     if watch:
         from ccaco_cli.view import watch as watching
 

@@ -12,29 +12,41 @@ from ccaco_cli.commands import options
 
 
 def retrieve(
-    query: Annotated[list[str] | None, typer.Argument(help="Sentences, or - for one a line from stdin.", show_default=False)] = None,
+    query: Annotated[
+        list[str] | None, typer.Argument(help="Sentences, or - for one a line from stdin.", show_default=False)
+    ] = None,
     index: Annotated[Path, typer.Option("--index", "-i", help="An index that 'embed' made.")] = ...,  # type: ignore[assignment]
     image: Annotated[
-        Path | None, typer.Option("--image", help="A picture instead of a sentence: finds captions.", show_default=False)
+        Path | None,
+        typer.Option("--image", help="A picture instead of a sentence: finds captions.", show_default=False),
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="A sound (of a film, its sound track): finds films, or captions.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--audio", help="A sound (of a film, its sound track): finds films, or captions.", show_default=False
+        ),
     ] = None,
     video: Annotated[Path | None, typer.Option("--video", help="A film: finds sounds.", show_default=False)] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Answers a query.")] = 10,
     rerank: Annotated[
         int | None,
-        typer.Option("--rerank", min=0, help="Candidates that cross-attention reorders; 0 = none.", show_default="as in the run"),
+        typer.Option(
+            "--rerank", min=0, help="Candidates that cross-attention reorders; 0 = none.", show_default="as in the run"
+        ),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Write the answers as a contact sheet (.png, .pdf, .svg).", show_default=False)
+        Path | None,
+        typer.Option("--save", help="Write the answers as a contact sheet (.png, .pdf, .svg).", show_default=False),
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option("--explain", metavar="FOLDER", help="Draw which words met which patches of each answer.", show_default=False),
+        typer.Option(
+            "--explain", metavar="FOLDER", help="Draw which words met which patches of each answer.", show_default=False
+        ),
     ] = None,
     explain_method: Annotated[
-        str, typer.Option("--explain-method", help="attention, or gradient (attention weighted by what raised the score).")
+        str,
+        typer.Option("--explain-method", help="attention, or gradient (attention weighted by what raised the score)."),
     ] = "attention",
     verify: options.Verify = "quick",
     shown: options.Shown = None,
@@ -52,7 +64,9 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import figures, progress, results
 
-    files = {modality: file for modality, file in (("image", image), ("audio", audio), ("video", video)) if file is not None}
+    files = {
+        modality: file for modality, file in (("image", image), ("audio", audio), ("video", video)) if file is not None
+    }
     if bool(query) + len(files) != 1:
         raise DataError(
             "two kinds of query" if query or files else "nothing to look for",
@@ -75,7 +89,9 @@ def retrieve(
         from ccaco_cli.view import heat
 
         asked = next(iter(files), "text")
-        found = (one for q, hits in answers for one in explained(opened, asked, files.get(asked, q), hits, explain_method))
+        found = (
+            one for q, hits in answers for one in explained(opened, asked, files.get(asked, q), hits, explain_method)
+        )
         with progress.bar("explain") as tell:
             heat.write(explain, found, sum(len(hits) for _, hits in answers), tell)
     results.show_answers(answers, shown)

@@ -51,20 +51,28 @@ def train(
     accum_freq: options.Accum = None,
     grad_checkpointing: options.Checkpointing = None,
     torchcompile: options.Compile = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and sampling.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of weights, order and sampling.", show_default="0")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
     resume: Annotated[
-        str | None, typer.Option("--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False)
+        str | None,
+        typer.Option(
+            "--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False
+        ),
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say what a step would cost, and what to change when it does not fit.")
+        bool,
+        typer.Option("--estimate", help="Only say what a step would cost, and what to change when it does not fit."),
     ] = False,
     accept: Annotated[
-        bool, typer.Option("--accept-changes", help="Resume although settings, data set or processes changed; says which.")
+        bool,
+        typer.Option("--accept-changes", help="Resume although settings, data set or processes changed; says which."),
     ] = False,
     minutes: Annotated[
-        float, typer.Option("--save-every-minutes", min=0, help="Checkpoints within an epoch too.", show_default="each epoch")
+        float,
+        typer.Option("--save-every-minutes", min=0, help="Checkpoints within an epoch too.", show_default="each epoch"),
     ] = 0.0,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints that stay, besides the best.")] = 1,
     parallel: options.Parallel = None,
@@ -77,7 +85,8 @@ def train(
     workers: options.Workers = None,
     data: options.Data = Path("data"),
     report_to: Annotated[
-        list[ReportTo] | None, typer.Option("--report-to", help="Also log to tensorboard or wandb (again for both).", show_default=False)
+        list[ReportTo] | None,
+        typer.Option("--report-to", help="Also log to tensorboard or wandb (again for both).", show_default=False),
     ] = None,
     shown: options.Shown = None,
 ) -> None:
@@ -92,7 +101,7 @@ def train(
     """
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.experiments.methods import CUT
-    from ccaco_cli.core.experiments.request import Asked
+    from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.training.state import Saving
     from ccaco_cli.core.workflows import report
@@ -101,7 +110,7 @@ def train(
 
     if resume not in (None, "latest"):
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
-    asked = Asked(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
+    asked = TrainRequest(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
     if estimate:
         from ccaco_cli.core.experiments.estimate import estimate as cost
 

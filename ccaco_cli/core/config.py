@@ -301,7 +301,11 @@ def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
     towers = [config.model.tower(m) for m in modalities]
     if all(t.lock for t in towers):
         return "locked"
-    scratch = all(t.spec.removeprefix("frames:").partition(":")[0] == "tiny" or t.spec.endswith("@none") for t in towers if not t.lock)
+    scratch = all(
+        t.spec.removeprefix("frames:").partition(":")[0] == "tiny" or t.spec.endswith("@none")
+        for t in towers
+        if not t.lock
+    )
     return "scratch" if scratch else "finetune"
 
 
@@ -310,9 +314,13 @@ def load(path: Path) -> dict[str, Any]:
     try:
         nested = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError("no such config file", where=path, expected="a TOML file", next="ccaco train --help") from None
+        raise ConfigError(
+            "no such config file", where=path, expected="a TOML file", next="ccaco train --help"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file") from None
+        raise ConfigError(
+            f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not TOML ({error})", where=path) from None
     return flatten(nested)
@@ -380,7 +388,9 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace(
+            "\x7f", "\\u007f"
+        )  # TOML's basic strings are JSON's, but for DEL
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     return repr(value)
@@ -390,7 +400,9 @@ def _set(config: Any, path: list[str], value: Any, full: str) -> Any:
     name, rest = path[0], path[1:]
     known = [f.name for f in fields(config)]
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(full.split(".")[-1], _all_keys(), 1)
+        near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
+            full.split(".")[-1], _all_keys(), 1
+        )
         hint = f"did you mean {full[: full.rfind(name)] + near[0] if near[0] in known else near[0]}?" if near else None
         raise ConfigError("unknown config key", where=full, expected=f"one of {', '.join(known)}", next=hint)
     current = getattr(config, name)
@@ -400,7 +412,9 @@ def _set(config: Any, path: list[str], value: Any, full: str) -> Any:
         return replace(config, **{name: _set(current, rest, value, full)})
     if is_dataclass(current):
         raise ConfigError(
-            "this config key is a table", where=full, expected=f"{full}.KEY with KEY one of {', '.join(f.name for f in fields(current))}"
+            "this config key is a table",
+            where=full,
+            expected=f"{full}.KEY with KEY one of {', '.join(f.name for f in fields(current))}",
         )
     return replace(config, **{name: _coerce(value, get_type_hints(type(config))[name], current, full)})
 

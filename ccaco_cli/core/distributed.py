@@ -69,7 +69,9 @@ def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store: Any = dist.TCPStore(address, port, size, here == 0 and not hosted, limit, wait_for_workers=False)  # type: ignore[attr-defined]
         store = dist.PrefixStore(f"ccaco/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=here, world_size=size, timeout=limit)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=here, world_size=size, timeout=limit
+        )
     except (KeyError, ValueError, RuntimeError) as error:
         what = f"the processes cannot meet ({' '.join(str(error).split())[:120]})"
         raise ConfigError(what, expected="torchrun --nproc-per-node N -m ccaco_cli ...") from None

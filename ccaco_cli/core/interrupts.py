@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
-class Asked:
+class StopSignal:
     """signal  the number of the one that came, 0 = none"""
 
     signal: int = 0
@@ -32,9 +32,9 @@ def ended(number: int, saved: str) -> Interrupted:
 
 
 @contextmanager
-def listening() -> Iterator[Asked]:
+def listening() -> Iterator[StopSignal]:
     """For the time of a block signals are noted; a second one ends the process at once. Only the main thread can listen."""
-    asked = Asked()
+    asked = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return

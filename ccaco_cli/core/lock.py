@@ -32,7 +32,9 @@ def held(folder: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise DataError(
-            f"another process is writing this {what} ({_holder(note)})", where=folder, next="wait for it, or use another name"
+            f"another process is writing this {what} ({_holder(note)})",
+            where=folder,
+            next="wait for it, or use another name",
         ) from None
     try:
         for leftover in folder.parent.glob(f".{note.name}.*.tmp"):  # of a holder that was killed

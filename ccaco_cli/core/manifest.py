@@ -203,22 +203,32 @@ def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
         if not shapes or any("sha256" not in one for one in found.inputs.values()):
             raise ValueError("other content")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError) as error:
-        raise ManifestError(f"unreadable manifest ({error})", where=path / NAME, expected=f"a {kind}", next=make) from None
+        raise ManifestError(
+            f"unreadable manifest ({error})", where=path / NAME, expected=f"a {kind}", next=make
+        ) from None
     if found.kind != kind:
         raise ManifestError(f"this is a {found.kind}", where=path, expected=f"a {kind}", next=make)
     if schema != SCHEMA:
         age, mend = ("a newer", "pip install -U ccaco") if schema > SCHEMA else ("an older", make)
-        raise ManifestError(f"made by {age} ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next=mend)
+        raise ManifestError(
+            f"made by {age} ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next=mend
+        )
     if body.get("seal") != seal(body):
-        raise ManifestError("this manifest was altered", where=path / NAME, expected=f"a {kind} as ccaco wrote it", next=make)
+        raise ManifestError(
+            "this manifest was altered", where=path / NAME, expected=f"a {kind} as ccaco wrote it", next=make
+        )
     for name, size, digest in named:
         file = path / name
         if not (path / name).resolve().is_relative_to(path.resolve()):
-            raise ManifestError("a file of this artefact lies outside it", where=name, expected=f"files in {path}", next=make)
+            raise ManifestError(
+                "a file of this artefact lies outside it", where=name, expected=f"files in {path}", next=make
+            )
         if not file.is_file():
             raise ManifestError("a file of this artefact is missing", where=file, expected=f"{size} bytes", next=make)
         if file.stat().st_size != size or (verify == FULL and sha256(file) != digest):
-            raise ManifestError("a file of this artefact was altered", where=file, expected=f"sha256 {digest[:12]}", next=make)
+            raise ManifestError(
+                "a file of this artefact was altered", where=file, expected=f"sha256 {digest[:12]}", next=make
+            )
     return found
 
 

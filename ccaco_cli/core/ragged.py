@@ -63,7 +63,11 @@ class Growing:
     def _head(self) -> None:
         assert self.like is not None
         self.file.seek(0)
-        head = {"descr": np.lib.format.dtype_to_descr(self.like.dtype), "fortran_order": False, "shape": (self.rows, *self.like.shape[1:])}
+        head = {
+            "descr": np.lib.format.dtype_to_descr(self.like.dtype),
+            "fortran_order": False,
+            "shape": (self.rows, *self.like.shape[1:]),
+        }
         np.lib.format.write_array_header_1_0(self.file, head)
 
 
@@ -73,7 +77,9 @@ def _none_of(path: Path) -> Array:
     return np.zeros((0, *found.shape[1:]), found.dtype)
 
 
-def write(folder: Path, rows: int, make: Callable[[int], tuple[Array, Mapping[str, Array], Mapping[str, Array]]]) -> None:
+def write(
+    folder: Path, rows: int, make: Callable[[int], tuple[Array, Mapping[str, Array], Mapping[str, Array]]]
+) -> None:
     """Writes rows to a folder some at a time; what a killed writer had finished there stays, and is not made again.
 
     make  number of the first row that is wanted -> (how many values each of the next k rows has [k], the arrays of their values by name

@@ -101,7 +101,9 @@ def available_memory(device: Any) -> int:
     rooms = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        rooms.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 + resident_memory())
+        rooms.append(
+            int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 + resident_memory()
+        )
     with contextlib.suppress(OSError, ValueError):  # a container without a limit says "max"
         rooms.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(rooms)

@@ -21,7 +21,7 @@ class OnProgress(Protocol):
     def __call__(self, done: int, total: int | None, facts: Mapping[str, Any]) -> None: ...
 
 
-def silent(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+def no_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
     """The ``OnProgress`` of a caller that does not listen."""
 
 

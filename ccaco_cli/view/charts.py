@@ -15,9 +15,9 @@ import numpy as np
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.reporting import comparison, inspection, page, report_tables
-from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.types import OnProgress, no_progress
 from ccaco_cli.view.tables import short
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -40,9 +40,23 @@ def style(ink: str = "black") -> Iterator[Any]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    inks = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"), ink)
-    rest = {"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
-    rest |= {"pdf.fonttype": 42, "legend.frameon": False, "legend.fontsize": 7, "lines.linewidth": 1.3, "svg.hashsalt": "ccaco"}
+    inks = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"), ink
+    )
+    rest = {
+        "font.size": 8,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+    }
+    rest |= {
+        "pdf.fonttype": 42,
+        "legend.frameon": False,
+        "legend.fontsize": 7,
+        "lines.linewidth": 1.3,
+        "svg.hashsalt": "ccaco",
+    }
     with plt.rc_context({**inks, **rest, "axes.prop_cycle": plt.cycler(color=COLOURS), "font.family": "sans-serif"}):
         yield plt
 
@@ -53,29 +67,47 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
 
     steps = {run: [entry for entry in entries if "validation" not in entry] for run, entries in logs.items()}
     named = {
-        key for entries in steps.values() for entry in entries[:1] + entries[-1:] for key, v in entry.items() if isinstance(v, int | float)
+        key
+        for entries in steps.values()
+        for entry in entries[:1] + entries[-1:]
+        for key, v in entry.items()
+        if isinstance(v, int | float)
     }
     named -= {"step", "epoch"}
     panels = [name for name in (*LOSSES, *SINGLE) if name in named] + sorted(named - {*LOSSES, *SINGLE})
     valid = {run: [entry for entry in entries if entry.get("validation")] for run, entries in logs.items()}
-    figures = [key for entries in valid.values() for entry in entries[:1] for key in entry["validation"] if key.endswith(("R-sum", "_R@1"))]
+    figures = [
+        key
+        for entries in valid.values()
+        for entry in entries[:1]
+        for key in entry["validation"]
+        if key.endswith(("R-sum", "_R@1"))
+    ]
     figures = list(dict.fromkeys(figures))
     count = max(1, len(panels) + len(figures))
     columns = min(4, count)
     lines = -(-count // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.3 * columns, 1.75 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.3 * columns, 1.75 * lines), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[count:]:
         axis.axis("off")
     for axis, name in zip(axes.flat, panels, strict=False):
         axis.set_title(name)
         for run, entries in steps.items():
-            axis.plot(*_binned([e["step"] for e in entries if name in e], [e[name] for e in entries if name in e]), label=run)
+            axis.plot(
+                *_binned([e["step"] for e in entries if name in e], [e[name] for e in entries if name in e]), label=run
+            )
     for axis, name in zip(axes.flat[len(panels) :], figures, strict=False):
         axis.set_title(f"validation {short(name)}")
         scale = 1 if name == "R-sum" else 100
         for run, entries in valid.items():
             axis.plot(
-                [e["step"] for e in entries], [scale * e["validation"].get(name, np.nan) for e in entries], marker="o", ms=2.5, label=run
+                [e["step"] for e in entries],
+                [scale * e["validation"].get(name, np.nan) for e in entries],
+                marker="o",
+                ms=2.5,
+                label=run,
             )
     if len(logs) > 1:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(logs)))
@@ -94,7 +126,9 @@ def recall(found: Mapping[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
     directions = list(next(iter(found.values())).evaluation.directions())
-    figure, axes = plt.subplots(1, len(directions), figsize=(6.4, 2.7), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(directions), figsize=(6.4, 2.7), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, direction in zip(axes[0], directions, strict=True):
         for (name, one), colour in zip(found.items(), COLOURS * len(found), strict=False):
             pools = one.evaluation.directions()[direction]
@@ -125,11 +159,20 @@ def strata(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Any:
         scale, most = (1, 600) if metric == "R-sum" else (100, 100)
         for number, (arm, colour) in enumerate(zip(arms, COLOURS * len(arms), strict=False)):
             mine = [row for row in rows if row["arm"] == arm]
-            x = [places[row[by]] + 0.04 * (number - (len(arms) - 1) / 2) for row in mine]  # side by side, so that no bar hides another
+            x = [
+                places[row[by]] + 0.04 * (number - (len(arms) - 1) / 2) for row in mine
+            ]  # side by side, so that no bar hides another
             axis.plot(x, [scale * row["value"] for row in mine], color=colour, marker=".", label=arm)
             for at, row in zip(x, mine, strict=True):
                 if row["low"] is not None:
-                    axis.vlines(at, max(0, scale * row["low"]), min(most, scale * row["high"]), color=colour, linewidth=2, alpha=0.5)
+                    axis.vlines(
+                        at,
+                        max(0, scale * row["low"]),
+                        min(most, scale * row["high"]),
+                        color=colour,
+                        linewidth=2,
+                        alpha=0.5,
+                    )
         axis.set_xticks(list(places.values()), [str(value) for value in places], parse_math=False)
         axis.set(title=short(metric), xlabel=by)
     axes[0, 0].set_ylabel("%, of R-sum the sum")
@@ -149,7 +192,15 @@ def confusion(names: Sequence[str], table: Any) -> Any:
     axis.set(xlabel="found first", ylabel="asked for")
     if len(names) <= 12:
         for (i, j), value in np.ndenumerate(np.asarray(table)):
-            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="black" if value > 0.6 else "white")
+            axis.text(
+                j,
+                i,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="black" if value > 0.6 else "white",
+            )
     figure.colorbar(shown, ax=axis, label="%", shrink=0.8)
     return figure
 
@@ -172,12 +223,27 @@ def plane(points_a: Any, points_b: Any, names: tuple[str, str], of_row: Sequence
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
-    axis.plot(*np.stack([points_a, points_b, np.full_like(points_a, np.nan)], 1).reshape(-1, 2).T, color="0.6", alpha=0.35, linewidth=0.4)
+    axis.plot(
+        *np.stack([points_a, points_b, np.full_like(points_a, np.nan)], 1).reshape(-1, 2).T,
+        color="0.6",
+        alpha=0.35,
+        linewidth=0.4,
+    )
     classes = sorted(set(of_row)) if of_row else [""]
     for name, colour in zip(classes, COLOURS * len(classes), strict=False):
         mine = np.array([value == name for value in of_row]) if of_row else np.ones(len(points_a), bool)
-        axis.scatter(*points_a[mine].T, s=11, color=colour, marker="o", linewidths=0, alpha=0.85, label=name or names[0])
-        axis.scatter(*points_b[mine].T, s=13, color=colour, marker="x", linewidths=0.8, alpha=0.85, label=None if name else names[1])
+        axis.scatter(
+            *points_a[mine].T, s=11, color=colour, marker="o", linewidths=0, alpha=0.85, label=name or names[0]
+        )
+        axis.scatter(
+            *points_b[mine].T,
+            s=13,
+            color=colour,
+            marker="x",
+            linewidths=0.8,
+            alpha=0.85,
+            label=None if name else names[1],
+        )
     axis.set(xticks=[], yticks=[])
     axis.set_xlabel(f"● {names[0]}   × {names[1]}")
     if len(classes) > 1:
@@ -185,20 +251,27 @@ def plane(points_a: Any, points_b: Any, names: tuple[str, str], of_row: Sequence
     return figure
 
 
-def _curves(asked: Asked, on_progress: OnProgress) -> Any:
+def _curves(asked: ReportRequest, on_progress: OnProgress) -> Any:
     return curves({run.name: page.log(run.path) for run in results.find(asked.paths) if run.path.is_dir()})
 
 
-def _recall(asked: Asked, on_progress: OnProgress) -> Any:
+def _recall(asked: ReportRequest, on_progress: OnProgress) -> Any:
     return recall({run.name: results.result(run, asked.split) for run in results.find(asked.paths)})
 
 
-def _strata(asked: Asked, on_progress: OnProgress) -> Any:
+def _strata(asked: ReportRequest, on_progress: OnProgress) -> Any:
     if asked.by is None:
-        raise DataError("by what shall the queries be divided", where="--figure strata", expected="a stratum", next="add --by things")
+        raise DataError(
+            "by what shall the queries be divided",
+            where="--figure strata",
+            expected="a stratum",
+            next="add --by things",
+        )
     runs = results.find(asked.paths)
     pools = results.by_pool(runs, asked.split)
-    (_, pool), shared = max(pools.items(), key=lambda item: len({one.run.label for one in item[1]}))  # the one that most arms have
+    (_, pool), shared = max(
+        pools.items(), key=lambda item: len({one.run.label for one in item[1]})
+    )  # the one that most arms have
     a, b = shared[0].evaluation.names
     wanted = [f"{b}_to_{a}_R@1", f"{a}_to_{b}_R@1", "R-sum"]
     wanted += ["binding_accuracy"] if all(one.items.get("binding") for one in shared) else []
@@ -209,11 +282,11 @@ def _strata(asked: Asked, on_progress: OnProgress) -> Any:
     return strata(found, asked.by)
 
 
-def _confusion(asked: Asked, on_progress: OnProgress) -> Any:
+def _confusion(asked: ReportRequest, on_progress: OnProgress) -> Any:
     return confusion(*inspection.confusion(_looked(asked, on_progress)))
 
 
-def _map(asked: Asked, on_progress: OnProgress) -> Any:
+def _map(asked: ReportRequest, on_progress: OnProgress) -> Any:
     looked = _looked(asked, on_progress)
     rows, one, other = inspection.plane(looked)
     try:
@@ -233,14 +306,18 @@ def domains(looks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
 
     lines = [(name, modality, of_run) for name, of_run in looks for modality in of_run["after"]]
     if not lines:
-        raise DataError("no embeddings of two domains to draw", where="--figure domains", expected="a run with a target domain")
+        raise DataError(
+            "no embeddings of two domains to draw", where="--figure domains", expected="a run with a target domain"
+        )
     figure, axes = plt.subplots(len(lines), 2, figsize=(9, 4.2 * len(lines)), squeeze=False, layout="constrained")
     for (name, modality, of_run), row in zip(lines, axes, strict=True):
         for axis, when in zip(row, ("before", "after"), strict=True):
             seen = of_run[when][modality]
             for domain, colour, marker in (("source", COLOURS[0], "o"), ("target", COLOURS[1], "^")):
                 points = [p for p, d in zip(seen["points"], seen["domain"], strict=True) if d == domain]
-                axis.scatter(*zip(*points, strict=True), s=10, c=colour, marker=marker, alpha=0.6, linewidths=0, label=domain)
+                axis.scatter(
+                    *zip(*points, strict=True), s=10, c=colour, marker=marker, alpha=0.6, linewidths=0, label=domain
+                )
             told = f"proxy A-distance {seen['proxy_a_distance']:.2f}, domains told apart {100 * seen['domain_accuracy']:.0f} %"
             axis.set_title(f"{name}, {modality}, {when} training\n{told}", parse_math=False)
             axis.set_xticks([])
@@ -249,18 +326,22 @@ def domains(looks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
     return figure
 
 
-def _domains(asked: Asked, on_progress: OnProgress) -> Any:
+def _domains(asked: ReportRequest, on_progress: OnProgress) -> Any:
     return domains(report_tables.looks(asked))
 
 
-def _looked(asked: Asked, on_progress: OnProgress) -> inspection.Looked:
+def _looked(asked: ReportRequest, on_progress: OnProgress) -> inspection.LoadedRun:
     found = results.find(asked.paths)
     if len(found) != 1:
-        raise DataError(f"{len(found)} runs, but this figure is of one model", where=", ".join(map(str, asked.paths)), expected="one run")
+        raise DataError(
+            f"{len(found)} runs, but this figure is of one model",
+            where=", ".join(map(str, asked.paths)),
+            expected="one run",
+        )
     return inspection.open_run(found[0], asked.split, on_progress)
 
 
-FIGURES: dict[str, Callable[[Asked, OnProgress], Any]] = {
+FIGURES: dict[str, Callable[[ReportRequest, OnProgress], Any]] = {
     "curves": _curves,
     "recall": _recall,
     "strata": _strata,
@@ -271,7 +352,7 @@ FIGURES: dict[str, Callable[[Asked, OnProgress], Any]] = {
 """Kind of ``--figure`` -> what draws it; call within ``style``."""
 
 
-def save(kind: str, path: Path, asked: Asked, on_progress: OnProgress = silent) -> None:
+def save(kind: str, path: Path, asked: ReportRequest, on_progress: OnProgress = no_progress) -> None:
     """Draws a figure of ``FIGURES`` for a paper. Raises DataError: no such kind or suffix, or nothing to draw."""
     if kind not in FIGURES:
         raise DataError("no such figure", where=kind, expected=" | ".join(FIGURES))
@@ -290,15 +371,21 @@ def inline(figure: Any, alt: str) -> str:
     from markupsafe import escape
 
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     plt.close(figure)
     text = out.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL).replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL).replace(
+        INK, "currentColor"
+    )
     own = f"f{zlib.crc32(alt.encode()):08x}-"  # several figures share a page, and matplotlib gives each the same ids
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()  # type: ignore[union-attr]
     head = f'<svg role="img" aria-label="{escape(alt)}" style="max-width:{float(width) * 1.45:.0f}px" viewBox="0 0 {width} {height}"'
     return re.sub(
-        r"^<svg[^>]*?(?= xmlns)", head, re.sub(r' (width|height)="[\d.]+pt"| version="[\d.]+"| viewBox="[^"]*"', "", text, count=4)
+        r"^<svg[^>]*?(?= xmlns)",
+        head,
+        re.sub(r' (width|height)="[\d.]+pt"| version="[\d.]+"| viewBox="[^"]*"', "", text, count=4),
     )

@@ -35,10 +35,21 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    lines = [(query, hits[first : first + COLUMNS]) for query, hits in answers for first in range(0, max(1, len(hits)), COLUMNS)]
+    lines = [
+        (query, hits[first : first + COLUMNS])
+        for query, hits in answers
+        for first in range(0, max(1, len(hits)), COLUMNS)
+    ]
     figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(2.2 * COLUMNS, 3.6 * len(lines)), squeeze=False)
     for (query, hits), row in zip(lines, axes, strict=True):
-        row[0].set_title(query if hits and hits[0].rank == 1 else "", loc="left", fontsize=11, fontweight="bold", pad=22, parse_math=False)
+        row[0].set_title(
+            query if hits and hits[0].rank == 1 else "",
+            loc="left",
+            fontsize=11,
+            fontweight="bold",
+            pad=22,
+            parse_math=False,
+        )
         for axis in row:
             axis.axis("off")
         for axis, hit in zip(row, hits, strict=False):
@@ -47,7 +58,9 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
             if hit.item.get("thumbnail"):
                 axis.imshow(Image.open(io.BytesIO(hit.item["thumbnail"])), interpolation="nearest")
             axis.text(0, 1.03, f"{hit.rank}.  {hit.score:.3g}", transform=axis.transAxes, fontsize=9)
-            axis.text(0, -0.03, textwrap.fill(caption, 30), transform=axis.transAxes, fontsize=7, va="top", parse_math=False)
+            axis.text(
+                0, -0.03, textwrap.fill(caption, 30), transform=axis.transAxes, fontsize=7, va="top", parse_math=False
+            )
     figure.tight_layout()
     _save(figure, path)
 
@@ -76,7 +89,11 @@ def preview(path: Path, data: PairData, rows: int = 3) -> None:
         part = data.split(name)
         chosen = np.unique(np.linspace(0, len(part) - 1, COLUMNS * max(1, rows // len(data.splits))).astype(int))
         lines += [(part, chosen[first : first + COLUMNS], first == 0) for first in range(0, len(chosen), COLUMNS)]
-    shape = {"figsize": (2.4 * COLUMNS, 4 * len(lines)), "height_ratios": [2.4, 1.6] * len(lines), "layout": "constrained"}
+    shape = {
+        "figsize": (2.4 * COLUMNS, 4 * len(lines)),
+        "height_ratios": [2.4, 1.6] * len(lines),
+        "layout": "constrained",
+    }
     figure, axes = plt.subplots(2 * len(lines), COLUMNS, squeeze=False, **shape)
     for axis in axes.flat:
         axis.axis("off")

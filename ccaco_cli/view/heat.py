@@ -26,7 +26,9 @@ def write(folder: Path, explained: Iterable[Any], total: int, on_progress: OnPro
     folder  made when it is not there; Raises DataError when something else than an earlier explanation lies in it
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / NAME).is_file():
-        raise DataError("something else lies here", where=folder, expected="a new folder, or one of an earlier --explain")
+        raise DataError(
+            "something else lies here", where=folder, expected="a new folder, or one of an earlier --explain"
+        )
     facts: list[dict[str, Any]] = []
     query, number = None, 0
     for done, one in enumerate(explained, start=1):
@@ -53,10 +55,15 @@ def draw(path: Path, one: Any) -> None:
 
     why, trial = one.why, one.why.trial
     picture = np.full((SIDE, SIDE, 3), 128, np.uint8) if one.picture is None else one.picture
-    panels = [("as seen", picture), *((word, overlay(picture, heat)) for word, heat in zip(why.words, why.heat, strict=True))]
+    panels = [
+        ("as seen", picture),
+        *((word, overlay(picture, heat)) for word, heat in zip(why.words, why.heat, strict=True)),
+    ]
     columns = min(COLUMNS, len(panels) + 1)
     lines = -(-(len(panels) + 1) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.1 * columns, 2.5 * lines + 0.7), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.1 * columns, 2.5 * lines + 0.7), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, shown) in zip(axes.flat, panels, strict=False):
@@ -71,7 +78,11 @@ def draw(path: Path, one: Any) -> None:
     curve.set_title("match score", fontsize=9)
     curve.tick_params(labelsize=7)
     curve.legend(fontsize=7, frameon=False)
-    said = f" · found: {one.hit.item['text']}" if isinstance(one.hit.item.get("text"), str) and one.hit.item["text"] != one.query else ""
+    said = (
+        f" · found: {one.hit.item['text']}"
+        if isinstance(one.hit.item.get("text"), str) and one.hit.item["text"] != one.query
+        else ""
+    )
     silent = "" if one.weight else " (no say in this ranking)"
     figure.suptitle(
         f"{one.query}{said}\nrank {one.hit.rank} · {one.hit.item['id']} · match {trial.score:.2f}{silent} · {why.method} · "
@@ -93,7 +104,9 @@ def overlay(picture: Any, heat: Any) -> Image.Image:
     scale = max(1.0, SIDE / min(base.size))
     size = (round(base.width * scale), round(base.height * scale))
     base = base.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
-    share = Image.fromarray((255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    share = Image.fromarray((255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
     strength = np.asarray(share)[..., None] / 255
     grey = np.asarray(base.convert("L").convert("RGB")) * 0.55
     hot = np.asarray(colormaps["inferno"](strength[..., 0]))[..., :3] * 255

@@ -56,7 +56,11 @@ def wandb(folder: Path) -> Iterator[Sink]:
 
             try:
                 project = os.environ.get("WANDB_PROJECT", "ccaco")
-                runs.append(library.init(project=project, name=folder.name, dir=str(folder), settings=library.Settings(silent=True)))
+                runs.append(
+                    library.init(
+                        project=project, name=folder.name, dir=str(folder), settings=library.Settings(silent=True)
+                    )
+                )
             except library.Error as error:
                 raise ConfigError(
                     f"wandb would not begin a run ({' '.join(str(error).split())[:120]})",

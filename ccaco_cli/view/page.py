@@ -39,7 +39,10 @@ def render(page: Page) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     shelf = Environment(
-        loader=PackageLoader("ccaco_cli.view"), autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ccaco_cli.view"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     shelf.globals |= {"short": short, "cell": cell}
     inside = page.inside
@@ -83,7 +86,11 @@ def grid(laid: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """
     if not laid:
         return None
-    names = [n for n in dict.fromkeys(name for row in laid for name in row) if any(row.get(n) not in (None, "") for row in laid)]
+    names = [
+        n
+        for n in dict.fromkeys(name for row in laid for name in row)
+        if any(row.get(n) not in (None, "") for row in laid)
+    ]
     names.sort(key=lambda name: name not in ("run", "arm"))  # the first column is the row's heading
     marks: dict[str, list[float]] = {}
     for name in names:
@@ -106,7 +113,12 @@ def _tile(one: Any) -> dict[str, str]:
     scale = 100 if percent(one.metric) else 1
     unit = " %" if percent(one.metric) else ""
     said = f"{scale * one.low:.1f} – {scale * one.high:.1f}"
-    return {"name": _spoken(one.metric), "value": f"{scale * one.value:.1f}{unit}", "interval": said, "covers": one.covers}
+    return {
+        "name": _spoken(one.metric),
+        "value": f"{scale * one.value:.1f}{unit}",
+        "interval": said,
+        "covers": one.covers,
+    }
 
 
 def _spoken(metric: str) -> str:
@@ -118,9 +130,13 @@ def _spoken(metric: str) -> str:
 def _charts(page: Page) -> dict[str, str]:
     found = {}
     if any(page.logs.values()):
-        found["curves"] = charts.inline(charts.curves(page.logs), "Training curves: losses, weights and validation figures by step")
+        found["curves"] = charts.inline(
+            charts.curves(page.logs), "Training curves: losses, weights and validation figures by step"
+        )
     if page.recalls:
-        found["recall"] = charts.inline(charts.recall(page.recalls), "Share of queries answered among the first k answers, both directions")
+        found["recall"] = charts.inline(
+            charts.recall(page.recalls), "Share of queries answered among the first k answers, both directions"
+        )
     if inside := page.inside:
         names = inside.modalities
         found["similarity"] = charts.inline(
@@ -128,7 +144,9 @@ def _charts(page: Page) -> dict[str, str]:
         )
         rows, one, other = inside.plane
         of_row = [inside.classes[1][row] for row in rows] if inside.classes else None
-        found["plane"] = charts.inline(charts.plane(one, other, names, of_row), f"{names[0]} and {names[1]} of the shared space on a plane")
+        found["plane"] = charts.inline(
+            charts.plane(one, other, names, of_row), f"{names[0]} and {names[1]} of the shared space on a plane"
+        )
         if inside.confusion:
             found["confusion"] = charts.inline(
                 charts.confusion(*inside.confusion), "Share of queries by class asked for and class found first"
@@ -151,14 +169,20 @@ def _gallery(inside: Inside) -> dict[str, Any]:
         for one in inside.answers
     ]
     pictures = [picture and base64.b64encode(picture).decode() for picture in inside.pictures]
-    return {"directions": directions, "pictures": pictures, "labels": list(map(list, inside.labels)), "ids": list(inside.ids)}
+    return {
+        "directions": directions,
+        "pictures": pictures,
+        "labels": list(map(list, inside.labels)),
+        "ids": list(inside.ids),
+    }
 
 
 def _batch(inside: Inside) -> list[dict[str, Any]]:
     """The true pairs of the similarity matrix, in its order."""
     one, other, _ = inside.similarity
     return [
-        {"picture": _uri(inside.pictures[i]), "id": inside.ids[i], "said": inside.labels[1][j]} for i, j in zip(one, other, strict=True)
+        {"picture": _uri(inside.pictures[i]), "id": inside.ids[i], "said": inside.labels[1][j]}
+        for i, j in zip(one, other, strict=True)
     ]
 
 
@@ -169,7 +193,10 @@ def _faith(rows: Sequence[Mapping[str, Any]], words: bool) -> dict[str, Any] | N
         if bool(row["word"]) != words:
             continue
         scale = 100 if row["measure"] == "pointing" else 1
-        number = {k: None if row[k] is None else round(scale * row[k], 2) for k in ("value", "low", "high", "random", "centre")}
+        number = {
+            k: None if row[k] is None else round(scale * row[k], 2)
+            for k in ("value", "low", "high", "random", "centre")
+        }
         between = "" if number["low"] is None else f"{number['low']:.1f} – {number['high']:.1f}"
         unit = "pointing, %" if row["measure"] == "pointing" else f"{row['measure']} gain"
         head = {"word": row["word"], "method": row["method"]} if words else {"method": row["method"], "measure": unit}
@@ -187,11 +214,17 @@ def _example(one: Any) -> dict[str, Any]:
     trial = one.why.trial
     maps = []
     if one.picture is not None:
-        maps.append({"word": "as seen", "picture": _webp(Image.fromarray(one.picture).resize((176, 176))), "alt": one.id})
+        maps.append(
+            {"word": "as seen", "picture": _webp(Image.fromarray(one.picture).resize((176, 176))), "alt": one.id}
+        )
         for word, heat in zip(one.why.words, one.why.heat, strict=True):
             shown = overlay(one.picture, heat).resize((176, 176))
             maps.append({"word": word, "picture": _webp(shown), "alt": f"Heat map of “{word}” over {one.id}"})
-    facts = {"match": f"{trial.score:.2f}", "deletion": f"{trial.deletion_gain:+.2f}", "insertion": f"{trial.insertion_gain:+.2f}"}
+    facts = {
+        "match": f"{trial.score:.2f}",
+        "deletion": f"{trial.deletion_gain:+.2f}",
+        "insertion": f"{trial.insertion_gain:+.2f}",
+    }
     return {"said": one.said, "id": one.id, "maps": maps} | facts
 
 

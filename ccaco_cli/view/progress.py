@@ -11,7 +11,7 @@ from typing import Any
 
 from ccaco_cli.core.escape import printable
 from ccaco_cli.core.runtime import launched
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.types import OnProgress, no_progress
 
 
 @contextmanager
@@ -21,10 +21,17 @@ def bar(title: str) -> Iterator[OnProgress]:
     ``facts["left"]`` are seconds until the whole work is done, where that is more than this bar.
     """
     if not sys.stderr.isatty() or os.environ.get("CI") or launched()[0]:
-        yield silent
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     shape = (
         TextColumn("{task.description}"),

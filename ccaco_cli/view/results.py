@@ -45,7 +45,11 @@ def _laid(row: tables.Row, format: str) -> dict[str, Any]:
 def _run(row: tables.Row) -> dict[str, Any]:
     hidden = ("seed", "weight", "parameters", "steps", "loss_total", "samples/s", "dataset" if "run" in row else "")
     of_other_tables = ("accuracy/", "matching_binary", "twin_")  # choices and matching
-    people = {k: v for k, v in row.items() if not k.endswith((*_SMALL[1:], "_way_accuracy")) and not k.startswith(of_other_tables)}
+    people = {
+        k: v
+        for k, v in row.items()
+        if not k.endswith((*_SMALL[1:], "_way_accuracy")) and not k.startswith(of_other_tables)
+    }
     return {k: v or None if k == "warnings" else v for k, v in people.items() if k not in hidden}
 
 
@@ -56,23 +60,38 @@ def _arm(row: tables.Row, format: str) -> dict[str, Any]:
     few = ("_R@1", "R-sum", "accuracy") if format == "table" else ("_R@1", "_R@5", "_R@10", "_mAP", "R-sum", "accuracy")
     figures = {k: v for k, v in row.items() if k.endswith(few) and k != metric}
     change = (
-        f"{_number(metric, row['difference'], '+')} {_interval(metric, row, 'difference_')}" if row.get("difference") is not None else None
+        f"{_number(metric, row['difference'], '+')} {_interval(metric, row, 'difference_')}"
+        if row.get("difference") is not None
+        else None
     )
     found: dict[str, Any] = head | figures
-    found |= {metric: row.get("value"), f"{metric} 95 %": _interval(metric, row), "covers": row.get("covers")} if metric else {}
+    found |= (
+        {metric: row.get("value"), f"{metric} 95 %": _interval(metric, row), "covers": row.get("covers")}
+        if metric
+        else {}
+    )
     found |= {f"change against {row['reference']}": change} if row.get("reference") else {}
     found |= {"p (Holm)": row.get("p_holm"), "effect": row.get("effect"), "verdict": row["verdict"]}
-    return found | {"seconds": row.get("seconds"), "warnings": row.get("warnings") or None, "failed": row.get("failed") or None}
+    return found | {
+        "seconds": row.get("seconds"),
+        "warnings": row.get("warnings") or None,
+        "failed": row.get("failed") or None,
+    }
 
 
 def _domain(row: tables.Row) -> dict[str, Any]:
     """An arm across domains."""
     metric, own = row["metric"], ("target", "gain", "source", "oracle (chosen on the target)")
     found = {
-        k: _number(metric, v, "+" if k == "gain" else "") if k in own else v for k, v in row.items() if k not in ("low", "high", "metric")
+        k: _number(metric, v, "+" if k == "gain" else "") if k in own else v
+        for k, v in row.items()
+        if k not in ("low", "high", "metric")
     }
     told = {f"target ({tables.short(metric)})": found.pop("target"), "95 %": _interval(metric, row)}
-    found |= {"retention": None if row["retention"] is None else f"{100 * row['retention']:.0f} %", "warnings": row["warnings"] or None}
+    found |= {
+        "retention": None if row["retention"] is None else f"{100 * row['retention']:.0f} %",
+        "warnings": row["warnings"] or None,
+    }
     first = ("dataset", "sources", "target_domain", "arm", "seeds")
     return {k: found[k] for k in first} | told | {k: v for k, v in found.items() if k not in first}
 
@@ -81,7 +100,10 @@ def _pair(row: tables.Row) -> dict[str, Any]:
     """One metric of two runs."""
     metric = row["metric"]
     found = {"metric": tables.short(metric), f"A: {row['reference']}": _number(metric, row["reference_value"])}
-    found |= {f"B: {row['other']}": _number(metric, row["other_value"]), "B - A": _number(metric, row["difference"], "+")}
+    found |= {
+        f"B: {row['other']}": _number(metric, row["other_value"]),
+        "B - A": _number(metric, row["difference"], "+"),
+    }
     found |= {"95 %": _interval(metric, row), "covers": row["covers"]}
     return found | {"p": row["p"], "p (Holm)": row["p_holm"], "effect": row["effect"], "B is": row["verdict"]}
 
@@ -99,7 +121,11 @@ def show_prepared(rows: Sequence[tables.Row], format: str | None, title: str) ->
     """What a prepared data set holds, one row a split; people get each measure as its mean and range."""
     format = format or tables.default_format()
     laid = rows if format in ("csv", "json") else [_split(row) for row in rows]
-    names = [n for n in dict.fromkeys(n for row in laid for n in row) if n in ("split", "rejects") or any(row.get(n) for row in laid)]
+    names = [
+        n
+        for n in dict.fromkeys(n for row in laid for n in row)
+        if n in ("split", "rejects") or any(row.get(n) for row in laid)
+    ]
     if format == "table":  # the protocol is one for all splits
         title = f"{title}: {rows[0]['protocol']}"
         names.remove("protocol")
@@ -146,4 +172,8 @@ def _first_caption(row: dict[str, Any]) -> dict[str, Any]:
 
 def _row(query: str, hit: Any) -> dict[str, Any]:
     found = {"query": query, "rank": hit.rank, "score": round(hit.score, 4), "cosine": round(hit.cosine, 4)}
-    return found | {"match": None if hit.match is None else round(hit.match, 4), "id": hit.item["id"], "text": hit.item["text"]}
+    return found | {
+        "match": None if hit.match is None else round(hit.match, 4),
+        "id": hit.item["id"],
+        "text": hit.item["text"],
+    }

@@ -22,7 +22,14 @@ def default_format() -> str:
     return "table" if sys.stdout.isatty() else "csv"
 
 
-def show(rows: Sequence[Row], columns: Sequence[str], format: str | None = None, title: str | None = None, *, header: bool = True) -> None:
+def show(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    format: str | None = None,
+    title: str | None = None,
+    *,
+    header: bool = True,
+) -> None:
     """Prints rows on stdout; ``format`` None is ``default_format()``.
 
     columns  which, in which order; fractions of metrics become percent in tables, CSV and JSON keep them as they are
@@ -70,7 +77,9 @@ def _rich(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> Non
     from rich.markup import escape as plain
     from rich.table import Table
 
-    table = Table(title=None if title is None else plain(escape.printable(title)), title_justify="left", header_style="bold")
+    table = Table(
+        title=None if title is None else plain(escape.printable(title)), title_justify="left", header_style="bold"
+    )
     for name in columns:
         numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
         table.add_column(short(name), justify="right" if numbers else "left", overflow="fold")
@@ -121,7 +130,8 @@ def _markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 def _latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
     special = str.maketrans(
-        {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+        {c: f"\\{c}" for c in "&%$#_{}"}
+        | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     )
     lines = [[short(n).translate(special) for n in columns]]
     lines += [[text(n, row.get(n)).translate(special) for n in columns] for row in rows]

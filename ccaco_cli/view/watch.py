@@ -35,9 +35,13 @@ def running(paths: Sequence[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        here = [path] if (path / "config.toml").is_file() else sorted(file.parent for file in path.glob("*/config.toml"))
+        here = (
+            [path] if (path / "config.toml").is_file() else sorted(file.parent for file in path.glob("*/config.toml"))
+        )
         if not here:
-            raise DataError("no run has begun here", where=path, expected="a run folder", next="ccaco train --dataset scenes")
+            raise DataError(
+                "no run has begun here", where=path, expected="a run folder", next="ccaco train --dataset scenes"
+            )
         found += here
     return found
 
@@ -52,10 +56,16 @@ def snapshot(paths: Sequence[Path]) -> Any:
     for run in running(paths):
         entries = page.log(run)
         steps = [entry for entry in entries if "validation" not in entry]
-        best = [entry["validation"]["R-sum"] for entry in entries if entry.get("validation", {}).get("R-sum") is not None]
+        best = [
+            entry["validation"]["R-sum"] for entry in entries if entry.get("validation", {}).get("R-sum") is not None
+        ]
         losses = [[entry[name] for entry in steps if name in entry] for name in LINES]
         table.add_row(
-            run.name, f"{entries[-1]['step']:,}" if entries else "", *(_line(values, 3) for values in losses), _line(best, 1), _state(run)
+            run.name,
+            f"{entries[-1]['step']:,}" if entries else "",
+            *(_line(values, 3) for values in losses),
+            _line(best, 1),
+            _state(run),
         )
     return table
 
@@ -66,7 +76,9 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     means = [sum(part) / len(part) for i in range(0, len(values), size) if (part := values[i : i + size])]
     real = [v for v in means if abs(v) < float("inf")]
     low, high = (min(real), max(real)) if real else (0.0, 0.0)
-    return "".join(BARS[round((v - low) / (high - low or 1) * (len(BARS) - 1))] if abs(v) < float("inf") else " " for v in means)
+    return "".join(
+        BARS[round((v - low) / (high - low or 1) * (len(BARS) - 1))] if abs(v) < float("inf") else " " for v in means
+    )
 
 
 def _line(values: Sequence[float], digits: int) -> str:

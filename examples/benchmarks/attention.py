@@ -36,12 +36,18 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="the three smallest shapes")
     parser.add_argument("--seconds", type=float, default=2.0, help="that a kind is repeated for, at each shape")
-    parser.add_argument("--most", type=float, default=60.0, help="skip what is expected to take longer than so many seconds a pass")
+    parser.add_argument(
+        "--most", type=float, default=60.0, help="skip what is expected to take longer than so many seconds a pass"
+    )
     asked = parser.parse_args()
     runtime.threads()
     device = runtime.device(asked.device)
-    print(f"torch {torch.__version__}, {_machine(device)}, width {WIDTH}, {FusionConfig().heads} heads, one sample, float32\n")
-    print("| H x L | kind | forward | ratio | forward + backward | ratio | peak MiB | ratio |\n|---|---|---|---|---|---|---|---|")
+    print(
+        f"torch {torch.__version__}, {_machine(device)}, width {WIDTH}, {FusionConfig().heads} heads, one sample, float32\n"
+    )
+    print(
+        "| H x L | kind | forward | ratio | forward + backward | ratio | peak MiB | ratio |\n|---|---|---|---|---|---|---|---|"
+    )
     times: dict[str, list[tuple[int, int, float]]] = {kind: [] for kind in KINDS}
     for side, words in SHAPES[: 3 if asked.quick else None]:
         patches = side * side
@@ -54,19 +60,28 @@ def main() -> None:
             times[kind].append((patches, words, got[1]))
             cells = [
                 cell
-                for value, other, form in zip(got, dense or (None,) * 3, ("{:.1f} ms", "{:.1f} ms", "{:,.0f}"), strict=True)
+                for value, other, form in zip(
+                    got, dense or (None,) * 3, ("{:.1f} ms", "{:.1f} ms", "{:,.0f}"), strict=True
+                )
                 for cell in (form.format(value), f"{value / other:.2f}" if other else "")
             ]
             print(f"| {patches:,} x {words:,} | {kind} | {' | '.join(cells)} |", flush=True)
     print("\n| kind | time grows as (H x L)^ | as (H + L)^ |\n|---|---|---|")
     for kind, points in times.items():
         if len(points) > 1:
-            slopes = (_slope([(f(h, n), t) for h, n, t in points[-3:]]) for f in (lambda h, n: h * n, lambda h, n: h + n))
+            slopes = (
+                _slope([(f(h, n), t) for h, n, t in points[-3:]]) for f in (lambda h, n: h * n, lambda h, n: h + n)
+            )
             print(f"| {kind} | {' | '.join(f'{s:.2f}' for s in slopes)} |")
 
 
 def _measure(
-    kind: str, side: int, words: int, device: torch.device, asked: argparse.Namespace, before: list[tuple[int, int, float]]
+    kind: str,
+    side: int,
+    words: int,
+    device: torch.device,
+    asked: argparse.Namespace,
+    before: list[tuple[int, int, float]],
 ) -> tuple[float, float, float] | None:
     """(ms forward, ms forward and backward, MiB at the peak), or None when it would not fit or end."""
     patches = side * side
@@ -76,7 +91,9 @@ def _measure(
         if took / 1000 * growth > asked.most:
             return None
     torch.manual_seed(0)
-    attend = torch.nn.ModuleList(Attention(WIDTH, FusionConfig(attention=kind, dropout=0.0)) for _ in range(2)).to(device)
+    attend = torch.nn.ModuleList(Attention(WIDTH, FusionConfig(attention=kind, dropout=0.0)) for _ in range(2)).to(
+        device
+    )
     image, text = (torch.randn(1, n, WIDTH, device=device, requires_grad=True) for n in (patches, words))
     masks = tuple(torch.ones(1, n, dtype=torch.bool, device=device) for n in (patches, words))
     lie = (Segment(patches, 0, (side, side)),), (Segment(words),)

@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.experiments import arms
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.workflows import report
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.view import progress, results
@@ -66,7 +66,7 @@ def main(folder: Path, seeds: int) -> None:
         prepare("imagefolder", source_path=folder / "pictures", out=data / "digits", workers=0)
     with progress.bar("digits") as tell:
         found = ablate(
-            Asked("digits", explicit=SETTINGS),
+            TrainRequest("digits", explicit=SETTINGS),
             arms.expand("classifiers"),
             seeds,
             folder / "runs",

@@ -23,7 +23,7 @@ from ccaco_cli.core.data.loader import Column, MediaColumn
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.encoding.columns import columns
-from ccaco_cli.core.encoding.encode import encode, narrowed
+from ccaco_cli.core.encoding.encode import encode, reduced_precision
 from ccaco_cli.core.model import aligner as aligners
 
 given = record.arguments(__doc__, models="ViT-B-32,RN50", count=256, size=112, precision="auto", photos="")
@@ -57,7 +57,9 @@ with tempfile.TemporaryDirectory() as place:
         model = open_clip.create_model(name, force_image_size=given.size).to(device).eval()
         tokenize = open_clip.get_tokenizer(name)
         # as ``ccaco embed`` has them, but for small pictures, which it would find decoded in a cache from the second time on
-        media = {kind: MediaColumn(found.split("train"), "image", towers["image"].preprocess) for kind, found in data.items()}
+        media = {
+            kind: MediaColumn(found.split("train"), "image", towers["image"].preprocess) for kind, found in data.items()
+        }
         texts = columns(data["resized"], "train", aligner, towers, config)["text"]
 
         def ours(modality: str, column: Column) -> None:
@@ -82,12 +84,20 @@ with tempfile.TemporaryDirectory() as place:
         torch.backends.mha.set_fastpath_enabled(True)
         limit = record.operations(counter.get_total_flops(), given.device, kind_of)
         turns = partial(record.in_turn, repeats=given.repeats, device=given.device)
-        with narrowed(aligner, dtype):  # once a command, as loading a model is
+        with reduced_precision(aligner, dtype):  # once a command, as loading a model is
             ours("image", media["resized"])
-            apart = 1 - torch.nn.functional.cosine_similarity(torch.from_numpy(np.load(root / "ours.npy")).double(), whole.double())
+            apart = 1 - torch.nn.functional.cosine_similarity(
+                torch.from_numpy(np.load(root / "ours.npy")).double(), whole.double()
+            )
             facts.append(f"{name}: {kind_of} and float32 differ by {float(apart.max()):.1e} of cosine at most")
             rows = [
-                turns(f"{name}, {count} photos, {kind} shards", partial(ours, "image", column), pil_loop, wanted=2, limit=limit)
+                turns(
+                    f"{name}, {count} photos, {kind} shards",
+                    partial(ours, "image", column),
+                    pil_loop,
+                    wanted=2,
+                    limit=limit,
+                )
                 for kind, column in media.items()
             ]
             return [*rows, turns(f"{name}, {count} captions", partial(ours, "text", texts), text_loop, wanted=2)]

@@ -13,16 +13,25 @@ from ccaco_cli.core.evaluation.tiles import both_ranks
 
 try:
     from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
-except ImportError:  # its two functions, as in CLIP_benchmark 1.6.2 (MIT, LAION), clip_benchmark/metrics/zeroshot_retrieval.py
+except (
+    ImportError
+):  # its two functions, as in CLIP_benchmark 1.6.2 (MIT, LAION), clip_benchmark/metrics/zeroshot_retrieval.py
 
     def recall_at_k(scores, positive_pairs, k):  # type: ignore[no-untyped-def]
         topk = torch.topk(scores, k, dim=1)[1]
         onehot = F.one_hot(topk, num_classes=scores.shape[1])
-        return (onehot * positive_pairs.view(len(scores), 1, scores.shape[1])).sum(dim=(1, 2)) / positive_pairs.sum(dim=1)
+        return (onehot * positive_pairs.view(len(scores), 1, scores.shape[1])).sum(dim=(1, 2)) / positive_pairs.sum(
+            dim=1
+        )
 
     def batchify(func, x, y, batch_size, device, *args, **kwargs):  # type: ignore[no-untyped-def]
         parts = range(0, len(x), batch_size)
-        return torch.cat([func(x[s : s + batch_size].to(device), y[s : s + batch_size].to(device), *args, **kwargs).cpu() for s in parts])
+        return torch.cat(
+            [
+                func(x[s : s + batch_size].to(device), y[s : s + batch_size].to(device), *args, **kwargs).cpu()
+                for s in parts
+            ]
+        )
 
 
 given = record.arguments(__doc__, pictures=5000, captions=5, width=512, large=0)
@@ -58,10 +67,18 @@ def theirs() -> None:
     kept["theirs"] = found
 
 
-limit = record.operations(2 * pictures * len(owner) * given.width, given.device, "float32" if given.device == "cpu" else "float64")
+limit = record.operations(
+    2 * pictures * len(owner) * given.width, given.device, "float32" if given.device == "cpu" else "float64"
+)
 rows = [
     record.in_turn(
-        f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls", ours, theirs, given.repeats, wanted=7, device=given.device, limit=limit
+        f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls",
+        ours,
+        theirs,
+        given.repeats,
+        wanted=7,
+        device=given.device,
+        limit=limit,
     )
 ]
 apart = max(
@@ -86,5 +103,7 @@ if given.large:  # 123287: COCO whole
     begun = time.perf_counter()
     more = record.memory(big)
     spent = record.time_text(time.perf_counter() - begun)
-    facts.append(f"{given.large:,} x {5 * given.large:,} in blocks: {more:,.0f} MiB beside the {vectors:,.0f} of the vectors, {spent}")
+    facts.append(
+        f"{given.large:,} x {5 * given.large:,} in blocks: {more:,.0f} MiB beside the {vectors:,.0f} of the vectors, {spent}"
+    )
 record.finish("Evaluation", rows, given, facts=facts)

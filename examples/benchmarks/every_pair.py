@@ -18,7 +18,10 @@ runtime.threads()
 batch = 16 if given.quick else given.batch
 lengths = np.random.default_rng(0).gamma(9.0, 1.5, batch).round().clip(4, 36)  # 13 tokens each, as of Flickr8k's
 mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
-sides = [torch.randn(batch, count, given.width, device=given.device).requires_grad_() for count in (given.patches, mask.shape[1])]
+sides = [
+    torch.randn(batch, count, given.width, device=given.device).requires_grad_()
+    for count in (given.patches, mask.shape[1])
+]
 masks = torch.ones(batch, given.patches, dtype=torch.bool), mask
 matcher = build(given.width, FusionConfig()).to(given.device)
 

@@ -155,7 +155,9 @@ def _dataset(folder: Path) -> Path:
     from ccaco_cli.core.data import shards
     from ccaco_cli.core.types import PairRecord
 
-    records = (PairRecord(f"id{i}", f"g{i}", "train", {"image": _picture("PNG")}, [f"caption {i}", "b"]) for i in range(4))
+    records = (
+        PairRecord(f"id{i}", f"g{i}", "train", {"image": _picture("PNG")}, [f"caption {i}", "b"]) for i in range(4)
+    )
     shards.write(records, folder / "d", name="d", modalities=("image", "text"), workers=0)
     return folder / "d"
 
@@ -185,7 +187,13 @@ def _index(folder: Path) -> Path:
         z = rng.normal(size=(rows, 8)).astype(np.float32)
         index.write_side(temp / modality, z, [{"id": list("abcdef")[:rows], "text": ["t"] * rows}], store="float16")
     temp.rename(root / name)
-    facts = {"modalities": ["image", "text"], "weight": 0.5, "headline": "cosine", "generation": name, "rows": {"image": 4, "text": 6}}
+    facts = {
+        "modalities": ["image", "text"],
+        "weight": 0.5,
+        "headline": "cosine",
+        "generation": name,
+        "rows": {"image": 4, "text": 6},
+    }
     files = [manifest.file_entry(root, f) for f in sorted((root / name).rglob("*")) if f.is_file()]
     manifest.write(root, "index", facts=facts, files=files)
     return root
@@ -286,8 +294,22 @@ def _result(folder: Path) -> Path:
     from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 
     score = np.random.default_rng(0).normal(size=(5, 5))
-    found = evaluate("full", np.arange(5), np.arange(5), by_similarity(score, np.eye(5), np.arange(5), np.arange(5)), ("image", "text"))
-    body = {"split": "test", "stage": "cosine", "arm": "clip", "seed": 0, "dataset": "d", "data": "0" * 64, "weight": 0.0}
+    found = evaluate(
+        "full",
+        np.arange(5),
+        np.arange(5),
+        by_similarity(score, np.eye(5), np.arange(5), np.arange(5)),
+        ("image", "text"),
+    )
+    body = {
+        "split": "test",
+        "stage": "cosine",
+        "arm": "clip",
+        "seed": 0,
+        "dataset": "d",
+        "data": "0" * 64,
+        "weight": 0.0,
+    }
     manifest.write_json(folder / "r.json", {**body, **found.as_dict(), "strata": {}, "per_item": {}})
     return folder / "r.json"
 
@@ -300,9 +322,17 @@ def _read_result(folder: Path) -> Any:
 
 def formats() -> dict[str, Format]:
     """Name -> every format that ccaco reads."""
-    image = {"filename": "a.jpg", "filepath": "images", "split": "train", "sentences": [{"raw": "a dog"}, {"raw": "b"}], "cocoid": 1}
+    image = {
+        "filename": "a.jpg",
+        "filepath": "images",
+        "split": "train",
+        "sentences": [{"raw": "a dog"}, {"raw": "b"}],
+        "cocoid": 1,
+    }
     karpathy = json.dumps({"images": [image, image | {"filename": "b.jpg", "split": "val"}], "dataset": "x"})
-    coco = json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 2, "image_id": 1, "caption": "a dog"}]})
+    coco = json.dumps(
+        {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 2, "image_id": 1, "caption": "a dog"}]}
+    )
 
     def official(folder: Path) -> Path:
         return _text("annotations/captions_train2017.json", coco)(folder)
@@ -319,7 +349,9 @@ def formats() -> dict[str, Format]:
         "tokens": _source("flickr8k", "Flickr8k.token.txt", "a.jpg#0\ta dog\na.jpg#1\tb\n"),
         "csv": _source("table", "t.csv", "filepath,title\nimages/a.jpg,a dog\nimages/a.jpg,b\n", of_folder=False),
         "tsv": _source("table", "t.tsv", "filepath\ttitle\tsplit\nimages/a.jpg\ta dog\ttrain\n", of_folder=False),
-        "jsonl": _source("table", "t.jsonl", '{"filepath": "images/a.jpg", "title": ["a", "b"]}\n' * 2, of_folder=False),
+        "jsonl": _source(
+            "table", "t.jsonl", '{"filepath": "images/a.jpg", "title": ["a", "b"]}\n' * 2, of_folder=False
+        ),
         "parquet": _source("table", "t.parquet", _parquet, of_folder=False),
         "manifest": Format(_within(_dataset, "manifest.json"), _read_dataset),
         "manifest-resealed": Format(_within(_dataset, "manifest.json"), _read_dataset, _resealed("d")),
@@ -355,7 +387,11 @@ def attempt(one: Format, original: bytes, file: Path, folder: Path, seed: int) -
         return "a", ""
     except CcacoError as error:
         said = str(error)
-        return ("r", said) if said and "\n" not in said and len(said) < 2000 else ("t", f"not one clear line: {said[:300]!r}")
+        return (
+            ("r", said)
+            if said and "\n" not in said and len(said) < 2000
+            else ("t", f"not one clear line: {said[:300]!r}")
+        )
     except TimeoutError as error:
         return ("h" if str(error) == "hang" else "t"), traceback.format_exc(limit=-3)
     except BaseException:
@@ -384,7 +420,14 @@ def _chunk(name: str, one: Format, seeds: range, pipe: int) -> None:
 def run(inputs: int, first: int = 0, only: str | None = None, say: Callable[[str], None] = print) -> Counter[str]:
     """Tries damaged files in turn over all formats; returns how many ended how."""
     known = {name: one for name, one in formats().items() if only in (None, name)}
-    for name in ("data.shards", "data.sources", "retrieval.index", "training.checkpoint", "training.parallel", "workflows.report"):
+    for name in (
+        "data.shards",
+        "data.sources",
+        "retrieval.index",
+        "training.checkpoint",
+        "training.parallel",
+        "workflows.report",
+    ):
         importlib.import_module(f"ccaco_cli.core.{name}")  # once, and not in every process
     counts: Counter[str] = Counter()
     share = -(-inputs // len(known))

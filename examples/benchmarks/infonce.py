@@ -11,7 +11,9 @@ from ccaco_cli.core.losses.contrastive import info_nce
 
 given = record.arguments(__doc__, batch=16384, width=512)
 batch = 4096 if given.quick else given.batch
-z_a, z_b = (F.normalize(torch.randn(batch, given.width, device=given.device), dim=-1).requires_grad_() for _ in range(2))
+z_a, z_b = (
+    F.normalize(torch.randn(batch, given.width, device=given.device), dim=-1).requires_grad_() for _ in range(2)
+)
 scale, group = torch.tensor(50.0, device=given.device, requires_grad=True), torch.arange(batch, device=given.device)
 
 
@@ -36,7 +38,15 @@ def gradient(call) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
 apart = max(float((a - b).abs().max()) for a, b in zip(gradient(ours), gradient(theirs), strict=True))
 limit = record.operations(4 * 2 * batch**2 * given.width, given.device)
 rows = [
-    record.in_turn(f"time, B = {batch:,}, E = {given.width}", ours, theirs, given.repeats, wanted=1.7, device=given.device, limit=limit)
+    record.in_turn(
+        f"time, B = {batch:,}, E = {given.width}",
+        ours,
+        theirs,
+        given.repeats,
+        wanted=1.7,
+        device=given.device,
+        limit=limit,
+    )
 ]
 if given.device == "cpu":
     begin = f"""
@@ -50,7 +60,10 @@ z_a, z_b = (F.normalize(torch.randn({batch}, {given.width}), dim=-1).requires_gr
     group_text = f"torch.arange({batch})"
     used = [
         record.memory(begin + call + ".backward()")
-        for call in (f"info_nce(z_a, z_b, {group_text}, torch.tensor(50.0))", "ClipLoss()(z_a, z_b, torch.tensor(50.0))")
+        for call in (
+            f"info_nce(z_a, z_b, {group_text}, torch.tensor(50.0))",
+            "ClipLoss()(z_a, z_b, torch.tensor(50.0))",
+        )
     ]
 else:
     used = []

@@ -11,7 +11,7 @@ import record
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.workflows.train import train
 
 given = record.arguments(__doc__, count=400, tower="torchvision:squeezenet1_0@none", size=224, photos="")
@@ -23,9 +23,16 @@ with tempfile.TemporaryDirectory() as place:
     files = photos.folder(root / "files", count, given.photos)
     source = photos.table(root, files)
     lines = source.read_text().splitlines()  # every tenth photo for validation
-    source.write_text("\n".join(line if n % 10 else line.replace(",train", ",val") for n, line in enumerate(lines, 1)) + "\n")
+    source.write_text(
+        "\n".join(line if n % 10 else line.replace(",train", ",val") for n, line in enumerate(lines, 1)) + "\n"
+    )
     prepare("table", source_path=source, out=root / "data", options=SourceOptions(), workers=0)
-    settings = {"model.image.spec": given.tower, "model.image.size": given.size, "optim.batch_size": 32, "eval.small": 10**6}
+    settings = {
+        "model.image.spec": given.tower,
+        "model.image.size": given.size,
+        "optim.batch_size": 32,
+        "eval.small": 10**6,
+    }
     settings |= {"model.text.lock": True, "optim.epochs": 1, "loss.beta": 0.0, "device": given.device}
     number = 0
 
@@ -33,16 +40,32 @@ with tempfile.TemporaryDirectory() as place:
         global number
         number += 1
         explicit = settings | {"model.image.lock": lock} | more
-        return record.seconds(lambda: train(Asked(str(root / "data"), explicit=explicit), root / f"runs/{number}"), given.device)
+        return record.seconds(
+            lambda: train(TrainRequest(str(root / "data"), explicit=explicit), root / f"runs/{number}"), given.device
+        )
 
     first = run(True)
     taken = record.pairs(lambda turn: (run(True), run(False)), given.repeats)
     middle = [sorted(side)[len(side) // 2] for side in zip(*taken, strict=True)]
-    finished = manifest.open(root / f"runs/{number - 1}", kind="run").facts  # the last that read its tokens from the cache
-    floor = record.operations(6 * finished["parameters"] * count, given.device)  # of the heads: one way there, two ways back
+    finished = manifest.open(
+        root / f"runs/{number - 1}", kind="run"
+    ).facts  # the last that read its tokens from the cache
+    floor = record.operations(
+        6 * finished["parameters"] * count, given.device
+    )  # of the heads: one way there, two ways back
     factors = [b / a for a, b in taken]
-    rows = [record.Row(f"one epoch, {count} photos", *map(record.time_text, middle), factors, wanted=5, over_limit=middle[0] / floor)]
-    arms = sum(run(True, **{"optim.wd": decay}) for decay in (0.1, 0.3, 0.4))  # another seed would be other random towers
+    rows = [
+        record.Row(
+            f"one epoch, {count} photos",
+            *map(record.time_text, middle),
+            factors,
+            wanted=5,
+            over_limit=middle[0] / floor,
+        )
+    ]
+    arms = sum(
+        run(True, **{"optim.wd": decay}) for decay in (0.1, 0.3, 0.4)
+    )  # another seed would be other random towers
     rows.append(
         record.Row(
             "four arms with one cache, against four that each make it",

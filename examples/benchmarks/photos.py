@@ -18,7 +18,9 @@ def folder(place: Path, count: int, source: str = "") -> list[Path]:
     rng = np.random.default_rng(0)
     files = []
     for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
         grain = np.asarray(coarse).astype(np.int16) + rng.integers(-12, 13, (375, 500, 3), np.int16)
         out = io.BytesIO()
         Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)

@@ -17,13 +17,13 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column, MediaColumn, PixelColumn
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.model.towers.pictures import Picture
+from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 
 given = record.arguments(__doc__, count=512, size=112, photos="")
 runtime.threads()
 count = 64 if given.quick else given.count
 half = ((0.5,) * 3, (0.5,) * 3)
-picture = Picture((given.size, given.size), (given.size,), "bicubic", *half)
+picture = ImagePreprocess((given.size, given.size), (given.size,), "bicubic", *half)
 
 
 def by_files(files: list[Path]) -> None:
@@ -41,7 +41,9 @@ def by_column(column: Column) -> None:
 def decoder(column: MediaColumn) -> float:
     """Seconds of the JPEG decoder alone, on all threads: the floor of whoever decodes."""
     media = column.split.media("image", column.row)
-    return min(record.seconds(lambda: [column.decode(data) for data in media]) for _ in range(3)) / torch.get_num_threads()
+    return (
+        min(record.seconds(lambda: [column.decode(data) for data in media]) for _ in range(3)) / torch.get_num_threads()
+    )
 
 
 with tempfile.TemporaryDirectory() as place:
@@ -79,7 +81,12 @@ with tempfile.TemporaryDirectory() as place:
     column = PixelColumn(split, "image", picture, root / "cache")
     what = "decoded pixels by memory map"
     limit = record.bytes_(column.pixels.nbytes)
-    rows.append(record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100, limit=limit))
+    rows.append(
+        record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100, limit=limit)
+    )
 record.finish(
-    "Input pipeline", rows, given, facts=[f"{count} photos, {given.size} px, one process; ours gives uint8, normalised on the device"]
+    "Input pipeline",
+    rows,
+    given,
+    facts=[f"{count} photos, {given.size} px, one process; ours gives uint8, normalised on the device"],
 )

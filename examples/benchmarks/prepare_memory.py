@@ -32,7 +32,10 @@ def shard(path: Path) -> None:
         for number in range(SHARD):
             picture = io.BytesIO()
             Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(picture, "JPEG")
-            for suffix, data in (("jpg", picture.getvalue()), ("txt", f"picture number {number} of this shard".encode())):
+            for suffix, data in (
+                ("jpg", picture.getvalue()),
+                ("txt", f"picture number {number} of this shard".encode()),
+            ):
                 info = tarfile.TarInfo(f"{number:06d}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -46,7 +49,9 @@ def measure(folder: Path, out: Path, workers: int) -> None:
     made = prepare("webdataset", source_path=folder, out=out, workers=workers)
     seconds = time.perf_counter() - clock
     samples = sum(split["samples"] for split in made.facts["splits"].values())
-    own, children = (resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, children = (
+        resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     csv.writer(sys.stdout).writerow((samples, own, children, round(samples / seconds)))
 
 
@@ -60,8 +65,12 @@ def main(sizes: list[int]) -> None:
             folder = Path(temp, str(size))
             folder.mkdir()
             for number in range(size // SHARD):
-                os.link(Path(temp, "one.tar"), folder / f"train-{number:05d}.tar")  # one split, so equal pictures are no leak
-            subprocess.run([sys.executable, __file__, "--measure", str(folder), str(folder.with_suffix(".out"))], check=True)
+                os.link(
+                    Path(temp, "one.tar"), folder / f"train-{number:05d}.tar"
+                )  # one split, so equal pictures are no leak
+            subprocess.run(
+                [sys.executable, __file__, "--measure", str(folder), str(folder.with_suffix(".out"))], check=True
+            )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,12 @@ def compare(root: Path, size: str, count: int) -> list[record.Row]:
     source = photos.table(root, photos.folder(root / "files", count + 8, given.photos))
     lines = source.read_text("utf-8").splitlines()
     source.write_text(
-        "\n".join([*lines[: count + 1], *(line.removesuffix("train") + "val" for line in lines[count + 1 :])]) + "\n", "utf-8"
+        "\n".join([*lines[: count + 1], *(line.removesuffix("train") + "val" for line in lines[count + 1 :])]) + "\n",
+        "utf-8",
     )
-    (root / "train.csv").write_text("\n".join(lines[: count + 1]) + "\n", "utf-8")  # the peer scores nothing; ours scores eight photos
+    (root / "train.csv").write_text(
+        "\n".join(lines[: count + 1]) + "\n", "utf-8"
+    )  # the peer scores nothing; ours scores eight photos
     prepare("table", source_path=source, out=root / "data", options=SourceOptions(), workers=0)
     spec = f"open_clip:{name}@none"
     shared = f"--batch-size {batch} --epochs 1 --lr 1e-4 --device {given.device}"
@@ -38,10 +41,14 @@ def compare(root: Path, size: str, count: int) -> list[record.Row]:
     peer += "fp32" if given.device == "cpu" else "amp_bf16"
     commands = ([sys.executable, *ours.split()], [sys.executable, *peer.split()])
     what = f"{name} at {size} px, {count // batch} steps of {batch}"
-    return record.in_processes(what, *commands, given.repeats, wanted_cpu=wanted.get(size), leaves=[root / "ours", root / "theirs"])
+    return record.in_processes(
+        what, *commands, given.repeats, wanted_cpu=wanted.get(size), leaves=[root / "ours", root / "theirs"]
+    )
 
 
 for size, steps in sizes:
     with tempfile.TemporaryDirectory() as place:
         rows += compare(Path(place), size, int(steps) * batch)
-record.finish("Whole training process", rows, given, facts=["full-size photos; ours also scores its model and stores both"])
+record.finish(
+    "Whole training process", rows, given, facts=["full-size photos; ours also scores its model and stores both"]
+)

@@ -45,7 +45,9 @@ def arguments(doc: str, **more: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs; nothing is written")
-    parser.add_argument("--repeats", type=int, default=3, help=f"pairs of runs; fewer when they take over {ENOUGH:.0f} s")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help=f"pairs of runs; fewer when they take over {ENOUGH:.0f} s"
+    )
     for name, default in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     found = parser.parse_args()
@@ -89,7 +91,15 @@ def in_turn(
     taken = pairs(lambda turn: (seconds(ours, device), seconds(peer, device)), repeats)
     middle = [statistics.median(side) for side in zip(*taken, strict=True)]
     over = None if limit is None else middle[0] / limit
-    return Row(what, time_text(middle[0]), time_text(middle[1]), [b / a for a, b in taken], wanted, over, (middle[0], middle[1]))
+    return Row(
+        what,
+        time_text(middle[0]),
+        time_text(middle[1]),
+        [b / a for a, b in taken],
+        wanted,
+        over,
+        (middle[0], middle[1]),
+    )
 
 
 def operations(count: float, device: str = "cpu", dtype: str = "float32") -> float:
@@ -143,7 +153,9 @@ def in_processes(
         both = [(one[kind], other[kind]) for one, other in taken]
         middle = [statistics.median(side) for side in zip(*both, strict=True)]
         over = None if floor is None else middle[0] / floor
-        rows.append(Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least, over))
+        rows.append(
+            Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least, over)
+        )
     return rows
 
 
@@ -176,14 +188,24 @@ def time_text(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
-def finish(topic: str, rows: Sequence[Row], given: argparse.Namespace, note: str = "", facts: Sequence[str] = ()) -> None:
+def finish(
+    topic: str, rows: Sequence[Row], given: argparse.Namespace, note: str = "", facts: Sequence[str] = ()
+) -> None:
     """Prints the table, and (unless --quick) puts it into RESULTS.md under ``## topic``."""
     lines = ["| what | ours | peer | peer / ours: median (min - max) | pairs | wanted |", "|---|---|---|---|---|---|"]
     for row in rows:
         ratio = f"{statistics.median(row.factors):.2f} ({min(row.factors):.2f} - {max(row.factors):.2f})"
-        verdict = "" if row.wanted is None else f">= {row.wanted:g} {'yes' if statistics.median(row.factors) >= row.wanted else 'NO'}"
+        verdict = (
+            ""
+            if row.wanted is None
+            else f">= {row.wanted:g} {'yes' if statistics.median(row.factors) >= row.wanted else 'NO'}"
+        )
         lines.append(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {len(row.factors)} | {verdict} |")
-    limits = [f"limit: {row.what}: {row.over_limit:.1f} times the machine's own floor" for row in rows if row.over_limit is not None]
+    limits = [
+        f"limit: {row.what}: {row.over_limit:.1f} times the machine's own floor"
+        for row in rows
+        if row.over_limit is not None
+    ]
     lines += ["", *(f"- {fact}" for fact in (*limits, *facts)), *([note] if note else [])]
     command = shlex.join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     body = "\n".join([f"`{command}` on {stamp(given.device)}", "", *lines]).rstrip() + "\n"
@@ -194,7 +216,11 @@ def finish(topic: str, rows: Sequence[Row], given: argparse.Namespace, note: str
 
 def write(topic: str, body: str, path: Path = RESULTS) -> None:
     """Replaces the section of a topic, or adds it at the end."""
-    text = path.read_text("utf-8") if path.exists() else "# Benchmarks\n\nWritten by the scripts beside this file; see `run.sh`.\n"
+    text = (
+        path.read_text("utf-8")
+        if path.exists()
+        else "# Benchmarks\n\nWritten by the scripts beside this file; see `run.sh`.\n"
+    )
     section = f"## {topic}\n\n{body}"
     pattern = re.compile(rf"^## {re.escape(topic)}\n.*?(?=^## |\Z)", re.M | re.S)
     text = pattern.sub(lambda _: section + "\n", text) if pattern.search(text) else text.rstrip() + f"\n\n{section}"
@@ -205,7 +231,11 @@ def stamp(device: str) -> str:
     """Device, processor, threads and versions."""
     import torch
 
-    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     found = []
     for name in LIBRARIES:
         try:

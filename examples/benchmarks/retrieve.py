@@ -31,7 +31,11 @@ stored = min(rows, 5000)  # tokens of the first few stand for all: only those of
 tokens = (np.random.default_rng(1).normal(size=(stored, given.tokens, 512)) / 512**0.5).astype(np.float16)
 with tempfile.TemporaryDirectory() as place:
     folder = Path(place) / "b.idx"
-    items = {"id": [str(i) for i in range(rows)], "group": list(range(rows)), "text": [[f"caption {i}"] for i in range(rows)]}
+    items = {
+        "id": [str(i) for i in range(rows)],
+        "group": list(range(rows)),
+        "text": [[f"caption {i}"] for i in range(rows)],
+    }
     temp, name = indexes.begin(folder)
     one = {k: v[:1] for k, v in items.items()} | {"text": ["caption"]}
     storage = {}
@@ -44,24 +48,48 @@ with tempfile.TemporaryDirectory() as place:
     indexes.save_model(temp / "model", aligner, towers, config)
     query = export(temp / indexes.QUERY, aligner, towers, ["a red cat sleeps on a mat"], matcher=True)
     temp.rename(folder / name)
-    facts = {"modalities": ["image", "text"], "weight": 1.0, "headline": "two-stage", "name": "benchmark", "protocol": ""}
+    facts = {
+        "modalities": ["image", "text"],
+        "weight": 1.0,
+        "headline": "two-stage",
+        "name": "benchmark",
+        "protocol": "",
+    }
     run, data = (Manifest(folder, kind, facts) for kind in ("run", "dataset"))
     more = {"scale": float(aligner.logit_scale().detach()), "storage": storage, "query": query}
     found = indexes.complete(folder, name, run, data, "test", {"image": rows, "text": 1}, config, **more)
-    ours = [sys.executable, "-m", "ccaco_cli", "retrieve", "a red cat sleeps", "--index", str(folder), "-k", "5", "--format", "csv"]
+    ours = [
+        sys.executable,
+        "-m",
+        "ccaco_cli",
+        "retrieve",
+        "a red cat sleeps",
+        "--index",
+        str(folder),
+        "-k",
+        "5",
+        "--format",
+        "csv",
+    ]
     peer = [sys.executable, "-c", "import open_clip"]
     what = f"{spec}, {rows:,} vectors"
     weights = sum(file.stat().st_size for file in (folder / name / indexes.QUERY).iterdir())
     floor = record.bytes_(z.nbytes + weights)  # each read once; all the rest is starting up
-    table = record.in_processes(f"{what}, no rerank", [*ours, "--rerank", "0"], peer, given.repeats, wanted=4, limit=floor)
-    table += record.in_processes(f"{what}, rerank 64", [*ours, "--rerank", "64"], peer, given.repeats, wanted=4, limit=floor)
+    table = record.in_processes(
+        f"{what}, no rerank", [*ours, "--rerank", "0"], peer, given.repeats, wanted=4, limit=floor
+    )
+    table += record.in_processes(
+        f"{what}, rerank 64", [*ours, "--rerank", "64"], peer, given.repeats, wanted=4, limit=floor
+    )
     opened = indexes.Index(folder)
     asked = opened.exported.encode(["a red cat sleeps"]) if opened.exported else None
     plain = encode_query(opened, "text", ["a red cat sleeps"])
     facts_ = [f"exported: {query}", f"manifest of {found.kind}: {found.facts['storage']['image']}"]
     if asked is not None:
         apart = float(np.abs(asked.z - plain.z.numpy()).max())
-        same = [h.row for h in search(opened, "text", asked, 10)[0]] == [h.row for h in search(opened, "text", plain, 10)[0]]
+        same = [h.row for h in search(opened, "text", asked, 10)[0]] == [
+            h.row for h in search(opened, "text", plain, 10)[0]
+        ]
         facts_.append(f"largest difference of the query vector: {apart:.1e}; same ten answers: {same}")
         light = record.in_turn(
             "64 candidates x 1 query, in a warm process, against 0.1 s",
@@ -72,6 +100,8 @@ with tempfile.TemporaryDirectory() as place:
         )
         table.append(light)
     many = "\n".join(["a red cat sleeps on a mat"] * 256)
-    begun = record.seconds(lambda: subprocess.run([*ours[:4], "-", *ours[5:]], input=many, text=True, check=True, capture_output=True))
+    begun = record.seconds(
+        lambda: subprocess.run([*ours[:4], "-", *ours[5:]], input=many, text=True, check=True, capture_output=True)
+    )
     facts_.append(f"256 queries from stdin, reranked: {record.time_text(begun)}, the model loaded once")
 record.finish("Cold retrieve", table, given, facts=facts_)

@@ -18,7 +18,9 @@ from ccaco_cli.core.training import step
 from ccaco_cli.core.training.optim import adamw
 from ccaco_cli.core.types import PairBatch
 
-given = record.arguments(__doc__, model="ViT-B-32", size=112, batch=32, context=77, torchcompile=0)  # 1: both sides compiled
+given = record.arguments(
+    __doc__, model="ViT-B-32", size=112, batch=32, context=77, torchcompile=0
+)  # 1: both sides compiled
 runtime.threads()
 name, size, batch = ("RN50", 64, 4) if given.quick else (given.model, given.size, given.batch)
 spec, device = f"open_clip:{name}@none", runtime.device(given.device)
@@ -29,7 +31,9 @@ settings = {
     "model.width": 512,
     "loss.cross_batch": min(64, batch),
 }
-config = configs.override(configs.RunConfig(), settings | {"optim.lr": 1e-4, "loss.cross_start": 0.0, "loss.cross_ramp": 0.0})
+config = configs.override(
+    configs.RunConfig(), settings | {"optim.lr": 1e-4, "loss.cross_start": 0.0, "loss.cross_ramp": 0.0}
+)
 torch.manual_seed(0)
 texts = [f"{CAPTION} number {i}" for i in range(batch)]
 pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
@@ -63,7 +67,10 @@ named = [(n, p) for n, p in peer_model.named_parameters() if p.requires_grad]
 excluded = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
 rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
 peer_optimizer = torch.optim.AdamW(
-    [{"params": excluded, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}], lr=1e-4, betas=(0.9, 0.98), eps=1e-6
+    [{"params": excluded, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}],
+    lr=1e-4,
+    betas=(0.9, 0.98),
+    eps=1e-6,
 )
 ids = open_clip.get_tokenizer(name)(texts, given.context)
 mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
@@ -99,13 +106,22 @@ rows = [
         limit=limit,
     ),
     record.in_turn(
-        f"{what}: contrastive (as peer) over full CCACO (as ours)", whole, contrastive, given.repeats, wanted=1 / 1.5, device=given.device
+        f"{what}: contrastive (as peer) over full CCACO (as ours)",
+        whole,
+        contrastive,
+        given.repeats,
+        wanted=1 / 1.5,
+        device=given.device,
     ),
 ]
 share = 100 / (rows[0].over_limit or 1)
-speeds = ", ".join(f"{batch / spent:,.1f} {whose}" for spent, whose in zip(rows[0].seconds, ("(ours)", "(peer)"), strict=True))
+speeds = ", ".join(
+    f"{batch / spent:,.1f} {whose}" for spent, whose in zip(rows[0].seconds, ("(ours)", "(peer)"), strict=True)
+)
 facts = [f"samples a second: {speeds}; model FLOP utilisation {share:.0f} % of one large matrix product's rate"]
-facts += [f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, of {given.context} that the peer computes"]
+facts += [
+    f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, of {given.context} that the peer computes"
+]
 if given.device != "cpu":
     facts.append(f"peak memory of the whole: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
 record.finish("Training step", rows, given, facts=facts)

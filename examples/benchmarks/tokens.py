@@ -12,7 +12,7 @@ import torch
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
-from ccaco_cli.core.encoding.token_cache import shrunk
+from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.retrieval import rerank, token_store
@@ -29,8 +29,13 @@ rows_of = [part.group[sides[m].row] for m in data.modalities]
 lines = []
 for grid in map(int, given.grids.split(",")):
     settings = config.model.tower(first)
-    own = towers[first].grid and (shrunk(towers[first].grid, settings.cache_tokens) if settings.lock else towers[first].grid)
-    whole = [encode(aligner, m, sides[m], local=True, grid=own if grid and m == first else None, most=grid) for m in data.modalities]
+    own = towers[first].grid and (
+        pooled_grid(towers[first].grid, settings.cache_tokens) if settings.lock else towers[first].grid
+    )
+    whole = [
+        encode(aligner, m, sides[m], local=True, grid=own if grid and m == first else None, most=grid)
+        for m in data.modalities
+    ]
     for store in token_store.STORES:
         kept, size = [], []
         for encoded in whole:
@@ -42,6 +47,12 @@ for grid in map(int, given.grids.split(",")):
             kept.append(Encoded(read, mask, encoded.pooled, encoded.z))
         metrics = rerank.two_stage(aligner, *kept, *rows_of, config.eval, weight).metrics
         figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items() if k.endswith("R@1"))
-        lines.append(f"{store}, grid {grid or 'whole'}: {size[0]:,.0f} bytes a {first}, {size[1]:,.0f} a {second}; {figures}")
-cosine = ", ".join(f"{k} {100 * v:.1f} %" for k, v in found.facts["metrics"][f"{given.split}.cosine"].items() if k.endswith("R@1"))
-record.finish("Stored tokens", [], given, facts=[f"none: 0 bytes; {cosine}", *lines, f"weight of the cross score {weight:g}"])
+        lines.append(
+            f"{store}, grid {grid or 'whole'}: {size[0]:,.0f} bytes a {first}, {size[1]:,.0f} a {second}; {figures}"
+        )
+cosine = ", ".join(
+    f"{k} {100 * v:.1f} %" for k, v in found.facts["metrics"][f"{given.split}.cosine"].items() if k.endswith("R@1")
+)
+record.finish(
+    "Stored tokens", [], given, facts=[f"none: 0 bytes; {cosine}", *lines, f"weight of the cross score {weight:g}"]
+)

@@ -14,7 +14,9 @@ from ccaco_cli.core.retrieval import vectors
 given = record.arguments(__doc__, rows=123287, width=512, queries=256, types="ivf,hnsw,ivfpq", approximate=100000)
 n = 20000 if given.quick else given.rows
 rng = np.random.default_rng(0)
-centres = rng.normal(size=(2000, given.width)).astype(np.float32)  # clustered, as embeddings are: random vectors say nothing of recall
+centres = rng.normal(size=(2000, given.width)).astype(
+    np.float32
+)  # clustered, as embeddings are: random vectors say nothing of recall
 
 
 def draw(count: int) -> np.ndarray:

@@ -11,9 +11,35 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.workflows import ablate as workflow
 
 
-def test_arms_side_by_side(ccaco: Callable[..., Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["--set", "model.width=16", "--set", "model.image.size=32", "--set", "optim.steps=1", "--batch-size", 8, "--device", "cpu"]
-    command = ["ablate", "--arms", "ccaco,clip", "--seeds", 1, "--name", "abl", "--logs", tmp_path, "--data", data_root, *small]
+def test_arms_side_by_side(
+    ccaco: Callable[..., Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [
+        "--set",
+        "model.width=16",
+        "--set",
+        "model.image.size=32",
+        "--set",
+        "optim.steps=1",
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+    ]
+    command = [
+        "ablate",
+        "--arms",
+        "ccaco,clip",
+        "--seeds",
+        1,
+        "--name",
+        "abl",
+        "--logs",
+        tmp_path,
+        "--data",
+        data_root,
+        *small,
+    ]
     done = ccaco(*command, "--format", "json")
     assert done.code == 0, done.err
     assert {row["arm"] for row in json.loads(done.out)} == {"ccaco", "clip"}

@@ -10,13 +10,17 @@ import pytest
 from ccaco_cli.core import manifest
 
 
-def test_shards_and_index(ccaco: Callable[..., Any], run: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_and_index(
+    ccaco: Callable[..., Any], run: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu")
     assert (done.code, done.out) == (0, "")
     assert done.err == "embeddings/first-scenes-val: 25 image, 125 text\nnext: add --index scenes.idx to search them\n"
     small = ("--store-tokens", "int8", "--store-grid", 1, "--index-type", "flat")
-    done = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu", "--index", "v.idx", *small)
+    done = ccaco(
+        "embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu", "--index", "v.idx", *small
+    )
     told = done.err.splitlines()
     assert told[0] == "v.idx: 25 image, 125 text"
     assert told[1].startswith("image: flat, recall@10 1.000 of exact search, ")
@@ -49,7 +53,13 @@ def test_shards_and_index(ccaco: Callable[..., Any], run: Path, data_root: Path,
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(
-    ccaco: Callable[..., Any], run: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    ccaco: Callable[..., Any],
+    run: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = ccaco("embed", "--run", run, "--data", data_root, *arguments)

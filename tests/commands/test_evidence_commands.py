@@ -12,7 +12,11 @@ from ccaco_cli.core import manifest
 
 @pytest.fixture
 def paths(fabricate: Any) -> list[Any]:
-    return [fabricate(f"{arm}-s{s}", skill, arm=arm, seed=s) for arm, skill in (("ccaco", 3.0), ("clip", 1.0)) for s in range(2)]
+    return [
+        fabricate(f"{arm}-s{s}", skill, arm=arm, seed=s)
+        for arm, skill in (("ccaco", 3.0), ("clip", 1.0))
+        for s in range(2)
+    ]
 
 
 def test_the_same_columns_whatever_the_format(ccaco: Any, paths: list[Any]) -> None:
@@ -34,7 +38,9 @@ def test_the_same_columns_whatever_the_format(ccaco: Any, paths: list[Any]) -> N
 def test_gates_end_with_one_and_unreadable_ones_with_two(ccaco: Any, paths: list[Any]) -> None:
     done = ccaco("report", *paths, "--format", "csv", "--fail-if", "ccaco not better than clip on text_to_image_R@1")
     assert (done.code, done.err) == (0, "")
-    done = ccaco("report", *paths, "--format", "csv", "--fail-if", "clip not better than ccaco on R-sum", "--fail-if", "R-sum<1")
+    done = ccaco(
+        "report", *paths, "--format", "csv", "--fail-if", "clip not better than ccaco on R-sum", "--fail-if", "R-sum<1"
+    )
     assert done.code == 1
     assert done.err.startswith("gate: clip against ccaco on toy: worse; R-sum -")
     assert len(done.out.splitlines()) == 5, "the rows are printed all the same"
@@ -55,7 +61,9 @@ def test_two_runs_metric_by_metric(ccaco: Any, paths: list[Any]) -> None:
 
 def test_an_ablation_is_shown_with_its_evidence_and_its_failures(ccaco: Any, fabricate: Any, paths: list[Any]) -> None:
     cells = [{"name": p.name, "label": p.name[:-3], "run": manifest.open(p, kind="run").sha256} for p in paths]
-    manifest.write(fabricate.root, "ablation", facts={"cells": [*cells, {"name": "late-s0", "label": "late", "error": "it broke"}]})
+    manifest.write(
+        fabricate.root, "ablation", facts={"cells": [*cells, {"name": "late-s0", "label": "late", "error": "it broke"}]}
+    )
     rows = list(csv.DictReader(io.StringIO(ccaco("report", fabricate.root, "--format", "csv").out)))
     assert [(row["arm"], row["verdict"], row["failed"]) for row in rows] == [
         ("ccaco", "reference", "0"),
@@ -78,7 +86,18 @@ def test_ablate_reads_sets_and_a_grid(ccaco: Any, tmp_path: Any, monkeypatch: py
 
     monkeypatch.setattr(module, "ablate", workflow)
     (tmp_path / "grid.toml").write_text("[grid]\nloss.beta = [0.1, 1]\n")
-    flags = ("--grid", tmp_path / "grid.toml", "--reference", "clip", "--metric", "text_to_image_R@1", "--logs", tmp_path, "--name", "x")
+    flags = (
+        "--grid",
+        tmp_path / "grid.toml",
+        "--reference",
+        "clip",
+        "--metric",
+        "text_to_image_R@1",
+        "--logs",
+        tmp_path,
+        "--name",
+        "x",
+    )
     done = ccaco("ablate", "--arms", "clip, -contrastive,clip", "--seeds", 4, *flags, "--format", "csv")
     assert (done.code, done.out) == (1, "arm,seeds,failed,verdict\nclip,0,1,failed\n")
     assert done.err.splitlines()[0] == "failed: clip-s0: it broke"

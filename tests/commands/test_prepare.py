@@ -72,7 +72,9 @@ def test_counts_on_stdout_and_the_next_command_on_stderr(ccaco: Callable[..., An
         (("scenes", "--preview", "x.txt"), ["no such kind of picture", ".png"]),
     ],
 )
-def test_errors_are_one_line(ccaco: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], words: list[str]) -> None:
+def test_errors_are_one_line(
+    ccaco: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], words: list[str]
+) -> None:
     done = ccaco("prepare", *arguments, "--out", tmp_path / "x")
     assert (done.code, done.out) == (2, "")
     assert done.err.count("\n") == 1
@@ -100,22 +102,44 @@ def test_the_last_table_tells_what_to_expect(ccaco: Callable[..., Any], tmp_path
     source = pictures(tmp_path / "s", 40, bad=3)
     given = ("prepare", "webdataset", "--source", source, "--workers", 0)
     done = ccaco(*given, "--out", tmp_path / "strict")
-    assert done.code == 2 and "3 of 40 samples rejected (not a picture 3)" in done.err and "--max-rejects 0.08" in done.err
-    done = ccaco(*given, "--out", tmp_path / "d", "--max-rejects", "8%", "--image-size", "12", "--preview", tmp_path / "look.png")
+    assert (
+        done.code == 2 and "3 of 40 samples rejected (not a picture 3)" in done.err and "--max-rejects 0.08" in done.err
+    )
+    done = ccaco(
+        *given, "--out", tmp_path / "d", "--max-rejects", "8%", "--image-size", "12", "--preview", tmp_path / "look.png"
+    )
     (row,) = csv.DictReader(io.StringIO(done.out))
-    assert {"split": "train", "samples": "37", "captions": "37", "rejects": "3", "reasons": "not a picture 3"}.items() <= row.items()
-    assert {"words_max": "2", "width_min": "16", "height_max": "12", "captions_per_group_mean": "1.0"}.items() <= row.items()
+    assert {
+        "split": "train",
+        "samples": "37",
+        "captions": "37",
+        "rejects": "3",
+        "reasons": "not a picture 3",
+    }.items() <= row.items()
+    assert {
+        "words_max": "2",
+        "width_min": "16",
+        "height_max": "12",
+        "captions_per_group_mean": "1.0",
+    }.items() <= row.items()
     assert row["protocol"].startswith("webdataset (")
-    assert "3 samples were skipped (not a picture 3); they are listed in" in done.err and Image.open(tmp_path / "look.png").size[0] > 1000
+    assert (
+        "3 samples were skipped (not a picture 3); they are listed in" in done.err
+        and Image.open(tmp_path / "look.png").size[0] > 1000
+    )
     done = ccaco(*given, "--out", tmp_path / "e", "--max-rejects", "0.08", "--format", "markdown")
-    assert "| captions per group | words | width | height | reasons | protocol |" in done.out and "| 32 | 24 |" in done.out
+    assert (
+        "| captions per group | words | width | height | reasons | protocol |" in done.out and "| 32 | 24 |" in done.out
+    )
 
 
 def test_columns_and_templates_by_flags(ccaco: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "s" / "dog").mkdir(parents=True)
     for number in range(2):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / "s" / "dog" / f"{number}.png")
-    (tmp_path / "s" / "t.csv").write_text("file;text;part;style\ndog/0.png;one;train;x\ndog/0.png;two;train;x\ndog/1.png;three;dev;y\n")
+    (tmp_path / "s" / "t.csv").write_text(
+        "file;text;part;style\ndog/0.png;one;train;x\ndog/0.png;two;train;x\ndog/1.png;three;dev;y\n"
+    )
     flags = (
         "--csv-img-key",
         "file",
@@ -128,10 +152,26 @@ def test_columns_and_templates_by_flags(ccaco: Callable[..., Any], tmp_path: Pat
         "--column",
         "domain=style",
     )
-    assert ccaco("prepare", "table", "--source", tmp_path / "s" / "t.csv", *flags, "--workers", 0, "--out", tmp_path / "t").code == 0
+    assert (
+        ccaco(
+            "prepare", "table", "--source", tmp_path / "s" / "t.csv", *flags, "--workers", 0, "--out", tmp_path / "t"
+        ).code
+        == 0
+    )
     data = shards.open(tmp_path / "t")
     assert data.split("train").captions == ["one", "two"] and data.split("val").domains == ("x", "y")
-    done = ccaco("prepare", "imagefolder", "--source", tmp_path / "s", "--template", "my {}", "--workers", 0, "--out", tmp_path / "f")
+    done = ccaco(
+        "prepare",
+        "imagefolder",
+        "--source",
+        tmp_path / "s",
+        "--template",
+        "my {}",
+        "--workers",
+        0,
+        "--out",
+        tmp_path / "f",
+    )
     found = shards.open(tmp_path / "f")
     assert done.code == 0 and {text for name in found.splits for text in found.split(name).captions} == {"my dog"}
 
@@ -143,7 +183,10 @@ def test_leakage_is_told(ccaco: Callable[..., Any], tmp_path: Path) -> None:
     done = ccaco("prepare", "imagefolder", "--source", tmp_path / "s", "--workers", 0, "--out", tmp_path / "d")
     assert done.code == 0 and "leakage: 1 media lie in several splits" in done.err
     listed = list(csv.DictReader((tmp_path / "d" / "leakage.csv").open()))
-    assert [(row["split"], row["id"]) for row in listed] == [("test", "test/dog/test.png"), ("train", "train/dog/train.png")]
+    assert [(row["split"], row["id"]) for row in listed] == [
+        ("test", "test/dog/test.png"),
+        ("train", "train/dog/train.png"),
+    ]
 
 
 def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:

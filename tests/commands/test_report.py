@@ -48,7 +48,9 @@ def test_errors_are_one_line(ccaco: Callable[..., Any], run: Path, arguments: li
     assert words in done.err
 
 
-def test_a_page_and_a_figure(ccaco: Callable[..., Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_and_a_figure(
+    ccaco: Callable[..., Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ccaco_cli.core.reporting import inspection
 
     monkeypatch.setattr(inspection, "PAIRS", 4)

@@ -42,7 +42,19 @@ def test_a_picture_and_a_contact_sheet(ccaco: Callable[..., Any], index: Path, t
 
 @pytest.mark.parametrize("method", ["attention", "gradient"])
 def test_answers_are_explained(ccaco: Callable[..., Any], index: Path, tmp_path: Path, method: str) -> None:
-    done = ccaco("retrieve", "a red cat", "two dogs", "-i", index, "-k", 2, "--explain", tmp_path / "why", "--explain-method", method)
+    done = ccaco(
+        "retrieve",
+        "a red cat",
+        "two dogs",
+        "-i",
+        index,
+        "-k",
+        2,
+        "--explain",
+        tmp_path / "why",
+        "--explain-method",
+        method,
+    )
     assert (done.code, done.err) == (0, "")
     facts = json.loads((tmp_path / "why/explain.json").read_text())
     rows = list(csv.DictReader(io.StringIO(done.out)))
@@ -72,7 +84,12 @@ def test_captions_that_a_picture_found_are_explained(ccaco: Callable[..., Any], 
     ],
 )
 def test_errors_are_one_line(
-    ccaco: Callable[..., Any], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    ccaco: Callable[..., Any],
+    index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = ccaco("retrieve", *(index if a == "INDEX" else a for a in arguments))
@@ -86,6 +103,8 @@ def test_a_closed_pipe_is_no_error(index: Path) -> None:
     ccaco = f"{sys.executable} -m ccaco_cli"
     retrieve = f'{{ {ccaco} retrieve - -i {index} -k 20 --rerank 0; echo "code $?" >&2; }}'
     script = f'for i in $(seq 130); do echo "cat $i"; done | {retrieve} | head -1'
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
     assert done.stdout.count("\n") == 1
     assert done.stderr == "code 0\n"

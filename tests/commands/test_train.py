@@ -19,9 +19,26 @@ def flags(data_root: Path, tmp_path: Path) -> list[object]:
     return [*small, "--data", data_root, "--logs", tmp_path]
 
 
-def test_flags_reach_the_run_and_its_rows_stdout(ccaco: Callable[..., Any], flags: list[object], tmp_path: Path) -> None:
+def test_flags_reach_the_run_and_its_rows_stdout(
+    ccaco: Callable[..., Any], flags: list[object], tmp_path: Path
+) -> None:
     (tmp_path / "c.toml").write_text("[optim]\nlr = 0.5\nwd = 0.25\n")
-    given = ["--config", tmp_path / "c.toml", "--lr", "0.001", "--alpha", 2, "--beta", 0.25, "--batch-size", 8, "--seed", 7, "--warmup", 0]
+    given = [
+        "--config",
+        tmp_path / "c.toml",
+        "--lr",
+        "0.001",
+        "--alpha",
+        2,
+        "--beta",
+        0.25,
+        "--batch-size",
+        8,
+        "--seed",
+        7,
+        "--warmup",
+        0,
+    ]
     done = ccaco("train", *flags, *given)
     assert done.code == 0, done.err
     folder = tmp_path / "scenes-ccaco-s7"
@@ -40,10 +57,26 @@ def test_flags_reach_the_run_and_its_rows_stdout(ccaco: Callable[..., Any], flag
 def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
     ccaco: Callable[..., Any], flags: list[object], tmp_path: Path
 ) -> None:
-    given = ["--context-length", 6, "--attention", "window", "--balance", "gradnorm", "--image-size", "32x64", "--tile", 16]
-    done = ccaco("train", *flags[:2], *flags[4:], *given, "--batch-size", 8, "--name", "x", "--set", "loss.cross_start=0")
+    given = [
+        "--context-length",
+        6,
+        "--attention",
+        "window",
+        "--balance",
+        "gradnorm",
+        "--image-size",
+        "32x64",
+        "--tile",
+        16,
+    ]
+    done = ccaco(
+        "train", *flags[:2], *flags[4:], *given, "--batch-size", 8, "--name", "x", "--set", "loss.cross_start=0"
+    )
     assert done.code == 0, done.err
-    assert " captions of train and " in done.err and "are longer than 6 tokens, and were cut; --context-length takes more" in done.err
+    assert (
+        " captions of train and " in done.err
+        and "are longer than 6 tokens, and were cut; --context-length takes more" in done.err
+    )
     config = configs.from_dict(manifest.open(tmp_path / "x", kind="run").config)
     assert (config.model.image.size, config.model.image.tiles, config.model.text.context_length) == (16, "2x4", 6)
     assert (config.model.fusion.attention, config.loss.balance) == ("window", "gradnorm")
@@ -102,8 +135,33 @@ def test_a_run_is_also_sent_to_tensorboard(ccaco: Callable[..., Any], flags: lis
 
 def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., Any], tmp_path: Path) -> None:
     data = tmp_path / "data"
-    assert ccaco("prepare", "scenes-styles", "--limit", 45, "--image-size", 32, "--out", data / "scenes-styles", "--workers", 0).code == 0
-    small = ["--set", "model.width=16", "--set", "model.image.size=32", "--set", "optim.steps=1", "--device", "cpu", "--batch-size", 8]
+    assert (
+        ccaco(
+            "prepare",
+            "scenes-styles",
+            "--limit",
+            45,
+            "--image-size",
+            32,
+            "--out",
+            data / "scenes-styles",
+            "--workers",
+            0,
+        ).code
+        == 0
+    )
+    small = [
+        "--set",
+        "model.width=16",
+        "--set",
+        "model.image.size=32",
+        "--set",
+        "optim.steps=1",
+        "--device",
+        "cpu",
+        "--batch-size",
+        8,
+    ]
     given = [
         "--source-domains",
         "colour",
@@ -116,15 +174,35 @@ def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., A
         "--domain-sides",
         "image",
     ]
-    done = ccaco("train", "--dataset", "scenes-styles", *small, *given, "--data", data, "--logs", tmp_path, "--name", "r")
+    done = ccaco(
+        "train", "--dataset", "scenes-styles", *small, *given, "--data", data, "--logs", tmp_path, "--name", "r"
+    )
     assert done.code == 0, done.err
     config = configs.from_dict(manifest.open(tmp_path / "r", kind="run").config).domain
-    assert (config.sources, config.target, config.loss, config.weight, config.sides) == ("colour", "sketch", "both", 0.3, "image")
+    assert (config.sources, config.target, config.loss, config.weight, config.sides) == (
+        "colour",
+        "sketch",
+        "both",
+        0.3,
+        "image",
+    )
     table = ccaco("report", tmp_path / "r", "--table", "domains", "--figure", "domains", tmp_path / "map.png")
     assert table.code == 0, table.err
     (row,) = csv.DictReader(io.StringIO(table.out))
     assert (row["sources"], row["target_domain"], row["retention"]) == ("colour", "sketch", "1.0")
     assert (tmp_path / "map.png").is_file() and table.err == f"written: {tmp_path / 'map.png'}\n"
-    wrong = ccaco("train", "--dataset", "scenes-styles", "--target-domain", "sketches", "--data", data, "--logs", tmp_path, "--name", "s")
+    wrong = ccaco(
+        "train",
+        "--dataset",
+        "scenes-styles",
+        "--target-domain",
+        "sketches",
+        "--data",
+        data,
+        "--logs",
+        tmp_path,
+        "--name",
+        "s",
+    )
     assert (wrong.code, wrong.out, wrong.err.count("\n")) == (2, "", 1)
     assert "did you mean sketch?" in wrong.err

@@ -15,7 +15,10 @@ from ccaco_cli.core.errors import ConfigError
 
 
 def with_towers(image: str = "tiny", text: str = "tiny", lock: bool = False) -> RunConfig:
-    return override(RunConfig(), {"model.image.spec": image, "model.text.spec": text, "model.image.lock": lock, "model.text.lock": lock})
+    return override(
+        RunConfig(),
+        {"model.image.spec": image, "model.text.spec": text, "model.image.lock": lock, "model.text.lock": lock},
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,11 @@ def test_flags_win_over_file_over_recipe(monkeypatch: pytest.MonkeyPatch) -> Non
     recipe = {"optim.epochs": 77, "optim.batch_size": 78, "optim.lr": 0.79}
     monkeypatch.setitem(configs.RECIPES, "locked", recipe)
     locked = {"model.image.lock": True, "model.text.lock": True}
-    found = build(base=locked | {"optim.batch_size": 5, "optim.lr": 0.5}, explicit={"optim.lr": 0.25}, modalities=("image", "text"))
+    found = build(
+        base=locked | {"optim.batch_size": 5, "optim.lr": 0.5},
+        explicit={"optim.lr": 0.25},
+        modalities=("image", "text"),
+    )
     assert (found.optim.epochs, found.optim.batch_size, found.optim.lr) == (77, 5, 0.25)
     assert found.model.image.lock
 
@@ -117,7 +124,9 @@ def test_every_recipe_names_known_keys() -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.text(st.characters(codec="utf-8")), st.floats(allow_nan=False), st.integers(-(2**60), 2**60))
 def test_toml_round_trip(text: str, number: float, whole: int) -> None:
-    config = override(RunConfig(), {"dataset": text, "loss.beta": number, "seed": whole, "eval.rerank_weights": [number, 0.0]})
+    config = override(
+        RunConfig(), {"dataset": text, "loss.beta": number, "seed": whole, "eval.rerank_weights": [number, 0.0]}
+    )
     assert configs.from_dict(tomllib.loads(to_toml(config))) == config
     assert configs.from_dict(asdict(config)) == config
 
@@ -127,6 +136,11 @@ def test_files(tmp_path: Path) -> None:
     assert load(tmp_path / "c.toml") == {"seed": 3, "loss.beta": 0.5, "model.image.spec": "tiny"}
     (tmp_path / "bad.toml").write_text("seed = \n")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    for name, words in (("gone.toml", "no such config file"), ("bad.toml", "not TOML"), ("bytes.toml", "not TOML"), (".", "cannot read")):
+    for name, words in (
+        ("gone.toml", "no such config file"),
+        ("bad.toml", "not TOML"),
+        ("bytes.toml", "not TOML"),
+        (".", "cannot read"),
+    ):
         with pytest.raises(ConfigError, match=words):
             load(tmp_path / name)

@@ -27,7 +27,9 @@ def test_places_are_those_of_the_rows_in_the_order_asked_for() -> None:
         (VALUES, np.array([0, 4, 2, 6]), 3, "leave the values"),
     ],
 )
-def test_arrays_that_do_not_belong_together_are_refused(values: np.ndarray, offsets: np.ndarray, rows: int, what: str) -> None:
+def test_arrays_that_do_not_belong_together_are_refused(
+    values: np.ndarray, offsets: np.ndarray, rows: int, what: str
+) -> None:
     ragged.check(VALUES, OFFSETS, 3)
     ragged.check(VALUES[:0], np.array([0]), 0)
     with pytest.raises(ValueError, match=what):

@@ -41,8 +41,12 @@ def test_precisions() -> None:
         runtime.autocast("half", cpu)
 
 
-@pytest.mark.parametrize(("bf16", "amx", "wanted"), [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")])
-def test_encoding_is_narrow_where_the_processor_multiplies_so(bf16: bool, amx: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("bf16", "amx", "wanted"), [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")]
+)
+def test_encoding_is_narrow_where_the_processor_multiplies_so(
+    bf16: bool, amx: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     cpu = torch.device("cpu")

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import torch
 
-from ccaco_cli.core.types import Crossed, Features, PairBatch, move, silent
+from ccaco_cli.core.types import Crossed, Features, PairBatch, move, no_progress
 
 
 def features() -> Features:
     return Features(
-        torch.arange(12.0).view(3, 2, 2), torch.tensor([[True, True], [True, False], [True, True]]), torch.arange(6.0).view(3, 2)
+        torch.arange(12.0).view(3, 2, 2),
+        torch.tensor([[True, True], [True, False], [True, True]]),
+        torch.arange(6.0).view(3, 2),
     )
 
 
@@ -27,9 +29,11 @@ def test_fields_that_are_not_there_stay_so() -> None:
 def test_a_batch_moves_whatever_its_sides_are() -> None:
     rows = torch.arange(3)
     batch = PairBatch(features(), {"ids": rows}, rows, rows, rows).to("meta")
-    assert {t.device.type for t in (batch.a.tokens, batch.a.mask, batch.b["ids"], batch.rows, batch.group, batch.domain)} == {"meta"}
+    assert {
+        t.device.type for t in (batch.a.tokens, batch.a.mask, batch.b["ids"], batch.rows, batch.group, batch.domain)
+    } == {"meta"}
     assert move({"x": rows}, "meta")["x"].is_meta
 
 
 def test_silence() -> None:
-    assert silent(1, None, {}) is None
+    assert no_progress(1, None, {}) is None

@@ -24,7 +24,12 @@ def record() -> ModuleType:
 
 def test_a_section_is_replaced_in_place_and_the_others_stay(record: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "RESULTS.md"
-    for topic, body in (("One", "first\n"), ("Two", "second\n"), ("One more", "third\n"), ("One", "again \\1 \n## not a head\n")):
+    for topic, body in (
+        ("One", "first\n"),
+        ("Two", "second\n"),
+        ("One more", "third\n"),
+        ("One", "again \\1 \n## not a head\n"),
+    ):
         record.write(topic, body.replace("## not", "### not"), file)
     heads = [line for line in file.read_text().splitlines() if line.startswith("## ")]
     assert heads == ["## One", "## Two", "## One more"]
@@ -44,7 +49,9 @@ def test_pairs_are_run_in_turn_and_the_first_does_not_count(record: ModuleType) 
 
 def test_slow_pairs_are_run_fewer_times(record: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(record.time, "perf_counter", lambda: 10.0 * next(clock))  # every look at the clock is ten seconds later
+    monkeypatch.setattr(
+        record.time, "perf_counter", lambda: 10.0 * next(clock)
+    )  # every look at the clock is ten seconds later
     assert record.pairs(lambda turn: turn, 100) == [1, 2]
     monkeypatch.setattr(record, "ENOUGH", 1.0)
     assert record.pairs(lambda turn: turn, 100) == [0]  # the only one counts

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 def quick(topic: str, *arguments: str, folder: Path) -> str:
     command = [sys.executable, str(ROOT / f"examples/benchmarks/{topic}.py"), "--quick", *arguments]
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -25,7 +27,9 @@ def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
 
 
 def test_every_storage_of_tokens_is_told_with_its_bytes_and_recalls(run: Path, data_root: Path) -> None:
-    said = quick("tokens", "--run", str(run), "--dataset", str(data_root / "scenes"), "--grids", "0,4", folder=data_root)
+    said = quick(
+        "tokens", "--run", str(run), "--dataset", str(data_root / "scenes"), "--grids", "0,4", folder=data_root
+    )
     lines = [line for line in said.splitlines() if ", grid " in line]
     assert [line.split(",")[0] for line in lines] == ["- float16", "- int8"] * 2
     assert all("text_to_image_R@1" in line for line in lines)

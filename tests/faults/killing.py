@@ -40,7 +40,12 @@ def points(work: Work, folder: Path) -> list[str]:
 
 
 def everywhere(
-    work: Work, outcome: Callable[[Path], Any], root: Path, *, begin: Callable[[Path], None] = Path.mkdir, every: int = 1
+    work: Work,
+    outcome: Callable[[Path], Any],
+    root: Path,
+    *,
+    begin: Callable[[Path], None] = Path.mkdir,
+    every: int = 1,
 ) -> int:
     """Kills ``work(folder)`` at each of its points (or every so many), runs it again, and compares what it leaves with undisturbed work.
 

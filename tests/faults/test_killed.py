@@ -17,12 +17,12 @@ from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding import encode
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.loop import fit
 from ccaco_cli.core.training.state import Saving
-from ccaco_cli.core.types import PairRecord, silent
+from ccaco_cli.core.types import PairRecord, no_progress
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.core.workflows.train import train
@@ -64,7 +64,17 @@ def train_toy(toy: Any, folder: Path) -> None:
     figures = iter((1.0, 2.0))
     if found := checkpoint.latest(folder / "checkpoints"):
         figures = iter((1.0, 2.0)[int(found.name[-4:]) :])
-    fit(aligner, data, plan, config, folder, lambda m: {"R-sum": next(figures)}, resume=True, saving=Saving(1e-9), on_progress=silent)
+    fit(
+        aligner,
+        data,
+        plan,
+        config,
+        folder,
+        lambda m: {"R-sum": next(figures)},
+        resume=True,
+        saving=Saving(1e-9),
+        on_progress=no_progress,
+    )
 
 
 def test_training(toy: Any, tmp_path: Path) -> None:
@@ -102,13 +112,13 @@ def test_token_cache(toy: Any, tmp_path: Path) -> None:
     assert everywhere(partial(cache_tokens, toy), partial(hashes, pattern="*.npy"), tmp_path, every=3) > 5
 
 
-def train_scenes(asked: Asked, data_root: Path, folder: Path) -> None:
+def train_scenes(asked: TrainRequest, data_root: Path, folder: Path) -> None:
     if not manifest.exists(folder / "r"):
         train(asked, folder / "r", resume=True, data_root=data_root)
 
 
 def test_train(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked = Asked("scenes", explicit=small | {"optim.epochs": 1})
+    asked = TrainRequest("scenes", explicit=small | {"optim.epochs": 1})
 
     def outcome(folder: Path) -> Any:
         found = manifest.open(folder / "r", kind="run", verify="full")
@@ -160,12 +170,12 @@ def test_rebuilding_an_index(run: Path, data_root: Path, embedded: Any, index: P
     assert everywhere(partial(index_anew, run, data_root), outcome, tmp_path, begin=begin, every=10) >= 3
 
 
-def ablate_scenes(asked: Asked, data_root: Path, folder: Path) -> None:
+def ablate_scenes(asked: TrainRequest, data_root: Path, folder: Path) -> None:
     ablate(asked, ["ccaco", "clip"], 1, folder / "a", data_root=data_root)
 
 
 def test_ablate(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked = Asked("scenes", explicit=small | {"optim.steps": 1})
+    asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
 
     def outcome(folder: Path) -> Any:
         cells = manifest.open(folder / "a", kind="ablation", verify="full").facts["cells"]

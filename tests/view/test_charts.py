@@ -11,13 +11,15 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.view import charts
 
 
-@pytest.mark.parametrize("kind", [kind for kind in charts.FIGURES if kind != "domains"])  # that needs a run across domains
+@pytest.mark.parametrize(
+    "kind", [kind for kind in charts.FIGURES if kind != "domains"]
+)  # that needs a run across domains
 def test_every_figure_of_a_run(kind: str, run: Path, tmp_path: Path) -> None:
-    charts.save(kind, tmp_path / "new/figure.png", Asked([run], by="things"))
+    charts.save(kind, tmp_path / "new/figure.png", ReportRequest([run], by="things"))
     pixels = np.asarray(Image.open(tmp_path / "new/figure.png").convert("L"))
     assert pixels.shape[1] > 400 and pixels.std() > 5
 
@@ -26,7 +28,7 @@ def test_every_figure_of_a_run(kind: str, run: Path, tmp_path: Path) -> None:
 def test_figures_for_papers(suffix: str, head: bytes, fabricate: Callable[..., Path], tmp_path: Path) -> None:
     runs = [fabricate("a", 1.0), fabricate("b", 2.0, arm="clip")]
     file = tmp_path / f"recall.{suffix}"
-    charts.save("recall", file, Asked(runs))
+    charts.save("recall", file, ReportRequest(runs))
     assert file.read_bytes().startswith(head)
 
 
@@ -39,14 +41,19 @@ def test_what_cannot_be_drawn_says_so(fabricate: Callable[..., Path], tmp_path: 
         ("strata", "x.png", [one], "add --by things"),
     ):
         with pytest.raises(DataError, match=words):
-            charts.save(kind, tmp_path / file, Asked(runs))
+            charts.save(kind, tmp_path / file, ReportRequest(runs))
         assert not (tmp_path / file).exists()
 
 
 def look(apart: float) -> dict[str, object]:
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(size=(30, 2)), rng.normal(size=(30, 2)) + apart]).tolist()
-    seen = {"points": points, "domain": ["source"] * 30 + ["target"] * 30, "proxy_a_distance": 1.234, "domain_accuracy": 0.8}
+    seen = {
+        "points": points,
+        "domain": ["source"] * 30 + ["target"] * 30,
+        "proxy_a_distance": 1.234,
+        "domain_accuracy": 0.8,
+    }
     return {"before": {"image": seen}, "after": {"image": seen}}
 
 
@@ -84,7 +91,9 @@ def test_long_curves_are_averaged() -> None:
 
 
 def test_curves_show_every_loss_that_was_logged(tmp_path: Path) -> None:
-    entries: list[dict[str, Any]] = [{"step": s, "epoch": 0, "total": 1.0, "domain": 0.5, "novel": 2.0} for s in range(3)]
+    entries: list[dict[str, Any]] = [
+        {"step": s, "epoch": 0, "total": 1.0, "domain": 0.5, "novel": 2.0} for s in range(3)
+    ]
     entries.append({"step": 2, "epoch": 0, "validation": {"R-sum": 5.0, "a_to_b_R@1": 0.5, "a_to_b_mAP": 0.1}})
     with charts.style() as plt:
         figure = charts.curves({"one": entries, "two": entries[:2]})

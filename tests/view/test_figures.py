@@ -35,7 +35,13 @@ def test_one_tile_an_answer_and_five_a_row(tmp_path: Path) -> None:
 
 
 def test_captions_are_plain_text_and_may_be_missing(tmp_path: Path) -> None:
-    odd = [hit(1, text=r"costs $5 and $\foo$"), hit(2, text=[]), hit(3, text=None), hit(4, text=["one", "two"]), hit(5, picture=False)]
+    odd = [
+        hit(1, text=r"costs $5 and $\foo$"),
+        hit(2, text=[]),
+        hit(3, text=None),
+        hit(4, text=["one", "two"]),
+        hit(5, picture=False),
+    ]
     contact_sheet(tmp_path / "x.svg", [(r"$\query$", odd), ("no answers", [])])
     assert (tmp_path / "x.svg").read_text().startswith("<?xml")
 

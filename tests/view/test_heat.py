@@ -13,7 +13,7 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.reporting.hit_explanation import Explained
 from ccaco_cli.core.retrieval.explain import Explanation, Trial
 from ccaco_cli.core.retrieval.search import Hit
-from ccaco_cli.core.types import silent
+from ccaco_cli.core.types import no_progress
 from ccaco_cli.view.heat import overlay, write
 
 
@@ -31,12 +31,14 @@ def test_the_hottest_cell_is_the_brightest() -> None:
     height, width = shown.shape
     assert (height, width) == (224, 224)
     assert shown[height * 3 // 8, width * 5 // 8] > shown[height * 7 // 8, width // 8] + 40
-    assert np.asarray(overlay(np.zeros((300, 400, 3), np.uint8), np.zeros((2, 2)))).shape == (300, 400, 3), "no heat at all is no crash"
+    assert np.asarray(overlay(np.zeros((300, 400, 3), np.uint8), np.zeros((2, 2)))).shape == (300, 400, 3), (
+        "no heat at all is no crash"
+    )
 
 
 def test_a_picture_an_answer_and_the_numbers_last(tmp_path: Path) -> None:
     folder = tmp_path / "why"
-    write(folder, [explained(), explained(rank=2, picture=False), explained("../a dog?")], 3, silent)
+    write(folder, [explained(), explained(rank=2, picture=False), explained("../a dog?")], 3, no_progress)
     facts = json.loads((folder / "explain.json").read_text())
     assert [one["picture"] for one in facts] == ["01-a-cat-01.png", "01-a-cat-02.png", "02-a-dog-01.png"]
     assert all(Image.open(folder / one["picture"]).width > 200 for one in facts)
@@ -51,13 +53,13 @@ def test_a_picture_an_answer_and_the_numbers_last(tmp_path: Path) -> None:
         raise DataError("no tokens")
 
     with pytest.raises(DataError):
-        write(folder, broken(), 2, silent)
+        write(folder, broken(), 2, no_progress)
     assert not (folder / "explain.json").exists(), "numbers never stand beside pictures of another call"
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="something else lies here"):
-        write(tmp_path, [explained()], 1, silent)
-    write(tmp_path / "never", [], 0, silent)
+        write(tmp_path, [explained()], 1, no_progress)
+    write(tmp_path / "never", [], 0, no_progress)
     assert not (tmp_path / "never").exists()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.types import silent
+from ccaco_cli.core.types import no_progress
 from ccaco_cli.view import live
 
 
@@ -48,8 +48,10 @@ def test_every_entry_is_sent_once_under_its_own_name(tmp_path: Path, heard: list
 
 
 def test_a_resumed_run_does_not_send_again_what_was_sent(tmp_path: Path, heard: list[Any]) -> None:
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "total": s / 2}) + "\n" for s in range(1, 6)))
-    with live.report_to(["test"], tmp_path, silent) as tell:
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, "total": s / 2}) + "\n" for s in range(1, 6))
+    )
+    with live.report_to(["test"], tmp_path, no_progress) as tell:
         tell(5, 9, {})
     assert heard == [(5, {"total": 2.5})]
 
@@ -58,8 +60,10 @@ def test_tensorboard_keeps_the_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the optional extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with live.report_to(["tensorboard"], tmp_path, silent) as tell:
-        (tmp_path / "metrics.jsonl").write_text('{"step": 3, "total": 2.5, "validation": {"text_to_image_R@1": 0.25}}\n')
+    with live.report_to(["tensorboard"], tmp_path, no_progress) as tell:
+        (tmp_path / "metrics.jsonl").write_text(
+            '{"step": 3, "total": 2.5, "validation": {"text_to_image_R@1": 0.25}}\n'
+        )
         assert not (tmp_path / "tensorboard").exists(), "nothing before the run has begun"
         tell(3, 3, {})
     found = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -69,12 +73,14 @@ def test_tensorboard_keeps_the_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_library_that_is_not_there_is_named_before_the_run_begins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_there_is_named_before_the_run_begins(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in [m for m in sys.modules if m.split(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"{name} is not installed.*pip install 'ccaco\[{name}\]'"):
-        with live.report_to([name], tmp_path, silent):
+        with live.report_to([name], tmp_path, no_progress):
             pytest.fail("it must not begin")
 
 
@@ -100,9 +106,9 @@ def test_wandb_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("fine", "refused"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "total": 2.5}\n')
-    with live.report_to(["wandb"], tmp_path / "fine", silent) as tell:
+    with live.report_to(["wandb"], tmp_path / "fine", no_progress) as tell:
         tell(1, 1, {})
     assert Wandb.logged == [(1, {"total": 2.5}), "finished"]
     with pytest.raises(ConfigError, match=r"wandb would not begin a run.*WANDB_MODE=offline"):
-        with live.report_to(["wandb"], tmp_path / "refused", silent) as tell:
+        with live.report_to(["wandb"], tmp_path / "refused", no_progress) as tell:
             tell(1, 1, {})

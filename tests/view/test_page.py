@@ -16,7 +16,7 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.reporting import page as workflow
 from ccaco_cli.core.reporting.inspection import Answers
 from ccaco_cli.core.reporting.page import Example, Inside
-from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.retrieval.explain import Explanation, Trial
 from ccaco_cli.view import page
 
@@ -24,40 +24,74 @@ from ccaco_cli.view import page
 def inside(pictures: int, captions: int, size: int = 1000, evil: str = "") -> Inside:
     """What a model could have done with ``pictures`` pictures of ``size`` bytes and ``captions`` captions of each."""
     rng = np.random.default_rng(0)
-    texts = [f"caption {i} {evil} of a dog that runs over a green field beside a river" for i in range(pictures * captions)]
+    texts = [
+        f"caption {i} {evil} of a dog that runs over a green field beside a river" for i in range(pictures * captions)
+    ]
 
     def answers(direction: str, queries: int, gallery: int) -> Answers:
         score = np.sort(rng.normal(size=(queries, 5)))[:, ::-1]
         return Answers(
-            direction, np.arange(queries), rng.integers(1, 9, queries) * 1.0, rng.integers(gallery, size=(queries, 5)), score, score > 1
+            direction,
+            np.arange(queries),
+            rng.integers(1, 9, queries) * 1.0,
+            rng.integers(gallery, size=(queries, 5)),
+            score,
+            score > 1,
         )
 
-    why = Explanation("attention", ("dog",), np.eye(2)[None], Trial(1.0, np.array([0.5]), np.zeros(1), np.ones(1), np.zeros(1)))
+    why = Explanation(
+        "attention", ("dog",), np.eye(2)[None], Trial(1.0, np.array([0.5]), np.zeros(1), np.ones(1), np.zeros(1))
+    )
     both = [answers("text_to_image", len(texts), pictures), answers("image_to_text", pictures, len(texts))]
     bytes_of = [rng.bytes(size) for _ in range(pictures)]
     batch = (np.arange(2), np.arange(2), np.eye(2))
     points = rng.normal(size=(2, 2))
-    faith = [{"method": "attention", "measure": "deletion", "word": "", "value": 0.5, "low": 0.25, "high": 0.75, "random": 0.0}]
+    faith = [
+        {
+            "method": "attention",
+            "measure": "deletion",
+            "word": "",
+            "value": 0.5,
+            "low": 0.25,
+            "high": 0.75,
+            "random": 0.0,
+        }
+    ]
     faith[0] |= {"centre": None, "cases": 9, "verdict": "better"}
     ids = [f"{i}.jpg" for i in range(pictures)]
     labels = (texts[::captions], texts)
     example = [Example(f"a {evil} dog", "1.jpg", np.zeros((8, 8, 3), np.uint8), why)]
     return Inside(
-        "r", "cosine", ("image", "text"), both, bytes_of, labels, ids, batch, (np.arange(2), points, points), None, None, faith, example
+        "r",
+        "cosine",
+        ("image", "text"),
+        both,
+        bytes_of,
+        labels,
+        ids,
+        batch,
+        (np.arange(2), points, points),
+        None,
+        None,
+        faith,
+        example,
     )
 
 
 @pytest.fixture
 def gathered(fabricate: Callable[..., Path]) -> workflow.Page:
     paths = [fabricate(arm, skill, arm=arm) for arm, skill in (("ccaco", 2.5), ("clip", 1.0), ("fusion", 0.2))]
-    return workflow.gather(Asked(paths))
+    return workflow.gather(ReportRequest(paths))
 
 
 def test_it_is_one_file_that_loads_nothing(gathered: workflow.Page) -> None:
     text = page.render(replace(gathered, inside=inside(3, 2)))
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']+""", text)
     assert not re.findall(r"url\((?!#|data:)|@import|<script src", text)
-    assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     assert "color-scheme" in text and "prefers-color-scheme: dark" in text and 'name="viewport"' in text
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core.reporting import page as workflow
-from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.view import page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -20,14 +20,22 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'ccaco[browser]'")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed: pip install 'ccaco[browser]'"
+    )
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no browser: apt install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(driver))
@@ -41,7 +49,7 @@ def gathered(run: Path) -> workflow.Page:
     """Of a real run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflow.look, "PAIRS", 20)
-        return workflow.gather(Asked([run]))
+        return workflow.gather(ReportRequest([run]))
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +64,14 @@ def of_run(gathered: workflow.Page, tmp_path_factory: pytest.TempPathFactory) ->
 def of_arms(fabricate: Callable[..., Path], tmp_path: Path) -> Path:
     """The page of three arms without models."""
     paths = [fabricate(arm, skill, arm=arm) for arm, skill in (("clip", 1.0), ("ccaco", 2.5), ("fusion", 0.2))]
-    page.write(tmp_path / "arms.html", workflow.gather(Asked(paths)))
+    page.write(tmp_path / "arms.html", workflow.gather(ReportRequest(paths)))
     return tmp_path / "arms.html"
 
 
 def visit(browser: Any, file: Path, *, width: int = 1200, scheme: str = "light") -> None:
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(file.as_uri())
@@ -73,7 +83,9 @@ def ask(browser: Any, script: str) -> Any:
 
 def choose(browser: Any, field: str, value: str) -> None:
     browser.execute_script(
-        "const f = document.getElementById(arguments[0]); f.value = arguments[1]; f.dispatchEvent(new Event('input'));", field, value
+        "const f = document.getElementById(arguments[0]); f.value = arguments[1]; f.dispatchEvent(new Event('input'));",
+        field,
+        value,
     )
 
 
@@ -83,8 +95,20 @@ def test_it_loads_shows_its_pictures_and_asks_for_nothing(browser: Any, of_run: 
     assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
     assert ask(browser, "document.images.length") > 20
     unseen = "[...document.images].filter(i => !i.complete || !i.naturalWidth || !i.alt)"
-    assert ask(browser, f"{unseen}.map(i => [i.complete, i.naturalWidth, i.alt, i.closest('section').id, i.src.slice(0, 60)])") == []
-    assert ask(browser, "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().height < 100).length") == 0
+    assert (
+        ask(
+            browser,
+            f"{unseen}.map(i => [i.complete, i.naturalWidth, i.alt, i.closest('section').id, i.src.slice(0, 60)])",
+        )
+        == []
+    )
+    assert (
+        ask(
+            browser,
+            "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().height < 100).length",
+        )
+        == 0
+    )
     assert ask(browser, "performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length") == 0
 
 
@@ -96,7 +120,10 @@ def test_tables_sort_both_ways(browser: Any, of_arms: Path) -> None:
     press = f"document.querySelectorAll('#arms thead th button')[{numbers}].click()"
     browser.execute_script(press)
     assert ask(browser, column) == ["ccaco", "clip", "fusion"]
-    assert ask(browser, f"document.querySelectorAll('#arms thead th')[{numbers}].getAttribute('aria-sort')") == "descending"
+    assert (
+        ask(browser, f"document.querySelectorAll('#arms thead th')[{numbers}].getAttribute('aria-sort')")
+        == "descending"
+    )
     browser.execute_script(press)
     assert ask(browser, column) == ["fusion", "clip", "ccaco"]
     browser.execute_script("document.querySelector('#arms thead th button').click()")
@@ -121,10 +148,15 @@ def test_queries_are_filtered_ordered_and_paged(browser: Any, of_run: Path) -> N
         shown = ask(browser, "document.getElementById('g-count').textContent")
         parts.append(0 if shown.startswith("no query") else ask(browser, count))
     assert sum(parts) == whole == 125
-    assert ask(browser, "document.querySelectorAll('#g-list .right').length") == 0, "a missed query has no right answer among its five"
+    assert ask(browser, "document.querySelectorAll('#g-list .right').length") == 0, (
+        "a missed query has no right answer among its five"
+    )
     choose(browser, "g-outcome", "all")
     choose(browser, "g-order", "worst")
-    ranks = ask(browser, "[...document.querySelectorAll('#g-list .note')].map(n => parseFloat(n.textContent.match(/[\\d.]+/)[0]))")
+    ranks = ask(
+        browser,
+        "[...document.querySelectorAll('#g-list .note')].map(n => parseFloat(n.textContent.match(/[\\d.]+/)[0]))",
+    )
     assert ranks == sorted(ranks, reverse=True) and len(ranks) == 12
     browser.execute_script("document.getElementById('g-next').click()")
     assert ask(browser, "document.getElementById('g-count').textContent").startswith("13 – 24")
@@ -135,13 +167,18 @@ def test_queries_are_filtered_ordered_and_paged(browser: Any, of_run: Path) -> N
     assert ask(browser, count) == 25 and ask(browser, "document.querySelectorAll('#g-list h3 img').length") == 12
 
 
-@pytest.mark.parametrize(("which", "width", "scheme"), [("of_run", 1200, "light"), ("of_run", 390, "dark"), ("of_arms", 1200, "dark")])
+@pytest.mark.parametrize(
+    ("which", "width", "scheme"), [("of_run", 1200, "light"), ("of_run", 390, "dark"), ("of_arms", 1200, "dark")]
+)
 def test_accessibility(browser: Any, which: str, width: int, scheme: str, request: pytest.FixtureRequest) -> None:
     axe = pytest.importorskip("axe_selenium_python", reason="axe-core is not installed: pip install 'ccaco[browser]'")
     visit(browser, request.getfixturevalue(which), width=width, scheme=scheme)
     judge = axe.Axe(browser)
     judge.inject()
-    found = [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]]) for one in judge.run()["violations"]]
+    found = [
+        (one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]])
+        for one in judge.run()["violations"]
+    ]
     assert found == []
 
 
@@ -150,15 +187,23 @@ def test_a_phone_need_not_scroll_sideways(browser: Any, of_run: Path) -> None:
     assert ask(browser, "document.documentElement.scrollWidth") <= 390
 
 
-def test_5000_queries_open_quickly(browser: Any, gathered: workflow.Page, tmp_path: Path, record_property: Callable[..., None]) -> None:
+def test_5000_queries_open_quickly(
+    browser: Any, gathered: workflow.Page, tmp_path: Path, record_property: Callable[..., None]
+) -> None:
     small = gathered
     assert small.inside
     rows = np.arange(1000) % len(small.inside.pictures)
     pictures, labels = [small.inside.pictures[i] for i in rows], [small.inside.labels[0][i] for i in rows]
     fields = ("items", "rank", "top", "score", "right")
-    answers = replace(small.inside.answers[0], **{f: np.repeat(getattr(small.inside.answers[0], f), 40, 0) for f in fields})
+    answers = replace(
+        small.inside.answers[0], **{f: np.repeat(getattr(small.inside.answers[0], f), 40, 0) for f in fields}
+    )
     big = replace(
-        small.inside, pictures=pictures, ids=labels, labels=(labels, small.inside.labels[1]), answers=[answers, small.inside.answers[1]]
+        small.inside,
+        pictures=pictures,
+        ids=labels,
+        labels=(labels, small.inside.labels[1]),
+        answers=[answers, small.inside.answers[1]],
     )
     file = tmp_path / "big.html"
     page.write(file, replace(small, inside=big))

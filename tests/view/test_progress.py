@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ccaco_cli.core.types import silent
+from ccaco_cli.core.types import no_progress
 from ccaco_cli.view import progress
 
 
@@ -14,13 +14,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_nothing_is_drawn_when_nobody_looks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_drawn_when_nobody_looks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress.bar("x") as tell:
-        assert tell is silent
+        assert tell is no_progress
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("CI", "true")
     with progress.bar("x") as tell:
-        assert tell is silent
+        assert tell is no_progress
     assert capsys.readouterr() == ("", "")
 
 

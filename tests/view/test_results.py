@@ -10,11 +10,17 @@ import pytest
 from ccaco_cli.core.retrieval.search import Hit
 from ccaco_cli.view import results
 
-ROWS = [{"run": "a", "seed": 1, "image_to_text_R@1": 0.5, "image_to_text_mean_rank": 3.0, "loss_total": 2.0}, {"run": "b", "extra": 7}]
+ROWS = [
+    {"run": "a", "seed": 1, "image_to_text_R@1": 0.5, "image_to_text_mean_rank": 3.0, "loss_total": 2.0},
+    {"run": "b", "extra": 7},
+]
 ANSWERS = [
     (
         "a cat",
-        [Hit(1, 5, 12.34567, 0.98765, 1.23456, {"id": "x", "text": ["t1", "t2"]}), Hit(2, 6, 0.5, 0.5, None, {"id": "y", "text": "t"})],
+        [
+            Hit(1, 5, 12.34567, 0.98765, 1.23456, {"id": "x", "text": ["t1", "t2"]}),
+            Hit(2, 6, 0.5, 0.5, None, {"id": "y", "text": "t"}),
+        ],
     ),
     ("nobody", []),
     ("a dog", [Hit(1, 7, 0.25, 0.25, None, {"id": "z", "text": "u"})]),
@@ -64,8 +70,23 @@ def test_answers_in_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_arms_across_domains_set_gain_beside_retention(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"dataset": "squares", "sources": "paper", "target_domain": "felt", "arm": "+mmd", "seeds": 2, "metric": "text_to_image_R@1"}
-    row |= {"target": 0.25, "low": 0.2, "high": 0.3, "gain": 0.05, "reference": "source-only", "source": 0.5, "retention": 0.98}
+    row = {
+        "dataset": "squares",
+        "sources": "paper",
+        "target_domain": "felt",
+        "arm": "+mmd",
+        "seeds": 2,
+        "metric": "text_to_image_R@1",
+    }
+    row |= {
+        "target": 0.25,
+        "low": 0.2,
+        "high": 0.3,
+        "gain": 0.05,
+        "reference": "source-only",
+        "source": 0.5,
+        "retention": 0.98,
+    }
     row |= {"oracle (chosen on the target)": None, "proxy_a_distance": 0.5, "domain_accuracy": 0.625, "warnings": []}
     results.show([row], "markdown", "t")
     head, _, line = capsys.readouterr().out.splitlines()

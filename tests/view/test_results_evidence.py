@@ -23,11 +23,33 @@ def shown(capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], format
 def test_an_arm_is_laid_out_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     head, _, line = shown(capsys, [ARM])
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
-        *("dataset", "pool", "arm", "seeds", "t2i R@5", "R-sum", "t2i R@1", "t2i R@1 95 %", "covers", "change against ccaco"),
+        *(
+            "dataset",
+            "pool",
+            "arm",
+            "seeds",
+            "t2i R@5",
+            "R-sum",
+            "t2i R@1",
+            "t2i R@1 95 %",
+            "covers",
+            "change against ccaco",
+        ),
         *("p (Holm)", "effect", "verdict", "seconds", "warnings"),
     ]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        *("toy", "full", "clip", "3", "50.0", "301.3", "25.1", "[20.0, 30.0]", "queries and seeds", "-5.0 [-10.0, -0.1]"),
+        *(
+            "toy",
+            "full",
+            "clip",
+            "3",
+            "50.0",
+            "301.3",
+            "25.1",
+            "[20.0, 30.0]",
+            "queries and seeds",
+            "-5.0 [-10.0, -0.1]",
+        ),
         *("0.002", "-0.4", "worse", "12", "constant"),
     ]
 
@@ -35,7 +57,17 @@ def test_an_arm_is_laid_out_for_people(capsys: pytest.CaptureFixture[str]) -> No
 def test_an_arm_without_evidence(capsys: pytest.CaptureFixture[str]) -> None:
     lost = dict.fromkeys(ARM) | {"arm": "late", "seeds": 0, "verdict": "failed", "failed": 2}
     lines = shown(capsys, [ARM, lost])
-    assert [cell.strip() for cell in lines[-1][2:-2].split(" | ")] == ["", "", "late", "0", *[""] * 8, "failed", "", "", "2"]
+    assert [cell.strip() for cell in lines[-1][2:-2].split(" | ")] == [
+        "",
+        "",
+        "late",
+        "0",
+        *[""] * 8,
+        "failed",
+        "",
+        "",
+        "2",
+    ]
     (only,) = shown(capsys, [lost])[2:]
     assert only == "| late | 0 | failed | 2 |"
 
@@ -56,7 +88,9 @@ def test_csv_keeps_everything_as_it_is(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_stratum_is_a_column(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {k: v for key, value in ARM.items() for k, v in ({key: value} | ({"things": 4} if key == "arm" else {})).items()}
+    row = {
+        k: v for key, value in ARM.items() for k, v in ({key: value} | ({"things": 4} if key == "arm" else {})).items()
+    }
     assert "| arm | things | seeds |" in shown(capsys, [row])[0]
 
 

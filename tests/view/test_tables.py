@@ -12,7 +12,14 @@ import pytest
 from ccaco_cli.view import tables
 
 ROWS = [
-    {"run": "a&b_1", "image_to_text_R@1": 0.1234, "text_to_image_mean_rank": 1234.5, "n": 12345, "note": None, "text": ["x|y", "z"]},
+    {
+        "run": "a&b_1",
+        "image_to_text_R@1": 0.1234,
+        "text_to_image_mean_rank": 1234.5,
+        "n": 12345,
+        "note": None,
+        "text": ["x|y", "z"],
+    },
     {"run": "=cmd()", "image_to_text_R@1": math.nan, "n": 3},
 ]
 COLUMNS = ("run", "image_to_text_R@1", "text_to_image_mean_rank", "n", "note", "text")
@@ -38,7 +45,14 @@ def test_csv_keeps_fractions_and_disarms_formulas(capsys: pytest.CaptureFixture[
 def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(shown(capsys, "json"))
     assert rows[0] == ROWS[0]
-    assert rows[1] == {"run": "=cmd()", "image_to_text_R@1": None, "text_to_image_mean_rank": None, "n": 3, "note": None, "text": None}
+    assert rows[1] == {
+        "run": "=cmd()",
+        "image_to_text_R@1": None,
+        "text_to_image_mean_rank": None,
+        "n": 3,
+        "note": None,
+        "text": None,
+    }
 
 
 def test_markdown_and_latex_escape(capsys: pytest.CaptureFixture[str]) -> None:

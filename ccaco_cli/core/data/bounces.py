@@ -48,7 +48,13 @@ MATERIALS = {
     "plastic": Material((0.95, 0.82, 0.2), 3.0, ((1.0, 1.0), (2.0, 0.7), (3.0, 0.5), (4.0, 0.3)), 0.11, 0.05),
 }
 """Partials of bars and plates (Fletcher & Rossing, The Physics of Musical Instruments, chapters 2 and 3), rounded."""
-SIZES = {"tiny": (0.05, 987.8), "small": (0.075, 698.5), "medium": (0.1, 493.9), "large": (0.13, 349.2), "huge": (0.165, 246.9)}
+SIZES = {
+    "tiny": (0.05, 987.8),
+    "small": (0.075, 698.5),
+    "medium": (0.1, 493.9),
+    "large": (0.13, 349.2),
+    "huge": (0.165, 246.9),
+}
 """Radius as a share of the picture's side, and fundamental in Hz."""
 UNSEEN = frozenset((material, tuple(SIZES)[(2 * i + 1) % len(SIZES)]) for i, material in enumerate(MATERIALS))
 """Combinations that are in the test split only; every material and every size is in training, with others."""
@@ -113,7 +119,9 @@ def records(split: str, count: int, seed: int, side: int) -> Iterator[PairRecord
         pool = sorted(UNSEEN) if split == "test" and pair % 2 else seen
         material, size = pool[int(rng.integers(len(pool)))]
         ground, sky = 0.25 + 0.2 * rng.random(), 0.6 + 0.3 * rng.random()
-        one = Bounce(material, size, *_timing(rng), 0.2 + 0.6 * rng.random(), ground, sky, int(rng.integers(2**31)), side)
+        one = Bounce(
+            material, size, *_timing(rng), 0.2 + 0.6 * rng.random(), ground, sky, int(rng.integers(2**31)), side
+        )
         other = one
         while abs(one.impacts[0][0] - other.impacts[0][0]) < APART:
             delay, drop, restitution = _timing(rng)
@@ -159,7 +167,11 @@ def render(bounce: Bounce) -> bytes:
         file.mux(film.encode(None))
         samples = waveform(bounce)
         frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)  # without a clock the encoder's delay would stay in
+        frame.sample_rate, frame.pts, frame.time_base = (
+            RATE,
+            0,
+            Fraction(1, RATE),
+        )  # without a clock the encoder's delay would stay in
         file.mux(sound.encode(frame))
         file.mux(sound.encode(None))
     return out.getvalue()
@@ -175,7 +187,11 @@ def pictures(bounce: Bounce) -> Iterator[Array]:
         bottom = GROUND - HEIGHT * bounce.height(number / FPS)
         dx, dy = x - bounce.where, y - (bottom - radius)
         inside = np.clip((radius - np.hypot(dx, dy)) * bounce.side + 0.5, 0, 1)[..., None]
-        light = 1 - 0.5 * np.clip((dx + dy) / radius, -0.5, 1) + 0.15 * np.sign(np.sin(material.stripes * np.pi * dx / radius))
+        light = (
+            1
+            - 0.5 * np.clip((dx + dy) / radius, -0.5, 1)
+            + 0.15 * np.sign(np.sin(material.stripes * np.pi * dx / radius))
+        )
         ball = np.asarray(material.colour) * light[..., None]
         grain = 0.01 * rng.standard_normal((bounce.side, bounce.side, 1))
         yield (255 * np.clip(scene * (1 - inside) + ball * inside + grain, 0, 1)).round().astype(np.uint8)
@@ -184,12 +200,19 @@ def pictures(bounce: Bounce) -> Iterator[Array]:
 def waveform(bounce: Bounce) -> Array:
     """float32 [SECONDS * RATE]."""
     rng = np.random.default_rng(bounce.noise + 1)
-    material, pitch = MATERIALS[bounce.material], SIZES[bounce.size][1] * 2 ** ((rng.random() - 0.5) / 12)  # a quarter tone at most
+    material, pitch = (
+        MATERIALS[bounce.material],
+        SIZES[bounce.size][1] * 2 ** ((rng.random() - 0.5) / 12),
+    )  # a quarter tone at most
     time = np.arange(round(SECONDS * RATE)) / RATE
     sound = 0.001 * rng.standard_normal(len(time))
     for onset, speed in bounce.impacts:
         since = time[time >= onset] - onset
-        body = sum(loud * np.sin(2 * np.pi * pitch * ratio * since) for ratio, loud in material.partials if pitch * ratio < RATE / 2)
+        body = sum(
+            loud * np.sin(2 * np.pi * pitch * ratio * since)
+            for ratio, loud in material.partials
+            if pitch * ratio < RATE / 2
+        )
         burst = material.noise * rng.standard_normal(len(since)) * np.exp(-since / 0.01)
         sound[len(time) - len(since) :] += 0.2 * speed * (body * np.exp(-since / material.decay) + burst)
     return np.tanh(sound).astype(np.float32)

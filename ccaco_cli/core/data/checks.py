@@ -108,7 +108,9 @@ def decode_image(data: bytes, least: int = 0) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError("too many pixels", expected=f"at most {Image.MAX_IMAGE_PIXELS}") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise DataError("broken picture", where=f"{type(error).__name__}: {error}", expected="a picture that decodes to its end") from None
+        raise DataError(
+            "broken picture", where=f"{type(error).__name__}: {error}", expected="a picture that decodes to its end"
+        ) from None
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -92,7 +92,9 @@ class Clip:
     def waves(self, side: int) -> Image.Image:
         """The outline of the first ten seconds of the sound, ``side`` pixels wide and half as high, for thumbnails."""
         sound = np.abs(self.samples(8000, 10.0))
-        loud = np.array([part.max(initial=0.0) for part in np.array_split(sound, side)]) / max(float(sound.max()), SILENCE)
+        loud = np.array([part.max(initial=0.0) for part in np.array_split(sound, side)]) / max(
+            float(sound.max()), SILENCE
+        )
         rows = np.abs(np.linspace(-1, 1, side // 2))[:, None]
         return Image.fromarray(np.where(rows <= loud, 60, 250).astype(np.uint8)).convert("RGB")
 
@@ -159,12 +161,17 @@ def _check_video(data: bytes, short_side: int | None) -> Checked:
 def _shrink(data: bytes, short_side: int) -> tuple[bytes, tuple[int, int]]:
     """The picture track alone at a smaller size, upright, every picture at its own time; and (width, height), even for H.264."""
     out, film = io.BytesIO(), None
-    with _track(data, "video") as (container, stream), av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as smaller:
+    with (
+        _track(data, "video") as (container, stream),
+        av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as smaller,
+    ):
         for time, frame in _timed(container, stream):
             image = _upright(frame)
             if film is None:
                 scale = short_side / min(image.size)
-                film = smaller.add_stream("libx264", stream.average_rate or stream.guessed_rate or 25, options=H264 | {"crf": "18"})
+                film = smaller.add_stream(
+                    "libx264", stream.average_rate or stream.guessed_rate or 25, options=H264 | {"crf": "18"}
+                )
                 film.width, film.height = (max(2, 2 * round(side * scale / 2)) for side in image.size)
                 film.pix_fmt, film.codec_context.time_base = "yuv420p", CLOCK
             image = image.resize((film.width, film.height), Image.Resampling.BICUBIC)

@@ -83,12 +83,16 @@ class _Split:
 
     def inspection(self) -> dict[str, Any]:
         """What ``prepare`` tells of the split at its end."""
-        _, group = np.unique(np.concatenate(self.groups), return_inverse=True) if self.groups else (None, np.empty(0, int))
+        _, group = (
+            np.unique(np.concatenate(self.groups), return_inverse=True) if self.groups else (None, np.empty(0, int))
+        )
         self.counts["groups"] = int(group.max()) + 1 if len(group) else 0
         per_group = _Spread()
         per_group.add(np.bincount(group, np.concatenate(self.captions)).astype(int) if len(group) else ())
         spreads = {"captions_per_group": per_group, **self.spreads}
-        return {name: one.told() for name, one in spreads.items() if one.most > 0} | {"rejects": dict(sorted(self.reasons.items()))}
+        return {name: one.told() for name, one in spreads.items() if one.most > 0} | {
+            "rejects": dict(sorted(self.reasons.items()))
+        }
 
 
 def journals(folder: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -129,7 +133,11 @@ def summarise(folder: Path) -> Tally:
     leaks = _leaks({split: here.media for split, here in splits.items()})
     for name, header, rows in (
         (REJECTS, ("id", "split", "reason", "where"), rejects),
-        (LEAKAGE, ("sha1", "split", "id"), sorted(_named(folder, {s: here.media for s, here in splits.items()}, leaks))),
+        (
+            LEAKAGE,
+            ("sha1", "split", "id"),
+            sorted(_named(folder, {s: here.media for s, here in splits.items()}, leaks)),
+        ),
     ):
         (folder / name).unlink(missing_ok=True)
         if rows or name == REJECTS:
@@ -163,13 +171,18 @@ def _media(journal: dict[str, Any]) -> Hashes:
 
 def _refuse_twins(folder: Path, ids: dict[str, list[Hashes]]) -> None:
     each = [part for parts in ids.values() for part in parts]
-    values, times = np.unique(np.concatenate(each), return_counts=True) if each else (np.empty(0, np.uint64), np.empty(0))
+    values, times = (
+        np.unique(np.concatenate(each), return_counts=True) if each else (np.empty(0, np.uint64), np.empty(0))
+    )
     if (times > 1).any():
         suspects = Counter(id for _, _, id in _named(folder, ids, values[times > 1]))
         twins = [id for id, count in suspects.items() if count > 1]
         if twins:  # not only equal by hash
             raise DataError(
-                "two samples have one id", where=twins[0], expected="an id for every sample", next="mend the list of the data set"
+                "two samples have one id",
+                where=twins[0],
+                expected="an id for every sample",
+                next="mend the list of the data set",
             )
 
 

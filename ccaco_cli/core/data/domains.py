@@ -67,7 +67,10 @@ def across(data: PairData, config: DomainConfig) -> PairData:
     if len(sizes) < 2:
         told = "one domain only" if any(sizes) else "no domains"
         raise DataError(
-            told, where=data.name, expected="a data set with a domain column of two values or more", next="ccaco prepare --list"
+            told,
+            where=data.name,
+            expected="a data set with a domain column of two values or more",
+            next="ccaco prepare --list",
         )
     sources = split_names(config.sources) or tuple(name for name in sizes if name not in ("", config.target))
     for key, names in (("--target-domain", (config.target,)), ("--source-domains", sources)):
@@ -75,18 +78,34 @@ def across(data: PairData, config: DomainConfig) -> PairData:
             if name not in sizes:
                 near = difflib.get_close_matches(name, sizes, 1)
                 hint = f"did you mean {near[0]}?" if near else None
-                raise DataError("no such domain", where=f"{key} {name}", expected=", ".join(filter(None, sizes)), next=hint)
+                raise DataError(
+                    "no such domain", where=f"{key} {name}", expected=", ".join(filter(None, sizes)), next=hint
+                )
     if config.target in sources:
-        raise ConfigError("the target is among the sources", where=f"--source-domains {config.sources}", expected="other domains")
+        raise ConfigError(
+            "the target is among the sources", where=f"--source-domains {config.sources}", expected="other domains"
+        )
     view = AcrossDomains(
-        data.manifest, data.name, data.modalities, _splits(data, sources, config.target), whole=data, sources=sources, target=config.target
+        data.manifest,
+        data.name,
+        data.modalities,
+        _splits(data, sources, config.target),
+        whole=data,
+        sources=sources,
+        target=config.target,
     )
     if not sizes[config.target]:
-        raise DataError("no training samples of the target domain", where=config.target, expected="pictures (captions are not needed)")
+        raise DataError(
+            "no training samples of the target domain",
+            where=config.target,
+            expected="pictures (captions are not needed)",
+        )
     for name in ("train", "val"):
         if not len(_of(data.split(name), sources)):
             raise DataError(
-                f"no samples of the source domains in {name}", where=", ".join(sources), expected="pairs of them in every split"
+                f"no samples of the source domains in {name}",
+                where=", ".join(sources),
+                expected="pairs of them in every split",
             )
     _refuse_lonely(view.split("train"), view.split("train").paired)
     return view
@@ -101,7 +120,9 @@ def _alone(data: PairData, config: DomainConfig) -> PairData:
     default = DomainConfig()
     for field in ("sources", "loss", "stats", "oracle"):
         if getattr(config, field) != getattr(default, field):
-            raise ConfigError("no target domain", where=f"domain.{field} = {getattr(config, field)}", expected="--target-domain NAME")
+            raise ConfigError(
+                "no target domain", where=f"domain.{field} = {getattr(config, field)}", expected="--target-domain NAME"
+            )
     if "text" in data.modalities:
         _refuse_lonely(data.split("train"), None)
     return data
@@ -145,7 +166,9 @@ def _and_unpaired(sources: Split, target: Split) -> Split:
     hidden = {"label": none, "group": none, "family": none, "rows": target.rows, "domain": target.domain}
     # numbered anew, or the order of an epoch would depend on how many families the target has
     sources = replace(sources, family=np.unique(sources.family, return_inverse=True)[1])
-    columns: dict[str, Any] = {name: np.concatenate([getattr(sources, name), values]) for name, values in hidden.items()}
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(sources, name), values]) for name, values in hidden.items()
+    }
     return replace(sources, **columns, paired=len(sources))
 
 

@@ -23,7 +23,7 @@ from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import decode_image, lenient
 from ccaco_cli.core.data.clips import Clip
 from ccaco_cli.core.data.shards import Split
-from ccaco_cli.core.types import Features, OnProgress, PairBatch, silent
+from ccaco_cli.core.types import Features, OnProgress, PairBatch, no_progress
 
 Array = np.ndarray[Any, Any]
 DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "audio": Clip, "video": Clip}
@@ -45,10 +45,17 @@ def stacked(samples: Sequence[Tensor]) -> dict[str, Tensor]:
 def padded(samples: Sequence[Tensor]) -> dict[str, Tensor]:
     """Clips of any length, time first -> {"values" [B, N, ...], zeros behind the end, "mask" [B, N] True = real}."""
     counts = torch.tensor([len(sample) for sample in samples])
-    return {"values": pad_sequence(list(samples), batch_first=True), "mask": torch.arange(int(counts.max())) < counts[:, None]}
+    return {
+        "values": pad_sequence(list(samples), batch_first=True),
+        "mask": torch.arange(int(counts.max())) < counts[:, None],
+    }
 
 
-COLLATE: dict[str, Callable[[Sequence[Tensor]], dict[str, Tensor]]] = {"image": stacked, "audio": padded, "video": padded}
+COLLATE: dict[str, Callable[[Sequence[Tensor]], dict[str, Tensor]]] = {
+    "image": stacked,
+    "audio": padded,
+    "video": padded,
+}
 """Modality -> what ``Tower.preprocess`` gave of some samples as what ``Tower.module`` takes."""
 
 
@@ -105,7 +112,11 @@ class TextColumn:
     def inputs(self, items: Array) -> dict[str, Tensor]:
         mask = torch.from_numpy(np.asarray(self.mask[items]))
         longest = int(mask.any(0).nonzero().max()) + 1
-        return {"ids": torch.from_numpy(self.ids[items, :longest]).long(), "mask": mask[:, :longest], "lengths": mask.sum(1)}
+        return {
+            "ids": torch.from_numpy(self.ids[items, :longest]).long(),
+            "mask": mask[:, :longest],
+            "lengths": mask.sum(1),
+        }
 
 
 class MediaColumn:
@@ -166,7 +177,14 @@ class ClipColumn(MediaColumn):
     take longer than learning from it.
     """
 
-    def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor], path: Path, on_progress: OnProgress = silent):
+    def __init__(
+        self,
+        split: Split,
+        modality: str,
+        preprocess: Callable[[Any], Tensor],
+        path: Path,
+        on_progress: OnProgress = no_progress,
+    ):
         super().__init__(split, modality, preprocess)
         found = cache.folder(path, partial(self._write_clips, on_progress=on_progress), resumes=True)
         self.offsets, self.values = cache.read_array(found / ragged.OFFSETS), cache.read_array(found / "values.npy")
@@ -261,7 +279,10 @@ class PairPlan:
             _in_turn(items, self.batch_size, len(self), np.random.default_rng((self.seed, number, i)))
             for i, items in enumerate(self.unpaired)
         ]
-        return [(rows, np.append(a, lone_a), np.append(b, lone_b)) for (rows, a, b), lone_a, lone_b in zip(cuts, *lone, strict=True)]
+        return [
+            (rows, np.append(a, lone_a), np.append(b, lone_b))
+            for (rows, a, b), lone_a, lone_b in zip(cuts, *lone, strict=True)
+        ]
 
 
 def _in_turn(items: Array, size: int, batches: int, rng: np.random.Generator) -> list[Array]:
@@ -287,7 +308,9 @@ class PairDataset(Dataset[PairBatch]):
         rows, items_a, items_b = entry
         index = torch.from_numpy(rows)
         (items_a, at_a), (items_b, at_b) = self._once(items_a), self._once(items_b)
-        return PairBatch(self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index], at_a, at_b)
+        return PairBatch(
+            self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index], at_a, at_b
+        )
 
     def _once(self, items: Array) -> tuple[Array, Tensor | None]:
         once, at = np.unique(items, return_inverse=True)
@@ -297,7 +320,9 @@ class PairDataset(Dataset[PairBatch]):
 def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:
     """The share of one process of a plan entry: an equal run of its rows, in rank order, and of the items behind them without a partner."""
     pairs = len(entry[0])
-    rows, items_a, items_b = (np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry)
+    rows, items_a, items_b = (
+        np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry
+    )
     return rows, items_a, items_b
 
 
@@ -306,7 +331,9 @@ def _share(column: Array, rank: int, world: int) -> Array:
     return column[rank * each : (rank + 1) * each]
 
 
-def load(dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int, seed: int = 0) -> DataLoader[PairBatch]:
+def load(
+    dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int, seed: int = 0
+) -> DataLoader[PairBatch]:
     """Batches in plan order, prefetched by ``workers`` processes (0 = in this one).
 
     seed  of the workers' generators. Drawing it from torch's own would change what a resumed run draws next

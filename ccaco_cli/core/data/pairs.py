@@ -120,7 +120,11 @@ class Split:
 
     def _column(self, name: str, rows: Array | None = None) -> pa.ChunkedArray:
         column = self._data.data.column(name)
-        return column if self._whole and self.paired is None else column.take(pa.array(self.rows if rows is None else rows))
+        return (
+            column
+            if self._whole and self.paired is None
+            else column.take(pa.array(self.rows if rows is None else rows))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +171,16 @@ class PairData:
         """One shard by memory map; its offsets are looked at, for what reads them trusts them."""
         try:
             found = datasets.Dataset.from_file(str(file))
-            for name in ("id", "group", "domain", "label", "family", "captions", "meta", *(m for m in self.modalities if m != "text")):
+            for name in (
+                "id",
+                "group",
+                "domain",
+                "label",
+                "family",
+                "captions",
+                "meta",
+                *(m for m in self.modalities if m != "text"),
+            ):
                 found.data.column(name).validate(full=True)
             return found
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
@@ -200,4 +213,6 @@ def open(path: Path, verify: str = manifest.QUICK) -> PairData:
         splits = tuple(name for name, counts in found.facts["splits"].items() if counts["samples"])
         return PairData(found, found.path.resolve().name, (first, second), splits)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ManifestError(f"unreadable manifest ({error})", where=path, expected="a dataset", next="ccaco prepare NAME") from None
+        raise ManifestError(
+            f"unreadable manifest ({error})", where=path, expected="a dataset", next="ccaco prepare NAME"
+        ) from None

@@ -36,13 +36,17 @@ def checked(
         yield from _in_order(pool, records, rules, workers * AHEAD)
     except BrokenProcessPool:
         raise DataError(
-            "a worker process died", expected="enough memory for every worker", next="the same command with fewer --workers"
+            "a worker process died",
+            expected="enough memory for every worker",
+            next="the same command with fewer --workers",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_order(pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead: int) -> Iterator[tuple[PairRecord, Passed | Rejected]]:
+def _in_order(
+    pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead: int
+) -> Iterator[tuple[PairRecord, Passed | Rejected]]:
     waiting: deque[tuple[list[PairRecord], Future[list[Passed | Rejected]]]] = deque()
     chunk: list[PairRecord] = []
     for record in records:

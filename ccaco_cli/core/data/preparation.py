@@ -13,7 +13,7 @@ from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.sources.source import Source, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.types import OnProgress, PairRecord, silent
+from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
 
 def prepare(
@@ -25,7 +25,7 @@ def prepare(
     image_size: int | None = None,
     workers: int | None = None,
     max_rejects: float = shards.MAX_REJECTS,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Reads a source, checks every sample, and writes the data set ``out``; goes on where an interrupted run of the same call stopped.
 
@@ -88,7 +88,9 @@ def _whereabouts(source: Source, path: Path | None) -> Path | None:
             next=f"ccaco prepare {source.name} --source PATH",
         )
     if not path.exists():
-        raise DataError("nothing there", where=path, expected=source.expects, next=f"ccaco prepare {source.name} --source PATH")
+        raise DataError(
+            "nothing there", where=path, expected=source.expects, next=f"ccaco prepare {source.name} --source PATH"
+        )
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 

@@ -24,7 +24,7 @@ _OVER = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class SceneFigure:
     """One thing on the picture; lengths as shares of the picture's side.
 
     x, y    upper left corner of the figure's square
@@ -44,12 +44,12 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ScenePicture:
     """All that drawing needs to know; figures from back to front."""
 
     place: str
     variant: int
-    figures: tuple[Figure, ...]
+    figures: tuple[SceneFigure, ...]
     noise: str
 
 
@@ -99,7 +99,9 @@ def _garden(g: _Ground) -> None:
         g.rect(i * 0.1 - 0.02, g.horizon - 0.13, i * 0.1 + 0.035, g.horizon + 0.01, (236, 226, 206))
     g.rect(0, g.horizon - 0.09, 1, g.horizon - 0.06, (214, 200, 176))
     for x, y, near in g.scatter(70, g.horizon + 0.03, 1):
-        g.line(x, y, x + 0.01, y - 0.02 - 0.03 * near, fill=mix((96, 166, 66), (176, 220, 120), g.rng.random()), width=0.01)
+        g.line(
+            x, y, x + 0.01, y - 0.02 - 0.03 * near, fill=mix((96, 166, 66), (176, 220, 120), g.rng.random()), width=0.01
+        )
 
 
 def _beach(g: _Ground) -> None:
@@ -134,7 +136,15 @@ def _room(g: _Ground) -> None:
 def _snow(g: _Ground) -> None:
     g.sky((164, 186, 210), (222, 230, 240), (236, 240, 246), 2)
     for x, _, _ in g.scatter(5, 0, 1):
-        g.poly(x - 0.07, g.horizon + 0.02, x, g.horizon - g.rng.uniform(0.12, 0.2), x + 0.07, g.horizon + 0.02, fill=(120, 150, 146))
+        g.poly(
+            x - 0.07,
+            g.horizon + 0.02,
+            x,
+            g.horizon - g.rng.uniform(0.12, 0.2),
+            x + 0.07,
+            g.horizon + 0.02,
+            fill=(120, 150, 146),
+        )
     g.band(g.horizon, 1, (232, 239, 247), (212, 224, 238))
     for x, y, near in g.scatter(6, g.horizon + 0.08, 1):
         g.oval(x, y, 0.1 + 0.12 * near, 0.02 + 0.02 * near, (222, 231, 243))
@@ -225,7 +235,7 @@ def _shadow(width: int, height: int) -> Image.Image:
     return mask.reduce(_OVER)
 
 
-def draw(picture: Picture, side: int, style: str = "colour") -> Image.Image:
+def draw(picture: ScenePicture, side: int, style: str = "colour") -> Image.Image:
     """A picture as RGB [side, side], side in pixels; style is one of ``STYLES``."""
     image = background(picture.place, picture.variant, side, style).copy()
     for f in picture.figures:
@@ -241,7 +251,7 @@ def draw(picture: Picture, side: int, style: str = "colour") -> Image.Image:
     return image
 
 
-def render_jpeg(picture: Picture, side: int, style: str = "colour") -> bytes:
+def render_jpeg(picture: ScenePicture, side: int, style: str = "colour") -> bytes:
     """The same picture as encoded JPEG (quality 92, full colour resolution: halved chroma would smear 64 pixels)."""
     buffer = BytesIO()
     draw(picture, side, style).save(buffer, "JPEG", quality=92, subsampling=0)

@@ -59,7 +59,9 @@ class Pen:
         return grey(fill) if self.toneless else fill
 
     def oval(self, x: float, y: float, rx: float, ry: float, fill: RGB | None = None, *, outlined: bool = True) -> None:
-        self.draw.ellipse(self.at(x - rx, y - ry, x + rx, y + ry), self._fill(fill), self.ink if outlined else None, self.width)
+        self.draw.ellipse(
+            self.at(x - rx, y - ry, x + rx, y + ry), self._fill(fill), self.ink if outlined else None, self.width
+        )
 
     def poly(self, *points: float, fill: RGB | None = None) -> None:
         self.draw.polygon(self.at(*points), self._fill(fill), self.ink, self.width)
@@ -68,7 +70,12 @@ class Pen:
         self.draw.rounded_rectangle(self.at(x0, y0, x1, y1), radius * self.side, self._fill(fill), self.ink, self.width)
 
     def line(self, *points: float, fill: RGB | None = None, width: float = 0.03) -> None:
-        self.draw.line(self.at(*points), self.ink if fill is None else self._fill(fill), max(1, round(width * self.side)), joint="curve")
+        self.draw.line(
+            self.at(*points),
+            self.ink if fill is None else self._fill(fill),
+            max(1, round(width * self.side)),
+            joint="curve",
+        )
 
     def limb(self, *points: float, width: float = 0.11, fill: RGB | None = None) -> None:
         """A bent line with round ends and an outline: legs and tails."""
@@ -89,7 +96,11 @@ class Pen:
 
 
 def mix(a: RGB, b: RGB, share: float) -> RGB:
-    return (round(a[0] + (b[0] - a[0]) * share), round(a[1] + (b[1] - a[1]) * share), round(a[2] + (b[2] - a[2]) * share))
+    return (
+        round(a[0] + (b[0] - a[0]) * share),
+        round(a[1] + (b[1] - a[1]) * share),
+        round(a[2] + (b[2] - a[2]) * share),
+    )
 
 
 def grey(c: RGB) -> RGB:
@@ -131,7 +142,14 @@ def _body(pen: Pen, noun: str, x: float, y: float, rx: float, ry: float) -> None
     if noun == "cat":
         for at in (-0.55, -0.2, 0.15):
             reach = ry * (1 - at * at) ** 0.5
-            pen.line(x + at * rx, y - reach, x + (at + 0.12) * rx, y + reach * 0.3, fill=mix(pen.main, (0, 0, 0), 0.5), width=0.06)
+            pen.line(
+                x + at * rx,
+                y - reach,
+                x + (at + 0.12) * rx,
+                y + reach * 0.3,
+                fill=mix(pen.main, (0, 0, 0), 0.5),
+                width=0.06,
+            )
     else:
         pen.pie(x, y, rx, ry, 20, 160, pen.light)
 

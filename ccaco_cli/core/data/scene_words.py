@@ -47,7 +47,12 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Relation -> (how A stands to B, how B stands to A)."""
 
-FULL = ("{a} {r} {b}{more} {place}", "{a} {r} {b} {place}{more}", "{place}, {a} {r} {b}{more}", "{a} is {r} {b}{more} {place}")
+FULL = (
+    "{a} {r} {b}{more} {place}",
+    "{a} {r} {b} {place}{more}",
+    "{place}, {a} {r} {b}{more}",
+    "{a} is {r} {b}{more} {place}",
+)
 SHORT = ("{a} {r} {b}{more}", "{a} {r} {b}{more}", "there is {a} {r} {b}{more}", "{a} is {r} {b}{more}")
 
 
@@ -96,7 +101,13 @@ class Wording:
         """One noun phrase: "a small orange cat napping"."""
         pose = self.say(thing.pose) if posed and self.posed and thing.pose else ""
         size = self.say(thing.size) if self.sized else ""
-        front = [size, pose if self.pose_first else "", self.say(thing.colour), self.say(thing.noun), "" if self.pose_first else pose]
+        front = [
+            size,
+            pose if self.pose_first else "",
+            self.say(thing.colour),
+            self.say(thing.noun),
+            "" if self.pose_first else pose,
+        ]
         text = " ".join(word for word in front if word)
         return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 

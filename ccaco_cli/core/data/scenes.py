@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ccaco_cli.core.data import scene_words
-from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, Figure, Picture, render_jpeg
+from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, SceneFigure, ScenePicture, render_jpeg
 from ccaco_cli.core.data.scene_figures import COLOURS, INSIDE, SEATS, Box, extent
 from ccaco_cli.core.data.scene_words import Thing, Wording
 from ccaco_cli.core.types import PairRecord
@@ -115,7 +115,11 @@ def _facts(rng: random.Random, relation: str) -> Composition:
         elif not nouns and relation == "above" and rng.random() < 0.5:
             pool = ("bird", "bird", "fish")
         elif len(nouns) == 1:
-            pool = {"chasing": (*ANIMALS, "ball", "ball", "ball", "car", "car"), "on": _RESTS, "inside": tuple(INSIDE)}.get(relation, pool)
+            pool = {
+                "chasing": (*ANIMALS, "ball", "ball", "ball", "car", "car"),
+                "on": _RESTS,
+                "inside": tuple(INSIDE),
+            }.get(relation, pool)
         noun = rng.choice(pool)
         if noun not in nouns:
             nouns.append(noun)
@@ -128,14 +132,22 @@ def _facts(rng: random.Random, relation: str) -> Composition:
             if relation == "inside" and main
             else rng.choice(("small", "large") if main else ("small", "small", "large"))
         )
-        colour = rng.choice([c for c in COLOURS if all(c != t.colour for t in things)])  # or "the orange one" would be any of them
+        colour = rng.choice(
+            [c for c in COLOURS if all(c != t.colour for t in things)]
+        )  # or "the orange one" would be any of them
         things.append(Thing(noun, colour, size, pose))
     # Few scenes are about an orange cat napping if left to chance; the sets' best known query wants its pictures.
     if not chase and rng.random() < 0.1 and "cat" in nouns[:2]:
         cat = nouns.index("cat")
         if all(t.colour != "orange" for t in things if t.noun != "cat"):
             things[cat] = replace(things[cat], colour="orange", pose="napping")
-    return Composition(tuple(things), relation, rng.choice(tuple(GROUNDS)), rng.randrange(VARIANTS), tuple(rng.random() for _ in range(12)))
+    return Composition(
+        tuple(things),
+        relation,
+        rng.choice(tuple(GROUNDS)),
+        rng.randrange(VARIANTS),
+        tuple(rng.random() for _ in range(12)),
+    )
 
 
 def _scale(scene: Composition, i: int) -> float:
@@ -167,7 +179,10 @@ def _main(scene: Composition) -> list[tuple[bool, Box]]:
         towards_left = scene.relation == "chasing" and j[10] < 0.5
         if scene.relation == "chasing":
             la = lb = towards_left
-        box_a, box_b = _at(a.noun, a.pose, la, sa, 0, ground), _at(b.noun, b.pose, lb, sb, 0, ground - 0.03 + 0.06 * j[11])
+        box_a, box_b = (
+            _at(a.noun, a.pose, la, sa, 0, ground),
+            _at(b.noun, b.pose, lb, sb, 0, ground - 0.03 + 0.06 * j[11]),
+        )
         order = [box_b, box_a] if towards_left or (scene.relation == "next" and j[10] < 0.5) else [box_a, box_b]
         width = sum(x1 - x0 for x0, _, x1, _ in order)
         # Neighbours nearly touch; otherwise the two stand a clear way apart.
@@ -225,32 +240,38 @@ def place(scene: Composition) -> list[tuple[bool, Box]]:
     return found
 
 
-def picture(scene: Composition, noise: str = "") -> Picture:
+def picture(scene: Composition, noise: str = "") -> ScenePicture:
     """A scene as figures from back to front. ``noise`` seeds the grain of the style "noisy"."""
     placed = place(scene)
     floats = {0} if scene.relation in ("above", "on", "inside") else set()
     # Who rests on or in another is drawn after it, whatever their feet say.
     behind = [box[3] + (1.0 if i == 0 and floats else 0.0) for i, (_, box) in enumerate(placed)]
-    figures: list[Figure] = []
+    figures: list[SceneFigure] = []
     for i in sorted(range(len(placed)), key=behind.__getitem__):
         thing, (left, box), side = scene.things[i], placed[i], _scale(scene, i)
         ex0, ey0, _, _ = extent(thing.noun, thing.pose, left)
         width, middle = box[2] - box[0], (box[0] + box[2]) / 2
         airborne = i in floats or thing.noun in _FLOATS or thing.pose == "flying"
         shadow = None if airborne else (middle, box[3], width * 1.1)
-        figures.append(Figure(thing.noun, thing.colour, thing.pose, left, box[0] - ex0 * side, box[1] - ey0 * side, side, shadow))
+        figures.append(
+            SceneFigure(
+                thing.noun, thing.colour, thing.pose, left, box[0] - ex0 * side, box[1] - ey0 * side, side, shadow
+            )
+        )
         if thing.pose == "napping":
             mark = 0.11 if thing.size == "small" else 0.14
             x = box[0] + width * (0.0 if left else 0.75)
-            figures.append(Figure("zzz", "yellow", "", False, x, max(0.0, box[1] - mark * 0.7), mark))
+            figures.append(SceneFigure("zzz", "yellow", "", False, x, max(0.0, box[1] - mark * 0.7), mark))
         elif scene.relation == "chasing" and i < 2:
             mark = side * 0.3
             x = box[2] - mark * 0.1 if left else box[0] - mark * 0.9
-            figures.append(Figure("speed", "yellow", "", left, x, (box[1] + box[3]) / 2 - mark / 2, mark))
-    return Picture(scene.place, scene.variant, tuple(figures), noise)
+            figures.append(SceneFigure("speed", "yellow", "", left, x, (box[1] + box[3]) / 2 - mark / 2, mark))
+    return ScenePicture(scene.place, scene.variant, tuple(figures), noise)
 
 
-def records(name: str, counts: Mapping[str, Mapping[str, int]], *, seed: int, size: int, limit: int | None) -> Iterator[PairRecord]:
+def records(
+    name: str, counts: Mapping[str, Mapping[str, int]], *, seed: int, size: int, limit: int | None
+) -> Iterator[PairRecord]:
     """All records of a generated set.
 
     name    of the set, the first part of every id
@@ -280,13 +301,23 @@ def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size
         said = [[scene_words.full(w, s.things, s.relation, s.place) for w in wordings] for s in family]
         for i, scene in enumerate(family):
             own = random.Random(f"{seed}/{split}/{domain}/{index + i}/words")
-            parts = [scene_words.partial(Wording.draw(own), scene.things, scene.place, own) for _ in range(CAPTIONS - FULL_CAPTIONS)]
+            parts = [
+                scene_words.partial(Wording.draw(own), scene.things, scene.place, own)
+                for _ in range(CAPTIONS - FULL_CAPTIONS)
+            ]
             meta = _meta(scene)
             meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
             meta["binding"] = [[true, false] for true, false in zip(said[i], said[1 - i], strict=True)] if kind else []
             image = partial(render_jpeg, picture(scene, ids[i]), size, domain)
             yield PairRecord(
-                ids[i], ids[i], split, {"image": image}, (*said[i], *parts), domain=domain, family=ids[0] if kind else "", meta=meta
+                ids[i],
+                ids[i],
+                split,
+                {"image": image},
+                (*said[i], *parts),
+                domain=domain,
+                family=ids[0] if kind else "",
+                meta=meta,
             )
         index += len(family)
 

@@ -29,7 +29,7 @@ from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.types import OnProgress, PairRecord, silent
+from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
 ROWS = 2048
 BYTES = 128 << 20
@@ -69,7 +69,7 @@ def write(
     max_rejects: float = MAX_REJECTS,
     total: int | None = None,
     rows_per_shard: int = ROWS,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Checks a stream of records and writes it as a data set: shards, rejects.csv, and the manifest last.
 
@@ -88,7 +88,13 @@ def write(
     out = Path(os.path.abspath(out))
     refuse_overwrite(out)
     partial = out.with_name(f".{out.name}.partial")
-    plan = {"name": name, "modalities": list(modalities), "facts": dict(facts or {}), "config": dict(config or {}), "rows": rows_per_shard}
+    plan = {
+        "name": name,
+        "modalities": list(modalities),
+        "facts": dict(facts or {}),
+        "config": dict(config or {}),
+        "rows": rows_per_shard,
+    }
     plan["image_size"] = image_size
     rules = Rules(str(root) if root is not None else None, modalities, image_size, frozenset(unpaired))
     with lock.held(out, "data set"):
@@ -216,12 +222,16 @@ def _bucket(record: PairRecord) -> str:
 
 
 def _changed(partial: Path) -> DataError:
-    return DataError("the source changed since the interrupted run", where=partial, next=f"rm -r {partial}, then the same command")
+    return DataError(
+        "the source changed since the interrupted run", where=partial, next=f"rm -r {partial}, then the same command"
+    )
 
 
 def _note(shard: _Open, record: PairRecord) -> None:
     shard.journal["seen"] += 1
-    shard.digest.update(repr((record.id, record.group, record.domain, record.label, record.family, list(record.captions))).encode())
+    shard.digest.update(
+        repr((record.id, record.group, record.domain, record.label, record.family, list(record.captions))).encode()
+    )
 
 
 def _put(shard: _Open, result: Passed | Rejected, modalities: tuple[str, str]) -> None:

@@ -12,29 +12,46 @@ from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.encoding.token_cache import cached
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def columns(
-    data: PairData, split: str, aligner: Aligner, towers: Mapping[str, Tower], config: ModelConfig, on_progress: OnProgress = silent
+    data: PairData,
+    split: str,
+    aligner: Aligner,
+    towers: Mapping[str, Tower],
+    config: ModelConfig,
+    on_progress: OnProgress = no_progress,
 ) -> dict[str, Column]:
     """Both modalities' items of a split; tokens of locked towers come from the data set's cache (made on the first call).
 
     on_progress  told while tokens are computed, with ``facts["what"]``
     """
     device = next(aligner.parameters()).device
-    return {m: _column(data, split, m, aligner.sides[m].tower, towers[m], config, device, on_progress) for m in data.modalities}
+    return {
+        m: _column(data, split, m, aligner.sides[m].tower, towers[m], config, device, on_progress)
+        for m in data.modalities
+    }
 
 
 def _column(
-    data: PairData, split: str, modality: str, module: Any, tower: Tower, config: ModelConfig, device: Any, on_progress: OnProgress
+    data: PairData,
+    split: str,
+    modality: str,
+    module: Any,
+    tower: Tower,
+    config: ModelConfig,
+    device: Any,
+    on_progress: OnProgress,
 ) -> Column:
     settings = config.tower(modality)
     found = _raw(data, split, modality, tower, settings.lock, on_progress)
     if not settings.lock:
         return found
     most = settings.cache_tokens if tower.grid else 0
-    name = cache.key(tower=tower.fingerprint, data=data.manifest.sha256, split=data.split(split).key, modality=modality, tokens=most)
+    name = cache.key(
+        tower=tower.fingerprint, data=data.manifest.sha256, split=data.split(split).key, modality=modality, tokens=most
+    )
     what = f"{modality} tokens of {split}"
     kept = cached(
         module,
@@ -57,7 +74,11 @@ def _raw(data: PairData, split: str, modality: str, tower: Tower, lock: bool, on
         return TextColumn(part, tower.preprocess, path)
     if modality in CLIPS:
         # of a locked tower the tokens are kept, and each clip is decoded for them once
-        return MediaColumn(part, modality, tower.preprocess) if lock else ClipColumn(part, modality, tower.preprocess, path, on_progress)
+        return (
+            MediaColumn(part, modality, tower.preprocess)
+            if lock
+            else ClipColumn(part, modality, tower.preprocess, path, on_progress)
+        )
     if 0 < max(getattr(tower.preprocess, "size", (0,))) <= PIXELS_IN_CACHE:
         return PixelColumn(part, modality, tower.preprocess, path)
     return MediaColumn(part, modality, tower.preprocess)

@@ -13,14 +13,14 @@ import torch
 from ccaco_cli.core import distributed
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.encoding.batching import BATCH, _ahead, _batches
-from ccaco_cli.core.encoding.token_cache import shrink
+from ccaco_cli.core.encoding.token_cache import pool_grid
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.towers.precision import Narrow
-from ccaco_cli.core.types import Encoded, Features, OnProgress, move, silent
+from ccaco_cli.core.model.towers.precision import ReducedPrecision
+from ccaco_cli.core.types import Encoded, Features, OnProgress, move, no_progress
 
 
 @contextmanager
-def narrowed(aligner: Aligner, dtype: torch.dtype) -> Iterator[None]:
+def reduced_precision(aligner: Aligner, dtype: torch.dtype) -> Iterator[None]:
     """Within it the towers of an aligner compute in ``dtype`` (``runtime.encoding``), on copies; heads and cross branch stay float32.
 
     Vectors then differ from float32's by less than 1e-3 of cosine; float16 shards round by as much.
@@ -29,7 +29,7 @@ def narrowed(aligner: Aligner, dtype: torch.dtype) -> Iterator[None]:
     try:
         if dtype != torch.float32:
             for side, tower in whole.items():
-                side.tower = Narrow(tower, dtype)  # type: ignore[arg-type]
+                side.tower = ReducedPrecision(tower, dtype)  # type: ignore[arg-type]
         yield
     finally:
         for side, tower in whole.items():
@@ -48,7 +48,7 @@ def encode(
     most: int = 0,
     batch_size: int = 0,
     share: bool = False,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Encoded:
     """Encodes items of a column, in evaluation mode.
 
@@ -56,7 +56,7 @@ def encode(
     local    also keep the tokens that the cross branch needs (float16, padded to the longest)
     batch_size  items at a time, 0 = what suits the device (``BATCH``)
     share    the processes of a launcher divide the batches among them (all must call), and each gets the whole
-    grid     (height, width) of the column's patch grid, when its tokens shall be average-pooled to at most ``most`` (``shrink``)
+    grid     (height, width) of the column's patch grid, when its tokens shall be average-pooled to at most ``most`` (``pool_grid``)
     Returns  Encoded on the CPU in item order; tokens [n, N, D] float16 (N = 0 unless ``local``), z float32
     """
     aligner.eval()
@@ -70,13 +70,15 @@ def encode(
     for positions, inputs in _ahead(lambda positions: column.inputs(chosen[positions]), mine):
         encoded = aligner.encode(modality, move(inputs, device))
         if local:
-            small = shrink(Features(encoded.tokens, encoded.mask, encoded.pooled), grid, most)
+            small = pool_grid(Features(encoded.tokens, encoded.mask, encoded.pooled), grid, most)
             encoded = aligner.local(modality, Encoded(small.tokens, small.mask, encoded.pooled, encoded.z))
         tokens = encoded.tokens.half() if local else encoded.tokens[:, :0].half()
         parts.append(
             (
                 positions,
-                Encoded(tokens, encoded.mask if local else encoded.mask[:, :0], encoded.pooled.float(), encoded.z.float()).to("cpu"),
+                Encoded(
+                    tokens, encoded.mask if local else encoded.mask[:, :0], encoded.pooled.float(), encoded.z.float()
+                ).to("cpu"),
             )
         )
         done += len(positions)
@@ -86,7 +88,11 @@ def encode(
 
 def _joined(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
     """``_gathered`` over all processes: each has filled its own rows, the others' are zero. A process without a batch learns the widths."""
-    mine = [max(e.tokens.shape[1] for _, e in parts), parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]] if parts else [0, 0, 0]
+    mine = (
+        [max(e.tokens.shape[1] for _, e in parts), parts[0][1].tokens.shape[2], parts[0][1].z.shape[1]]
+        if parts
+        else [0, 0, 0]
+    )
     longest, width, dim = (int(distributed.all_reduce_max(n)) for n in mine)
     whole = _empty(count, longest, width, dim)
     _fill(whole, parts)
@@ -103,7 +109,10 @@ def _gathered(parts: list[tuple[Any, Encoded]], count: int) -> Encoded:
 
 
 def _empty(count: int, longest: int, width: int, dim: int) -> Encoded:
-    tokens, mask = torch.zeros(count, longest, width, dtype=torch.float16), torch.zeros(count, longest, dtype=torch.bool)
+    tokens, mask = (
+        torch.zeros(count, longest, width, dtype=torch.float16),
+        torch.zeros(count, longest, dtype=torch.bool),
+    )
     return Encoded(tokens, mask, torch.zeros(count, dim), torch.zeros(count, dim))
 
 

@@ -12,14 +12,21 @@ from ccaco_cli.core import ragged
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column
 from ccaco_cli.core.encoding.batching import BATCH, _ahead, _batches
-from ccaco_cli.core.types import Features, OnProgress, move, silent
+from ccaco_cli.core.types import Features, OnProgress, move, no_progress
 
 PART, PART_BYTES = 4096, 1 << 27
 """Most items of a part of a token cache, and about how many bytes: what a killed process has to do again."""
 
 
 def cached(
-    tower: Any, column: Column, path: Path, *, grid: tuple[int, int] | None, most: int, device: Any, on_progress: OnProgress = silent
+    tower: Any,
+    column: Column,
+    path: Path,
+    *,
+    grid: tuple[int, int] | None,
+    most: int,
+    device: Any,
+    on_progress: OnProgress = no_progress,
 ) -> CachedColumn:
     """The column of a locked tower's tokens: computed once into ``path``, then read by memory map. A killed process's part of it stays.
 
@@ -34,10 +41,14 @@ def cached(
         items = np.arange(first, min(first + size, len(column.row)))
         tokens: list[Any] = [None] * len(items)
         pooled: list[Any] = [None] * len(items)
-        for positions, inputs in _ahead(lambda positions: column.inputs(items[positions]), _batches(column, items, BATCH["cpu"])):
-            found = shrink(tower(move(inputs, device)), grid, most)
+        for positions, inputs in _ahead(
+            lambda positions: column.inputs(items[positions]), _batches(column, items, BATCH["cpu"])
+        ):
+            found = pool_grid(tower(move(inputs, device)), grid, most)
             told = found.map(lambda t: t.half() if t.is_floating_point() else t).to("cpu")
-            for place, one, mask, summary in zip(positions, told.tokens.numpy(), told.mask.numpy(), told.pooled.numpy(), strict=True):
+            for place, one, mask, summary in zip(
+                positions, told.tokens.numpy(), told.mask.numpy(), told.pooled.numpy(), strict=True
+            ):
                 tokens[place], pooled[place] = one[mask], summary
         on_progress(int(items[-1]) + 1, len(column.row), {})
         values = np.concatenate(tokens)
@@ -51,9 +62,9 @@ def cached(
     return CachedColumn(cache.folder(path, write, resumes=True), column.row, column.start)
 
 
-def shrink(features: Features, grid: tuple[int, int] | None, most: int) -> Features:
+def pool_grid(features: Features, grid: tuple[int, int] | None, most: int) -> Features:
     """Average-pools a patch grid to at most ``most`` tokens (a square side no larger than the grid's); special tokens stay in front."""
-    if grid is None or (small := shrunk(grid, most)) == grid:
+    if grid is None or (small := pooled_grid(grid, most)) == grid:
         return features
     patches = grid[0] * grid[1]
     special, patch = features.tokens[:, :-patches], features.tokens[:, -patches:]
@@ -63,7 +74,7 @@ def shrink(features: Features, grid: tuple[int, int] | None, most: int) -> Featu
     return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), features.pooled)
 
 
-def shrunk(grid: tuple[int, int], most: int) -> tuple[int, int]:
-    """(height, width) of the patch grid that ``shrink`` leaves of one."""
+def pooled_grid(grid: tuple[int, int], most: int) -> tuple[int, int]:
+    """(height, width) of the patch grid that ``pool_grid`` leaves of one."""
     side = int(most**0.5)
     return grid if grid[0] * grid[1] <= most else (min(side, grid[0]), min(side, grid[1]))

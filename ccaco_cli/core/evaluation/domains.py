@@ -30,7 +30,9 @@ def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> d
 
     if min(len(source), len(target)) < 4 or not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise DataError(
-            "domains cannot be compared", where=f"{len(source)} and {len(target)} samples", expected="4 or more each, all finite"
+            "domains cannot be compared",
+            where=f"{len(source)} and {len(target)} samples",
+            expected="4 or more each, all finite",
         )
     x, y = np.concatenate([source, target]), np.repeat([0, 1], [len(source), len(target)])
     rng = np.random.default_rng(seed)
@@ -38,7 +40,9 @@ def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> d
     learn = np.concatenate([rows[: len(rows) // 2] for rows in order])
     test = np.concatenate([rows[len(rows) // 2 :] for rows in order])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # separable data and a large C: the accuracy is settled long before
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # separable data and a large C: the accuracy is settled long before
         fits = [LinearSVC(C=c, class_weight="balanced", random_state=seed).fit(x[learn], y[learn]) for c in PENALTIES]
     accuracy = max(float(balanced_accuracy_score(y[test], fit.predict(x[test]))) for fit in fits)
     return {"domain_accuracy": accuracy, "proxy_a_distance": 2 * (2 * accuracy - 1)}

@@ -78,7 +78,10 @@ class RankResult:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types; ``from_dict`` reads them back without loss."""
-        return {f.name: getattr(self, f.name) if f.name == "gallery" else getattr(self, f.name).tolist() for f in fields(self)}
+        return {
+            f.name: getattr(self, f.name) if f.name == "gallery" else getattr(self, f.name).tolist()
+            for f in fields(self)
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> RankResult:
@@ -87,14 +90,22 @@ class RankResult:
             row = {f.name: np.asarray(stored[f.name]) for f in fields(cls) if f.name != "gallery"}
             result = cls(**row, gallery=int(stored["gallery"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"unreadable per-query ranks ({error!r})", expected=", ".join(f.name for f in fields(cls))) from None
+            raise DataError(
+                f"unreadable per-query ranks ({error!r})", expected=", ".join(f.name for f in fields(cls))
+            ) from None
         lengths = {np.shape(getattr(result, f.name)) for f in fields(cls) if f.name != "gallery"}
         if lengths != {(len(result.rank),)}:
-            raise DataError("the fields of the per-query ranks differ in length", where=sorted(lengths), expected="one value a query")
+            raise DataError(
+                "the fields of the per-query ranks differ in length",
+                where=sorted(lengths),
+                expected="one value a query",
+            )
         return result
 
 
-def ranks(score_block: Callable[[slice], Array], query_group: ArrayLike, gallery_group: ArrayLike, block: int | None = None) -> RankResult:
+def ranks(
+    score_block: Callable[[slice], Array], query_group: ArrayLike, gallery_group: ArrayLike, block: int | None = None
+) -> RankResult:
     """Ranks a gallery for every query, one block of queries at a time; the full Q x G matrix never exists.
 
     score_block    rows of queries -> [q, G] scores, higher = better; NumPy, or torch on any device (counted there)
@@ -114,11 +125,17 @@ def ranks(score_block: Callable[[slice], Array], query_group: ArrayLike, gallery
         tile = torch.as_tensor(score_block(rows)).detach()
         if tile.shape != (rows.stop - rows.start, len(gallery)):
             raise DataError(
-                "a block of scores has the wrong shape", where=tuple(tile.shape), expected=f"{(rows.stop - rows.start, len(gallery))}"
+                "a block of scores has the wrong shape",
+                where=tuple(tile.shape),
+                expected=f"{(rows.stop - rows.start, len(gallery))}",
             )
         # nan_to_num copies: the caller's scores stay as they are
-        tile = (tile if tile.dtype in (torch.float32, torch.float64) else tile.float()).nan_to_num(torch.inf, torch.inf, -torch.inf)
-        score = tile.gather(1, torch.from_numpy(places[rows]).to(tile.device))  # a second product could round otherwise, and break a tie
+        tile = (tile if tile.dtype in (torch.float32, torch.float64) else tile.float()).nan_to_num(
+            torch.inf, torch.inf, -torch.inf
+        )
+        score = tile.gather(
+            1, torch.from_numpy(places[rows]).to(tile.device)
+        )  # a second product could round otherwise, and break a tie
         done.append([score.cpu(), *(part.cpu() for part in above_and_tied(tile, tile.shape[1], score))])
     score, above, tied = (torch.cat(part) for part in zip(*done, strict=True))
     return finish(score, n_positives, above, tied, query, len(gallery))
@@ -140,7 +157,9 @@ def positives(query: ArrayLike, gallery: ArrayLike) -> tuple[NDArray[np.int64], 
     if not count.all():
         lost = query[count == 0]
         raise DataError(
-            f"{len(lost)} queries have no positive in the gallery", where=f"group {lost[0]}", expected="every query's group in the gallery"
+            f"{len(lost)} queries have no positive in the gallery",
+            where=f"group {lost[0]}",
+            expected="every query's group in the gallery",
         )
     column = np.arange(count.max())
     return order[np.where(column < count[:, None], first[:, None] + column, 0)], count
@@ -166,7 +185,11 @@ def similarity_ranks(
 def retrieval_metrics(result: RankResult, prefix: str) -> dict[str, float]:
     """``PREFIX_R@1``, ``_R@5``, ``_R@10``, ``_mAP`` (fractions 0..1), ``_median_rank``, ``_mean_rank`` (from 1): open_clip's names."""
     named = {f"R@{k}": float(result.hits(k).mean()) for k in RECALLS}
-    named |= {"mAP": float(result.ap.mean()), "median_rank": float(np.median(result.rank)), "mean_rank": float(result.rank.mean())}
+    named |= {
+        "mAP": float(result.ap.mean()),
+        "median_rank": float(np.median(result.rank)),
+        "mean_rank": float(result.rank.mean()),
+    }
     return {f"{prefix}_{name}": value for name, value in named.items()}
 
 
@@ -187,7 +210,9 @@ def choice_accuracy(true_scores: ArrayLike, false_scores: ArrayLike) -> NDArray[
     false = false[:, None] if false.ndim == 1 else false
     if true.ndim != 1 or false.ndim != 2 or len(true) != len(false) or not false.size:
         raise DataError(
-            "true and false scores do not fit", where=f"{true.shape} and {false.shape}", expected="[n] and [n, m], n and m >= 1"
+            "true and false scores do not fit",
+            where=f"{true.shape} and {false.shape}",
+            expected="[n] and [n, m], n and m >= 1",
         )
     return ((true[:, None] > false).all(1) & (true < np.inf)).astype(float)
 
@@ -200,10 +225,14 @@ def n_way_accuracy(scores: ArrayLike, own: ArrayLike) -> NDArray[np.float64]:
     """
     table, column = np.asarray(scores, dtype=float), np.asarray(own)
     if table.ndim != 2 or column.shape != table.shape[:1] or not table.size or table.shape[1] < 2:
-        raise DataError("scores and partners do not fit", where=f"{table.shape} and {column.shape}", expected="[n, N >= 2] and [n]")
+        raise DataError(
+            "scores and partners do not fit", where=f"{table.shape} and {column.shape}", expected="[n, N >= 2] and [n]"
+        )
     if column.min() < 0 or column.max() >= table.shape[1]:
         raise DataError(
-            "a partner lies outside the scores", where=f"columns {column.min()}..{column.max()}", expected=f"< {table.shape[1]}"
+            "a partner lies outside the scores",
+            where=f"columns {column.min()}..{column.max()}",
+            expected=f"< {table.shape[1]}",
         )
     mine = np.arange(table.shape[1]) == column[:, None]
     return choice_accuracy(table[mine], table[~mine].reshape(len(table), -1))
@@ -219,7 +248,9 @@ def matching_accuracy(match_logit: ArrayLike, label: ArrayLike) -> NDArray[np.fl
     if logit.ndim != 1 or logit.shape != same.shape:
         raise DataError("logits and labels do not fit", where=f"{logit.shape} and {same.shape}", expected="[n] both")
     if not len(same) or 2 * same.sum() != len(same):
-        raise DataError("unbalanced pairs", where=f"{same.sum()} true of {len(same)}", expected="as many true as false pairs")
+        raise DataError(
+            "unbalanced pairs", where=f"{same.sum()} true of {len(same)}", expected="as many true as false pairs"
+        )
     return np.where(same, logit > 0, logit < 0).astype(float)
 
 
@@ -229,16 +260,25 @@ def best_threshold(true_scores: ArrayLike, false_scores: ArrayLike) -> float:
     true_scores [n], false_scores [m], weighed alike; scores that are not finite are left out
     Raises      DataError: no finite score on either side
     """
-    true, false = (np.sort(scores[np.isfinite(scores)]) for scores in (np.asarray(true_scores, float), np.asarray(false_scores, float)))
+    true, false = (
+        np.sort(scores[np.isfinite(scores)])
+        for scores in (np.asarray(true_scores, float), np.asarray(false_scores, float))
+    )
     if not len(true) or not len(false):
-        raise DataError("no scores to choose a threshold by", where=f"{len(true)} true and {len(false)} false", expected="one of either")
+        raise DataError(
+            "no scores to choose a threshold by",
+            where=f"{len(true)} true and {len(false)} false",
+            expected="one of either",
+        )
     seen = np.unique(np.concatenate([true, false]))
     cuts = np.concatenate([[seen[0] - 1], (seen[:-1] + seen[1:]) / 2, [seen[-1] + 1]])
     right = 1 - np.searchsorted(true, cuts, "right") / len(true) + np.searchsorted(false, cuts, "right") / len(false)
     return float(cuts[right.argmax()])
 
 
-def zero_shot(z: Array, class_z: Array, label: ArrayLike, classes: Sequence[str]) -> tuple[RankResult, dict[str, float]]:
+def zero_shot(
+    z: Array, class_z: Array, label: ArrayLike, classes: Sequence[str]
+) -> tuple[RankResult, dict[str, float]]:
     """Zero-shot classification: each sample retrieves its class among C prompts (ties by the rule above; chance is exactly k / C).
 
     z [n, E]; class_z [C, E], one prompt vector a class; label [n], the class name of each sample; classes, C names
@@ -249,7 +289,11 @@ def zero_shot(z: Array, class_z: Array, label: ArrayLike, classes: Sequence[str]
     met, row = np.unique(result.query_group, return_inverse=True)
     hit = result.hits(1)
     share = np.bincount(row, hit) / np.bincount(row)
-    named = {"accuracy": float(hit.mean()), "accuracy@5": float(result.hits(5).mean()), "mean_class_accuracy": float(share.mean())}
+    named = {
+        "accuracy": float(hit.mean()),
+        "accuracy@5": float(result.hits(5).mean()),
+        "mean_class_accuracy": float(share.mean()),
+    }
     return result, named | {f"accuracy/{name}": float(value) for name, value in zip(met, share, strict=True)}
 
 
@@ -261,7 +305,12 @@ def _ids(group: ArrayLike | torch.Tensor) -> NDArray[Any]:
 
 
 def finish(
-    score: torch.Tensor, n_positives: NDArray[np.int64], above: torch.Tensor, tied: torch.Tensor, query_group: NDArray[Any], gallery: int
+    score: torch.Tensor,
+    n_positives: NDArray[np.int64],
+    above: torch.Tensor,
+    tied: torch.Tensor,
+    query_group: NDArray[Any],
+    gallery: int,
 ) -> RankResult:
     """Ranks and precision from what was counted.
 
@@ -278,7 +327,9 @@ def finish(
     above_sound, tied_sound = above_and_tied(torch.where(sound, score, torch.inf), n_sound, value)
     # sick negatives stand ahead of all, as +inf does; sick positives stand behind, so they are taken out again
     above_negatives, tied_negatives = above - (n - n_sound) - above_sound, tied - tied_sound
-    best = torch.where(sound, score.double().clamp_min(-1e300), -torch.inf).argmax(1, keepdim=True)  # a sound -inf comes before a sick one
+    best = torch.where(sound, score.double().clamp_min(-1e300), -torch.inf).argmax(
+        1, keepdim=True
+    )  # a sound -inf comes before a sick one
     some = (n_sound[:, 0] > 0).numpy()
     of_best = [part.gather(1, best)[:, 0].numpy() for part in (above_negatives, tied_negatives, tied_sound)]
     ahead = np.where(some, of_best[0], gallery - n_positives)
@@ -290,7 +341,9 @@ def finish(
     return RankResult(rank, ahead, tied_negative, tied_positive, ap, n_positives, query_group, gallery)
 
 
-def above_and_tied(row: torch.Tensor, total: torch.Tensor | int, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def above_and_tied(
+    row: torch.Tensor, total: torch.Tensor | int, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """How many of the first ``total`` of each row, in ascending order, are greater than and equal to each value; both [q, P]."""
     import torch
 

@@ -57,7 +57,9 @@ class Evaluation:
             "names": list(self.names),
             "pools": [list(sizes) for sizes in self.pools],
             "metrics": self.metrics,
-            "per_query": {name: [result.as_dict() for result in results] for name, results in self.directions().items()},
+            "per_query": {
+                name: [result.as_dict() for result in results] for name, results in self.directions().items()
+            },
         }
 
     @classmethod
@@ -65,7 +67,9 @@ class Evaluation:
         """Raises DataError: a field is missing."""
         try:
             a, b = stored["names"]
-            a_to_b, b_to_a = (tuple(map(RankResult.from_dict, stored["per_query"][name])) for name in (f"{a}_to_{b}", f"{b}_to_{a}"))
+            a_to_b, b_to_a = (
+                tuple(map(RankResult.from_dict, stored["per_query"][name])) for name in (f"{a}_to_{b}", f"{b}_to_{a}")
+            )
             pools = tuple((int(n_a), int(n_b)) for n_a, n_b in stored["pools"])
             return cls(stored["protocol"], (a, b), pools, a_to_b, b_to_a, dict(stored["metrics"]), stored["tie_rule"])
         except (KeyError, TypeError, ValueError) as error:
@@ -142,7 +146,9 @@ def by_similarity(
     return rank_pool
 
 
-def _pictures(group_a: ArrayLike, group_b: ArrayLike, protocol: str, *, pictures: int, folds: int, captions: int = 5) -> list[Pool]:
+def _pictures(
+    group_a: ArrayLike, group_b: ArrayLike, protocol: str, *, pictures: int, folds: int, captions: int = 5
+) -> list[Pool]:
     ids, of_caption = np.asarray(group_a), np.asarray(group_b)
     distinct = len(np.unique(ids))
     if (len(ids), distinct) != (pictures, pictures):

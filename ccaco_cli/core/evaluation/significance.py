@@ -51,7 +51,9 @@ class PerQuery:
         """
         values, ids = np.asarray(value, dtype=np.float64), np.asarray(cluster)
         if values.ndim != 1 or values.shape != ids.shape or not len(values):
-            raise DataError("values and clusters do not fit", where=f"{values.shape} and {ids.shape}", expected="[Q] both, Q >= 1")
+            raise DataError(
+                "values and clusters do not fit", where=f"{values.shape} and {ids.shape}", expected="[Q] both, Q >= 1"
+            )
         if not np.isfinite(values).all():
             raise DataError("per-query values are not finite", where=f"{(~np.isfinite(values)).sum()} of {len(values)}")
         names, row, count = np.unique(ids, return_inverse=True, return_counts=True)
@@ -136,7 +138,9 @@ def per_query(metric: str, results: Mapping[str, RankResult | Sequence[RankResul
     for direction, found in pools.items():
         if metric.startswith(f"{direction}_"):
             return _of_pools(found, (metric.removeprefix(f"{direction}_"),), 1.0)
-    raise ConfigError("no such metric", where=metric, expected=" | ".join([f"{name}_R@1" for name in pools] + ["R-sum"]))
+    raise ConfigError(
+        "no such metric", where=metric, expected=" | ".join([f"{name}_R@1" for name in pools] + ["R-sum"])
+    )
 
 
 def estimate(runs: Sequence[PerQuery], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -198,7 +202,9 @@ def compare(
     return Comparison(**vars(found), p=p, p_holm=p, effect=effect, higher_is_better=reference[0].higher_is_better)
 
 
-def compare_all(reference: Sequence[PerQuery], arms: Mapping[str, Sequence[PerQuery]], **options: Any) -> dict[str, Comparison]:
+def compare_all(
+    reference: Sequence[PerQuery], arms: Mapping[str, Sequence[PerQuery]], **options: Any
+) -> dict[str, Comparison]:
     """``compare`` of every arm with one reference on one metric, p corrected by Holm over the arms; ``options`` of ``compare``."""
     found = {name: compare(reference, runs, **options) for name, runs in arms.items()}
     corrected = holm([one.p for one in found.values()])
@@ -229,12 +235,16 @@ def verdict(comparison: Comparison, alpha: float | None = None) -> str:
 
 def _of_pools(pools: Sequence[RankResult], names: Sequence[str], scale: float) -> PerQuery:
     value = np.concatenate([scale * np.sum([pool.per_query(name) for name in names], axis=0) for pool in pools])
-    return PerQuery.of(value, np.concatenate([pool.query_group for pool in pools]), higher_is_better="mean_rank" not in names)
+    return PerQuery.of(
+        value, np.concatenate([pool.query_group for pool in pools]), higher_is_better="mean_rank" not in names
+    )
 
 
 def _same_queries(runs: Sequence[PerQuery]) -> None:
     if not runs or len(runs[0].cluster) < 2:
-        raise DataError("too little to estimate from", where=f"{len(runs)} runs", expected="one run or more, on two things or more")
+        raise DataError(
+            "too little to estimate from", where=f"{len(runs)} runs", expected="one run or more, on two things or more"
+        )
     for run in runs[1:]:
         if not (np.array_equal(run.cluster, runs[0].cluster) and np.array_equal(run.count, runs[0].count)):
             raise DataError(

@@ -65,7 +65,14 @@ class _Side:
     norm                the largest that is finite
     """
 
-    def __init__(self, z: torch.Tensor, gallery: torch.Tensor, group: NDArray[Any], places: NDArray[Any], n_positives: NDArray[Any]):
+    def __init__(
+        self,
+        z: torch.Tensor,
+        gallery: torch.Tensor,
+        group: NDArray[Any],
+        places: NDArray[Any],
+        n_positives: NDArray[Any],
+    ):
         import torch
 
         self.group, self.n_positives = group, n_positives
@@ -73,7 +80,9 @@ class _Side:
         self.score = torch.full(places.shape, torch.inf)
         self.score[row, column] = _products(z, gallery, row, places[row, column]).cpu()
         self.above, self.tied = (torch.zeros(places.shape, dtype=torch.int64) for _ in range(2))
-        norms = torch.cat([z[block].float().norm(dim=1) for block in _blocks(len(z), max(1, _PAIR_VALUES // z.shape[1]))])
+        norms = torch.cat(
+            [z[block].float().norm(dim=1) for block in _blocks(len(z), max(1, _PAIR_VALUES // z.shape[1]))]
+        )
         self.norm = float(norms[norms.isfinite()].max()) if norms.isfinite().any() else 0.0
 
     def count(self, tile: _Tile, block: slice, turned: bool = False) -> None:
@@ -106,7 +115,10 @@ class _Tile:
         scores = self.scores.T if turned else self.scores
         if scores.device.type != "cpu":
             value = value.to(scores.device)
-            above, tied = (torch.stack([sign(scores, v[:, None]).sum(1) for v in value.unbind(1)], 1) for sign in (torch.gt, torch.eq))
+            above, tied = (
+                torch.stack([sign(scores, v[:, None]).sum(1) for v in value.unbind(1)], 1)
+                for sign in (torch.gt, torch.eq)
+            )
             return above, tied
         table, values = scores.numpy(), value.numpy()
         low, high = values - self.bound, values + self.bound
@@ -124,7 +136,9 @@ class _Tile:
             pairs = (self.columns, self.rows) if turned else (self.rows, self.columns)
             found[near] = _products(*pairs, rows[near], columns[near]).numpy()
         above, tied = (
-            torch.from_numpy(np.stack([np.bincount(rows[sign(found, v[rows])], minlength=len(table)) for v in values.T], 1))
+            torch.from_numpy(
+                np.stack([np.bincount(rows[sign(found, v[rows])], minlength=len(table)) for v in values.T], 1)
+            )
             for sign in (np.greater, np.equal)
         )
         return above, tied
@@ -140,7 +154,9 @@ def _products(a: torch.Tensor, b: torch.Tensor, rows: Any, columns: Any) -> torc
     import torch
 
     rows, columns = (torch.as_tensor(index, device=a.device) for index in (rows, columns))
-    scores = torch.empty(len(rows), device=a.device)  # filled in place: small results kept one by one pin the heap they lie in
+    scores = torch.empty(
+        len(rows), device=a.device
+    )  # filled in place: small results kept one by one pin the heap they lie in
     for block in _blocks(len(rows), _PAIR_VALUES // max(1, a.shape[1])):
         scores[block] = (a[rows[block]].double() * b[columns[block]].double()).sum(1)
     return _sound(scores)

@@ -79,7 +79,10 @@ def handmade(config: RunConfig) -> RunConfig:
 @arm("resnet-bert", changes=("model.image.spec", "model.text.spec", "loss.beta"))
 def resnet_bert(config: RunConfig) -> RunConfig:
     """A pretrained CNN and BERT as a plain two-tower model are enough (weights are needed, so no set holds this arm: name it)."""
-    return override(config, {"model.image.spec": "timm:resnet50.a1_in1k", "model.text.spec": "hf:bert-base-uncased", "loss.beta": 0.0})
+    return override(
+        config,
+        {"model.image.spec": "timm:resnet50.a1_in1k", "model.text.spec": "hf:bert-base-uncased", "loss.beta": 0.0},
+    )
 
 
 # fusion: the joined model, its cross branch trained on matching, in each way that features can meet
@@ -216,7 +219,9 @@ def no_dropout(config: RunConfig) -> RunConfig:
 @arm("attention-window", changes=(*FUSION, "model.fusion.attention", "model.fusion.window", "model.fusion.spread"))
 def attention_window(config: RunConfig) -> RunConfig:
     """Local windows and a few global tokens (Longformer, arXiv:2004.05150) see as much as dense attention (hold this against ``cross``)."""
-    return override(cross(config), {"model.fusion.attention": "window", "model.fusion.window": 4, "model.fusion.spread": 4})
+    return override(
+        cross(config), {"model.fusion.attention": "window", "model.fusion.window": 4, "model.fusion.spread": 4}
+    )
 
 
 @arm("attention-linear", changes=(*FUSION, "model.fusion.attention"))
@@ -228,7 +233,9 @@ def attention_linear(config: RunConfig) -> RunConfig:
 @arm("unified-window", changes=(*FUSION, "model.fusion.attention", "model.fusion.window", "model.fusion.spread"))
 def unified_window(config: RunConfig) -> RunConfig:
     """A single stream needs to see near patches and words only (hold this against ``unified``)."""
-    return override(unified(config), {"model.fusion.attention": "window", "model.fusion.window": 4, "model.fusion.spread": 4})
+    return override(
+        unified(config), {"model.fusion.attention": "window", "model.fusion.window": 4, "model.fusion.spread": 4}
+    )
 
 
 @arm("unified-linear", changes=(*FUSION, "model.fusion.attention"))
@@ -368,7 +375,19 @@ _BASELINES = ("ccaco", "clip", "vilbert", "concat", "handmade")
 _FUSION = ("ccaco", "early", "late", "cross", "unified")
 # one-way-t2i and attended are always ccaco's defaults; others are so by the towers, and then ``ablate`` leaves them out
 _ABLATION = (
-    *("ccaco", "-contrastive", "-cross", "-collaboration", "one-way-i2t", "two-way", "-residual", "maxsim", "matching", "listwise", "mse"),
+    *(
+        "ccaco",
+        "-contrastive",
+        "-cross",
+        "-collaboration",
+        "one-way-i2t",
+        "two-way",
+        "-residual",
+        "maxsim",
+        "matching",
+        "listwise",
+        "mse",
+    ),
     *("pool-mean", "pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
 )
 _DOMAIN = tuple(name + end for end in ("", "-cross") for name in ("source-only", "+adabn", "+mmd", "+dann", "+both"))
@@ -377,8 +396,23 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "baselines": _BASELINES,
     "fusion": _FUSION,
     "ablation": _ABLATION,
-    "attention": ("ccaco", "cross", "attention-window", "attention-linear", "unified", "unified-window", "unified-linear"),
-    "balance": ("ccaco", "balance-schedule", "balance-fixed", "balance-cosine", "balance-uncertainty", "balance-gradnorm"),
+    "attention": (
+        "ccaco",
+        "cross",
+        "attention-window",
+        "attention-linear",
+        "unified",
+        "unified-window",
+        "unified-linear",
+    ),
+    "balance": (
+        "ccaco",
+        "balance-schedule",
+        "balance-fixed",
+        "balance-cosine",
+        "balance-uncertainty",
+        "balance-gradnorm",
+    ),
     "domain": _DOMAIN,
     "classifiers": ("classifier", "adabn-classifier", "mmd-classifier", "dann-classifier"),
 }
@@ -407,5 +441,7 @@ def apply(config: RunConfig, name: str) -> RunConfig:
 def _arm(name: str) -> Arm:
     if name not in ARMS:
         near = difflib.get_close_matches(name, [*ARMS, *SETS], 1)
-        raise ConfigError("unknown arm", where=name, expected=" | ".join(ARMS), next=f"did you mean {near[0]}?" if near else None)
+        raise ConfigError(
+            "unknown arm", where=name, expected=" | ".join(ARMS), next=f"did you mean {near[0]}?" if near else None
+        )
     return ARMS[name]

@@ -16,8 +16,8 @@ from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalit
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.score import Encodings, Judge, store
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.scoring.score import SplitEncodings, SplitScorer, store
+from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def on(
@@ -28,7 +28,7 @@ def on(
     every_stage: bool = False,
     device: str = "auto",
     data_root: Path = Path("data"),
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> list[Path]:
     """Scores runs on a split of a prepared data set, each once: the results stay in ``RUN/results/on/DATASET-HASH/SPLIT.STAGE.json``.
 
@@ -52,8 +52,8 @@ def on(
 
 
 def seen_by(
-    run: Path, data: shards.PairData, split: str, device: str = "auto", on_progress: OnProgress = silent
-) -> tuple[Encodings, Aligner, RunConfig, Manifest]:
+    run: Path, data: shards.PairData, split: str, device: str = "auto", on_progress: OnProgress = no_progress
+) -> tuple[SplitEncodings, Aligner, RunConfig, Manifest]:
     """A split of any data set as the model of a finished run sees it. Raises as ``on``."""
     aligner, towers, config, found = load_run(run, device)
     refuse_other_modalities(found, data)
@@ -65,7 +65,7 @@ def _score(run: Path, data: shards.PairData, split: str, place: Path, device: st
     seen, aligner, config, found = seen_by(run, data, split, device, on_progress)
     config = replace(config, eval=replace(config.eval, protocol="full"))
     facts = found.facts
-    judge = Judge(
+    judge = SplitScorer(
         data.modalities,
         data.split(split),
         seen,
@@ -75,7 +75,11 @@ def _score(run: Path, data: shards.PairData, split: str, place: Path, device: st
         tuned=bool(facts["weights_tried"]),
         thresholds=facts["thresholds"],
     )
-    about = {"run": found.facts["name"], "model": found.sha256, "evaluation": data.manifest.facts.get("source", {}).get("evaluation")}
+    about = {
+        "run": found.facts["name"],
+        "model": found.sha256,
+        "evaluation": data.manifest.facts.get("source", {}).get("evaluation"),
+    }
     for stage, (how, result) in judge.stages().items():
         measured, items = judge.pairs(how)
         result = replace(result, metrics=result.metrics | measured)

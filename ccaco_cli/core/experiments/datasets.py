@@ -9,7 +9,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def locate(dataset: str, data_root: Path = Path("data")) -> Path:
@@ -32,10 +32,17 @@ def locate(dataset: str, data_root: Path = Path("data")) -> Path:
             next=f"ccaco prepare {dataset} --source PATH",
         )
     if Path(dataset).is_dir():
-        raise DataError("not a prepared data set", where=dataset, expected="a folder that ccaco prepare made", next="ccaco prepare --list")
+        raise DataError(
+            "not a prepared data set",
+            where=dataset,
+            expected="a folder that ccaco prepare made",
+            next="ccaco prepare --list",
+        )
     near = difflib.get_close_matches(dataset, SOURCES, 1)
     hint = f"ccaco prepare {near[0]}" if near else "ccaco prepare --list"
-    raise DataError("no such data set", where=dataset, expected=f"a prepared folder, or one of {', '.join(SOURCES)}", next=hint)
+    raise DataError(
+        "no such data set", where=dataset, expected=f"a prepared folder, or one of {', '.join(SOURCES)}", next=hint
+    )
 
 
 def needs_prepare(dataset: str, data_root: Path = Path("data")) -> bool:
@@ -43,12 +50,16 @@ def needs_prepare(dataset: str, data_root: Path = Path("data")) -> bool:
     return not manifest.exists(locate(dataset, data_root))
 
 
-def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = silent) -> Path:
+def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = no_progress) -> Path:
     """The prepared folder that NAME or FOLDER means; an embedded data set is prepared on the way when it is not there.
 
     Raises  what ``locate`` and ``prepare`` raise
     """
     path = locate(dataset, data_root)
     if not manifest.exists(path):
-        prepare(dataset, out=path, on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": f"prepare {dataset}"}))
+        prepare(
+            dataset,
+            out=path,
+            on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": f"prepare {dataset}"}),
+        )
     return path

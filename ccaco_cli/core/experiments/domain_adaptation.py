@@ -44,7 +44,9 @@ def heads(data: PairData, config: RunConfig) -> Adaptation | None:
     terms = step.terms(settings)
     for name in names:
         if name not in data.modalities:
-            raise ConfigError("no such side", where=f"--domain-sides {settings.sides}", expected=",".join(data.modalities))
+            raise ConfigError(
+                "no such side", where=f"--domain-sides {settings.sides}", expected=",".join(data.modalities)
+            )
     counts: dict[str, int] = {}
     codes = torch.zeros(len(split.domains), dtype=torch.long)
     if isinstance(data, AcrossDomains) and terms:
@@ -62,7 +64,10 @@ def heads(data: PairData, config: RunConfig) -> Adaptation | None:
     classes = len(split.labels) if classify else 0
     if classify and classes < 2:
         raise DataError(
-            "nothing to classify", where=data.name, expected="a label column of two classes or more", next="ccaco prepare --list"
+            "nothing to classify",
+            where=data.name,
+            expected="a label column of two classes or more",
+            next="ccaco prepare --list",
         )
     if not counts and not classify:
         return None
@@ -78,10 +83,14 @@ def heads(data: PairData, config: RunConfig) -> Adaptation | None:
     )
 
 
-def unpaired(data: PairData, split: Split, columns: Mapping[str, Column], adaptation: Adaptation | None) -> tuple[Array, Array]:
+def unpaired(
+    data: PairData, split: Split, columns: Mapping[str, Column], adaptation: Adaptation | None
+) -> tuple[Array, Array]:
     """Items of the target that training sees, for each modality: of the sides that are aligned."""
     wanted = adaptation.domains if adaptation is not None else {}
-    a, b = (columns[m].start[unpaired_rows(split)] if m in wanted and m in media(data) else NONE for m in data.modalities)
+    a, b = (
+        columns[m].start[unpaired_rows(split)] if m in wanted and m in media(data) else NONE for m in data.modalities
+    )
     return a, b
 
 

@@ -13,8 +13,8 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.experiments.cross_dataset import seen_by
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.score import Judge, store
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.scoring.score import SplitScorer, store
+from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def adds(config: RunConfig) -> bool:
@@ -35,7 +35,7 @@ def score_all(
     folder: Path,
     *,
     device: str = "auto",
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> list[Path]:
     """``score`` of every ensemble of ``size`` seeds (0 = of none); label -> seed -> finished run.
 
@@ -60,7 +60,9 @@ def members(seeds: Sequence[int], size: int) -> dict[int, tuple[int, ...]]:
     >>> members([0, 1, 2], 2)
     {0: (0, 1), 1: (1, 2), 2: (2, 0)}
     """
-    rings = {seed: tuple(seeds[(place + step) % len(seeds)] for step in range(size)) for place, seed in enumerate(seeds)}
+    rings = {
+        seed: tuple(seeds[(place + step) % len(seeds)] for step in range(size)) for place, seed in enumerate(seeds)
+    }
     return {seed: ring for seed, ring in rings.items() if next(s for s in rings if set(rings[s]) == set(ring)) == seed}
 
 
@@ -73,7 +75,7 @@ def score(
     folder: Path,
     *,
     device: str = "auto",
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Path:
     """Scores the sum of the cosines of some runs on a split, by the code that scored each of them.
 
@@ -95,13 +97,23 @@ def score(
     # unit vectors side by side, and as long as one: their dot product is the mean of the cosines
     sides = [torch.cat([getattr(one, side).z for one in each], dim=-1) / len(each) ** 0.5 for side in ("a", "b")]
     found = replace(first, a=replace(first.a, z=sides[0]), b=replace(first.b, z=sides[1]), negatives=None, classes=None)
-    judge = Judge(data.modalities, data.split(split), found, None, config, 0.0, tuned=False)
+    judge = SplitScorer(data.modalities, data.split(split), found, None, config, 0.0, tuned=False)
     result = judge.stages()["cosine"][1]
     measured, items = judge.pairs("cosine")
     result = replace(result, metrics=result.metrics | measured)
     fitted = [run.facts["fitted"] for run in runs]
-    cost = {"steps": fitted[0]["steps"], "seconds": sum(one["seconds"] for one in fitted), "samples_per_second": None, "memory": None}
-    about = {"run": f"{label}-s{seed}", "members": of, "fitted": cost, "parameters": sum(run.facts["parameters"] for run in runs)}
+    cost = {
+        "steps": fitted[0]["steps"],
+        "seconds": sum(one["seconds"] for one in fitted),
+        "samples_per_second": None,
+        "memory": None,
+    }
+    about = {
+        "run": f"{label}-s{seed}",
+        "members": of,
+        "fitted": cost,
+        "parameters": sum(run.facts["parameters"] for run in runs),
+    }
     named = replace(config, arm=label, seed=seed)
     store(folder, data, named, split, "cosine", 0.0, "cosine", result, judge.strata(result), items, **about)
     return file

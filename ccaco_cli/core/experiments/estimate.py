@@ -14,21 +14,23 @@ from ccaco_cli.core.config import RunConfig, override
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import MediaColumn, TextColumn
 from ccaco_cli.core.data.shards import Split
-from ccaco_cli.core.encoding.token_cache import shrink
+from ccaco_cli.core.encoding.token_cache import pool_grid
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.datasets import prepared
-from ccaco_cli.core.experiments.request import Asked, check
+from ccaco_cli.core.experiments.request import TrainRequest, check
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.training import cost
-from ccaco_cli.core.types import Features, OnProgress, PairBatch, silent
+from ccaco_cli.core.types import Features, OnProgress, PairBatch, no_progress
 
 Row = dict[str, Any]
 SLACK = 1.25
 """What a process on a CPU holds for each byte of live tensors: the allocator keeps what was freed, convolutions need room to work."""
 
 
-def estimate(asked: Asked, *, data_root: Path = Path("data"), on_progress: OnProgress = silent) -> list[Row]:
+def estimate(
+    asked: TrainRequest, *, data_root: Path = Path("data"), on_progress: OnProgress = no_progress
+) -> list[Row]:
     """Parameters, operations and peak memory of one step at full size: every text as long as the longest caption of training.
 
     Returns  one row for the run as asked; where it does not fit, one more for each change that lowers the peak, in the flags to type
@@ -41,7 +43,9 @@ def estimate(asked: Asked, *, data_root: Path = Path("data"), on_progress: OnPro
     check(config, data)
     if config.method != "gradient":
         raise ConfigError(
-            "only steps on pairs can be estimated", where=f"method = {config.method!r}", expected="an arm that takes such steps"
+            "only steps on pairs can be estimated",
+            where=f"method = {config.method!r}",
+            expected="an arm that takes such steps",
         )
     if config.domain.target and config.domain.loss != "none":
         raise ConfigError(
@@ -66,7 +70,12 @@ def _changes(config: RunConfig) -> dict[str, dict[str, Any]]:
     if config.loss.beta > 0:
         half = max(2, min(config.loss.cross_batch or batch, batch) // 4)
         tried[f"--set loss.cross_batch={half}"] = {"loss.cross_batch": half}
-        if config.model.fusion.attention == "dense" and config.model.fusion.kind in ("attended", "coattention", "unified", "early"):
+        if config.model.fusion.attention == "dense" and config.model.fusion.kind in (
+            "attended",
+            "coattention",
+            "unified",
+            "early",
+        ):
             tried["--attention window"] = {"model.fusion.attention": "window"}
     every = {key: value for settings in tried.values() for key, value in settings.items()}
     if len(tried) > 1:
@@ -93,7 +102,12 @@ def _row(what: str, config: RunConfig, part: Split, modalities: tuple[str, str],
     # a process holds its libraries too, and the model that was just built
     peak = found.peak if device.type == "cuda" else runtime.resident_memory() + round(SLACK * (found.peak - held))
     learned = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
-    facts = {"what": what, "parameters": learned, "GFLOPs": round(found.flops / 1e9, 1), "memory_MiB": round(peak / 2**20)}
+    facts = {
+        "what": what,
+        "parameters": learned,
+        "GFLOPs": round(found.flops / 1e9, 1),
+        "memory_MiB": round(peak / 2**20),
+    }
     return facts | {"available_MiB": round(room / 2**20), "fits": peak < room}
 
 
@@ -110,6 +124,6 @@ def _inputs(part: Split, tower: Tower, config: RunConfig, size: int, device: Any
         count = one["mask"].shape[1] if tower.modality == "text" else tower.tokens
         tokens = torch.zeros(1, count, tower.width, dtype=torch.float16)
         found = Features(tokens, torch.ones(1, count, dtype=torch.bool), tokens[:, 0])
-        found = shrink(found, tower.grid, settings.cache_tokens)
+        found = pool_grid(found, tower.grid, settings.cache_tokens)
         return found.map(lambda t: t.to(device).expand(size, *t.shape[1:]))
     return {name: t.to(device).expand(size, *t.shape[1:]) for name, t in one.items()}

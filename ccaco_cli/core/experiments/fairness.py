@@ -23,11 +23,16 @@ def check_fair(configs: Mapping[str, Mapping[str, Any]]) -> None:
         met: dict[tuple[Any, ...], list[str]] = {}
         for label, config in flat.items():
             # epochs say nothing where steps are set
-            values = tuple(None if key == "optim.epochs" and config.get("optim.steps") else config.get(key) for key in keys)
+            values = tuple(
+                None if key == "optim.epochs" and config.get("optim.steps") else config.get(key) for key in keys
+            )
             met.setdefault(values, []).append(label)
         if len(met) > 1:
             differing = [i for i in range(len(keys)) if len({values[i] for values in met}) > 1]
-            told = (f"{', '.join(labels)} ({', '.join(f'{keys[i]} = {v[i]}' for i in differing)})" for v, labels in met.items())
+            told = (
+                f"{', '.join(labels)} ({', '.join(f'{keys[i]} = {v[i]}' for i in differing)})"
+                for v, labels in met.items()
+            )
             raise ConfigError(
                 f"the arms differ in {rule}",
                 where="; ".join(told),

@@ -22,7 +22,7 @@ from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.experiments import ensemble as ensembles
 from ccaco_cli.core.experiments.arms import SETS
 from ccaco_cli.core.experiments.fairness import check_fair
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.score import CLASS_ACCURACY
 
@@ -37,7 +37,7 @@ class Cell:
 
     label: str
     seed: int
-    asked: Asked
+    asked: TrainRequest
     config: RunConfig
 
     @property
@@ -46,7 +46,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """What an ablation is to train.
 
     cells      seeds outermost, so that an early end leaves every arm with as many seeds
@@ -60,7 +60,7 @@ class Plan:
 
 
 def plan(
-    asked: Asked,
+    asked: TrainRequest,
     arms: Sequence[str],
     seeds: int,
     data: PairData,
@@ -68,17 +68,21 @@ def plan(
     metric: str,
     reference: str | None,
     ensemble: int,
-) -> Plan:
+) -> AblationPlan:
     """All that ``ablate`` trains, checked. Raises ConfigError as it says."""
     cells, equal = distinct(every(asked, arms, seeds, data, grid))
     reference = equal.get(reference or "", reference)
     check_fair({cell.label: asdict(cell.config) for cell in cells})
     _check_table(cells, data, metric, reference, ensemble)
     if ensemble and not 2 <= ensemble <= seeds:
-        raise ConfigError(f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds")
+        raise ConfigError(
+            f"no ensemble of {ensemble}", where=f"{seeds} seeds", expected=f"2 to {seeds}", next="more --seeds"
+        )
     if ensemble and not any(ensembles.adds(cell.config) for cell in cells):
-        raise ConfigError("no arm to make an ensemble of", where="--arms", expected="one without a cross branch, such as clip")
-    return Plan(cells, equal, reference)
+        raise ConfigError(
+            "no arm to make an ensemble of", where="--arms", expected="one without a cross branch, such as clip"
+        )
+    return AblationPlan(cells, equal, reference)
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
@@ -86,11 +90,17 @@ def read_grid(path: Path) -> dict[str, list[Any]]:
     settings = configs.load(path)
     found = {key.removeprefix("grid."): values for key, values in settings.items() if key.startswith("grid.")}
     if not found or len(found) < len(settings):
-        raise ConfigError("a grid file holds one table and nothing else", where=path, expected="[grid] and lines like loss.beta = [0, 0.5]")
+        raise ConfigError(
+            "a grid file holds one table and nothing else",
+            where=path,
+            expected="[grid] and lines like loss.beta = [0, 0.5]",
+        )
     return found
 
 
-def every(asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
+def every(
+    asked: TrainRequest, arms: Sequence[str], seeds: int, data: PairData, grid: Mapping[str, Sequence[Any]]
+) -> list[Cell]:
     """All cells, seeds outermost, so that an early end leaves every arm with as many seeds.
 
     A key of the grid that an arm sets by itself does not multiply that arm's cells.
@@ -98,9 +108,15 @@ def every(asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: M
     """
     for key, values in grid.items():
         if not isinstance(values, list | tuple) or not values:
-            raise ConfigError(f"{values!r} is no list of values", where=f"[grid] {key}", expected=f"{key} = [VALUE, ...]")
+            raise ConfigError(
+                f"{values!r} is no list of values", where=f"[grid] {key}", expected=f"{key} = [VALUE, ...]"
+            )
         if key in (*results.OWN, "dataset"):
-            raise ConfigError("this key cannot vary within an ablation", where=f"[grid] {key}", expected="a key of model, loss or optim")
+            raise ConfigError(
+                "this key cannot vary within an ablation",
+                where=f"[grid] {key}",
+                expected="a key of model, loss or optim",
+            )
     found: dict[str, Cell] = {}
     for seed, arm in itertools.product(range(seeds), dict.fromkeys(arms)):
         tried = []
@@ -109,11 +125,19 @@ def every(asked: Asked, arms: Sequence[str], seeds: int, data: PairData, grid: M
             cell = replace(asked, arm=arm, explicit={**(asked.explicit or {}), **combination, "seed": seed})
             tried.append((combination, cell, cell.resolve(data)))
         resolved = [configs.flatten(asdict(config)) for _, _, config in tried]
-        heard = [key for key, values in grid.items() if len(values) == 1 or len({json.dumps(one[key]) for one in resolved}) > 1]
+        heard = [
+            key
+            for key, values in grid.items()
+            if len(values) == 1 or len({json.dumps(one[key]) for one in resolved}) > 1
+        ]
         for combination, cell, config in tried:
             made = Cell(_label(arm, {key: combination[key] for key in heard}, grid), seed, cell, config)
             if found.setdefault(made.name, made).config != config:
-                raise ConfigError("two cells would have one name", where=made.name, expected="values that differ in letters and digits")
+                raise ConfigError(
+                    "two cells would have one name",
+                    where=made.name,
+                    expected="values that differ in letters and digits",
+                )
     return list(found.values())
 
 
@@ -140,7 +164,9 @@ def _label(arm: str, values: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
 
 def _check_table(cells: Sequence[Cell], data: PairData, metric: str, reference: str | None, ensemble: int) -> None:
     labels = list(dict.fromkeys(cell.label for cell in cells))
-    labels += dict.fromkeys(ensembles.named(cell.label, ensemble) for cell in cells if ensemble and ensembles.adds(cell.config))
+    labels += dict.fromkeys(
+        ensembles.named(cell.label, ensemble) for cell in cells if ensemble and ensembles.adds(cell.config)
+    )
     if not labels:
         raise ConfigError("no arms to train", where="--arms", expected=f"{' | '.join(SETS)} | NAME,NAME")
     if reference is not None and reference not in labels:

@@ -24,7 +24,7 @@ from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.experiments import domain_adaptation
-from ccaco_cli.core.experiments.run_folder import Claim
+from ccaco_cli.core.experiments.run_folder import RunFolder
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import handmade, weights
 from ccaco_cli.core.model.adaptation import Adaptation
@@ -32,7 +32,7 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.scoring import caption_choice
-from ccaco_cli.core.scoring.score import CLASS_ACCURACY, Encodings, accuracies
+from ccaco_cli.core.scoring.score import CLASS_ACCURACY, SplitEncodings, accuracies
 from ccaco_cli.core.training import loop, statistics
 from ccaco_cli.core.training.state import Saving
 from ccaco_cli.core.types import Encoded, OnProgress, move
@@ -42,7 +42,7 @@ CUT = "captions-cut"
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedModel:
     """A model, however it came about.
 
     encode   split name -> its items
@@ -53,25 +53,38 @@ class Fit:
     oracle   the items of ``test`` by the checkpoint that the target chose, which is in the aligner from then on; None where there is none
     """
 
-    encode: Callable[[str], Encodings]
+    encode: Callable[[str], SplitEncodings]
     aligner: Aligner | None
-    fitted: loop.Fitted
+    fitted: loop.TrainingSummary
     facts: dict[str, Any]
     files: tuple[Path, ...] = ()
-    oracle: Callable[[], Encodings] | None = None
+    oracle: Callable[[], SplitEncodings] | None = None
 
 
-class Fitter(Protocol):
+class Method(Protocol):
     """Makes a model; calls ``claim`` when nothing the user got wrong is left to find, before it writes."""
 
     def __call__(
-        self, data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress
-    ) -> Fit: ...
+        self,
+        data: PairData,
+        config: RunConfig,
+        folder: Path,
+        claim: RunFolder,
+        resume: bool,
+        saving: Saving | None,
+        on_progress: OnProgress,
+    ) -> FittedModel: ...
 
 
 def gradient(
-    data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress
-) -> Fit:
+    data: PairData,
+    config: RunConfig,
+    folder: Path,
+    claim: RunFolder,
+    resume: bool,
+    saving: Saving | None,
+    on_progress: OnProgress,
+) -> FittedModel:
     """An aligner, trained by gradient descent; the best checkpoint is scored."""
     device = runtime.device(config.device)
     aligner, towers = distributed.main_process_first(lambda: aligners.build(config.model, config.loss, data.modalities))
@@ -113,7 +126,9 @@ def gradient(
         resume=resume,
         saving=saving,
         adaptation=heads,
-        oracle=(lambda model: validate(model, data, parts[TARGET_VAL], config, TARGET_VAL, heads)) if TARGET_VAL in parts else None,
+        oracle=(lambda model: validate(model, data, parts[TARGET_VAL], config, TARGET_VAL, heads))
+        if TARGET_VAL in parts
+        else None,
         on_progress=on_progress,
     )
     if distributed.world() > 1:  # an engine may have cut the model into parts: the first process scores a whole one
@@ -138,11 +153,11 @@ def gradient(
             weights.save_weights(best, aligner)
         after = domain_adaptation.look(aligner, parts["train"], data)
 
-    def encoded(name: str) -> Encodings:
+    def encoded(name: str) -> SplitEncodings:
         sides = parts[name] if name in parts else columns(data, name, aligner, towers, config.model)
         return encodings(data, name, sides, aligner, towers, config, heads)
 
-    def oracle() -> Encodings:
+    def oracle() -> SplitEncodings:
         chosen(domain_adaptation.ORACLE)
         return encoded("test")
 
@@ -151,19 +166,29 @@ def gradient(
     facts = {"towers": {m: t.fingerprint for m, t in towers.items()}, "parameters": trained} | domain_adaptation.note(
         data, before, after, folder
     )
-    return Fit(encoded, aligner, fitted, facts, (best,), oracle if fitted.oracle_epoch >= 0 and "test" in data.splits else None)
+    return FittedModel(
+        encoded, aligner, fitted, facts, (best,), oracle if fitted.oracle_epoch >= 0 and "test" in data.splits else None
+    )
 
 
 def classifier(
-    data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress
-) -> Fit:
+    data: PairData,
+    config: RunConfig,
+    folder: Path,
+    claim: RunFolder,
+    resume: bool,
+    saving: Saving | None,
+    on_progress: OnProgress,
+) -> FittedModel:
     """One tower and a label predictor, without words; chosen by accuracy on validation."""
     by_accuracy = replace(config, eval=replace(config.eval, select=CLASS_ACCURACY))
     return gradient(data, by_accuracy, folder, claim, resume, saving, on_progress)
 
 
-def _classes(one: Encoded, data: PairData, name: str, aligner: Aligner, towers: Mapping[str, Tower], heads: Adaptation | None) -> Any:
-    """What ``Encodings.classes`` holds: samples and classes as vectors, by the label predictor where there is one, else by prompts."""
+def _classes(
+    one: Encoded, data: PairData, name: str, aligner: Aligner, towers: Mapping[str, Tower], heads: Adaptation | None
+) -> Any:
+    """What ``SplitEncodings.classes`` holds: samples and classes as vectors, by the label predictor where there is one, else by prompts."""
     names = data.split(name).labels
     if heads is not None and heads.predictor is not None:
         with torch.inference_mode():
@@ -174,7 +199,9 @@ def _classes(one: Encoded, data: PairData, name: str, aligner: Aligner, towers: 
     template = data.manifest.facts.get("source", {}).get("template", "{}")
     device = next(aligner.parameters()).device
     with torch.inference_mode():
-        prompts = aligner.eval().encode("text", move(towers["text"].preprocess([template.format(name) for name in names]), device))
+        prompts = aligner.eval().encode(
+            "text", move(towers["text"].preprocess([template.format(name) for name in names]), device)
+        )
     return one.z, prompts.z.float().cpu()
 
 
@@ -186,15 +213,17 @@ def encodings(
     towers: Mapping[str, Tower],
     config: RunConfig,
     heads: Adaptation | None = None,
-) -> Encodings:
+) -> SplitEncodings:
     """A split as an aligner sees it, with all that its scores need."""
     local = config.loss.beta > 0
     one, other = (encode(aligner, m, c, local=local) for m, c in sides.items())
     row_a, row_b = (c.row for c in sides.values())
     asked = None
     if "text" in sides:
-        asked = caption_choice.find(data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local))
-    return Encodings(one, other, row_a, row_b, asked, _classes(one, data, name, aligner, towers, heads))
+        asked = caption_choice.find(
+            data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local)
+        )
+    return SplitEncodings(one, other, row_a, row_b, asked, _classes(one, data, name, aligner, towers, heads))
 
 
 def _cut(parts: Mapping[str, Mapping[str, Column]], towers: Mapping[str, Tower]) -> list[dict[str, Any]]:
@@ -207,31 +236,45 @@ def _cut(parts: Mapping[str, Mapping[str, Column]], towers: Mapping[str, Tower])
     return [{"step": 0, "kind": CUT, "what": what}]
 
 
-def cca(data: PairData, config: RunConfig, folder: Path, claim: Claim, resume: bool, saving: Saving | None, on_progress: OnProgress) -> Fit:
+def cca(
+    data: PairData,
+    config: RunConfig,
+    folder: Path,
+    claim: RunFolder,
+    resume: bool,
+    saving: Saving | None,
+    on_progress: OnProgress,
+) -> FittedModel:
     """Hand-made features and canonical correlation: solved, not trained; its vectors are scored and not kept."""
     if data.modalities != ("image", "text"):
-        raise DataError("hand-made features are of pictures and words", where=data.name, expected="a data set of image and text")
+        raise DataError(
+            "hand-made features are of pictures and words", where=data.name, expected="a data set of image and text"
+        )
     claim()
     clock = time.perf_counter()
     split = data.split("train")
     found = handmade.align(_features(data, "train", on_progress), split.captions, split.caption_row, seed=config.seed)
     seconds = time.perf_counter() - clock
 
-    def encoded(name: str) -> Encodings:
+    def encoded(name: str) -> SplitEncodings:
         part = data.split(name)
         one, other = found.pictures(_features(data, name, on_progress)), found.texts(part.captions)
-        return Encodings(_vectors(one), _vectors(other), np.arange(len(part)), part.caption_row)
+        return SplitEncodings(_vectors(one), _vectors(other), np.arange(len(part)), part.caption_row)
 
     val = encoded("val")
     group = data.split("val").group
     ids = group[val.row_a], group[val.row_b]
     figures = evaluate("full", *ids, by_similarity(val.a.z, val.b.z, *ids), data.modalities).metrics
-    manifest.write_bytes(folder / "metrics.jsonl", (json.dumps({"step": 0, "epoch": 0, "validation": figures}) + "\n").encode())
-    fitted = loop.Fitted(0, 0, figures[config.eval.select], seconds, len(split) / seconds, loop.peak_memory(torch.device("cpu")))
-    return Fit(encoded, None, fitted, {"towers": {}, "parameters": found.parameters})
+    manifest.write_bytes(
+        folder / "metrics.jsonl", (json.dumps({"step": 0, "epoch": 0, "validation": figures}) + "\n").encode()
+    )
+    fitted = loop.TrainingSummary(
+        0, 0, figures[config.eval.select], seconds, len(split) / seconds, loop.peak_memory(torch.device("cpu"))
+    )
+    return FittedModel(encoded, None, fitted, {"towers": {}, "parameters": found.parameters})
 
 
-FITTERS: dict[str, Fitter] = {"gradient": gradient, "cca": cca, "classifier": classifier}
+METHODS: dict[str, Method] = {"gradient": gradient, "cca": cca, "classifier": classifier}
 
 
 def _features(data: PairData, name: str, on_progress: OnProgress) -> Any:
@@ -255,7 +298,12 @@ def _vectors(z: Any) -> Encoded:
 
 
 def validate(
-    aligner: Aligner, data: PairData, parts: Mapping[str, Column], config: RunConfig, name: str = "val", heads: Adaptation | None = None
+    aligner: Aligner,
+    data: PairData,
+    parts: Mapping[str, Column],
+    config: RunConfig,
+    name: str = "val",
+    heads: Adaptation | None = None,
 ) -> dict[str, float]:
     """Figures of a validation split that choose the best epoch: by cosine, or every pair of a part when there is no contrastive half; by
     class when there is neither half."""
@@ -268,9 +316,15 @@ def validate(
     if config.loss.alpha > 0:
         one, other = (encode(aligner, m, c, share=True) for m, c in ((first, a), (second, b)))
         return evaluate(
-            "full", group[a.row], group[b.row], by_similarity(one.z, other.z, group[a.row], group[b.row]), data.modalities
+            "full",
+            group[a.row],
+            group[b.row],
+            by_similarity(one.z, other.z, group[a.row], group[b.row]),
+            data.modalities,
         ).metrics
     rows = min(config.eval.exhaustive, len(group))
     items = tuple(np.flatnonzero(column.row < rows) for column in (a, b))
-    one, other = (encode(aligner, m, c, items=i, local=True, share=True) for (m, c), i in zip(parts.items(), items, strict=True))
+    one, other = (
+        encode(aligner, m, c, items=i, local=True, share=True) for (m, c), i in zip(parts.items(), items, strict=True)
+    )
     return rerank.exhaustive(aligner, one, other, group[a.row[items[0]]], group[b.row[items[1]]], "full").metrics

@@ -14,12 +14,12 @@ from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate, pools
 from ccaco_cli.core.experiments import arms
-from ccaco_cli.core.experiments.methods import FITTERS
+from ccaco_cli.core.experiments.methods import METHODS
 from ccaco_cli.core.training import loop
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainRequest:
     """What the user asked for, before it is resolved: file settings (``base``), then flags (``explicit``), then the arm."""
 
     dataset: str
@@ -52,11 +52,15 @@ class Asked:
 def check(config: RunConfig, data: PairData) -> None:
     """Raises ConfigError or DataError for settings that would only fail when the run is over."""
     loop.check(config)
-    if config.method not in FITTERS:
-        raise ConfigError("no such method", where=f"method = {config.method!r}", expected=" | ".join(FITTERS))
-    known = evaluate("full", [0], [0], by_similarity(np.ones((1, 1)), np.ones((1, 1)), [0], [0]), data.modalities).metrics
+    if config.method not in METHODS:
+        raise ConfigError("no such method", where=f"method = {config.method!r}", expected=" | ".join(METHODS))
+    known = evaluate(
+        "full", [0], [0], by_similarity(np.ones((1, 1)), np.ones((1, 1)), [0], [0]), data.modalities
+    ).metrics
     if config.eval.select not in known:
-        raise ConfigError("no such validation figure", where=f"eval.select = {config.eval.select!r}", expected=" | ".join(known))
+        raise ConfigError(
+            "no such validation figure", where=f"eval.select = {config.eval.select!r}", expected=" | ".join(known)
+        )
     part = data.split("test" if "test" in data.splits else "val")
     pools(
         config.eval.protocol if part.name == "test" else "full",

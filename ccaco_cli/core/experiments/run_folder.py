@@ -22,7 +22,7 @@ MAY_DIFFER = ("workers", "parallel.timeout")
 """Settings that a resumed run may have changed: they say how fast it goes and not where to."""
 
 
-class Claim:
+class RunFolder:
     """Makes a folder the place of a run: writes down what it was started with, or holds a resumed run to it.
 
     differing  what changed since the first start, as sentences; filled when the changes were accepted
@@ -77,13 +77,18 @@ class Claim:
         return found
 
 
-def load_run(path: Path, device: str = "auto", verify: str = manifest.FULL) -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
+def load_run(
+    path: Path, device: str = "auto", verify: str = manifest.FULL
+) -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
     """The best model of a finished run, with its towers (for preprocessing)."""
     found = manifest.open(path, kind="run", verify=verify)
     config = configs.from_dict(found.config)
     if config.method != "gradient":
         raise ManifestError(
-            "this run keeps its figures only, no model", where=path, expected="a trained run", next="ccaco train --arm ccaco, or --arm clip"
+            "this run keeps its figures only, no model",
+            where=path,
+            expected="a trained run",
+            next="ccaco train --arm ccaco, or --arm clip",
         )
     first, second = found.facts["modalities"]
     runtime.seed(config.seed)  # a locked tower without published weights is rebuilt as training built it
@@ -102,4 +107,6 @@ def load_run(path: Path, device: str = "auto", verify: str = manifest.FULL) -> t
 def refuse_other_modalities(run: Manifest, data: PairData) -> None:
     """Raises DataError: the data set is not of the modalities that the run aligns."""
     if tuple(run.facts["modalities"]) != data.modalities:
-        raise DataError("this run aligns other modalities", where=data.manifest.path, expected=" and ".join(run.facts["modalities"]))
+        raise DataError(
+            "this run aligns other modalities", where=data.manifest.path, expected=" and ".join(run.facts["modalities"])
+        )

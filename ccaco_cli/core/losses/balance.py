@@ -76,7 +76,9 @@ class GradNorm(Balance):
     def observe(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> None:
         parts = [part for part in PARTS if part in losses and weights.get(part, 0.0) > 0]
         index = [PARTS.index(part) for part in parts]
-        now = torch.stack([distributed.all_reduce_sum(losses[part].detach().float()) / distributed.world() for part in parts])
+        now = torch.stack(
+            [distributed.all_reduce_sum(losses[part].detach().float()) / distributed.world() for part in parts]
+        )
         self.first[index] = torch.where(self.first[index].isnan(), now, self.first[index])
         if len(parts) < 2:
             return
@@ -97,14 +99,19 @@ BALANCES: dict[str, Callable[[LossConfig], Balance]] = {
     "uncertainty": Uncertainty,
     "gradnorm": GradNorm,
 }
-RAMPS: dict[str, Callable[[float], float]] = {"linear": lambda x: x, "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2}
+RAMPS: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
+}
 
 
 def build(config: LossConfig) -> Balance:
     """The balance that a config names. Raises ConfigError with the known ones."""
     for key, known in (("balance", BALANCES), ("ramp", RAMPS)):
         if getattr(config, key) not in known:
-            raise ConfigError(f"unknown {key}", where=f"loss.{key} = {getattr(config, key)!r}", expected=" | ".join(known))
+            raise ConfigError(
+                f"unknown {key}", where=f"loss.{key} = {getattr(config, key)!r}", expected=" | ".join(known)
+            )
     return BALANCES[config.balance](config)
 
 
@@ -115,7 +122,11 @@ def beta_at(config: LossConfig, progress: float) -> float:
     """
     if config.alpha == 0 or config.balance == "fixed":
         return config.beta
-    share = (progress - config.cross_start) / config.cross_ramp if config.cross_ramp > 0 else float(progress >= config.cross_start)
+    share = (
+        (progress - config.cross_start) / config.cross_ramp
+        if config.cross_ramp > 0
+        else float(progress >= config.cross_start)
+    )
     return config.beta * RAMPS[config.ramp](min(1.0, max(0.0, share)))
 
 

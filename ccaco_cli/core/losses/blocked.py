@@ -58,7 +58,9 @@ class _LogSums(torch.autograd.Function):
         with torch.autocast(a.device.type, enabled=False):
             shift = max(0.0, float(scale) - _HIGHEST)
             sums = _sums(a, b, scale, shift, a.dtype, both)
-            if min(part.min() for part in sums) < torch.finfo(a.dtype).tiny:  # a query all of whose candidates are opposed to it
+            if (
+                min(part.min() for part in sums) < torch.finfo(a.dtype).tiny
+            ):  # a query all of whose candidates are opposed to it
                 sums = _sums(a, b, scale, shift, torch.float64, both)
             ctx.save_for_backward(a, b, scale, *sums)
             ctx.shift = shift

@@ -22,7 +22,9 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Te
     A batch with a large score matrix is computed tile by tile (``blocked``): equal loss, a fraction of the memory.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
-        raise LossInputError(f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]")
+        raise LossInputError(
+            f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]"
+        )
     finite(z_a, z_b)
     if len(z_a) ** 2 > blocked.LARGE:
         return blocked.info_nce(z_a, z_b, group, logit_scale)
@@ -46,7 +48,9 @@ def own_rows_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, r
 def finite(z_a: Tensor, z_b: Tensor) -> None:
     """Raises LossInputError: a row is not finite."""
     if not (torch.isfinite(z_a).all() and torch.isfinite(z_b).all()):
-        raise LossInputError("embeddings are not finite", expected="unit vectors", next="lower --lr, or use --precision fp32")
+        raise LossInputError(
+            "embeddings are not finite", expected="unit vectors", next="lower --lr, or use --precision fp32"
+        )
 
 
 def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:

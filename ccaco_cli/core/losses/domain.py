@@ -48,7 +48,9 @@ def dann(logits: Tensor, domain: Tensor) -> Tensor:
     Raises   LossInputError: shapes that do not fit, or nothing at all
     """
     if logits.ndim != 2 or domain.shape != logits.shape[:1] or not len(domain):
-        raise LossInputError(f"shapes {tuple(logits.shape)} and {tuple(domain.shape)}", expected="[n, K] and [n], n >= 1")
+        raise LossInputError(
+            f"shapes {tuple(logits.shape)} and {tuple(domain.shape)}", expected="[n, K] and [n], n >= 1"
+        )
     each = F.cross_entropy(logits.float(), domain, reduction="none")
     count = domain.bincount()
     return (each / count[domain]).sum() / (count > 0).sum()
@@ -82,7 +84,10 @@ def coral(x: Tensor, y: Tensor) -> Tensor:
     Raises   LossInputError: shapes that do not fit, or fewer than two rows
     """
     _check(x, y, 2)
-    one, other = (torch.cov(s.float().T if s.dtype in (torch.float16, torch.bfloat16) else s.T).reshape(s.shape[1], -1) for s in (x, y))
+    one, other = (
+        torch.cov(s.float().T if s.dtype in (torch.float16, torch.bfloat16) else s.T).reshape(s.shape[1], -1)
+        for s in (x, y)
+    )
     return (one - other).square().sum() / (4 * x.shape[1] ** 2)
 
 
@@ -128,7 +133,13 @@ def _pairwise(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seen], 
 
 
 TERMS: dict[str, Callable[[Seen], Tensor]] = {"dann": _dann, "mmd": _pairwise(mmd), "coral": _pairwise(coral)}
-DOMAIN_LOSSES: dict[str, tuple[str, ...]] = {"none": (), "dann": ("dann",), "mmd": ("mmd",), "both": ("dann", "mmd"), "coral": ("coral",)}
+DOMAIN_LOSSES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "dann": ("dann",),
+    "mmd": ("mmd",),
+    "both": ("dann", "mmd"),
+    "coral": ("coral",),
+}
 """Name -> its terms, which are added."""
 
 
@@ -146,4 +157,6 @@ def domain_loss(name: str, seen: Seen) -> Tensor:
 
 def _check(x: Tensor, y: Tensor, rows: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < rows:
-        raise LossInputError(f"shapes {tuple(x.shape)} and {tuple(y.shape)}", expected=f"[n, D] and [m, D], n and m >= {rows}")
+        raise LossInputError(
+            f"shapes {tuple(x.shape)} and {tuple(y.shape)}", expected=f"[n, D] and [m, D], n and m >= {rows}"
+        )

@@ -26,7 +26,11 @@ class Pairs:
 
 
 def hard_negatives(
-    similarity: Tensor, group: Tensor, count: int, generator: torch.Generator | None = None, query_group: Tensor | None = None
+    similarity: Tensor,
+    group: Tensor,
+    count: int,
+    generator: torch.Generator | None = None,
+    query_group: Tensor | None = None,
 ) -> Tensor:
     """Draws ``count`` negatives for every query, without replacement, in proportion to exp(10 * cosine); the same group is never drawn.
 
@@ -48,19 +52,25 @@ def hard_negatives(
     return picked.masked_fill(~found.any(1, keepdim=True), -1)
 
 
-def all_pairs(z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs:
+def all_pairs(
+    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+) -> Pairs:
     """A sub-batch, everyone against everyone (``count`` unused)."""
     return Pairs(rows=_subset(group, size, generator))
 
 
-def aligned(z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs:
+def aligned(
+    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+) -> Pairs:
     """A sub-batch, true pairs only: for losses that have no negatives."""
     rows = _subset(group, size, generator)
     diagonal = torch.arange(len(rows), device=rows.device)
     return Pairs(rows, torch.stack([diagonal, diagonal], 1), torch.ones_like(diagonal, dtype=torch.bool))
 
 
-def with_hard_negatives(z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Pairs:
+def with_hard_negatives(
+    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+) -> Pairs:
     """True pairs, and for both sides ``count`` hard negatives each; ordered so that each run of 1 + count is one query."""
     chosen = _subset(group, size, generator)
     index: list[Tensor] = []

@@ -59,14 +59,20 @@ def _mse(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> T
     """
     if crossed.drift is None:
         raise ConfigError(
-            "this fusion has no residual to measure", where="loss.cross = 'mse'", expected="model.fusion.kind residual or coattention"
+            "this fusion has no residual to measure",
+            where="loss.cross = 'mse'",
+            expected="model.fusion.kind residual or coattention",
         )
     return crossed.drift
 
 
 CROSS_LOSSES: dict[str, CrossLoss] = {
-    "infonce": CrossLoss(pairing.all_pairs, _info_nce, lambda config, batch: math.log(min(config.cross_batch or batch, batch))),
-    "matching": CrossLoss(pairing.with_hard_negatives, _matching, lambda config, batch: matching.prior(config.negatives)),
+    "infonce": CrossLoss(
+        pairing.all_pairs, _info_nce, lambda config, batch: math.log(min(config.cross_batch or batch, batch))
+    ),
+    "matching": CrossLoss(
+        pairing.with_hard_negatives, _matching, lambda config, batch: matching.prior(config.negatives)
+    ),
     "listwise": CrossLoss(pairing.with_hard_negatives, _listwise, lambda config, batch: math.log(config.negatives + 1)),
     "mse": CrossLoss(pairing.aligned, _mse),
 }
@@ -93,7 +99,9 @@ class Alignment:
     vectors: int = 1
 
 
-def sample_pairs(a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None) -> Pairs:
+def sample_pairs(
+    a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None
+) -> Pairs:
     """The pairs that the cross loss of this config wants from this batch."""
     return cross_loss(config).pairs(a.z.detach(), b.z.detach(), group, config.cross_batch, config.negatives, generator)
 
@@ -101,7 +109,9 @@ def sample_pairs(a: Encoded, b: Encoded, group: Tensor, config: LossConfig, gene
 def cross_loss(config: LossConfig) -> CrossLoss:
     """The entry of ``CROSS_LOSSES`` that a config names."""
     if config.cross not in CROSS_LOSSES:
-        raise ConfigError("unknown cross loss", where=f"loss.cross = {config.cross!r}", expected=" | ".join(CROSS_LOSSES))
+        raise ConfigError(
+            "unknown cross loss", where=f"loss.cross = {config.cross!r}", expected=" | ".join(CROSS_LOSSES)
+        )
     return CROSS_LOSSES[config.cross]
 
 
@@ -116,7 +126,9 @@ def check_losses(config: LossConfig) -> None:
     if config.teach < 0 or (config.teach and (config.cross != "infonce" or not config.alpha)):
         where = f"loss.teach = {config.teach:g}, loss.cross = {config.cross!r}, loss.alpha = {config.alpha:g}"
         raise ConfigError(
-            "nothing to teach with", where=where, expected="above 0, cross scores of all pairs (infonce), and a cosine to teach"
+            "nothing to teach with",
+            where=where,
+            expected="above 0, cross scores of all pairs (infonce), and a cosine to teach",
         )
 
 
@@ -131,7 +143,9 @@ def _contrastive(alignment: Alignment) -> Tensor:
     scale, found = alignment.logit_scale, []
     for a, b in zip(*(x.z.chunk(alignment.vectors, 1) for x in (alignment.a, alignment.b)), strict=True):
         seen = a * alignment.vectors**0.5, b * alignment.vectors**0.5, alignment.group, scale
-        found.append(contrastive.info_nce(*seen) if alignment.rows is None else contrastive.own_rows_nce(*seen, alignment.rows))
+        found.append(
+            contrastive.info_nce(*seen) if alignment.rows is None else contrastive.own_rows_nce(*seen, alignment.rows)
+        )
     return torch.stack(found).mean()
 
 

@@ -88,5 +88,12 @@ class Adaptation(nn.Module):
 def _critic(width: int, domains: int) -> nn.Module:
     """The domain classifier of the larger nets of DANN (arXiv:1505.07818, fig. 4): two hidden layers with ReLU and dropout."""
     hidden = HIDDEN * width
-    layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(DROPOUT)]
+    layers = [
+        nn.Linear(width, hidden),
+        nn.ReLU(),
+        nn.Dropout(DROPOUT),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Dropout(DROPOUT),
+    ]
     return nn.Sequential(*layers, nn.Linear(hidden, domains))

@@ -18,7 +18,7 @@ from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.length_bucketing import by_length
-from ccaco_cli.core.model.towers.tower import Tower, Window
+from ccaco_cli.core.model.towers.tower import ClipWindow, Tower
 from ccaco_cli.core.model.wholebatch import Dropout, InputDropout
 from ccaco_cli.core.types import Crossed, Encoded, Features
 
@@ -40,7 +40,9 @@ class Center(nn.Module):
         if self.training:
             with torch.no_grad():
                 real = tokens[mask].float()  # of all processes, as if there were one
-                now = distributed.all_reduce_sum(real.sum(0)) / distributed.all_reduce_sum(real.new_tensor(float(len(real))))
+                now = distributed.all_reduce_sum(real.sum(0)) / distributed.all_reduce_sum(
+                    real.new_tensor(float(len(real)))
+                )
                 self.mean.copy_(torch.where(self.seen, self.mean.lerp(now, 1 - self.MOMENTUM), now))
                 self.seen.fill_(True)
         return tokens - self.mean.to(tokens.dtype)
@@ -91,9 +93,15 @@ class Side(nn.Module):
     def __init__(self, tower: Tower, config: TowerConfig, width: int, vectors: int):
         super().__init__()
         if config.pool not in POOLS:
-            raise ConfigError("unknown pooling", where=f"model.{tower.modality}.pool = {config.pool!r}", expected=" | ".join(POOLS))
+            raise ConfigError(
+                "unknown pooling", where=f"model.{tower.modality}.pool = {config.pool!r}", expected=" | ".join(POOLS)
+            )
         if config.center not in ("auto", "on", "off"):
-            raise ConfigError("unknown centring", where=f"model.{tower.modality}.center = {config.center!r}", expected="auto | on | off")
+            raise ConfigError(
+                "unknown centring",
+                where=f"model.{tower.modality}.center = {config.center!r}",
+                expected="auto | on | off",
+            )
         self.tower, self.config = tower.module, config
         if config.lock:
             self.tower.requires_grad_(False)
@@ -116,7 +124,11 @@ class Side(nn.Module):
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.lock):
                 found = by_length(self.tower, inputs) if "lengths" in inputs else self.tower(inputs)
-        return found if self.center is None else Features(self.center(_single(found.tokens), found.mask), found.mask, found.pooled)
+        return (
+            found
+            if self.center is None
+            else Features(self.center(_single(found.tokens), found.mask), found.mask, found.pooled)
+        )
 
     def pool(self, features: Features) -> Tensor:
         """Features -> [B, W]. Tokens of a tower that is locked are taken a few rows at a time in training on a CPU, from their draw of
@@ -158,10 +170,14 @@ class Aligner(nn.Module):
         super().__init__()
         self.modalities: tuple[str, str] = tuple(built)  # type: ignore[assignment]
         self.config = config
-        self.sides = nn.ModuleDict({m: Side(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()})
+        self.sides = nn.ModuleDict(
+            {m: Side(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()}
+        )
         self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
         if not config.fusion.share:
-            self.cross_projection = nn.ModuleDict({m: nn.Linear(tower.width, config.width) for m, tower in built.items()})
+            self.cross_projection = nn.ModuleDict(
+                {m: nn.Linear(tower.width, config.width) for m, tower in built.items()}
+            )
         self.log_scale = nn.Parameter(torch.tensor(-math.log(loss.temperature)), requires_grad=loss.learn_temperature)
         self.max_scale = loss.max_scale
 
@@ -174,7 +190,9 @@ class Aligner(nn.Module):
             if not hasattr(side.tower, "set_grad_checkpointing"):
                 spec = self.config.tower(modality).spec
                 raise ConfigError(
-                    "this tower has no gradient checkpointing", where=spec, expected="--lock-image or --lock-text, or another tower"
+                    "this tower has no gradient checkpointing",
+                    where=spec,
+                    expected="--lock-image or --lock-text, or another tower",
                 )
             side.tower.set_grad_checkpointing(True)  # type: ignore[operator,union-attr]
 
@@ -222,13 +240,15 @@ def _layout(tower: Tower) -> Layout:
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
     """An aligner and its towers (for preprocessing), built once from the config."""
     if config.vectors < 1:
-        raise ConfigError("a sample needs a global vector", where=f"model.vectors = {config.vectors}", expected="1 or more")
+        raise ConfigError(
+            "a sample needs a global vector", where=f"model.vectors = {config.vectors}", expected="1 or more"
+        )
     built = {m: _tower(config.tower(m), m) for m in modalities}
     return Aligner(built, config, loss), built
 
 
 def _tower(config: TowerConfig, modality: str) -> Tower:
-    window = Window(config.size, config.seconds, config.rate, config.normalisation)
+    window = ClipWindow(config.size, config.seconds, config.rate, config.normalisation)
     return towers.build(
         config.spec,
         modality,

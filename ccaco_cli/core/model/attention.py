@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.layout import Plan, Segment, Sequence, plan
+from ccaco_cli.core.model.layout import AttentionPlan, Segment, Sequence, plan
 
 AT_ONCE = 1 << 24
 """Numbers of gathered keys that the window kind holds at a time; beyond, slices are recomputed in the backward pass."""
@@ -32,7 +32,15 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, lie: tuple[Sequence, Sequence]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        *,
+        scale: float,
+        dropout: float,
+        lie: tuple[Sequence, Sequence],
     ) -> Tensor:
         """Attends.
 
@@ -60,7 +68,15 @@ class Dense(Kernel):
         super().__init__()
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, lie: tuple[Sequence, Sequence]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        *,
+        scale: float,
+        dropout: float,
+        lie: tuple[Sequence, Sequence],
     ) -> Tensor:
         return _dense(q, k, v, mask, scale, dropout)
 
@@ -68,7 +84,7 @@ class Dense(Kernel):
         return _softmax(q, k, mask[:, None, None, :], scale)
 
 
-class Window(Kernel):
+class WindowKernel(Kernel):
     """Local windows and global tokens (Longformer, arXiv:2004.05150, sec. 3.1), squares on grids; ``layout.plan`` says who sees whom.
 
     Global tokens share their projections with the others (Longformer trains a second set), so that the kinds share their parameters.
@@ -80,7 +96,15 @@ class Window(Kernel):
         self.window, self.spread = config.window, config.spread
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, lie: tuple[Sequence, Sequence]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        *,
+        scale: float,
+        dropout: float,
+        lie: tuple[Sequence, Sequence],
     ) -> Tensor:
         way = plan(*lie, self.window, self.spread, str(q.device))
         if q.is_cuda and not dropout and q.shape[-1] >= 16:
@@ -113,7 +137,15 @@ class Linear(Kernel):
             self.random = orthogonal_features(*self.random.shape).to(self.random)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, lie: tuple[Sequence, Sequence]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        *,
+        scale: float,
+        dropout: float,
+        lie: tuple[Sequence, Sequence],
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):  # exponentials of bf16 would be off by percents
             if torch.is_grad_enabled() or q.device.type != "cpu" or torch.compiler.is_compiling():
@@ -147,14 +179,16 @@ class Linear(Kernel):
         return one + 1e-6, (other + 1e-6) * real
 
 
-KINDS: dict[str, Callable[[int, FusionConfig], Kernel]] = {"dense": Dense, "window": Window, "linear": Linear}
+KINDS: dict[str, Callable[[int, FusionConfig], Kernel]] = {"dense": Dense, "window": WindowKernel, "linear": Linear}
 """``model.fusion.attention`` -> kernel for heads of a width."""
 
 
 def check(config: FusionConfig) -> None:
     """Raises ConfigError for a kind, window or number of features that no kernel takes."""
     if config.attention not in KINDS:
-        raise ConfigError("unknown attention", where=f"model.fusion.attention = {config.attention!r}", expected=" | ".join(KINDS))
+        raise ConfigError(
+            "unknown attention", where=f"model.fusion.attention = {config.attention!r}", expected=" | ".join(KINDS)
+        )
     for key in ("window", "features"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{getattr(config, key)} does not fit", where=f"model.fusion.{key}", expected="1 or more")
@@ -180,7 +214,13 @@ class Attention(nn.Module):
         self.kernel = kernel(width // config.heads, config)
 
     def forward(
-        self, x: Tensor, context: Tensor, mask: Tensor, *, lie: tuple[Sequence, Sequence] | None = None, weights: bool = False
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        *,
+        lie: tuple[Sequence, Sequence] | None = None,
+        weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Looks from ``x`` at ``context``.
 
@@ -214,7 +254,7 @@ def lines(*tokens: Tensor) -> Any:
     return tuple((Segment(t.shape[1]),) for t in tokens)
 
 
-def sliced(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float, way: Plan) -> Tensor:
+def sliced(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float, way: AttentionPlan) -> Tensor:
     """Windowed attention as many small dense ones; arguments as of ``Kernel.forward``."""
     batch, _, heads, width = q.shape
     size = way.blocks.shape[1]
@@ -255,12 +295,14 @@ def sliced(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout:
     return torch.cat(answers, 1).index_select(1, way.back)
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, way: Plan) -> Tensor:
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, way: AttentionPlan) -> Tensor:
     """Windowed attention by FlexAttention's block masks: tokens are put in the order of their blocks, global ones behind them."""
     size = way.blocks.shape[1]
     order = torch.cat([*(o.flatten() for o, _ in way.near), way.queries])
     keys = torch.cat([way.blocks.flatten(), way.keys])
-    asked, seen, values = (t.index_select(1, i.clamp_min(0)).transpose(1, 2).contiguous() for t, i in ((q, order), (k, keys), (v, keys)))
+    asked, seen, values = (
+        t.index_select(1, i.clamp_min(0)).transpose(1, 2).contiguous() for t, i in ((q, order), (k, keys), (v, keys))
+    )
     real = mask.index_select(1, keys.clamp_min(0)) & (keys >= 0)
 
     def only_real(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -271,10 +313,10 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, way: Plan)
     return out.transpose(1, 2).index_select(1, way.back)
 
 
-_flex_masks: dict[int, tuple[Plan, Any]] = {}
+_flex_masks: dict[int, tuple[AttentionPlan, Any]] = {}
 
 
-def _flex_parts(way: Plan, size: int, compiled: bool) -> tuple[Any, Any]:
+def _flex_parts(way: AttentionPlan, size: int, compiled: bool) -> tuple[Any, Any]:
     """FlexAttention (compiled on a GPU) and the block mask of a plan, made once."""
     from torch.nn.attention.flex_attention import create_block_mask  # slow to import
 
@@ -282,7 +324,9 @@ def _flex_parts(way: Plan, size: int, compiled: bool) -> tuple[Any, Any]:
     if known is None:
         blocks = sum(len(o) for o, _ in way.near)
         device = way.back.device
-        table = torch.zeros(blocks + 1, len(way.blocks) + 1, dtype=torch.bool, device=device)  # the last row and column are the global ones
+        table = torch.zeros(
+            blocks + 1, len(way.blocks) + 1, dtype=torch.bool, device=device
+        )  # the last row and column are the global ones
         start = 0
         for order, near in way.near:
             rows = torch.arange(start, start + len(order), device=device)[:, None].expand_as(near)
@@ -318,14 +362,20 @@ def orthogonal_features(count: int, width: int) -> Tensor:
     """[count, width] Gaussian vectors, orthogonal within each run of ``width`` (arXiv:2009.14794, sec. 2.4), from torch's generator."""
     runs = math.ceil(count / width)
     found, triangle = torch.linalg.qr(torch.randn(runs, width, width))
-    found = found * triangle.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own signs are not random: the mean would be off
-    rows: Tensor = found.transpose(1, 2).reshape(-1, width)[:count] * torch.randn(count, width).norm(dim=1, keepdim=True)
+    found = found * triangle.diagonal(dim1=1, dim2=2).sign().unsqueeze(
+        1
+    )  # LAPACK's own signs are not random: the mean would be off
+    rows: Tensor = found.transpose(1, 2).reshape(-1, width)[:count] * torch.randn(count, width).norm(
+        dim=1, keepdim=True
+    )
     return rows
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=dropout, scale=scale).transpose(1, 2)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask[:, None, None, :], dropout_p=dropout, scale=scale
+    ).transpose(1, 2)
 
 
 def _softmax(q: Tensor, k: Tensor, seen: Tensor, scale: float) -> Tensor:

@@ -23,11 +23,20 @@ class CoAttentionBlock(nn.Module):
         self.residual = config.residual
         self.looks = {"both": (True, True), "b_to_a": (False, True), "a_to_b": (True, False)}[config.direction]
         self.cross = nn.ModuleList(Attention(width, config) for _ in range(2))
-        self.norm_self, self.norm_other, self.norm_mlp = (nn.ModuleList(nn.LayerNorm(width) for _ in range(2)) for _ in range(3))
+        self.norm_self, self.norm_other, self.norm_mlp = (
+            nn.ModuleList(nn.LayerNorm(width) for _ in range(2)) for _ in range(3)
+        )
         self.mlp = nn.ModuleList(mlp(width, config.dropout) for _ in range(2))
 
     def forward(
-        self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, *, lie: tuple[Sequence, Sequence] | None = None, weights: bool = False
+        self,
+        a: Tensor,
+        mask_a: Tensor,
+        b: Tensor,
+        mask_b: Tensor,
+        *,
+        lie: tuple[Sequence, Sequence] | None = None,
+        weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """a [M, N_a, D], b [M, N_b, D], masks True = real, lie of both -> (a', b', attention of b over a [M, H, N_b, N_a] if asked)."""
         lie_a, lie_b = lie or lines(a, b)
@@ -38,7 +47,9 @@ class CoAttentionBlock(nn.Module):
     def _look(
         self, side: int, x: Tensor, other: Tensor, mask: Tensor, lie: tuple[Sequence, Sequence], weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        brought, attention = self.cross[side](self.norm_self[side](x), self.norm_other[side](other), mask, lie=lie, weights=weights)
+        brought, attention = self.cross[side](
+            self.norm_self[side](x), self.norm_other[side](other), mask, lie=lie, weights=weights
+        )
         x = x + brought if self.residual else brought
         thought = self.mlp[side](self.norm_mlp[side](x))
         return (x + thought if self.residual else thought), attention
@@ -50,11 +61,15 @@ class Stream(nn.Module):
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()
         self.attention = nn.ModuleList(Attention(width, config) for _ in range(config.layers))
-        self.norm_attention, self.norm_mlp = (nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers)) for _ in range(2))
+        self.norm_attention, self.norm_mlp = (
+            nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers)) for _ in range(2)
+        )
         self.mlp = nn.ModuleList(mlp(width, config.dropout) for _ in range(config.layers))
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, lie: Sequence | None = None, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: Tensor, lie: Sequence | None = None, *, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """x [M, N, D], mask [M, N] True = real -> (the same shape, attention of the last layer [M, H, N, N] when asked)."""
         both, found = (lie, lie) if lie else lines(x, x), None
         for layer, (attend, norm, norm_mlp, think) in enumerate(
@@ -67,9 +82,13 @@ class Stream(nn.Module):
         return x, found
 
 
-def mlp(width: int, dropout: float, out: int | None = None, *, dropout_of: type[nn.Dropout] = nn.Dropout) -> nn.Sequential:
+def mlp(
+    width: int, dropout: float, out: int | None = None, *, dropout_of: type[nn.Dropout] = nn.Dropout
+) -> nn.Sequential:
     """Two linear layers with GELU, hidden width 2D."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), dropout_of(dropout), nn.Linear(2 * width, out or width))
+    return nn.Sequential(
+        nn.Linear(width, 2 * width), nn.GELU(), dropout_of(dropout), nn.Linear(2 * width, out or width)
+    )
 
 
 def positions(segment: Segment, width: int) -> Tensor:
@@ -102,7 +121,14 @@ class SingleStream(nn.Module):
         self.stream = Stream(width, config)
 
     def forward(
-        self, a: Tensor, mask_a: Tensor, b: Tensor, mask_b: Tensor, *, lie: tuple[Sequence, Sequence] | None = None, weights: bool = False
+        self,
+        a: Tensor,
+        mask_a: Tensor,
+        b: Tensor,
+        mask_b: Tensor,
+        *,
+        lie: tuple[Sequence, Sequence] | None = None,
+        weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """a [M, N_a, D], b [M, N_b, D] -> fused tokens of both, same shapes, and the attention of b over a [M, H, N_b, N_a] if asked."""
         lie_a, lie_b = lie or lines(a, b)

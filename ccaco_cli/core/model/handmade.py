@@ -68,7 +68,9 @@ def align(pictures: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -
     x, y = ((side.transform(x) * scale) for side, x, scale in zip(sides, (pictures, narrow), whiten, strict=True))
     u, correlation, v = np.linalg.svd(x[row].T @ y / len(row), full_matrices=False)
     to_shared = [scale[:, None] * turn * correlation for scale, turn in zip(whiten, (u, v.T), strict=True)]
-    learned = svd.components_.size + sum(side.components_.size + turn.size for side, turn in zip(sides, to_shared, strict=True))
+    learned = svd.components_.size + sum(
+        side.components_.size + turn.size for side, turn in zip(sides, to_shared, strict=True)
+    )
     return Aligned(
         lambda new: _unit(sides[0].transform(new) @ to_shared[0]),
         lambda new: _unit(sides[1].transform(svd.transform(words.transform(new))) @ to_shared[1]),

@@ -45,7 +45,7 @@ Sequence = tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """Who sees whom, in blocks of ``size`` tokens; -1 stands for nobody.
 
     near     for each segment of the queries: blocks [Q, size] of token indices, and the key blocks [Q, K] that each of them sees
@@ -63,10 +63,15 @@ class Plan:
 
     def pattern(self, keys: int) -> Tensor:
         """The same as a mask, [N, keys] bool: for explanations and tests, not for work."""
-        seen = torch.zeros(len(self.back), keys + 1, dtype=torch.bool, device=self.back.device)  # the last column takes what is nobody
+        seen = torch.zeros(
+            len(self.back), keys + 1, dtype=torch.bool, device=self.back.device
+        )  # the last column takes what is nobody
         for order, near in self.near:
             tokens = torch.where(near.unsqueeze(-1) >= 0, self.blocks[near], -1).flatten(1)  # [Q, K * size]
-            rows, columns = order.unsqueeze(2).expand(-1, -1, tokens.shape[1]), tokens.unsqueeze(1).expand(-1, order.shape[1], -1)
+            rows, columns = (
+                order.unsqueeze(2).expand(-1, -1, tokens.shape[1]),
+                tokens.unsqueeze(1).expand(-1, order.shape[1], -1),
+            )
             real = rows >= 0
             seen[rows[real], columns[real]] = True
         seen[:, self.keys] = True
@@ -76,7 +81,7 @@ class Plan:
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # made while encoding, it serves training too
-def plan(queries: Sequence, keys: Sequence, window: int, spread: int, device: str) -> Plan:
+def plan(queries: Sequence, keys: Sequence, window: int, spread: int, device: str) -> AttentionPlan:
     """The windows of ``queries`` over ``keys``.
 
     Tokens form blocks of ``window`` (rounded down to a square number, so that a block is a square of a grid too). Over the same line a
@@ -105,7 +110,7 @@ def plan(queries: Sequence, keys: Sequence, window: int, spread: int, device: st
     back = torch.empty(sum(part.count for part in queries), dtype=torch.long)
     real = answers >= 0
     back[answers[real]] = torch.arange(len(answers))[real]  # a global token's own answer stands last and wins
-    return Plan(tuple(near), *(t.to(device) for t in (blocks, key_globals, query_globals, back)))
+    return AttentionPlan(tuple(near), *(t.to(device) for t in (blocks, key_globals, query_globals, back)))
 
 
 def _parts(sequence: Sequence, side: int) -> list[tuple[Tensor, tuple[int, int]]]:

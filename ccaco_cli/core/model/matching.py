@@ -72,7 +72,10 @@ class Matcher(nn.Module, ABC):
             )
         rows, columns = (torch.arange(len(x.z), device=x.z.device) for x in (a, b))
         crossed = self.pairs(
-            *(x[i] for x, i in zip((a, b), (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), strict=True))
+            *(
+                x[i]
+                for x, i in zip((a, b), (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), strict=True)
+            )
         )
         return Crossed(crossed.match_logit.view(len(rows), len(columns)), drift=crossed.drift)
 
@@ -85,7 +88,9 @@ class Matcher(nn.Module, ABC):
 
         parts = torch.split(index, max(1, TOKENS_AT_ONCE // (a.tokens.shape[1] + b.tokens.shape[1])))
         found = [checkpoint(some, part, use_reentrant=False) for part in parts]
-        drifts = [drift * (len(part) / len(index)) for part, (_, drift) in zip(parts, found, strict=True) if drift is not None]
+        drifts = [
+            drift * (len(part) / len(index)) for part, (_, drift) in zip(parts, found, strict=True) if drift is not None
+        ]
         return Crossed(torch.cat([logit for logit, _ in found]), drift=torch.stack(drifts).sum() if drifts else None)
 
     @abstractmethod
@@ -119,7 +124,9 @@ class Attended(Scaled):
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__(width, config)
-        self.kernel = None if config.attention == "dense" else kernel(width, config)  # dense has a shorter way, see ``_attend``
+        self.kernel = (
+            None if config.attention == "dense" else kernel(width, config)
+        )  # dense has a shorter way, see ``_attend``
         maps = [nn.Linear(width, width, bias=False) for _ in range(2)]
         for linear in maps:
             nn.init.eye_(linear.weight)
@@ -137,7 +144,9 @@ class Attended(Scaled):
             return super().forward(a, b)
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))  # before rows are repeated for their pairs
         if index is not None:
-            return self._rows(tuple(t[index[:, 0]] for t in one), tuple(t[index[:, 1]] for t in other), self.lie(a, b), attention)
+            return self._rows(
+                tuple(t[index[:, 0]] for t in one), tuple(t[index[:, 1]] for t in other), self.lie(a, b), attention
+            )
         tables = []
         if self.config.direction != "a_to_b":
             tables.append(self._table(other, one))
@@ -160,7 +169,9 @@ class Attended(Scaled):
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))
         return self._rows(one, other, self.lie(a, b), attention)
 
-    def _rows(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...], lie: tuple[Sequence, Sequence], attention: bool) -> Crossed:
+    def _rows(
+        self, one: tuple[Tensor, ...], other: tuple[Tensor, ...], lie: tuple[Sequence, Sequence], attention: bool
+    ) -> Crossed:
         """Row i of both sides, each (unit tokens, gates, mask)."""
         (unit_a, gate_a, mask_a), (unit_b, gate_b, mask_b) = one, other
         if self.kernel is not None:
@@ -179,7 +190,9 @@ class Attended(Scaled):
     ) -> Crossed:
         """The same score, what each token attends to built by a kernel: a, b are (unit tokens, mask, gates)."""
         scale = self.log_sharpness.exp()
-        ways = {"b_to_a": [(b, a, lie[::-1])], "a_to_b": [(a, b, lie)], "both": [(b, a, lie[::-1]), (a, b, lie)]}[self.config.direction]
+        ways = {"b_to_a": [(b, a, lie[::-1])], "a_to_b": [(a, b, lie)], "both": [(b, a, lie[::-1]), (a, b, lie)]}[
+            self.config.direction
+        ]
         scores, weights = [], None
         for (tokens, _, gate), (seen, mask, _), lies in ways:
             queries, keys = (scale * tokens).unsqueeze(2), seen.unsqueeze(2)
@@ -200,7 +213,9 @@ class Attended(Scaled):
         scores, attention = [], cosines
         if self.config.direction != "a_to_b":
             attention = _look(cosines, mask_a, sharpness)
-            scores.append((gate_b * _attend(attention.squeeze(-3).transpose(-1, -2), cosines.transpose(-1, -2), a)).sum(-1))
+            scores.append(
+                (gate_b * _attend(attention.squeeze(-3).transpose(-1, -2), cosines.transpose(-1, -2), a)).sum(-1)
+            )
         if self.config.direction != "b_to_a":
             back = _look(cosines.transpose(-1, -2), mask_b, sharpness).transpose(-1, -2)
             scores.append((gate_a * _attend(back.squeeze(-3), cosines, b)).sum(-1))
@@ -246,7 +261,9 @@ class MaxSim(Scaled):
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
         cosines = b.tokens @ a.tokens.transpose(1, 2)
-        return Crossed(self._score(cosines, a.mask, b.mask), attention=_look(cosines, a.mask, self.scale()) if attention else None)
+        return Crossed(
+            self._score(cosines, a.mask, b.mask), attention=_look(cosines, a.mask, self.scale()) if attention else None
+        )
 
     def _score(self, cosines: Tensor, mask_a: Tensor, mask_b: Tensor) -> Tensor:
         both = mask_b.unsqueeze(-1) & mask_a.unsqueeze(-2)
@@ -287,7 +304,10 @@ class CoAttention(Matcher):
         fused_a, fused_b, weights = a.tokens, b.tokens, None
         for block in self.blocks:
             fused_a, fused_b, weights = block(fused_a, a.mask, fused_b, b.mask, lie=self.lie(a, b), weights=attention)
-        drift = masked_mean((fused_a - a.tokens).square(), a.mask).mean() + masked_mean((fused_b - b.tokens).square(), b.mask).mean()
+        drift = (
+            masked_mean((fused_a - a.tokens).square(), a.mask).mean()
+            + masked_mean((fused_b - b.tokens).square(), b.mask).mean()
+        )
         joined = self.norms[0](masked_mean(fused_a, a.mask)) * self.norms[1](masked_mean(fused_b, b.mask))
         return Crossed(self.head(joined).squeeze(-1), fused_a, fused_b, weights, drift)
 
@@ -304,7 +324,9 @@ class Unified(Matcher):
         self.head = mlp(width, config.dropout, 1)
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
-        fused_a, fused_b, weights = self.stream(a.tokens, a.mask, b.tokens, b.mask, lie=self.lie(a, b), weights=attention)
+        fused_a, fused_b, weights = self.stream(
+            a.tokens, a.mask, b.tokens, b.mask, lie=self.lie(a, b), weights=attention
+        )
         joint = masked_mean(torch.cat([fused_a, fused_b], 1), torch.cat([a.mask, b.mask], 1))
         return Crossed(self.head(self.norm(joint)).squeeze(-1), fused_a, fused_b, weights)
 
@@ -317,7 +339,9 @@ class Concat(Matcher):
         self.head = nn.Sequential(nn.LayerNorm(2 * width), mlp(2 * width, config.dropout, 1))
 
     def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
-        return Crossed(self.head(torch.cat([masked_mean(a.tokens, a.mask), masked_mean(b.tokens, b.mask)], -1)).squeeze(-1))
+        return Crossed(
+            self.head(torch.cat([masked_mean(a.tokens, a.mask), masked_mean(b.tokens, b.mask)], -1)).squeeze(-1)
+        )
 
 
 class Early(Matcher):
@@ -365,11 +389,21 @@ MATCHERS: dict[str, Callable[[int, FusionConfig], Matcher]] = {
 def build(width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)) -> Matcher:
     """The matcher that a config names, for sides whose tokens lie so. Raises ConfigError with the known kinds."""
     if config.kind not in MATCHERS:
-        raise ConfigError("unknown fusion kind", where=f"model.fusion.kind = {config.kind!r}", expected=" | ".join(MATCHERS))
+        raise ConfigError(
+            "unknown fusion kind", where=f"model.fusion.kind = {config.kind!r}", expected=" | ".join(MATCHERS)
+        )
     if config.direction not in ("both", "b_to_a", "a_to_b"):
-        raise ConfigError("unknown direction", where=f"model.fusion.direction = {config.direction!r}", expected="both | b_to_a | a_to_b")
+        raise ConfigError(
+            "unknown direction",
+            where=f"model.fusion.direction = {config.direction!r}",
+            expected="both | b_to_a | a_to_b",
+        )
     if width % config.heads:
-        raise ConfigError("heads must divide the width", where=f"model.fusion.heads = {config.heads}", expected=f"a divisor of {width}")
+        raise ConfigError(
+            "heads must divide the width",
+            where=f"model.fusion.heads = {config.heads}",
+            expected=f"a divisor of {width}",
+        )
     attention.check(config)
     found = MATCHERS[config.kind](width, config)
     if config.attention not in found.kinds:

@@ -51,18 +51,33 @@ def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> N
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ManifestError(f"cannot read these weights ({error})", where=path, expected="a safetensors file", next="ccaco train") from None
+        raise ManifestError(
+            f"cannot read these weights ({error})", where=path, expected="a safetensors file", next="ccaco train"
+        ) from None
     wanted = _kept(model, everything)
-    faults = [f"{k} is missing" for k in wanted.keys() - found.keys()] + [f"{k} is unknown" for k in found.keys() - wanted.keys()]
-    faults += [f"{k} is {list(found[k].shape)}, not {list(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape]
+    faults = [f"{k} is missing" for k in wanted.keys() - found.keys()] + [
+        f"{k} is unknown" for k in found.keys() - wanted.keys()
+    ]
+    faults += [
+        f"{k} is {list(found[k].shape)}, not {list(v.shape)}"
+        for k, v in wanted.items()
+        if k in found and found[k].shape != v.shape
+    ]
     if faults:
         what = f"a checkpoint of another shape: {'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}"
         raise ManifestError(
-            what, where=path, expected="weights made with this config", next="train again, or use the run's own config.toml"
+            what,
+            where=path,
+            expected="weights made with this config",
+            next="train again, or use the run's own config.toml",
         )
     model.load_state_dict(found, strict=False)
 
 
 def _frozen_prefixes(model: nn.Module) -> set[str]:
-    towers = {name for name, _ in model.named_modules() if name.startswith("sides.") and name.endswith(".tower") and name.count(".") == 2}
+    towers = {
+        name
+        for name, _ in model.named_modules()
+        if name.startswith("sides.") and name.endswith(".tower") and name.count(".") == 2
+    }
     return {f"{name}." for name in towers if not any(p.requires_grad for p in model.get_submodule(name).parameters())}

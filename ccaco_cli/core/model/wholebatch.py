@@ -30,7 +30,9 @@ def own(rows: int) -> Tensor:
     """Where a process's rows lie in the global batch: [rows] int64."""
     pairs = min(_pairs.get(), rows)
     first = torch.arange(pairs) + distributed.rank() * pairs
-    return torch.cat([first, torch.arange(rows - pairs) + distributed.world() * pairs + distributed.rank() * (rows - pairs)])
+    return torch.cat(
+        [first, torch.arange(rows - pairs) + distributed.world() * pairs + distributed.rank() * (rows - pairs)]
+    )
 
 
 class Dropout(nn.Dropout):

@@ -11,7 +11,18 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.significance import PerQuery
 from ccaco_cli.core.experiments.fairness import check_fair
-from ccaco_cli.core.scoring.results import Result, Row, Run, aligned, by_arm, by_pool, comparable, mean_metrics, same_pool, strata
+from ccaco_cli.core.scoring.results import (
+    Result,
+    Row,
+    Run,
+    aligned,
+    by_arm,
+    by_pool,
+    comparable,
+    mean_metrics,
+    same_pool,
+    strata,
+)
 
 Sections = tuple[Row, Row, Row]
 """A row in parts: what it is, its metrics, the evidence."""
@@ -45,7 +56,9 @@ def arms(
     met = {row[0]["arm"] for row in rows}
     for label, n in (failed or {}).items():
         if label not in met:
-            rows.append(({"dataset": None, "pool": None, "arm": label, "seeds": 0}, {}, {"verdict": "failed", "failed": n}))
+            rows.append(
+                ({"dataset": None, "pool": None, "arm": label, "seeds": 0}, {}, {"verdict": "failed", "failed": n})
+            )
     return aligned(rows)
 
 
@@ -56,19 +69,33 @@ def pair(runs: Sequence[Run], split: str = "test") -> list[Row]:
     """
     reference, other = comparable(runs, split)
     same_pool([reference, other])
-    names = [f"{direction}_{m}" for direction in reference.evaluation.directions() for m in ("R@1", "R@5", "R@10", "mAP", "mean_rank")]
+    names = [
+        f"{direction}_{m}"
+        for direction in reference.evaluation.directions()
+        for m in ("R@1", "R@5", "R@10", "mAP", "mean_rank")
+    ]
     names += ["R-sum", *(name for name in CHOICES if name in reference.metrics and name in other.metrics)]
-    names += [f"{name}_accuracy" for name in reference.items if name.startswith("choice_") and not name.endswith("_row")]
+    names += [
+        f"{name}_accuracy" for name in reference.items if name.startswith("choice_") and not name.endswith("_row")
+    ]
     values = {name: (reference.per_query(name), other.per_query(name)) for name in names}
     found = _corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})
     return [
-        {"metric": name, "reference": _told(reference), "other": _told(other), "reference_value": a.mean, "other_value": b.mean}
+        {
+            "metric": name,
+            "reference": _told(reference),
+            "other": _told(other),
+            "reference_value": a.mean,
+            "other_value": b.mean,
+        }
         | _evidence(found[name])
         for name, (a, b) in values.items()
     ]
 
 
-def claim(runs: Sequence[Run], name: str, reference: str, metric: str, split: str = "test") -> list[tuple[str, str, str]]:
+def claim(
+    runs: Sequence[Run], name: str, reference: str, metric: str, split: str = "test"
+) -> list[tuple[str, str, str]]:
     """The verdict on ``name`` against ``reference``, once for each data set: (data set, verdict, figures in words).
 
     name, reference  arms, over the seeds that both have; or two runs by their names, whatever their seeds and budgets
@@ -90,10 +117,16 @@ def claim(runs: Sequence[Run], name: str, reference: str, metric: str, split: st
             found.append((dataset, "NaN", f"{metric} is not a number"))
             continue
         old, new = (next(iter(by_arm(part).values())) for part in (measured[: len(both[0])], measured[len(both[0]) :]))
-        pairs = list(zip(old, new, strict=False)) if lone else [(seed, seed) for seed in sorted(old.keys() & new.keys())]
+        pairs = (
+            list(zip(old, new, strict=False)) if lone else [(seed, seed) for seed in sorted(old.keys() & new.keys())]
+        )
         if not pairs:
-            raise DataError("no seed in common", where=f"{name} and {reference} on {dataset}", expected="runs paired by seed")
-        seen = significance.compare([old[a].per_query(metric) for a, _ in pairs], [new[b].per_query(metric) for _, b in pairs])
+            raise DataError(
+                "no seed in common", where=f"{name} and {reference} on {dataset}", expected="runs paired by seed"
+            )
+        seen = significance.compare(
+            [old[a].per_query(metric) for a, _ in pairs], [new[b].per_query(metric) for _, b in pairs]
+        )
         words = f"{metric} {seen.value:+.4g} [{seen.low:.4g}, {seen.high:.4g}], p = {seen.p:.2g}, {seen.covers}"
         found.append((dataset, seen.verdict, words))
     if not found:
@@ -101,12 +134,16 @@ def claim(runs: Sequence[Run], name: str, reference: str, metric: str, split: st
     return found
 
 
-def _arms_of(group: list[Result], metric: str, reference: str | None, by: str | None, failed: Mapping[str, int]) -> list[Sections]:
+def _arms_of(
+    group: list[Result], metric: str, reference: str | None, by: str | None, failed: Mapping[str, int]
+) -> list[Sections]:
     labelled = by_arm(group)
     check_fair({label: next(iter(seeds.values())).run.config for label, seeds in labelled.items()})
     if reference and reference not in labelled and reference not in failed:
         raise DataError("no finished run of the reference arm", where=reference, expected=" | ".join(labelled))
-    base = next(name for name in (reference, FULL, *labelled) if name in labelled)  # the column ``reference`` says which it became
+    base = next(
+        name for name in (reference, FULL, *labelled) if name in labelled
+    )  # the column ``reference`` says which it became
     if not by:
         return _compared(labelled, metric, base, {}, failed)
     parts = {label: {seed: strata(one, by) for seed, one in seeds.items()} for label, seeds in labelled.items()}
@@ -144,12 +181,19 @@ def _compared(
         }
         rest: Row = {"metric": metric} | _figure(list(figures[label].values()), enough)
         rest |= {"reference": base, "paired_seeds": len(paired.get(label, ()))}
-        rest |= {f"difference_{k}" if k in ("low", "high", "covers") else k: v for k, v in _evidence(found.get(label)).items()}
+        rest |= {
+            f"difference_{k}" if k in ("low", "high", "covers") else k: v
+            for k, v in _evidence(found.get(label)).items()
+        }
         if label not in found:
             rest["verdict"] = "reference" if label == base else "no seed in common" if enough else "too few queries"
         spent = [one.run.facts["fitted"]["seconds"] for one in results if "fitted" in one.run.facts]
         warned = dict.fromkeys(w["kind"] for one in results for w in one.run.facts.get("warnings", ()))
-        rest |= {"seconds": float(np.mean(spent)) if spent else None, "warnings": list(warned), "failed": failed.get(label, 0)}
+        rest |= {
+            "seconds": float(np.mean(spent)) if spent else None,
+            "warnings": list(warned),
+            "failed": failed.get(label, 0),
+        }
         rows.append((head, mean_metrics(results), rest))
     return rows
 

@@ -28,7 +28,9 @@ def stored(run: Run) -> dict[str, Any]:
 
 
 def _no_target(run: Run) -> DataError:
-    return DataError("this run has no target domain", where=run.path, expected="runs of ccaco train --target-domain NAME")
+    return DataError(
+        "this run has no target domain", where=run.path, expected="runs of ccaco train --target-domain NAME"
+    )
 
 
 def table(runs: Sequence[Run], metric: str, reference: str | None) -> list[Row]:
@@ -71,10 +73,16 @@ def table(runs: Sequence[Run], metric: str, reference: str | None) -> list[Row]:
             row |= {"retention": source / source_was if source is not None and source_was else None}
             row |= {"oracle (chosen on the target)": figures[ORACLE].get(label)}
             looks = [one.run.facts["domains"] for one in seeds.values()]
-            for name, when in (("proxy_a_distance", "after"), ("domain_accuracy", "after"), ("proxy_a_distance", "before")):
+            for name, when in (
+                ("proxy_a_distance", "after"),
+                ("domain_accuracy", "after"),
+                ("proxy_a_distance", "before"),
+            ):
                 told = [next(iter(look[when].values()))[name] for look in looks if look[when]]
                 row[name if when == "after" else f"{name}_{when}"] = float(np.mean(told)) if told else None
-            row["warnings"] = list(dict.fromkeys(w["kind"] for one in seeds.values() for w in one.run.facts.get("warnings", ())))
+            row["warnings"] = list(
+                dict.fromkeys(w["kind"] for one in seeds.values() for w in one.run.facts.get("warnings", ()))
+            )
             rows.append(row)
     return rows
 
@@ -85,9 +93,15 @@ def classes(runs: Sequence[Run], split: str) -> list[Row]:
     for run in runs:
         found = run.facts["metrics"].get(f"{split}.classes")
         if found is None:
-            raise DataError(f"this run classified nothing on {split}", where=run.path, expected="a data set with labels")
+            raise DataError(
+                f"this run classified nothing on {split}", where=run.path, expected="a data set with labels"
+            )
         identity = {"run": run.name, "dataset": run.dataset, "arm": run.label, "seed": run.facts["seed"]}
-        rows += [identity | {"class": k.partition("/")[2], "class_accuracy": v} for k, v in found.items() if k.startswith("accuracy/")]
+        rows += [
+            identity | {"class": k.partition("/")[2], "class_accuracy": v}
+            for k, v in found.items()
+            if k.startswith("accuracy/")
+        ]
     return rows
 
 

@@ -50,15 +50,23 @@ def explained(index: Index, modality: str, query: str | Path, hits: Sequence[Hit
     towers = index.model[1]
     if not all(side.has_tokens for side in index.sides.values()):
         raise DataError(
-            "this index holds vectors only, no tokens to explain", where=index.manifest.path, expected="an index of a run with beta > 0"
+            "this index holds vectors only, no tokens to explain",
+            where=index.manifest.path,
+            expected="an index of a run with beta > 0",
         )
     backwards = modality == first
-    sample, asked = from_file(index, modality, query) if isinstance(query, Path) else (query, encode_query(index, modality, [query]))
+    sample, asked = (
+        from_file(index, modality, query)
+        if isinstance(query, Path)
+        else (query, encode_query(index, modality, [query]))
+    )
     weight = 1.0 if index.headline == "cross" else index.weight
     for hit in hits:
         found = index.sides[second if backwards else first].encoded([hit.row])
         a, b = (asked, found) if backwards else (found, asked)
-        kept = hit.item.get("thumbnail") if first == "image" else None  # of clips an index keeps posters, which no tower takes
+        kept = (
+            hit.item.get("thumbnail") if first == "image" else None
+        )  # of clips an index keeps posters, which no tower takes
         seen = sample if backwards else DECODERS[first](kept) if kept else None
         said = hit.item["text"] if backwards else sample
         words = explain.spoken(towers[second], said) if second == "text" else []

@@ -29,8 +29,8 @@ from ccaco_cli.core.retrieval import explain, rerank
 from ccaco_cli.core.retrieval.explain import Explanation
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Row, Run
-from ccaco_cli.core.scoring.score import Encodings
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.scoring.score import SplitEncodings
+from ccaco_cli.core.types import OnProgress, no_progress
 
 Array = NDArray[Any]
 CANONICAL = {said: word for word, all_said in SYNONYMS.items() for said in all_said}
@@ -45,7 +45,7 @@ QUERIES = 5000
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class LoadedRun:
     """A run, opened on one pool of one split.
 
     how     which score ranks: cosine | two-stage | cross
@@ -61,7 +61,7 @@ class Looked:
     aligner: Aligner
     towers: Mapping[str, Tower]
     config: RunConfig
-    found: Encodings
+    found: SplitEncodings
 
     def groups(self) -> tuple[Array, Array]:
         """The group of every item of both modalities."""
@@ -72,7 +72,7 @@ class Looked:
         return self.split.captions if self.data.modalities[1] == "text" else self.split.ids
 
 
-def open_run(run: Run, split: str = "test", on_progress: OnProgress = silent) -> Looked:
+def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progress) -> LoadedRun:
     """Loads the model of a run and encodes what its own score was measured on.
 
     Raises DataError: a lone result file, no such results, a data set that is gone or was prepared anew; ManifestError: no model
@@ -83,18 +83,26 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = silent) ->
     source = manifest.open(run.path, kind="run").inputs["dataset"]
     if not manifest.exists(Path(source["path"])):
         raise DataError(
-            "the data set of this run is not where it was", where=source["path"], next="run this from the folder of the training"
+            "the data set of this run is not where it was",
+            where=source["path"],
+            next="run this from the folder of the training",
         )
     data = shards.open(Path(source["path"]))
     if data.manifest.sha256 != source["sha256"]:
-        raise ManifestError("the data set of this run was prepared anew", where=source["path"], expected=f"sha256 {source['sha256'][:12]}")
+        raise ManifestError(
+            "the data set of this run was prepared anew",
+            where=source["path"],
+            expected=f"sha256 {source['sha256'][:12]}",
+        )
     runtime.threads()
     aligner, towers, config, _ = load_run(run.path)
     whole = data.split(split)
     sides = columns(data, split, aligner, towers, config.model, on_progress)
     encoded = []
     for modality, column in sides.items():
-        items = np.flatnonzero(column.row < measured.evaluation.pools[0][0]) if measured.stage == results.SMALL else None
+        items = (
+            np.flatnonzero(column.row < measured.evaluation.pools[0][0]) if measured.stage == results.SMALL else None
+        )
 
         def tell(done: int, total: int | None, facts: Mapping[str, Any], what: str = f"look at {modality}") -> None:
             on_progress(done, total, {"what": what})
@@ -106,7 +114,9 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = silent) ->
     body = json.loads((run.path / "results" / f"{split}.{measured.stage}.json").read_text("utf-8"))
     chosen = whole.select(np.arange(rows)) if rows < len(whole) else whole
     weight = float(run.facts.get("weight") or 0.0)
-    return Looked(run, body["scoring"], weight, data, chosen, aligner, towers, config, Encodings(a, b, row_a, row_b))
+    return LoadedRun(
+        run, body["scoring"], weight, data, chosen, aligner, towers, config, SplitEncodings(a, b, row_a, row_b)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +135,9 @@ class Answers:
     right: Array
 
 
-def answers(looked: Looked, *, backwards: bool, k: int = 5, most: int = QUERIES, on_progress: OnProgress = silent) -> Answers:
+def answers(
+    looked: LoadedRun, *, backwards: bool, k: int = 5, most: int = QUERIES, on_progress: OnProgress = no_progress
+) -> Answers:
     """Ranks the pool for evenly chosen queries, by the run's own score.
 
     backwards  the first modality asks (pictures find captions)
@@ -152,8 +164,12 @@ def answers(looked: Looked, *, backwards: bool, k: int = 5, most: int = QUERIES,
         logits = torch.zeros(shortlist.shape)
         if weight:
             pairs = torch.stack([some[:, None].expand_as(shortlist), shortlist], -1).flatten(0, 1)
-            logits = rerank.match(looked.aligner, found.a, found.b, pairs if backwards else pairs.flip(1)).view_as(shortlist)
-        stage = rerank.Stage(query.z[some], gallery.z, ids[mine][some.numpy()], ids[1 - mine], shortlist, logits, scale)
+            logits = rerank.match(looked.aligner, found.a, found.b, pairs if backwards else pairs.flip(1)).view_as(
+                shortlist
+            )
+        stage = rerank.Shortlist(
+            query.z[some], gallery.z, ids[mine][some.numpy()], ids[1 - mine], shortlist, logits, scale
+        )
         best = (scale * cosine.gather(1, shortlist) + weight * logits).topk(min(k, shortlist.shape[1]), 1)
         tops.append(shortlist.gather(1, best.indices).numpy())
         scores.append(best.values.numpy())
@@ -165,7 +181,7 @@ def answers(looked: Looked, *, backwards: bool, k: int = 5, most: int = QUERIES,
     return Answers("_to_".join(names), items, np.concatenate(ranks), top, np.concatenate(scores), right)
 
 
-def classes(looked: Looked) -> tuple[str, list[str]]:
+def classes(looked: LoadedRun) -> tuple[str, list[str]]:
     """What divides the rows, and the value of each: their label, else their domain, else where a generated scene plays.
 
     Raises DataError: nothing does
@@ -178,10 +194,14 @@ def classes(looked: Looked) -> tuple[str, list[str]]:
     places = [looked.split.meta(row).get("place") for row in range(len(split))]
     if all(places) and len(set(places)) > 1:
         return "place", [str(place) for place in places]
-    raise DataError("the rows of this data set have no classes", where=looked.data.name, expected="labels or domains, as in emoji-styles")
+    raise DataError(
+        "the rows of this data set have no classes",
+        where=looked.data.name,
+        expected="labels or domains, as in emoji-styles",
+    )
 
 
-def confusion(looked: Looked) -> tuple[list[str], Array]:
+def confusion(looked: LoadedRun) -> tuple[list[str], Array]:
     """(class names, [C, C] shares): a query of the second modality about class i found something of class j first; rows sum to 1."""
     _, of_row = classes(looked)
     names, code = np.unique(of_row, return_inverse=True)
@@ -191,14 +211,14 @@ def confusion(looked: Looked) -> tuple[list[str], Array]:
     return names.tolist(), table / np.maximum(table.sum(1, keepdims=True), 1)
 
 
-def similarity(looked: Looked, most: int = 16) -> tuple[Array, Array, Array]:
+def similarity(looked: LoadedRun, most: int = 16) -> tuple[Array, Array, Array]:
     """Cosines of a small batch of true pairs: (items of a [n], items of b [n], [n, n] with row i = item i of b)."""
     one, other = _batch(looked, most)
     table = looked.found.b.z[other] @ looked.found.a.z[one].T
     return one, other, table.numpy()
 
 
-def plane(looked: Looked, most: int = 400) -> tuple[Array, Array, Array]:
+def plane(looked: LoadedRun, most: int = 400) -> tuple[Array, Array, Array]:
     """The shared space on a plane (t-SNE by cosine; each modality centred, as the two lie apart): (rows [n], points of a [n, 2], of b)."""
     from sklearn.manifold import TSNE
 
@@ -213,7 +233,7 @@ def _evenly(count: int, most: int) -> Array:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def _batch(looked: Looked, most: int) -> tuple[Array, Array]:
+def _batch(looked: LoadedRun, most: int) -> tuple[Array, Array]:
     """Items of evenly chosen rows, the first of each modality."""
     rows = _evenly(len(looked.split), most)
     return np.searchsorted(looked.found.row_a, rows), np.searchsorted(looked.found.row_b, rows)
@@ -229,14 +249,18 @@ class Pair:
     why: Explanation
 
 
-def explained(looked: Looked, method: str, most: int | None = None, on_progress: OnProgress = silent) -> list[Pair]:
+def explained(
+    looked: LoadedRun, method: str, most: int | None = None, on_progress: OnProgress = no_progress
+) -> list[Pair]:
     """Explains evenly chosen true pairs, ``PAIRS`` of them unless said otherwise.
 
     Raises DataError: no cross branch, or no grid; ConfigError: as ``explain.relevance``
     """
     first, second = looked.data.modalities
     if looked.config.loss.beta == 0:
-        raise DataError("this run has no cross branch to explain", where=looked.run.path, expected="a run with beta > 0")
+        raise DataError(
+            "this run has no cross branch to explain", where=looked.run.path, expected="a run with beta > 0"
+        )
     found, texts = looked.found, looked.texts()
     pairs = []
     chosen = _evenly(len(found.row_b), most or PAIRS)
@@ -251,18 +275,20 @@ def explained(looked: Looked, method: str, most: int | None = None, on_progress:
     return pairs
 
 
-def faithfulness(looked: Looked, pairs: Sequence[Pair]) -> list[Row]:
+def faithfulness(looked: LoadedRun, pairs: Sequence[Pair]) -> list[Row]:
     """Deletion and insertion over true pairs: one row each with the mean gain over random cells and its 95 % interval over pictures."""
     group = looked.split.group[[pair.row for pair in pairs]]
     rows: list[Row] = []
     for name in ("deletion", "insertion"):
         gains = np.array([getattr(pair.why.trial, f"{name}_gain") for pair in pairs])
-        rows.append({"measure": name, "word": "", **_estimate(gains, group), "random": 0.0, "centre": None, "cases": len(gains)})
+        rows.append(
+            {"measure": name, "word": "", **_estimate(gains, group), "random": 0.0, "centre": None, "cases": len(gains)}
+        )
         rows[-1]["verdict"] = _verdict(rows[-1], len(gains))
     return rows
 
 
-def pointing(looked: Looked, pairs: Sequence[Pair]) -> list[Row]:
+def pointing(looked: LoadedRun, pairs: Sequence[Pair]) -> list[Row]:
     """The pointing game where boxes are known (``meta["boxes"]``): one row over all words and one a word; [] where none is known.
 
     value   how often the hottest cell's middle lies in the word's box; random: of a cell at random; centre: of the picture's middle;
@@ -300,11 +326,14 @@ def _verdict(row: Row, cases: int) -> str:
     return significance.BETTER if row["low"] > 0 else significance.WORSE if row["high"] < 0 else NOT_SEPARABLE
 
 
-def table(run: Run, split: str, on_progress: OnProgress = silent) -> list[Row]:
+def table(run: Run, split: str, on_progress: OnProgress = no_progress) -> list[Row]:
     """What can be said for the heat maps of a run: each method's deletion, insertion and pointing."""
     looked = open_run(run, split, on_progress)
     rows: list[Row] = []
     for method in explain.METHODS:
         pairs = explained(looked, method, on_progress=on_progress)
-        rows += [{"run": run.name, "method": method} | row for row in [*faithfulness(looked, pairs), *pointing(looked, pairs)]]
+        rows += [
+            {"run": run.name, "method": method} | row
+            for row in [*faithfulness(looked, pairs), *pointing(looked, pairs)]
+        ]
     return rows

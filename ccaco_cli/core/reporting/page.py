@@ -21,13 +21,13 @@ from ccaco_cli.core.errors import CcacoError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.reporting import comparison, inspection, report_tables
 from ccaco_cli.core.reporting.hit_explanation import as_seen
-from ccaco_cli.core.reporting.inspection import Answers, Looked
-from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.reporting.inspection import Answers, LoadedRun
+from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.retrieval.explain import METHODS, Explanation
 from ccaco_cli.core.retrieval.index import POSTERS
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Result, Row, Run
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.types import OnProgress, no_progress
 
 EXAMPLES = 4
 """Pairs whose heat maps are drawn."""
@@ -128,7 +128,7 @@ class Page:
     missing: Sequence[str]
 
 
-def gather(asked: Asked, on_progress: OnProgress = silent) -> Page:
+def gather(asked: ReportRequest, on_progress: OnProgress = no_progress) -> Page:
     """Reads the results at the paths, and looks into the model of the arm that the page is about (its first seed).
 
     Raises DataError: nothing there, or no results on the split. What only some runs have is left out, with the reason in ``missing``
@@ -167,9 +167,11 @@ def gather(asked: Asked, on_progress: OnProgress = silent) -> Page:
     )
 
 
-def _main(runs: Sequence[Run], asked: Asked) -> list[Run]:
+def _main(runs: Sequence[Run], asked: ReportRequest) -> list[Run]:
     """The runs of the arm that the page is about; one alone when they do not belong together."""
-    label = next((name for name in (asked.reference, comparison.FULL) if name in {run.label for run in runs}), runs[0].label)
+    label = next(
+        (name for name in (asked.reference, comparison.FULL) if name in {run.label for run in runs}), runs[0].label
+    )
     chosen = [run for run in runs if run.label == label]
     try:
         measured = [results.result(run, asked.split) for run in chosen]
@@ -220,7 +222,7 @@ def origin(run: Run) -> Origin:
     )
 
 
-def look_inside(looked: Looked, missing: list[str], on_progress: OnProgress = silent) -> Inside:
+def look_inside(looked: LoadedRun, missing: list[str], on_progress: OnProgress = no_progress) -> Inside:
     """What the page shows of a model; reasons for what it cannot show join ``missing``."""
     both = [inspection.answers(looked, backwards=back, on_progress=on_progress) for back in (False, True)]
     divided: tuple[str, list[str]] | None = None
@@ -237,11 +239,16 @@ def look_inside(looked: Looked, missing: list[str], on_progress: OnProgress = si
         except CcacoError as error:
             missing.append(f"Heat maps by {method}: {error}")
             continue
-        faith += [{"method": method} | row for row in [*inspection.faithfulness(looked, pairs), *inspection.pointing(looked, pairs)]]
+        faith += [
+            {"method": method} | row
+            for row in [*inspection.faithfulness(looked, pairs), *inspection.pointing(looked, pairs)]
+        ]
         if not examples:
             few = [pair for pair in pairs if 3 <= len(pair.why.words) <= 6] or pairs
             ready = few[:: max(1, len(few) // EXAMPLES)][:EXAMPLES]
-            examples = [Example(pair.said, looked.split.ids[pair.row], _seen(looked, pair.row), pair.why) for pair in ready]
+            examples = [
+                Example(pair.said, looked.split.ids[pair.row], _seen(looked, pair.row), pair.why) for pair in ready
+            ]
     split, rows = looked.split, looked.found.row_a
     ids = [split.ids[row] for row in rows]
     spoken = [split.captions[split.caption_start[row]] for row in rows] if looked.data.modalities[1] == "text" else ids
@@ -262,14 +269,14 @@ def look_inside(looked: Looked, missing: list[str], on_progress: OnProgress = si
     )
 
 
-def _seen(looked: Looked, row: int) -> NDArray[np.uint8] | None:
+def _seen(looked: LoadedRun, row: int) -> NDArray[np.uint8] | None:
     modality = looked.data.modalities[0]
     if modality not in ("image", "audio"):
         return None
     return as_seen(looked.towers[modality], DECODERS[modality](looked.split.media(modality, [row])[0]))
 
 
-def thumbnails(looked: Looked) -> list[bytes | None]:
+def thumbnails(looked: LoadedRun) -> list[bytes | None]:
     """Small WebP pictures of the items of the first modality: a frame of a film, the outline of a sound."""
     rows, modality = looked.found.row_a, looked.data.modalities[0]
     if modality not in POSTERS:

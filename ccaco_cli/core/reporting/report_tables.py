@@ -19,7 +19,7 @@ LOSSES = ("contrastive", "cross", "total")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportRequest:
     """What a report is about.
 
     paths      runs, ablations, folders that hold runs, or result files
@@ -38,12 +38,16 @@ class Asked:
     reference: str | None = None
 
 
-def table(asked: Asked, name: str | None = None) -> list[Row]:
+def table(asked: ReportRequest, name: str | None = None) -> list[Row]:
     """The rows of a table of ``TABLES``; None = ``ablation`` where every path is one, what the results themselves name, else ``runs``.
 
     Raises ConfigError: no such table; DataError: nothing there, or results that cannot be set side by side
     """
-    chosen = name or ("ablation" if results.only_ablations(asked.paths) and not asked.stages else results.own_table(asked.paths) or "runs")
+    chosen = name or (
+        "ablation"
+        if results.only_ablations(asked.paths) and not asked.stages
+        else results.own_table(asked.paths) or "runs"
+    )
     if chosen not in TABLES:
         raise ConfigError("no such table", where=chosen, expected=" | ".join(TABLES))
     return TABLES[chosen](asked)
@@ -65,12 +69,14 @@ def rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = Fals
     return aligned([row for run in results.find(paths) for row in _rows_of(run, split, every_stage)])
 
 
-def _runs(asked: Asked) -> list[Row]:
+def _runs(asked: ReportRequest) -> list[Row]:
     if not asked.by:
         return rows(asked.paths, split=asked.split, every_stage=asked.stages)
     by = asked.by
     found = [
-        results.result(run, asked.split, stage) for run in results.find(asked.paths) for stage in _stages(run, asked.split, asked.stages)
+        results.result(run, asked.split, stage)
+        for run in results.find(asked.paths)
+        for stage in _stages(run, asked.split, asked.stages)
     ]
     return aligned(
         [
@@ -81,48 +87,76 @@ def _runs(asked: Asked) -> list[Row]:
     )
 
 
-def _retrieval(asked: Asked) -> list[Row]:
+def _retrieval(asked: ReportRequest) -> list[Row]:
     return _per_arm(asked, lambda name: "_R@" in name or name.endswith("_mAP") or name == "R-sum", spread="R-sum")
 
 
-def _matching(asked: Asked) -> list[Row]:
+def _matching(asked: ReportRequest) -> list[Row]:
     return _per_arm(asked, lambda name: name.endswith("accuracy"), spread=None)
 
 
-def _per_arm(asked: Asked, wanted: Callable[[str], bool], spread: str | None) -> list[Row]:
+def _per_arm(asked: ReportRequest, wanted: Callable[[str], bool], spread: str | None) -> list[Row]:
     """One row a data set, pool and arm: means over seeds."""
     found = []
     for (dataset, pool), group in by_pool(results.find(asked.paths), asked.split).items():
         for label, seeds in by_arm(group).items():
             metrics = {name: value for name, value in mean_metrics(seeds.values()).items() if wanted(name)}
             each = [one.metrics[spread] for one in seeds.values()] if spread else []
-            sd = {f"{spread}_seed_sd": float(np.std(np.array(each, float), ddof=1)) if len(each) > 1 else None} if spread else {}
+            sd = (
+                {f"{spread}_seed_sd": float(np.std(np.array(each, float), ddof=1)) if len(each) > 1 else None}
+                if spread
+                else {}
+            )
             found.append(({"dataset": dataset, "pool": pool, "arm": label, "seeds": len(seeds)}, metrics, sd))
     if not any(metrics for _, metrics, _ in found):
-        raise DataError("these runs have no such figures", where=", ".join(map(str, asked.paths)), expected="runs that measured them")
+        raise DataError(
+            "these runs have no such figures",
+            where=", ".join(map(str, asked.paths)),
+            expected="runs that measured them",
+        )
     return aligned(found)
 
 
-def _choices(asked: Asked) -> list[Row]:
+def _choices(asked: ReportRequest) -> list[Row]:
     """One row a run and kind of choice: accuracy beside the two blind ones; chance is a half."""
     found: list[Row] = []
     for run in results.find(asked.paths):
         for stage in _stages(run, asked.split, asked.stages):
             one = results.result(run, asked.split, stage)
-            kinds = [name.removesuffix("_row") for name in one.items if name.startswith("choice_") and name.endswith("_row")]
+            kinds = [
+                name.removesuffix("_row") for name in one.items if name.startswith("choice_") and name.endswith("_row")
+            ]
             for kind in [*kinds, *(["choice"] if kinds else [])]:
-                head = {"run": run.name, "dataset": run.dataset, "arm": run.label, "seed": run.facts["seed"], "stage": stage}
+                head = {
+                    "run": run.name,
+                    "dataset": run.dataset,
+                    "arm": run.label,
+                    "seed": run.facts["seed"],
+                    "stage": stage,
+                }
                 count = sum(len(one.items[k]) for k in (kinds if kind == "choice" else [kind]))
-                figures = {f"{how or 'choice'}_accuracy": one.metrics.get(f"{kind}{how and '_'}{how}_accuracy") for how in BLIND}
-                found.append({**head, "kind": kind.removeprefix("choice_") if kind in kinds else "mean", "items": count, **figures})
+                figures = {
+                    f"{how or 'choice'}_accuracy": one.metrics.get(f"{kind}{how and '_'}{how}_accuracy")
+                    for how in BLIND
+                }
+                found.append(
+                    {
+                        **head,
+                        "kind": kind.removeprefix("choice_") if kind in kinds else "mean",
+                        "items": count,
+                        **figures,
+                    }
+                )
     if not found:
         raise DataError(
-            "these results have no choices", where=", ".join(map(str, asked.paths)), expected="--on a data set such as sugarcrepe"
+            "these results have no choices",
+            where=", ".join(map(str, asked.paths)),
+            expected="--on a data set such as sugarcrepe",
         )
     return found
 
 
-def _ablation(asked: Asked) -> list[Row]:
+def _ablation(asked: ReportRequest) -> list[Row]:
     return comparison.arms(
         results.find(asked.paths),
         split=asked.split,
@@ -133,7 +167,7 @@ def _ablation(asked: Asked) -> list[Row]:
     )
 
 
-def looks(asked: Asked) -> list[tuple[str, dict[str, Any]]]:
+def looks(asked: ReportRequest) -> list[tuple[str, dict[str, Any]]]:
     """Run -> its embeddings of both domains before and after training, as ``domain_adaptation.look`` stored them.
 
     Raises DataError: a run without a target domain
@@ -141,28 +175,32 @@ def looks(asked: Asked) -> list[tuple[str, dict[str, Any]]]:
     return [(run.name, domain_tables.stored(run)) for run in results.find(asked.paths)]
 
 
-def _domains(asked: Asked) -> list[Row]:
+def _domains(asked: ReportRequest) -> list[Row]:
     return domain_tables.table(results.find(asked.paths), asked.metric, asked.reference)
 
 
-def _classes(asked: Asked) -> list[Row]:
+def _classes(asked: ReportRequest) -> list[Row]:
     return domain_tables.classes(results.find(asked.paths), asked.split)
 
 
-def _compared(asked: Asked) -> list[Row]:
+def _compared(asked: ReportRequest) -> list[Row]:
     found = [run for path in asked.paths for run in results.find([path])]
     if len(found) != 2:
-        raise DataError(f"{len(found)} runs to compare", where=", ".join(map(str, asked.paths)), expected="two runs, or two results of one")
+        raise DataError(
+            f"{len(found)} runs to compare",
+            where=", ".join(map(str, asked.paths)),
+            expected="two runs, or two results of one",
+        )
     return comparison.pair(found, asked.split)
 
 
-def _faithfulness(asked: Asked) -> list[Row]:
+def _faithfulness(asked: ReportRequest) -> list[Row]:
     from ccaco_cli.core.reporting import inspection
 
     return aligned([(row,) for run in results.find(asked.paths) for row in inspection.table(run, asked.split)])
 
 
-TABLES: dict[str, Callable[[Asked], list[Row]]] = {
+TABLES: dict[str, Callable[[ReportRequest], list[Row]]] = {
     "runs": _runs,
     "retrieval": _retrieval,
     "matching": _matching,
@@ -193,13 +231,22 @@ def _stages(run: Run, split: str, every: bool) -> list[str]:
         known = sorted({name.partition(".")[0] for name in run.facts["metrics"]})
         raise DataError(f"this run has no results on {split}", where=run.path, expected=" or ".join(known))
     own = run.facts["headline"]
-    return [s for s in stages if s in (own, *WHOLE)] if every else [own]  # the small pool is for arms that have no other
+    return (
+        [s for s in stages if s in (own, *WHOLE)] if every else [own]
+    )  # the small pool is for arms that have no other
 
 
 def _identity(run: Run, stage: str) -> Row:
     facts = run.facts
     weight = facts.get("weight") if stage == "two-stage" else None
-    return {"run": run.name, "dataset": run.dataset, "arm": run.label, "seed": facts["seed"], "stage": stage, "weight": weight}
+    return {
+        "run": run.name,
+        "dataset": run.dataset,
+        "arm": run.label,
+        "seed": facts["seed"],
+        "stage": stage,
+        "weight": weight,
+    }
 
 
 def _queries(one: Result) -> int:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ccaco_cli.core.encoding.token_cache import shrunk
+from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
@@ -44,7 +44,9 @@ def spoken(tower: Tower, text: str) -> list[tuple[str, list[int]]]:
 
 def content(words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, list[int]]]:
     """Words (``spoken``) that name something."""
-    return [(word, list(at)) for word, at in words if word.lower() not in FUNCTION_WORDS and any(c.isalnum() for c in word)]
+    return [
+        (word, list(at)) for word, at in words if word.lower() not in FUNCTION_WORDS and any(c.isalnum() for c in word)
+    ]
 
 
 def cells(aligner: Aligner, tower: Tower, tokens: int) -> tuple[int, int]:
@@ -53,7 +55,7 @@ def cells(aligner: Aligner, tower: Tower, tokens: int) -> tuple[int, int]:
     Raises DataError: this tower has no grid
     """
     if tower.grid:
-        for grid in (tower.grid, shrunk(tower.grid, aligner.config.tower(tower.modality).cache_tokens)):
+        for grid in (tower.grid, pooled_grid(tower.grid, aligner.config.tower(tower.modality).cache_tokens)):
             if grid[0] * grid[1] <= tokens:
                 return grid
     raise DataError(
@@ -101,7 +103,8 @@ def relevance(aligner: Aligner, a: Encoded, b: Encoded, method: str) -> Tensor:
     with torch.enable_grad():
         # copies: samples may have been made in inference mode, and gradients must flow even where no parameter learns
         one, other = (
-            x.map(lambda t: t.to(device).float().clone().requires_grad_() if t.is_floating_point() else t.to(device)) for x in (a, b)
+            x.map(lambda t: t.to(device).float().clone().requires_grad_() if t.is_floating_point() else t.to(device))
+            for x in (a, b)
         )
         rows = torch.arange(len(one.mask), device=device)
         crossed = aligner.cross(one, other, torch.stack([rows, rows], 1), attention=True)
@@ -154,7 +157,9 @@ def trial(aligner: Aligner, a: Encoded, b: Encoded, order: Array, seed: int = 0)
     variants = [(row, size) for row in orders for size in sizes]
     for mask, (row, size) in zip(masks[1:], variants, strict=True):
         mask[torch.from_numpy(row[size:].copy())] = False
-    many = Encoded(a.tokens.expand(len(masks), -1, -1), masks, a.pooled.expand(len(masks), -1), a.z.expand(len(masks), -1))
+    many = Encoded(
+        a.tokens.expand(len(masks), -1, -1), masks, a.pooled.expand(len(masks), -1), a.z.expand(len(masks), -1)
+    )
     index = torch.stack([torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.long)], 1)
     scores = match(aligner, many, b, index).double().numpy()
     lines = scores[1:].reshape(len(orders), len(sizes))
@@ -192,7 +197,12 @@ class Explanation:
 
 
 def explain(
-    aligner: Aligner, a: Encoded, b: Encoded, grid: tuple[int, int], words: Sequence[tuple[str, Sequence[int]]], method: str = "attention"
+    aligner: Aligner,
+    a: Encoded,
+    b: Encoded,
+    grid: tuple[int, int],
+    words: Sequence[tuple[str, Sequence[int]]],
+    method: str = "attention",
 ) -> Explanation:
     """Explains one pair.
 

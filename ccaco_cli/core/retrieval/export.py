@@ -19,14 +19,27 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.model.towers.weights import first_line
-from ccaco_cli.core.retrieval.query import ENCODER, ENCODER_INPUTS, ENCODER_OUTPUTS, MATCHER, MATCHER_INPUTS, SETTINGS, TOKENIZER, Exported
+from ccaco_cli.core.retrieval.query import (
+    ENCODER,
+    ENCODER_INPUTS,
+    ENCODER_OUTPUTS,
+    MATCHER,
+    MATCHER_INPUTS,
+    SETTINGS,
+    TOKENIZER,
+    Exported,
+)
 from ccaco_cli.core.types import Encoded
 
 CLOSE = 1e-3
 """Largest difference of cosines (and, relative to the largest, of match logits) between the exported and the trained model."""
 TRIED = 32
 MODALITY = "text"
-_NAMES = ("one caption of a few words", "two", "a third that is a little longer than the others are, to move the length")
+_NAMES = (
+    "one caption of a few words",
+    "two",
+    "a third that is a little longer than the others are, to move the length",
+)
 
 
 class _Encoder(nn.Module):
@@ -45,11 +58,16 @@ class _Matcher(nn.Module):
         self.aligner = aligner
 
     def forward(self, tokens_a: Tensor, mask_a: Tensor, tokens_b: Tensor, mask_b: Tensor) -> Tensor:
-        a, b = (Encoded(tokens, mask, tokens[:, 0], tokens[:, 0]) for tokens, mask in ((tokens_a, mask_a), (tokens_b, mask_b)))
+        a, b = (
+            Encoded(tokens, mask, tokens[:, 0], tokens[:, 0])
+            for tokens, mask in ((tokens_a, mask_a), (tokens_b, mask_b))
+        )
         return self.aligner.matcher.pairs(a, b).match_logit  # type: ignore[no-any-return,operator]
 
 
-def export(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples: Sequence[str], *, matcher: bool) -> dict[str, Any]:
+def export(
+    folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples: Sequence[str], *, matcher: bool
+) -> dict[str, Any]:
     """Writes the query side of a model into ``folder``, and keeps it only when it answers as the model itself does.
 
     aligner  on the CPU, in evaluation mode
@@ -91,11 +109,19 @@ def _root(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _write(path: Path, module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def _write(
+    path: Path, module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
     auto = torch.export.Dim.AUTO
     shapes = {name: {0: auto, 1: auto} for name in inputs}
     program = torch.onnx.export(
-        module.eval(), given, input_names=inputs, output_names=outputs, dynamic_shapes=shapes, dynamo=True, verbose=False
+        module.eval(),
+        given,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
     )
     if program is None:
         raise RuntimeError("no program came out")
@@ -112,7 +138,9 @@ def _pairs(aligner: Aligner, count: int, n_a: int, n_b: int) -> tuple[Tensor, ..
     return a, mask_a, b, mask_b
 
 
-def _differences(found: Exported, aligner: Aligner, tower: Tower, texts: Sequence[str], *, matcher: bool) -> dict[str, float]:
+def _differences(
+    found: Exported, aligner: Aligner, tower: Tower, texts: Sequence[str], *, matcher: bool
+) -> dict[str, float]:
     query = found.encode(texts)
     with torch.no_grad():
         wanted = aligner.local(MODALITY, aligner.encode(MODALITY, tower.preprocess(list(texts))))

@@ -66,7 +66,13 @@ def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict
 
 
 def write_side(
-    folder: Path, z: Any, items: Iterable[Mapping[str, Sequence[Any]]], *, store: str = "none", kind: str = "auto", queries: Any = None
+    folder: Path,
+    z: Any,
+    items: Iterable[Mapping[str, Sequence[Any]]],
+    *,
+    store: str = "none",
+    kind: str = "auto",
+    queries: Any = None,
 ) -> dict[str, Any]:
     """One modality of an index, beside the tokens for the cross branch that a ``token_store.Writer`` has left there, if the index has any.
 
@@ -82,12 +88,18 @@ def write_side(
     parts = iter(items)
     first = next(parts)
     schema = pa.schema(
-        {name: _COLUMNS.get((name, isinstance(next(iter(values), ""), list)), pa.string()) for name, values in first.items()}
+        {
+            name: _COLUMNS.get((name, isinstance(next(iter(values), ""), list)), pa.string())
+            for name, values in first.items()
+        }
     )
     with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for part in (first, *parts):
             writer.write_table(pa.table(dict(part), schema=schema))
-    size = {name: _bytes(folder, names) / max(1, len(z)) for name, names in (("vectors", vectors.FILES), ("tokens", token_store.FILES))}
+    size = {
+        name: _bytes(folder, names) / max(1, len(z))
+        for name, names in (("vectors", vectors.FILES), ("tokens", token_store.FILES))
+    }
     return {
         "vectors": asdict(built) | {"bytes_per_item": round(size["vectors"], 1)},
         "tokens": {"store": store, "bytes_per_item": round(size["tokens"], 1)},
@@ -177,7 +189,9 @@ class Index:
             self.headline = str(self.manifest.facts["headline"])
             rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ManifestError(f"unreadable manifest ({error})", where=path, expected="an index", next=REBUILD) from None
+            raise ManifestError(
+                f"unreadable manifest ({error})", where=path, expected="an index", next=REBUILD
+            ) from None
         self.sides = {m: IndexSide(self.folder / m, rows[m]) for m in self.modalities}
 
     @cached_property
@@ -186,7 +200,9 @@ class Index:
         folder = self.folder / QUERY
         if not folder.is_dir():
             return None
-        given = self.manifest.config["model"]  # a text query waits for this: the whole config would take its time to read
+        given = self.manifest.config[
+            "model"
+        ]  # a text query waits for this: the whole config would take its time to read
         for side in self.sides.values():
             side.check(ModelConfig(width=given["width"], vectors=given["vectors"]).dim)
         return query.Exported(folder)
@@ -195,7 +211,9 @@ class Index:
     def model(self) -> tuple[Aligner, dict[str, Tower], RunConfig]:
         import torch
 
-        with torch.inference_mode(False):  # whoever asks first may be in that mode, and explanations need gradients later
+        with torch.inference_mode(
+            False
+        ):  # whoever asks first may be in that mode, and explanations need gradients later
             found = load_model(self.folder / "model", self.modalities)
         for side in self.sides.values():
             side.check(found[2].model.dim)
@@ -205,7 +223,9 @@ class Index:
         """The modality that a query of this one finds. Raises DataError for one that the index does not hold."""
         if modality not in self.modalities:
             raise DataError(
-                f"this index holds no {modality}", where=self.manifest.path, expected=f"a query by {' or '.join(self.modalities)}"
+                f"this index holds no {modality}",
+                where=self.manifest.path,
+                expected=f"a query by {' or '.join(self.modalities)}",
             )
         return self.modalities[1 - self.modalities.index(modality)]
 
@@ -309,11 +329,25 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def complete(
-    root: Path, generation: str, run: Manifest, dataset: Manifest, split: str, counts: Mapping[str, int], config: RunConfig, **more: Any
+    root: Path,
+    generation: str,
+    run: Manifest,
+    dataset: Manifest,
+    split: str,
+    counts: Mapping[str, int],
+    config: RunConfig,
+    **more: Any,
 ) -> Manifest:
     """Writes the manifest of an index whose sides and model lie in ``root/generation``; ``more`` goes to its facts."""
     files = [manifest.file_entry(root, f) for f in sorted((root / generation).rglob("*")) if f.is_file()]
     facts = {k: run.facts[k] for k in ("modalities", "weight", "headline")} | {"split": split, "rows": dict(counts)}
-    facts |= {"dataset": dataset.facts["name"], "protocol": dataset.facts["protocol"], "run": run.facts["name"], "generation": generation}
+    facts |= {
+        "dataset": dataset.facts["name"],
+        "protocol": dataset.facts["protocol"],
+        "run": run.facts["name"],
+        "generation": generation,
+    }
     facts |= more
-    return manifest.write(root, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files)
+    return manifest.write(
+        root, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files
+    )

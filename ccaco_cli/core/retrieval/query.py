@@ -78,7 +78,9 @@ class Exported:
         """Match logits of row i of a with row i of b: tokens [M, N, D] float32, as ``Aligner.local`` prepares them; mask [M, N] -> [M]."""
         given = dict(zip(MATCHER_INPUTS, (tokens_a, mask_a, tokens_b, mask_b), strict=True))
         parts = [slice(first, first + PAIRS_AT_ONCE) for first in range(0, len(tokens_a), PAIRS_AT_ONCE)]
-        return np.concatenate([self._matcher.run(None, {name: array[part] for name, array in given.items()})[0] for part in parts])
+        return np.concatenate(
+            [self._matcher.run(None, {name: array[part] for name, array in given.items()})[0] for part in parts]
+        )
 
     @cached_property
     def _tokenizer(self) -> Any:

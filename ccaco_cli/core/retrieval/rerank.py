@@ -36,10 +36,13 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     length = (a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]) // LIKE_LENGTH
     order = index[:, 0].argsort(stable=True)
     for chunk in torch.split(order[length[order].argsort(stable=True)], step):
-        (rows_a, place_a), (rows_b, place_b) = (torch.unique(rows, return_inverse=True) for rows in index[chunk].unbind(1))
+        (rows_a, place_a), (rows_b, place_b) = (
+            torch.unique(rows, return_inverse=True) for rows in index[chunk].unbind(1)
+        )
         # only the rows of this chunk go to the device, and no further than their longest token
         one, other = (
-            _trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t) for x, rows in ((a, rows_a), (b, rows_b))
+            _trim(x[rows]).to(device).map(lambda t: t.float() if t.is_floating_point() else t)
+            for x, rows in ((a, rows_a), (b, rows_b))
         )
         out[chunk] = aligner.cross(one, other, torch.stack([place_a, place_b], 1).to(device)).match_logit.float().cpu()
     return out
@@ -51,7 +54,7 @@ def _trim(encoded: Encoded) -> Encoded:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Shortlist:
     """One direction of a pool, with everything that does not depend on the weight.
 
     cosine     [Q, G] is never kept: ``z_query`` and ``z_gallery`` are
@@ -87,21 +90,31 @@ class Stage:
         if weight:
             score = score + weight * self.match.double()
         score = score.nan_to_num(torch.inf, torch.inf, -torch.inf)  # sick scores stand ahead of all, and are no hit
-        positive = torch.from_numpy(np.asarray(self.group_gallery)[self.columns.numpy()] == np.asarray(self.group_query)[:, None])
+        positive = torch.from_numpy(
+            np.asarray(self.group_gallery)[self.columns.numpy()] == np.asarray(self.group_query)[:, None]
+        )
         sound = positive & (score < torch.inf)
         best = torch.where(sound, score, -torch.inf).amax(1, keepdim=True)
         chosen = (score > best) & ~positive, (score == best) & ~positive, (score == best) & sound
         above, tied, own = (found.sum(1).numpy() for found in chosen)
-        return _r_sum(RankResult(above + 1.0, above, tied, own, above * 0.0, own, np.asarray(self.group_query), len(self.z_gallery)))
+        return _r_sum(
+            RankResult(
+                above + 1.0, above, tied, own, above * 0.0, own, np.asarray(self.group_query), len(self.z_gallery)
+            )
+        )
 
     @cached_property
     def _cosines(self) -> Tensor:
         """[Q, K] float64, rounded as in ``ranks``."""
         parts = zip(torch.split(self.z_query, 128), torch.split(self.columns, 128), strict=True)
-        return torch.cat([torch.einsum("qe,qke->qk", z.double(), self.z_gallery[c].double()).float().double() for z, c in parts])
+        return torch.cat(
+            [torch.einsum("qe,qke->qk", z.double(), self.z_gallery[c].double()).float().double() for z, c in parts]
+        )
 
 
-def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig) -> tuple[Stage, Stage]:
+def stages(
+    aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig
+) -> tuple[Shortlist, Shortlist]:
     """Shortlists and cross scores of both directions (a to b, b to a); a, b prepared by ``local``."""
     scale = float(aligner.logit_scale().detach())
     found = []
@@ -109,14 +122,16 @@ def stages(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any,
         (a, b, (group_a, group_b), config.shortlist_back, False),
         (b, a, (group_b, group_a), config.shortlist, True),
     ):
-        columns = torch.cat([(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in torch.split(query.z, 1024)])
+        columns = torch.cat(
+            [(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in torch.split(query.z, 1024)]
+        )
         pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
         logits = match(aligner, a, b, pairs.flip(1) if flipped else pairs)
-        found.append(Stage(query.z, gallery.z, *groups, columns, logits.view_as(columns), scale))
+        found.append(Shortlist(query.z, gallery.z, *groups, columns, logits.view_as(columns), scale))
     return found[0], found[1]
 
 
-def choose_weight(one: Stage, other: Stage, config: EvalConfig) -> tuple[float, dict[float, float]]:
+def choose_weight(one: Shortlist, other: Shortlist, config: EvalConfig) -> tuple[float, dict[float, float]]:
     """The weight of the cross score with the highest R-sum (on validation); ties go to the smaller weight, NaN never wins."""
     sums = {w: one.recalls(w) + other.recalls(w) for w in sorted({0.0, *config.rerank_weights})}
     return max(sums, key=lambda w: (np.nan_to_num(sums[w], nan=-1.0), -w)), sums
@@ -134,7 +149,7 @@ def two_stage(
     group_b: Any,
     config: EvalConfig,
     weight: float,
-    known: tuple[Stage, Stage] | None = None,
+    known: tuple[Shortlist, Shortlist] | None = None,
 ) -> Evaluation:
     """Recalls of the two-stage score under the config's protocol; ``known`` = the stages of its one pool, if there already."""
 

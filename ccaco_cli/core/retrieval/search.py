@@ -59,7 +59,11 @@ def _encode(index: Index, modality: str, samples: Sequence[Any]) -> Encoded:
 
     aligner, towers, _ = index.model
     tower = towers[modality]
-    inputs = tower.preprocess(list(samples)) if modality == "text" else COLLATE[modality]([tower.preprocess(s) for s in samples])
+    inputs = (
+        tower.preprocess(list(samples))
+        if modality == "text"
+        else COLLATE[modality]([tower.preprocess(s) for s in samples])
+    )
     encoded = aligner.encode(modality, inputs)
     return aligner.local(modality, encoded)
 
@@ -81,7 +85,10 @@ def search(index: Index, modality: str, query: Encoded | Query, k: int, rerank: 
     asked = Query(*(np.asarray(x) for x in (query.z, query.tokens, query.mask)))
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
     cosines, rows = side.vectors.search(asked.z, wanted)
-    return [_rank(index, modality, asked[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank) for i in range(len(asked.z))]
+    return [
+        _rank(index, modality, asked[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
+        for i in range(len(asked.z))
+    ]
 
 
 def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array, k: int, rerank: int) -> list[Hit]:
@@ -92,7 +99,9 @@ def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array
     if rerank:
         found = _match(index, modality, query, rows[:rerank])
         matches[: len(found)] = found
-        scale, weight = (0.0, 1.0) if index.headline == "cross" else (float(index.manifest.facts["scale"]), index.weight)
+        scale, weight = (
+            (0.0, 1.0) if index.headline == "cross" else (float(index.manifest.facts["scale"]), index.weight)
+        )
         scores[: len(found)] = scale * scores[: len(found)] + weight * matches[: len(found)]
         order[: len(found)] = np.argsort(-scores[: len(found)], kind="stable")
     return [
@@ -132,6 +141,8 @@ def from_file(index: Index, modality: str, file: Path) -> tuple[Any, Encoded]:
         sample = DECODERS[modality](file.read_bytes())
         return sample, encode_query(index, modality, [sample])  # recordings are decoded here
     except OSError as error:
-        raise DataError(f"cannot read this file ({error.strerror or error})", where=file, expected=f"a readable {modality} file") from None
+        raise DataError(
+            f"cannot read this file ({error.strerror or error})", where=file, expected=f"a readable {modality} file"
+        ) from None
     except DataError as error:  # decoders see bytes and do not know whose
         raise DataError(error.what, where=file, expected=error.expected) from None

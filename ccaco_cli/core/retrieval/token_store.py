@@ -34,7 +34,9 @@ STORES: dict[str, Callable[[Array], tuple[Array, Array | None]]] = {"float16": _
 def check(store: str) -> None:
     """Raises ConfigError: no such way to store tokens."""
     if store not in (*STORES, "none"):
-        raise ConfigError("no such way to store tokens", where=f"--store-tokens {store}", expected=" | ".join((*STORES, "none")))
+        raise ConfigError(
+            "no such way to store tokens", where=f"--store-tokens {store}", expected=" | ".join((*STORES, "none"))
+        )
 
 
 class Writer:
@@ -78,7 +80,11 @@ class Tokens:
     def open(cls, folder: Path) -> Tokens:
         """By memory map; pickles are refused."""
         tokens, offsets = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (TOKENS, OFFSETS))
-        return cls(tokens, offsets, np.load(folder / SCALES, mmap_mode="r", allow_pickle=False) if (folder / SCALES).exists() else None)
+        return cls(
+            tokens,
+            offsets,
+            np.load(folder / SCALES, mmap_mode="r", allow_pickle=False) if (folder / SCALES).exists() else None,
+        )
 
     def check(self, rows: int) -> None:
         """Raises ValueError: arrays that do not belong together, or to so many rows."""

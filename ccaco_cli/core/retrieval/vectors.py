@@ -125,7 +125,11 @@ class Approximate:
 def _top(scores: Array, k: int) -> Array:
     """Columns of the k best of each row, best first; equal scores in order of their columns."""
     k = min(k, scores.shape[1])
-    columns = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else np.broadcast_to(np.arange(k), scores.shape)
+    columns = (
+        np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        if k < scores.shape[1]
+        else np.broadcast_to(np.arange(k), scores.shape)
+    )
     columns = np.sort(columns, 1)
     order = np.argsort(-np.take_along_axis(scores, columns, 1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, 1)
@@ -200,7 +204,9 @@ def write(folder: Path, z: Array, kind: str, queries: Array | None, target: floa
     """
     check(kind)
     vectors = np.array(z, np.float32, order="C")
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)  # float16 shards are unit norm to three digits only
+    vectors /= np.maximum(
+        np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
+    )  # float16 shards are unit norm to three digits only
     np.save(folder / VECTORS, vectors)
     name = kind if kind != "auto" else "flat" if len(vectors) < EXACT_BELOW else "ivf"
     way = KINDS[name]

@@ -28,7 +28,7 @@ PREFIX = "choice"
 
 
 @dataclass(frozen=True)
-class Negatives:
+class CaptionChoices:
     """The choices of a split, each between a true caption and a hard negative.
 
     kind   [n] what the negative changes: replace_att, swap_obj ...
@@ -52,7 +52,9 @@ class _Sentences:
     caption_start: Array
 
 
-def find(split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], Encoded]) -> Negatives | None:
+def find(
+    split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], Encoded]
+) -> CaptionChoices | None:
     """The choices of a split, texts encoded; None when it has none."""
     told = [(row, *choice) for row in range(len(split)) for choice in split.meta(row).get("choices") or ()]
     if not told:
@@ -60,10 +62,14 @@ def find(split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[T
     at: dict[str, int] = {}
     pair = np.array([[at.setdefault(text, len(at)) for text in (true, false)] for _, _, true, false in told])
     column = TextColumn(_Sentences(list(at), np.arange(len(at)), np.arange(len(at) + 1)), tokenize)
-    return Negatives([kind for _, kind, _, _ in told], np.array([row for row, _, _, _ in told]), pair, encode(column))
+    return CaptionChoices(
+        [kind for _, kind, _, _ in told], np.array([row for row, _, _, _ in told]), pair, encode(column)
+    )
 
 
-def measure(asked: Negatives, group: Array, score: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(
+    asked: CaptionChoices, group: Array, score: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Accuracies of one score, 0..1; ties and NaN are wrong.
 
     group    [rows] int64 of the split; row r is item r of the pictures
@@ -80,8 +86,13 @@ def measure(asked: Negatives, group: Array, score: Callable[[Tensor], Tensor]) -
     metrics: dict[str, float] = {}
     names = sorted(set(asked.kind))
     for kind in names:
-        metrics |= {f"{PREFIX}_{kind}{how}_accuracy": float(outcome[kinds == kind].mean()) for how, outcome in right.items()}
-    metrics |= {f"{PREFIX}{how}_accuracy": float(np.mean([metrics[f"{PREFIX}_{kind}{how}_accuracy"] for kind in names])) for how in right}
+        metrics |= {
+            f"{PREFIX}_{kind}{how}_accuracy": float(outcome[kinds == kind].mean()) for how, outcome in right.items()
+        }
+    metrics |= {
+        f"{PREFIX}{how}_accuracy": float(np.mean([metrics[f"{PREFIX}_{kind}{how}_accuracy"] for kind in names]))
+        for how in right
+    }
     items: dict[str, Any] = {}
     for kind in names:
         items[f"{PREFIX}_{kind}"] = right[""][kinds == kind].astype(int).tolist()
@@ -89,7 +100,7 @@ def measure(asked: Negatives, group: Array, score: Callable[[Tensor], Tensor]) -
     return metrics, items
 
 
-def _right(asked: Negatives, pictures: Array, score: Callable[[Tensor], Tensor]) -> Array:
+def _right(asked: CaptionChoices, pictures: Array, score: Callable[[Tensor], Tensor]) -> Array:
     """[n] whether the mean score over some pictures [n, k] is higher for the true text."""
     true, false = (
         score(torch.from_numpy(np.stack([pictures, np.broadcast_to(text[:, None], pictures.shape)], -1).reshape(-1, 2)))

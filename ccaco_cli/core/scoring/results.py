@@ -77,7 +77,9 @@ class Result:
     def per_query(self, metric: str) -> PerQuery:
         """The values whose mean is the metric, by picture. Raises ConfigError: no mean over queries or choices goes by that name."""
         texts = np.concatenate([part.query_group for part in self.evaluation.b_to_a])
-        of = {"matching": texts} | {key.removesuffix("_row"): np.asarray(rows) for key, rows in self.items.items() if key.endswith("_row")}
+        of = {"matching": texts} | {
+            key.removesuffix("_row"): np.asarray(rows) for key, rows in self.items.items() if key.endswith("_row")
+        }
         name = metric.removesuffix("_accuracy")
         right = np.asarray(self.items.get(name, ())) if name != metric else np.empty(0)
         if len(right) and len(right) == len(of.get(name, ())):
@@ -129,7 +131,15 @@ def result(run: Run, split: str = "test", stage: str | None = None) -> Result:
         measured = {**body["metrics"], **run.facts["metrics"].get(f"{split}.{stage}", {})}
         evaluation = Evaluation.from_dict(body)
         return Result(
-            run, split, stage, body["dataset"], body["data"], evaluation, measured, body.get("strata", {}), body.get("per_item", {})
+            run,
+            split,
+            stage,
+            body["dataset"],
+            body["data"],
+            evaluation,
+            measured,
+            body.get("strata", {}),
+            body.get("per_item", {}),
         )
     except KeyError as error:
         raise DataError(f"unreadable result (no {error})", where=file, expected="what ccaco train wrote") from None
@@ -149,7 +159,9 @@ def by_pool(runs: Sequence[Run], split: str) -> dict[tuple[str, str], list[Resul
     for dataset, own in by_dataset(result(run, split) for run in runs).items():
         small = any(one.stage == SMALL for one in own)
         also = [
-            result(one.run, split, SMALL) for one in own if small and one.stage != SMALL and f"{split}.{SMALL}" in one.run.facts["metrics"]
+            result(one.run, split, SMALL)
+            for one in own
+            if small and one.stage != SMALL and f"{split}.{SMALL}" in one.run.facts["metrics"]
         ]
         for one in [*own, *also]:
             found.setdefault((dataset, one.pool), []).append(one)
@@ -202,7 +214,11 @@ def strata(one: Result, name: str) -> dict[Any, Result]:
     values = list(one.strata.get(name, ()))
     if len(values) != len(forward.rank):
         known = " | ".join(one.strata) or "none in these results"
-        raise DataError(f"{len(values)} values of {name} for {len(forward.rank)} rows", where=one.run.path, expected=f"strata: {known}")
+        raise DataError(
+            f"{len(values)} values of {name} for {len(forward.rank)} rows",
+            where=one.run.path,
+            expected=f"strata: {known}",
+        )
     of_group = dict(zip(forward.query_group.tolist()[::-1], values[::-1], strict=True))
     of_text = [of_group.get(group) for group in back.query_group.tolist()]
     found = {}
@@ -210,7 +226,11 @@ def strata(one: Result, name: str) -> dict[Any, Result]:
         ab, ba = _only(forward, [v == value for v in values]), _only(back, [v == value for v in of_text])
         items = _choices_of(one, values, value)
         metrics = summary(ab, ba, one.evaluation.names)
-        metrics |= {f"{name}_accuracy": float(np.mean(right)) for name, right in items.items() if not name.endswith("_row") and len(right)}
+        metrics |= {
+            f"{name}_accuracy": float(np.mean(right))
+            for name, right in items.items()
+            if not name.endswith("_row") and len(right)
+        }
         part = replace(one.evaluation, a_to_b=(ab,), b_to_a=(ba,), metrics=metrics)
         found[value] = replace(one, evaluation=part, metrics=metrics, items=items)
     return found
@@ -232,7 +252,9 @@ def mean_metrics(results: Iterable[Result]) -> Row:
     each = [one.metrics for one in results]
     names = dict.fromkeys(name for metrics in each for name in metrics)
     values = {name: [metrics.get(name) for metrics in each] for name in names}
-    return {name: None if None in vs else float(np.mean([v for v in vs if v is not None])) for name, vs in values.items()}
+    return {
+        name: None if None in vs else float(np.mean([v for v in vs if v is not None])) for name, vs in values.items()
+    }
 
 
 def aligned(rows: Sequence[Sequence[Row]]) -> list[Row]:
@@ -250,13 +272,20 @@ def _at(path: Path) -> list[Run]:
         return [_run(path)]
     if kind == "ablation":
         whole = manifest.open(path, kind="ablation")
-        found = [_run(path / cell["name"], cell["label"], cell["run"]) for cell in whole.facts["cells"] if "error" not in cell]
+        found = [
+            _run(path / cell["name"], cell["label"], cell["run"])
+            for cell in whole.facts["cells"]
+            if "error" not in cell
+        ]
         found += [_lone(path / entry["name"]) for entry in whole.files]  # of ensembles
     else:
         found = [_run(p.parent) for p in sorted(path.glob(f"*/{manifest.NAME}")) if _kind(p.parent) == "run"]
     if not found:
         raise DataError(
-            "no finished run here", where=path, expected="a run folder, or a folder of runs", next="ccaco train --dataset scenes"
+            "no finished run here",
+            where=path,
+            expected="a run folder, or a folder of runs",
+            next="ccaco train --dataset scenes",
         )
     return found
 
@@ -300,7 +329,10 @@ def same_data(results: Sequence[Result]) -> None:
 def same_pool(results: Sequence[Result]) -> None:
     """Raises DataError: the results were not measured on the same rows of the same data."""
     same_data(results)
-    facets: dict[str, Callable[[Result], Any]] = {"protocol": lambda r: r.pool, "pool sizes": lambda r: r.evaluation.pools}
+    facets: dict[str, Callable[[Result], Any]] = {
+        "protocol": lambda r: r.pool,
+        "pool sizes": lambda r: r.evaluation.pools,
+    }
     _same(results, facets | {"modalities": lambda r: r.evaluation.names})
 
 
@@ -322,10 +354,15 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _joined(pools: Sequence[RankResult]) -> RankResult:
-    rows = {f.name: np.concatenate([getattr(p, f.name) for p in pools]) for f in fields(RankResult) if f.name != "gallery"}
+    rows = {
+        f.name: np.concatenate([getattr(p, f.name) for p in pools]) for f in fields(RankResult) if f.name != "gallery"
+    }
     return RankResult(**rows, gallery=pools[0].gallery)
 
 
 def _only(found: RankResult, keep: Sequence[bool]) -> RankResult:
     chosen = np.asarray(keep, dtype=bool)
-    return RankResult(**{f.name: getattr(found, f.name)[chosen] for f in fields(RankResult) if f.name != "gallery"}, gallery=found.gallery)
+    return RankResult(
+        **{f.name: getattr(found, f.name)[chosen] for f in fields(RankResult) if f.name != "gallery"},
+        gallery=found.gallery,
+    )

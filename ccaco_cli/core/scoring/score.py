@@ -17,7 +17,14 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.domains import SOURCE_TEST
 from ccaco_cli.core.data.shards import PairData, Split
-from ccaco_cli.core.evaluation.metrics import best_threshold, choice_accuracy, matching_accuracy, similarity_ranks, summary, zero_shot
+from ccaco_cli.core.evaluation.metrics import (
+    best_threshold,
+    choice_accuracy,
+    matching_accuracy,
+    similarity_ranks,
+    summary,
+    zero_shot,
+)
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval import rerank
@@ -34,7 +41,7 @@ STRATA = ("things", "combination")
 
 
 @dataclass(frozen=True)
-class Encodings:
+class SplitEncodings:
     """A split as a model sees it.
 
     a, b          items of either modality (tokens prepared for ``cross`` when the model has a cross branch)
@@ -47,22 +54,22 @@ class Encodings:
     b: Encoded
     row_a: Array
     row_b: Array
-    negatives: caption_choice.Negatives | None = None
+    negatives: caption_choice.CaptionChoices | None = None
     classes: tuple[Tensor, Tensor] | None = None
 
-    def first(self, rows: int) -> Encodings:
+    def first(self, rows: int) -> SplitEncodings:
         """The items of the first rows only."""
         one, other = np.flatnonzero(self.row_a < rows), np.flatnonzero(self.row_b < rows)
-        return Encodings(self.a[one], self.b[other], self.row_a[one], self.row_b[other])
+        return SplitEncodings(self.a[one], self.b[other], self.row_a[one], self.row_b[other])
 
 
 def score(
     data: PairData,
-    encode: Callable[[str], Encodings],
+    encode: Callable[[str], SplitEncodings],
     aligner: Aligner | None,
     config: RunConfig,
     folder: Path,
-    oracle: Callable[[], Encodings] | None = None,
+    oracle: Callable[[], SplitEncodings] | None = None,
 ) -> dict[str, Any]:
     """Scores a model: the weight of the cross score is chosen on validation, the test split is touched once.
 
@@ -84,12 +91,16 @@ def score(
     wanted = {name: (name, partial(encode, name)) for name in ("val", "test", SOURCE_TEST) if name in data.splits}
     for title, (name, items_of) in (wanted | ({"oracle": ("test", oracle)} if oracle else {})).items():
         split, found = data.split(name), items_of()
-        known: tuple[rerank.Stage, rerank.Stage] | None = None
+        known: tuple[rerank.Shortlist, rerank.Shortlist] | None = None
         if title == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0:
-            known = rerank.stages(aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval)
+            known = rerank.stages(
+                aligner, found.a, found.b, split.group[found.row_a], split.group[found.row_b], config.eval
+            )
             weight, sums = rerank.choose_weight(*known, config.eval)
-        judge = Judge(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known)
-        judge = replace(judge, thresholds={} if title == "oracle" else thresholds)  # they are of the other checkpoint's scores
+        judge = SplitScorer(data.modalities, split, found, aligner, config, weight, tuned=bool(sums), known=known)
+        judge = replace(
+            judge, thresholds={} if title == "oracle" else thresholds
+        )  # they are of the other checkpoint's scores
         told = judge.classes() if title != "val" or last == "val" else None
         for label, (how, result) in judge.stages().items():
             if title == "val" != last and (chosen := judge.threshold(how)) is not None:
@@ -104,7 +115,15 @@ def score(
         if told:
             store(folder / "results", data, config, title, "classes", weight, "classes", told[0], {}, told[1])
             metrics[f"{title}.classes"], rules[f"{title}.classes"] = told[0].metrics, told[0].protocol
-    own = "two-stage" if weight > 0 else "cosine" if config.loss.alpha > 0 else "cross" if config.loss.beta > 0 else "classes"
+    own = (
+        "two-stage"
+        if weight > 0
+        else "cosine"
+        if config.loss.alpha > 0
+        else "cross"
+        if config.loss.beta > 0
+        else "classes"
+    )
     headline = own if f"{last}.{own}" in metrics else "small"
     tried = {str(k): v for k, v in sums.items()}
     return {
@@ -131,8 +150,20 @@ def store(
     **about: Any,
 ) -> None:
     """Writes the result file of one stage, ``SPLIT.STAGE.json``; ``about`` is what else is to be said of where it comes from."""
-    body = {"split": title, "stage": stage, "arm": config.arm, "seed": config.seed, "dataset": data.name, "data": data.manifest.sha256}
-    body |= {"data_protocol": data.manifest.facts["protocol"], "weight": weight, "pool_rule": result.protocol, "scoring": how}
+    body = {
+        "split": title,
+        "stage": stage,
+        "arm": config.arm,
+        "seed": config.seed,
+        "dataset": data.name,
+        "data": data.manifest.sha256,
+    }
+    body |= {
+        "data_protocol": data.manifest.facts["protocol"],
+        "weight": weight,
+        "pool_rule": result.protocol,
+        "scoring": how,
+    }
     body |= {**about, **result.as_dict(), "strata": strata, "per_item": items}
     manifest.write_json(folder / f"{title}.{stage}.json", body)
 
@@ -143,7 +174,7 @@ def accuracies(
     """Classification as retrieval of the class: ranks of every labelled sample among all classes, and of every class met among the samples.
 
     rows     [items] int64, the row of each item
-    classes  vectors of items and classes, as ``Encodings`` has them
+    classes  vectors of items and classes, as ``SplitEncodings`` has them
     Returns  Evaluation with ``class_accuracy``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each class met, 0..1, and by item
              ``class`` (1 = right) and ``class_row``
     Raises   DataError: no item has a label
@@ -167,20 +198,22 @@ def accuracies(
 
 
 @dataclass(frozen=True)
-class Judge:
+class SplitScorer:
     """One split of one model. ``tuned`` = the weight of the cross score was chosen; ``known`` = from these shortlists and cross scores;
     ``thresholds`` = the score of each kind above which a pair counts as a true one."""
 
     modalities: tuple[str, str]
     split: Split
-    found: Encodings
+    found: SplitEncodings
     aligner: Aligner | None
     config: RunConfig
     weight: float
     tuned: bool
-    known: tuple[rerank.Stage, rerank.Stage] | None = None
+    known: tuple[rerank.Shortlist, rerank.Shortlist] | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    _paired: dict[str, tuple[dict[str, float], dict[str, Any]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _paired: dict[str, tuple[dict[str, float], dict[str, Any]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def classes(self) -> tuple[Evaluation, dict[str, list[int]]] | None:
         """As ``accuracies``; None where nothing has a label."""
@@ -209,13 +242,15 @@ class Judge:
     def _small(self, how: str, rows: int) -> Evaluation:
         return replace(self._evaluate(how, self.found.first(rows), "full"), protocol=f"first-{rows}")
 
-    def _evaluate(self, how: str, items: Encodings, protocol: str) -> Evaluation:
+    def _evaluate(self, how: str, items: SplitEncodings, protocol: str) -> Evaluation:
         a, b, groups = items.a, items.b, (self.split.group[items.row_a], self.split.group[items.row_b])
         if self.aligner is None or how == "cosine":
             return evaluate(protocol, *groups, by_similarity(a.z, b.z, *groups), self.modalities)
         if how == "cross":
             return rerank.exhaustive(self.aligner, a, b, *groups, protocol)
-        return rerank.two_stage(self.aligner, a, b, *groups, replace(self.config.eval, protocol=protocol), self.weight, self.known)
+        return rerank.two_stage(
+            self.aligner, a, b, *groups, replace(self.config.eval, protocol=protocol), self.weight, self.known
+        )
 
     def strata(self, result: Evaluation) -> dict[str, list[Any]]:
         """Name -> its value for every row of the first modality that was in the pool, in order."""
@@ -251,12 +286,16 @@ class Judge:
             right = choice_accuracy(said[: len(true)], said[len(true) :])
             metrics["matching_accuracy"], items["matching"] = float(right.mean()), right.astype(int).tolist()
             if how in self.thresholds:
-                metrics["matching_binary_accuracy"] = float(matching_accuracy(said - self.thresholds[how], label).mean())
+                metrics["matching_binary_accuracy"] = float(
+                    matching_accuracy(said - self.thresholds[how], label).mean()
+                )
             if self.config.loss.beta > 0 and self.config.loss.cross == "matching":
                 logit = said if how == "cross" else self._score("cross")(both)
                 metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, label).mean())
         drawn = {
-            f"matching_{self.config.eval.ways}_way": pair_sampling.among(self.config.eval.ways, self.split.group, found.row_a, found.row_b),
+            f"matching_{self.config.eval.ways}_way": pair_sampling.among(
+                self.config.eval.ways, self.split.group, found.row_a, found.row_b
+            ),
             "twin": pair_sampling.twins(self.split, found.row_a, found.row_b),
             "binding": pair_sampling.swapped(self.split, found.row_a),
         }

@@ -23,14 +23,25 @@ def check(config: ModelConfig) -> None:
     """Raises ConfigError: settings that cannot be, of anything but pictures, or of a tower that sees its pictures once."""
     for modality in MODALITIES:
         tower = config.tower(modality)
-        for key, value, fits in (("crop", tower.crop, 0 < tower.crop <= 1), ("grayscale", tower.grayscale, 0 <= tower.grayscale <= 1)):
+        for key, value, fits in (
+            ("crop", tower.crop, 0 < tower.crop <= 1),
+            ("grayscale", tower.grayscale, 0 <= tower.grayscale <= 1),
+        ):
             if not fits:
-                raise ConfigError("no such share", where=f"model.{modality}.{key} = {value}", expected="0 to 1, and above 0 for crop")
+                raise ConfigError(
+                    "no such share", where=f"model.{modality}.{key} = {value}", expected="0 to 1, and above 0 for crop"
+                )
         if _wanted(tower) and modality != "image":
-            raise ConfigError("only pictures are changed in training", where=f"model.{modality}", expected="crop = 1 and grayscale = 0")
+            raise ConfigError(
+                "only pictures are changed in training",
+                where=f"model.{modality}",
+                expected="crop = 1 and grayscale = 0",
+            )
         if _wanted(tower) and tower.lock:
             raise ConfigError(
-                "a locked tower sees each picture once", where="model.image", expected="crop = 1 and grayscale = 0, or no --lock-image"
+                "a locked tower sees each picture once",
+                where="model.image",
+                expected="crop = 1 and grayscale = 0, or no --lock-image",
             )
 
 
@@ -46,7 +57,9 @@ def pixels(given: Tensor, config: TowerConfig, seeds: Tensor) -> Tensor:
     return torch.stack(changed)
 
 
-def augment(batch: PairBatch, config: ModelConfig, modalities: tuple[str, str], generator: torch.Generator) -> PairBatch:
+def augment(
+    batch: PairBatch, config: ModelConfig, modalities: tuple[str, str], generator: torch.Generator
+) -> PairBatch:
     """A batch with its pictures changed; the draw is of the global batch, whatever the number of processes."""
     if "image" not in modalities or not _wanted(config.image):
         return batch
@@ -54,5 +67,7 @@ def augment(batch: PairBatch, config: ModelConfig, modalities: tuple[str, str], 
     inputs = getattr(batch, side)
     rows = len(inputs["pixels"])
     with paired_rows(len(batch.rows)):
-        seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()[own(rows)]
+        seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()[
+            own(rows)
+        ]
     return replace(batch, **{side: inputs | {"pixels": pixels(inputs["pixels"], config.image, seeds)}})

@@ -121,7 +121,9 @@ def prune(root: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def save_best(root: Path, weights: dict[str, Tensor], heads: dict[str, Tensor] | None = None, name: str = "best") -> None:
+def save_best(
+    root: Path, weights: dict[str, Tensor], heads: dict[str, Tensor] | None = None, name: str = "best"
+) -> None:
     """The weights of the best epoch so far, whole or as they were; ``heads`` that learned beside the model, for a run that has some."""
     fault.point("best.before")
     if heads is not None:
@@ -146,5 +148,7 @@ def load_state(path: Path) -> dict[str, Any]:
         if not {"optimizer", "drawn", "step", "epoch"} <= state.keys():
             raise ValueError("other content")
     except Exception as error:  # torch raises many kinds here; all mean the same to the user
-        raise ManifestError(f"cannot resume ({type(error).__name__})", where=path, expected="state written by ccaco train") from None
+        raise ManifestError(
+            f"cannot resume ({type(error).__name__})", where=path, expected="state written by ccaco train"
+        ) from None
     return state

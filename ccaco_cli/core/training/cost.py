@@ -129,7 +129,12 @@ def of_step(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
                 model = copy.deepcopy(aligner).train()
             given = [fake.from_tensor(t) for t in _tensors(batch)]
             inputs = _with(batch, iter(given))
-            moments = [torch.empty_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            moments = [
+                torch.empty_like(p, dtype=torch.float32)
+                for p in model.parameters()
+                if p.requires_grad
+                for _ in range(2)
+            ]
             with Phantom(len(batch.rows)) as live:
                 for tensor in (*model.parameters(), *model.buffers(), *moments):
                     live.hold(tensor)
@@ -152,7 +157,9 @@ def _tensors(batch: PairBatch) -> list[Tensor]:
 
 def _with(batch: PairBatch, tensors: Any) -> PairBatch:
     sides = [
-        {name: next(tensors) for name in side} if isinstance(side, dict) else type(side)(*(next(tensors) for _ in range(3)))
+        {name: next(tensors) for name in side}
+        if isinstance(side, dict)
+        else type(side)(*(next(tensors) for _ in range(3)))
         for side in (batch.a, batch.b)
     ]
     rows, group, domain = tensors

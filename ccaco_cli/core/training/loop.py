@@ -25,16 +25,22 @@ from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import augment, parallel, sentinel, step
 from ccaco_cli.core.training.optim import lr_at, set_lr
-from ccaco_cli.core.training.state import Run, Saving, starved
+from ccaco_cli.core.training.state import Saving, TrainingState, starved
 from ccaco_cli.core.types import OnProgress, PairBatch
 
 Evaluate = Callable[[Aligner], Mapping[str, float]]
-WEIGHTS = {"contrastive": "alpha", "cross": "beta", "taught": "teach", "domain": "domain_weight", "label": "label_weight"}
+WEIGHTS = {
+    "contrastive": "alpha",
+    "cross": "beta",
+    "taught": "teach",
+    "domain": "domain_weight",
+    "label": "label_weight",
+}
 """Loss part -> the name of its weight in ``metrics.jsonl``."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainingSummary:
     """What a finished run says of itself. memory in MiB (peak), seconds without validation, warnings that held at the end."""
 
     steps: int
@@ -57,12 +63,18 @@ def check(config: RunConfig) -> None:
     if config.optim.precision not in runtime.PRECISIONS:
         raise ConfigError("unknown precision", where=config.optim.precision, expected=" | ".join(runtime.PRECISIONS))
     budget = {"optim.epochs": config.optim.steps or config.optim.epochs, "optim.batch_size": config.optim.batch_size}
-    for key, value in (budget | {"optim.accum_freq": config.optim.accum_freq, "optim.captions": config.optim.captions}).items():
+    for key, value in (
+        budget | {"optim.accum_freq": config.optim.accum_freq, "optim.captions": config.optim.captions}
+    ).items():
         if value < 1:
             raise ConfigError(f"{value} does not fit", where=key, expected="1 or more")
-    if min(config.loss.alpha, config.loss.beta) < 0 or not (config.loss.alpha or config.loss.beta or config.domain.classify > 0):
+    if min(config.loss.alpha, config.loss.beta) < 0 or not (
+        config.loss.alpha or config.loss.beta or config.domain.classify > 0
+    ):
         raise ConfigError(
-            "nothing to learn", where=f"loss.alpha {config.loss.alpha}, loss.beta {config.loss.beta}", expected="one above 0, none below"
+            "nothing to learn",
+            where=f"loss.alpha {config.loss.alpha}, loss.beta {config.loss.beta}",
+            expected="one above 0, none below",
         )
     step.terms(config.domain)
     if config.domain.weight < 0 or config.domain.stats not in ("source", "target"):
@@ -86,7 +98,7 @@ def fit(
     adaptation: Adaptation | None = None,
     oracle: Evaluate | None = None,
     on_progress: OnProgress,
-) -> Fitted:
+) -> TrainingSummary:
     """Trains an aligner; leaves ``checkpoints/best``, the last ``checkpoints/STEP-EPOCH`` and ``metrics.jsonl`` in ``folder``.
 
     A loss or gradient that is not finite ends the run before the weights are touched: what was best until then is kept.
@@ -101,9 +113,13 @@ def fit(
     """
     if len(plan) < config.optim.accum_freq:
         raise ConfigError(
-            "too few batches an epoch to accumulate", where=f"optim.accum_freq = {config.optim.accum_freq}", expected=f"at most {len(plan)}"
+            "too few batches an epoch to accumulate",
+            where=f"optim.accum_freq = {config.optim.accum_freq}",
+            expected=f"at most {len(plan)}",
         )
-    run = Run(aligner, config, folder, saving or Saving(), resume, len(plan) // config.optim.accum_freq, adaptation)
+    run = TrainingState(
+        aligner, config, folder, saving or Saving(), resume, len(plan) // config.optim.accum_freq, adaptation
+    )
     learns = adaptation.reads if adaptation is not None and config.loss.alpha == config.loss.beta == 0 else ()
     with interrupts.listening() as asked, run.log():
         while run.goes_on():
@@ -112,7 +128,9 @@ def fit(
             chance = cross_loss(config.loss).chance if cross else None
             run.pause()
             with run.engine.whole():
-                found = sentinel.inspect(aligner, batch, cross, chance(config.loss, config.optim.batch_size) if chance else None, learns)
+                found = sentinel.inspect(
+                    aligner, batch, cross, chance(config.loss, config.optim.batch_size) if chance else None, learns
+                )
                 found |= sentinel.adversary(run.cursor.critics)
                 figures = evaluate(aligner)
                 told = None if oracle is None else oracle(aligner)
@@ -127,10 +145,14 @@ def fit(
     speed = samples / max(cursor.seconds, 1e-9)
     memory = peak_memory(run.device)
     warnings = tuple(cursor.warnings)
-    return Fitted(cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, memory, warnings, cursor.oracle_epoch)
+    return TrainingSummary(
+        cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, memory, warnings, cursor.oracle_epoch
+    )
 
 
-def _epoch(run: Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked, on_progress: OnProgress) -> PairBatch:
+def _epoch(
+    run: TrainingState, data: PairDataset, plan: PairPlan, asked: interrupts.StopSignal, on_progress: OnProgress
+) -> PairBatch:
     """One epoch, or what is left of it; returns its last batch."""
     aligner, config, cursor, often = run.aligner, run.config, run.cursor, run.config.optim.accum_freq
     run.losses.train()
@@ -140,7 +162,9 @@ def _epoch(run: Run, data: PairDataset, plan: PairPlan, asked: interrupts.Asked,
     arriving = time.perf_counter()
     batches = iter(load(data, own, config.workers, config.seed * 1_000_003 + cursor.epoch))
     if not entries:  # stopped between its last step and its validation
-        batch = data[part(plan.epoch(cursor.epoch)[cursor.batch - 1], distributed.rank(), distributed.world())].to(run.device)
+        batch = data[part(plan.epoch(cursor.epoch)[cursor.batch - 1], distributed.rank(), distributed.world())].to(
+            run.device
+        )
     for number in range(len(entries)):
         batch = _next(batches)
         cursor.waited += time.perf_counter() - arriving
@@ -199,7 +223,9 @@ def _next(batches: Iterator[PairBatch]) -> PairBatch:
         ) from None
 
 
-def _losses(engine: parallel.Engine, batch: PairBatch, beta: float, generator: torch.Generator, progress: float) -> dict[str, torch.Tensor]:
+def _losses(
+    engine: parallel.Engine, batch: PairBatch, beta: float, generator: torch.Generator, progress: float
+) -> dict[str, torch.Tensor]:
     try:
         return engine(batch, beta, generator, progress)
     except LossInputError:  # embeddings that are not finite: as sick as a loss that is not

@@ -15,7 +15,9 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     The cross branch (``matcher``) learns at ``lr * cross_lr``.
     """
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}  # scalars apart: fsdp cannot cut them, and a group must be of one kind
+    groups: dict[
+        tuple[bool, bool, bool], list[nn.Parameter]
+    ] = {}  # scalars apart: fsdp cannot cut them, and a group must be of one kind
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             cross = name.startswith(("matcher.", "cross_projection."))

@@ -68,9 +68,13 @@ class Ddp(Alone):
     def __init__(self, losses: nn.Module):
         device = next(losses.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        with warnings.catch_warnings():  # newer releases of torch call this flag by another name, older ones do not know that
+        with (
+            warnings.catch_warnings()
+        ):  # newer releases of torch call this flag by another name, older ones do not know that
             warnings.simplefilter("ignore", FutureWarning)
-            self.engine = DistributedDataParallel(losses, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False)
+            self.engine = DistributedDataParallel(
+                losses, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False
+            )
         super().__init__(self.engine)
 
     def adding(self) -> AbstractContextManager[Any]:
@@ -121,7 +125,9 @@ def check(config: RunConfig) -> None:
     """Raises ConfigError for settings that several processes cannot share, or with which their gradients would be wrong."""
     parallel = config.parallel
     if parallel.kind not in KINDS:
-        raise ConfigError("unknown kind of parallel training", where=f"parallel.kind = {parallel.kind!r}", expected=" | ".join(KINDS))
+        raise ConfigError(
+            "unknown kind of parallel training", where=f"parallel.kind = {parallel.kind!r}", expected=" | ".join(KINDS)
+        )
     if parallel.local_loss and not parallel.gather_with_grad:
         raise ConfigError(
             "a local loss without gradient through the gather points the encoders in a wrong direction",
@@ -139,10 +145,14 @@ def check(config: RunConfig) -> None:
     heads = config.domain.loss != "none" or config.domain.classify > 0
     if world > 1 and parallel.kind == "fsdp" and (heads or config.loss.balance in ("uncertainty", "gradnorm")):
         raise ConfigError(
-            "fsdp cuts the model only, no domain heads and no learned weights", where="parallel.kind = 'fsdp'", expected="--parallel ddp"
+            "fsdp cuts the model only, no domain heads and no learned weights",
+            where="parallel.kind = 'fsdp'",
+            expected="--parallel ddp",
         )
     if world > 1 and parallel.kind == "fsdp" and config.optim.precision == "amp_fp16":
-        raise ConfigError("fsdp has no gradient scaler", where="--precision amp_fp16", expected="--precision amp_bf16 or fp32")
+        raise ConfigError(
+            "fsdp has no gradient scaler", where="--precision amp_fp16", expected="--precision amp_bf16 or fp32"
+        )
 
 
 def engine(losses: Losses, config: RunConfig) -> Engine:

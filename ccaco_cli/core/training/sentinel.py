@@ -36,8 +36,14 @@ def ended(warnings: Sequence[Warning]) -> bool:
 
 def stop(step: int, losses: Mapping[str, Tensor], norm: float) -> Warning | None:
     """The warning that ends a run, when a loss part or the gradient norm of this step is NaN or infinite."""
-    sick = [name for name, value in losses.items() if not math.isfinite(value.item())] + ([] if math.isfinite(norm) else ["gradients"])
-    return _warning(step, NOT_FINITE, f"{', '.join(sick)} not finite: training ended here, before this step") if sick else None
+    sick = [name for name, value in losses.items() if not math.isfinite(value.item())] + (
+        [] if math.isfinite(norm) else ["gradients"]
+    )
+    return (
+        _warning(step, NOT_FINITE, f"{', '.join(sick)} not finite: training ended here, before this step")
+        if sick
+        else None
+    )
 
 
 def renew(known: Sequence[Warning], found: Mapping[str, str], step: int) -> list[Warning]:
@@ -51,7 +57,11 @@ def renew(known: Sequence[Warning], found: Mapping[str, str], step: int) -> list
 
 @torch.no_grad()
 def inspect(
-    aligner: Aligner, batch: PairBatch, cross_losses: Sequence[float], chance: float | None, learns: Collection[str] = ()
+    aligner: Aligner,
+    batch: PairBatch,
+    cross_losses: Sequence[float],
+    chance: float | None,
+    learns: Collection[str] = (),
 ) -> dict[str, str]:
     """What is wrong with a model, seen on one batch in evaluation mode: kind -> sentence.
 
@@ -61,7 +71,9 @@ def inspect(
     """
     aligner.eval()
     given = zip(aligner.modalities, (batch.a, batch.b), (batch.at_a, batch.at_b), strict=True)
-    sides = [aligner.encode(m, x)[slice(len(batch.rows)) if at is None else at[: len(batch.rows)]] for m, x, at in given]
+    sides = [
+        aligner.encode(m, x)[slice(len(batch.rows)) if at is None else at[: len(batch.rows)]] for m, x, at in given
+    ]
     found: dict[str, str] = {}
     for modality, side in zip(aligner.modalities, sides, strict=True):
         if learns and modality not in learns:
@@ -91,7 +103,9 @@ def adversary(accuracies: Sequence[float]) -> dict[str, str]:
     mean = sum(accuracies) / len(accuracies) if accuracies else 0.0
     if mean < WON:
         return {}
-    return {"adversary-won": f"the domain classifier is right on {mean:.1%} of samples: the domains are not being drawn together"}
+    return {
+        "adversary-won": f"the domain classifier is right on {mean:.1%} of samples: the domains are not being drawn together"
+    }
 
 
 def _attention(aligner: Aligner, a: Encoded, b: Encoded, *, weights: bool) -> dict[str, str]:

@@ -64,7 +64,7 @@ class Saving:
     keep: int = 1
 
 
-class Run:
+class TrainingState:
     """What an unfinished run holds between its steps, and how it is saved."""
 
     def __init__(
@@ -88,7 +88,9 @@ class Run:
         self.balance = balances.build(config.loss).to(self.device)
         self.losses = step.Losses(aligner, config.loss, config.parallel, adaptation, self.balance)
         self.engine = parallel.engine(self.losses, config)
-        critics, others = ([], []) if adaptation is None else (list(adaptation.critics.parameters()), adaptation.others())
+        critics, others = (
+            ([], []) if adaptation is None else (list(adaptation.critics.parameters()), adaptation.others())
+        )
         self.parameters = [p for p in aligner.parameters() if p.requires_grad] + critics + others
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
         self.optimizer = adamw(aligner, config.optim)
@@ -145,7 +147,9 @@ class Run:
 
     def goes_on(self) -> bool:
         cursor = self.cursor
-        left = cursor.step < self.total or cursor.batch > 0  # an epoch that has begun ends with its validation, after the last step too
+        left = (
+            cursor.step < self.total or cursor.batch > 0
+        )  # an epoch that has begun ends with its validation, after the last step too
         return left and not _out_of_patience(cursor, self.config.optim.patience) and not sentinel.ended(cursor.warnings)
 
     def seconds(self) -> float:
@@ -157,7 +161,9 @@ class Run:
         self.cursor.seconds = self.seconds()
         self.began = time.perf_counter()
 
-    def judge(self, found: Mapping[str, str], figures: Mapping[str, float], oracle: Mapping[str, float] | None = None) -> None:
+    def judge(
+        self, found: Mapping[str, str], figures: Mapping[str, float], oracle: Mapping[str, float] | None = None
+    ) -> None:
         """Ends an epoch: what validation says of it (and the oracle), and whether it is the best so far."""
         cursor = self.cursor
         cursor.warnings = sentinel.renew(cursor.warnings, found, cursor.step)
@@ -189,14 +195,16 @@ class Run:
         if distributed.main():
             checkpoint.save_best(self.checkpoints, tensors, heads, name)
 
-    def answer(self, asked: interrupts.Asked) -> None:
+    def answer(self, asked: interrupts.StopSignal) -> None:
         """Between two steps: saves when it is time to, and ends the run when somebody asked for it."""
         due = 0 < self.saving.minutes * 60 <= time.perf_counter() - self.saved and distributed.main()
         code = int(distributed.all_reduce_max(asked.signal or int(due)))
         if code:
             self.save()
         if code > 1:
-            raise interrupts.ended(code, f"saved at step {self.cursor.step} of {self.total}; go on with --resume latest")
+            raise interrupts.ended(
+                code, f"saved at step {self.cursor.step} of {self.total}; go on with --resume latest"
+            )
 
     def save(self) -> None:
         """A checkpoint of this moment. All processes take part, the first one writes."""
@@ -211,7 +219,10 @@ class Run:
             self.lines.flush()
             os.fsync(self.lines.fileno())
             state = vars(self.cursor) | {"scaler": self.scaler.state_dict(), "pairs": self.generator.get_state()}
-            state |= {"balance": self.balance.state_dict(), "adaptation": {} if self.adaptation is None else self.adaptation.state_dict()}
+            state |= {
+                "balance": self.balance.state_dict(),
+                "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
+            }
             stored = self.checkpoints / "best" / weights.WEIGHTS if self.best_at == self.cursor.step else None
             checkpoint.save(self.checkpoints, tensors, optimizer, drawn, self.saving.keep, stored, **state)
 

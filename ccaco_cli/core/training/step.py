@@ -52,9 +52,15 @@ def losses(
     given, at, pairs_here = {first: batch.a, second: batch.b}, {first: batch.at_a, second: batch.at_b}, len(batch.rows)
     aligned = config.alpha > 0 or beta > 0
     with paired_rows(pairs_here):
-        own = {m: aligner.encode(m, x) for m, x in given.items() if aligned or (adaptation is not None and m in adaptation.reads)}
+        own = {
+            m: aligner.encode(m, x)
+            for m, x in given.items()
+            if aligned or (adaptation is not None and m in adaptation.reads)
+        }
     vectors = {m: x if at[m] is None else _vectors(x, x.pooled[at[m]], x.z[at[m]]) for m, x in own.items()}
-    paired = {m: together(x[:pairs_here], parallel) for m, x in vectors.items()}  # behind them lie samples without a partner
+    paired = {
+        m: together(x[:pairs_here], parallel) for m, x in vectors.items()
+    }  # behind them lie samples without a partner
     alignment = None
     if aligned:
         a, b = paired[first], paired[second]
@@ -62,7 +68,9 @@ def losses(
         alignment = Alignment(a, b, group, scale, rows=_queries(batch, parallel), vectors=aligner.config.vectors)
         if beta > 0:
             pairs = sample_pairs(a, b, alignment.group, config, generator)
-            local_a, local_b = (_chosen(aligner, m, own[m], at[m], pairs.rows, pairs_here, parallel) for m in (first, second))
+            local_a, local_b = (
+                _chosen(aligner, m, own[m], at[m], pairs.rows, pairs_here, parallel) for m in (first, second)
+            )
             alignment = replace(alignment, crossed=aligner.cross(local_a, local_b, pairs.index), pairs=pairs)
     if adaptation is None:
         return total_loss(alignment, config, beta, balance)
@@ -90,7 +98,13 @@ def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
 
 
 def _chosen(
-    aligner: Aligner, modality: str, own: Encoded, at: Tensor | None, rows: Tensor, pairs_here: int, parallel: ParallelConfig
+    aligner: Aligner,
+    modality: str,
+    own: Encoded,
+    at: Tensor | None,
+    rows: Tensor,
+    pairs_here: int,
+    parallel: ParallelConfig,
 ) -> Encoded:
     """Prepared tokens of the chosen rows of the batch of all processes.
 
@@ -151,7 +165,17 @@ class Losses(nn.Module):
         balance: Balance | None = None,
     ):
         super().__init__()
-        self.aligner, self.config, self.parallel, self.adaptation, self.balance = aligner, config, parallel, adaptation, balance
+        self.aligner, self.config, self.parallel, self.adaptation, self.balance = (
+            aligner,
+            config,
+            parallel,
+            adaptation,
+            balance,
+        )
 
-    def forward(self, batch: PairBatch, beta: float, generator: torch.Generator | None = None, progress: float = 0.0) -> dict[str, Tensor]:
-        return losses(self.aligner, batch, self.config, beta, generator, self.adaptation, progress, self.balance, self.parallel)
+    def forward(
+        self, batch: PairBatch, beta: float, generator: torch.Generator | None = None, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        return losses(
+            self.aligner, batch, self.config, beta, generator, self.adaptation, progress, self.balance, self.parallel
+        )

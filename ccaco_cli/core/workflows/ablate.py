@@ -24,11 +24,11 @@ from ccaco_cli.core.errors import CcacoError, Interrupted, ManifestError
 from ccaco_cli.core.experiments import ensemble as ensembles
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.grid import Cell, digest, plan
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.reporting import comparison, report_tables
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Row
-from ccaco_cli.core.types import OnProgress, silent
+from ccaco_cli.core.types import OnProgress, no_progress
 from ccaco_cli.core.workflows.train import train
 
 FAILED = "failed.json"
@@ -57,7 +57,7 @@ class Ablation:
 
 
 def ablate(
-    asked: Asked,
+    asked: TrainRequest,
     arms: Sequence[str],
     seeds: int,
     folder: Path,
@@ -68,7 +68,7 @@ def ablate(
     ensemble: int = 0,
     jobs: int = 1,
     data_root: Path = Path("data"),
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Ablation:
     """Trains every arm with every seed on the same data and budget; of arms with equal settings, the first.
 
@@ -82,12 +82,12 @@ def ablate(
                evaluation pool or selection rule; an ensemble of more seeds than there are, or of no arm
     """
     with distributed.process_group(asked.device, asked.timeout):
-        tell = on_progress if distributed.main() else silent
+        tell = on_progress if distributed.main() else no_progress
         return _ablate(asked, arms, seeds, folder, grid, metric, reference, ensemble, jobs, data_root, tell)
 
 
 def _ablate(
-    asked: Asked,
+    asked: TrainRequest,
     arms: Sequence[str],
     seeds: int,
     folder: Path,
@@ -100,7 +100,9 @@ def _ablate(
     on_progress: OnProgress,
 ) -> Ablation:
     data = distributed.main_process_first(lambda: shards.open(prepared(asked.dataset, data_root, on_progress)))
-    planned = distributed.main_process_first(lambda: plan(asked, arms, seeds, data, grid or {}, metric, reference, ensemble))
+    planned = distributed.main_process_first(
+        lambda: plan(asked, arms, seeds, data, grid or {}, metric, reference, ensemble)
+    )
     cells = planned.cells
     with lock.held(folder, "ablation") if distributed.main() else nullcontext():
         left = [cell for cell in cells if not _finished(folder / cell.name, cell, data)]
@@ -120,7 +122,9 @@ def _ablate(
         if not distributed.main():
             raise distributed.Leaves(0)
         failures |= {
-            cell.name: _failure(folder / cell.name) for cell in left if cell not in mine and not manifest.exists(folder / cell.name)
+            cell.name: _failure(folder / cell.name)
+            for cell in left
+            if cell not in mine and not manifest.exists(folder / cell.name)
         }
         split = "test" if "test" in data.splits else "val"
         whole = [cell for cell in cells if cell.name not in failures]
@@ -129,11 +133,15 @@ def _ablate(
             if ensembles.adds(cell.config):
                 by_seed.setdefault(cell.label, {})[cell.seed] = folder / cell.name
         with distributed.single_process():
-            added = ensembles.score_all(by_seed, ensemble, data, split, folder, device=asked.device, on_progress=on_progress)
+            added = ensembles.score_all(
+                by_seed, ensemble, data, split, folder, device=asked.device, on_progress=on_progress
+            )
         _complete(folder, cells, failures, data, added)
         done = [folder / cell.name for cell in whole]
         runs = results.find([folder]) if done else []
-        table = comparison.arms(runs, split=split, metric=metric, reference=planned.reference, failed=results.failures([folder]))
+        table = comparison.arms(
+            runs, split=split, metric=metric, reference=planned.reference, failed=results.failures([folder])
+        )
         told = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
         return Ablation(table, report_tables.rows([*done, *added], split=split), told, planned.equal)
 
@@ -152,7 +160,10 @@ def _finished(path: Path, cell: Cell, data: PairData) -> bool:
         found = manifest.open(path, kind="run")
     except ManifestError:
         return False
-    return digest(found.config) == digest(asdict(cell.config)) and found.inputs["dataset"]["sha256"] == data.manifest.sha256
+    return (
+        digest(found.config) == digest(asdict(cell.config))
+        and found.inputs["dataset"]["sha256"] == data.manifest.sha256
+    )
 
 
 def _begin(folder: Path, left: Sequence[Cell], data: PairData) -> None:
@@ -163,13 +174,17 @@ def _begin(folder: Path, left: Sequence[Cell], data: PairData) -> None:
     for cell in left:
         path = folder / cell.name
         config = path / "config.toml"
-        interrupted = config.is_file() and config.read_text("utf-8") == configs.to_toml(cell.config) and not (path / FAILED).exists()
+        interrupted = (
+            config.is_file()
+            and config.read_text("utf-8") == configs.to_toml(cell.config)
+            and not (path / FAILED).exists()
+        )
         if not (same and interrupted) or manifest.exists(path):
             shutil.rmtree(path, ignore_errors=True)
     manifest.write_bytes(note, data.manifest.sha256.encode())
 
 
-def _train(cell: Cell, path: Path, data_root: Path, on_progress: OnProgress = silent) -> str:
+def _train(cell: Cell, path: Path, data_root: Path, on_progress: OnProgress = no_progress) -> str:
     """Trains one cell; returns what went wrong, and "" when nothing did."""
     try:
         train(cell.asked, path, resume=True, data_root=data_root, on_progress=on_progress)
@@ -180,7 +195,9 @@ def _train(cell: Cell, path: Path, data_root: Path, on_progress: OnProgress = si
     return ""
 
 
-def _in_turn(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, _: Sequence[Place]) -> Iterator[tuple[str, str]]:
+def _in_turn(
+    cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, _: Sequence[Place]
+) -> Iterator[tuple[str, str]]:
     for cell in cells:
         error = _train(cell, folder / cell.name, data_root, clock.started(cell))
         clock.ended(cell)
@@ -188,7 +205,9 @@ def _in_turn(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock
             yield cell.name, error
 
 
-def _in_parallel(cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, places: Sequence[Place]) -> Iterator[tuple[str, str]]:
+def _in_parallel(
+    cells: Sequence[Cell], folder: Path, data_root: Path, clock: _Clock, places: Sequence[Place]
+) -> Iterator[tuple[str, str]]:
     """One process a place."""
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     free = context.SimpleQueue()
@@ -238,15 +257,29 @@ def _places(device: str, jobs: int) -> list[Place]:
     return [{runtime.THREADS: str(max(1, runtime.cores() // jobs))}] * jobs
 
 
-def _complete(folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData, added: Sequence[Path]) -> None:
+def _complete(
+    folder: Path, cells: Sequence[Cell], failures: Mapping[str, str], data: PairData, added: Sequence[Path]
+) -> None:
     listed = []
     for cell in cells:
-        about = {"name": cell.name, "label": cell.label, "arm": cell.config.arm, "seed": cell.seed, "config": digest(asdict(cell.config))}
+        about = {
+            "name": cell.name,
+            "label": cell.label,
+            "arm": cell.config.arm,
+            "seed": cell.seed,
+            "config": digest(asdict(cell.config)),
+        }
         error = failures.get(cell.name)
         outcome = {"error": error} if error else {"run": manifest.open(folder / cell.name, kind="run").sha256}
         listed.append(about | outcome)
     files = [manifest.file_entry(folder, file) for file in added]
-    manifest.write(folder, "ablation", facts={"dataset": data.name, "cells": listed}, inputs={"dataset": data.manifest}, files=files)
+    manifest.write(
+        folder,
+        "ablation",
+        facts={"dataset": data.name, "cells": listed},
+        inputs={"dataset": data.manifest},
+        files=files,
+    )
 
 
 class _Clock:
@@ -268,7 +301,9 @@ class _Clock:
 
         def tell(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
             share = done / total if total and "what" not in facts else 0.0  # only training itself has no name
-            self.tell(done, total, {**facts, "cell": f"{cell.name} ({number} of {self.total})", **self._left(cell, share)})
+            self.tell(
+                done, total, {**facts, "cell": f"{cell.name} ({number} of {self.total})", **self._left(cell, share)}
+            )
 
         return tell
 

@@ -20,8 +20,8 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.columns import columns
-from ccaco_cli.core.encoding.encode import encode, narrowed
-from ccaco_cli.core.encoding.token_cache import shrunk
+from ccaco_cli.core.encoding.encode import encode, reduced_precision
+from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
@@ -31,7 +31,7 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
-from ccaco_cli.core.types import Encoded, OnProgress, silent
+from ccaco_cli.core.types import Encoded, OnProgress, no_progress
 
 SHARD, ITEMS = 8192, 1024
 """Items of a shard of vectors, and of a part of an index's captions and thumbnails: what is in memory at once."""
@@ -55,7 +55,7 @@ def embed(
     shard: int = SHARD,
     rebuild: bool = False,
     verify: str = manifest.QUICK,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Embeds both modalities of a split with the best model of a run.
 
@@ -77,7 +77,7 @@ def embed(
     dtype = runtime.encoding(precision, runtime.device(device))
     made = {"split": split, "shard": shard, "precision": str(dtype).removeprefix("torch.")}
     with distributed.process_group(device):
-        tell = on_progress if distributed.main() else silent
+        tell = on_progress if distributed.main() else no_progress
         aligner, towers, config, found = distributed.main_process_first(lambda: load_run(run, device, manifest.FULL))
         data = distributed.main_process_first(lambda: shards.open(prepared(dataset, data_root, tell), verify))
         distributed.main_process_only(lambda: _check(found, data, index, rebuild))
@@ -88,11 +88,17 @@ def embed(
             local = index is not None and config.loss.beta > 0 and store_tokens != "none"
             there = distributed.main_process_only(lambda: _complete(out, inputs, made))
             with _begun(index) if index is not None and distributed.main() else nullcontext() as place:
-                with narrowed(aligner, dtype):
+                with reduced_precision(aligner, dtype):
                     for modality, column in sides.items():
                         grid = _grid(towers[modality], config, modality) if store_grid else None
-                        look = partial(encode, aligner, modality, column, grid=grid, most=store_grid, share=True, local=local)
-                        with token_store.Writer(place.temp / modality, store_tokens) if place and local else nullcontext() as kept:
+                        look = partial(
+                            encode, aligner, modality, column, grid=grid, most=store_grid, share=True, local=local
+                        )
+                        with (
+                            token_store.Writer(place.temp / modality, store_tokens)
+                            if place and local
+                            else nullcontext() as kept
+                        ):
                             _encode_shards(out, modality, part, column, look, local, kept, shard, tell)
                 if not distributed.main():
                     raise distributed.Leaves(0)
@@ -112,13 +118,22 @@ def _check(run: Manifest, data: PairData, index: Path | None, rebuild: bool) -> 
         raise DataError("something else is there already", where=index, expected="a new name", next="another --index")
     manifest.open(index, kind="index")
     if not rebuild:
-        raise DataError("an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild")
+        raise DataError(
+            "an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild"
+        )
 
 
 def _finish(
-    out: Path, data: PairData, config: RunConfig, sides: Mapping[str, Column], inputs: Mapping[str, Manifest], made: Mapping[str, Any]
+    out: Path,
+    data: PairData,
+    config: RunConfig,
+    sides: Mapping[str, Column],
+    inputs: Mapping[str, Manifest],
+    made: Mapping[str, Any],
 ) -> Manifest:
-    files = [manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")]
+    files = [
+        manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")
+    ]
     facts = {
         **made,
         "modalities": list(data.modalities),
@@ -168,13 +183,21 @@ def _build(
 ) -> Manifest:
     """An index whose tokens are written, or the next generation of one: beside the old, which readers keep until they end."""
     root, temp, name = place.root, place.temp, place.name
-    z = {m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{SHORT.get(m, m)}_emb")]) for m in sides}
+    z = {
+        m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{SHORT.get(m, m)}_emb")])
+        for m in sides
+    }
     storage: dict[str, Any] = {}
     for modality, column in sides.items():
         starts = range(0, len(column.row), ITEMS)
-        items = (_items(part, modality, column, np.arange(len(column.row))[first : first + ITEMS], thumbnails=True) for first in starts)
+        items = (
+            _items(part, modality, column, np.arange(len(column.row))[first : first + ITEMS], thumbnails=True)
+            for first in starts
+        )
         queries = z[next(m for m in sides if m != modality)]
-        storage[modality] = indexes.write_side(temp / modality, z[modality], items, store=store, kind=kind, queries=queries)
+        storage[modality] = indexes.write_side(
+            temp / modality, z[modality], items, store=store, kind=kind, queries=queries
+        )
         fault.point("index.side")
     indexes.save_model(temp / "model", *model)
     samples = list(part.captions[:64]) if "text" in sides else []
@@ -197,7 +220,7 @@ def _build(
 def _grid(tower: Tower, config: RunConfig, modality: str) -> tuple[int, int] | None:
     """The patch grid of a column's tokens: what a cache keeps of a locked tower's, the tower's own else."""
     settings = config.model.tower(modality)
-    return shrunk(tower.grid, settings.cache_tokens) if tower.grid and settings.lock else tower.grid
+    return pooled_grid(tower.grid, settings.cache_tokens) if tower.grid and settings.lock else tower.grid
 
 
 def _complete(out: Path, inputs: Mapping[str, Manifest], made: Mapping[str, Any]) -> Manifest | None:
@@ -207,7 +230,9 @@ def _complete(out: Path, inputs: Mapping[str, Manifest], made: Mapping[str, Any]
     manifest.sweep(out)
     filled = out.exists() and any(out.iterdir())  # a folder without anything may be what a kill left before its note
     if filled and (not note.exists() or note.read_text("utf-8") != manifest.json_text(mine)):
-        raise DataError("other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}")
+        raise DataError(
+            "other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}"
+        )
     manifest.write_bytes(note, manifest.json_text(mine).encode())
     return manifest.open(out, kind="embeddings") if manifest.exists(out) else None
 
@@ -251,7 +276,9 @@ def _write_shard(vectors: Path, modality: str, part: Split, column: Column, item
     metadata = "metadata" if modality != "text" else "text_metadata"
     table, rows = io.BytesIO(), io.BytesIO()
     pq.write_table(pa.table(_items(part, modality, column, items, thumbnails=False)), rows)
-    manifest.write_bytes(vectors.parents[1] / metadata / f"{metadata}_{vectors.stem.rpartition('_')[2]}.parquet", rows.getbuffer())
+    manifest.write_bytes(
+        vectors.parents[1] / metadata / f"{metadata}_{vectors.stem.rpartition('_')[2]}.parquet", rows.getbuffer()
+    )
     np.save(table, z.numpy().astype(np.float16))
     fault.point("embed.metadata")
     manifest.write_bytes(vectors, table.getbuffer())
@@ -266,7 +293,10 @@ def _items(part: Split, modality: str, column: Column, items: Any, *, thumbnails
         return found | {"text": [captions[i] for i in items]}
     start = part.caption_start
     # what has no caption goes by the name of its class
-    found["text"] = [captions[start[r] : start[r + 1]] or [part.labels[label] for label in part.label[[r]] if label >= 0] for r in rows]
+    found["text"] = [
+        captions[start[r] : start[r + 1]] or [part.labels[label] for label in part.label[[r]] if label >= 0]
+        for r in rows
+    ]
     if thumbnails:
         found["thumbnail"] = [indexes.thumbnail(modality, data) for data in part.media(modality, rows)]
     return found

@@ -24,7 +24,11 @@ def summary(found: Manifest) -> list[dict[str, object]]:
     measured = list(dict.fromkeys(name for part in told.values() for name in part if name != "rejects"))
     rows: list[dict[str, object]] = []
     for split, counts in found.facts["splits"].items():
-        spreads = {f"{name}_{part}": told[split].get(name, {}).get(part) for name in measured for part in ("min", "mean", "max")}
+        spreads = {
+            f"{name}_{part}": told[split].get(name, {}).get(part)
+            for name in measured
+            for part in ("min", "mean", "max")
+        }
         reasons = [f"{reason} {count}" for reason, count in told[split]["rejects"].items()]
         rows.append({"split": split, **counts, **spreads, "reasons": reasons, "protocol": found.facts["protocol"]})
     return rows
@@ -34,8 +38,12 @@ def notes(found: Manifest) -> list[str]:
     """What a person should know of a data set before training on it."""
     lines = []
     if leaks := found.facts["leakage"]:
-        lines.append(f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {found.path / LEAKAGE}")
+        lines.append(
+            f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {found.path / LEAKAGE}"
+        )
     if rejects := found.facts["rejects"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
-        lines.append(f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {found.path / REJECTS}")
+        lines.append(
+            f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {found.path / REJECTS}"
+        )
     return lines

@@ -11,7 +11,7 @@ from ccaco_cli.core.data.domains import SOURCE_TEST
 from ccaco_cli.core.errors import ConfigError, GateError
 from ccaco_cli.core.evaluation.significance import BETTER, WORSE
 from ccaco_cli.core.reporting import comparison
-from ccaco_cli.core.reporting.report_tables import Asked, rows
+from ccaco_cli.core.reporting.report_tables import ReportRequest, rows
 from ccaco_cli.core.scoring import results
 
 _GATE = re.compile(r"\s*([\w@:./-]+)\s*(<=|>=|<|>|==)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -30,7 +30,7 @@ def runs_of(path: Path) -> list[Path]:
     return [run.path for run in results.find([path])]
 
 
-def broken(asked: Asked, gates: Iterable[str]) -> list[str]:
+def broken(asked: ReportRequest, gates: Iterable[str]) -> list[str]:
     """The conditions that hold, as lines to print: ``text_to_image_R@1<0.40`` (for any run; NaN fails every gate), or
     ``ccaco not better than clip on text_to_image_R@1`` (arms by name over their common seeds, or two runs by name).
 
@@ -66,7 +66,9 @@ def failed(table: Sequence[Mapping[str, object]], gate: str) -> list[str]:
     return lines
 
 
-def _claimed(asked: Asked, gate: str, name: str, no: str | None, word: str, reference: str, metric: str) -> list[str]:
+def _claimed(
+    asked: ReportRequest, gate: str, name: str, no: str | None, word: str, reference: str, metric: str
+) -> list[str]:
     try:
         verdicts = comparison.claim(results.find(asked.paths), name, reference, metric, asked.split)
     except ConfigError as error:

@@ -57,7 +57,10 @@ def test_materials_sound_and_look_unlike() -> None:
         spectrum = np.abs(np.fft.rfft(bounces.waveform(ball)))
         sounds.append(spectrum / np.linalg.norm(spectrum))
         looks.append(next(bounces.pictures(ball)).astype(float).ravel() / 255)
-    for table in (np.array(sounds) @ np.array(sounds).T, 1 - np.linalg.norm(np.array(looks)[:, None] - np.array(looks)[None], axis=-1) / 3):
+    for table in (
+        np.array(sounds) @ np.array(sounds).T,
+        1 - np.linalg.norm(np.array(looks)[:, None] - np.array(looks)[None], axis=-1) / 3,
+    ):
         assert table[~np.eye(len(table), dtype=bool)].max() < 0.95
 
 

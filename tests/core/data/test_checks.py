@@ -62,7 +62,9 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (4, 4), c) for c in ((255, 0, 0), (0, 0, 255))]
     for kind in ("GIF", "WEBP", "PNG"):
-        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {}))
+        data = encode(
+            frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+        )
         assert colour(data) == (255, 0, 0), kind
 
 
@@ -164,7 +166,9 @@ def test_media_without_a_check_are_kept_as_they_are_and_need_no_caption() -> Non
 
 def test_both_tracks_of_a_film_are_checked() -> None:
     data = film(samples=tone(1.0, 16_000))
-    found = check(PairRecord("x", "x", "train", {"video": data, "audio": data}, meta={"n": 1}), Rules(None, ("video", "audio")))
+    found = check(
+        PairRecord("x", "x", "train", {"video": data, "audio": data}, meta={"n": 1}), Rules(None, ("video", "audio"))
+    )
     assert (
         isinstance(found, Passed)
         and found.measures["width"] == 32
@@ -193,5 +197,7 @@ def test_a_large_jpeg_is_decoded_smaller_when_less_is_enough() -> None:
         whole, scaled = decode_image(out.getvalue()), decode_image(out.getvalue(), 200)
         assert whole.size == (1200, 900)
         assert scaled.size == wanted, "never below what was asked for"
-        one, other = (np.asarray(picture.resize((133, 100), Image.Resampling.BICUBIC), np.float64) for picture in (whole, scaled))
+        one, other = (
+            np.asarray(picture.resize((133, 100), Image.Resampling.BICUBIC), np.float64) for picture in (whole, scaled)
+        )
         assert np.abs(one - other).mean() < 1.0, "of 255"

@@ -34,7 +34,12 @@ def test_odd_rates_and_channels(rate: int, channels: int) -> None:
     data = sound(tone(0.5, rate, channels=channels), rate)
     heard = Clip(data).samples(16_000)
     assert len(heard) == pytest.approx(8_000, abs=20) and loudest(heard, 16_000) == pytest.approx(500, abs=3)
-    assert check("audio", data).facts == {"seconds": pytest.approx(0.5, abs=0.01), "rate": rate, "channels": channels, "silent": False}
+    assert check("audio", data).facts == {
+        "seconds": pytest.approx(0.5, abs=0.01),
+        "rate": rate,
+        "channels": channels,
+        "silent": False,
+    }
 
 
 def test_two_channels_are_mixed_not_chosen_from() -> None:
@@ -54,7 +59,12 @@ def test_a_sound_is_cut_but_never_filled_up() -> None:
 
 def test_samples_that_are_no_numbers() -> None:
     values = np.array([0.1, np.nan, np.inf, -0.1] * 400, "<f4").tobytes()
-    header = b"RIFF" + struct.pack("<I", 36 + len(values)) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 3, 1, 16_000, 64_000, 4, 32)
+    header = (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(values))
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 3, 1, 16_000, 64_000, 4, 32)
+    )
     data = header + b"data" + struct.pack("<I", len(values)) + values
     assert np.isfinite(Clip(data).samples(16_000)).all()
     with pytest.raises(DataError, match="not finite"):

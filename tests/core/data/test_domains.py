@@ -22,17 +22,30 @@ def make(tmp_path: Path) -> Make:
         """Rows of (split, domain, label); captions name their row; no captions in domain ``bare``."""
         records = [
             PairRecord(
-                f"id{i}", f"g{i}", split, {"smell": b"%d" % i}, [] if domain == "bare" else [f"{i}.0", f"{i}.1"], domain, label, f"f{i % 2}"
+                f"id{i}",
+                f"g{i}",
+                split,
+                {"smell": b"%d" % i},
+                [] if domain == "bare" else [f"{i}.0", f"{i}.1"],
+                domain,
+                label,
+                f"f{i % 2}",
             )
             for i, (split, domain, label) in enumerate(rows)
         ]
-        shards.write(records, tmp_path / "d", name="toy", modalities=("smell", "text"), workers=0, unpaired=("bare",), **more)
+        shards.write(
+            records, tmp_path / "d", name="toy", modalities=("smell", "text"), workers=0, unpaired=("bare",), **more
+        )
         return shards.open(tmp_path / "d")
 
     return written
 
 
-ROWS = [(s, d, label) for s in ("train", "val", "test") for d, label in (("a", "x"), ("t", "z"), ("b", "y"), ("t", "x"), ("a", "y"))]
+ROWS = [
+    (s, d, label)
+    for s in ("train", "val", "test")
+    for d, label in (("a", "x"), ("t", "z"), ("b", "y"), ("t", "x"), ("a", "y"))
+]
 TARGET = DomainConfig(target="t")
 
 
@@ -84,7 +97,9 @@ def test_caches_of_different_rows_have_different_names(make: Make) -> None:
 
 
 def test_a_target_without_captions(make: Make) -> None:
-    view = across(make([(s, d, "") for s in ("train", "val", "test") for d in ("a", "bare", "a")]), DomainConfig(target="bare"))
+    view = across(
+        make([(s, d, "") for s in ("train", "val", "test") for d in ("a", "bare", "a")]), DomainConfig(target="bare")
+    )
     assert view.splits == ("train", "val", "test-source"), "what has no captions cannot be scored"
     assert len(unpaired_rows(view.split("train"))) == 1
 
@@ -99,11 +114,31 @@ def test_a_target_without_captions(make: Make) -> None:
         (ROWS, {"sources": "a"}, "no target domain"),
         (ROWS, {"oracle": True}, "no target domain"),
         ([(s, "a", "") for s in ("train", "val")], {"target": "a"}, "one domain only"),
-        ([("train", "a", ""), ("val", "a", ""), ("test", "t", "")], {"target": "t"}, "one domain only|no training samples of the target"),
-        ([("train", "a", ""), ("train", "b", ""), ("test", "t", "")], {"target": "t"}, "no training samples of the target domain: t"),
-        ([("train", "a", ""), ("train", "t", ""), ("val", "t", "")], {"target": "t"}, "no samples of the source domains in val"),
-        ([("train", "a", ""), ("train", "bare", ""), ("val", "a", "")], {}, "1 training samples have no caption.*--target-domain NAME"),
-        ([("train", d, "") for d in ("a", "bare", "t")] + [("val", "a", "")], {"target": "t"}, "no caption: domain 'bare'"),
+        (
+            [("train", "a", ""), ("val", "a", ""), ("test", "t", "")],
+            {"target": "t"},
+            "one domain only|no training samples of the target",
+        ),
+        (
+            [("train", "a", ""), ("train", "b", ""), ("test", "t", "")],
+            {"target": "t"},
+            "no training samples of the target domain: t",
+        ),
+        (
+            [("train", "a", ""), ("train", "t", ""), ("val", "t", "")],
+            {"target": "t"},
+            "no samples of the source domains in val",
+        ),
+        (
+            [("train", "a", ""), ("train", "bare", ""), ("val", "a", "")],
+            {},
+            "1 training samples have no caption.*--target-domain NAME",
+        ),
+        (
+            [("train", d, "") for d in ("a", "bare", "t")] + [("val", "a", "")],
+            {"target": "t"},
+            "no caption: domain 'bare'",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(make: Make, rows: list[Any], settings: dict[str, Any], words: str) -> None:

@@ -163,7 +163,9 @@ def test_items_without_a_partner_come_behind_the_pairs_and_apart_from_one_anothe
         assert np.unique(drawn, return_counts=True)[1].tolist() == [4] * 6, "none comes again before all have come"
         for (rows, items_a, items_b), (rows_, a_, b_) in zip(plan.epoch(number), alone.epoch(number), strict=True):
             assert len(rows) == 8 and len(items_a) == len(items_b) == 16
-            assert (rows == rows_).all() and (items_a[:8] == a_).all() and (items_b[:8] == b_).all(), "the pairs are what they were"
+            assert (rows == rows_).all() and (items_a[:8] == a_).all() and (items_b[:8] == b_).all(), (
+                "the pairs are what they were"
+            )
             assert set(items_a[8:]) <= set(lone_a) and set(items_b[8:]) <= set(lone_b)
             together |= bool((a.row[items_a[8:]] == b.row[items_b[8:]]).all())
     assert not together

@@ -36,14 +36,20 @@ def split(tmp_path: Path) -> Split:
 
 def test_padded() -> None:
     found = padded([torch.ones(2, 3, dtype=torch.uint8), torch.full((4, 3), 7, dtype=torch.uint8)])
-    assert found["values"].shape == (2, 4, 3) and found["values"].dtype == torch.uint8 and found["values"][0, 2:].sum() == 0
+    assert (
+        found["values"].shape == (2, 4, 3)
+        and found["values"].dtype == torch.uint8
+        and found["values"][0, 2:].sum() == 0
+    )
     assert found["mask"].tolist() == [[True, True, False, False], [True] * 4]
 
 
 def test_clips_are_decoded_once_and_equal_those_decoded_on_the_fly(split: Split, tmp_path: Path) -> None:
     Grey.calls = 0
     told: list[Any] = []
-    column = ClipColumn(split, "video", Grey(), tmp_path / "cache", lambda done, total, facts: told.append((done, total, facts["what"])))
+    column = ClipColumn(
+        split, "video", Grey(), tmp_path / "cache", lambda done, total, facts: told.append((done, total, facts["what"]))
+    )
     assert Grey.calls == 3 and told == [(3, 3, "video of train")] and column.length.tolist() == [8, 2, 16]
     again = ClipColumn(split, "video", Grey(), tmp_path / "cache")
     assert Grey.calls == 3, "read, not made again"

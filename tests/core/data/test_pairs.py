@@ -64,7 +64,11 @@ def test_pickling_carries_no_media_and_no_texts(data: shards.PairData) -> None:
     packed = pickle.dumps(train)
     assert b"sound 1" not in packed and b"2.2" not in packed
     again = pickle.loads(packed)
-    assert again.media("raw", [0]) == [b"sound 1"] and again.captions == train.captions and again.group.tolist() == [0, 1, 0]
+    assert (
+        again.media("raw", [0]) == [b"sound 1"]
+        and again.captions == train.captions
+        and again.group.tolist() == [0, 1, 0]
+    )
 
 
 def test_what_is_not_there(data: shards.PairData, tmp_path: Path) -> None:

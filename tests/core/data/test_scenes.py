@@ -57,7 +57,9 @@ def parse(caption):
             claim["pose"] = after.pop(0)
         claims.append(claim)
         between.append(" ".join(w for w in chunk.split()[len(words) - len(after) :] if w != "is"))
-    ways = [(r, i) for r, both in RELATIONS.items() for i, phrases in enumerate(both) if between and between[0] in phrases]
+    ways = [
+        (r, i) for r, both in RELATIONS.items() for i, phrases in enumerate(both) if between and between[0] in phrases
+    ]
     return claims, ways[0] if ways else None, place
 
 
@@ -65,7 +67,11 @@ def holds(claims, facts):
     """Index of the thing that each claim is true of; None when a claim is false."""
     nouns = {fact["noun"]: i for i, fact in enumerate(facts)}
     found = [nouns.get(claim["noun"]) for claim in claims]
-    return found if all(i is not None and claim.items() <= facts[i].items() for i, claim in zip(found, claims, strict=True)) else None
+    return (
+        found
+        if all(i is not None and claim.items() <= facts[i].items() for i, claim in zip(found, claims, strict=True))
+        else None
+    )
 
 
 def test_synonyms_mean_one_thing_each():
@@ -95,7 +101,9 @@ def test_every_claim_of_every_caption_is_true(records):
                 name, inverse = relation
                 assert name == record.meta["relation"], caption
                 # "next to" reads the same both ways, so either order is true of it.
-                assert found[:2] == ([1, 0] if inverse else [0, 1]) or (name == "next" and set(found[:2]) == {0, 1}), caption
+                assert found[:2] == ([1, 0] if inverse else [0, 1]) or (name == "next" and set(found[:2]) == {0, 1}), (
+                    caption
+                )
             else:
                 assert relation is None and len(found) in (1, 2), caption
 
@@ -173,7 +181,9 @@ def test_twins_differ_in_exactly_the_binding(records):
             assert sorted(true.replace("an ", "a ").split()) == sorted(false.replace("an ", "a ").split())
             claims, (relation, inverse), _ = parse(false)
             found = holds(claims, first.meta["facts"])
-            assert found is None or (kind == "role" and found[:2] == ([0, 1] if inverse else [1, 0]) and relation != "next"), false
+            assert found is None or (
+                kind == "role" and found[:2] == ([0, 1] if inverse else [1, 0]) and relation != "next"
+            ), false
     assert {kind for split, kind in kinds} == {"role", "colour", "shape"}
     assert all(kinds[split, kind] >= 12 for split in COUNTS for kind in ("role", "colour", "shape"))
     share = {s: sum(bool(r.family) for r in records if r.split == s) / COUNTS[s]["colour"] for s in COUNTS}
@@ -182,7 +192,10 @@ def test_twins_differ_in_exactly_the_binding(records):
 
 
 def test_held_out_pairs_are_seen_in_test_only(records):
-    pairs = {split: {(f["noun"], f["colour"]) for r in records if r.split == split for f in r.meta["facts"]} for split in COUNTS}
+    pairs = {
+        split: {(f["noun"], f["colour"]) for r in records if r.split == split for f in r.meta["facts"]}
+        for split in COUNTS
+    }
     assert not pairs["train"] & scenes.HELD_OUT
     assert not pairs["val"] & scenes.HELD_OUT
     assert pairs["test"] >= scenes.HELD_OUT
@@ -204,13 +217,17 @@ def test_full_captions_nearly_name_their_picture(records):
         claims, relation, place = parse(caption)
         for record in gallery:
             found = holds(claims, record.meta["facts"])
-            related = relation is None or (found and relation[0] == record.meta["relation"] and set(found[:2]) == {0, 1})
+            related = relation is None or (
+                found and relation[0] == record.meta["relation"] and set(found[:2]) == {0, 1}
+            )
             yield bool(found and related and place in (None, record.meta["place"]))
 
     asked = random.Random(0).sample(gallery, 40)
     full = [sum(fits(c)) for a in asked for c in a.captions[:3]]
     part = [sum(fits(c)) for a in asked for c in a.captions[3:]]
-    print(f"pictures that a caption is true of: full {np.mean(full):.2f}, partial median {np.median(part):.0f}, mean {np.mean(part):.1f}")
+    print(
+        f"pictures that a caption is true of: full {np.mean(full):.2f}, partial median {np.median(part):.0f}, mean {np.mean(part):.1f}"
+    )
     assert min(full) >= 1
     assert np.mean(full) < 2.5
     assert np.median(part) <= 5
@@ -219,7 +236,9 @@ def test_full_captions_nearly_name_their_picture(records):
 def digest(records):
     sha = hashlib.sha256()
     for record in records:
-        sha.update(repr((record.id, record.captions, record.family, dict(record.meta))).encode() + record.media["image"]())
+        sha.update(
+            repr((record.id, record.captions, record.family, dict(record.meta))).encode() + record.media["image"]()
+        )
     return sha.hexdigest()
 
 
@@ -236,7 +255,9 @@ def test_same_bytes_in_another_process():
         "print(sha.hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert other == digest(records)
     assert other != digest(scenes.records("s", counts, seed=4, size=64, limit=None))
 
@@ -248,7 +269,11 @@ def test_a_split_does_not_depend_on_how_much_is_asked_for(records):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
 def test_limit_keeps_families_whole(limit):
-    found = list(scenes.records("s", {"test": {"colour": 100}, "val": {"colour": 60, "sketch": 40}}, seed=0, size=64, limit=limit))
+    found = list(
+        scenes.records(
+            "s", {"test": {"colour": 100}, "val": {"colour": 60, "sketch": 40}}, seed=0, size=64, limit=limit
+        )
+    )
     for split in ("test", "val"):
         here = [r for r in found if r.split == split]
         assert max(1, limit - 2) <= len(here) <= limit

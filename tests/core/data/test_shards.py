@@ -38,11 +38,19 @@ def picture(seed: int) -> bytes:
 def records(n: int = 50, bad: tuple[int, ...] = ()) -> Iterator[PairRecord]:
     for i in range(n):
         image = b"broken" if i in bad else partial(picture, i)
-        yield PairRecord(f"id{i}", f"g{i // 2}", "test" if i % 5 == 4 else "train", {"image": image}, [f"caption  {i}", "b"])
+        yield PairRecord(
+            f"id{i}", f"g{i // 2}", "test" if i % 5 == 4 else "train", {"image": image}, [f"caption  {i}", "b"]
+        )
 
 
 def write(out: Path, source: Any, **more: Any) -> manifest.Manifest:
-    settings: dict[str, Any] = {"name": "toy", "modalities": PAIR, "workers": 0, "rows_per_shard": 8, "max_rejects": 0.05}
+    settings: dict[str, Any] = {
+        "name": "toy",
+        "modalities": PAIR,
+        "workers": 0,
+        "rows_per_shard": 8,
+        "max_rejects": 0.05,
+    }
     return shards.write(source, out, **settings | more)
 
 
@@ -53,7 +61,11 @@ def leftovers(folder: Path) -> set[str]:
 def test_counts_files_and_rows(tmp_path: Path) -> None:
     told: list[tuple[int, int | None, int]] = []
     made = write(
-        tmp_path / "d", records(bad=(3,)), facts={"protocol": "p"}, total=50, on_progress=lambda d, t, f: told.append((d, t, f["rejects"]))
+        tmp_path / "d",
+        records(bad=(3,)),
+        facts={"protocol": "p"},
+        total=50,
+        on_progress=lambda d, t, f: told.append((d, t, f["rejects"])),
     )
     assert made.facts["protocol"] == "p" and made.facts["modalities"] == ["image", "text"]
     in_train = {i // 2 for i in range(50) if i % 5 != 4 and i != 3}
@@ -114,7 +126,9 @@ def slow():
 if __name__ == "__main__":
     helpers.write(Path({str(tmp_path / "b")!r}), slow(), workers=0)
 """)
-    running = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    running = subprocess.Popen(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    )
     partial_folder = tmp_path / ".b.partial"
     waited = time.monotonic() + 60
     while not (partial_folder / "train-00003.json").exists() and time.monotonic() < waited and running.poll() is None:
@@ -131,7 +145,8 @@ if __name__ == "__main__":
         for record in records(60, bad=(1, 30)):
             media = record.media["image"]
             yield PairRecord(
-                **{f: getattr(record, f) for f in ("id", "group", "split", "captions")}, media={"image": noting(made, record.id, media)}
+                **{f: getattr(record, f) for f in ("id", "group", "split", "captions")},
+                media={"image": noting(made, record.id, media)},
             )
 
     again = write(tmp_path / "b", watched())
@@ -191,14 +206,19 @@ def test_refuses_what_is_there(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    with filelock.FileLock(tmp_path / ".d.lock"), pytest.raises(DataError, match="another process is writing this data set"):
+    with (
+        filelock.FileLock(tmp_path / ".d.lock"),
+        pytest.raises(DataError, match="another process is writing this data set"),
+    ):
         write(tmp_path / "d", records())
     write(tmp_path / "d", records())
 
 
 def test_too_many_rejects_stop_and_the_mended_source_is_read_again(tmp_path: Path) -> None:
     bad = (1, 2, 3)
-    with pytest.raises(DataError, match=r"3 of 50 samples rejected \(not a picture 3\).*at most 5.00%.*--max-rejects 0.06") as error:
+    with pytest.raises(
+        DataError, match=r"3 of 50 samples rejected \(not a picture 3\).*at most 5.00%.*--max-rejects 0.06"
+    ) as error:
         write(tmp_path / "d", records(bad=bad))
     with Path(str(error.value.where)).open() as f:
         assert [row["id"] for row in csv.DictReader(f)] == ["id1", "id2", "id3"]
@@ -235,7 +255,11 @@ def test_a_run_beyond_hope_stops_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_split_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     odd = (PairRecord(r.id, r.group, "../../x" if r.id == "id3" else r.split, r.media, r.captions) for r in records())
     made = write(tmp_path / "deep" / "d", odd)
-    assert made.facts["rejects"] == {"bad split name": 1} and leftovers(tmp_path) == {"deep"} and leftovers(tmp_path / "deep") == {"d"}
+    assert (
+        made.facts["rejects"] == {"bad split name": 1}
+        and leftovers(tmp_path) == {"deep"}
+        and leftovers(tmp_path / "deep") == {"d"}
+    )
     assert sum(s["samples"] for s in made.facts["splits"].values()) == 49
 
 
@@ -253,7 +277,9 @@ def test_twins_and_leakage(tmp_path: Path) -> None:
     made = write(tmp_path / "d", [*records(20), *same])
     sha1 = hashlib.sha1(picture(0)).hexdigest()
     assert made.facts["leakage"] == 1 and {"name": "leakage.csv", "rows": 3}.items() <= made.files[-1].items()
-    assert (tmp_path / "d" / "leakage.csv").read_text() == f"sha1,split,id\n{sha1},test,x\n{sha1},train,id0\n{sha1},val,z\n"
+    assert (
+        tmp_path / "d" / "leakage.csv"
+    ).read_text() == f"sha1,split,id\n{sha1},test,x\n{sha1},train,id0\n{sha1},val,z\n"
 
 
 def test_shards_also_close_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,9 @@ def data(data_root: Path) -> PairData:
 
 
 def build(**settings: Any) -> tuple[Any, Any, ModelConfig]:
-    config = override(ModelConfig(width=16), {"image.size": 32} | {k.replace("__", "."): v for k, v in settings.items()})
+    config = override(
+        ModelConfig(width=16), {"image.size": 32} | {k.replace("__", "."): v for k, v in settings.items()}
+    )
     torch.manual_seed(0)
     aligner, towers = aligners.build(config, LossConfig(), ("image", "text"))
     return aligner.eval(), towers, config

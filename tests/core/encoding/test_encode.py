@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from ccaco_cli.core.data.loader import CachedColumn
-from ccaco_cli.core.encoding.encode import _batches, encode, narrowed
-from ccaco_cli.core.encoding.token_cache import cached, shrink
+from ccaco_cli.core.encoding.encode import _batches, encode, reduced_precision
+from ccaco_cli.core.encoding.token_cache import cached, pool_grid
 from ccaco_cli.core.types import Features
 
 
 def test_order_and_batching_do_not_matter(toy: Any) -> None:
     aligner, column = toy.aligner(toy.config()).train(), toy.columns()[1]
     told: list[tuple[int, int | None]] = []
-    whole = encode(aligner, "text", column, batch_size=7, on_progress=lambda done, total, facts: told.append((done, total)))
+    whole = encode(
+        aligner, "text", column, batch_size=7, on_progress=lambda done, total, facts: told.append((done, total))
+    )
     assert not aligner.training
     assert told[-1] == (48, 48)
     assert whole.tokens.shape == (48, 0, 10)
@@ -56,10 +58,14 @@ def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, s
     items = np.array([9, 2, 20])
     got, wanted = found.inputs(items), tower(column.inputs(items))
     for place in range(3):
-        assert torch.allclose(got.tokens[place][got.mask[place]].float(), wanted.tokens[place][wanted.mask[place]], atol=2e-3)
+        assert torch.allclose(
+            got.tokens[place][got.mask[place]].float(), wanted.tokens[place][wanted.mask[place]], atol=2e-3
+        )
     assert torch.allclose(got.pooled.float(), wanted.pooled, atol=2e-3)
     calls.clear()
-    assert torch.equal(cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu").inputs(items).tokens, got.tokens)
+    assert torch.equal(
+        cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu").inputs(items).tokens, got.tokens
+    )
     assert not calls
 
 
@@ -68,7 +74,7 @@ def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: t
     aligner, columns = toy.aligner(toy.config()), dict(zip(("image", "text"), toy.columns(), strict=True))
     plain = {m: encode(aligner, m, column, local=True) for m, column in columns.items()}
     towers = [side.tower for side in aligner.sides.values()]
-    with pytest.raises(KeyboardInterrupt), narrowed(aligner, dtype):
+    with pytest.raises(KeyboardInterrupt), reduced_precision(aligner, dtype):
         for modality, column in columns.items():
             assert {p.dtype for p in aligner.sides[modality].tower.parameters()} == {dtype}
             found, wanted = encode(aligner, modality, column, local=True), plain[modality]
@@ -80,12 +86,14 @@ def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: t
         raise KeyboardInterrupt
     assert [side.tower for side in aligner.sides.values()] == towers
     assert {p.dtype for p in aligner.parameters()} == {torch.float32}
-    with narrowed(aligner, torch.float32):
+    with reduced_precision(aligner, torch.float32):
         assert torch.equal(encode(aligner, "text", columns["text"]).z, plain["text"].z)
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
-def test_an_interrupted_cache_goes_on_where_it_stopped(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+def test_an_interrupted_cache_goes_on_where_it_stopped(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
     monkeypatch.setattr(encode, "PART", 10)
     column, tower = toy.columns()[side], toy.tower("x", (6, 10)[side]).module
     if side == 0:
@@ -130,13 +138,13 @@ def test_a_patch_grid_is_averaged_by_hand() -> None:
     patches = torch.arange(16.0).view(1, 16, 1)
     special = torch.tensor([[[100.0]]])
     features = Features(torch.cat([special, patches], 1), torch.ones(1, 17, dtype=torch.bool), special[:, 0])
-    found = shrink(features, (4, 4), 4)
+    found = pool_grid(features, (4, 4), 4)
     assert found.tokens.flatten().tolist() == [100.0, 2.5, 4.5, 10.5, 12.5]
     assert found.mask.shape == (1, 5)
     assert found.mask.all()
     assert torch.equal(found.pooled, features.pooled)
-    assert shrink(features, (4, 4), 16) is features
-    assert shrink(features, None, 4) is features
+    assert pool_grid(features, (4, 4), 16) is features
+    assert pool_grid(features, None, 4) is features
 
 
 class Sized:

@@ -87,7 +87,11 @@ def test_a_sound_positive_counts_beside_a_sick_one():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(lambda rows: any(p for _, p in rows)))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(
+        lambda rows: any(p for _, p in rows)
+    )
+)
 def test_ties_equal_the_mean_over_every_order(rows):
     scores, positive = [float(s) for s, _ in rows], [p for _, p in rows]
     result = rank_matrix([scores], [1], np.array(positive, dtype=int))
@@ -104,7 +108,9 @@ def test_equal_to_torchmetrics_and_sklearn_on_ordinary_scores(block):
     rng = np.random.default_rng(0)
     groups = rng.permutation(np.repeat(np.arange(12), rng.integers(1, 9, 12)))
     query = rng.choice(groups, 30)
-    scores = rng.random((30, len(groups)), dtype=np.float32)  # above 0: torchmetrics drops a positive that scores 0 or less
+    scores = rng.random(
+        (30, len(groups)), dtype=np.float32
+    )  # above 0: torchmetrics drops a positive that scores 0 or less
     result = rank_matrix(scores, query, groups, block)
     relevant = query[:, None] == groups
     flat = torch.from_numpy(scores).flatten(), torch.from_numpy(relevant).flatten()
@@ -231,7 +237,9 @@ def test_a_gpu_counts_the_same():
     image, text, groups = unit(rng, 60, 16), unit(rng, 300, 16), np.arange(60)
     image[7], text[11] = NAN, text[12]
     cpu = metrics.similarity_ranks(text, image, groups.repeat(5), groups)
-    gpu = metrics.similarity_ranks(torch.from_numpy(text).cuda(), torch.from_numpy(image).cuda(), groups.repeat(5), groups, block=64)
+    gpu = metrics.similarity_ranks(
+        torch.from_numpy(text).cuda(), torch.from_numpy(image).cuda(), groups.repeat(5), groups, block=64
+    )
     assert gpu.as_dict() == cpu.as_dict()
 
 
@@ -274,7 +282,14 @@ def test_bad_input_is_named():
 
 
 def test_choice_ties_and_nan_are_wrong():
-    assert metrics.choice_accuracy([0.9, 0.5, 0.5, NAN, 0.5, INF], [0.1, 0.5, 0.6, 0.1, NAN, 0]).tolist() == [1, 0, 0, 0, 0, 0]
+    assert metrics.choice_accuracy([0.9, 0.5, 0.5, NAN, 0.5, INF], [0.1, 0.5, 0.6, 0.1, NAN, 0]).tolist() == [
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
     assert metrics.choice_accuracy([0.9, 0.9], [[0.1, 0.2], [0.1, 0.95]]).tolist() == [1, 0]
     for true, false in (([1.0], [[]]), ([1.0, 2.0], [0.0]), ([], [])):
         with pytest.raises(DataError, match="do not fit"):
@@ -301,7 +316,14 @@ def test_best_threshold():
 
 
 def test_matching_accuracy():
-    assert metrics.matching_accuracy([2.0, -1.0, 0.0, -3.0, 1.0, NAN], [1, 1, 1, 0, 0, 0]).tolist() == [1, 0, 0, 1, 0, 0]
+    assert metrics.matching_accuracy([2.0, -1.0, 0.0, -3.0, 1.0, NAN], [1, 1, 1, 0, 0, 0]).tolist() == [
+        1,
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
     assert metrics.matching_accuracy(np.ones(10), np.arange(10) % 2).mean() == 0.5  # a constant opinion scores chance
     with pytest.raises(DataError, match="2 true of 3"):
         metrics.matching_accuracy([1.0, 1.0, 1.0], [1, 1, 0])
@@ -312,7 +334,13 @@ def test_zero_shot():
     z = prompts[[0, 0, 1, 0]]
     result, found = metrics.zero_shot(z, prompts, ["cat", "cat", "dog", "dog"], names)
     assert result.hits(1).tolist() == [1, 1, 1, 0]
-    assert found == {"accuracy": 0.75, "accuracy@5": 1.0, "mean_class_accuracy": 0.75, "accuracy/cat": 1.0, "accuracy/dog": 0.5}
+    assert found == {
+        "accuracy": 0.75,
+        "accuracy@5": 1.0,
+        "mean_class_accuracy": 0.75,
+        "accuracy/cat": 1.0,
+        "accuracy/dog": 0.5,
+    }
     constant, figures = metrics.zero_shot(np.ones((4, 3)), np.ones((3, 3)), ["cat", "cat", "dog", "owl"], names)
     assert figures["accuracy"] == pytest.approx(1 / 3) and constant.rank == pytest.approx(np.full(4, 2.0))
     with pytest.raises(DataError, match="group emu"):

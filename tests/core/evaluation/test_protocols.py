@@ -35,7 +35,9 @@ def test_coco_1k_averages_five_folds_in_row_order():
     third = similarity_ranks(z_a[2000:3000], z_b[10000:15000], a[2000:3000], b[10000:15000])
     assert found.a_to_b[2].as_dict() == third.as_dict()
     assert found.metrics["image_to_text_R@5"] == pytest.approx(np.mean([fold.hits(5).mean() for fold in found.a_to_b]))
-    assert found.metrics["text_to_image_median_rank"] == pytest.approx(np.mean([np.median(fold.rank) for fold in found.b_to_a]))
+    assert found.metrics["text_to_image_median_rank"] == pytest.approx(
+        np.mean([np.median(fold.rank) for fold in found.b_to_a])
+    )
 
 
 def test_coco_5k_takes_the_first_five_captions_whatever_their_order():

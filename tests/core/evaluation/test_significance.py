@@ -7,7 +7,17 @@ from scipy import stats
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metrics import ranks, summary
-from ccaco_cli.core.evaluation.significance import BETTER, NOT_SEPARABLE, WORSE, PerQuery, compare, compare_all, estimate, holm, per_query
+from ccaco_cli.core.evaluation.significance import (
+    BETTER,
+    NOT_SEPARABLE,
+    WORSE,
+    PerQuery,
+    compare,
+    compare_all,
+    estimate,
+    holm,
+    per_query,
+)
 
 
 def runs(rate, seeds=3, clusters=200, each=5, noise=0.0, seed=0) -> list[PerQuery]:
@@ -24,7 +34,11 @@ def runs(rate, seeds=3, clusters=200, each=5, noise=0.0, seed=0) -> list[PerQuer
 
 def test_per_query_values_are_summed_by_cluster():
     found = PerQuery.of([1, 0, 1, 1], ["b", "a", "b", "a"])
-    assert found.cluster.tolist() == ["a", "b"] and found.total.tolist() == [[1], [2]] and found.count.tolist() == [[2], [2]]
+    assert (
+        found.cluster.tolist() == ["a", "b"]
+        and found.total.tolist() == [[1], [2]]
+        and found.count.tolist() == [[2], [2]]
+    )
     assert found.mean == 0.75
     with pytest.raises(DataError, match="not finite: 1 of 2"):
         PerQuery.of([1, float("nan")], [0, 1])
@@ -46,7 +60,9 @@ def test_metrics_by_name_equal_the_summary():
         ranks(lambda rows: scores[:20, :60][rows], image[:20], text[:60]),
         ranks(lambda rows: scores[20:, 60:][rows], image[20:], text[60:]),
     ]
-    assert per_query("image_to_text_R@1", {"image_to_text": folds}).mean == pytest.approx(np.mean([f.hits(1).mean() for f in folds]))
+    assert per_query("image_to_text_R@1", {"image_to_text": folds}).mean == pytest.approx(
+        np.mean([f.hits(1).mean() for f in folds])
+    )
     for name in ("audio_to_text_R@1", "text_to_image_median_rank"):
         with pytest.raises(ConfigError):
             per_query(name, results)
@@ -109,8 +125,17 @@ def test_coverage_of_the_joint_interval_and_of_the_rejected_hierarchical_bootstr
 def test_no_difference_means_p_1_and_no_false_claims():
     same = runs(0.5)
     found = compare(same, same)
-    assert (found.value, found.low, found.high, found.p, found.effect) == (0, 0, 0, 1, 0) and found.verdict == NOT_SEPARABLE
-    claims = [compare(runs(0.5, seed=2 * i), runs(0.5, seed=2 * i + 1), resamples=200, permutations=499).verdict for i in range(40)]
+    assert (found.value, found.low, found.high, found.p, found.effect) == (
+        0,
+        0,
+        0,
+        1,
+        0,
+    ) and found.verdict == NOT_SEPARABLE
+    claims = [
+        compare(runs(0.5, seed=2 * i), runs(0.5, seed=2 * i + 1), resamples=200, permutations=499).verdict
+        for i in range(40)
+    ]
     assert sum(v != NOT_SEPARABLE for v in claims) <= 5
 
 
@@ -124,7 +149,9 @@ def test_p_equals_scipys_permutation_test():
     rng = np.random.default_rng(5)
     exact_share = rng.integers(-2, 4, 12) / 5
     for share in (exact_share, rng.standard_normal(80) + 0.15):
-        ref = stats.permutation_test((share,), np.sum, permutation_type="samples", vectorized=False, n_resamples=9999, rng=1)
+        ref = stats.permutation_test(
+            (share,), np.sum, permutation_type="samples", vectorized=False, n_resamples=9999, rng=1
+        )
         assert significance._sign_flips(share, 20000, 0) == pytest.approx(ref.pvalue, abs=0.015)
 
 
@@ -132,7 +159,11 @@ def test_verdicts():
     low, high = runs(0.3, seed=1), runs(0.45, seed=2)
     better, worse = compare(low, high), compare(high, low)
     assert better.verdict == BETTER and worse.verdict == WORSE
-    assert better.value == pytest.approx(-worse.value) and better.effect == pytest.approx(-worse.effect) and better.effect > 0.3
+    assert (
+        better.value == pytest.approx(-worse.value)
+        and better.effect == pytest.approx(-worse.effect)
+        and better.effect > 0.3
+    )
     assert better.value == pytest.approx(np.mean([r.mean for r in high]) - np.mean([r.mean for r in low]))
     flipped = compare(*([PerQuery(r.cluster, r.total, r.count, False) for r in arm] for arm in (low, high)))
     assert flipped.verdict == WORSE
@@ -146,14 +177,18 @@ def test_a_difference_that_seeds_do_not_agree_on_is_not_separable():
     found = compare(reference, other)
     assert found.p < 0.001 and found.query_low > 0  # on these models beyond doubt
     assert found.verdict == NOT_SEPARABLE  # on other seeds anybody's guess
-    assert compare(reference[:1], other[2:]).verdict == BETTER and compare(reference[:1], other[2:]).covers.endswith("one seed")
+    assert compare(reference[:1], other[2:]).verdict == BETTER and compare(reference[:1], other[2:]).covers.endswith(
+        "one seed"
+    )
 
 
 def test_seeds_are_paired():
     swing = [0.2, 0.5, 0.7]  # seeds differ by far more than the arms do
     rng = np.random.default_rng(3)
     noise = rng.standard_normal((2, 3, 100)) * 0.02
-    arms = [[PerQuery.of(s + arm * 0.03 + noise[arm, i], np.arange(100)) for i, s in enumerate(swing)] for arm in (0, 1)]
+    arms = [
+        [PerQuery.of(s + arm * 0.03 + noise[arm, i], np.arange(100)) for i, s in enumerate(swing)] for arm in (0, 1)
+    ]
     assert estimate(arms[0]).seed_sd > 0.2 and compare(*arms).seed_sd < 0.01 and compare(*arms).verdict == BETTER
 
 

@@ -53,7 +53,13 @@ def test_a_model_that_has_learned_is_looked_at_where_scores_are_high(monkeypatch
     owner = np.repeat(group, 2)
     a = unit(rng, 400, 64)
     b = (a[owner] + 0.5 * unit(rng, 800, 64)).astype(np.float32)
-    a[1], b[4], b[10], b[500, 0], b[600:602] = a[0], b[0], np.nan, np.inf, np.nan  # ties, one sick positive of two, both of them sick
+    a[1], b[4], b[10], b[500, 0], b[600:602] = (
+        a[0],
+        b[0],
+        np.nan,
+        np.inf,
+        np.nan,
+    )  # ties, one sick positive of two, both of them sick
     sorted_rows: list[int] = []
     plain = tiles.above_and_tied
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ import pytest
 from ccaco_cli.core.config import RECIPES, RunConfig, flatten, override
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.arms import ARMS, CHANGES, SETS, apply, expand
-from ccaco_cli.core.experiments.methods import FITTERS
+from ccaco_cli.core.experiments.methods import METHODS
 from ccaco_cli.core.losses.domain import DOMAIN_LOSSES
 from ccaco_cli.core.losses.total import CROSS_LOSSES
 from ccaco_cli.core.model.matching import MATCHERS
@@ -25,7 +25,18 @@ BASE = override(
         for k, v in (("pool", "?"), ("input_dropout", 0.3), ("head_dropout", 0.3))
     },
 )
-SHARED = ("optim.*", "seed", "dataset", "device", "eval.select", "eval.protocol", "eval.small", "eval.exhaustive", "model.width", "*.lock")
+SHARED = (
+    "optim.*",
+    "seed",
+    "dataset",
+    "device",
+    "eval.select",
+    "eval.protocol",
+    "eval.small",
+    "eval.exhaustive",
+    "model.width",
+    "*.lock",
+)
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -48,7 +59,7 @@ def test_every_arm_states_its_hypothesis_and_can_be_built(name: str) -> None:
     config = apply(RunConfig(), name)
     assert config.model.fusion.kind in MATCHERS
     assert config.loss.cross in CROSS_LOSSES
-    assert config.method in FITTERS
+    assert config.method in METHODS
     assert config.loss.alpha + config.loss.beta + config.domain.classify > 0
     assert config.domain.loss in DOMAIN_LOSSES
     assert 0 in config.eval.rerank_weights
@@ -82,7 +93,9 @@ def test_attention_and_balance_differ_from_their_partners_in_what_they_are_about
     ):
         a, b = (flatten(asdict(apply(RunConfig(), name))) | {"arm": ""} for name in (one, other))
         assert {key for key in a if a[key] != b[key]} == keys
-    assert {"dense", "window", "linear"} == {apply(RunConfig(), name).model.fusion.attention for name in expand("attention")}
+    assert {"dense", "window", "linear"} == {
+        apply(RunConfig(), name).model.fusion.attention for name in expand("attention")
+    }
 
 
 def test_expand_keeps_the_order_and_no_doubles() -> None:

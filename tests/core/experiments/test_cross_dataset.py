@@ -38,7 +38,10 @@ def crepe(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(TYPES):
         rows = [(number + i) % 8 for i in range(4)]
         said = {row: scenes.captions[scenes.caption_start[row]] for row in rows}
-        items = {str(row): {"filename": f"{row}.jpg", "caption": said[row], "negative_caption": f"{said[row]} {name}"} for row in rows}
+        items = {
+            str(row): {"filename": f"{row}.jpg", "caption": said[row], "negative_caption": f"{said[row]} {name}"}
+            for row in rows
+        }
         (root / "source" / f"{name}.json").write_text(json.dumps(items))
     prepare("sugarcrepe", source_path=root / "source", out=root / "sugarcrepe", workers=0)
     return root
@@ -52,12 +55,18 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
     (own,) = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu")
     body = json.loads(own.read_text())
     assert own in files and [file.stat().st_mtime_ns for file in files] == when
-    assert body["data_protocol"].startswith("sugarcrepe: 28 choices") and body["dataset"] == "sugarcrepe" and body["run"] == "first"
+    assert (
+        body["data_protocol"].startswith("sugarcrepe: 28 choices")
+        and body["dataset"] == "sugarcrepe"
+        and body["run"] == "first"
+    )
     (found,) = results.find([runs])
     assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
     assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
     table = report.table(report.Asked([own]))
-    assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [28]
+    assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [
+        28
+    ]
     assert all(0 <= row[f"{how}_accuracy"] <= 1 for row in table for how in ("choice", "text_only", "shuffled"))
     assert table[-1]["choice_accuracy"] == pytest.approx(sum(row["choice_accuracy"] for row in table[:-1]) / 7)
 

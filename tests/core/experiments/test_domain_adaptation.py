@@ -16,7 +16,7 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.pairs import Split
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
 from ccaco_cli.core.experiments import arms, domain_adaptation
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows import report
@@ -49,13 +49,19 @@ def records(told: Callable[[str, str, int, str], dict[str, Any]]) -> list[PairRe
                 truth = {"group": id, "captions": [f"a {colour} square", f"square {i} is {colour}"], "label": colour}
                 seed = len(found)
                 media = {"image": picture(colour, domain, seed)}
-                found.append(PairRecord(id=id, split=split, media=media, domain=domain, **(truth | told(split, domain, i, colour))))
+                found.append(
+                    PairRecord(
+                        id=id, split=split, media=media, domain=domain, **(truth | told(split, domain, i, colour))
+                    )
+                )
     return found
 
 
 def write(root: Path, told: Callable[[str, str, int, str], dict[str, Any]] = lambda *_: {}, **more: Any) -> Path:
     facts = {"protocol": "squares", "source": {"template": "a {} square"}}
-    shards.write(records(told), root / "squares", name="squares", modalities=("image", "text"), facts=facts, workers=0, **more)
+    shards.write(
+        records(told), root / "squares", name="squares", modalities=("image", "text"), facts=facts, workers=0, **more
+    )
     return root
 
 
@@ -72,7 +78,11 @@ def settings(small: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dann(root: Path, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "dann"
-    train(Asked("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5}), folder, data_root=root)
+    train(
+        TrainRequest("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5}),
+        folder,
+        data_root=root,
+    )
     return folder
 
 
@@ -100,13 +110,20 @@ def test_a_run_across_domains_is_complete(dann: Path) -> None:
     assert all({"validation", "oracle"} <= e.keys() for e in steps(dann) if "validation" in e)
     stored = json.loads((dann / "results/test-source.cosine.json").read_text())
     assert stored["split"] == "test-source" and len(stored["per_query"]["image_to_text"][0]["rank"]) == 12
-    assert len(json.loads((dann / "results/oracle.cosine.json").read_text())["per_query"]["image_to_text"][0]["rank"]) == 6
+    assert (
+        len(json.loads((dann / "results/oracle.cosine.json").read_text())["per_query"]["image_to_text"][0]["rank"]) == 6
+    )
 
 
 def garbage(split: str, domain: str, i: int, colour: str) -> dict[str, Any]:
     if domain != "felt" or split == "test":
         return {}
-    return {"captions": [f"nonsense {i}"] * (1 + i % 3), "label": f"lie {i}", "group": f"{i // 2}", "family": f"kin {i % 4}"}
+    return {
+        "captions": [f"nonsense {i}"] * (1 + i % 3),
+        "label": f"lie {i}",
+        "group": f"{i // 2}",
+        "family": f"kin {i % 4}",
+    }
 
 
 @pytest.mark.parametrize("arm", ["+both", "dann-classifier", "+adabn"])
@@ -126,16 +143,22 @@ def test_captions_labels_and_groups_of_the_target_are_never_read(
 
     monkeypatch.setattr(Split, "_column", spied)
     lies = write(tmp_path / "lies", garbage)
-    truth = train(Asked("squares", arm, explicit=settings), tmp_path / "truth", data_root=root)
-    lied = train(Asked("squares", arm, explicit=settings), tmp_path / "lied", data_root=lies)
+    truth = train(TrainRequest("squares", arm, explicit=settings), tmp_path / "truth", data_root=root)
+    lied = train(TrainRequest("squares", arm, explicit=settings), tmp_path / "lied", data_root=lies)
     assert (tmp_path / "truth" / BEST).read_bytes() == (tmp_path / "lied" / BEST).read_bytes()
     assert truth.facts["metrics"] == lied.facts["metrics"]
     assert read and not [text for text in read if text.startswith("nonsense")]
 
 
-def test_the_oracle_chooses_its_own_checkpoint_and_nothing_else(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_the_oracle_chooses_its_own_checkpoint_and_nothing_else(
+    root: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
     one, other = (
-        train(Asked("squares", "+mmd", explicit=settings | {"domain.oracle": on}), tmp_path / str(on), data_root=root)
+        train(
+            TrainRequest("squares", "+mmd", explicit=settings | {"domain.oracle": on}),
+            tmp_path / str(on),
+            data_root=root,
+        )
         for on in (False, True)
     )
     assert (tmp_path / "False" / BEST).read_bytes() == (tmp_path / "True" / BEST).read_bytes()
@@ -145,10 +168,12 @@ def test_the_oracle_chooses_its_own_checkpoint_and_nothing_else(root: Path, sett
     assert one.facts["fitted"]["oracle_epoch"] == -1
 
 
-def test_arms_share_their_batches_and_differ_in_what_they_learn(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_arms_share_their_batches_and_differ_in_what_they_learn(
+    root: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
     first, weights = {}, {}
     for arm in ("source-only", "+adabn", "+mmd"):
-        train(Asked("squares", arm, explicit=settings), tmp_path / arm, data_root=root)
+        train(TrainRequest("squares", arm, explicit=settings), tmp_path / arm, data_root=root)
         first[arm] = steps(tmp_path / arm)
         weights[arm] = (tmp_path / arm / BEST).read_bytes()
     assert [e["contrastive"] for e in first["source-only"][:3]] == [e["contrastive"] for e in first["+adabn"][:3]], (
@@ -164,7 +189,10 @@ def test_interrupted_and_resumed_it_is_the_same_run(
 ) -> None:
     from ccaco_cli.core.training import checkpoint
 
-    real, asked = checkpoint.save, Asked("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5})
+    real, asked = (
+        checkpoint.save,
+        TrainRequest("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5}),
+    )
 
     def killed(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
@@ -184,16 +212,26 @@ def test_a_target_without_any_caption_trains(settings: dict[str, Any], tmp_path:
         return {"captions": [], "label": ""} if domain == "felt" else {}
 
     root = write(tmp_path, bare, unpaired=("felt",))
-    found = train(Asked("squares", "+dann", explicit=settings), tmp_path / "r", data_root=root).facts
-    assert {"val.cosine", "test-source.cosine"} <= set(found["metrics"]) and not any(k.startswith("test.") for k in found["metrics"])
+    found = train(TrainRequest("squares", "+dann", explicit=settings), tmp_path / "r", data_root=root).facts
+    assert {"val.cosine", "test-source.cosine"} <= set(found["metrics"]) and not any(
+        k.startswith("test.") for k in found["metrics"]
+    )
     assert found["domains"]["after"]["image"]
     assert report.scored_on(found["metrics"]) == "test-source"
     with pytest.raises(DataError, match=r"12 training samples have no caption: domain 'felt'.*--target-domain"):
-        train(Asked("squares", explicit={k: v for k, v in settings.items() if k != "domain.target"}), tmp_path / "s", data_root=root)
+        train(
+            TrainRequest("squares", explicit={k: v for k, v in settings.items() if k != "domain.target"}),
+            tmp_path / "s",
+            data_root=root,
+        )
 
 
 def test_the_supervised_arms_have_classes_and_no_words(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    found = train(Asked("squares", "dann-classifier", explicit=settings | {"domain.oracle": True}), tmp_path / "r", data_root=root).facts
+    found = train(
+        TrainRequest("squares", "dann-classifier", explicit=settings | {"domain.oracle": True}),
+        tmp_path / "r",
+        data_root=root,
+    ).facts
     assert set(found["metrics"]) == {"test.classes", "test-source.classes", "oracle.classes"}
     assert found["headline"] == "classes"
     assert {"label", "domain", "domain_accuracy", "total"} <= steps(tmp_path / "r")[0].keys()
@@ -204,14 +242,20 @@ def test_the_supervised_arms_have_classes_and_no_words(root: Path, settings: dic
     assert len(per.cluster) == 6, "a picture each"
     rows = domain_adaptation.classes(run, "test")
     assert {r["class"] for r in rows} == set(COLOURS)
-    assert np.mean([r["class_accuracy"] for r in rows]) == pytest.approx(found["metrics"]["test.classes"]["mean_class_accuracy"])
+    assert np.mean([r["class_accuracy"] for r in rows]) == pytest.approx(
+        found["metrics"]["test.classes"]["mean_class_accuracy"]
+    )
 
 
-def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    asked = Asked("squares", explicit=settings | {"optim.epochs": 1, "domain.oracle": True})
+def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
+    root: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = TrainRequest("squares", explicit=settings | {"optim.epochs": 1, "domain.oracle": True})
     found = ablate(asked, ["source-only", "+adabn"], 2, tmp_path / "a", data_root=root)
     assert not found.failures
-    assert [row["verdict"] == "reference" for row in found.table] == [True, False], "source-only is what others are held against"
+    assert [row["verdict"] == "reference" for row in found.table] == [True, False], (
+        "source-only is what others are held against"
+    )
     rows = domain_adaptation.table(results.find([tmp_path / "a"]), "text_to_image_R@1", None)
     assert [row["arm"] for row in rows] == ["source-only", "+adabn"]
     base, other = rows
@@ -233,7 +277,10 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(root: Path, s
 
 
 def test_what_needs_a_target_says_so(run: Path, dann: Path) -> None:
-    for call in (lambda: domain_adaptation.table(results.find([run]), "R-sum", None), lambda: report.looks(report.Asked([run]))):
+    for call in (
+        lambda: domain_adaptation.table(results.find([run]), "R-sum", None),
+        lambda: report.looks(report.Asked([run])),
+    ):
         with pytest.raises(DataError, match=r"no target domain.*--target-domain NAME"):
             call()
     with pytest.raises(DataError, match="classified nothing"):
@@ -259,23 +306,27 @@ def test_what_cannot_work_leaves_nothing_behind(
     root: Path, settings: dict[str, Any], tmp_path: Path, more: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(CcacoError, match=words):
-        train(Asked("squares", explicit=settings | more), tmp_path / "r", data_root=root)
+        train(TrainRequest("squares", explicit=settings | more), tmp_path / "r", data_root=root)
     assert not (tmp_path / "r").exists()
 
 
 def test_texts_are_drawn_together_between_the_sources(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     more = {"domain.sides": "image,text", "domain.loss": "both"}
-    train(Asked("squares", explicit=settings | more | {"optim.steps": 2}), tmp_path / "r", data_root=root)
+    train(TrainRequest("squares", explicit=settings | more | {"optim.steps": 2}), tmp_path / "r", data_root=root)
     assert {"domain", "domain_accuracy"} <= steps(tmp_path / "r")[0].keys()
 
 
 def test_the_classifier_needs_labels(data_root: Path, small: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to classify"):
-        train(Asked("scenes", explicit=small | {"domain.classify": 1.0}), tmp_path / "r", data_root=data_root)
+        train(TrainRequest("scenes", explicit=small | {"domain.classify": 1.0}), tmp_path / "r", data_root=data_root)
 
 
 def test_further_arms_train(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     for arm in ("mmd-classifier", "adabn-classifier", "+both-cross"):  # the others are trained above
         assert arm in (*arms.SETS["domain"], *arms.SETS["classifiers"])
-        train(Asked("squares", arm, explicit=settings | {"optim.steps": 1, "loss.beta": 0.5}), tmp_path / "r", data_root=root)
+        train(
+            TrainRequest("squares", arm, explicit=settings | {"optim.steps": 1, "loss.beta": 0.5}),
+            tmp_path / "r",
+            data_root=root,
+        )
         shutil.rmtree(tmp_path / "r")

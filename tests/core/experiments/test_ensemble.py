@@ -12,9 +12,9 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments import ensemble
 from ccaco_cli.core.experiments.methods import encodings
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import ReportRequest
 from ccaco_cli.core.experiments.run_folder import load_run
-from ccaco_cli.core.reporting.report_tables import Asked as Reported
+from ccaco_cli.core.reporting.report_tables import ReportRequest as Reported
 from ccaco_cli.core.reporting.report_tables import table
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.workflows.ablate import ablate
@@ -27,7 +27,7 @@ def test_every_set_of_seeds_once() -> None:
 
 
 def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked, folder = Asked("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
+    asked, folder = ReportRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
     found = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
     rows = {row["arm"]: row for row in found.table}
     assert list(rows) == ["ccaco", "clip", "clip,ensemble=2"], "an arm with a cross branch is no control"
@@ -45,7 +45,9 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     assert rows["clip,ensemble=2"]["text_to_image_R@1"] == pytest.approx(first)
 
     one = next(run for run in results.find([folder]) if run.label == "clip,ensemble=2")
-    assert one.facts["parameters"] == 2 * next(r for r in results.find([folder]) if r.label == "clip").facts["parameters"]
+    assert (
+        one.facts["parameters"] == 2 * next(r for r in results.find([folder]) if r.label == "clip").facts["parameters"]
+    )
     before = one.path.stat().st_mtime_ns
     turned = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, reference="clip,ensemble=2", data_root=data_root)
     assert {row["arm"]: row["verdict"] for row in turned.table}["clip,ensemble=2"] == "reference"
@@ -62,8 +64,10 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     assert repr(mended.table) == repr(found.table), "a damaged result is made again"
 
 
-def test_an_ensemble_of_nothing_is_refused_before_training(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked = Asked("scenes", explicit=small | {"optim.steps": 1})
+def test_an_ensemble_of_nothing_is_refused_before_training(
+    small: dict[str, Any], data_root: Path, tmp_path: Path
+) -> None:
+    asked = ReportRequest("scenes", explicit=small | {"optim.steps": 1})
     with pytest.raises(ConfigError, match="no ensemble of 3"):
         ablate(asked, ["clip"], 2, tmp_path / "a", ensemble=3, data_root=data_root)
     with pytest.raises(ConfigError, match="no arm to make an ensemble of"):

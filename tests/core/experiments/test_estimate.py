@@ -10,10 +10,12 @@ import pytest
 from ccaco_cli.core import runtime
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.estimate import estimate
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 
 
-def test_a_run_that_fits_is_one_row(small: dict[str, Any], data_root: Path, ccaco: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_run_that_fits_is_one_row(
+    small: dict[str, Any], data_root: Path, ccaco: Callable[..., Any], tmp_path: Path
+) -> None:
     done = ccaco(
         *("train", "--estimate", "--format", "json", "--data", data_root, "--logs", tmp_path, "--device", "cpu"),
         *("--set", "model.width=16", "--image-size", 32, "--batch-size", 8),
@@ -26,11 +28,13 @@ def test_a_run_that_fits_is_one_row(small: dict[str, Any], data_root: Path, ccac
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
-def test_what_does_not_fit_is_told_what_to_change(small: dict[str, Any], data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_told_what_to_change(
+    small: dict[str, Any], data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runtime, "available_memory", lambda device: 1 << 20)
     monkeypatch.setattr(runtime, "resident_memory", lambda: 0)
     settings = small | {"model.image.size": 128}
-    first, *others = estimate(Asked("scenes", explicit=settings), data_root=data_root)
+    first, *others = estimate(TrainRequest("scenes", explicit=settings), data_root=data_root)
     assert first["fits"] is False
     assert "--batch-size 4" in {row["what"] for row in others}
     assert all(row["memory_MiB"] < first["memory_MiB"] for row in others)
@@ -38,7 +42,10 @@ def test_what_does_not_fit_is_told_what_to_change(small: dict[str, Any], data_ro
 
 def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: Path) -> None:
     open_, locked = (
-        estimate(Asked("scenes", explicit=small | {"model.image.lock": lock, "model.text.lock": lock}), data_root=data_root)[0]
+        estimate(
+            TrainRequest("scenes", explicit=small | {"model.image.lock": lock, "model.text.lock": lock}),
+            data_root=data_root,
+        )[0]
         for lock in (False, True)
     )
     assert locked["GFLOPs"] < 0.5 * open_["GFLOPs"]
@@ -46,13 +53,18 @@ def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: P
 
 
 def test_a_picture_with_several_captions_is_encoded_once(small: dict[str, Any], data_root: Path) -> None:
-    one, two = (estimate(Asked("scenes", explicit=small | {"optim.captions": n, "loss.beta": 0.0}), data_root=data_root)[0] for n in (1, 2))
+    one, two = (
+        estimate(TrainRequest("scenes", explicit=small | {"optim.captions": n, "loss.beta": 0.0}), data_root=data_root)[
+            0
+        ]
+        for n in (1, 2)
+    )
     assert one["GFLOPs"] < two["GFLOPs"] < 1.7 * one["GFLOPs"]
 
 
 def test_an_arm_without_steps_is_refused(data_root: Path) -> None:
     with pytest.raises(ConfigError, match="only steps on pairs"):
-        estimate(Asked("scenes", arm="handmade"), data_root=data_root)
+        estimate(TrainRequest("scenes", arm="handmade"), data_root=data_root)
 
 
 def test_memory_of_this_machine() -> None:

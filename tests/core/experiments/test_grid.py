@@ -13,7 +13,7 @@ from ccaco_cli.core import config as configs
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.grid import Cell, every, read_grid
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.workflows import ablate as module
 from ccaco_cli.core.workflows.ablate import ablate
@@ -27,7 +27,7 @@ class Trainer:
     def __init__(self, fabricate: Any, data: Any) -> None:
         self.fabricate, self.data, self.dying, self.calls = fabricate, data, {}, []  # type: ignore[var-annotated]
 
-    def __call__(self, asked: Asked, folder: Path, **more: Any) -> None:
+    def __call__(self, asked: TrainRequest, folder: Path, **more: Any) -> None:
         config = asked.resolve(self.data)
         self.calls.append((folder.name, (folder / "config.toml").exists(), more["resume"]))
         manifest.write_bytes(folder / "config.toml", configs.to_toml(config).encode())
@@ -38,7 +38,9 @@ class Trainer:
         settings = {k: v for k, v in settings.items() if k not in ("arm", "seed", "dataset")}
         data = self.data.manifest.sha256
         skill = SKILL[config.arm]
-        self.fabricate(folder.name, skill, arm=config.arm, seed=config.seed, config=settings, data=data, root=folder.parent)
+        self.fabricate(
+            folder.name, skill, arm=config.arm, seed=config.seed, config=settings, data=data, root=folder.parent
+        )
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def trainer(fabricate: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> Train
     return made
 
 
-TOY = Asked("toy", explicit={"device": "cpu"})
+TOY = TrainRequest("toy", explicit={"device": "cpu"})
 
 
 def cells(data: Any, arms: list[str], seeds: int = 1, **grid: list[Any]) -> list[Cell]:
@@ -65,7 +67,9 @@ def cells(data: Any, arms: list[str], seeds: int = 1, **grid: list[Any]) -> list
 
 def test_a_grid_multiplies_the_arms(data: Any) -> None:
     found = cells(data, ["ccaco"], 2, loss__beta=[0.1, 1], optim__lr=[1e-3])
-    assert [cell.name for cell in found] == [f"ccaco,beta={beta},lr=0.001-s{seed}" for seed in (0, 1) for beta in ("0.1", "1")]
+    assert [cell.name for cell in found] == [
+        f"ccaco,beta={beta},lr=0.001-s{seed}" for seed in (0, 1) for beta in ("0.1", "1")
+    ]
     assert [(cell.config.loss.beta, cell.config.seed) for cell in found] == [(0.1, 0), (1.0, 0), (0.1, 1), (1.0, 1)]
     both = cells(data, ["ccaco"], 1, model__image__pool=["mean", "cls"], model__text__pool=["mean"])
     assert [cell.label for cell in both] == [
@@ -117,13 +121,18 @@ def test_a_grid_file(tmp_path: Path) -> None:
 def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
     found = ablate(TOY, ["ccaco", "clip"], 2, folder)
-    assert [(row["arm"], row["seeds"], row["verdict"]) for row in found.table] == [("ccaco", 2, "reference"), ("clip", 2, "worse")]
+    assert [(row["arm"], row["seeds"], row["verdict"]) for row in found.table] == [
+        ("ccaco", 2, "reference"),
+        ("clip", 2, "worse"),
+    ]
     assert [row["run"] for row in found.rows] == ["ccaco-s0", "clip-s0", "ccaco-s1", "clip-s1"]
     told = manifest.open(folder, kind="ablation")
     assert [(c["name"], c["label"], c["arm"], c["seed"]) for c in told.facts["cells"]] == [
         (f"{arm}-s{seed}", arm, arm, seed) for seed in (0, 1) for arm in ("ccaco", "clip")
     ]
-    assert [c["run"] for c in told.facts["cells"]] == [manifest.open(folder / c["name"], kind="run").sha256 for c in told.facts["cells"]]
+    assert [c["run"] for c in told.facts["cells"]] == [
+        manifest.open(folder / c["name"], kind="run").sha256 for c in told.facts["cells"]
+    ]
     assert told.inputs["dataset"]["sha256"] == trainer.data.manifest.sha256
 
     trainer.calls.clear()
@@ -163,7 +172,10 @@ def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Train
         ("-contrastive", 0, 1, "failed"),
     ]
     assert "RuntimeError" in json.loads((folder / "clip-s0" / module.FAILED).read_text())["traceback"]
-    assert [c.get("error") for c in manifest.open(folder, kind="ablation").facts["cells"]] == [None, *found.failures.values()]
+    assert [c.get("error") for c in manifest.open(folder, kind="ablation").facts["cells"]] == [
+        None,
+        *found.failures.values(),
+    ]
     trainer.dying.clear()
     trainer.calls.clear()
     assert ablate(TOY, ["ccaco", "clip", "-contrastive"], 1, folder).failures == {}
@@ -180,23 +192,29 @@ def test_another_config_or_data_set_is_trained_anew(trainer: Trainer, data: Any,
     folder = tmp_path / "abl"
     ablate(TOY, ["ccaco", "clip"], 1, folder)
     trainer.calls.clear()
-    ablate(Asked("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
+    ablate(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
     assert trainer.calls == [("ccaco-s0", False, True)], "clip has no beta of its own"
     trainer.calls.clear()
     trainer.dying["clip-s0"] = KeyboardInterrupt()
     data.manifest = Manifest(tmp_path, "dataset", {"protocol": "toy", "rows": 2})
     with pytest.raises(KeyboardInterrupt):
-        ablate(Asked("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
+        ablate(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
     data.manifest = Manifest(tmp_path, "dataset", {"protocol": "toy", "rows": 3})
     trainer.dying.clear()
-    ablate(Asked("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
-    assert trainer.calls == [(name, False, True) for name in ("ccaco-s0", "clip-s0") * 2], "half a run on other data is not continued"
+    ablate(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
+    assert trainer.calls == [(name, False, True) for name in ("ccaco-s0", "clip-s0") * 2], (
+        "half a run on other data is not continued"
+    )
 
 
 @pytest.mark.parametrize(
     ("arms", "more", "message"),
     [
-        (["ccaco"], {"grid": {"optim.epochs": [1, 2]}}, r"differ in step budget: ccaco,epochs=1 \(optim.epochs = 1\); ccaco,epochs=2"),
+        (
+            ["ccaco"],
+            {"grid": {"optim.epochs": [1, 2]}},
+            r"differ in step budget: ccaco,epochs=1 \(optim.epochs = 1\); ccaco,epochs=2",
+        ),
         (["ccaco"], {"grid": {"eval.select": ["R-sum", "image_to_text_mAP"]}}, "selection rule"),
         (["ccaco"], {"metric": "text_to_image_R1"}, "no such .*metric"),
         (["ccaco"], {"reference": "clip"}, "reference is none of the arms: clip; expected ccaco"),
@@ -213,18 +231,26 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
     assert not (tmp_path / "abl").exists()
 
 
-def test_progress_tells_the_time_left_over_all_cells(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_tells_the_time_left_over_all_cells(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
-    def timed(asked: Asked, folder: Path, **more: Any) -> None:
+    def timed(asked: TrainRequest, folder: Path, **more: Any) -> None:
         now[0] += 50.0  # half the steps take 50 s of 110
         trainer(asked, folder, **more)
         now[0] += 60.0
 
     monkeypatch.setattr(module, "train", timed)
     told: list[tuple[str, Any]] = []
-    ablate(TOY, ["ccaco", "clip"], 1, tmp_path / "abl", on_progress=lambda d, t, f: told.append((f.get("cell", f"{d}/{t}"), f.get("left"))))
+    ablate(
+        TOY,
+        ["ccaco", "clip"],
+        1,
+        tmp_path / "abl",
+        on_progress=lambda d, t, f: told.append((f.get("cell", f"{d}/{t}"), f.get("left"))),
+    )
     assert told == [("ccaco-s0 (1 of 2)", 150.0), ("1/2", 110.0), ("clip-s0 (2 of 2)", 50.0), ("2/2", 0)]
 
 
@@ -234,13 +260,15 @@ def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pyt
 
     seen: list[Any] = []
     monkeypatch.setattr(
-        module, "ProcessPoolExecutor", lambda n, context, initializer, initargs: ThreadPoolExecutor(n, "x", initializer, initargs)
+        module,
+        "ProcessPoolExecutor",
+        lambda n, context, initializer, initargs: ThreadPoolExecutor(n, "x", initializer, initargs),
     )
     monkeypatch.setattr(module, "_take", lambda free: seen.append(free.get()))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     trainer.dying = {"clip-s1": RuntimeError("x")}
-    found = ablate(Asked("toy", explicit={"device": "auto"}), ["ccaco", "clip"], 2, tmp_path / "abl")
+    found = ablate(TrainRequest("toy", explicit={"device": "auto"}), ["ccaco", "clip"], 2, tmp_path / "abl")
     assert sorted(name for name, *_ in trainer.calls) == ["ccaco-s0", "ccaco-s1", "clip-s0", "clip-s1"]
     assert found.failures == {"clip-s1": "RuntimeError: x"}
     assert {place["CUDA_VISIBLE_DEVICES"] for place in seen} <= {"3", "7"}

@@ -60,7 +60,10 @@ def test_uncertainty_gradient() -> None:
         return torch.func.functional_call(found, {"log_variance": s}, (loss,))
 
     found.forward = lambda loss: found.weigh("cross", 0.5) * loss + found.penalty(["cross"])  # type: ignore[method-assign]
-    inputs = torch.tensor(2.0, dtype=torch.double, requires_grad=True), torch.randn(3, dtype=torch.double, requires_grad=True)
+    inputs = (
+        torch.tensor(2.0, dtype=torch.double, requires_grad=True),
+        torch.randn(3, dtype=torch.double, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(total, inputs)
 
 
@@ -69,7 +72,11 @@ def gradnorm(steps: int, slopes: tuple[float, float], asymmetry: float = 0.0) ->
     found = build(LossConfig(balance="gradnorm", asymmetry=asymmetry))
     shared = torch.ones(1, requires_grad=True)
     for _ in range(steps):
-        found.observe({"contrastive": slopes[0] * shared[0], "cross": slopes[1] * shared[0]}, {"contrastive": 1.0, "cross": 1.0}, [shared])
+        found.observe(
+            {"contrastive": slopes[0] * shared[0], "cross": slopes[1] * shared[0]},
+            {"contrastive": 1.0, "cross": 1.0},
+            [shared],
+        )
     return found, shared
 
 
@@ -85,7 +92,9 @@ def test_gradnorm_counts_the_weights_of_the_config() -> None:
     found = build(LossConfig(balance="gradnorm", asymmetry=0.0))
     shared = torch.ones(1, requires_grad=True)
     for _ in range(400):
-        found.observe({"contrastive": 1.0 * shared[0], "cross": 1.0 * shared[0]}, {"contrastive": 3.0, "cross": 1.0}, [shared])
+        found.observe(
+            {"contrastive": 1.0 * shared[0], "cross": 1.0 * shared[0]}, {"contrastive": 3.0, "cross": 1.0}, [shared]
+        )
     assert float(found.weigh("contrastive", 3.0)) == pytest.approx(float(found.weigh("cross", 1.0)), abs=0.2)
 
 
@@ -105,7 +114,9 @@ def test_gradnorm_leaves_a_part_that_is_alone_and_a_sick_step() -> None:
     found.observe({"contrastive": 2 * shared[0]}, {"contrastive": 1.0, "cross": 0.0}, [shared])
     assert found.multiplier.tolist() == [1] * len(PARTS)
     assert found.first[:2].isnan().tolist() == [False, True], "the cross loss counts from its own first step"
-    found.observe({"contrastive": 2 * shared[0], "cross": math.inf * shared[0]}, {"contrastive": 1.0, "cross": 1.0}, [shared])
+    found.observe(
+        {"contrastive": 2 * shared[0], "cross": math.inf * shared[0]}, {"contrastive": 1.0, "cross": 1.0}, [shared]
+    )
     assert found.multiplier.tolist() == [1] * len(PARTS)
 
 
@@ -114,7 +125,10 @@ def test_the_total_uses_the_balance() -> None:
     from ccaco_cli.core.types import Crossed
     from tests.core.losses.test_total import alignment
 
-    given, config = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(alpha=2.0, balance="uncertainty")
+    given, config = (
+        alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))),
+        LossConfig(alpha=2.0, balance="uncertainty"),
+    )
     found = build(config)
     found.log_variance.data = torch.tensor([0.5, -1.0, 9.0])
     parts = total_loss(given, config, 0.3, found)

@@ -25,7 +25,9 @@ def plain(z_a: torch.Tensor, z_b: torch.Tensor, group: torch.Tensor, scale: torc
 @pytest.mark.parametrize("scale", [1.0, 14.3, 75.0, 100.0])
 @pytest.mark.parametrize("groups", [130, 60, 3])
 @pytest.mark.parametrize("tile", [1000, 64, 7])
-def test_loss_and_gradient_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch, scale: float, groups: int, tile: int) -> None:
+def test_loss_and_gradient_equal_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, scale: float, groups: int, tile: int
+) -> None:
     monkeypatch.setattr(blocked, "TILE", tile)
     group = torch.arange(130) % groups
     found, wanted = [], []
@@ -41,10 +43,16 @@ def test_loss_and_gradient_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch,
 
 def test_shares_of_a_batch_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "TILE", 5)
-    z_a, z_b, scale = unit(24, 8).requires_grad_(), unit(24, 8, seed=1).requires_grad_(), torch.tensor(20.0, requires_grad=True)
+    z_a, z_b, scale = (
+        unit(24, 8).requires_grad_(),
+        unit(24, 8, seed=1).requires_grad_(),
+        torch.tensor(20.0, requires_grad=True),
+    )
     group = torch.arange(24) % 15
     whole = blocked.info_nce(z_a, z_b, group, scale)
-    shares = torch.stack([blocked.info_nce(z_a, z_b, group, scale, slice(first, first + 8)) for first in (0, 8, 16)]).mean()
+    shares = torch.stack(
+        [blocked.info_nce(z_a, z_b, group, scale, slice(first, first + 8)) for first in (0, 8, 16)]
+    ).mean()
     assert shares.item() == pytest.approx(whole.item(), rel=1e-5)
     for one, other in zip(*(torch.autograd.grad(loss, (z_a, z_b, scale)) for loss in (whole, shares)), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
@@ -115,5 +123,7 @@ def test_memory_is_a_fraction() -> None:
     used = {}
     for module, call in calls.items():
         code = MEMORY.format(module=module, call=call)
-        used[module] = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        used[module] = int(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        )
     assert used["blocked"] * 4 < used["contrastive"], used  # KiB; at 16,384 rows the ratio is above 15

@@ -23,7 +23,9 @@ def test_two_by_two_by_hand() -> None:
     s = [[2.0, 0.0], [1.2, 1.6]]
     rows = [math.log(1 + math.exp(s[0][1] - s[0][0])), math.log(1 + math.exp(s[1][0] - s[1][1]))]
     columns = [math.log(1 + math.exp(s[1][0] - s[0][0])), math.log(1 + math.exp(s[0][1] - s[1][1]))]
-    assert info_nce(z_a, z_b, torch.arange(2), torch.tensor(2.0)).item() == pytest.approx((sum(rows) + sum(columns)) / 4, rel=1e-6)
+    assert info_nce(z_a, z_b, torch.arange(2), torch.tensor(2.0)).item() == pytest.approx(
+        (sum(rows) + sum(columns)) / 4, rel=1e-6
+    )
 
 
 def test_equals_open_clip() -> None:
@@ -59,13 +61,20 @@ def test_siblings_are_positives_not_negatives() -> None:
     apart = info_nce(z, z, torch.tensor([0, 1, 2]), torch.tensor(30.0))
     together = info_nce(z, z, torch.tensor([0, 0, 1]), torch.tensor(30.0))
     assert apart.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-3)  # two rows cannot tell their twins apart
-    assert together.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-3)  # and with two positives each, log 2 is the floor
+    assert together.item() == pytest.approx(
+        math.log(2) * 2 / 3, rel=1e-3
+    )  # and with two positives each, log 2 is the floor
 
 
 def test_multi_positive_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0], [0.5, 2.0]])
-    rows = logits.log_softmax(1).mean(), logits.T.log_softmax(1).mean()  # everyone is everyone's positive: uniform targets
-    assert matrix_nce(logits, torch.zeros(2), torch.zeros(2)).item() == pytest.approx(-(rows[0] + rows[1]).item() / 2, rel=1e-6)
+    rows = (
+        logits.log_softmax(1).mean(),
+        logits.T.log_softmax(1).mean(),
+    )  # everyone is everyone's positive: uniform targets
+    assert matrix_nce(logits, torch.zeros(2), torch.zeros(2)).item() == pytest.approx(
+        -(rows[0] + rows[1]).item() / 2, rel=1e-6
+    )
 
 
 def test_gradient() -> None:
@@ -78,10 +87,14 @@ def test_gradient() -> None:
     plain = plain - ((target / target.sum(1, keepdim=True)) * logits.T.log_softmax(1)).sum(1).mean() / 2
     ours = matrix_nce(logits, group, group)
     for got, wanted in zip(
-        torch.autograd.grad(ours, (z_a, z_b, scale), retain_graph=True), torch.autograd.grad(plain, (z_a, z_b, scale)), strict=True
+        torch.autograd.grad(ours, (z_a, z_b, scale), retain_graph=True),
+        torch.autograd.grad(plain, (z_a, z_b, scale)),
+        strict=True,
     ):
         assert torch.allclose(got, wanted, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda a, b, s: matrix_nce(s * a @ b.T, group, group), (z_a, z_b, scale), eps=1e-3, atol=1e-2)
+    assert torch.autograd.gradcheck(
+        lambda a, b, s: matrix_nce(s * a @ b.T, group, group), (z_a, z_b, scale), eps=1e-3, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("sick", [float("nan"), float("inf")])

@@ -131,7 +131,9 @@ def test_terms_are_added_and_ramped() -> None:
     assert parts["mmd"] == pytest.approx(0.5 * mmd(features[:4], features[4:]).item())
     assert parts["dann"] == pytest.approx(dann(logits, domain).item()), "the reversal has its ramp"
     assert domain_loss("both", seen).item() == pytest.approx(parts["dann"] + parts["mmd"])
-    assert {name: set(terms) <= set(TERMS) for name, terms in DOMAIN_LOSSES.items()} == dict.fromkeys(DOMAIN_LOSSES, True)
+    assert {name: set(terms) <= set(TERMS) for name, terms in DOMAIN_LOSSES.items()} == dict.fromkeys(
+        DOMAIN_LOSSES, True
+    )
 
 
 def test_a_batch_of_one_domain_costs_nothing() -> None:

@@ -30,7 +30,10 @@ def test_negatives_are_distinct_and_hard_ones_come_often() -> None:
 
 def test_too_few_negatives_are_repeated_and_none_is_said() -> None:
     assert hard_negatives(torch.zeros(2, 2), torch.arange(2), 3, generator()).tolist() == [[1, 1, 1], [0, 0, 0]]
-    assert hard_negatives(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long), 2, generator()).tolist() == [[-1, -1], [-1, -1]]
+    assert hard_negatives(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long), 2, generator()).tolist() == [
+        [-1, -1],
+        [-1, -1],
+    ]
 
 
 def test_pairs_with_hard_negatives() -> None:

@@ -60,7 +60,10 @@ def test_every_cross_loss_prefers_the_truth(name: str) -> None:
     pairs = sample_pairs(encoded(0), encoded(1), torch.arange(4), config, torch.Generator().manual_seed(0))
     if name == "mse":
         logit = torch.zeros(4)
-        low, high = (total_loss(alignment(Crossed(logit, drift=torch.tensor(d)), pairs), config, 1.0)["cross"] for d in (0.1, 0.2))
+        low, high = (
+            total_loss(alignment(Crossed(logit, drift=torch.tensor(d)), pairs), config, 1.0)["cross"]
+            for d in (0.1, 0.2)
+        )
     else:
         truth = torch.eye(4) if pairs.label is None else pairs.label.float()
         low, high = (total_loss(alignment(Crossed(s * truth), pairs), config, 1.0)["cross"] for s in (5.0, -5.0))

@@ -17,7 +17,12 @@ def encoded(n: int, width: int = 8) -> Encoded:
 def heads(**more: object) -> Adaptation:
     settings: dict[str, object] = {"adversarial": True, **more}
     return Adaptation(
-        DomainConfig(loss="dann"), 8, {"image": 2, "text": 3}, torch.tensor([2, 9, 0, 1]), torch.tensor([1, -1, 0]), **settings
+        DomainConfig(loss="dann"),
+        8,
+        {"image": 2, "text": 3},
+        torch.tensor([2, 9, 0, 1]),
+        torch.tensor([1, -1, 0]),
+        **settings,
     )  # type: ignore[arg-type]
 
 

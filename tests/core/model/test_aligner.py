@@ -28,7 +28,9 @@ class Echo(torch.nn.Module):
 
 
 def tower(modality: str, width: int, pretrained: bool = False) -> Tower:
-    return Tower(TowerSpec("tiny", "", ""), modality, Echo(), lambda x: x, width, 9, None, pretrained, "f", lambda f: "tiny")
+    return Tower(
+        TowerSpec("tiny", "", ""), modality, Echo(), lambda x: x, width, 9, None, pretrained, "f", lambda f: "tiny"
+    )
 
 
 def aligner(pretrained: bool = False, **settings: Any) -> Aligner:
@@ -36,7 +38,9 @@ def aligner(pretrained: bool = False, **settings: Any) -> Aligner:
     side = TowerConfig(**{k: v for k, v in settings.items() if k in TowerConfig.__dataclass_fields__})
     fusion = FusionConfig(**{k: v for k, v in settings.items() if k in FusionConfig.__dataclass_fields__})
     config = ModelConfig(width=8, vectors=settings.get("vectors", 1), image=side, text=side, fusion=fusion)
-    return Aligner({"image": tower("image", 6, pretrained), "text": tower("text", 10, pretrained)}, config, LossConfig())
+    return Aligner(
+        {"image": tower("image", 6, pretrained), "text": tower("text", 10, pretrained)}, config, LossConfig()
+    )
 
 
 def inputs(width: int, rows: int = 5, tokens: int = 4) -> dict[str, torch.Tensor]:
@@ -75,7 +79,10 @@ def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged(
     a, b = (x.z for x in sides)
     assert a.shape == b.shape == (5, model.config.dim) == (5, 24)
     assert torch.allclose(a.norm(dim=-1), torch.ones(5), atol=1e-6)
-    each = [torch.nn.functional.cosine_similarity(p, q, dim=-1) for p, q in zip(*(x.pooled.chunk(3, 1) for x in sides), strict=True)]
+    each = [
+        torch.nn.functional.cosine_similarity(p, q, dim=-1)
+        for p, q in zip(*(x.pooled.chunk(3, 1) for x in sides), strict=True)
+    ]
     assert torch.allclose((a * b).sum(1), torch.stack(each).mean(0), atol=1e-6)
     assert not torch.allclose(each[0], each[1], atol=1e-3)
     assert model.local("text", sides[1]).tokens.shape == (5, 4, 8)
@@ -116,7 +123,10 @@ def test_a_locked_tower_learns_nothing_and_stays_in_evaluation() -> None:
 
 def test_centring_follows_the_running_mean() -> None:
     center, mask = Center(1).train(), torch.tensor([[True, True, False]])
-    assert center(torch.tensor([[[1.0], [3.0], [99.0]]]), mask)[0, :2, 0].tolist() == [-1.0, 1.0]  # the first batch sets it
+    assert center(torch.tensor([[[1.0], [3.0], [99.0]]]), mask)[0, :2, 0].tolist() == [
+        -1.0,
+        1.0,
+    ]  # the first batch sets it
     center(torch.tensor([[[12.0], [12.0], [99.0]]]), mask)
     assert center.mean.item() == pytest.approx(0.9 * 2 + 0.1 * 12)
     stored = center.mean.clone()

@@ -115,7 +115,9 @@ def seen_by_hand(lie: tuple[Sequence, Sequence], side: int, spread: int) -> torc
                 here, there = row * columns + column, other_row * other_columns + other_column
                 seen[i, j] = along(here, rows * columns, there, other_rows * other_columns)
             else:
-                seen[i, j] = along(row, rows, other_row, other_rows) and along(column, columns, other_column, other_columns)
+                seen[i, j] = along(row, rows, other_row, other_rows) and along(
+                    column, columns, other_column, other_columns
+                )
     return seen
 
 
@@ -131,7 +133,9 @@ def test_windows_are_those_of_the_definition(name: str, window: int, spread: int
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("at_once", [1 << 24, 1])
-def test_the_window_kind_is_dense_attention_under_its_mask(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_kind_is_dense_attention_under_its_mask(
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "AT_ONCE", at_once)
     lie = CASES[name]
     found = build("window", window=4, spread=1)
@@ -141,7 +145,9 @@ def test_the_window_kind_is_dense_attention_under_its_mask(name: str, at_once: i
     pattern = plan(*lie, 4, 1, "cpu").pattern(context.shape[1])
     got = found(x, context, mask, lie=lie)[0]
     shown, weights = found(x, context, mask, lie=lie, weights=True)
-    q, k, v = (f(t).unflatten(-1, (3, -1)).transpose(1, 2) for f, t in ((found.q, x), (found.k, context), (found.v, context)))
+    q, k, v = (
+        f(t).unflatten(-1, (3, -1)).transpose(1, 2) for f, t in ((found.q, x), (found.k, context), (found.v, context))
+    )
     allowed = pattern & mask[:, None, None, :]
     table = (q @ k.transpose(-1, -2) / 2).masked_fill(~allowed, -torch.inf).softmax(-1)
     wanted = found.out((table @ v).transpose(1, 2).flatten(2))
@@ -150,7 +156,9 @@ def test_the_window_kind_is_dense_attention_under_its_mask(name: str, at_once: i
     assert torch.allclose(weights, table, atol=1e-5)
     inputs = (x, context, found.q.weight, found.v.bias)
     shadow = torch.randn(got.shape)
-    for ours, theirs in zip(torch.autograd.grad(got, inputs, shadow), torch.autograd.grad(wanted, inputs, shadow), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(got, inputs, shadow), torch.autograd.grad(wanted, inputs, shadow), strict=True
+    ):
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -187,7 +195,9 @@ def test_kinds_share_their_parameters() -> None:
     dense, window = build("dense").eval(), build("window", window=64).eval()
     window.load_state_dict(dense.state_dict(), strict=False)
     x, context, mask = tokens((LINE, GRID))
-    assert torch.allclose(dense(x, context, mask)[0], window(x, context, mask)[0], atol=1e-5), "a window that holds all is dense"
+    assert torch.allclose(dense(x, context, mask)[0], window(x, context, mask)[0], atol=1e-5), (
+        "a window that holds all is dense"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -262,7 +272,9 @@ def test_linear_attention_some_samples_at_a_time_is_the_same(monkeypatch: pytest
     whole = found(x, context, mask)[0]
     calls = []
     monkeypatch.setattr(attention, "FEATURES_AT_ONCE", 4 * 256 * 3 * (23 + 31))
-    monkeypatch.setattr(attention, "positive_features", lambda x, random: calls.append(len(x)) or positive_features(x, random))
+    monkeypatch.setattr(
+        attention, "positive_features", lambda x, random: calls.append(len(x)) or positive_features(x, random)
+    )
     with torch.inference_mode():
         assert torch.allclose(found(x, context, mask)[0], whole, atol=1e-6)
         assert calls == [4, 4, 2, 2]
@@ -311,7 +323,8 @@ def test_layouts_follow_what_a_cache_leaves_of_a_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"attention": "sparse"}, "dense | window | linear"), ({"window": 0}, "window"), ({"features": 0}, "features")]
+    ("settings", "words"),
+    [({"attention": "sparse"}, "dense | window | linear"), ({"window": 0}, "window"), ({"features": 0}, "features")],
 )
 def test_unknown_kinds_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace("|", r"\|")):

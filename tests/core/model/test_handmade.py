@@ -74,7 +74,9 @@ def test_shuffled_pairs_teach_nothing(world: tuple[np.ndarray, list[str], np.nda
     assert np.mean([options[k] == t for k, t in zip((z @ words.T).argmax(1), said, strict=True)]) < 0.35
 
 
-def test_the_same_seed_gives_the_same_vectors_and_few_pictures_are_enough(world: tuple[np.ndarray, list[str], np.ndarray]) -> None:
+def test_the_same_seed_gives_the_same_vectors_and_few_pictures_are_enough(
+    world: tuple[np.ndarray, list[str], np.ndarray],
+) -> None:
     pictures, texts, row = world
     one, other = (align(pictures[:6], texts[:12], row[:12], seed=3) for _ in range(2))
     assert np.array_equal(one.pictures(pictures), other.pictures(pictures))

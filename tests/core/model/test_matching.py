@@ -43,7 +43,10 @@ def test_all_pairs_equal_listed_pairs(kind: str, direction: str) -> None:
     assert torch.allclose(every, listed, atol=1e-4)
     weights = [p for p in found.parameters() if p.requires_grad]
     if weights:
-        ways = (torch.autograd.grad(x.square().sum(), weights, retain_graph=True, allow_unused=True) for x in (every, listed))
+        ways = (
+            torch.autograd.grad(x.square().sum(), weights, retain_graph=True, allow_unused=True)
+            for x in (every, listed)
+        )
         for one, other in zip(*ways, strict=True):
             assert (one is None) == (other is None)
             assert one is None or torch.allclose(one, other, atol=1e-3)
@@ -56,7 +59,9 @@ def test_every_kind_of_attention_lets_padding_alone_and_shows_what_it_sees(kind:
     a, b = local(found, encoded(3, 9, 0), encoded(3, 6, 1))
     index = torch.arange(3)[:, None].expand(3, 2)
     clean = found(a, b, index, attention=True)
-    dirty = found(*(Encoded(torch.where(x.mask[..., None], x.tokens, 0.0), x.mask, x.pooled, x.z) for x in (a, b)), index)
+    dirty = found(
+        *(Encoded(torch.where(x.mask[..., None], x.tokens, 0.0), x.mask, x.pooled, x.z) for x in (a, b)), index
+    )
     assert torch.allclose(clean.match_logit, dirty.match_logit, atol=1e-4)
     if kind != "early":
         assert torch.allclose(clean.attention.mean(1)[b.mask].sum(-1), torch.ones(int(b.mask.sum())), atol=1e-3)
@@ -74,7 +79,9 @@ def test_random_features_are_drawn_anew_in_training_only() -> None:
 
 @pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize("kind", ["coattention", "unified", "early"])
-def test_what_is_recomputed_is_the_same_and_less_is_kept(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_recomputed_is_the_same_and_less_is_kept(
+    kind: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(matching, "TOKENS_AT_ONCE", 2 * (9 + 6))
     found = matcher(kind, attention=attention, direction="both", redraw=1).train()
     a, b = encoded(2, 9, 0), encoded(2, 6, 1)
@@ -89,9 +96,15 @@ def test_what_is_recomputed_is_the_same_and_less_is_kept(kind: str, attention: s
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             crossed = found(a, b, torch.tensor([[0, 0], [1, 0], [1, 1]]))
-        scores.append(crossed.match_logit if crossed.drift is None else torch.cat([crossed.match_logit, crossed.drift[None]]))
+        scores.append(
+            crossed.match_logit if crossed.drift is None else torch.cat([crossed.match_logit, crossed.drift[None]])
+        )
         parameters = [p for p in found.parameters() if p.requires_grad]
-        gradients.append(torch.autograd.grad((scores[-1] * torch.arange(1, 1 + len(scores[-1]))).sum(), parameters, allow_unused=True))
+        gradients.append(
+            torch.autograd.grad(
+                (scores[-1] * torch.arange(1, 1 + len(scores[-1]))).sum(), parameters, allow_unused=True
+            )
+        )
     assert kept[1] < 0.2 * kept[0]
     assert torch.allclose(*scores, atol=1e-5)
     for one, other in zip(*gradients, strict=True):
@@ -101,7 +114,10 @@ def test_what_is_recomputed_is_the_same_and_less_is_kept(kind: str, attention: s
 
 def test_attended_by_a_window_that_holds_all_is_the_dense_one() -> None:
     for direction in ("b_to_a", "a_to_b", "both"):
-        dense, window = matcher("attended", direction=direction), matcher("attended", attention="window", direction=direction)
+        dense, window = (
+            matcher("attended", direction=direction),
+            matcher("attended", attention="window", direction=direction),
+        )
         a, b = local(dense, encoded(3, 5, 0), encoded(3, 6, 1))
         index = torch.arange(3)[:, None].expand(3, 2)
         one, other = (m(a, b, index, attention=True) for m in (dense, window))

@@ -45,7 +45,13 @@ def test_one_row_an_arm_with_what_speaks_for_a_difference(fabricate: Any) -> Non
     assert clip["low"] <= clip["query_low"] < clip["value"] < clip["query_high"] <= clip["high"]
     assert clip["covers"] == "queries and seeds"
     assert clip["seed_sd"] > 0
-    assert (clip["seeds"], clip["paired_seeds"], clip["seconds"], clip["warnings"], clip["failed"]) == (3, 3, 11.0, [], 0)
+    assert (clip["seeds"], clip["paired_seeds"], clip["seconds"], clip["warnings"], clip["failed"]) == (
+        3,
+        3,
+        11.0,
+        [],
+        0,
+    )
     assert clip["p_holm"] == pytest.approx(3 * clip["p"]), "the smallest of three is corrected threefold"
 
     against = {row["arm"]: row for row in arms(found, metric="text_to_image_R@1", reference="clip")}
@@ -105,7 +111,9 @@ def test_slow_arms_are_compared_on_the_gallery_that_all_share(fabricate: Any) ->
     ],
 )
 def test_unequal_arms_are_refused_by_name(fabricate: Any, setting: dict[str, Any], rule: str, next_to: str) -> None:
-    found = runs(fabricate, {"ccaco": 2.0}, seeds=1) + results.find([fabricate("clip-s0", 1.0, arm="clip", config=setting)])
+    found = runs(fabricate, {"ccaco": 2.0}, seeds=1) + results.find(
+        [fabricate("clip-s0", 1.0, arm="clip", config=setting)]
+    )
     with pytest.raises(ConfigError, match=rf"differ in {rule}: ccaco .*; clip .*{next_to}"):
         arms(found)
     with pytest.raises(ConfigError, match=rule):
@@ -114,7 +122,13 @@ def test_unequal_arms_are_refused_by_name(fabricate: Any, setting: dict[str, Any
 
 
 def test_epochs_do_not_matter_where_steps_are_set() -> None:
-    check_fair({"a": {"optim": {"steps": 5, "epochs": 1}}, "b": {"optim": {"steps": 5, "epochs": 2}}, "a result without config": {}})
+    check_fair(
+        {
+            "a": {"optim": {"steps": 5, "epochs": 1}},
+            "b": {"optim": {"steps": 5, "epochs": 2}},
+            "a result without config": {},
+        }
+    )
     with pytest.raises(ConfigError, match="step budget"):
         check_fair({"a": {"optim": {"steps": 5, "epochs": 1}}, "b": {"optim": {"steps": 6, "epochs": 1}}})
 
@@ -152,9 +166,14 @@ def test_choices_are_tested_by_picture(fabricate: Any) -> None:
 
 
 def test_two_runs_metric_by_metric(fabricate: Any) -> None:
-    found = results.find([fabricate("a", 1.0, seed=0), fabricate("b", 2.5, arm="clip", seed=1, config={"optim.epochs": 2})])
+    found = results.find(
+        [fabricate("a", 1.0, seed=0), fabricate("b", 2.5, arm="clip", seed=1, config={"optim.epochs": 2})]
+    )
     rows = {row["metric"]: row for row in pair(found)}
-    assert list(rows)[:6] == [*(f"image_to_text_{m}" for m in ("R@1", "R@5", "R@10", "mAP", "mean_rank")), "text_to_image_R@1"]
+    assert list(rows)[:6] == [
+        *(f"image_to_text_{m}" for m in ("R@1", "R@5", "R@10", "mAP", "mean_rank")),
+        "text_to_image_R@1",
+    ]
     assert list(rows)[-1] == "R-sum"
     assert {row["verdict"] for row in rows.values()} == {"better"}
     assert rows["text_to_image_mean_rank"]["difference"] < 0, "a lower rank is better"
@@ -173,7 +192,9 @@ def test_claims_in_words(fabricate: Any) -> None:
     assert claim(found, "clip", "ccaco", "R-sum")[0][1] == "worse"
     assert claim(found, "ccaco", "twin", "R-sum")[0][1] == NOT_SEPARABLE
     assert claim(found, "ccaco-s0", "clip-s1", "R-sum")[0][1] == "better"
-    other = results.find([fabricate("clip-s9", 1.0, arm="solo", seed=9), fabricate("far", 1.0, arm="far", dataset="sea")])
+    other = results.find(
+        [fabricate("clip-s9", 1.0, arm="solo", seed=9), fabricate("far", 1.0, arm="far", dataset="sea")]
+    )
     with pytest.raises(DataError, match="no seed in common"):
         claim(found + other, "ccaco", "solo", "R-sum")
     with pytest.raises(DataError, match="never measured on the same data set"):
@@ -198,12 +219,17 @@ def test_other_test_pools_are_refused(fabricate: Any, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"different test pools .*toy (d{12}; .*toy e{12}|e{12}; .*toy d{12});"):
             compare(found + other)
     elsewhere = results.find([fabricate("clip-s0", 1.0, arm="clip", dataset="sea", root=tmp_path)])
-    assert [(row["dataset"], row["verdict"]) for row in arms(found + elsewhere)] == [("toy", "reference"), ("sea", "reference")]
+    assert [(row["dataset"], row["verdict"]) for row in arms(found + elsewhere)] == [
+        ("toy", "reference"),
+        ("sea", "reference"),
+    ]
 
 
 def test_choices_are_divided_by_their_picture(fabricate: Any) -> None:
     rows = [i // 2 for i in range(40)]
     right = [int(row < 5) for row in rows]
-    run = fabricate("ccaco-s0", 1.0, items={"binding": right, "binding_row": rows}, strata={"things": [2] * 10 + [3] * 50})
+    run = fabricate(
+        "ccaco-s0", 1.0, items={"binding": right, "binding_row": rows}, strata={"things": [2] * 10 + [3] * 50}
+    )
     found = arms(results.find([run]), by="things", metric="binding_accuracy")
     assert [(row["things"], row["binding_accuracy"], row["value"]) for row in found] == [(2, 0.5, 0.5), (3, 0.0, 0.0)]

@@ -12,7 +12,7 @@ import pytest
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.reporting import inspection
-from ccaco_cli.core.reporting.inspection import Looked
+from ccaco_cli.core.reporting.inspection import LoadedRun
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.workflows import report
@@ -20,7 +20,7 @@ from tests.manifests import edited
 
 
 @pytest.fixture(scope="module")
-def looked(run: Path) -> Looked:
+def looked(run: Path) -> LoadedRun:
     return inspection.open_run(results.find([run])[0])
 
 
@@ -32,7 +32,7 @@ def changed(run: Path, copy: Path, **body: Any) -> Path:
 
 
 @pytest.mark.parametrize("how", ["cosine", "two-stage", "cross"])
-def test_answers_have_the_ranks_that_results_have(looked: Looked, how: str) -> None:
+def test_answers_have_the_ranks_that_results_have(looked: LoadedRun, how: str) -> None:
     mine = replace(looked, how=how, weight=2.0)
     one, other = looked.found.a, looked.found.b
     groups = looked.groups()
@@ -50,14 +50,14 @@ def test_answers_have_the_ranks_that_results_have(looked: Looked, how: str) -> N
         assert found.right.any(1).tolist() == (found.rank <= 5).tolist()
 
 
-def test_the_ranks_are_those_of_the_runs_own_result(looked: Looked) -> None:
+def test_the_ranks_are_those_of_the_runs_own_result(looked: LoadedRun) -> None:
     stored = results.result(looked.run).evaluation
     assert inspection.answers(looked, backwards=False).rank.tolist() == stored.b_to_a[0].rank.tolist()
     few = inspection.answers(looked, backwards=False, most=10)
     assert len(few.items) == 10 and few.rank.tolist() == stored.b_to_a[0].rank[few.items].tolist()
 
 
-def test_a_batch_is_of_true_pairs_and_the_map_of_all(looked: Looked) -> None:
+def test_a_batch_is_of_true_pairs_and_the_map_of_all(looked: LoadedRun) -> None:
     one, other, table = inspection.similarity(looked, 6)
     assert looked.found.row_b[other].tolist() == looked.found.row_a[one].tolist()
     assert table[2, 4] == pytest.approx(float(looked.found.b.z[other[2]] @ looked.found.a.z[one[4]]), abs=1e-6)
@@ -65,14 +65,14 @@ def test_a_batch_is_of_true_pairs_and_the_map_of_all(looked: Looked) -> None:
     assert points.shape == others.shape == (12, 2) and len(set(rows.tolist())) == 12
 
 
-def test_scenes_are_divided_by_place(looked: Looked) -> None:
+def test_scenes_are_divided_by_place(looked: LoadedRun) -> None:
     name, of_row = inspection.classes(looked)
     assert name == "place" and of_row[3] == looked.split.meta(3)["place"]
     names, table = inspection.confusion(looked)
     assert names == sorted(set(of_row)) and table.sum(1) == pytest.approx([1.0] * len(names))
 
 
-def test_what_is_told_of_faithfulness(looked: Looked) -> None:
+def test_what_is_told_of_faithfulness(looked: LoadedRun) -> None:
     pairs = inspection.explained(looked, "attention", 30)
     assert len(pairs) == 30 and all(pair.said in looked.split.captions for pair in pairs)
     rows = inspection.faithfulness(looked, pairs)
@@ -80,19 +80,27 @@ def test_what_is_told_of_faithfulness(looked: Looked) -> None:
     assert rows[0]["measure"] == "deletion" and rows[0]["value"] == pytest.approx(np.mean(gains))
     assert rows[0]["low"] < rows[0]["value"] < rows[0]["high"]
     for row in rows:
-        assert row["verdict"] == ("better" if row["low"] > 0 else "worse" if row["high"] < 0 else inspection.NOT_SEPARABLE)
+        assert row["verdict"] == (
+            "better" if row["low"] > 0 else "worse" if row["high"] < 0 else inspection.NOT_SEPARABLE
+        )
     assert all(row["verdict"] == "too few cases" for row in inspection.faithfulness(looked, pairs[:5]))
     points = inspection.pointing(looked, pairs)
     assert points[0]["word"] == "" and points[0]["cases"] == sum(row["cases"] for row in points[1:]) > 20
-    assert {row["word"] for row in points[1:]} <= {box["word"] for r in range(len(looked.split)) for box in looked.split.meta(r)["boxes"]}
+    assert {row["word"] for row in points[1:]} <= {
+        box["word"] for r in range(len(looked.split)) for box in looked.split.meta(r)["boxes"]
+    }
     assert 0 < points[0]["random"] < 0.5
 
 
 def test_synonyms_point_to_the_same_box() -> None:
-    assert inspection.CANONICAL["kitty"] == "cat" and inspection.CANONICAL["couch"] == "sofa" and inspection.CANONICAL["dog"] == "dog"
+    assert (
+        inspection.CANONICAL["kitty"] == "cat"
+        and inspection.CANONICAL["couch"] == "sofa"
+        and inspection.CANONICAL["dog"] == "dog"
+    )
 
 
-def test_what_cannot_be_looked_into_says_why(run: Path, tmp_path: Path, looked: Looked) -> None:
+def test_what_cannot_be_looked_into_says_why(run: Path, tmp_path: Path, looked: LoadedRun) -> None:
     inputs = json.loads((run / manifest.NAME).read_text())["inputs"]
     gone = changed(run, tmp_path / "gone", inputs={"dataset": inputs["dataset"] | {"path": "nowhere"}})
     with pytest.raises(DataError, match="not where it was: nowhere"):

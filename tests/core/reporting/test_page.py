@@ -9,14 +9,18 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.reporting import page
-from ccaco_cli.core.reporting.report_tables import Asked
+from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.workflows import report
 
 
 def test_a_page_of_arms_without_models(fabricate: Any) -> None:
-    paths = [fabricate(f"{arm}-{seed}", skill, arm=arm, seed=seed) for arm, skill in (("ccaco", 2.0), ("clip", 0.5)) for seed in (0, 1)]
-    found = page.gather(Asked(paths))
+    paths = [
+        fabricate(f"{arm}-{seed}", skill, arm=arm, seed=seed)
+        for arm, skill in (("ccaco", 2.0), ("clip", 0.5))
+        for seed in (0, 1)
+    ]
+    found = page.gather(ReportRequest(paths))
     assert [row["arm"] for row in found.arms] == ["ccaco", "clip"] and len(found.runs) == 4
     assert list(found.recalls) == ["ccaco", "clip"]
     assert found.inside is None and any("What needs the model" in reason for reason in found.missing)
@@ -31,13 +35,13 @@ def test_a_page_of_arms_without_models(fabricate: Any) -> None:
 
 def test_runs_that_cannot_be_compared_still_have_a_page(fabricate: Any) -> None:
     paths = [fabricate("one", 2.0, arm="a"), fabricate("two", 1.0, arm="b", data="e" * 64)]
-    found = page.gather(Asked(paths))
+    found = page.gather(ReportRequest(paths))
     assert len(found.runs) == 2 and not found.arms and any("table of arms" in reason for reason in found.missing)
 
 
 def test_a_page_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page.look, "PAIRS", 6)
-    found = page.gather(Asked([run]))
+    found = page.gather(ReportRequest([run]))
     assert found.inside is not None and not found.missing
     inside = found.inside
     assert [one.direction for one in inside.answers] == ["text_to_image", "image_to_text"]

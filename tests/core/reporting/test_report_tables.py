@@ -6,12 +6,14 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError, DataError, GateError
-from ccaco_cli.core.reporting.report_tables import Asked, rows, table
+from ccaco_cli.core.reporting.report_tables import ReportRequest, rows, table
 from ccaco_cli.core.workflows.report import broken
 
 
-def runs(fabricate: Any, **skills: float) -> Asked:
-    return Asked([fabricate(f"{arm}-s{seed}", skill, arm=arm, seed=seed) for arm, skill in skills.items() for seed in range(2)])
+def runs(fabricate: Any, **skills: float) -> ReportRequest:
+    return ReportRequest(
+        [fabricate(f"{arm}-s{seed}", skill, arm=arm, seed=seed) for arm, skill in skills.items() for seed in range(2)]
+    )
 
 
 def test_columns_do_not_depend_on_which_run_comes_first(fabricate: Any) -> None:
@@ -27,7 +29,7 @@ def test_columns_do_not_depend_on_which_run_comes_first(fabricate: Any) -> None:
 
 def test_runs_divided_by_a_stratum(fabricate: Any) -> None:
     path = fabricate("a", 1.0, strata={"things": [2, 3] * 30})
-    found = table(Asked([path], by="things"))
+    found = table(ReportRequest([path], by="things"))
     assert [(row["run"], row["things"], row["queries"]) for row in found] == [("a", 2, 90), ("a", 3, 90)]
     whole = rows([path])[0]
     assert sum(row["text_to_image_R@1"] for row in found) / 2 == pytest.approx(whole["text_to_image_R@1"])
@@ -38,9 +40,13 @@ def test_retrieval_and_matching_by_data_set_and_arm(fabricate: Any) -> None:
     with pytest.raises(DataError, match="no such figures"):
         table(asked, "matching")
     extra = {"metrics": {"test.two-stage": {"matching_accuracy": 0.75, "R-sum": 300.0}}}
-    asked = Asked([*asked.paths, fabricate("sea", 2.0, dataset="sea", facts=extra)])
+    asked = ReportRequest([*asked.paths, fabricate("sea", 2.0, dataset="sea", facts=extra)])
     found = table(asked, "retrieval")
-    assert [(row["dataset"], row["arm"], row["seeds"]) for row in found] == [("toy", "ccaco", 2), ("toy", "clip", 2), ("sea", "ccaco", 1)]
+    assert [(row["dataset"], row["arm"], row["seeds"]) for row in found] == [
+        ("toy", "ccaco", 2),
+        ("toy", "clip", 2),
+        ("sea", "ccaco", 1),
+    ]
     each = [row["R-sum"] for row in rows(asked.paths)]
     assert found[0]["R-sum"] == pytest.approx(sum(each[:2]) / 2)
     assert found[0]["R-sum_seed_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
@@ -53,10 +59,19 @@ def test_which_table_an_ablation_gets(fabricate: Any) -> None:
     cells = [{"name": p.name, "label": p.name[:-3], "run": manifest.open(p, kind="run").sha256} for p in asked.paths]
     broke = {"name": "late-s0", "label": "late", "error": "it broke"}
     manifest.write(fabricate.root, "ablation", facts={"cells": [*cells, broke]})
-    found = table(Asked([fabricate.root], reference="clip"))
-    assert [(row["arm"], row["verdict"]) for row in found] == [("ccaco", "better"), ("clip", "reference"), ("late", "failed")]
-    assert [row["run"] for row in table(Asked([fabricate.root], stages=True))] == ["ccaco-s0", "ccaco-s1", "clip-s0", "clip-s1"]
-    assert len(table(Asked([fabricate.root]), "runs")) == 4
+    found = table(ReportRequest([fabricate.root], reference="clip"))
+    assert [(row["arm"], row["verdict"]) for row in found] == [
+        ("ccaco", "better"),
+        ("clip", "reference"),
+        ("late", "failed"),
+    ]
+    assert [row["run"] for row in table(ReportRequest([fabricate.root], stages=True))] == [
+        "ccaco-s0",
+        "ccaco-s1",
+        "clip-s0",
+        "clip-s1",
+    ]
+    assert len(table(ReportRequest([fabricate.root]), "runs")) == 4
     with pytest.raises(ConfigError, match=r"no such table: pies; expected runs"):
         table(asked, "pies")
 
@@ -64,23 +79,35 @@ def test_which_table_an_ablation_gets(fabricate: Any) -> None:
 def test_two_runs_to_compare_and_no_more(fabricate: Any) -> None:
     asked = runs(fabricate, ccaco=3.0, clip=1.0)
     one, _, _, other = asked.paths
-    assert {row["verdict"] for row in table(Asked([other, one]), "compare")} == {"better"}
+    assert {row["verdict"] for row in table(ReportRequest([other, one]), "compare")} == {"better"}
     stages = [one / "results/test.two-stage.json", other / "results/test.two-stage.json"]
-    assert table(Asked(stages), "compare")[0]["reference"] == "ccaco-s0/test.two-stage"
+    assert table(ReportRequest(stages), "compare")[0]["reference"] == "ccaco-s0/test.two-stage"
     for paths in ([one], asked.paths[:3], [fabricate.root]):
         with pytest.raises(DataError, match="runs to compare"):
-            table(Asked(paths), "compare")
+            table(ReportRequest(paths), "compare")
 
 
 def test_gates_that_claim(fabricate: Any) -> None:
     asked = runs(fabricate, ccaco=3.0, clip=1.0, twin=3.0)
-    assert broken(asked, ["ccaco not better than clip on text_to_image_R@1", "clip better than ccaco on R-sum", "R-sum<10"]) == []
+    assert (
+        broken(
+            asked, ["ccaco not better than clip on text_to_image_R@1", "clip better than ccaco on R-sum", "R-sum<10"]
+        )
+        == []
+    )
     (line,) = broken(asked, ["ccaco not better than twin on R-sum"])
     assert "ccaco against twin on toy: not separable" in line
     assert "(ccaco not better than twin on R-sum)" in line
     assert (
         len(
-            broken(asked, ["clip worse than ccaco on R-sum", "clip not worse than ccaco on R-sum", "ccaco-s0 better than clip-s1 on R-sum"])
+            broken(
+                asked,
+                [
+                    "clip worse than ccaco on R-sum",
+                    "clip not worse than ccaco on R-sum",
+                    "ccaco-s0 better than clip-s1 on R-sum",
+                ],
+            )
         )
         == 2
     )
@@ -89,12 +116,15 @@ def test_gates_that_claim(fabricate: Any) -> None:
 
 def test_nan_fails_a_claim_either_way(fabricate: Any) -> None:
     sick = {"metrics": {"test.two-stage": {"R-sum": None}}}
-    asked = Asked([fabricate("clip", 1.0, arm="clip"), fabricate("sick", 1.0, arm="sick", facts=sick)])
-    assert len(broken(asked, ["sick better than clip on R-sum", "sick not better than clip on R-sum", "R-sum>1e9"])) == 3
+    asked = ReportRequest([fabricate("clip", 1.0, arm="clip"), fabricate("sick", 1.0, arm="sick", facts=sick)])
+    assert (
+        len(broken(asked, ["sick better than clip on R-sum", "sick not better than clip on R-sum", "R-sum>1e9"])) == 3
+    )
 
 
 @pytest.mark.parametrize(
-    "gate", ["ccaco better", "ccaco nicer than clip on R-sum", "ccaco not better than clip", "ccaco better than clip on R@1"]
+    "gate",
+    ["ccaco better", "ccaco nicer than clip on R-sum", "ccaco not better than clip", "ccaco better than clip on R@1"],
 )
 def test_claims_that_cannot_be_read(fabricate: Any, gate: str) -> None:
     with pytest.raises(GateError):

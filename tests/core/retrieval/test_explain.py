@@ -56,7 +56,10 @@ def test_the_heat_of_a_word_is_where_its_thing_is(method: str, direction: str) -
     found = explain.explain(model, *pair(model), (3, 4), SAID, method)  # type: ignore[arg-type]
     assert found.words == ("zebra", "eats", "grass")
     assert found.heat.shape == (3, 3, 4) and (found.heat >= 0).all()
-    if (method, direction) != ("gradient", "a_to_b"):  # a cell that looks at one word alone has a cosine of 1, and no slope
+    if (method, direction) != (
+        "gradient",
+        "a_to_b",
+    ):  # a cell that looks at one word alone has a cosine of 1, and no slope
         assert found.heat[0].argmax() == 5 and found.heat[2].argmax() == 11
 
 
@@ -70,7 +73,8 @@ def test_the_gradient_is_that_of_the_score() -> None:
     t, v, gate = F.normalize(b.tokens[0, 2], dim=0), F.normalize(a.tokens[0], dim=-1), b.tokens[0, 2].norm()
     weights = plain[2].clone().requires_grad_()
     (slope,) = torch.autograd.grad(
-        model.matcher.scale().detach() * gate.clone() * F.cosine_similarity(t.clone(), weights @ v.clone(), dim=0), weights
+        model.matcher.scale().detach() * gate.clone() * F.cosine_similarity(t.clone(), weights @ v.clone(), dim=0),
+        weights,
     )
     assert torch.allclose(found[2], (weights * slope).clamp_min(0).detach(), atol=1e-4)
 
@@ -134,7 +138,18 @@ def test_without_words_a_sample_is_explained_as_a_whole() -> None:
 
 
 def tower(grid: tuple[int, int] | None) -> Tower:
-    return Tower(TowerSpec("tiny", "", ""), "image", torch.nn.Identity(), lambda x: x, 4, 9, grid, False, "f", lambda folder: "tiny")
+    return Tower(
+        TowerSpec("tiny", "", ""),
+        "image",
+        torch.nn.Identity(),
+        lambda x: x,
+        4,
+        9,
+        grid,
+        False,
+        "f",
+        lambda folder: "tiny",
+    )
 
 
 def test_the_grid_is_the_towers_or_what_the_cache_left_of_it() -> None:

@@ -34,7 +34,9 @@ HARD = [
 
 
 def built(**settings: Any) -> tuple[Any, Any]:
-    config = override(ModelConfig(width=16), {"image.size": 32} | {k.replace("__", "."): v for k, v in settings.items()})
+    config = override(
+        ModelConfig(width=16), {"image.size": 32} | {k.replace("__", "."): v for k, v in settings.items()}
+    )
     torch.manual_seed(0)
     aligner, towers = aligners.build(config, LossConfig(), ("image", "text"))
     return aligner.eval(), towers
@@ -96,12 +98,18 @@ def test_a_text_query_imports_no_torch(index: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("kind", ["coattention", "early"])  # attended: above; those with torch's own layers are the hard ones
+@pytest.mark.parametrize(
+    "kind", ["coattention", "early"]
+)  # attended: above; those with torch's own layers are the hard ones
 def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
     aligner, _ = built(fusion__kind=kind)
     with torch.no_grad(), export._quiet():
         export._write(
-            tmp_path / "m.onnx", export._Matcher(aligner), export._pairs(aligner, 3, 11, 6), export.MATCHER_INPUTS, ("match_logit",)
+            tmp_path / "m.onnx",
+            export._Matcher(aligner),
+            export._pairs(aligner, 3, 11, 6),
+            export.MATCHER_INPUTS,
+            ("match_logit",),
         )
     from ccaco_cli.core.retrieval.query import session
     from ccaco_cli.core.types import Encoded
@@ -110,7 +118,9 @@ def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         a, b = (Encoded(t, m, t[:, 0], t[:, 0]) for t, m in (given[:2], given[2:]))
         wanted = aligner.matcher.pairs(a, b).match_logit.numpy()
-    found = session(tmp_path / "m.onnx").run(None, dict(zip(export.MATCHER_INPUTS, (g.numpy() for g in given), strict=True)))[0]
+    found = session(tmp_path / "m.onnx").run(
+        None, dict(zip(export.MATCHER_INPUTS, (g.numpy() for g in given), strict=True))
+    )[0]
     assert np.allclose(found, wanted, atol=1e-3)
 
 

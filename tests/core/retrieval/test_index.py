@@ -38,7 +38,9 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     z = rng.normal(size=(4, 6)).astype(np.float32)
     given = z.copy()
     mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False], [True, True, False]])
-    tokens = Encoded(torch.from_numpy(rng.normal(size=(4, 3, 5)).astype(np.float16)), mask, torch.zeros(4, 0), torch.zeros(4, 0))
+    tokens = Encoded(
+        torch.from_numpy(rng.normal(size=(4, 3, 5)).astype(np.float16)), mask, torch.zeros(4, 0), torch.zeros(4, 0)
+    )
     with Writer(tmp_path, "float16") as writer:
         writer.add(tokens.tokens.numpy(), mask.numpy())
     parts = [{"id": list("ab"), "text": [["x", "y"], []]}, {"id": list("cd"), "text": [["z"], ["w"]]}]
@@ -52,7 +54,11 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     found = side.encoded([3, 1])
     assert torch.equal(found.mask, mask[[3, 1]])
     assert torch.equal(found.tokens[found.mask].half(), tokens.tokens[[3, 1]][mask[[3, 1]]])
-    told = write_side(tmp_path / "plain", z.astype(np.float16), [{"id": list("a"), "text": [[]]}, {"id": list("bcd"), "text": [["x"]] * 3}])
+    told = write_side(
+        tmp_path / "plain",
+        z.astype(np.float16),
+        [{"id": list("a"), "text": [[]]}, {"id": list("bcd"), "text": [["x"]] * 3}],
+    )
     assert told["tokens"] == {"store": "none", "bytes_per_item": 0.0}
     plain = IndexSide(tmp_path / "plain")
     assert not plain.has_tokens
@@ -117,7 +123,11 @@ def _link(source: str, target: str) -> str:
 
 
 def test_what_is_no_index_is_refused(run: Path, tmp_path: Path) -> None:
-    for path, words in ((run, "this is a run"), (tmp_path, "not a index|not an index|foreign"), (tmp_path / "gone", "ccaco embed")):
+    for path, words in (
+        (run, "this is a run"),
+        (tmp_path, "not a index|not an index|foreign"),
+        (tmp_path / "gone", "ccaco embed"),
+    ):
         with pytest.raises(CcacoError, match=words):
             Index(path)
 
@@ -142,12 +152,17 @@ def build(root: Path, mark: int) -> None:
     for modality in ("image", "text"):
         with Writer(temp / modality, "float16") as writer:
             writer.add(np.full((rows, 2, 4), mark, np.float16), np.ones((rows, 2), bool))
-        write_side(temp / modality, np.eye(rows, 8), [{"id": [str(mark)] * rows, "text": ["t"] * rows}], store="float16")
+        write_side(
+            temp / modality, np.eye(rows, 8), [{"id": [str(mark)] * rows, "text": ["t"] * rows}], store="float16"
+        )
     temp.rename(root / name)
     facts = {"modalities": ["image", "text"], "weight": 0.0, "headline": "cosine", "generation": name, "mark": mark}
     facts |= {"rows": {"image": rows, "text": rows}}
     manifest.write(
-        root, "index", facts=facts, files=[manifest.file_entry(root, f) for f in sorted((root / name).rglob("*")) if f.is_file()]
+        root,
+        "index",
+        facts=facts,
+        files=[manifest.file_entry(root, f) for f in sorted((root / name).rglob("*")) if f.is_file()],
     )
     sweep(root, name)
 

@@ -12,7 +12,7 @@ from ccaco_cli.core.config import EvalConfig
 from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.retrieval import rerank
-from ccaco_cli.core.retrieval.rerank import Stage, choose_weight, exhaustive, match, stages, two_stage
+from ccaco_cli.core.retrieval.rerank import Shortlist, choose_weight, exhaustive, match, stages, two_stage
 from ccaco_cli.core.types import Crossed, Encoded
 
 GROUPS = np.arange(24), np.repeat(np.arange(24), 2)
@@ -55,13 +55,16 @@ def sides(toy: Any, model: Any) -> tuple[Encoded, Encoded]:
     return a, b
 
 
-def test_match_is_the_cross_branch_pair_by_pair(model: Any, sides: tuple[Encoded, Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_match_is_the_cross_branch_pair_by_pair(
+    model: Any, sides: tuple[Encoded, Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = sides
     index = torch.tensor([[0, 5], [23, 1], [2, 2], [2, 47], [7, 7]])
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 2)
     found = match(model.train(), a, b, index)
     wanted = [
-        model.eval().cross(a[[i]].map(_float), b[[j]].map(_float), torch.tensor([[0, 0]])).match_logit.item() for i, j in index.tolist()
+        model.eval().cross(a[[i]].map(_float), b[[j]].map(_float), torch.tensor([[0, 0]])).match_logit.item()
+        for i, j in index.tolist()
     ]
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
 
@@ -75,7 +78,10 @@ def test_weight_zero_equals_plain_cosine(model: Any, sides: tuple[Encoded, Encod
     one, other = stages(model, a, b, *GROUPS, EvalConfig(shortlist=5, shortlist_back=7))
     assert one.columns.shape == (24, 7)
     assert other.columns.shape == (48, 5)
-    for stage, wanted in ((one, similarity_ranks(a.z, b.z, *GROUPS)), (other, similarity_ranks(b.z, a.z, *reversed(GROUPS)))):
+    for stage, wanted in (
+        (one, similarity_ranks(a.z, b.z, *GROUPS)),
+        (other, similarity_ranks(b.z, a.z, *reversed(GROUPS))),
+    ):
         assert np.array_equal(stage.ranks(0.0).rank, wanted.rank)
         assert not np.array_equal(stage.ranks(5.0).rank, wanted.rank)
         sick = replace(stage, match=torch.full_like(stage.match, torch.nan))
@@ -89,11 +95,23 @@ def test_the_shortlist_is_reordered_by_hand() -> None:
     def rank_of(positive: int, weight: float) -> float:
         groups = np.full(5, -1)
         groups[positive] = 7
-        return float(Stage(unit(0), gallery, np.array([7]), groups, columns, logits, 10.0).ranks(weight).rank[0])
+        return float(Shortlist(unit(0), gallery, np.array([7]), groups, columns, logits, 10.0).ranks(weight).rank[0])
 
-    assert [rank_of(i, 1.0) for i in range(5)] == [3, 2, 1, 4, 5]  # scores 10, 14.8, 18.4; behind the shortlist cosine goes on
+    assert [rank_of(i, 1.0) for i in range(5)] == [
+        3,
+        2,
+        1,
+        4,
+        5,
+    ]  # scores 10, 14.8, 18.4; behind the shortlist cosine goes on
     assert [rank_of(i, 0.0) for i in range(5)] == [1, 2, 3, 4, 5]
-    assert [rank_of(i, -100.0) for i in range(5)] == [1, 2, 3, 4, 5]  # even a dreadful score stays ahead of what nobody looked at
+    assert [rank_of(i, -100.0) for i in range(5)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]  # even a dreadful score stays ahead of what nobody looked at
     assert [rank_of(i, 0.09) for i in range(5)] == [3, 1, 2, 4, 5]  # 10, 10.298, 10.207
 
 
@@ -101,7 +119,9 @@ def test_each_direction_asks_about_its_own_pairs() -> None:
     torch.manual_seed(0)
     table = torch.randn(3, 4)
     a, b = side(unit(0, 50, 90)), side(unit(10, 24, 60, 80))
-    one, other = stages(ByTable(table), a, b, np.arange(3), np.array([0, 0, 1, 2]), EvalConfig(shortlist=2, shortlist_back=3))  # type: ignore[arg-type]
+    one, other = stages(
+        ByTable(table), a, b, np.arange(3), np.array([0, 0, 1, 2]), EvalConfig(shortlist=2, shortlist_back=3)
+    )  # type: ignore[arg-type]
     assert one.columns.tolist() == [[0, 1, 2], [2, 1, 3], [3, 2, 1]]
     assert other.columns.tolist() == [[0, 1], [0, 1], [1, 2], [2, 1]]
     assert torch.equal(one.match, table.gather(1, one.columns))
@@ -129,7 +149,9 @@ def test_the_weight_with_the_best_validation_figure_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [-10 * torch.eye(12), torch.full((12, 12), torch.nan), torch.zeros(12, 12)], ids=["harmful", "nan", "useless"]
+    "table",
+    [-10 * torch.eye(12), torch.full((12, 12), torch.nan), torch.zeros(12, 12)],
+    ids=["harmful", "nan", "useless"],
 )
 def test_a_weight_that_does_not_help_is_never_chosen(table: torch.Tensor) -> None:
     weight, sums = chosen(table, (0.5, 1.0))
@@ -157,7 +179,9 @@ def test_exhaustive_scores_every_pair() -> None:
 
 def test_exhaustive_equals_a_full_shortlist_without_cosine(model: Any, sides: tuple[Encoded, Encoded]) -> None:
     found = exhaustive(model, *sides, *GROUPS, "full")
-    one, other = (replace(s, scale=0.0) for s in stages(model, *sides, *GROUPS, EvalConfig(shortlist=24, shortlist_back=48)))
+    one, other = (
+        replace(s, scale=0.0) for s in stages(model, *sides, *GROUPS, EvalConfig(shortlist=24, shortlist_back=48))
+    )
     assert np.array_equal(found.a_to_b[0].rank, one.ranks(1.0).rank)
     assert np.array_equal(found.b_to_a[0].rank, other.ranks(1.0).rank)
 
@@ -173,7 +197,11 @@ def test_recalls_of_a_shortlist_are_those_of_the_whole_ranking(weight: float, si
     logits = torch.randn(40, 12, generator=generator).round()
     if sick:
         logits[3], logits[4, 2], logits[5, :6] = torch.nan, torch.inf, -torch.inf
-    stage = Stage(query, gallery, *groups, columns, logits, 10.0)
-    assert stage.recalls(weight) == pytest.approx(sum(100 * stage.ranks(weight).hits(k).mean() for k in (1, 5, 10)), abs=1e-9)
+    stage = Shortlist(query, gallery, *groups, columns, logits, 10.0)
+    assert stage.recalls(weight) == pytest.approx(
+        sum(100 * stage.ranks(weight).hits(k).mean() for k in (1, 5, 10)), abs=1e-9
+    )
     few = replace(stage, columns=columns[:, :4], match=logits[:, :4])
-    assert few.recalls(weight) == pytest.approx(sum(100 * few.ranks(weight).hits(k).mean() for k in (1, 5, 10)), abs=1e-9)
+    assert few.recalls(weight) == pytest.approx(
+        sum(100 * few.ranks(weight).hits(k).mean() for k in (1, 5, 10)), abs=1e-9
+    )

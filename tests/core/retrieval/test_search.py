@@ -58,7 +58,9 @@ def test_answers_equal_brute_force_over_the_shards(embedded: Manifest, index: Pa
         assert [h.item["id"] for h in hits] == [opened.sides["image"].item(h.row)["id"] for h in hits]
 
 
-def test_a_test_pictures_own_vector_finds_the_captions_as_brute_force_does(embedded: Manifest, index: Path, data_root: Path) -> None:
+def test_a_test_pictures_own_vector_finds_the_captions_as_brute_force_does(
+    embedded: Manifest, index: Path, data_root: Path
+) -> None:
     opened = Index(index)
     data = shards.open(data_root / "scenes").split("test").media("image", [5])[0]
     query = encode_query(opened, "image", [Image.open(io.BytesIO(data)).convert("RGB")])
@@ -71,11 +73,15 @@ def test_a_test_pictures_own_vector_finds_the_captions_as_brute_force_does(embed
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
-def test_rerank_reorders_the_first_n_and_leaves_the_rest(weighted: Path, run: Path, data_root: Path, modality: str) -> None:
+def test_rerank_reorders_the_first_n_and_leaves_the_rest(
+    weighted: Path, run: Path, data_root: Path, modality: str
+) -> None:
     opened = Index(weighted)
     aligner, towers, config, _ = load_run(run, "cpu")
     data = shards.open(data_root / "scenes")
-    sides = {m: encode(aligner, m, c, local=True) for m, c in columns(data, "test", aligner, towers, config.model).items()}
+    sides = {
+        m: encode(aligner, m, c, local=True) for m, c in columns(data, "test", aligner, towers, config.model).items()
+    }
     if modality == "text":
         given: list[Any] = [data.split("test").captions[17]]
     else:

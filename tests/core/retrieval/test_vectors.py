@@ -47,9 +47,9 @@ def test_an_approximate_index_is_tuned_until_the_target_holds(tmp_path: Path, ki
     assert isinstance(opened, vectors.Approximate)
     cosines, rows = opened.search(asked, 10)
     exact = np.argsort(-(asked @ z.T), axis=1)[:, :10]
-    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]) == pytest.approx(
-        built.recall, abs=0.02
-    )
+    assert np.mean(
+        [len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]
+    ) == pytest.approx(built.recall, abs=0.02)
     assert np.allclose(np.take_along_axis(asked @ z.T, rows, 1), cosines, atol=1e-6), "cosines are exact"
     assert (np.diff(cosines, axis=1) <= 0).all()
 

@@ -9,18 +9,20 @@ import torch
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.scoring import caption_choice
-from ccaco_cli.core.scoring.caption_choice import Negatives, measure
+from ccaco_cli.core.scoring.caption_choice import CaptionChoices, measure
 from ccaco_cli.core.types import Encoded, PairRecord
 
 PICTURES = 12
 GROUP = np.arange(PICTURES)
 
 
-def asked(kinds: list[str]) -> Negatives:
+def asked(kinds: list[str]) -> CaptionChoices:
     """Picture i chooses between text 2i (true) and text 2i + 1, once for every kind."""
     row = np.repeat(np.arange(PICTURES), len(kinds))
     nothing = torch.zeros(2 * PICTURES, 0)
-    return Negatives(kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), Encoded(nothing, nothing.bool(), nothing, nothing))
+    return CaptionChoices(
+        kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), Encoded(nothing, nothing.bool(), nothing, nothing)
+    )
 
 
 def by(table: Any) -> Any:
@@ -31,7 +33,11 @@ def test_a_model_that_looks_beats_both_blind_ones() -> None:
     table = np.zeros((PICTURES, 2 * PICTURES))
     table[np.arange(PICTURES), 2 * np.arange(PICTURES)] = 1.0  # its own true caption
     metrics, items = measure(asked(["swap_att", "add_obj"]), GROUP, by(table))
-    assert list(metrics)[:3] == ["choice_add_obj_accuracy", "choice_add_obj_text_only_accuracy", "choice_add_obj_shuffled_accuracy"]
+    assert list(metrics)[:3] == [
+        "choice_add_obj_accuracy",
+        "choice_add_obj_text_only_accuracy",
+        "choice_add_obj_shuffled_accuracy",
+    ]
     assert metrics["choice_add_obj_accuracy"] == metrics["choice_accuracy"] == 1.0
     assert metrics["choice_swap_att_text_only_accuracy"] == metrics["choice_shuffled_accuracy"] == 0.0  # ties are wrong
     assert items["choice_swap_att"] == [1] * PICTURES and items["choice_add_obj_row"] == list(range(PICTURES))
@@ -54,7 +60,7 @@ def test_other_pictures_are_of_other_groups_and_the_mean_is_over_kinds() -> None
     table = np.zeros((PICTURES, 2 * PICTURES))
     table[-1] = np.arange(2 * PICTURES) % 2 == 0
     few = asked(["x"])
-    unequal = Negatives(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
+    unequal = CaptionChoices(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
     metrics, _ = measure(unequal, group, by(table))
     assert metrics["choice_x_shuffled_accuracy"] == metrics["choice_x_text_only_accuracy"] == 1.0
     assert metrics["choice_y_accuracy"] == pytest.approx(1 / 9) and metrics["choice_accuracy"] == pytest.approx(1 / 18)
@@ -78,5 +84,9 @@ def test_the_choices_of_a_split(tmp_path: Path) -> None:
 
     found = caption_choice.find(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
     assert found is not None and texts == ["same", "false 1", "false 2"]
-    assert found.row.tolist() == [0, 1, 1] and found.pair.tolist() == [[0, 1], [0, 2], [0, 2]] and found.kind == ["swap_obj"] * 3
+    assert (
+        found.row.tolist() == [0, 1, 1]
+        and found.pair.tolist() == [[0, 1], [0, 2], [0, 2]]
+        and found.kind == ["swap_obj"] * 3
+    )
     assert caption_choice.find(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]

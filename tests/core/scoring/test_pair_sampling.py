@@ -39,6 +39,8 @@ def test_no_choice_among_more_than_there_are() -> None:
 def test_twins() -> None:
     split: Any = SimpleNamespace(family=np.array([1, 1, 0, 2, 0, 3]), group=np.array([5, 5, 6, 7, 8, 9]))
     own, other = twins(split, ROW_A, ROW_B)
-    assert own.tolist() == [[2, 4], [4, 8]] and other.tolist() == [[2, 8], [4, 4]], "those of one group are no twins to tell apart"
+    assert own.tolist() == [[2, 4], [4, 8]] and other.tolist() == [[2, 8], [4, 4]], (
+        "those of one group are no twins to tell apart"
+    )
     split.family = np.arange(6)
     assert [len(pairs) for pairs in twins(split, ROW_A, ROW_B)] == [0, 0]

@@ -26,7 +26,10 @@ def ablation(fabricate: Any, cells: list[tuple[str, str]], failed: str = "") -> 
 def test_runs_of_an_ablation_are_its_cells_and_no_others(fabricate: Any) -> None:
     fabricate("stray", 1.0)
     root = ablation(fabricate, [("ccaco,beta=0.1", "ccaco,beta=0.1-s0"), ("clip", "clip-s0")], failed="vilbert")
-    assert [(run.label, run.name) for run in results.find([root])] == [("ccaco,beta=0.1", "ccaco,beta=0.1-s0"), ("clip", "clip-s0")]
+    assert [(run.label, run.name) for run in results.find([root])] == [
+        ("ccaco,beta=0.1", "ccaco,beta=0.1-s0"),
+        ("clip", "clip-s0"),
+    ]
     assert results.failures([root]) == {"vilbert": 1}
     assert results.failures([root / "clip-s0"]) == {}
     assert results.only_ablations([root])
@@ -97,7 +100,10 @@ def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
     (run,) = results.find([fabricate("a", 1.0)])
     one = results.result(run)
     a_to_b, b_to_a = one.evaluation.a_to_b[0], one.evaluation.b_to_a[0]
-    halves = [[results._only(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)] for part in (a_to_b, b_to_a)]
+    halves = [
+        [results._only(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)]
+        for part in (a_to_b, b_to_a)
+    ]
     folded = replace(one.evaluation, a_to_b=tuple(halves[0]), b_to_a=tuple(halves[1]))
     values = ["late"] * 30 + ["early"] * 30  # in the order of the pools: the second half of the pictures comes first
     parts = results.strata(replace(one, evaluation=folded, strata={"half": values}), "half")

@@ -14,9 +14,9 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, ManifestError
 from ccaco_cli.core.evaluation.protocols import Evaluation
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
-from ccaco_cli.core.scoring.score import Encodings, score
+from ccaco_cli.core.scoring.score import SplitEncodings, score
 from ccaco_cli.core.training import loop
 from ccaco_cli.core.types import Encoded
 from ccaco_cli.core.workflows.train import train
@@ -34,7 +34,7 @@ def vectors(z: Any) -> Encoded:
     return Encoded(z.new_zeros(len(z), 0, 1), torch.zeros(len(z), 0, dtype=torch.bool), z, z)
 
 
-def told(data: PairData, name: str, *, knows_words: bool = True) -> Encodings:
+def told(data: PairData, name: str, *, knows_words: bool = True) -> SplitEncodings:
     """A model that knows every caption of a row (one dimension a caption text), or only whose caption it is."""
     split = data.split(name)
     texts = sorted(set(split.captions))
@@ -43,7 +43,7 @@ def told(data: PairData, name: str, *, knows_words: bool = True) -> Encodings:
     captions = np.eye(width)[column]
     pictures = np.zeros((len(split), width))
     np.add.at(pictures, (split.caption_row, column), 1)
-    return Encodings(vectors(pictures), vectors(captions), np.arange(len(split)), split.caption_row)
+    return SplitEncodings(vectors(pictures), vectors(captions), np.arange(len(split)), split.caption_row)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -73,10 +73,10 @@ def test_a_model_that_knows_all_is_right_in_everything(data: PairData, tmp_path:
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_constant_and_nan_embeddings_choose_nothing_right(data: PairData, tmp_path: Path, value: float) -> None:
-    def encode(name: str) -> Encodings:
+    def encode(name: str) -> SplitEncodings:
         split = data.split(name)
         one, other = (vectors(np.full((n, 3), value)) for n in (len(split), len(split.captions)))
-        return Encodings(one, other, np.arange(len(split)), split.caption_row)
+        return SplitEncodings(one, other, np.arange(len(split)), split.caption_row)
 
     found = score(data, encode, None, VECTORS, tmp_path)["metrics"]["test.cosine"]
     assert found["binding_accuracy"] == found["matching_accuracy"] == 0.0
@@ -87,10 +87,10 @@ def test_constant_and_nan_embeddings_choose_nothing_right(data: PairData, tmp_pa
 def test_a_blind_model_binds_wrongly_half_the_time(data: PairData, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
-    def encode(name: str) -> Encodings:
+    def encode(name: str) -> SplitEncodings:
         split = data.split(name)
         one, other = (vectors(rng.normal(size=(n, 9))) for n in (len(split), len(split.captions)))
-        return Encodings(one, other, np.arange(len(split)), split.caption_row)
+        return SplitEncodings(one, other, np.arange(len(split)), split.caption_row)
 
     found = score(data, encode, None, VECTORS, tmp_path)["metrics"]["test.cosine"]
     assert 0.2 < found["binding_accuracy"] < 0.8
@@ -118,7 +118,11 @@ SMALLER = {"eval.small": 10, "eval.exhaustive": 5}
 def test_without_a_contrastive_half_the_pool_is_bounded(
     small: dict[str, Any], data_root: Path, tmp_path: Path, settings: dict[str, Any], headline: str
 ) -> None:
-    found = train(Asked("scenes", "vilbert", explicit=small | {"optim.steps": 2} | settings), tmp_path / "r", data_root=data_root)
+    found = train(
+        TrainRequest("scenes", "vilbert", explicit=small | {"optim.steps": 2} | settings),
+        tmp_path / "r",
+        data_root=data_root,
+    )
     assert set(found.facts["metrics"]) == {f"val.{headline}", f"test.{headline}"}
     assert found.facts["headline"] == headline
     test = results(tmp_path / "r")[f"test.{headline}"]
@@ -129,13 +133,17 @@ def test_without_a_contrastive_half_the_pool_is_bounded(
 
 def test_two_stage_accuracies_are_of_the_two_stage_score(run: Path) -> None:
     found, facts = results(run), manifest.open(run, kind="run").facts
-    assert facts["metrics"]["test.two-stage"]["binding_accuracy"] == np.mean(found["test.two-stage"]["per_item"]["binding"])
+    assert facts["metrics"]["test.two-stage"]["binding_accuracy"] == np.mean(
+        found["test.two-stage"]["per_item"]["binding"]
+    )
     if facts["weight"] == 0:
         assert found["test.two-stage"]["per_item"] == found["test.cosine"]["per_item"]
 
 
-def test_handmade_ends_as_an_ordinary_run_without_a_model(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked = Asked("scenes", "handmade", explicit=small)
+def test_handmade_ends_as_an_ordinary_run_without_a_model(
+    small: dict[str, Any], data_root: Path, tmp_path: Path
+) -> None:
+    asked = TrainRequest("scenes", "handmade", explicit=small)
     one, other = (train(asked, tmp_path / name, data_root=data_root) for name in "ab")
     assert one.facts["metrics"] == other.facts["metrics"]
     assert set(one.facts["metrics"]) == {"val.cosine", "test.cosine"}
@@ -148,7 +156,7 @@ def test_handmade_ends_as_an_ordinary_run_without_a_model(small: dict[str, Any],
 
 def test_an_unknown_method_leaves_nothing_behind(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such method.*gradient \| cca"):
-        train(Asked("scenes", explicit=small | {"method": "magic"}), tmp_path / "r", data_root=data_root)
+        train(TrainRequest("scenes", explicit=small | {"method": "magic"}), tmp_path / "r", data_root=data_root)
     assert not (tmp_path / "r").exists()
 
 
@@ -156,9 +164,11 @@ def test_an_unknown_method_leaves_nothing_behind(small: dict[str, Any], data_roo
     "name",
     ["early", "unified", "-residual", "-collaboration", "listwise", "mse", "pool-attention"],
 )
-def test_arms_of_every_kind_train_and_are_scored(small: dict[str, Any], data_root: Path, tmp_path: Path, name: str) -> None:
+def test_arms_of_every_kind_train_and_are_scored(
+    small: dict[str, Any], data_root: Path, tmp_path: Path, name: str
+) -> None:
     settings = small | {"optim.steps": 1, "eval.exhaustive": 4, "eval.small": 6}
-    found = train(Asked("scenes", name, explicit=settings), tmp_path / "r", data_root=data_root)
+    found = train(TrainRequest("scenes", name, explicit=settings), tmp_path / "r", data_root=data_root)
     headline = found.facts["metrics"][f"test.{found.facts['headline']}"]
     assert np.isfinite(list(headline.values())).all()
     assert found.facts["pool_rules"]["test.small"] == "first-6"
@@ -178,7 +188,7 @@ def test_a_broken_arm_scores_chance_and_is_flagged(
         return real(aligner, *arguments, **more)
 
     monkeypatch.setattr(loop, "fit", broken)
-    found = train(Asked("scenes", explicit=small), tmp_path / "r", data_root=data_root)
+    found = train(TrainRequest("scenes", explicit=small), tmp_path / "r", data_root=data_root)
     metrics = found.facts["metrics"][f"test.{found.facts['headline']}"]
     pictures = len(shards.open(data_root / "scenes").split("test"))
     assert metrics["text_to_image_R@1"] == pytest.approx(1 / pictures if sick == "constant" else 0.0)

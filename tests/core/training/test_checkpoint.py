@@ -25,7 +25,8 @@ def test_weights_come_back_bit_by_bit(toy: Any, tmp_path: Path) -> None:
     saved, fresh = toy.aligner(toy.config(seed=1)), toy.aligner(toy.config(seed=2))
     checkpoint.save_weights(tmp_path / "w", saved)
     assert not torch.equal(
-        saved.state_dict()["sides.image.heads.0.project.weight"], fresh.state_dict()["sides.image.heads.0.project.weight"]
+        saved.state_dict()["sides.image.heads.0.project.weight"],
+        fresh.state_dict()["sides.image.heads.0.project.weight"],
     )
     checkpoint.load_weights(tmp_path / "w", fresh)
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in saved.state_dict().items())
@@ -95,14 +96,20 @@ def test_weights_that_lie_there_already_get_a_second_name(toy: Any, tmp_path: Pa
     model = toy.aligner(toy.config())
     checkpoint.save_best(tmp_path, checkpoint.weights_of(model))
     best = tmp_path / "best" / checkpoint.WEIGHTS
-    folder = checkpoint.save(tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=best, step=1, epoch=0)
+    folder = checkpoint.save(
+        tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=best, step=1, epoch=0
+    )
     assert (folder / checkpoint.WEIGHTS).samefile(best)
     before = best.read_bytes()
-    checkpoint.save_best(tmp_path, checkpoint.weights_of(toy.aligner(toy.config(seed=9))))  # another best leaves the checkpoint as it is
+    checkpoint.save_best(
+        tmp_path, checkpoint.weights_of(toy.aligner(toy.config(seed=9)))
+    )  # another best leaves the checkpoint as it is
     assert best.read_bytes() != before
     assert (folder / checkpoint.WEIGHTS).read_bytes() == before
     gone = tmp_path / "gone"
-    again = checkpoint.save(tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=gone, step=2, epoch=0)
+    again = checkpoint.save(
+        tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=gone, step=2, epoch=0
+    )
     assert (again / checkpoint.WEIGHTS).read_bytes() == before
 
 
@@ -121,7 +128,9 @@ def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    return checkpoint.save(root, checkpoint.weights_of(model), optimizer.state_dict(), [checkpoint.generators()], keep, step=step, **cursor)
+    return checkpoint.save(
+        root, checkpoint.weights_of(model), optimizer.state_dict(), [checkpoint.generators()], keep, step=step, **cursor
+    )
 
 
 def test_state_restores_optimiser_generators_and_cursor(toy: Any, tmp_path: Path) -> None:
@@ -145,7 +154,9 @@ def test_the_newest_stay_and_nothing_else(toy: Any, tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == tmp_path / "00000010-0001"
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = save(toy, tmp_path, 2, epoch=0)
     before = {f.name: f.read_bytes() for f in good.iterdir()}
 
@@ -162,7 +173,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(toy: Any, tmp_p
     for name, writer in (("write_bytes", full), ("writing", full_later)):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, name, writer)
-            with pytest.raises(DataError, match=rf"No space left on device\); the last good checkpoint is {good}.*--resume latest"):
+            with pytest.raises(
+                DataError, match=rf"No space left on device\); the last good checkpoint is {good}.*--resume latest"
+            ):
                 save(toy, tmp_path, 3, epoch=0)
     assert names(tmp_path) == [good.name]
     assert {f.name: f.read_bytes() for f in good.iterdir()} == before

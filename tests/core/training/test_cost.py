@@ -12,7 +12,13 @@ from ccaco_cli.core.training import cost, step
 from ccaco_cli.core.training.optim import adamw
 from ccaco_cli.core.types import PairBatch
 
-SMALL = {"model.width": 32, "model.image.size": 64, "model.text.context_length": 40, "optim.batch_size": 8, "loss.cross_batch": 4}
+SMALL = {
+    "model.width": 32,
+    "model.image.size": 64,
+    "model.text.context_length": 40,
+    "optim.batch_size": 8,
+    "loss.cross_batch": 4,
+}
 
 
 def model_and_batch(**settings: Any) -> tuple[Any, PairBatch, RunConfig]:
@@ -25,7 +31,11 @@ def model_and_batch(**settings: Any) -> tuple[Any, PairBatch, RunConfig]:
     pixels = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
     mask = torch.ones(size, config.model.text.context_length, dtype=torch.bool)
     every = torch.arange(size)
-    return aligner, PairBatch({"pixels": pixels}, {"ids": mask.long() * 5, "mask": mask}, every, every, every * 0), config
+    return (
+        aligner,
+        PairBatch({"pixels": pixels}, {"ids": mask.long() * 5, "mask": mask}, every, every, every * 0),
+        config,
+    )
 
 
 def measured(aligner: Any, batch: PairBatch, config: RunConfig) -> int:
@@ -34,7 +44,11 @@ def measured(aligner: Any, batch: PairBatch, config: RunConfig) -> int:
     aligner.train()
     for _ in range(2):
         with cost.Live() as live:
-            for tensor in (*aligner.parameters(), *aligner.buffers(), *(v for s in optimizer.state.values() for v in s.values())):
+            for tensor in (
+                *aligner.parameters(),
+                *aligner.buffers(),
+                *(v for s in optimizer.state.values() for v in s.values()),
+            ):
                 live.hold(tensor)
             step.losses(aligner, batch, config.loss, config.loss.beta)["total"].backward()
         optimizer.step()
@@ -58,7 +72,9 @@ def test_the_peak_is_that_of_a_real_step(settings: dict[str, Any]) -> None:
     aligner, batch, config = model_and_batch(**settings)
     before = {k: v.clone() for k, v in aligner.state_dict().items()}
     found = cost.of_step(aligner, batch, config)
-    assert all(torch.equal(v, before[k]) for k, v in aligner.state_dict().items()), "nothing is computed, nothing is changed"
+    assert all(torch.equal(v, before[k]) for k, v in aligner.state_dict().items()), (
+        "nothing is computed, nothing is changed"
+    )
     assert all(p.grad is None for p in aligner.parameters())
     real = measured(aligner, batch, config)
     assert 0.95 * real < found.peak < 1.05 * real

@@ -15,20 +15,30 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.data.loader import PairDataset
 from ccaco_cli.core.errors import ConfigError, DataError, Interrupted
 from ccaco_cli.core.training import checkpoint, step
-from ccaco_cli.core.training.loop import Fitted, check, fit
+from ccaco_cli.core.training.loop import TrainingSummary, check, fit
 from ccaco_cli.core.training.optim import lr_at
 from ccaco_cli.core.training.state import Saving, starved
-from ccaco_cli.core.types import silent
+from ccaco_cli.core.types import no_progress
 
 BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"
 
 
-def start(toy: Any, config: Any, folder: Path, evaluate: Callable[[Any], Mapping[str, float]] | None = None, **more: Any) -> Fitted:
+def start(
+    toy: Any, config: Any, folder: Path, evaluate: Callable[[Any], Mapping[str, float]] | None = None, **more: Any
+) -> TrainingSummary:
     folder.mkdir(exist_ok=True)
     runtime.seed(config.seed)
     aligner = toy.aligner(config)
     data, plan = toy.data(config)
-    return fit(aligner, data, plan, config, folder, evaluate or (lambda model: {"R-sum": 1.0}), **{"on_progress": silent} | more)
+    return fit(
+        aligner,
+        data,
+        plan,
+        config,
+        folder,
+        evaluate or (lambda model: {"R-sum": 1.0}),
+        **{"on_progress": no_progress} | more,
+    )
 
 
 def last(folder: Path) -> bytes:
@@ -90,15 +100,27 @@ def test_a_resumed_run_equals_the_undisturbed_one(toy: Any, tmp_path: Path, kill
     assert last(tmp_path / "part") == last(tmp_path / "whole")
     assert steps(tmp_path / "part") == steps(tmp_path / "whole")
     assert [e["validation"] for e in entries(tmp_path / "part") if "validation" in e] == [{"R-sum": f} for f in figures]
-    assert (resumed.steps, resumed.best_epoch, resumed.best) == (whole.steps, whole.best_epoch, whole.best) == (12, 1, 3)
+    assert (
+        (resumed.steps, resumed.best_epoch, resumed.best) == (whole.steps, whole.best_epoch, whole.best) == (12, 1, 3)
+    )
 
 
-@pytest.mark.parametrize(("workers", "killed_at", "often"), [(0, 1, 1), (0, 5, 1), (2, 4, 1), (0, 3, 2), (0, 6, 1), (0, 12, 1)])
+@pytest.mark.parametrize(
+    ("workers", "killed_at", "often"), [(0, 1, 1), (0, 5, 1), (2, 4, 1), (0, 3, 2), (0, 6, 1), (0, 12, 1)]
+)
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
     toy: Any, tmp_path: Path, workers: int, killed_at: int, often: int
 ) -> None:
-    more = {"loss__cross": "matching", "optim__batch_size": 6, "optim__accum_freq": often, "workers": workers, "loss__cross_batch": 4}
-    config = toy.config(optim__epochs=3, loss__cross_start=0.2, loss__cross_ramp=0.2, model__text__input_dropout=0.2, **more)
+    more = {
+        "loss__cross": "matching",
+        "optim__batch_size": 6,
+        "optim__accum_freq": often,
+        "workers": workers,
+        "loss__cross_batch": 4,
+    }
+    config = toy.config(
+        optim__epochs=3, loss__cross_start=0.2, loss__cross_ramp=0.2, model__text__input_dropout=0.2, **more
+    )
     start(toy, config, tmp_path / "whole", scores(1, 3, 2))
 
     def end(done: int, total: int | None, facts: Any) -> None:
@@ -114,9 +136,14 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
     start(toy, config, tmp_path / "part", left, resume=True)
     assert last(tmp_path / "part") == last(tmp_path / "whole")
     assert (tmp_path / "part" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
-    strip = [[{k: v for k, v in e.items() if k != "waiting"} for e in entries(tmp_path / name)] for name in ("part", "whole")]
+    strip = [
+        [{k: v for k, v in e.items() if k != "waiting"} for e in entries(tmp_path / name)] for name in ("part", "whole")
+    ]
     assert strip[0] == strip[1]
-    one, other = (checkpoint.load_state(checkpoint.latest(tmp_path / n / "checkpoints") / checkpoint.STATE) for n in ("part", "whole"))  # type: ignore[operator]
+    one, other = (
+        checkpoint.load_state(checkpoint.latest(tmp_path / n / "checkpoints") / checkpoint.STATE)
+        for n in ("part", "whole")
+    )  # type: ignore[operator]
     for name in ("torch", "numpy", "python"):
         assert torch.equal(one["drawn"][0][name], other["drawn"][0][name])
     assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
@@ -226,7 +253,9 @@ def test_learned_weights_are_logged_and_survive_a_resume(toy: Any, tmp_path: Pat
     assert len({e["beta"] for e in log}) == len({e["alpha"] for e in log}) == 12, "each step has its own"
     if balance == "gradnorm":
         assert all(e["alpha"] + e["beta"] / 0.5 == pytest.approx(2, abs=1e-4) for e in log)
-        assert all(e["total"] == pytest.approx(e["alpha"] * e["contrastive"] + e["beta"] * e["cross"], abs=1e-4) for e in log)
+        assert all(
+            e["total"] == pytest.approx(e["alpha"] * e["contrastive"] + e["beta"] * e["cross"], abs=1e-4) for e in log
+        )
 
 
 def test_accumulation_makes_fewer_updates_and_leaves_an_odd_batch_out(toy: Any, tmp_path: Path) -> None:
@@ -235,7 +264,9 @@ def test_accumulation_makes_fewer_updates_and_leaves_an_odd_batch_out(toy: Any, 
     assert len(steps(tmp_path / "a")) == 2
 
 
-def test_accumulated_gradients_are_the_mean_of_their_batches(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulated_gradients_are_the_mean_of_their_batches(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fixed(aligner: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
         return {"total": aligner.log_scale * float(batch.rows.sum())}
 
@@ -299,7 +330,7 @@ def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
     aligner = toy.aligner(config)
     before = {k: v.clone() for k, v in aligner.state_dict().items()}
     data, plan = toy.data(config)
-    fit(aligner, data, plan, config, tmp_path, lambda model: {"R-sum": 0.0}, on_progress=silent)
+    fit(aligner, data, plan, config, tmp_path, lambda model: {"R-sum": 0.0}, on_progress=no_progress)
     moved = {k for k, v in aligner.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(k.startswith("sides.image.tower") for k in moved)
     assert {"sides.text.tower.linear.weight", "sides.image.heads.0.project.weight", "log_scale"} <= moved

@@ -15,7 +15,9 @@ def test_the_schedule_by_hand() -> None:
     half = 2**0.5 / 2
     root3 = 3**0.5 / 2
     assert found == pytest.approx([1.0, 2.0, 2.0, 1 + root3, 1.5, 1.0, 0.5, 1 - root3, 0.0])
-    assert [lr_at(step, 10, OptimConfig(lr=1.0, warmup=2)) for step in (0, 1, 2, 4)] == pytest.approx([0.5, 1.0, 1.0, 0.5 + half / 2])
+    assert [lr_at(step, 10, OptimConfig(lr=1.0, warmup=2)) for step in (0, 1, 2, 4)] == pytest.approx(
+        [0.5, 1.0, 1.0, 0.5 + half / 2]
+    )
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.1, 0.33, 2.5, 7.0])

@@ -17,7 +17,7 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.training import checkpoint, parallel, step
 from ccaco_cli.core.training.loop import check, fit
-from ccaco_cli.core.types import Features, silent
+from ccaco_cli.core.types import Features, no_progress
 from tests.processes import launch
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mmd": {"domain__loss": "mmd", "domain__weight": 0.5, "domain__target": "t"},
     "coral": {"domain__loss": "coral", "domain__weight": 0.5, "domain__target": "t"},
     "fsdp": {"parallel__kind": "fsdp"},
-    "fsdp-accumulated": {"parallel__kind": "fsdp", "optim__accum_freq": 2, "optim__batch_size": 4, "loss__cross": "matching"},
+    "fsdp-accumulated": {
+        "parallel__kind": "fsdp",
+        "optim__accum_freq": 2,
+        "optim__batch_size": 4,
+        "loss__cross": "matching",
+    },
 }
 
 
@@ -49,7 +54,9 @@ class NormTower(torch.nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear, self.norm = torch.nn.Linear(width, width, bias=False), torch.nn.BatchNorm1d(width)
-        self.linear.weight.data = self.linear.weight.data.t().contiguous().t()  # not contiguous, as weights of channels_last towers are
+        self.linear.weight.data = (
+            self.linear.weight.data.t().contiguous().t()
+        )  # not contiguous, as weights of channels_last towers are
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
         tokens = self.norm(self.linear(inputs["tokens"]).transpose(1, 2)).transpose(1, 2)
@@ -97,14 +104,27 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
             distributed.wait()
             aligner = model(toy, config)
             data, plan, heads = data_of(toy, config)
-            fit(aligner, data, plan, config, folder, lambda model: {"R-sum": 1.0}, adaptation=heads, on_progress=silent)
+            fit(
+                aligner,
+                data,
+                plan,
+                config,
+                folder,
+                lambda model: {"R-sum": 1.0},
+                adaptation=heads,
+                on_progress=no_progress,
+            )
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[Any]]:
     last = checkpoint.latest(folder / "checkpoints")
     assert last
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return load_file(folder / "gradients"), load_file(last / checkpoint.WEIGHTS), [e["total"] for e in log if "total" in e]
+    return (
+        load_file(folder / "gradients"),
+        load_file(last / checkpoint.WEIGHTS),
+        [e["total"] for e in log if "total" in e],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +135,20 @@ def one(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_losses_gradients_and_parameters_equal_those_of_one_process(toy: Any, tmp_path: Path, one: Path, world: int) -> None:
-    names = list(SETTINGS) if world == 2 else ["infonce", "matching", "listwise", "mse", "dann", "mmd", "coral", "local-loss", "fsdp"]
+def test_losses_gradients_and_parameters_equal_those_of_one_process(
+    toy: Any, tmp_path: Path, one: Path, world: int
+) -> None:
+    names = (
+        list(SETTINGS)
+        if world == 2
+        else ["infonce", "matching", "listwise", "mse", "dann", "mmd", "coral", "local-loss", "fsdp"]
+    )
     assert launch(world, measure, toy, tmp_path, names) == [0] * world
     for name in names:
-        (gradients, weights, losses), (same_gradients, same_weights, same_losses) = outcome(tmp_path / name), outcome(one / name)
+        (gradients, weights, losses), (same_gradients, same_weights, same_losses) = (
+            outcome(tmp_path / name),
+            outcome(one / name),
+        )
         assert gradients.keys() == same_gradients.keys(), name
         assert weights.keys() == same_weights.keys(), name
         assert losses == pytest.approx(same_losses, rel=1e-4), name
@@ -140,7 +169,9 @@ def wrong(toy: Any, root: Path) -> None:
         engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
         engine(data[part(plan.epoch(0)[0], distributed.rank(), 2)], 0.0)["total"].backward()
         if distributed.main():
-            save_file({k: p.grad.contiguous() for k, p in aligner.named_parameters() if p.grad is not None}, root / "wrong")
+            save_file(
+                {k: p.grad.contiguous() for k, p in aligner.named_parameters() if p.grad is not None}, root / "wrong"
+            )
 
 
 def test_this_test_can_fail_and_the_flags_that_would_make_it_are_refused(toy: Any, tmp_path: Path, one: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ccaco_cli.core import runtime
 from ccaco_cli.core.training import checkpoint, loop, sentinel
 from ccaco_cli.core.training.sentinel import inspect, renew, stop
-from ccaco_cli.core.types import Crossed, silent
+from ccaco_cli.core.types import Crossed, no_progress
 
 BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"
 
@@ -123,7 +123,7 @@ def test_stop_names_what_is_not_finite() -> None:
     assert "gradients" in stop(1, {"total": torch.tensor(1.0)}, math.nan)["what"]  # type: ignore[index]
 
 
-def run(toy: Any, config: Any, folder: Path, **more: Any) -> loop.Fitted:
+def run(toy: Any, config: Any, folder: Path, **more: Any) -> loop.TrainingSummary:
     folder.mkdir(exist_ok=True)
     runtime.seed(config.seed)
     aligner = toy.aligner(config)
@@ -132,7 +132,7 @@ def run(toy: Any, config: Any, folder: Path, **more: Any) -> loop.Fitted:
     def evaluate(model: Any) -> Mapping[str, float]:
         return {"R-sum": float(model.log_scale.detach())}
 
-    return loop.fit(aligner, data, plan, config, folder, evaluate, on_progress=silent, **more)
+    return loop.fit(aligner, data, plan, config, folder, evaluate, on_progress=no_progress, **more)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradients", "embeddings"])
@@ -147,7 +147,11 @@ def test_a_run_that_falls_sick_ends_with_what_was_best_before(
             if where == "embeddings":
                 torch.nn.init.constant_(aligner.sides["image"].heads[0].project.weight, math.nan)
                 return real(aligner, *rest)
-            nan = aligner.log_scale * 0 + math.nan if where == "loss" else (aligner.log_scale - aligner.log_scale.detach()).sqrt()
+            nan = (
+                aligner.log_scale * 0 + math.nan
+                if where == "loss"
+                else (aligner.log_scale - aligner.log_scale.detach()).sqrt()
+            )
             return {"total": nan}
         return real(aligner, *rest)
 
@@ -163,7 +167,9 @@ def test_a_run_that_falls_sick_ends_with_what_was_best_before(
     assert (again.steps, again.warnings) == (4, found.warnings), "a sick run is not gone on with"
 
 
-def test_a_run_sick_from_the_first_step_still_leaves_checkpoints(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_sick_from_the_first_step_still_leaves_checkpoints(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop.step, "losses", lambda aligner, *rest: {"total": aligner.log_scale * math.nan})
     found = run(toy, toy.config(), tmp_path)
     assert found.steps == 0
@@ -175,7 +181,15 @@ def test_a_nan_validation_never_keeps_the_place_of_the_best(toy: Any, tmp_path: 
     runtime.seed(0)
     data, plan = toy.data(config)
     figures = iter([math.nan, 2.0, 1.0])
-    found = loop.fit(toy.aligner(config), data, plan, config, tmp_path, lambda model: {"R-sum": next(figures)}, on_progress=silent)
+    found = loop.fit(
+        toy.aligner(config),
+        data,
+        plan,
+        config,
+        tmp_path,
+        lambda model: {"R-sum": next(figures)},
+        on_progress=no_progress,
+    )
     assert (found.best_epoch, found.best) == (1, 2.0)
 
 

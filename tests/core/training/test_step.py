@@ -74,7 +74,9 @@ def test_the_generator_alone_draws_the_pairs(toy: Any) -> None:
     aligner, given = toy.aligner(config).eval(), batch(toy, config)
 
     def cross(seed: int) -> float:
-        return float(step.losses(aligner, given, config.loss, 1.0, torch.Generator().manual_seed(seed))["cross"].detach())
+        return float(
+            step.losses(aligner, given, config.loss, 1.0, torch.Generator().manual_seed(seed))["cross"].detach()
+        )
 
     assert cross(1) == cross(1)
     assert len({cross(seed) for seed in range(5)}) > 1
@@ -89,7 +91,13 @@ def across(toy: Any, name: str, **more: Any) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     label = torch.arange(24) % 3
     heads = Adaptation(
-        config.domain, 8, {"image": 2}, torch.zeros(2, dtype=torch.long), label, adversarial=name in ("dann", "both"), **more
+        config.domain,
+        8,
+        {"image": 2},
+        torch.zeros(2, dtype=torch.long),
+        label,
+        adversarial=name in ("dann", "both"),
+        **more,
     )
     return config, given, heads.eval()
 
@@ -100,7 +108,9 @@ def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) 
     aligner = toy.aligner(config).eval()
     plain = step.losses(aligner, given, config.loss, 0.3, torch.Generator().manual_seed(0))
     parts = step.losses(aligner, given, config.loss, 0.3, torch.Generator().manual_seed(0), heads, 0.5)
-    assert {k: v for k, v in plain.items() if k != "total"} == {k: parts[k] for k in plain if k != "total"}, "pairs are what they were"
+    assert {k: v for k, v in plain.items() if k != "total"} == {k: parts[k] for k in plain if k != "total"}, (
+        "pairs are what they were"
+    )
     assert torch.allclose(parts["total"], plain["total"] + 0.5 * parts["domain"])
     features = heads.features(aligner.encode("image", given.a))
     logits = heads.critics["image"](features) if len(heads.critics) else None
@@ -121,7 +131,9 @@ def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
     assert torch.allclose(tower.grad, -domain.ramp(1.0) * up, atol=1e-6)
 
 
-def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, given, heads = across(toy, "none", classify="image", classes=3)
     aligner = toy.aligner(config).eval()
     real, seen = aligner.encode, []

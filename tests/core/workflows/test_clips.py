@@ -38,14 +38,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_video_and_audio(ccaco: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    done = ccaco("train", "--dataset", "bounces", "--name", "b", "--format", "json", "--beta", 0.5, *FEW, "--set", "loss.cross_start=0")
+    done = ccaco(
+        "train",
+        "--dataset",
+        "bounces",
+        "--name",
+        "b",
+        "--format",
+        "json",
+        "--beta",
+        0.5,
+        *FEW,
+        "--set",
+        "loss.cross_start=0",
+    )
     assert done.code == 0, done.err
     row = json.loads(done.out)[0]
-    for key in ("video_to_audio_R@1", "audio_to_video_R@1", "video_to_audio_mAP", "audio_to_video_mAP", "twin_accuracy"):
+    for key in (
+        "video_to_audio_R@1",
+        "audio_to_video_R@1",
+        "video_to_audio_mAP",
+        "audio_to_video_mAP",
+        "twin_accuracy",
+    ):
         assert 0 <= row[key] <= 1
     assert {"matching_accuracy", "matching_4_way_accuracy", "matching_binary_accuracy"} <= row.keys()
     told = json.loads((place / "runs/b/results/test.cosine.json").read_text())
-    assert set(told["strata"]["combination"]) == {"seen", "unseen"} and "twins that differ only in timing" in told["data_protocol"]
+    assert (
+        set(told["strata"]["combination"]) == {"seen", "unseen"}
+        and "twins that differ only in timing" in told["data_protocol"]
+    )
     assert [len(told["per_item"][k]) for k in ("matching_4_way", "twin")] == [12, 12]
 
     assert ccaco("embed", "--run", "runs/b", "--dataset", "bounces", "--index", "b.idx").code == 0
@@ -60,7 +82,11 @@ def test_video_and_audio(ccaco: Callable[..., Any], place: Path, monkeypatch: py
         found = rows(done.out)
         assert len(found) == 3 and {r["id"] for r in found} <= set(part.ids) and found[0]["text"]
         assert (place / "sheet.png").stat().st_size > 1_000
-    for wrong, said in ((["a ball"], "holds no text"), (["--image", "film.mp4"], "holds no image"), (["--audio", "no.wav"], "no.wav")):
+    for wrong, said in (
+        (["a ball"], "holds no text"),
+        (["--image", "film.mp4"], "holds no image"),
+        (["--audio", "no.wav"], "no.wav"),
+    ):
         done = ccaco("retrieve", *wrong, "--index", "b.idx")
         assert (done.code, done.out) == (2, "") and said in done.err and done.err.count("\n") == 1
     done = ccaco("retrieve", "--video", "sound.wav", "--index", "b.idx")
@@ -68,22 +94,50 @@ def test_video_and_audio(ccaco: Callable[..., Any], place: Path, monkeypatch: py
 
     done = ccaco("report", "runs/b", "--table", "matching", "--format", "csv")
     assert done.code == 0 and {"matching_4_way_accuracy", "twin_accuracy"} <= rows(done.out)[0].keys()
-    assert {r["combination"] for r in rows(ccaco("report", "runs/b", "--by", "combination", "--format", "csv").out)} == {"seen", "unseen"}
+    assert {
+        r["combination"] for r in rows(ccaco("report", "runs/b", "--by", "combination", "--format", "csv").out)
+    } == {"seen", "unseen"}
     assert ccaco("report", "runs/b", "--fail-if", "matching_4_way_accuracy<1.1").code == 1
 
 
-def test_locked_towers_read_tokens_of_any_length(ccaco: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_towers_read_tokens_of_any_length(
+    ccaco: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place)
-    towers = ["--video-tower", "frames:torchvision:squeezenet1_1@none", "--set", "model.video.size=64", "--lock-video", "--lock-audio"]
-    done = ccaco("train", "--dataset", "bounces", "--name", "locked", "--arm", "clip", *towers, *FEW, "--format", "json")
+    towers = [
+        "--video-tower",
+        "frames:torchvision:squeezenet1_1@none",
+        "--set",
+        "model.video.size=64",
+        "--lock-video",
+        "--lock-audio",
+    ]
+    done = ccaco(
+        "train", "--dataset", "bounces", "--name", "locked", "--arm", "clip", *towers, *FEW, "--format", "json"
+    )
     assert done.code == 0, done.err
     assert 0 <= json.loads(done.out)[0]["video_to_audio_R@1"] <= 1
 
 
 def test_sound_and_text(ccaco: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    assert ccaco("prepare", "audiofolder", "--source", "beeps", "--out", "data/beeps", "--template", "one hears a {}").code == 0
-    learn = [*FEW, "--epochs", 12, "--set", "eval.ways=3", "--arm", "clip", "--set", "loss.temperature=0.2", "--lr", 3e-3]
+    assert (
+        ccaco("prepare", "audiofolder", "--source", "beeps", "--out", "data/beeps", "--template", "one hears a {}").code
+        == 0
+    )
+    learn = [
+        *FEW,
+        "--epochs",
+        12,
+        "--set",
+        "eval.ways=3",
+        "--arm",
+        "clip",
+        "--set",
+        "loss.temperature=0.2",
+        "--lr",
+        3e-3,
+    ]
     done = ccaco("train", "--dataset", "beeps", "--name", "t", "--format", "json", *learn)
     assert done.code == 0, done.err
     row = json.loads(done.out)[0]

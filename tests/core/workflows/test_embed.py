@@ -11,7 +11,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import DataError, ManifestError
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import encode_query, search
@@ -48,8 +48,10 @@ def test_the_layout_is_clip_retrievals(embedded: Manifest, data_root: Path) -> N
     assert {entry["name"] for entry in embedded.files} == set(bytes_of(folder))
 
 
-def test_several_global_vectors_are_stored_and_searched_as_one(data_root: Path, small: dict[str, Any], tmp_path: Path) -> None:
-    train(Asked("scenes", explicit=small | {"model.vectors": 2}), tmp_path / "two", data_root=data_root)
+def test_several_global_vectors_are_stored_and_searched_as_one(
+    data_root: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    train(TrainRequest("scenes", explicit=small | {"model.vectors": 2}), tmp_path / "two", data_root=data_root)
     embed(tmp_path / "two", "scenes", out=tmp_path / "e", index=tmp_path / "two.idx", device="cpu", data_root=data_root)
     told = manifest.open(tmp_path / "e", kind="embeddings").facts["dim"]
     assert told == np.load(tmp_path / "e/img_emb/img_emb_0.npy").shape[1] == 2 * small["model.width"]
@@ -61,7 +63,9 @@ def test_several_global_vectors_are_stored_and_searched_as_one(data_root: Path, 
     assert [h.row for h in search(opened, "text", light, 5)[0]] == [h.row for h in search(opened, "text", whole, 5)[0]]
 
 
-def test_finished_shards_are_kept_and_missing_ones_made_again(run: Path, data_root: Path, tmp_path: Path, embedded: Manifest) -> None:
+def test_finished_shards_are_kept_and_missing_ones_made_again(
+    run: Path, data_root: Path, tmp_path: Path, embedded: Manifest
+) -> None:
     out = tmp_path / "e"
 
     def again() -> Manifest:
@@ -83,7 +87,9 @@ def test_finished_shards_are_kept_and_missing_ones_made_again(run: Path, data_ro
     assert again().made_at == made_at
 
 
-def test_a_folder_with_something_else_is_refused(run: Path, data_root: Path, tmp_path: Path, embedded: Manifest, index: Path) -> None:
+def test_a_folder_with_something_else_is_refused(
+    run: Path, data_root: Path, tmp_path: Path, embedded: Manifest, index: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
     before = bytes_of(embedded.path)
@@ -102,7 +108,13 @@ def test_what_an_interruption_leaves_of_an_index_is_cleared(
     run: Path, data_root: Path, tmp_path: Path, embedded: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build(rebuild: bool = False) -> Manifest:
-        settings: dict[str, Any] = {"index": tmp_path / "i.idx", "rebuild": rebuild, "device": "cpu", "data_root": data_root, "shard": 10}
+        settings: dict[str, Any] = {
+            "index": tmp_path / "i.idx",
+            "rebuild": rebuild,
+            "device": "cpu",
+            "data_root": data_root,
+            "shard": 10,
+        }
         return embed(run, "scenes", out=tmp_path / "e", **settings)
 
     def interrupted(*given: Any, **settings: Any) -> Any:

@@ -15,7 +15,9 @@ from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import locate, needs_prepare
 
-REAL = pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real photos to read")
+REAL = pytest.mark.skipif(
+    "CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real photos to read"
+)
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (32, 24)) -> Image.Image:
@@ -57,12 +59,21 @@ def test_a_folder_of_every_kind_of_bad_file(tmp_path: Path, monkeypatch: pytest.
         (root / name).write_bytes(data)
     (root / "link.jpg").symlink_to(tmp_path / "outside.jpg")
     lines = [f"{name}\t  a  {name} " for name in [*good, *bad]]
-    lines += ["gone.jpg\ta", "../outside.jpg\tb", f"{tmp_path / 'outside.jpg'}\tc", "link.jpg\td", "plain.jpg\t   ", "nocaption.jpg\t "]
+    lines += [
+        "gone.jpg\ta",
+        "../outside.jpg\tb",
+        f"{tmp_path / 'outside.jpg'}\tc",
+        "link.jpg\td",
+        "plain.jpg\t   ",
+        "nocaption.jpg\t ",
+    ]
     (root / "t.csv").write_text("\n".join(["filepath\ttitle", *lines]))
 
     made = prepare("table", source_path=root / "t.csv", out=tmp_path / "d", workers=0, max_rejects=0.9)
     splits = made.facts["splits"].values()
-    reasons = Counter(reason for _, reason in bad.values()) + Counter({"missing file": 1, "outside the source folder": 3, "no caption": 1})
+    reasons = Counter(reason for _, reason in bad.values()) + Counter(
+        {"missing file": 1, "outside the source folder": 3, "no caption": 1}
+    )
     assert made.facts["rejects"] == dict(reasons)
     assert sum(s["samples"] for s in splits) == len(good) and sum(s["rejects"] for s in splits) == sum(reasons.values())
     assert made.facts["captions"]["dropped"] == 1 and made.facts["captions"]["cleaned"] == len(good)
@@ -70,7 +81,9 @@ def test_a_folder_of_every_kind_of_bad_file(tmp_path: Path, monkeypatch: pytest.
     assert min(w["min"] for w in widths) == 24 and max(w["max"] for w in widths) == 32
     opened = shards.open(tmp_path / "d")
     parts = [opened.split(name) for name in opened.splits]
-    assert {id: media for part in parts for id, media in zip(part.ids, part.media("image", range(len(part))), strict=True)} == good
+    assert {
+        id: media for part in parts for id, media in zip(part.ids, part.media("image", range(len(part))), strict=True)
+    } == good
     assert sorted(text for part in parts for text in part.captions) == sorted(f"a {name}" for name in good)
     listed = (tmp_path / "d" / "rejects.csv").read_text()
     assert len(listed.splitlines()) == 1 + sum(reasons.values()) and "../outside.jpg" in listed
@@ -83,9 +96,20 @@ def test_limit_and_size_are_part_of_what_a_data_set_is(tmp_path: Path) -> None:
         path = tmp_path / "s" / ("train" if i % 2 else "test") / "dog" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(noise(size=(16, 12)), "PNG"))
-    made = prepare("imagefolder", source_path=tmp_path / "s", out=tmp_path / "d", options=SourceOptions(limit=4), image_size=6, workers=0)
+    made = prepare(
+        "imagefolder",
+        source_path=tmp_path / "s",
+        out=tmp_path / "d",
+        options=SourceOptions(limit=4),
+        image_size=6,
+        workers=0,
+    )
     assert {name: s["samples"] for name, s in made.facts["splits"].items()} == {"train": 4, "test": 4}
-    assert made.config["limit"] == 4 and made.config["image_size"] == 6 and made.facts["inspection"]["train"]["height"]["max"] == 6
+    assert (
+        made.config["limit"] == 4
+        and made.config["image_size"] == 6
+        and made.facts["inspection"]["train"]["height"]["max"] == 6
+    )
     assert made.facts["leakage"] == 1  # every picture here has the same bytes
     assert str(tmp_path) not in str(made.config) + str(made.facts)
 
@@ -94,14 +118,19 @@ def test_the_same_source_seen_through_a_link_gives_the_same_data_set(tmp_path: P
     (tmp_path / "s" / "dog").mkdir(parents=True)
     (tmp_path / "s" / "dog" / "1.png").write_bytes(encoded(noise(), "PNG"))
     (tmp_path / "link").symlink_to(tmp_path / "s")
-    made = [prepare("imagefolder", source_path=tmp_path / name, out=tmp_path / f"d{name}", workers=0) for name in ("s", "link")]
+    made = [
+        prepare("imagefolder", source_path=tmp_path / name, out=tmp_path / f"d{name}", workers=0)
+        for name in ("s", "link")
+    ]
     assert made[0].sha256 == made[1].sha256
 
 
 def test_errors_name_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such data set: flicker8k.*next: ccaco prepare flickr8k"):
         prepare("flicker8k", out=tmp_path / "d")
-    with pytest.raises(DataError, match=r"coco is not part of ccaco.*captions_train2017.json.*ccaco prepare coco --source PATH"):
+    with pytest.raises(
+        DataError, match=r"coco is not part of ccaco.*captions_train2017.json.*ccaco prepare coco --source PATH"
+    ):
         prepare("coco", out=tmp_path / "d")
     with pytest.raises(DataError, match="nothing there"):
         prepare("coco", source_path=tmp_path / "none", out=tmp_path / "d")
@@ -139,11 +168,20 @@ def test_embedded_scenes_are_prepared_without_a_source(tmp_path: Path) -> None:
 def test_real_flickr8k_rows_are_the_same_from_both_layouts(tmp_path: Path) -> None:
     real = Path(os.environ["CCACO_REAL_DATA"]) / "flickr8k"
     made = [
-        prepare("flickr8k", source_path=real / file, out=tmp_path / file, options=SourceOptions(limit=40), image_size=64, workers=0)
+        prepare(
+            "flickr8k",
+            source_path=real / file,
+            out=tmp_path / file,
+            options=SourceOptions(limit=40),
+            image_size=64,
+            workers=0,
+        )
         for file in ("dataset_flickr8k.json", "Flickr8k.token.txt")
     ]
     assert made[0].files == made[1].files
-    assert made[0].facts["splits"] == {s: {"samples": 40, "groups": 40, "captions": 200, "rejects": 0} for s in ("train", "val", "test")}
+    assert made[0].facts["splits"] == {
+        s: {"samples": 40, "groups": 40, "captions": 200, "rejects": 0} for s in ("train", "val", "test")
+    }
 
 
 @REAL

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ccaco_cli.core import manifest
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.train import train
@@ -26,10 +26,12 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def train_one(small: dict[str, Any], data_root: Path, folder: Path) -> None:
-    train(Asked("scenes", explicit=small), folder, data_root=data_root)
+    train(TrainRequest("scenes", explicit=small), folder, data_root=data_root)
 
 
-def test_a_run_of_two_processes_is_the_run_of_one(small: dict[str, Any], run: Path, data_root: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_is_the_run_of_one(
+    small: dict[str, Any], run: Path, data_root: Path, tmp_path: Path
+) -> None:
     assert launch(2, train_one, small, data_root, tmp_path / "pair") == [0, 0]
     pair, one = (manifest.open(folder, kind="run", verify="full") for folder in (tmp_path / "pair", run))
     assert len(log(tmp_path / "pair")) == len(log(run))
@@ -39,9 +41,13 @@ def test_a_run_of_two_processes_is_the_run_of_one(small: dict[str, Any], run: Pa
             assert entry.get(key, 0.0) == pytest.approx(same.get(key, 0.0), rel=2e-3), (same["step"], key)
     weights, same_weights = load_file(tmp_path / "pair" / BEST), load_file(run / BEST)
     assert weights.keys() == same_weights.keys()
-    far = {k for k, v in weights.items() if not torch.allclose(v.float(), same_weights[k].float(), rtol=1e-2, atol=2e-3)}
+    far = {
+        k for k, v in weights.items() if not torch.allclose(v.float(), same_weights[k].float(), rtol=1e-2, atol=2e-3)
+    }
     assert not far
-    assert pair.facts["metrics"]["val.cosine"]["R-sum"] == pytest.approx(one.facts["metrics"]["val.cosine"]["R-sum"], abs=20)
+    assert pair.facts["metrics"]["val.cosine"]["R-sum"] == pytest.approx(
+        one.facts["metrics"]["val.cosine"]["R-sum"], abs=20
+    )
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["pair"]
 
 
@@ -49,7 +55,9 @@ def embed_one(run: Path, data_root: Path, folder: Path) -> None:
     embed(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", data_root=data_root, shard=10)
 
 
-def test_shards_and_index_of_two_processes_are_those_of_one(run: Path, data_root: Path, embedded: Any, index: Path, tmp_path: Path) -> None:
+def test_shards_and_index_of_two_processes_are_those_of_one(
+    run: Path, data_root: Path, embedded: Any, index: Path, tmp_path: Path
+) -> None:
     assert launch(2, embed_one, run, data_root, tmp_path) == [0, 0]
     assert manifest.open(tmp_path / "test", kind="embeddings", verify="full").files == embedded.files
     files, same = (manifest.open(path, kind="index", verify="full").files for path in (tmp_path / "scenes.idx", index))
@@ -57,7 +65,13 @@ def test_shards_and_index_of_two_processes_are_those_of_one(run: Path, data_root
 
 
 def ablate_one(small: dict[str, Any], data_root: Path, folder: Path) -> None:
-    ablate(Asked("scenes", explicit=small | {"optim.steps": 1}), ["ccaco", "clip", "-collaboration"], 1, folder, data_root=data_root)
+    ablate(
+        TrainRequest("scenes", explicit=small | {"optim.steps": 1}),
+        ["ccaco", "clip", "-collaboration"],
+        1,
+        folder,
+        data_root=data_root,
+    )
 
 
 def test_cells_are_divided_and_the_whole_is_that_of_one(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
@@ -75,7 +89,7 @@ def started(small: dict[str, Any], data_root: Path, folder: Path, changes: dict[
     from ccaco_cli.core.errors import ConfigError
 
     try:
-        train(Asked("scenes", explicit=small | changes), folder, resume=True, accept=accept, data_root=data_root)
+        train(TrainRequest("scenes", explicit=small | changes), folder, resume=True, accept=accept, data_root=data_root)
     except ConfigError as error:
         (folder.parent / "said").write_text(str(error))
         raise SystemExit(2) from None
@@ -87,7 +101,7 @@ def test_what_changed_since_the_first_start_is_named_and_refused_or_accepted(
     import shutil
 
     folder = tmp_path / "r"
-    train(Asked("scenes", explicit=small), folder, data_root=data_root)
+    train(TrainRequest("scenes", explicit=small), folder, data_root=data_root)
     (folder / manifest.NAME).unlink()  # as if it had been killed before its end
     assert launch(2, started, small, data_root, folder, {"loss.beta": 0.25}, False) == [2, 2]
     said = (tmp_path / "said").read_text()

@@ -9,7 +9,7 @@ import pytest
 
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.retrieve import by_file, by_text
@@ -33,11 +33,13 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
         "optim.batch_size": 50,
         "loss.cross_batch": 16,
     }
-    run = train(Asked(str(tmp_path / "photos"), explicit=settings), tmp_path / "run")
+    run = train(TrainRequest(str(tmp_path / "photos"), explicit=settings), tmp_path / "run")
     figures = run.facts["metrics"]["test.cosine"]
     assert figures["text_to_image_R@10"] > 4 * 10 / 200
     assert figures["image_to_text_R@10"] > 4 * 10 / 200
-    assert len(list((tmp_path / "photos/cache").iterdir())) == 9  # of train, val and test: tokens of both towers, and the captions' own
+    assert (
+        len(list((tmp_path / "photos/cache").iterdir())) == 9
+    )  # of train, val and test: tokens of both towers, and the captions' own
 
     embed(tmp_path / "run", str(tmp_path / "photos"), out=tmp_path / "shards", index=tmp_path / "photos.idx")
     index = Index(tmp_path / "photos.idx")

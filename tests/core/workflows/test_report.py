@@ -25,7 +25,11 @@ def test_a_row_is_what_the_run_measured(run: Path) -> None:
     assert row["stage"] == facts["headline"]
     assert (row["run"], row["arm"], row["seed"]) == ("first", "ccaco", 0)
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "total" in line][-1]
-    assert (row["loss_total"], row["loss_contrastive"], row["loss_cross"]) == (last["total"], last["contrastive"], last["cross"])
+    assert (row["loss_total"], row["loss_contrastive"], row["loss_cross"]) == (
+        last["total"],
+        last["contrastive"],
+        last["cross"],
+    )
     both = rows([run], every_stage=True)
     assert [r["stage"] for r in both] == ["cosine", "two-stage"]
     for r in both:
@@ -43,7 +47,13 @@ def test_folders_of_runs_and_what_is_none(run: Path, data_root: Path, tmp_path: 
     (tmp_path / "many/broken/manifest.json").write_text("{")
     assert [p.name for p in runs_of(tmp_path / "many")] == ["a", "b"]
     assert len(rows([tmp_path / "many", run])) == 3
-    for path in (tmp_path / "gone", data_root / "scenes", data_root, tmp_path / "many/broken", tmp_path / "many/unfinished"):
+    for path in (
+        tmp_path / "gone",
+        data_root / "scenes",
+        data_root,
+        tmp_path / "many/broken",
+        tmp_path / "many/unfinished",
+    ):
         with pytest.raises(DataError, match=r"no finished run here.*ccaco train"):
             rows([path])
     with pytest.raises(DataError, match=r"no results on dev.*test or val"):

@@ -19,7 +19,7 @@ from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestEr
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.experiments import methods
-from ccaco_cli.core.experiments.request import Asked
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.workflows.train import train
@@ -29,7 +29,9 @@ BEST = "checkpoints/best/model.safetensors"
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:
-    return [e for line in (folder / "metrics.jsonl").read_text().splitlines() if "validation" not in (e := json.loads(line))]
+    return [
+        e for line in (folder / "metrics.jsonl").read_text().splitlines() if "validation" not in (e := json.loads(line))
+    ]
 
 
 def test_a_run_is_complete(run: Path, small: dict[str, Any], data_root: Path) -> None:
@@ -62,7 +64,7 @@ def test_figures_are_those_of_the_best_checkpoint(run: Path, data_root: Path) ->
 def test_the_same_command_gives_the_same_bits_after_a_kill_too(
     run: Path, small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, folder, real = Asked("scenes", explicit=small), tmp_path / "again", checkpoint.save
+    asked, folder, real = TrainRequest("scenes", explicit=small), tmp_path / "again", checkpoint.save
 
     def killed(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
@@ -75,7 +77,7 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
     with pytest.raises(DataError, match=r"interrupted run.*--resume latest"):
         train(asked, folder, data_root=data_root)
     with pytest.raises(ConfigError, match=r"this was changed: optim.lr was 0.002, is 0.5.*--accept-changes"):
-        train(Asked("scenes", explicit=small | {"optim.lr": 0.5}), folder, data_root=data_root, resume=True)
+        train(TrainRequest("scenes", explicit=small | {"optim.lr": 0.5}), folder, data_root=data_root, resume=True)
     found = train(asked, folder, data_root=data_root, resume=True)
     assert (folder / BEST).read_bytes() == (run / BEST).read_bytes()
     assert losses(folder) == losses(run)
@@ -87,12 +89,17 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
 
 
 @pytest.mark.parametrize(
-    ("arm", "stage", "part", "weight"), [("clip", "cosine", "contrastive", 1.0), ("-contrastive", "cross", "cross", 0.5)]
+    ("arm", "stage", "part", "weight"),
+    [("clip", "cosine", "contrastive", 1.0), ("-contrastive", "cross", "cross", 0.5)],
 )
 def test_a_model_of_one_half(
     small: dict[str, Any], data_root: Path, tmp_path: Path, arm: str, stage: str, part: str, weight: float
 ) -> None:
-    found = train(Asked("scenes", arm, explicit=small | {"optim.steps": 2, "loss.alpha": 1.0}), tmp_path / "r", data_root=data_root)
+    found = train(
+        TrainRequest("scenes", arm, explicit=small | {"optim.steps": 2, "loss.alpha": 1.0}),
+        tmp_path / "r",
+        data_root=data_root,
+    )
     assert {name.partition(".")[2] for name in found.facts["metrics"]} == {stage}
     assert found.facts["headline"] == stage
     assert found.facts["weight"] == 0
@@ -104,7 +111,7 @@ def test_a_model_of_one_half(
 
 def test_a_locked_tower_is_rebuilt_as_it_was_or_refused(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     settings = small | {"optim.steps": 1, "model.image.lock": True, "loss.beta": 0.0}
-    train(Asked("scenes", explicit=settings), tmp_path / "r", data_root=data_root)
+    train(TrainRequest("scenes", explicit=settings), tmp_path / "r", data_root=data_root)
     assert not any(name.startswith("sides.image.tower") for name in load_file(tmp_path / "r" / BEST))
     torch.manual_seed(4321)
     aligner, _, _, _ = load_run(tmp_path / "r", "cpu")
@@ -141,7 +148,7 @@ def test_what_cannot_work_leaves_nothing_behind(
     small: dict[str, Any], data_root: Path, tmp_path: Path, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(CcacoError, match=words):
-        train(Asked("scenes", explicit=small | settings), tmp_path / "r", data_root=data_root)
+        train(TrainRequest("scenes", explicit=small | settings), tmp_path / "r", data_root=data_root)
     assert not (tmp_path / "r").exists()
 
 
@@ -150,7 +157,7 @@ def test_the_best_epoch_is_scored_and_not_the_last(
 ) -> None:
     figures = iter([2.0, 1.0])
     monkeypatch.setattr(methods, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
-    train(Asked("scenes", explicit=small | {"optim.lr": 0.02}), tmp_path / "r", data_root=data_root)
+    train(TrainRequest("scenes", explicit=small | {"optim.lr": 0.02}), tmp_path / "r", data_root=data_root)
     aligner, towers, config, found = load_run(tmp_path / "r", "cpu")
     assert found.facts["fitted"]["best_epoch"] == 0
     data = shards.open(data_root / "scenes")

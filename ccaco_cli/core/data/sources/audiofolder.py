@@ -13,9 +13,7 @@ from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
-_EXPECTS = (
-    "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; or ESC-10 or ESC-50 with its folds"
-)
+_EXPECTS = "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; or ESC-10 or ESC-50 with its folds"
 _TEMPLATE = "the sound of {}"
 _SUFFIXES = (".wav", ".ogg", ".oga", ".opus", ".mp3", ".flac", ".m4a", ".aac", ".aif", ".aiff")
 _ESC = re.compile(r"(?P<fold>\d)-(?P<recording>\d+)-(?P<take>[A-Z])(?:-(?P<target>\d+))?")
@@ -42,7 +40,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
     sounds = list(_sounds(root, _categories(root)))
     if not sounds:
-        raise DataError("no sound in this folder", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH")
+        raise DataError(
+            "no sound in this folder", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH"
+        )
     folds = sorted({sound.fold for sound in sounds})
     in_folds = folds[0] > 0 and len(folds) > 1 and not any(sound.split for sound in sounds)
     if options.fold and (not in_folds or options.fold not in folds):
@@ -59,7 +59,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     return SourceData(
         records=_records(sounds, template, test if in_folds else 0),
         protocol=protocol,
-        facts={"template": template, "classes": len({sound.label for sound in sounds})} | ({"test_fold": test} if in_folds else {}),
+        facts={"template": template, "classes": len({sound.label for sound in sounds})}
+        | ({"test_fold": test} if in_folds else {}),
     )
 
 

@@ -17,10 +17,15 @@ SMALLEST = 32
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is not None:
-        raise DataError("bounces is generated and reads no files", where=root, expected="no --source", next="ccaco prepare bounces")
+        raise DataError(
+            "bounces is generated and reads no files", where=root, expected="no --source", next="ccaco prepare bounces"
+        )
     if options.size < SMALLEST or options.size % 2:
         raise DataError(
-            "pictures of no use for a film", where=options.size, expected=f"an even size of at least {SMALLEST}", next="--image-size 64"
+            "pictures of no use for a film",
+            where=options.size,
+            expected=f"an even size of at least {SMALLEST}",
+            next="--image-size 64",
         )
 
     def records() -> Iterator[PairRecord]:

@@ -11,15 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ccaco_cli.core.data.sources.lists import captions_of, hash_fraction, karpathy_images, part_of, read_json, revision_of
+from ccaco_cli.core.data.sources.lists import (
+    captions_of,
+    hash_fraction,
+    karpathy_images,
+    part_of,
+    read_json,
+    revision_of,
+)
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
 _LICENCE = "annotations CC BY 4.0; each photo has its own Flickr licence (named in the annotations)"
-_EXPECTS = (
-    "annotations/captions_train2017.json and captions_val2017.json (or 2014) beside train2017/ and val2017/; or dataset_coco.json there"
-)
+_EXPECTS = "annotations/captions_train2017.json and captions_val2017.json (or 2014) beside train2017/ and val2017/; or dataset_coco.json there"
 _KARPATHY = {"train": 113_287, "val": 5_000, "test": 5_000}  # photos
 _OFFICIAL = {"2017": {"train": 118_287, "val": 5_000}, "2014": {"train": 82_783, "val": 40_504}}
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -28,7 +33,9 @@ _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
         raise DataError("no COCO folder here", where=root, expected=_EXPECTS, next="ccaco prepare coco --source PATH")
-    karpathy = next((p for p in (root / "dataset_coco.json", root / "annotations" / "dataset_coco.json") if p.is_file()), None)
+    karpathy = next(
+        (p for p in (root / "dataset_coco.json", root / "annotations" / "dataset_coco.json") if p.is_file()), None
+    )
     if karpathy is not None:
         return _karpathy(root, karpathy)
     for year in ("2017", "2014"):
@@ -36,7 +43,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         files = {part: file for part, file in files.items() if file.is_file()}
         if files:
             return _official(root, year, files)
-    raise DataError("no COCO captions in this folder", where=root, expected=_EXPECTS, next="ccaco prepare coco --source PATH")
+    raise DataError(
+        "no COCO captions in this folder", where=root, expected=_EXPECTS, next="ccaco prepare coco --source PATH"
+    )
 
 
 def _karpathy(root: Path, file: Path) -> SourceData:
@@ -65,7 +74,9 @@ def _karpathy(root: Path, file: Path) -> SourceData:
 
 def _photo(root: Path, image: dict[str, Any]) -> Path:
     """Where a photo of Karpathy's list lies: in its 2014 folder, or under its 2017 name where only those photos are there."""
-    path = root / str(image.get("filepath", "")) / str(image["filename"])  # of any length: os.path.isfile is false then, is_file raises
+    path = (
+        root / str(image.get("filepath", "")) / str(image["filename"])
+    )  # of any length: os.path.isfile is false then, is_file raises
     if os.path.isfile(path) or not isinstance(image.get("cocoid"), int):
         return path
     renamed = (root / folder / f"{image['cocoid']:012d}.jpg" for folder in ("train2017", "val2017"))
@@ -106,7 +117,9 @@ def _captioned(file: Path) -> dict[int, tuple[str, list[str]]]:
             images[annotation["image_id"]][1].append(str(annotation["caption"] or ""))
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"not a COCO captions file ({error})", where=file, expected="images[].{id, file_name}, annotations[].caption"
+            f"not a COCO captions file ({error})",
+            where=file,
+            expected="images[].{id, file_name}, annotations[].caption",
         ) from None
     return images
 

@@ -24,7 +24,9 @@ _COLUMNS = {"codepoint", "unicode_name", "category", "split", "styles"}
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     table = root / "emoji.tsv" if root is not None else None
     if root is None or table is None or not table.is_file():
-        raise DataError("no emoji styles here", where=root, expected=_EXPECTS, next="ccaco prepare emoji-styles --source PATH")
+        raise DataError(
+            "no emoji styles here", where=root, expected=_EXPECTS, next="ccaco prepare emoji-styles --source PATH"
+        )
     rows = list(csv.DictReader(read_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or _COLUMNS - rows[0].keys():
         raise DataError("a table of another shape", where=table, expected=f"the columns {', '.join(sorted(_COLUMNS))}")

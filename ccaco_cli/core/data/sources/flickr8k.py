@@ -16,7 +16,10 @@ from ccaco_cli.core.types import PairRecord
 
 _LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
 _EXPECTS = "dataset_{0}.json, or {1} with its split lists, beside the folder of photos (or one of these files itself)"
-_TOKENS = {"flickr8k": ("Flickr8k.token.txt", "Flickr8k.token"), "flickr30k": ("results_20130124.token", "flickr30k.token.txt")}
+_TOKENS = {
+    "flickr8k": ("Flickr8k.token.txt", "Flickr8k.token"),
+    "flickr30k": ("results_20130124.token", "flickr30k.token.txt"),
+}
 _PUBLISHED = {
     "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
     "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
@@ -42,7 +45,12 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     else:
         tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
         if tokens is None:
-            raise DataError(f"no {name} list in this folder", where=root, expected=expects, next=f"ccaco prepare {name} --source PATH")
+            raise DataError(
+                f"no {name} list in this folder",
+                where=root,
+                expected=expects,
+                next=f"ccaco prepare {name} --source PATH",
+            )
         listed, lists, unlisted = _token_layout(folder, tokens, name)
         read_from = [tokens, *lists]
     counts: dict[str, int] = {}
@@ -72,7 +80,10 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[
         found = _first(folder, names)
         if found is None:
             raise DataError(
-                f"no list of the {split} photos", where=folder, expected=" or ".join(names), next=f"add dataset_{name}.json instead"
+                f"no list of the {split} photos",
+                where=folder,
+                expected=" or ".join(names),
+                next=f"add dataset_{name}.json instead",
             )
         lists.append(found)
         # Flickr30k's lists name photos without their suffix
@@ -91,7 +102,9 @@ def _records(folder: Path, listed: _Listed) -> Iterator[PairRecord]:
 
 def _only_tokens(folder: Path) -> Path | None:
     """The one token file of a folder, whatever its name; lemmas are no captions."""
-    found = [path for pattern in ("*.token", "*.token.txt") for path in folder.glob(pattern) if ".lemma." not in path.name]
+    found = [
+        path for pattern in ("*.token", "*.token.txt") for path in folder.glob(pattern) if ".lemma." not in path.name
+    ]
     return found[0] if len(found) == 1 else None
 
 
@@ -101,7 +114,9 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((place / name for name in names for place in places if (place / name).is_file()), None)
 
 
-SOURCE = Source("flickr8k", ("image", "text"), _EXPECTS.format("flickr8k", "Flickr8k.token.txt"), partial(_read, "flickr8k"))
+SOURCE = Source(
+    "flickr8k", ("image", "text"), _EXPECTS.format("flickr8k", "Flickr8k.token.txt"), partial(_read, "flickr8k")
+)
 FLICKR30K_SOURCE = Source(
     "flickr30k", ("image", "text"), _EXPECTS.format("flickr30k", "results_20130124.token"), partial(_read, "flickr30k")
 )

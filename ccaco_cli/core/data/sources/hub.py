@@ -38,7 +38,13 @@ class _Columns:
     template: str
 
     def captions(self, row: Mapping[str, Any], label: str) -> list[str]:
-        return texts_of(row[self.theirs["caption"]]) if "caption" in self.theirs else [self.template.format(label)] if label else []
+        return (
+            texts_of(row[self.theirs["caption"]])
+            if "caption" in self.theirs
+            else [self.template.format(label)]
+            if label
+            else []
+        )
 
     def text(self, row: Mapping[str, Any], name: str) -> str:
         value = row[self.theirs[name]] if name in self.theirs else None
@@ -50,7 +56,9 @@ class _Columns:
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     where, _, config = options.name.partition(":") if root is None else (str(root), "", "")
     if not where:
-        raise DataError("no name of a data set", where="hub", expected=_EXPECTS, next="ccaco prepare hub --source FOLDER")
+        raise DataError(
+            "no name of a data set", where="hub", expected=_EXPECTS, next="ccaco prepare hub --source FOLDER"
+        )
     folder = Path(where).resolve() if Path(where).is_dir() else None
     parts, licence, revision = _load(where, config, folder)
     columns = _columns(where, next(iter(parts.values())), options)
@@ -77,7 +85,9 @@ def _load(where: str, config: str, folder: Path | None) -> tuple[dict[str, Itera
     try:
         builder = datasets.load_dataset_builder(str(folder or where), config or None)
         parts = dict(builder.as_streaming_dataset())
-    except Exception as error:  # no network, no such name, a layout it cannot read: its readers raise whatever they stumble over
+    except (
+        Exception
+    ) as error:  # no network, no such name, a layout it cannot read: its readers raise whatever they stumble over
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"datasets cannot read this ({why[:300]})", where=where, expected=_EXPECTS) from None
     return parts, builder.info.license or "", "" if folder else f"commit {builder.hash}"
@@ -91,7 +101,9 @@ def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Colu
         wanted["image"] = pictures
     unknown = options.columns.keys() - _USUAL.keys()
     if unknown:
-        raise DataError(f"no such column of ours: {sorted(unknown)[0]}", where=where, expected=f"one of {', '.join(_USUAL)}")
+        raise DataError(
+            f"no such column of ours: {sorted(unknown)[0]}", where=where, expected=f"one of {', '.join(_USUAL)}"
+        )
     wanted |= {ours: [theirs] if theirs in features else [] for ours, theirs in options.columns.items()}
     needed = ["image"] if wanted["label"] and not wanted["caption"] else ["image", "caption"]
     missing = [ours for ours in (*needed, *options.columns) if not wanted[ours]]
@@ -107,7 +119,9 @@ def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Colu
     return _Columns(theirs, features.get(theirs.get("label", "")), options.template or _TEMPLATE)
 
 
-def _records(parts: Mapping[str, IterableDataset], columns: _Columns, folder: Path | None, one: bool) -> Iterator[PairRecord]:
+def _records(
+    parts: Mapping[str, IterableDataset], columns: _Columns, folder: Path | None, one: bool
+) -> Iterator[PairRecord]:
     import datasets
 
     for name, part in parts.items():
@@ -135,7 +149,9 @@ def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
         yield from part
     except Exception as error:  # as in ``_load``; what a caller throws is no Exception of theirs
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"datasets stopped reading split {name} ({why[:300]})", where="hub", next="mend the files, or --limit N") from None
+        raise DataError(
+            f"datasets stopped reading split {name} ({why[:300]})", where="hub", next="mend the files, or --limit N"
+        ) from None
 
 
 def _media(value: Any, folder: Path | None) -> Media | None:

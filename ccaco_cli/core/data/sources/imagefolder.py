@@ -10,7 +10,9 @@ from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
-_EXPECTS = "class folders of pictures: CLASS/*.jpg, or DOMAIN/CLASS/*.jpg, each under train/ val/ test/ if you have splits"
+_EXPECTS = (
+    "class folders of pictures: CLASS/*.jpg, or DOMAIN/CLASS/*.jpg, each under train/ val/ test/ if you have splits"
+)
 _TEMPLATE = "a photo of a {}"
 
 
@@ -21,7 +23,12 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if "{}" not in template:
         raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
     if not any(entry.is_dir() for entry in root.iterdir()):
-        raise DataError("no class folder in this folder", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
+        raise DataError(
+            "no class folder in this folder",
+            where=root,
+            expected=_EXPECTS,
+            next="ccaco prepare imagefolder --source PATH",
+        )
     places = [root, *(entry for entry in root.iterdir() if entry.name.lower() in SPLIT_NAMES)]
     for name in options.unpaired:
         if not any(picture for place in places for picture in media_below(place / name, PICTURE_SUFFIXES)):

@@ -66,7 +66,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     listed, lost = Counter(clip.split for clip in clips), Counter(clip.split for clip in clips if clip.path is None)
     known = PROTOCOLS.get(len(classes), "no published number of classes")
     protocol = f"kinetics-sounds-{len(classes)} ({known}; class list sha256:{_hash(classes)})"
-    protocol += "".join(f", {split} {lost[split]:,} of {count:,} missing" for split, count in sorted(listed.items()) if lost[split])
+    protocol += "".join(
+        f", {split} {lost[split]:,} of {count:,} missing" for split, count in sorted(listed.items()) if lost[split]
+    )
     facts = {
         "classes": len(classes),
         "class_list": _hash(classes),
@@ -114,7 +116,11 @@ def _listed(root: Path, lists: dict[Path, str]) -> tuple[list[_Clip], list[str],
             name, label = parts[0].removesuffix(".mp4"), parts[-1].strip()
             if len(parts) != 3 or not label.isdigit() or not _CLIP.fullmatch(name):
                 expected = "ID_START_END,10,LABEL or ID_START,10,LABEL"
-                raise DataError("not a line of a Kinetics-Sounds list", where=f"{table.name}:{number}: {line[:60]}", expected=expected)
+                raise DataError(
+                    "not a line of a Kinetics-Sounds list",
+                    where=f"{table.name}:{number}: {line[:60]}",
+                    expected=expected,
+                )
             clips.append(_Clip(name, label, _split(split, name, has_val), files.get(_key(name))))
     twice = [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]
     if twice:
@@ -157,7 +163,11 @@ def _key(stem: str) -> tuple[str, int]:
 def _files(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+        yield from (
+            Path(folder, name)
+            for name in sorted(files)
+            if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+        )
 
 
 def _class_list(root: Path) -> list[str] | None:

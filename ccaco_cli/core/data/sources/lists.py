@@ -65,7 +65,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
     if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in keys):
-        raise DataError("a JSON file of another shape", where=path, expected=f"an object with the lists {', '.join(keys)}")
+        raise DataError(
+            "a JSON file of another shape", where=path, expected=f"an object with the lists {', '.join(keys)}"
+        )
     return found
 
 
@@ -80,7 +82,9 @@ def karpathy_images(path: Path) -> list[dict[str, Any]]:
     images: list[dict[str, Any]] = read_json(path, "images")["images"]
     for image in images:
         if not isinstance(image, dict) or not {"filename", "split", "sentences"} <= image.keys():
-            raise DataError("not a Karpathy split file", where=path, expected="images[].{filename, split, sentences[].raw}")
+            raise DataError(
+                "not a Karpathy split file", where=path, expected="images[].{filename, split, sentences[].raw}"
+            )
     return images
 
 
@@ -111,7 +115,11 @@ def hash_split(key: str) -> str:
 
 def part_of(found: Mapping[str, int], published: Mapping[str, int]) -> str:
     """What to add to the name of a protocol whose lists are not the published ones: "" or "; a part: test 500 of 1,000"."""
-    differing = [f"{name} {found.get(name, 0):,} of {count:,}" for name, count in published.items() if found.get(name, 0) != count]
+    differing = [
+        f"{name} {found.get(name, 0):,} of {count:,}"
+        for name, count in published.items()
+        if found.get(name, 0) != count
+    ]
     return f"; a part: {', '.join(differing)}" if differing else ""
 
 

@@ -24,10 +24,15 @@ SMALLEST = 32
 
 def _read(root: Path | None, options: SourceOptions, *, name: str, counts: Counts) -> SourceData:
     if root is not None:
-        raise DataError(f"{name} is generated and reads no files", where=root, expected="no --source", next=f"ccaco prepare {name}")
+        raise DataError(
+            f"{name} is generated and reads no files", where=root, expected="no --source", next=f"ccaco prepare {name}"
+        )
     if options.size < SMALLEST:
         raise DataError(
-            "pictures too small to show anything", where=options.size, expected=f"at least {SMALLEST} pixels", next="--image-size 64"
+            "pictures too small to show anything",
+            where=options.size,
+            expected=f"at least {SMALLEST} pixels",
+            next="--image-size 64",
         )
     return SourceData(
         records=scenes.records(name, counts, seed=options.seed, size=options.size, limit=options.limit),
@@ -39,7 +44,11 @@ def _read(root: Path | None, options: SourceOptions, *, name: str, counts: Count
 
 
 SOURCE = Source(
-    "scenes", ("image", "text"), "nothing: the pictures are generated", partial(_read, name="scenes", counts=COUNTS), embedded=True
+    "scenes",
+    ("image", "text"),
+    "nothing: the pictures are generated",
+    partial(_read, name="scenes", counts=COUNTS),
+    embedded=True,
 )
 STYLES_SOURCE = Source(
     "scenes-styles",

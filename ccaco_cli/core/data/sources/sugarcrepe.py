@@ -16,7 +16,9 @@ from ccaco_cli.core.manifest import parse_json
 from ccaco_cli.core.types import PairRecord
 
 TYPES = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
-_EXPECTS = f"{', '.join(f'{name}.json' for name in TYPES)} (there or in sugar_crepe/ or data/) beside COCO's val2017/ photos"
+_EXPECTS = (
+    f"{', '.join(f'{name}.json' for name in TYPES)} (there or in sugar_crepe/ or data/) beside COCO's val2017/ photos"
+)
 _Items = dict[str, list[tuple[str, str, str]]]  # photo -> (type, caption, negative caption)
 
 
@@ -24,7 +26,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     places = [] if root is None else [root, root / "sugar_crepe", root / "sugar-crepe" / "data", root / "data"]
     here = next((place for place in places if (place / f"{TYPES[0]}.json").is_file()), None)
     if root is None or here is None:
-        raise DataError("no SugarCrepe items here", where=root, expected=_EXPECTS, next="ccaco prepare sugarcrepe --source PATH")
+        raise DataError(
+            "no SugarCrepe items here", where=root, expected=_EXPECTS, next="ccaco prepare sugarcrepe --source PATH"
+        )
     files = {name: here / f"{name}.json" for name in TYPES}
     items: _Items = {}
     counts = {}
@@ -48,7 +52,10 @@ def _items(file: Path) -> list[tuple[str, str, str]]:
     try:
         body = parse_json(decode_text(file.read_bytes()))
         rows = body.values() if isinstance(body, Mapping) else body
-        return [(str(row["filename"]), clean_caption(row["caption"]), clean_caption(row["negative_caption"])) for row in rows]
+        return [
+            (str(row["filename"]), clean_caption(row["caption"]), clean_caption(row["negative_caption"]))
+            for row in rows
+        ]
     except FileNotFoundError:
         raise DataError("one of the seven files is missing", where=file, expected=_EXPECTS) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -60,7 +67,14 @@ def _items(file: Path) -> list[tuple[str, str, str]]:
 def _records(photos: Path, items: _Items) -> Iterator[PairRecord]:
     for photo, choices in sorted(items.items()):
         captions = list(dict.fromkeys(caption for _, caption, _ in choices))
-        yield PairRecord(photo, photo, "test", {"image": photos / photo}, captions, meta={"choices": [list(choice) for choice in choices]})
+        yield PairRecord(
+            photo,
+            photo,
+            "test",
+            {"image": photos / photo},
+            captions,
+            meta={"choices": [list(choice) for choice in choices]},
+        )
 
 
 SOURCE = Source("sugarcrepe", ("image", "text"), _EXPECTS, _read)

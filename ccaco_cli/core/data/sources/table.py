@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
     _Read = tuple[list[str], pa.Table]  # the columns there are, and (at least) the wanted ones read
 
-COLUMNS = {"image": "filepath", "caption": "title", "split": "split", "domain": "domain", "label": "label", "group": "group"}
+COLUMNS = {
+    "image": "filepath",
+    "caption": "title",
+    "split": "split",
+    "domain": "domain",
+    "label": "label",
+    "group": "group",
+}
 _NEEDED = ("image", "caption")
-_EXPECTS = (
-    "a .csv, .tsv, .jsonl or .parquet file with columns filepath and title; optional split, domain, label, group; paths from its folder"
-)
+_EXPECTS = "a .csv, .tsv, .jsonl or .parquet file with columns filepath and title; optional split, domain, label, group; paths from its folder"
 _BATCH = 4096
 
 
@@ -32,7 +37,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError("no table here", where=root, expected=_EXPECTS, next="ccaco prepare table --source FILE.csv")
     unknown = options.columns.keys() - COLUMNS.keys()
     if unknown:
-        raise DataError(f"no such column of ours: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}")
+        raise DataError(
+            f"no such column of ours: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}"
+        )
     readers = {".csv": _csv, ".tsv": _csv, ".txt": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(root.suffix.lower())
     if reader is None:
@@ -53,7 +60,13 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         )
     used = {ours: theirs for ours, theirs in wanted.items() if theirs in names}
     table = pa.table({ours: table.column(theirs) for ours, theirs in used.items()})
-    rule = "its split column" if "split" in used else "80/10/10 by hash of the group" if "group" in used else "80/10/10 by hash of the path"
+    rule = (
+        "its split column"
+        if "split" in used
+        else "80/10/10 by hash of the group"
+        if "group" in used
+        else "80/10/10 by hash of the path"
+    )
     return SourceData(
         records=_records(root.parent, table),
         protocol=f"table (split: {rule}; rows of one path are one sample)",
@@ -118,18 +131,24 @@ def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
             read_options=csv.ReadOptions(encoding="utf-16" if wide else "utf8"),
             parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             # bytes, because one cell in another encoding should not lose the table
-            convert_options=csv.ConvertOptions(column_types={name: pa.binary() for name in columns}, strings_can_be_null=False),
+            convert_options=csv.ConvertOptions(
+                column_types={name: pa.binary() for name in columns}, strings_can_be_null=False
+            ),
         )
         return table.column_names, table
     except (pa.ArrowInvalid, UnicodeError) as error:
-        raise DataError(f"a table that cannot be read ({error})", where=file, expected="a header and as many cells in every row") from None
+        raise DataError(
+            f"a table that cannot be read ({error})", where=file, expected="a header and as many cells in every row"
+        ) from None
 
 
 def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
     import pyarrow as pa
 
     # a caption cell may be one text or several; every other cell is one
-    schema = pa.schema([(theirs, pa.list_(pa.string()) if ours == "caption" else pa.string()) for ours, theirs in wanted.items()])
+    schema = pa.schema(
+        [(theirs, pa.list_(pa.string()) if ours == "caption" else pa.string()) for ours, theirs in wanted.items()]
+    )
     names: dict[str, None] = {}
     batches: list[pa.RecordBatch] = []
     rows: list[dict[str, Any]] = []
@@ -140,10 +159,14 @@ def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Rea
             try:
                 row = dict(parse_json(decode_text(line)))
             except (ValueError, TypeError) as error:
-                raise DataError(f"not a JSON object ({error})", where=f"{file}:{number}", expected="one object a line") from None
+                raise DataError(
+                    f"not a JSON object ({error})", where=f"{file}:{number}", expected="one object a line"
+                ) from None
             names |= dict.fromkeys(row)
             cells = {theirs: texts_of(row.get(theirs)) for theirs in wanted.values()}
-            rows.append({name: texts if name == wanted["caption"] else "".join(texts[:1]) for name, texts in cells.items()})
+            rows.append(
+                {name: texts if name == wanted["caption"] else "".join(texts[:1]) for name, texts in cells.items()}
+            )
             if len(rows) == _BATCH:
                 batches.append(pa.RecordBatch.from_pylist(rows, schema=schema))
                 rows = []

@@ -15,7 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ccaco_cli.core.data.checks import MAX_FILE_BYTES
-from ccaco_cli.core.data.sources.lists import HASH_SPLITS, PICTURE_SUFFIXES, SPLIT_NAMES, decode_text, hash_split, texts_of
+from ccaco_cli.core.data.sources.lists import (
+    HASH_SPLITS,
+    PICTURE_SUFFIXES,
+    SPLIT_NAMES,
+    decode_text,
+    hash_split,
+    texts_of,
+)
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import parse_json
@@ -59,7 +66,9 @@ class Damaged:
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     files = [] if root is None else _files(root)
     if not files:
-        raise DataError("no tar shards here", where=root, expected=_EXPECTS, next="ccaco prepare webdataset --source PATTERN")
+        raise DataError(
+            "no tar shards here", where=root, expected=_EXPECTS, next="ccaco prepare webdataset --source PATTERN"
+        )
     return SourceData(
         records=_records(files, options.limit),
         protocol="webdataset (split: name of the shard or of its folder, else 80/10/10 by hash of shard and key)",
@@ -135,7 +144,9 @@ def _samples(file: Path, split: str) -> Iterator[PairRecord]:
                 key = here
                 kind = suffix.lower().rpartition(".")[2]
                 if f".{kind}" in PICTURE_SUFFIXES:
-                    parts.setdefault("image", Slice(file, member.offset_data, member.size) if plain else _content(tar, member))
+                    parts.setdefault(
+                        "image", Slice(file, member.offset_data, member.size) if plain else _content(tar, member)
+                    )
                 elif kind in ("txt", "json"):
                     parts[kind] = _content(tar, member, _TEXT_BYTES)
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -170,7 +181,14 @@ def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairReco
     captions = texts_of(parts["txt"]) if "txt" in parts else texts_of(told.get("caption"))
     id = f"{place}/{key}"
     media: dict[str, Media] = {"image": parts["image"]} if "image" in parts else {}
-    return PairRecord(id, id, split or hash_split(id), media, captions, meta={k: told[k] for k in _KEPT if isinstance(told.get(k), str)})
+    return PairRecord(
+        id,
+        id,
+        split or hash_split(id),
+        media,
+        captions,
+        meta={k: told[k] for k in _KEPT if isinstance(told.get(k), str)},
+    )
 
 
 SOURCE = Source("webdataset", ("image", "text"), _EXPECTS, _read, finds=True)

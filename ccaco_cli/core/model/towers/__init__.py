@@ -10,11 +10,11 @@ from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.hidden_states import deepened
 from ccaco_cli.core.model.towers.positions import lengthen
 from ccaco_cli.core.model.towers.tiles import tiled
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec, Window
+from ccaco_cli.core.model.towers.tower import ClipWindow, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import nearest
 
 Builder = Callable[[TowerSpec, str, int, int], Tower]
-ClipBuilder = Callable[[TowerSpec, Window], Tower]
+ClipBuilder = Callable[[TowerSpec, ClipWindow], Tower]
 
 
 def _in(module: str, function: str = "build") -> Callable[..., Tower]:
@@ -49,7 +49,7 @@ def build(
     tiles: str = "",
     positions: str = "stretch",
     states: int = 1,
-    window: Window | None = None,
+    window: ClipWindow | None = None,
 ) -> Tower:
     """Builds the tower that a SPEC (``family:name@weights``) names.
 
@@ -68,7 +68,7 @@ def build(
         known = CLIP_FAMILIES[modality]
         if parsed.family not in known:
             raise TowerError(f"no such family of {modality} towers", where=spec, expected=nearest(parsed.family, known))
-        return deepened(known[parsed.family](parsed, window or Window()), states)
+        return deepened(known[parsed.family](parsed, window or ClipWindow()), states)
     if parsed.family not in FAMILIES:
         raise TowerError("unknown tower family", where=spec, expected=nearest(parsed.family, FAMILIES))
     tower = FAMILIES[parsed.family](parsed, modality, size, context_length)

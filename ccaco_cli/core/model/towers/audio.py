@@ -18,7 +18,7 @@ from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers.hf import grad_checkpointing, opened, save_all, told
 from ccaco_cli.core.model.towers.pictures import map_tokens
 from ccaco_cli.core.model.towers.temporal import MOMENTUM, Moments
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec, Window
+from ccaco_cli.core.model.towers.tower import ClipWindow, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
 from ccaco_cli.core.types import Features, Recording
 
@@ -53,14 +53,15 @@ class LogMel:
         return mel.half()  # type: ignore[no-any-return]
 
 
-class TinyModule(nn.Module):
+class TinyAudioModule(nn.Module):
     """Strided convolutions over time and pitch, all pitches of a moment (80 ms) made one token, and a transformer over the moments."""
 
     def __init__(self) -> None:
         super().__init__()
         sizes = zip((1, *CHANNELS), CHANNELS, strict=False)
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b, momentum=MOMENTUM), nn.ReLU()) for a, b in sizes
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b, momentum=MOMENTUM), nn.ReLU())
+            for a, b in sizes
         )
         self.project = nn.Sequential(nn.Linear(CHANNELS[-1] * BINS // STRIDE, WIDTH), nn.LayerNorm(WIDTH))
         self.moments = Moments(WIDTH, LAYERS)
@@ -69,17 +70,19 @@ class TinyModule(nn.Module):
         maps, mask = inputs["values"].to(next(self.parameters()).dtype).unsqueeze(1), inputs["mask"]
         for conv in self.convs:
             mask = mask[:, ::2]
-            maps = conv(maps) * mask[:, None, :, None]  # so that the end of a sound does not depend on what stands behind it
+            maps = (
+                conv(maps) * mask[:, None, :, None]
+            )  # so that the end of a sound does not depend on what stands behind it
         tokens = self.moments(self.project(maps.transpose(1, 2).flatten(2)), mask)
         return Features(tokens, mask, masked_mean(tokens, mask))
 
 
-def build_tiny(spec: TowerSpec, window: Window) -> Tower:
+def build_tiny(spec: TowerSpec, window: ClipWindow) -> Tower:
     """``tiny``: trained from scratch in minutes on a CPU; tokens are moments of 80 ms."""
     if spec.name or spec.weights not in ("", RANDOM):
         raise TowerError("unknown tiny audio tower", where=spec, expected=f"tiny or tiny@{RANDOM}")
     seconds = window.seconds or SECONDS
-    mel, module = LogMel(seconds, *_normalisation(window.normalisation or "audioset")), TinyModule()
+    mel, module = LogMel(seconds, *_normalisation(window.normalisation or "audioset")), TinyAudioModule()
     tokens = -(-int(seconds * 100) // STRIDE)
     facts = fingerprint(module, "tiny", mel)
     return Tower(spec, "audio", module, mel, WIDTH, tokens, None, False, facts, lambda folder: "tiny")
@@ -105,7 +108,7 @@ class HfSound:
         return torch.from_numpy(values[0] if values.ndim == 3 else values)  # CLAP has a leading axis for its four views
 
 
-class HfModule(nn.Module):
+class HfAudioModule(nn.Module):
     """Base of transformers' audio encoders: {"values" [B, N, ...], "mask" [B, N]} -> Features."""
 
     def __init__(self, model: Any):
@@ -120,7 +123,7 @@ class HfModule(nn.Module):
         return None
 
 
-class AstModule(HfModule):
+class AstModule(HfAudioModule):
     """Audio Spectrogram Transformer (arXiv:2104.01778): class and distillation token, then patches; pooled is the class token."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
@@ -129,20 +132,26 @@ class AstModule(HfModule):
 
     def grid(self) -> tuple[int, int]:
         c = self.body.config
-        return (c.num_mel_bins - c.patch_size) // c.frequency_stride + 1, (c.max_length - c.patch_size) // c.time_stride + 1
+        return (c.num_mel_bins - c.patch_size) // c.frequency_stride + 1, (
+            c.max_length - c.patch_size
+        ) // c.time_stride + 1
 
 
-class ClapModule(HfModule):
+class ClapModule(HfAudioModule):
     """CLAP's audio side (arXiv:2211.06687): its last map; pooled is its own."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         values = inputs["values"].to(self.body.dtype).unsqueeze(1)
-        found = self.body(input_features=values, is_longer=torch.zeros(len(values), 1, dtype=torch.bool, device=values.device))
+        found = self.body(
+            input_features=values, is_longer=torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
+        )
         tokens, _, _ = map_tokens(found.last_hidden_state)
-        return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), found.pooler_output)
+        return Features(
+            tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), found.pooler_output
+        )
 
 
-class WaveModule(HfModule):
+class WaveModule(HfAudioModule):
     """wav2vec 2.0 (arXiv:2006.11477) and its like: a token each 20 ms of the wave itself; pooled is their mean."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
@@ -155,26 +164,37 @@ class WaveModule(HfModule):
         return Features(tokens, real, masked_mean(tokens, real))
 
 
-HF: Mapping[str, Callable[[Any], HfModule]] = {
+HF: Mapping[str, Callable[[Any], HfAudioModule]] = {
     "audio-spectrogram-transformer": AstModule,
     "clap": lambda model: ClapModule(model.audio_model),
     "clap_audio_model": ClapModule,
-    **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer", "data2vec-audio", "unispeech", "unispeech-sat"), WaveModule),
+    **dict.fromkeys(
+        ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer", "data2vec-audio", "unispeech", "unispeech-sat"),
+        WaveModule,
+    ),
 }
 """Model type -> how its tokens are read."""
 
 
-def build_hf(spec: TowerSpec, window: Window) -> Tower:
+def build_hf(spec: TowerSpec, window: ClipWindow) -> Tower:
     """``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a family of ``HF``."""
     config, reader, model = opened(spec, AutoFeatureExtractor)
     if config.model_type not in HF:
-        raise TowerError(f"no audio tower is made of a {config.model_type} model", where=spec, expected=nearest(config.model_type, HF))
+        raise TowerError(
+            f"no audio tower is made of a {config.model_type} model",
+            where=spec,
+            expected=nearest(config.model_type, HF),
+        )
     if window.normalisation:
         if not hasattr(reader, "mean"):
-            raise TowerError("this tower has no log-mel normalisation", where=spec, expected="model.audio.normalisation left empty")
+            raise TowerError(
+                "this tower has no log-mel normalisation", where=spec, expected="model.audio.normalisation left empty"
+            )
         reader.mean, reader.std = _normalisation(window.normalisation)
     module = HF[config.model_type](model)
-    most = getattr(reader, "max_length", 0) * getattr(reader, "hop_length", HOP) / reader.sampling_rate  # of spectrograms of one length
+    most = (
+        getattr(reader, "max_length", 0) * getattr(reader, "hop_length", HOP) / reader.sampling_rate
+    )  # of spectrograms of one length
     most = getattr(reader, "nb_max_samples", 0) / reader.sampling_rate or most or SECONDS
     sound = HfSound(reader, min(window.seconds, most) if window.seconds else most)
     tokens, width = _measure(spec, module, sound)
@@ -183,7 +203,7 @@ def build_hf(spec: TowerSpec, window: Window) -> Tower:
     return Tower(spec, "audio", module, sound, width, tokens, module.grid(), spec.weights != RANDOM, facts, save)
 
 
-def _measure(spec: TowerSpec, module: HfModule, sound: HfSound) -> tuple[int, int]:
+def _measure(spec: TowerSpec, module: HfAudioModule, sound: HfSound) -> tuple[int, int]:
     """(tokens, width) of the longest sound that a tower takes, found by running it on silence."""
 
     class Silence:
@@ -210,5 +230,7 @@ def _heard(recording: Recording, rate: int, seconds: float) -> Any:
 
 def _normalisation(name: str) -> tuple[float, float]:
     if name not in NORMALISATIONS:
-        raise TowerError("unknown normalisation", where=f"model.audio.normalisation = {name!r}", expected=" | ".join(NORMALISATIONS))
+        raise TowerError(
+            "unknown normalisation", where=f"model.audio.normalisation = {name!r}", expected=" | ".join(NORMALISATIONS)
+        )
     return NORMALISATIONS[name]

@@ -22,10 +22,26 @@ from transformers.utils import logging as hf_logging
 
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.open_clip import masked_mean, vocabulary, words_of
-from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.pictures import (
+    Encoding,
+    ImagePreprocess,
+    PictureModule,
+    map_tokens,
+    own_pooled,
+    picture_tower,
+)
 from ccaco_cli.core.model.towers.positions import lengthen_embeddings
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
-from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, fit, hub, read_state, refuse_misfit, refuse_modality, weights_file
+from ccaco_cli.core.model.towers.weights import (
+    RANDOM,
+    fingerprint,
+    fit,
+    hub,
+    read_state,
+    refuse_misfit,
+    refuse_modality,
+    weights_file,
+)
 from ccaco_cli.core.types import Features
 
 PART = {"image": "vision", "text": "text"}
@@ -62,12 +78,14 @@ class HfText(nn.Module):
 class HfPicture(PictureModule):
     """Patch tokens of a transformers vision encoder after its last norm (special tokens first), or its last map."""
 
-    def __init__(self, model: Any, picture: Picture):
+    def __init__(self, model: Any, picture: ImagePreprocess):
         super().__init__(picture)
         self.body = model
         self.cells = _cells(model.config, picture.size)
         config_size = getattr(model.config, "image_size", picture.size[0])
-        resized = picture.size[0] != config_size and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        resized = (
+            picture.size[0] != config_size and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        )
         self.options = {"interpolate_pos_encoding": True} if resized else {}
         # CLIP norms its class token only; the patches get the same norm, so that all tokens live in one space.
         self.norm_last = model.config.model_type == "clip_vision_model"
@@ -95,7 +113,9 @@ class HfTokens:
     context_length: int
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        found = self.tokenizer(list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt")
+        found = self.tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
         mask = found["attention_mask"].bool()
         if found.encodings:
             cut = torch.tensor([bool(encoding.overflowing) for encoding in found.encodings])
@@ -139,12 +159,18 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
     pretrained = spec.weights != RANDOM
     if modality == "image":
         picture = geometry(reader, size, spec)
-        return picture_tower(spec, HfPicture(body, picture), picture, pretrained=pretrained, facts=(facts,), save_assets=save)
+        return picture_tower(
+            spec, HfPicture(body, picture), picture, pretrained=pretrained, facts=(facts,), save_assets=save
+        )
 
     reader.padding_side = reader.truncation_side = "right"
     if reader.pad_token is None:
         reader.pad_token = reader.eos_token
-    limits = [reader.model_max_length, getattr(body.config, "max_position_embeddings", NO_LIMIT), context_length or NO_LIMIT]
+    limits = [
+        reader.model_max_length,
+        getattr(body.config, "max_position_embeddings", NO_LIMIT),
+        context_length or NO_LIMIT,
+    ]
     tokens = HfTokens(reader, int(min(limits)))
     module = HfText(body, own_pool=joint)
     return Tower(
@@ -182,7 +208,11 @@ def opened(spec: TowerSpec, readers: Any) -> tuple[Any, Any, Any]:
 
 def told(config: Any) -> str:
     """What names an architecture in a fingerprint."""
-    kind = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype")}
+    kind = {
+        k: v
+        for k, v in config.to_dict().items()
+        if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+    }
     return json.dumps(kind, sort_keys=True, default=str)
 
 
@@ -203,10 +233,12 @@ def _model(spec: TowerSpec, name: str, config: Any, revision: str, *, load: bool
     return model
 
 
-def geometry(processor: Any, size: int, spec: TowerSpec) -> Picture:
+def geometry(processor: Any, size: int, spec: TowerSpec) -> ImagePreprocess:
     """The geometry and numbers of a transformers image processor."""
     if abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
-        raise TowerError("this image processor is not supported", where=spec, expected="pixels scaled to 0..1", next="timm:NAME")
+        raise TowerError(
+            "this image processor is not supported", where=spec, expected="pixels scaled to 0..1", next="timm:NAME"
+        )
     asked, crop = processor.size, getattr(processor, "crop_size", None)
     short = asked.get("shortest_edge")
     percent = getattr(processor, "crop_pct", None) or 1.0  # ConvNeXt's way to say: larger, then crop
@@ -223,7 +255,7 @@ def geometry(processor: Any, size: int, spec: TowerSpec) -> Picture:
     how = Image.Resampling(processor.resample).name.lower()
     normal = getattr(processor, "do_normalize", True)
     mean, std = (tuple(processor.image_mean), tuple(processor.image_std)) if normal else ((0.0,) * 3, (1.0,) * 3)
-    return Picture(final, resize, how, mean, std)
+    return ImagePreprocess(final, resize, how, mean, std)
 
 
 def _cells(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -234,7 +266,9 @@ def _cells(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def grad_checkpointing(model: Any, enable: bool) -> None:
-    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # renamed within transformers 5
+    kind = (
+        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    )  # renamed within transformers 5
     getattr(model, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
 
 

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.manifest import write_json
-from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.pictures import (
+    Encoding,
+    ImagePreprocess,
+    PictureModule,
+    map_tokens,
+    own_pooled,
+    picture_tower,
+)
 from ccaco_cli.core.model.towers.torchvision_timm import TimmModule
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import (
@@ -44,14 +51,18 @@ POOLED_AT_END = ("argmax", "eos")
 class VitModule(PictureModule):
     """open_clip's VisionTransformer: [class token, patches] after its last norm; pooled as open_clip does, before the projection."""
 
-    def __init__(self, vit: VisionTransformer, picture: Picture):
+    def __init__(self, vit: VisionTransformer, picture: ImagePreprocess):
         super().__init__(picture)
         self.body = vit
         vit.proj = None
 
     def encode(self, pixels: Tensor) -> Encoding:
         found = self.body.forward_intermediates(
-            pixels, indices=1, normalize_intermediates=self.body.attn_pool is None, output_fmt="NLC", output_extra_tokens=True
+            pixels,
+            indices=1,
+            normalize_intermediates=self.body.attn_pool is None,
+            output_fmt="NLC",
+            output_extra_tokens=True,
         )
         tokens = torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], 1)
         return tokens, own_pooled(found["image_features"], tokens), self.body.grid_size
@@ -63,13 +74,15 @@ class VitModule(PictureModule):
 class ResNetModule(PictureModule):
     """open_clip's ModifiedResNet: its last map and the mean of it (its attention pool ends in the projection, so it is left out)."""
 
-    def __init__(self, resnet: ModifiedResNet, picture: Picture):
+    def __init__(self, resnet: ModifiedResNet, picture: ImagePreprocess):
         super().__init__(picture)
         self.body = resnet
         resnet.attnpool = None
 
     def encode(self, pixels: Tensor) -> Encoding:
-        return map_tokens(self.body.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1])
+        return map_tokens(
+            self.body.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1]
+        )
 
 
 class TextModule(nn.Module):
@@ -80,7 +93,14 @@ class TextModule(nn.Module):
     neighbours    what words do before positions are added: called with their vectors [B, L, W] and the mask [B, L]
     """
 
-    def __init__(self, text: TextTransformer, *, hide_padding: bool = False, mean: bool = False, neighbours: nn.Module | None = None):
+    def __init__(
+        self,
+        text: TextTransformer,
+        *,
+        hide_padding: bool = False,
+        mean: bool = False,
+        neighbours: nn.Module | None = None,
+    ):
         super().__init__()
         self.body, self.neighbours = text, neighbours
         self.hide_padding, self.mean = hide_padding, mean
@@ -97,9 +117,13 @@ class TextModule(nn.Module):
             states = self.neighbours(states, mask)
         states = states + text.positional_embedding[:length]
         if self.hide_padding:
-            padding = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(~mask, float("-inf"))
+            padding = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(
+                ~mask, float("-inf")
+            )
             attend = padding[:, None].expand(-1, length, -1).repeat_interleave(text.heads, 0)
-        _, after = text.transformer.forward_intermediates(states, attend, [number - 1 for number in self.depths if number])
+        _, after = text.transformer.forward_intermediates(
+            states, attend, [number - 1 for number in self.depths if number]
+        )
         found = after if self.depths[0] else [states, *after]
         states = torch.cat([text.ln_final(state) for state in found], -1)
         own = masked_mean(states, mask) if self.mean else text_global_pool(states, ids, text.pool_type, text.eos_id)
@@ -169,12 +193,18 @@ class ClipTokens:
         """(what ``tokenizers.Tokenizer.from_str`` reads, facts of ``query.json``), for queries without this library; None = no such way."""
         found = self.tokenizer
         clean = getattr(getattr(found, "clean_fn", None), "__name__", "")
-        if not isinstance(found, open_clip.SimpleTokenizer) or clean != "_clean_lower" or found.reduction_fn is not None:
+        if (
+            not isinstance(found, open_clip.SimpleTokenizer)
+            or clean != "_clean_lower"
+            or found.reduction_fn is not None
+        ):
             return None
         start, end = ((name, found.encoder[name]) for name in ("<start_of_text>", "<end_of_text>"))
         made = tokenizers.Tokenizer(models.BPE(found.encoder, list(found.bpe_ranks), end_of_word_suffix="</w>"))
         split = pre_tokenizers.Split(tokenizers.Regex(found.pat.pattern), "removed", invert=True)
-        made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
         made.add_special_tokens([start[0], end[0]])
         made.post_processor = processors.TemplateProcessing(f"{start[0]} $A {end[0]}", special_tokens=[start, end])
         made.enable_truncation(self.context_length)
@@ -188,7 +218,9 @@ class ClipTokens:
 
 def vocabulary(tokenizer: Any) -> str:
     """A hash of all that a transformers tokenizer knows."""
-    told = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    told = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -228,10 +260,16 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
         )
     text = model.text
     if not isinstance(text, TextTransformer) or text.cls_emb is not None:
-        raise TowerError("this open_clip text tower is not supported", where=spec, expected="a CLIP text transformer", next="hf:NAME")
+        raise TowerError(
+            "this open_clip text tower is not supported", where=spec, expected="a CLIP text transformer", next="hf:NAME"
+        )
     with hub(spec):
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{spec.name}" if local else _clean(spec.name), context_length=text.context_length)
-    tokens = ClipTokens(tokenizer, text.context_length, trim=text.attn_mask is not None and text.pool_type in POOLED_AT_END)
+        tokenizer = open_clip.get_tokenizer(
+            f"local-dir:{spec.name}" if local else _clean(spec.name), context_length=text.context_length
+        )
+    tokens = ClipTokens(
+        tokenizer, text.context_length, trim=text.attn_mask is not None and text.pool_type in POOLED_AT_END
+    )
     module = TextModule(text)
     return Tower(
         spec=spec,
@@ -254,20 +292,30 @@ def _create(spec: TowerSpec, size: int, context_length: int) -> tuple[Any, dict[
         config = json.loads((Path(spec.name) / CONFIG).read_text("utf-8"))["model_cfg"]
         name, tags = f"local-dir:{spec.name}", []
     elif name not in (names := open_clip.list_models()):
-        raise TowerError("unknown open_clip model", where=spec, expected=f"{nearest(name, names)}, or a folder with {CONFIG}")
+        raise TowerError(
+            "unknown open_clip model", where=spec, expected=f"{nearest(name, names)}, or a folder with {CONFIG}"
+        )
     else:
         config, tags = deepcopy(open_clip.get_model_config(name)), open_clip.list_pretrained_tags_by_model(name)
         if not spec.weights:
-            raise TowerError("which weights is not said", where=spec, expected=f"@{RANDOM}, @FILE or @TAG, {nearest('', tags)}")
+            raise TowerError(
+                "which weights is not said", where=spec, expected=f"@{RANDOM}, @FILE or @TAG, {nearest('', tags)}"
+            )
     if file is None and spec.weights not in ("", RANDOM, *tags):
-        raise TowerError("unknown open_clip weights", where=spec, expected=nearest(spec.weights, [*tags, RANDOM]) + ", or a file")
+        raise TowerError(
+            "unknown open_clip weights", where=spec, expected=nearest(spec.weights, [*tags, RANDOM]) + ", or a file"
+        )
     tag = spec.weights if spec.weights in tags else None
     # OpenAI's weights want QuickGELU even under the plain name; open_clip only warns.
-    config["quick_gelu"] = bool(config.get("quick_gelu") or (tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")))
+    config["quick_gelu"] = bool(
+        config.get("quick_gelu") or (tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    )
     if size:
         config["vision_cfg"]["image_size"] = size
     if context_length:  # a longer one is made of the tower's own, see ``positions``
-        context_length = config["text_cfg"]["context_length"] = min(context_length, config["text_cfg"].get("context_length", 77))
+        context_length = config["text_cfg"]["context_length"] = min(
+            context_length, config["text_cfg"].get("context_length", 77)
+        )
     with hub(spec):
         model = open_clip.create_model(
             name,
@@ -292,23 +340,32 @@ def _create(spec: TowerSpec, size: int, context_length: int) -> tuple[Any, dict[
     return model, config
 
 
-def _image_module(visual: nn.Module, picture: Picture, spec: TowerSpec) -> PictureModule:
+def _image_module(visual: nn.Module, picture: ImagePreprocess, spec: TowerSpec) -> PictureModule:
     if isinstance(visual, VisionTransformer):
         return VitModule(visual, picture)
     if isinstance(visual, ModifiedResNet):
         return ResNetModule(visual, picture)
     if isinstance(visual, TimmModel):
         return TimmModule(visual.trunk, picture)
-    raise TowerError("this open_clip image tower is not supported", where=spec, expected="ViT, ModifiedResNet or timm", next="timm:NAME")
+    raise TowerError(
+        "this open_clip image tower is not supported",
+        where=spec,
+        expected="ViT, ModifiedResNet or timm",
+        next="timm:NAME",
+    )
 
 
-def _picture(recipe: dict[str, Any], spec: TowerSpec) -> Picture:
+def _picture(recipe: dict[str, Any], spec: TowerSpec) -> ImagePreprocess:
     side = recipe["size"]
     height, width = (side, side) if isinstance(side, int) else side
     if recipe["resize_mode"] == "longest" or (recipe["resize_mode"] == "shortest" and height != width):
-        raise TowerError("this open_clip preprocessing is not supported", where=spec, expected="a square crop or a squashed picture")
+        raise TowerError(
+            "this open_clip preprocessing is not supported", where=spec, expected="a square crop or a squashed picture"
+        )
     resize = (height,) if recipe["resize_mode"] == "shortest" else (height, width)
-    return Picture((height, width), resize, recipe["interpolation"], tuple(recipe["mean"]), tuple(recipe["std"]))
+    return ImagePreprocess(
+        (height, width), resize, recipe["interpolation"], tuple(recipe["mean"]), tuple(recipe["std"])
+    )
 
 
 def _save(assets: dict[str, Any], tokenizer: Any, folder: Path) -> str:

@@ -23,7 +23,7 @@ Encoding = tuple[Tensor, Tensor | None, Grid]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImagePreprocess:
     """The evaluation transform of an image tower: PIL image -> uint8 [3, H, W]; what follows (mean, std) happens on the device.
 
     size           (H, W) of the centre crop
@@ -50,7 +50,7 @@ class PictureModule(nn.Module, ABC):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, picture: Picture):
+    def __init__(self, picture: ImagePreprocess):
         super().__init__()
         for name, channels in (("mean", picture.mean), ("std", picture.std)):
             self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1) * 255, persistent=False)
@@ -61,7 +61,9 @@ class PictureModule(nn.Module, ABC):
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         pixels = (inputs["pixels"].to(self.mean.dtype) - self.mean) / self.std
-        tokens, pooled, _ = self.encode(pixels.contiguous(memory_format=torch.channels_last))  # convolutions gain up to threefold
+        tokens, pooled, _ = self.encode(
+            pixels.contiguous(memory_format=torch.channels_last)
+        )  # convolutions gain up to threefold
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Features(tokens, mask, tokens.mean(1) if pooled is None else pooled)
 
@@ -79,7 +81,7 @@ def own_pooled(pooled: Tensor | None, tokens: Tensor) -> Tensor | None:
 def picture_tower(
     spec: TowerSpec,
     module: PictureModule,
-    picture: Picture,
+    picture: ImagePreprocess,
     *,
     pretrained: bool,
     facts: Sequence[object],
@@ -97,7 +99,9 @@ def picture_tower(
             tokens, _, grid = module.encode(torch.zeros(1, 3, *picture.size))
     except (RuntimeError, AssertionError, ValueError) as error:
         size = f"pictures of {picture.size[0]} x {picture.size[1]}"
-        raise TowerError(f"this tower takes no {size} ({first_line(error)})", where=spec, expected="another size, 0 for its own") from error
+        raise TowerError(
+            f"this tower takes no {size} ({first_line(error)})", where=spec, expected="another size, 0 for its own"
+        ) from error
     module.train(training)
     return Tower(
         spec=spec,

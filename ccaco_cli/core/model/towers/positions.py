@@ -43,11 +43,17 @@ def lengthen(tower: Tower, count: int, rule: str) -> Tower:
         raise TowerError("unknown rule for positions", where=f"positions = {rule!r}", expected=" | ".join(RULES))
     module: Any = tower.module
     if not hasattr(module, "lengthen"):
-        raise TowerError(f"this tower takes {tower.tokens} tokens, and no more", where=tower.spec, expected="a shorter --context-length")
+        raise TowerError(
+            f"this tower takes {tower.tokens} tokens, and no more",
+            where=tower.spec,
+            expected="a shorter --context-length",
+        )
     with torch.no_grad():
         module.lengthen(count, RULES[rule])
     preprocess = replace(tower.preprocess, context_length=count)  # type: ignore[type-var]
-    return replace(tower, preprocess=preprocess, tokens=count, fingerprint=fingerprint(module, tower.fingerprint, count))
+    return replace(
+        tower, preprocess=preprocess, tokens=count, fingerprint=fingerprint(module, tower.fingerprint, count)
+    )
 
 
 def lengthen_embeddings(body: nn.Module, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
@@ -63,6 +69,9 @@ def lengthen_embeddings(body: nn.Module, count: int, rule: Callable[[Tensor, int
                 weight = torch.cat([table.weight[:offset], rule(table.weight[offset:], count)])
                 longer = nn.Embedding(len(weight), weight.shape[1], table.padding_idx, _weight=weight)
                 setattr(parent, name, longer.requires_grad_(table.weight.requires_grad))
-                room = {"position_ids": torch.arange(len(weight)), "token_type_ids": torch.zeros(len(weight), dtype=torch.long)}
+                room = {
+                    "position_ids": torch.arange(len(weight)),
+                    "token_type_ids": torch.zeros(len(weight), dtype=torch.long),
+                }
                 for buffer in filter(lambda b: getattr(parent, b, None) is not None, room):
                     parent.register_buffer(buffer, room[buffer][None], persistent=False)

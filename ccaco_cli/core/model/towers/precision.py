@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ccaco_cli.core.types import Features
 
 
-class Narrow(nn.Module):
+class ReducedPrecision(nn.Module):
     """A copy of a tower that computes in ``dtype``; what goes in and comes out is float32, as the tower's own."""
 
     def __init__(self, tower: nn.Module, dtype: torch.dtype):

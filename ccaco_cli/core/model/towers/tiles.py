@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.pictures import Picture
+from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.model.towers.weights import fingerprint
 from ccaco_cli.core.types import Features
@@ -62,8 +62,10 @@ def tiled(tower: Tower, tiles: str) -> Tower:
         return tower
     if not (read := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", tiles)):
         raise TowerError("cannot read tiles", where=f"tiles = {tiles!r}", expected="ROWSxCOLUMNS, like 8x8")
-    if tower.grid is None or not isinstance(tower.preprocess, Picture):
-        raise TowerError("a tower without a grid of patches sees no tiles", where=tower.spec, expected="an image tower with a grid")
+    if tower.grid is None or not isinstance(tower.preprocess, ImagePreprocess):
+        raise TowerError(
+            "a tower without a grid of patches sees no tiles", where=tower.spec, expected="an image tower with a grid"
+        )
     rows, columns = int(read[1]), int(read[2])
     height, width = tower.preprocess.size
     size = rows * height, columns * width

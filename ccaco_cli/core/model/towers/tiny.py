@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock
 
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.open_clip import ClipTokens, TextModule, VitModule
-from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, picture_tower
+from ccaco_cli.core.model.towers.pictures import Encoding, ImagePreprocess, PictureModule, map_tokens, picture_tower
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, nearest, refuse_modality
 
@@ -33,10 +33,12 @@ class TinyModule(PictureModule):
     the pooled vector nothing of who is left of whom. Four cells become one at the end: the cross branch looks at every one for every word.
     """
 
-    def __init__(self, picture: Picture, layers: int = 0):
+    def __init__(self, picture: ImagePreprocess, layers: int = 0):
         super().__init__(picture)
         self.stem = nn.Sequential(nn.PixelUnshuffle(PATCH), _convolution(3 * PATCH**2, WIDTH // 2))
-        self.positional_embedding = nn.Parameter(torch.randn(1, WIDTH // 2, *(side // PATCH for side in picture.size)) * 0.1)
+        self.positional_embedding = nn.Parameter(
+            torch.randn(1, WIDTH // 2, *(side // PATCH for side in picture.size)) * 0.1
+        )
         self.trunk = nn.Sequential(_convolution(WIDTH // 2, WIDTH, stride=2), BasicBlock(WIDTH, WIDTH), nn.MaxPool2d(2))
         self.transformer = Transformer(WIDTH, layers, HEADS, mlp_ratio=MLP_RATIO)
         # a norm of each cell would make the empty ones as loud as the things, and a maximum over them noise
@@ -78,15 +80,21 @@ class Neighbours(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
-def _vit(picture: Picture) -> PictureModule:
+def _vit(picture: ImagePreprocess) -> PictureModule:
     size = picture.size[0]
     return VitModule(VisionTransformer(size, 8, WIDTH, 4, HEADS, MLP_RATIO, output_dim=WIDTH), picture)
 
 
-IMAGE: dict[str, Callable[[Picture], PictureModule]] = {"": TinyModule, "hybrid": partial(TinyModule, layers=LAYERS), "vit": _vit}
+IMAGE: dict[str, Callable[[ImagePreprocess], PictureModule]] = {
+    "": TinyModule,
+    "hybrid": partial(TinyModule, layers=LAYERS),
+    "vit": _vit,
+}
 
 
 def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
@@ -101,9 +109,14 @@ def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tow
     rebuilt = str(TowerSpec("tiny", spec.name, ""))
     if modality == "image":
         side = size or SIZE
-        picture = Picture((side, side), (side,), "bicubic", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        picture = ImagePreprocess((side, side), (side,), "bicubic", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
         return picture_tower(
-            spec, IMAGE[spec.name](picture), picture, pretrained=False, facts=(spec.name,), save_assets=lambda folder: rebuilt
+            spec,
+            IMAGE[spec.name](picture),
+            picture,
+            pretrained=False,
+            facts=(spec.name,),
+            save_assets=lambda folder: rebuilt,
         )
     context = context_length or CONTEXT
     tokens = ClipTokens(open_clip.SimpleTokenizer(), context)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.pictures import (
+    Encoding,
+    ImagePreprocess,
+    PictureModule,
+    map_tokens,
+    own_pooled,
+    picture_tower,
+)
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fit, hub, nearest, read_state, refuse_modality, weights_file
 
@@ -28,7 +35,7 @@ class TorchvisionModule(PictureModule):
     probe  pixels at which the cut is looked for: a size at which the last map has more than one cell
     """
 
-    def __init__(self, model: nn.Module, picture: Picture, probe: int):
+    def __init__(self, model: nn.Module, picture: ImagePreprocess, probe: int):
         super().__init__(picture)
         node = _last_tokens(model, probe)
         self.body = create_feature_extractor(model, {node: "tokens"}, suppress_diff_warning=True)
@@ -44,14 +51,16 @@ class TorchvisionModule(PictureModule):
 class TimmModule(PictureModule):
     """A timm model without classifier. Also what open_clip wraps for its timm image towers."""
 
-    def __init__(self, model: Any, picture: Picture):
+    def __init__(self, model: Any, picture: ImagePreprocess):
         super().__init__(picture)
         self.body = model
 
     def encode(self, pixels: Tensor) -> Encoding:
         found = self.body.forward_features(pixels)
         if found.dim() == 4:
-            tokens, _, grid = map_tokens(found if found.shape[1] == self.body.num_features else found.permute(0, 3, 1, 2))
+            tokens, _, grid = map_tokens(
+                found if found.shape[1] == self.body.num_features else found.permute(0, 3, 1, 2)
+            )
         else:
             tokens, prefix = found, getattr(self.body, "num_prefix_tokens", 0)
             side = math.isqrt(found.shape[1] - prefix)
@@ -79,11 +88,13 @@ def build_torchvision(spec: TowerSpec, modality: str, size: int, context_length:
     # Weights of unknown origin are taken to follow the first (classic) recipe; a name without @ takes the newest weights.
     tag = tag or ("DEFAULT" if not spec.weights else next(iter(known)))
     if tag not in known:
-        raise TowerError("unknown torchvision weights", where=spec, expected=nearest(tag, [*known, RANDOM]) + ", or a file")
+        raise TowerError(
+            "unknown torchvision weights", where=spec, expected=nearest(tag, [*known, RANDOM]) + ", or a file"
+        )
     chosen = known[tag]
     recipe = chosen.transforms()
     crop = size or recipe.crop_size[0]
-    picture = Picture((crop, crop), (crop,), recipe.interpolation.value, tuple(recipe.mean), tuple(recipe.std))
+    picture = ImagePreprocess((crop, crop), (crop,), recipe.interpolation.value, tuple(recipe.mean), tuple(recipe.std))
 
     is_vit = name.startswith("vit_")  # made for one size; the others take any
     load = chosen if spec.weights != RANDOM and file is None else None
@@ -93,7 +104,9 @@ def build_torchvision(spec: TowerSpec, modality: str, size: int, context_length:
         fit(model, read_state(file), file, HEAD_KEYS)
     module = TorchvisionModule(model, picture, crop if is_vit else recipe.crop_size[0])
     rebuilt = f"torchvision:{name}.{chosen.name}@{RANDOM}"
-    return picture_tower(spec, module, picture, pretrained=spec.weights != RANDOM, facts=(name,), save_assets=lambda folder: rebuilt)
+    return picture_tower(
+        spec, module, picture, pretrained=spec.weights != RANDOM, facts=(name,), save_assets=lambda folder: rebuilt
+    )
 
 
 def build_timm(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
@@ -122,7 +135,7 @@ def build_timm(spec: TowerSpec, modality: str, size: int, context_length: int) -
         fit(model, read_state(file), file, HEAD_KEYS)
     recipe = timm.data.resolve_model_data_config(model)
     height, width = (size, size) if size else recipe["input_size"][1:]
-    picture = Picture(
+    picture = ImagePreprocess(
         size=(height, width),
         resize=(height, width) if recipe["crop_mode"] == "squash" or height != width else (height,),
         interpolation=recipe["interpolation"],
@@ -148,5 +161,9 @@ def _last_tokens(model: nn.Module, size: int) -> str:
     with torch.no_grad():
         found = create_feature_extractor(model, body, suppress_diff_warning=True).eval()(torch.zeros(1, 3, size, size))
     model.train(training)
-    spatial = [n for n, x in found.items() if isinstance(x, Tensor) and (x.dim() == 3 or (x.dim() == 4 and x.shape[2] * x.shape[3] > 1))]
+    spatial = [
+        n
+        for n, x in found.items()
+        if isinstance(x, Tensor) and (x.dim() == 3 or (x.dim() == 4 and x.shape[2] * x.shape[3] > 1))
+    ]
     return str(spatial[-1])

@@ -33,7 +33,7 @@ class TowerSpec:
 
 
 @dataclass(frozen=True)
-class Window:
+class ClipWindow:
     """What an audio or video tower takes in of a clip; 0 or empty = the tower's own.
 
     size           pixels a side of a frame

@@ -16,9 +16,9 @@ from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers import build as build_tower
 from ccaco_cli.core.model.towers.hf import geometry, grad_checkpointing, opened, save_all, told
-from ccaco_cli.core.model.towers.pictures import Picture
+from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 from ccaco_cli.core.model.towers.temporal import MOMENTUM, Moments
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec, Window
+from ccaco_cli.core.model.towers.tower import ClipWindow, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
 from ccaco_cli.core.types import Features, Recording
 
@@ -75,19 +75,22 @@ class FramesModule(nn.Module):
         self.body.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
-class TinyModule(FramesModule):
+class TinyVideoModule(FramesModule):
     """Three strided convolutions, all places of a frame made one token: where a thing is survives, and time is looked at afterwards."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, picture: Picture):
+    def __init__(self, picture: ImagePreprocess):
         layers: list[nn.Module] = []
         for a, b in zip((3, *CHANNELS), CHANNELS, strict=False):
             layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b, momentum=MOMENTUM), nn.ReLU()]
         cells = (-(-picture.size[0] // 2 ** len(CHANNELS))) ** 2
         super().__init__(
-            nn.Sequential(*layers, nn.Flatten(), nn.Linear(CHANNELS[-1] * cells, WIDTH), nn.LayerNorm(WIDTH)), WIDTH, LAYERS, 1.0
+            nn.Sequential(*layers, nn.Flatten(), nn.Linear(CHANNELS[-1] * cells, WIDTH), nn.LayerNorm(WIDTH)),
+            WIDTH,
+            LAYERS,
+            1.0,
         )
         for name, channels in (("mean", picture.mean), ("std", picture.std)):
             self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1) * 255, persistent=False)
@@ -100,19 +103,19 @@ class TinyModule(FramesModule):
         raise TowerError("this tower has no gradient checkpointing", where="tiny", expected="another video tower")
 
 
-def build_tiny(spec: TowerSpec, window: Window) -> Tower:
+def build_tiny(spec: TowerSpec, window: ClipWindow) -> Tower:
     """``tiny``: trained from scratch in minutes on a CPU; 16 frames of 32 pixels a second."""
     if spec.name or spec.weights not in ("", RANDOM):
         raise TowerError("unknown tiny video tower", where=spec, expected=f"tiny or tiny@{RANDOM}")
     side = window.size or SIZE
-    picture = Picture((side, side), (side,), "bilinear", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    picture = ImagePreprocess((side, side), (side,), "bilinear", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     frames = Frames(picture, window.rate or RATE, window.seconds or SECONDS)
-    module = TinyModule(picture)
+    module = TinyVideoModule(picture)
     facts = fingerprint(module, "tiny", frames)
     return Tower(spec, "video", module, frames, WIDTH, frames.count, None, False, facts, lambda folder: "tiny")
 
 
-def build_frames(spec: TowerSpec, window: Window) -> Tower:
+def build_frames(spec: TowerSpec, window: ClipWindow) -> Tower:
     """``frames:SPEC``: any image tower (``frames:timm:resnet18.a1_in1k``, ``frames:tiny``) over two frames a second; a token a frame.
 
     The layer over time starts as the identity and the positions small, so that a locked or pretrained tower starts with what it knows.
@@ -129,24 +132,28 @@ def build_frames(spec: TowerSpec, window: Window) -> Tower:
 
 
 @dataclass(frozen=True)
-class Layout:
+class VideoShape:
     """How a transformers video model orders its tokens: ``special`` ones first, then moment by moment, or place by place."""
 
     special: int
     time_first: bool = True
 
 
-HF: Mapping[str, Layout] = {"videomae": Layout(0), "vivit": Layout(1), "timesformer": Layout(1, time_first=False)}
+HF: Mapping[str, VideoShape] = {
+    "videomae": VideoShape(0),
+    "vivit": VideoShape(1),
+    "timesformer": VideoShape(1, time_first=False),
+}
 """Model type -> layout of its tokens."""
 
 
-class HfModule(nn.Module):
+class HfVideoModule(nn.Module):
     """A transformers video encoder; the places of a moment are averaged, so that tokens are moments. Pooled is their mean."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, picture: Picture, steps: int, layout: Layout):
+    def __init__(self, model: Any, picture: ImagePreprocess, steps: int, layout: VideoShape):
         super().__init__()
         self.body, self.steps, self.layout = model, steps, layout
         for name, channels in (("mean", picture.mean), ("std", picture.std)):
@@ -155,26 +162,36 @@ class HfModule(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         found = self.body(pixel_values=(inputs["values"].to(self.mean.dtype) - self.mean) / self.std).last_hidden_state
         found = found[:, self.layout.special :]
-        tokens = found.unflatten(1, (self.steps, -1)).mean(2) if self.layout.time_first else found.unflatten(1, (-1, self.steps)).mean(1)
+        tokens = (
+            found.unflatten(1, (self.steps, -1)).mean(2)
+            if self.layout.time_first
+            else found.unflatten(1, (-1, self.steps)).mean(1)
+        )
         return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), tokens.mean(1))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         grad_checkpointing(self.body, enable)
 
 
-def build_hf(spec: TowerSpec, window: Window) -> Tower:
+def build_hf(spec: TowerSpec, window: ClipWindow) -> Tower:
     """``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a family of ``HF``; its frames are spread over the window."""
     config, reader, model = opened(spec, AutoImageProcessor)
     if config.model_type not in HF:
-        raise TowerError(f"no video tower is made of a {config.model_type} model", where=spec, expected=nearest(config.model_type, HF))
+        raise TowerError(
+            f"no video tower is made of a {config.model_type} model",
+            where=spec,
+            expected=nearest(config.model_type, HF),
+        )
     seconds = window.seconds or SECONDS
     if window.rate and round(window.rate * seconds) != config.num_frames:
-        raise TowerError(f"this tower takes {config.num_frames} frames", where=spec, expected="model.video.rate left at 0")
+        raise TowerError(
+            f"this tower takes {config.num_frames} frames", where=spec, expected="model.video.rate left at 0"
+        )
     picture = geometry(reader, window.size, spec)
     frames = Frames(picture, config.num_frames / seconds, seconds, fill=True)
     size = getattr(config, "tubelet_size", 1)
     steps = config.num_frames // (size[0] if isinstance(size, list | tuple) else size)
-    module = HfModule(model, picture, steps, HF[config.model_type])
+    module = HfVideoModule(model, picture, steps, HF[config.model_type])
     try:
         with torch.no_grad():
             values = torch.zeros(1, frames.count, 3, *picture.size, dtype=torch.uint8)

@@ -40,7 +40,9 @@ def weights_file(spec: TowerSpec) -> Path | None:
     if spec.weights and path.is_file():
         return path
     if "/" in spec.weights or path.suffix in FILE_ENDINGS:
-        raise TowerError("no weights file here", where=path, expected=f"a {' or '.join(FILE_ENDINGS[:3])} file", next=_without(spec))
+        raise TowerError(
+            "no weights file here", where=path, expected=f"a {' or '.join(FILE_ENDINGS[:3])} file", next=_without(spec)
+        )
     return None
 
 
@@ -53,8 +55,18 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         state: dict[str, torch.Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, AttributeError) as error:
-        raise TowerError(f"unreadable weights ({first_line(error)})", where=path, expected="a safetensors or torch state dict") from None
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OSError,
+        AttributeError,
+    ) as error:
+        raise TowerError(
+            f"unreadable weights ({first_line(error)})", where=path, expected="a safetensors or torch state dict"
+        ) from None
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise TowerError("this file holds no state dict", where=path, expected="a mapping of names to tensors")
     return state
@@ -68,7 +80,11 @@ def fit(module: nn.Module, state: dict[str, torch.Tensor], where: object, head: 
     """
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(head) or (k in own and own[k].shape == v.shape)}
-    shapes = [f"{k} {list(v.shape)} for {list(own[k].shape)}" for k, v in state.items() if k in own and own[k].shape != v.shape]
+    shapes = [
+        f"{k} {list(v.shape)} for {list(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and own[k].shape != v.shape
+    ]
     keys = None if shapes else module.load_state_dict(state, strict=False)
     missing = [k for k in (keys.missing_keys if keys else own.keys() - state.keys()) if not k.startswith(head)]
     refuse_misfit(missing, keys.unexpected_keys if keys else sorted(state.keys() - own.keys()), shapes, where)
@@ -77,9 +93,17 @@ def fit(module: nn.Module, state: dict[str, torch.Tensor], where: object, head: 
 def refuse_misfit(missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str], where: object) -> None:
     """Raises TowerError naming the first keys of each kind; returns when there are none."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    said = [f"{len(keys)} {kind} ({', '.join(sorted(keys)[:2])}{', ...' if len(keys) > 2 else ''})" for kind, keys in kinds.items() if keys]
+    said = [
+        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:2])}{', ...' if len(keys) > 2 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
     if said:
-        raise TowerError("weights do not fit this tower: " + ", ".join(said), where=where, expected="a state dict of the same architecture")
+        raise TowerError(
+            "weights do not fit this tower: " + ", ".join(said),
+            where=where,
+            expected="a state dict of the same architecture",
+        )
 
 
 @contextmanager
@@ -139,7 +163,9 @@ def _reachable(endpoint: str, seconds: float = 3.0) -> bool:
         return True
     address = urlsplit(endpoint)
     try:
-        socket.create_connection((address.hostname or "", address.port or (80 if address.scheme == "http" else 443)), seconds).close()
+        socket.create_connection(
+            (address.hostname or "", address.port or (80 if address.scheme == "http" else 443)), seconds
+        ).close()
     except OSError:
         return False
     return True

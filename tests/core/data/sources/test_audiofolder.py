@@ -22,11 +22,23 @@ def touch(root: Path, *names: str) -> None:
 
 
 def test_class_folders_and_split_folders(tmp_path: Path) -> None:
-    touch(tmp_path, "train/sea_waves/1.WAV", "valid/sea_waves/2.ogg", "test/Dog bark/3.flac", "test/Dog bark/notes.txt", "loose.mp3")
+    touch(
+        tmp_path,
+        "train/sea_waves/1.WAV",
+        "valid/sea_waves/2.ogg",
+        "test/Dog bark/3.flac",
+        "test/Dog bark/notes.txt",
+        "loose.mp3",
+    )
     rows = {r.id: r for r in SOURCE.read(tmp_path, SourceOptions()).records}
     assert set(rows) == {"train/sea_waves/1.WAV", "valid/sea_waves/2.ogg", "test/Dog bark/3.flac", "loose.mp3"}
     dog = rows["test/Dog bark/3.flac"]
-    assert (dog.split, dog.label, dog.group, dog.captions) == ("test", "dog bark", "dog bark", ["the sound of dog bark", "dog bark"])
+    assert (dog.split, dog.label, dog.group, dog.captions) == (
+        "test",
+        "dog bark",
+        "dog bark",
+        ["the sound of dog bark", "dog bark"],
+    )
     assert rows["valid/sea_waves/2.ogg"].split == "val" and rows["loose.mp3"].captions == []
     assert next(iter(SOURCE.read(tmp_path, SourceOptions(template="I hear {}")).records)).captions == []
     with pytest.raises(DataError, match="a place for the class name"):
@@ -36,7 +48,9 @@ def test_class_folders_and_split_folders(tmp_path: Path) -> None:
 
 
 def test_folds_are_splits_and_takes_of_a_recording_stay_together(tmp_path: Path) -> None:
-    names = [f"001 - Dog bark/{fold}-{100 * fold + n}-{take}.ogg" for fold in (1, 2, 3) for n in range(40) for take in "AB"]
+    names = [
+        f"001 - Dog bark/{fold}-{100 * fold + n}-{take}.ogg" for fold in (1, 2, 3) for n in range(40) for take in "AB"
+    ]
     touch(tmp_path, *names)
     data = SOURCE.read(tmp_path, SourceOptions())
     assert data.facts["test_fold"] == 3 and "test on fold 3, train on folds 1+2" in data.protocol

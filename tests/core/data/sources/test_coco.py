@@ -28,7 +28,11 @@ def test_official_protocol(tmp_path: Path) -> None:
     data = SOURCE.read(tmp_path, OPTIONS)
     rows = list(data.records)
     assert data.protocol.startswith("coco-official-2017")
-    assert data.counts == {"train": 90, "val": 10, "test": 10} == {s: sum(r.split == s for r in rows) for s in ("train", "val", "test")}
+    assert (
+        data.counts
+        == {"train": 90, "val": 10, "test": 10}
+        == {s: sum(r.split == s for r in rows) for s in ("train", "val", "test")}
+    )
     last = rows[-1]
     assert (last.id, last.split, last.captions) == ("val2017/000000000109.jpg", "test", ["109 0", "109 1"])
     assert last.media["image"] == tmp_path / "val2017" / "000000000109.jpg"
@@ -50,7 +54,13 @@ def test_karpathy_protocol(tmp_path: Path) -> None:
 
     def image(n: int, split: str, captions: int) -> dict[str, object]:
         sentences = [{"raw": f"{n}.{c}"} for c in range(captions)]
-        return {"filepath": "val2014", "filename": f"COCO_val2014_{n:012d}.jpg", "cocoid": n, "split": split, "sentences": sentences}
+        return {
+            "filepath": "val2014",
+            "filename": f"COCO_val2014_{n:012d}.jpg",
+            "cocoid": n,
+            "split": split,
+            "sentences": sentences,
+        }
 
     images = [image(1, "train", 7), image(2, "restval", 5), image(3, "val", 6), image(4, "test", 5)]
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
@@ -74,7 +84,11 @@ def test_karpathy_protocol(tmp_path: Path) -> None:
 
 def test_the_whole_karpathy_split_is_named_without_a_part(tmp_path: Path) -> None:
     counts = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
-    images = [{"filename": f"{split}{n}.jpg", "split": split, "sentences": []} for split, many in counts.items() for n in range(many)]
+    images = [
+        {"filename": f"{split}{n}.jpg", "split": split, "sentences": []}
+        for split, many in counts.items()
+        for n in range(many)
+    ]
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
     data = SOURCE.read(tmp_path, OPTIONS)
     assert data.counts == {"train": 113_287, "val": 5_000, "test": 5_000} and data.protocol.endswith("in val and test)")

@@ -13,13 +13,17 @@ OPTIONS = SourceOptions()
 
 
 def test_one_record_a_style_and_one_group_an_emoji(tmp_path: Path) -> None:
-    table = (
-        "codepoint\tchar\tunicode_name\tcategory\tsplit\tstyles\n1f4a5\t\U0001f4a5\tcollision symbol\tnature\ttest\tnoto2018,fxemoji,own\n"
-    )
+    table = "codepoint\tchar\tunicode_name\tcategory\tsplit\tstyles\n1f4a5\t\U0001f4a5\tcollision symbol\tnature\ttest\tnoto2018,fxemoji,own\n"
     (tmp_path / "emoji.tsv").write_text(table, "utf-8")
     data = SOURCE.read(tmp_path, OPTIONS)
     noto, fx, own = data.records
-    assert (noto.id, noto.group, noto.split, noto.domain, noto.label) == ("noto2018/1f4a5", "1f4a5", "test", "noto2018", "nature")
+    assert (noto.id, noto.group, noto.split, noto.domain, noto.label) == (
+        "noto2018/1f4a5",
+        "1f4a5",
+        "test",
+        "noto2018",
+        "nature",
+    )
     assert list(fx.captions) == ["collision symbol"] and fx.group == noto.group and fx.domain == "fxemoji"
     assert noto.media["image"] == tmp_path / "noto2018/png/128/emoji_u1f4a5.png"
     assert own.media["image"] == tmp_path / "own/1f4a5.png"

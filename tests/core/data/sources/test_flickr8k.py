@@ -71,7 +71,9 @@ def test_a_token_file_of_another_name(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no flickr8k list in this folder.*Flickr8k.token.txt.*ccaco prepare flickr8k --source PATH"):
+    with pytest.raises(
+        DataError, match=r"no flickr8k list in this folder.*Flickr8k.token.txt.*ccaco prepare flickr8k --source PATH"
+    ):
         SOURCE.read(tmp_path, OPTIONS)
     (tmp_path / "Flickr8k.token.txt").write_text("a.jpg\tno number\n")
     with pytest.raises(DataError, match=r"a line of another shape.*:1"):
@@ -91,4 +93,8 @@ def test_real_lists_are_the_same_in_both_layouts() -> None:
     tokens = list(SOURCE.read(root / "Flickr8k.token.txt", OPTIONS).records)
     assert karpathy == tokens
     assert len(tokens) == 7000 and sum(len(r.captions) for r in tokens) == 35_000
-    assert {s: sum(r.split == s for r in tokens) for s in ("train", "val", "test")} == {"train": 6000, "val": 500, "test": 500}
+    assert {s: sum(r.split == s for r in tokens) for s in ("train", "val", "test")} == {
+        "train": 6000,
+        "val": 500,
+        "test": 500,
+    }

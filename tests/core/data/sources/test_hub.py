@@ -46,7 +46,9 @@ def read(path: Path, **options: Any) -> list[PairRecord]:
 
 
 def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
-    folder = parquet(tmp_path / "set", {"train": 3, "validation": 2}, text=lambda i: [f" one {i}", "two"], rest=lambda i: i)
+    folder = parquet(
+        tmp_path / "set", {"train": 3, "validation": 2}, text=lambda i: [f" one {i}", "two"], rest=lambda i: i
+    )
     data = SOURCE.read(folder, SourceOptions())
     rows = list(data.records)
     assert [(r.id, r.group, r.split) for r in rows] == [
@@ -54,7 +56,9 @@ def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
         *((f"validation/{i}", f"validation/{i}", "val") for i in range(2)),
     ]
     assert rows[1].captions == [" one 1", "two"] and rows[3].media["image"] == picture(50)
-    assert data.protocol == "hub set; splits as published" and data.facts == {"columns": {"image": "photo", "caption": "text"}}
+    assert data.protocol == "hub set; splits as published" and data.facts == {
+        "columns": {"image": "photo", "caption": "text"}
+    }
     made = prepare(f"hub:{folder}", out=tmp_path / "d", workers=0)
     assert made.facts["name"] == "set" and made.config["name"] == str(folder) and made.facts["captions"]["cleaned"] == 5
     assert shards.open(tmp_path / "d").split("train").media("image", [2]) == [picture(2)]
@@ -62,7 +66,9 @@ def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
 
 def test_columns_by_flags_and_an_error_that_lists_them(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "set", {"train": 20}, de=str, en=lambda i: f"e{i}", style=lambda i: "ab"[i % 2])
-    with pytest.raises(DataError, match=r"no column that looks like the caption.*one of photo, de, en, style.*--column caption="):
+    with pytest.raises(
+        DataError, match=r"no column that looks like the caption.*one of photo, de, en, style.*--column caption="
+    ):
         read(folder)
     with pytest.raises(DataError, match=r"no column 'english' for caption.*one of photo, de, en, style"):
         read(folder, columns={"caption": "english"})
@@ -99,8 +105,15 @@ def test_pictures_inside_an_archive(tmp_path: Path) -> None:
     made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", workers=2)
     data = shards.open(tmp_path / "d")
     parts = [data.split(name) for name in data.splits]
-    found = {text: media for part in parts for text, media in zip(part.captions, part.media("image", range(len(part))), strict=True)}
-    assert found == {f"a {name}": picture(len(name) + ord(name[0])) for name in ("cat", "dog")} and not made.facts["rejects"]
+    found = {
+        text: media
+        for part in parts
+        for text, media in zip(part.captions, part.media("image", range(len(part))), strict=True)
+    }
+    assert (
+        found == {f"a {name}": picture(len(name) + ord(name[0])) for name in ("cat", "dog")}
+        and not made.facts["rejects"]
+    )
 
 
 def test_what_stops_in_the_middle_is_one_error(tmp_path: Path) -> None:
@@ -120,7 +133,10 @@ def test_metadata_of_an_imagefolder_cannot_leave_it(tmp_path: Path) -> None:
     (tmp_path / "set" / "b.png").write_bytes(picture(2))
     (tmp_path / "set" / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
     made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", workers=0, max_rejects=0.5)
-    assert made.facts["rejects"] == {"outside the source folder": 1} and sum(s["samples"] for s in made.facts["splits"].values()) == 1
+    assert (
+        made.facts["rejects"] == {"outside the source folder": 1}
+        and sum(s["samples"] for s in made.facts["splits"].values()) == 1
+    )
 
 
 def test_what_cannot_be_read_is_one_error(tmp_path: Path) -> None:
@@ -134,6 +150,8 @@ def test_what_cannot_be_read_is_one_error(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize(("name", "folder"), [("coco", "coco"), ("hub:people/photos:en", "photos"), ("hub:./x/", "x"), ("hub:", "hub")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("coco", "coco"), ("hub:people/photos:en", "photos"), ("hub:./x/", "x"), ("hub:", "hub")]
+)
 def test_the_folder_of_a_name(name: str, folder: str) -> None:
     assert out_name(name) == folder

@@ -16,7 +16,13 @@ def touch(root: Path, *names: str) -> None:
 
 
 def test_classes_domains_and_splits(tmp_path: Path) -> None:
-    touch(tmp_path, "train/sketch/polar_bear/2.JPG", "train/sketch/polar_bear/1.png", "Validation/photo/dog/3.jpeg", "test/cat/4.webp")
+    touch(
+        tmp_path,
+        "train/sketch/polar_bear/2.JPG",
+        "train/sketch/polar_bear/1.png",
+        "Validation/photo/dog/3.jpeg",
+        "test/cat/4.webp",
+    )
     touch(tmp_path, "test/cat/notes.txt", "test/cat/.hidden.jpg", ".git/x/5.jpg", "loose.jpg")
     rows = {r.id: r for r in SOURCE.read(tmp_path, SourceOptions(template="{}!")).records}
     assert list(rows) == [
@@ -45,7 +51,9 @@ def test_without_split_folders_the_path_decides(tmp_path: Path) -> None:
     share = {s: sum(r.split == s for r in rows) / 400 for s in ("train", "val", "test")}
     assert 0.73 < share["train"] < 0.87 and 0.05 < share["val"] < 0.16 and 0.05 < share["test"] < 0.16
     (tmp_path / "dog" / "0.jpg").unlink()
-    assert {r.id: r.split for r in SOURCE.read(tmp_path, SourceOptions()).records}.items() <= {r.id: r.split for r in rows}.items()
+    assert {r.id: r.split for r in SOURCE.read(tmp_path, SourceOptions()).records}.items() <= {
+        r.id: r.split for r in rows
+    }.items()
     assert rows[0].captions == ["a photo of a dog"]
 
 
@@ -71,7 +79,9 @@ def test_a_domain_without_classes_is_pictures_alone(tmp_path: Path) -> None:
     for id in ("sketch/2.jpg", "train/sketch/3.jpg"):
         assert (rows[id].domain, rows[id].label, rows[id].captions, rows[id].group) == ("sketch", "", (), id)
     assert rows["train/sketch/3.jpg"].split == "train"
-    assert (rows["sketch/dog/4.jpg"].domain, rows["sketch/dog/4.jpg"].label) == ("sketch", "dog"), "what has a class keeps it"
+    assert (rows["sketch/dog/4.jpg"].domain, rows["sketch/dog/4.jpg"].label) == ("sketch", "dog"), (
+        "what has a class keeps it"
+    )
     assert rows["photo/dog/1.jpg"].label == "dog"
 
 

@@ -28,7 +28,12 @@ def test_lists_find_clips_in_either_spelling_and_count_the_missing(tmp_path: Pat
         "--4-0ihtnBU_000058_000068,10,4\n-00nar1nEPc_000033_000043,10,0\nAAAAAAAAAAA_000001_000011,10,1\n"
     )
     (tmp_path / "my_test.txt").write_text("-3Mwkq-7TV4_2,10,2\nBBBBBBBBBBB_12,10,3\nCCCCCCCCCCC_7,10,3\n")
-    put(tmp_path, "clips/--4-0ihtnBU_000058_000068.mp4", "clips/-00nar1nEPc_33.mp4", "more/-3Mwkq-7TV4_000002_000012.mp4")
+    put(
+        tmp_path,
+        "clips/--4-0ihtnBU_000058_000068.mp4",
+        "clips/-00nar1nEPc_33.mp4",
+        "more/-3Mwkq-7TV4_000002_000012.mp4",
+    )
     put(tmp_path, "more/BBBBBBBBBBB_000013_000023.mp4")  # another second of that video
     data = SOURCE.read(tmp_path, SourceOptions())
     rows = {r.id: r for r in data.records}
@@ -36,8 +41,16 @@ def test_lists_find_clips_in_either_spelling_and_count_the_missing(tmp_path: Pat
     assert rows["-3Mwkq-7TV4_2"].media == {"video": tmp_path / "more/-3Mwkq-7TV4_000002_000012.mp4"} | {
         "audio": tmp_path / "more/-3Mwkq-7TV4_000002_000012.mp4"
     }
-    assert (rows["-3Mwkq-7TV4_2"].split, rows["-3Mwkq-7TV4_2"].label, rows["-3Mwkq-7TV4_2"].group) == ("test", "2", "-3Mwkq-7TV4_2")
-    assert sum(data.facts["listed"].values()) == 6 and sum(data.facts["missing"].values()) == 3 and data.facts["missing"]["test"] == 2
+    assert (rows["-3Mwkq-7TV4_2"].split, rows["-3Mwkq-7TV4_2"].label, rows["-3Mwkq-7TV4_2"].group) == (
+        "test",
+        "2",
+        "-3Mwkq-7TV4_2",
+    )
+    assert (
+        sum(data.facts["listed"].values()) == 6
+        and sum(data.facts["missing"].values()) == 3
+        and data.facts["missing"]["test"] == 2
+    )
     assert data.facts["classes"] == 5 and len(data.facts["missing_list"]) == 16
     assert "no published number of classes" in data.protocol and "test 2 of 3 missing" in data.protocol
     assert "my_test.txt sha256:" in data.revision and sum(data.counts.values()) == 3
@@ -59,7 +72,11 @@ def test_the_number_of_classes_names_the_protocol_and_the_hash_the_list(tmp_path
 
 
 def test_clips_of_one_video_share_a_split(tmp_path: Path) -> None:
-    put(tmp_path, *(f"train/bowling/{k:011}_{s:06}_{s + 10:06}.mp4" for k in range(60) for s in (1, 40)), "test/bowling/zzzzzzzzzzz_1.mp4")
+    put(
+        tmp_path,
+        *(f"train/bowling/{k:011}_{s:06}_{s + 10:06}.mp4" for k in range(60) for s in (1, 40)),
+        "test/bowling/zzzzzzzzzzz_1.mp4",
+    )
     splits: dict[str, set[str]] = {}
     for r in SOURCE.read(tmp_path, SourceOptions()).records:
         splits.setdefault(r.id[:11], set()).add(r.split)
@@ -72,7 +89,11 @@ def test_clips_of_one_video_share_a_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("--4-0ihtnBU_000058_000068,10", "not a line"), ("short_1,10,3", "not a line"), ("-00nar1nEPc_33,10,bowling", "not a line")],
+    [
+        ("--4-0ihtnBU_000058_000068,10", "not a line"),
+        ("short_1,10,3", "not a line"),
+        ("-00nar1nEPc_33,10,bowling", "not a line"),
+    ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "train.txt").write_text(f"-3Mwkq-7TV4_2,10,2\n{line}\n")
@@ -96,7 +117,10 @@ def test_prepared_from_real_files(tmp_path: Path) -> None:
     put(tmp_path / "ks", "test/laughing/brokenbroke_000001_000011.mp4", data=good[:700])
     found = prepare("kinetics-sounds", source_path=tmp_path / "ks", out=tmp_path / "out", workers=0, max_rejects=0.5)
     assert found.facts["rejects"]["no sound track"] == 1 and sum(found.facts["rejects"].values()) == 2
-    assert "silent" not in found.facts["inspection"]["train"] and found.facts["inspection"]["train"]["video_seconds"]["mean"] == 1
+    assert (
+        "silent" not in found.facts["inspection"]["train"]
+        and found.facts["inspection"]["train"]["video_seconds"]["mean"] == 1
+    )
     assert found.facts["protocol"].startswith("kinetics-sounds-2 (")
     part = shards.open(tmp_path / "out").split("train")
     assert part.media("video", [0]) == [good] and len(part.media("audio", [0])[0]) < len(good)

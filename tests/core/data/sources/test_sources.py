@@ -9,7 +9,9 @@ from ccaco_cli.core.data.sources import SOURCES
 
 
 def test_every_entry_is_a_source_of_that_name() -> None:
-    assert {"scenes", "scenes-styles", "coco", "flickr8k", "flickr30k", "emoji-styles", "imagefolder", "table"} <= set(SOURCES)
+    assert {"scenes", "scenes-styles", "coco", "flickr8k", "flickr30k", "emoji-styles", "imagefolder", "table"} <= set(
+        SOURCES
+    )
     assert {"webdataset", "hub", "sugarcrepe"} <= set(SOURCES)
     for name, source in SOURCES.items():
         assert source.name == name and source.expects and len(source.modalities) == 2
@@ -24,4 +26,7 @@ def test_naming_sources_imports_none_of_them() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
     ).stdout
     assert told.startswith(f"{len(SOURCES)} True")
-    assert not any(f"'{name}'" in told for name in ("numpy", "PIL", "pyarrow", "torch", "datasets", "ccaco_cli.core.data.sources.coco"))
+    assert not any(
+        f"'{name}'" in told
+        for name in ("numpy", "PIL", "pyarrow", "torch", "datasets", "ccaco_cli.core.data.sources.coco")
+    )

@@ -18,7 +18,8 @@ def lay_out(root: Path, folder: str = "sugar_crepe") -> None:
     (root / "val2017").mkdir()
     for number, name in enumerate(TYPES):
         items = {
-            str(number + 3 * i): {"filename": f"{i}.jpg", "caption": f" true  {i}\n", "negative_caption": f"{name} {i}"} for i in range(2)
+            str(number + 3 * i): {"filename": f"{i}.jpg", "caption": f" true  {i}\n", "negative_caption": f"{name} {i}"}
+            for i in range(2)
         }
         (root / folder / f"{name}.json").write_text(json.dumps(items))
 
@@ -37,7 +38,9 @@ def test_a_record_is_a_photo_with_its_choices(tmp_path: Path, folder: str) -> No
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no SugarCrepe items here.*replace_obj.json.*ccaco prepare sugarcrepe --source PATH"):
+    with pytest.raises(
+        DataError, match=r"no SugarCrepe items here.*replace_obj.json.*ccaco prepare sugarcrepe --source PATH"
+    ):
         SOURCE.read(tmp_path, OPTIONS)
     lay_out(tmp_path / "s")
     (tmp_path / "s" / "sugar_crepe" / "swap_att.json").unlink()
@@ -52,5 +55,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real photos to read")
 def test_real_items() -> None:
     data = SOURCE.read(Path(os.environ["CCACO_REAL_DATA"]) / "tiny_coco", OPTIONS)
-    counts = {"add_att": 32, "add_obj": 94, "replace_att": 41, "replace_obj": 76, "replace_rel": 55, "swap_att": 6, "swap_obj": 1}
+    counts = {
+        "add_att": 32,
+        "add_obj": 94,
+        "replace_att": 41,
+        "replace_obj": 76,
+        "replace_rel": 55,
+        "swap_att": 6,
+        "swap_obj": 1,
+    }
     assert data.facts["items"] == counts and sum(len(r.meta["choices"]) for r in data.records) == 305

@@ -48,7 +48,9 @@ def test_every_caption_of_any_table_arrives_in_order(kind: str, rows: list[tuple
         assert found == {id: [text for other, text in rows if other == id] for id in dict(rows)}
 
 
-@pytest.mark.parametrize("kind", ["t.csv", "tabs.csv", "t.tsv", "semicolons.csv", "bom.csv", "utf16.csv", "t.jsonl", "t.parquet"])
+@pytest.mark.parametrize(
+    "kind", ["t.csv", "tabs.csv", "t.tsv", "semicolons.csv", "bom.csv", "utf16.csv", "t.jsonl", "t.parquet"]
+)
 def test_every_kind_gives_the_same_records(tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     if kind == "t.jsonl":
@@ -57,7 +59,9 @@ def test_every_kind_gives_the_same_records(tmp_path: Path, kind: str) -> None:
         ROWS.to_parquet(path)
     else:
         separator = ";" if "semi" in kind else "\t" if "tabs" in kind or "tsv" in kind else ","
-        ROWS.to_csv(path, index=False, sep=separator, encoding={"bom": "utf-8-sig", "utf16": "utf-16"}.get(path.stem, "utf-8"))
+        ROWS.to_csv(
+            path, index=False, sep=separator, encoding={"bom": "utf-8-sig", "utf16": "utf-16"}.get(path.stem, "utf-8")
+        )
     assert read(path) == [
         ("b.jpg", "train", ["one, two", "three"], "d"),
         ("a.jpg", "val", ['said "x"\nline'], "e"),
@@ -70,7 +74,9 @@ def test_every_kind_gives_the_same_records(tmp_path: Path, kind: str) -> None:
 def test_columns_by_other_names_groups_and_hash_split(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("photo|text|who\n" + "".join(f"{i}.jpg|t{i}|g{i // 2}\n" for i in range(40)))
-    data = SOURCE.read(path, SourceOptions(columns={"image": "photo", "caption": "text", "group": "who"}, separator="|"))
+    data = SOURCE.read(
+        path, SourceOptions(columns={"image": "photo", "caption": "text", "group": "who"}, separator="|")
+    )
     rows = list(data.records)
     assert len(rows) == 40 and "hash of the group" in data.protocol and data.facts == {"rows": 40}
     assert all(r.split == hash_split(r.group) and r.group == f"g{i // 2}" for i, r in enumerate(rows))

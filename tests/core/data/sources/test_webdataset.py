@@ -61,7 +61,11 @@ def test_shards_of_img2dataset(tmp_path: Path) -> None:
     assert [data_of(r) for r in rows] == [picture(n) for n in (0, 1, 10, 11)]
     assert rows[3].meta == {"url": "http://x/11.jpg", "key": "000000011"} and rows[3].split == hash_split(rows[3].id)
     assert data.facts == {"shards": 2} and data.revision.startswith("2 shards, 00000.tar to 00001.tar")
-    assert [r.id for r in read(tmp_path / "{00000..00001}.tar")] == [r.id for r in read(tmp_path / "*.tar")] == [r.id for r in rows]
+    assert (
+        [r.id for r in read(tmp_path / "{00000..00001}.tar")]
+        == [r.id for r in read(tmp_path / "*.tar")]
+        == [r.id for r in rows]
+    )
     assert [r.id for r in read(tmp_path / "00001.tar")] == [r.id for r in rows[2:]]
 
 
@@ -70,7 +74,13 @@ def test_captions_come_from_txt_or_json_and_splits_from_names(tmp_path: Path) ->
     for name in ("train-0.tar", "val/0.tar"):
         shard(
             tmp_path / name,
-            [image, ("a.json", b'{"caption": ["one", "two"]}'), ("x/b.PNG", picture(2)), ("x/b.txt", b"caf\xe9"), ("c.txt", b"t")],
+            [
+                image,
+                ("a.json", b'{"caption": ["one", "two"]}'),
+                ("x/b.PNG", picture(2)),
+                ("x/b.txt", b"caf\xe9"),
+                ("c.txt", b"t"),
+            ],
         )
     rows = {r.id: r for r in read(tmp_path)}
     assert {id: (r.split, list(r.captions), len(r.media)) for id, r in rows.items()} == {
@@ -93,9 +103,17 @@ def test_a_limit_reads_no_more_than_it_needs(tmp_path: Path) -> None:
     told: list[int] = []
     options = SourceOptions(limit=3)
     made = prepare(
-        "webdataset", source_path=tmp_path / "s", out=tmp_path / "d", options=options, workers=0, on_progress=lambda d, t, f: told.append(d)
+        "webdataset",
+        source_path=tmp_path / "s",
+        out=tmp_path / "d",
+        options=options,
+        workers=0,
+        on_progress=lambda d, t, f: told.append(d),
     )
-    assert {name: counts["samples"] for name, counts in made.facts["splits"].items()} == {"train": 3, "val": 3} and told[-1] == 6
+    assert {name: counts["samples"] for name, counts in made.facts["splits"].items()} == {
+        "train": 3,
+        "val": 3,
+    } and told[-1] == 6
     assert made.facts["protocol"].endswith("; at most 3 samples a split")
     assert len(list(SOURCE.read(tmp_path / "s", options).records)) < 12
 
@@ -112,16 +130,24 @@ def test_damage_is_counted_and_named(tmp_path: Path) -> None:
     whole.with_name("00002.tar").write_bytes(b"no tar at all" * 100)
     made = prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / "d", workers=0, max_rejects=0.5)
     listed = (tmp_path / "d" / "rejects.csv").read_text()
-    assert made.facts["rejects"]["broken archive"] == 2 and "(the rest of 00001.tar)" in listed and "(the rest of 00002.tar)" in listed
+    assert (
+        made.facts["rejects"]["broken archive"] == 2
+        and "(the rest of 00001.tar)" in listed
+        and "(the rest of 00002.tar)" in listed
+    )
     read_of_cut = sum(
-        id.startswith("00001/") for name in shards.open(tmp_path / "d").splits for id in shards.open(tmp_path / "d").split(name).ids
+        id.startswith("00001/")
+        for name in shards.open(tmp_path / "d").splits
+        for id in shards.open(tmp_path / "d").split(name).ids
     )
     assert 15 <= read_of_cut < 25 and sum(s["samples"] for s in made.facts["splits"].values()) == 40 + read_of_cut
 
 
 def test_a_pool_reads_the_tar_where_the_pictures_lie(tmp_path: Path) -> None:
     shard(tmp_path / "s" / "0.tar", [part for n in range(70) for part in sample(n)])
-    alone, pooled = (prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / f"d{n}", workers=n) for n in (0, 2))
+    alone, pooled = (
+        prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / f"d{n}", workers=n) for n in (0, 2)
+    )
     assert alone.sha256 == pooled.sha256 and sum(s["samples"] for s in alone.facts["splits"].values()) == 70
 
 

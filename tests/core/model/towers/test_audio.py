@@ -16,7 +16,7 @@ from ccaco_cli.core.data.loader import padded
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.audio import NORMALISATIONS
-from ccaco_cli.core.model.towers.tower import Tower, Window
+from ccaco_cli.core.model.towers.tower import ClipWindow, Tower
 from tests.recordings import sound, tone
 from tests.towers import check_narrow
 
@@ -64,15 +64,17 @@ def test_when_a_sound_comes_matters() -> None:
 
 def test_log_mel_is_what_the_published_extractor_gives(long: Clip) -> None:
     wave = long.samples(16_000)
-    wanted = hf.ASTFeatureExtractor(max_length=98)(wave - wave.mean(), sampling_rate=16_000, return_tensors="pt")["input_values"][0]
+    wanted = hf.ASTFeatureExtractor(max_length=98)(wave - wave.mean(), sampling_rate=16_000, return_tensors="pt")[
+        "input_values"
+    ][0]
     torch.testing.assert_close(build("tiny", "audio").preprocess(long).float(), wanted, atol=5e-3, rtol=1e-3)
-    ours = build("tiny", "audio", window=Window(normalisation="kinetics-sounds")).preprocess(long).float()
+    ours = build("tiny", "audio", window=ClipWindow(normalisation="kinetics-sounds")).preprocess(long).float()
     (mean, std), (mean_ks, std_ks) = NORMALISATIONS["audioset"], NORMALISATIONS["kinetics-sounds"]
     torch.testing.assert_close(ours, (wanted * 2 * std + mean - mean_ks) / (2 * std_ks), atol=5e-3, rtol=1e-3)
 
 
 def test_the_window_cuts(long: Clip) -> None:
-    tower = build("tiny", "audio", window=Window(seconds=0.5))
+    tower = build("tiny", "audio", window=ClipWindow(seconds=0.5))
     assert len(tower.preprocess(long)) == 48 and tower.tokens == 7
     assert tower.fingerprint != build("tiny", "audio").fingerprint
 
@@ -86,11 +88,19 @@ def ast(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clap(tmp_path: Path) -> Path:
-    audio = {"hidden_size": 32, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "num_hidden_layers": 2}
+    audio = {
+        "hidden_size": 32,
+        "patch_embeds_hidden_size": 8,
+        "depths": [1, 1],
+        "num_attention_heads": [2, 2],
+        "num_hidden_layers": 2,
+    }
     audio |= {"num_mel_bins": 16, "spec_size": 64, "window_size": 4, "patch_size": 4, "patch_stride": [4, 4]}
     text = {**SMALL, "vocab_size": 20}
     hf.ClapModel(hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=8)).save_pretrained(tmp_path)
-    hf.ClapFeatureExtractor(feature_size=16, sampling_rate=48_000, max_length_s=1, truncation="rand_trunc").save_pretrained(tmp_path)
+    hf.ClapFeatureExtractor(
+        feature_size=16, sampling_rate=48_000, max_length_s=1, truncation="rand_trunc"
+    ).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -114,32 +124,49 @@ def test_ast(ast: Path, long: Clip, short: Clip) -> None:
     found = encode(tower, long, short)
     assert tower.grid == (2, 5) and found.tokens.shape == (2, tower.tokens, 16) == (2, 12, 16) and found.mask.all()
     model = hf.AutoModel.from_pretrained(ast).eval()
-    inputs = hf.AutoFeatureExtractor.from_pretrained(ast)(long.samples(16_000, 10.0)[:10_240], sampling_rate=16_000, return_tensors="pt")
+    inputs = hf.AutoFeatureExtractor.from_pretrained(ast)(
+        long.samples(16_000, 10.0)[:10_240], sampling_rate=16_000, return_tensors="pt"
+    )
     with torch.no_grad():
         wanted = model(**inputs).last_hidden_state[0]
     torch.testing.assert_close(found.tokens[0], wanted, atol=2e-2, rtol=1e-2)
     torch.testing.assert_close(found.pooled[0], wanted[0], atol=2e-2, rtol=1e-2)
-    other = build(f"hf:{ast}", "audio", window=Window(normalisation="kinetics-sounds"))
-    assert other.fingerprint != tower.fingerprint and other.preprocess(long).float().mean() != tower.preprocess(long).float().mean()
+    other = build(f"hf:{ast}", "audio", window=ClipWindow(normalisation="kinetics-sounds"))
+    assert (
+        other.fingerprint != tower.fingerprint
+        and other.preprocess(long).float().mean() != tower.preprocess(long).float().mean()
+    )
 
 
 def test_clap(clap: Path, long: Clip, short: Clip) -> None:
     tower = build(f"hf:{clap}", "audio")
     found = encode(tower, long, short)
-    assert found.tokens.shape == (2, tower.tokens, tower.width) and found.pooled.shape == (2, tower.width) and found.tokens.isfinite().all()
+    assert (
+        found.tokens.shape == (2, tower.tokens, tower.width)
+        and found.pooled.shape == (2, tower.width)
+        and found.tokens.isfinite().all()
+    )
     again = encode(tower, long)
-    torch.testing.assert_close(found.tokens[0], again.tokens[0], atol=1e-4, rtol=1e-4)  # nothing random in what is heard
+    torch.testing.assert_close(
+        found.tokens[0], again.tokens[0], atol=1e-4, rtol=1e-4
+    )  # nothing random in what is heard
 
 
-@pytest.mark.parametrize(("kind", "norm"), [("wav2vec2", "group"), ("wav2vec2", "layer"), ("hubert", "layer"), ("wavlm", "group")])
+@pytest.mark.parametrize(
+    ("kind", "norm"), [("wav2vec2", "group"), ("wav2vec2", "layer"), ("hubert", "layer"), ("wavlm", "group")]
+)
 def test_waves(kind: str, norm: str, tmp_path: Path, long: Clip, short: Clip) -> None:
-    tower = build(f"hf:{wave(kind, tmp_path, norm)}", "audio", window=Window(seconds=2.0))
+    tower = build(f"hf:{wave(kind, tmp_path, norm)}", "audio", window=ClipWindow(seconds=2.0))
     found = encode(tower, long, short)
-    assert found.tokens.shape[2] == tower.width == 16 and tower.tokens >= found.tokens.shape[1] == int(found.mask[0].sum())
+    assert found.tokens.shape[2] == tower.width == 16 and tower.tokens >= found.tokens.shape[1] == int(
+        found.mask[0].sum()
+    )
     assert 1 <= int(found.mask[1].sum()) < found.tokens.shape[1]
     torch.testing.assert_close(found.pooled[0], found.tokens[0].mean(0), atol=1e-5, rtol=1e-5)
     if norm == "layer":
-        torch.testing.assert_close(encode(tower, short).pooled[0], found.pooled[1], atol=1e-3, rtol=1e-3)  # padding changes nothing
+        torch.testing.assert_close(
+            encode(tower, short).pooled[0], found.pooled[1], atol=1e-3, rtol=1e-3
+        )  # padding changes nothing
 
 
 def test_saved_and_built_again_without_the_source(ast: Path, tmp_path: Path, long: Clip) -> None:
@@ -154,13 +181,13 @@ def test_saved_and_built_again_without_the_source(ast: Path, tmp_path: Path, lon
 @pytest.mark.parametrize(
     ("spec", "window", "said"),
     [
-        ("tiny:big", Window(), "unknown tiny audio tower"),
-        ("tinny", Window(), "no such family of audio towers"),
-        ("tiny", Window(normalisation="imagenet"), "unknown normalisation.*audioset | kinetics-sounds"),
-        ("hf:/no/such/folder", Window(), "no model folder here"),
+        ("tiny:big", ClipWindow(), "unknown tiny audio tower"),
+        ("tinny", ClipWindow(), "no such family of audio towers"),
+        ("tiny", ClipWindow(normalisation="imagenet"), "unknown normalisation.*audioset | kinetics-sounds"),
+        ("hf:/no/such/folder", ClipWindow(), "no model folder here"),
     ],
 )
-def test_what_cannot_be_built(spec: str, window: Window, said: str) -> None:
+def test_what_cannot_be_built(spec: str, window: ClipWindow, said: str) -> None:
     with pytest.raises(TowerError, match=said):
         build(spec, "audio", window=window)
 
@@ -172,4 +199,4 @@ def test_a_model_of_another_kind(tmp_path: Path) -> None:
         build(f"hf:{tmp_path}", "audio")
     wave("wav2vec2", tmp_path, "group")
     with pytest.raises(TowerError, match="no log-mel normalisation"):
-        build(f"hf:{tmp_path}", "audio", window=Window(normalisation="audioset"))
+        build(f"hf:{tmp_path}", "audio", window=ClipWindow(normalisation="audioset"))

@@ -56,7 +56,9 @@ def vit(tmp_path: Path) -> Path:
 def clip(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     text = {**SMALL, **CLIP_IDS, "vocab_size": len(WORDS), "max_position_embeddings": 20}
-    config = hf.CLIPConfig(text_config=text, vision_config={**SMALL, "image_size": 32, "patch_size": 8}, projection_dim=16)
+    config = hf.CLIPConfig(
+        text_config=text, vision_config={**SMALL, "image_size": 32, "patch_size": 8}, projection_dim=16
+    )
     hf.CLIPModel(config).save_pretrained(tmp_path)
     hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
@@ -67,7 +69,12 @@ def test_text(bert: Path) -> None:
     tower = build(f"hf:{bert}", "text")
     inputs = pickle.loads(pickle.dumps(tower.preprocess))(TEXTS)
     assert inputs["ids"].shape == (3, 20) and inputs["mask"].sum(1).tolist() == [4, 9, 20]
-    assert inputs["mask"].dtype == torch.bool and (tower.width, tower.tokens, tower.grid, tower.pretrained) == (32, 20, None, True)
+    assert inputs["mask"].dtype == torch.bool and (tower.width, tower.tokens, tower.grid, tower.pretrained) == (
+        32,
+        20,
+        None,
+        True,
+    )
     model = hf.AutoModel.from_pretrained(bert).eval()
     with torch.no_grad():
         found = tower.module.eval()(inputs)
@@ -87,12 +94,16 @@ def test_padding_changes_nothing(kind: str, request: pytest.FixtureRequest) -> N
         for row, one in enumerate(TEXTS):
             alone = module(tower.preprocess([one]))
             torch.testing.assert_close(alone.pooled[0], together.pooled[row], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5
+            )
 
 
 def normalised(tower: Any, picture: Image.Image) -> torch.Tensor:
     read = tower.preprocess
-    pixels: torch.Tensor = (read(picture) / 255 - torch.tensor(read.mean).view(3, 1, 1)) / torch.tensor(read.std).view(3, 1, 1)
+    pixels: torch.Tensor = (read(picture) / 255 - torch.tensor(read.mean).view(3, 1, 1)) / torch.tensor(read.std).view(
+        3, 1, 1
+    )
     return pixels
 
 
@@ -105,10 +116,16 @@ def test_image(kind: str, request: pytest.FixtureRequest) -> None:
     assert (normalised(tower, photo()) - wanted).abs().mean() < 0.02  # transformers resizes tensors, we resize pictures
     model = hf.AutoModel.from_pretrained(folder).eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    values = (pixels / 255 - torch.tensor(tower.preprocess.mean).view(3, 1, 1)) / torch.tensor(tower.preprocess.std).view(3, 1, 1)
+    values = (pixels / 255 - torch.tensor(tower.preprocess.mean).view(3, 1, 1)) / torch.tensor(
+        tower.preprocess.std
+    ).view(3, 1, 1)
     with torch.no_grad():
         found = tower.module.eval()({"pixels": pixels})
-        own = model(pixel_values=values).last_hidden_state[:, 0] if kind == "vit" else model.vision_model(pixel_values=values).pooler_output
+        own = (
+            model(pixel_values=values).last_hidden_state[:, 0]
+            if kind == "vit"
+            else model.vision_model(pixel_values=values).pooler_output
+        )
     torch.testing.assert_close(found.pooled, own, atol=1e-4, rtol=1e-4)
     check_narrow(tower, {"pixels": pixels})
     torch.testing.assert_close(found.tokens[:, 0], own, atol=1e-4, rtol=1e-4)
@@ -134,14 +151,20 @@ def test_a_map_model_and_another_size(tmp_path: Path, vit: Path) -> None:
     larger: Any = build(f"hf:{vit}", "image", size=48)
     assert (larger.grid, larger.tokens, larger.preprocess.size) == ((6, 6), 37, (48, 48))
     folder = tmp_path / "resnet"
-    hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")).save_pretrained(folder)
+    hf.ResNetModel(
+        hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ).save_pretrained(folder)
     hf.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875).save_pretrained(folder)
     tower: Any = build(f"hf:{folder}", "image")
     assert (tower.width, tower.grid, tower.tokens, tower.preprocess.resize) == (16, (4, 4), 16, (36,))
 
 
-@pytest.mark.parametrize(("kind", "modality"), [("bert", "text"), ("clip", "text"), ("clip", "image"), ("vit", "image")])
-def test_assets_rebuild_the_tower_without_weights(kind: str, modality: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("kind", "modality"), [("bert", "text"), ("clip", "text"), ("clip", "image"), ("vit", "image")]
+)
+def test_assets_rebuild_the_tower_without_weights(
+    kind: str, modality: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     tower = build(f"hf:{request.getfixturevalue(kind)}", modality)
     spec = tower.save_assets(tmp_path / "index" / modality)
     assert spec == f"hf:{tmp_path / 'index' / modality}@none"
@@ -210,7 +233,13 @@ def test_real_minilm() -> None:
     assert (tower.width, tower.tokens, tower.pretrained) == (384, 64, True)
     with torch.no_grad():
         pooled = tower.module.eval()(
-            tower.preprocess(["a dog runs through the snow", "a puppy is running in deep snow", "the stock market fell sharply on monday"])
+            tower.preprocess(
+                [
+                    "a dog runs through the snow",
+                    "a puppy is running in deep snow",
+                    "the stock market fell sharply on monday",
+                ]
+            )
         ).pooled
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(pooled[0], pooled[1], dim=0) > 0.5 > 0.2 > cosine(pooled[0], pooled[2], dim=0)

@@ -17,7 +17,13 @@ from tests.towers import check_narrow
 
 
 def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
-    assert [depths(states, 6) for states in (1, 2, 3, 4, 7)] == [[6], [0, 6], [0, 3, 6], [0, 2, 4, 6], [0, 1, 2, 3, 4, 5, 6]]
+    assert [depths(states, 6) for states in (1, 2, 3, 4, 7)] == [
+        [6],
+        [0, 6],
+        [0, 3, 6],
+        [0, 2, 4, 6],
+        [0, 1, 2, 3, 4, 5, 6],
+    ]
     for layers in range(1, 25):
         for states in range(1, layers + 2):
             found = depths(states, layers)
@@ -27,9 +33,9 @@ def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    hf.BertModel(hf.BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, **SMALL | {"num_hidden_layers": 4})).save_pretrained(
-        tmp_path
-    )
+    hf.BertModel(
+        hf.BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, **SMALL | {"num_hidden_layers": 4})
+    ).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     return tmp_path
 
@@ -78,5 +84,9 @@ def test_states_that_are_not_there(spec: str, modality: str, states: int, said: 
 
 
 def test_at_most_so_many_are_as_many_as_there_are() -> None:
-    assert [build("tiny", "text", states=states).width // build("tiny", "text").width for states in (-1, -2, -9)] == [1, 2, 2]
+    assert [build("tiny", "text", states=states).width // build("tiny", "text").width for states in (-1, -2, -9)] == [
+        1,
+        2,
+        2,
+    ]
     assert build("tiny", "image", states=-3).width == build("tiny", "image").width

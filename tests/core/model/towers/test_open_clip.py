@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.open_clip import CONFIG, masked_mean
-from ccaco_cli.core.model.towers.pictures import Picture
+from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 from tests.towers import check_narrow
 
 TEXTS = ["a dog!", "an orange cat napping on a sofa", "word " * 40]
@@ -83,7 +83,9 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
             alone = module(read([one]))
             assert alone.tokens.shape[1] == together.mask[row].sum()
             torch.testing.assert_close(alone.pooled[0], together.pooled[row], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_a_tower_that_looks_at_padding_is_always_padded_alike(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_assets_rebuild_architecture_and_preprocessing(tmp_path: Path, modality:
     assert again.tokens == (10 if modality == "image" else 11)
     assert repr(again.preprocess) == repr(tower.preprocess)
     if modality == "image":
-        assert isinstance(again.preprocess, Picture)
+        assert isinstance(again.preprocess, ImagePreprocess)
         assert again.preprocess.resize == (48, 48) and again.preprocess.mean == (0.5, 0.5, 0.5)
 
 
@@ -118,7 +120,11 @@ def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("stop here")
 
     monkeypatch.setattr(open_clip, "create_model", create)
-    for name, tag, wanted in (("ViT-B-32", "openai", True), ("ViT-B-32", "laion2b_s34b_b79k", False), ("ViT-B-32-quickgelu", "none", True)):
+    for name, tag, wanted in (
+        ("ViT-B-32", "openai", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("ViT-B-32-quickgelu", "none", True),
+    ):
         with pytest.raises(TowerError, match="stop here"):
             build(f"open_clip:{name}@{tag}", "image")
         assert seen["force_quick_gelu"] is wanted, (name, tag)

@@ -11,10 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.pictures import Encoding, Picture, PictureModule, map_tokens, own_pooled, picture_tower
+from ccaco_cli.core.model.towers.pictures import (
+    Encoding,
+    ImagePreprocess,
+    PictureModule,
+    map_tokens,
+    own_pooled,
+    picture_tower,
+)
 from ccaco_cli.core.model.towers.tower import TowerSpec
 
-PICTURE = Picture((8, 8), (8,), "bicubic", (0.5, 0.25, 0.1), (0.5, 0.2, 0.1))
+PICTURE = ImagePreprocess((8, 8), (8,), "bicubic", (0.5, 0.25, 0.1), (0.5, 0.2, 0.1))
 
 
 class Pass(PictureModule):
@@ -29,7 +36,7 @@ def test_transform_crops_the_middle_of_the_short_side() -> None:
     pixels = pickle.loads(pickle.dumps(PICTURE))(stripes)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels[0, 0], torch.arange(8, 16, dtype=torch.uint8) * 10)
-    squashed = Picture((8, 8), (8, 8), "bicubic", (0.0,) * 3, (1.0,) * 3)(stripes)
+    squashed = ImagePreprocess((8, 8), (8, 8), "bicubic", (0.0,) * 3, (1.0,) * 3)(stripes)
     assert squashed[0, 0, 0] < 30 and squashed[0, 0, -1] > 200
 
 
@@ -69,6 +76,6 @@ def test_tower_is_measured_and_left_in_its_mode() -> None:
     tower = picture_tower(TowerSpec("x", "y", ""), module, PICTURE, pretrained=False, facts=(), save_assets=str)
     assert (tower.width, tower.tokens, tower.grid, module.training) == (3, 64, (8, 8), True)
     assert "mean" not in module.state_dict()
-    wide = Picture((32, 32), (32,), "bicubic", PICTURE.mean, PICTURE.std)
+    wide = ImagePreprocess((32, 32), (32,), "bicubic", PICTURE.mean, PICTURE.std)
     with pytest.raises(TowerError, match=r"32 x 32 \(too large\)"):
         picture_tower(TowerSpec("x", "y", ""), module, wide, pretrained=False, facts=(), save_assets=str)

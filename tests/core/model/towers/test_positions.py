@@ -31,7 +31,9 @@ def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     made = {"bert": (hf.BertModel, hf.BertConfig), "roberta": (hf.RobertaModel, hf.RobertaConfig)}[request.param]
     positions = {"bert": 24, "roberta": 26}[request.param]  # RoBERTa's first two stand for padding
     special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0} if request.param == "roberta" else {}
-    made[0](made[1](vocab_size=len(WORDS), max_position_embeddings=positions, **SMALL, **special)).save_pretrained(tmp_path)
+    made[0](made[1](vocab_size=len(WORDS), max_position_embeddings=positions, **SMALL, **special)).save_pretrained(
+        tmp_path
+    )
     save_tokenizer(tmp_path)
     return tmp_path
 

@@ -26,7 +26,9 @@ def text() -> Tower:
 
 
 def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]:
-    made = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    made = torch.randint(
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     return {"pixels": made}
 
 
@@ -97,7 +99,9 @@ def test_padding_changes_nothing(text: Tower) -> None:
         for row, one in enumerate(TEXTS):
             alone = text.module(text.preprocess([one]))
             torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(together.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                together.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_word_order_matters_to_pooled(text: Tower) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.pictures import Picture
+from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 from ccaco_cli.core.model.towers.torchvision_timm import TorchvisionModule
 from tests.towers import check_narrow
 
@@ -57,7 +57,9 @@ def test_torchvision_tokens_equal_the_model_s_own_features() -> None:
     torch.manual_seed(0)
     model = zoo.resnet18().eval()
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
-    x = (pixels / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    x = (pixels / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
     with torch.no_grad():
         wanted = torch.nn.Sequential(*list(model.children())[:-2])(x).flatten(2).transpose(1, 2)
         found = tower.module.eval()({"pixels": pixels})
@@ -69,7 +71,9 @@ def test_torchvision_tokens_equal_the_model_s_own_features() -> None:
 def test_torchvision_preprocessing_is_its_own(name: str) -> None:
     tower = build(f"torchvision:{name}@none", "image")
     recipe = zoo.get_model_weights(name)["IMAGENET1K_V1"].transforms(resize_size=224)
-    found = (tower.preprocess(photo()) / 255 - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(3, 1, 1)
+    found = (tower.preprocess(photo()) / 255 - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(
+        3, 1, 1
+    )
     torch.testing.assert_close(found, recipe(photo()))
 
 
@@ -80,7 +84,9 @@ def test_timm_preprocessing_is_its_own() -> None:
     config = resolve_data_config({}, model=timm.create_model("resnet18.a1_in1k"))
     wanted = create_transform(**{**config, "crop_pct": 1.0})(photo())
     picture: Any = tower.preprocess
-    found = (picture(photo()) / 255 - torch.tensor(picture.mean).view(3, 1, 1)) / torch.tensor(picture.std).view(3, 1, 1)
+    found = (picture(photo()) / 255 - torch.tensor(picture.mean).view(3, 1, 1)) / torch.tensor(picture.std).view(
+        3, 1, 1
+    )
     torch.testing.assert_close(found, wanted)
 
 
@@ -120,7 +126,7 @@ def test_a_picture_too_small_is_refused() -> None:
 
 def test_torchvision_vit_keeps_its_class_token() -> None:
     model = zoo.VisionTransformer(32, 8, 1, 2, 16, 32).eval()
-    picture = Picture((32, 32), (32,), "bilinear", (0.0,) * 3, (1.0,) * 3)
+    picture = ImagePreprocess((32, 32), (32,), "bilinear", (0.0,) * 3, (1.0,) * 3)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         found = TorchvisionModule(model, picture, 32).eval()({"pixels": pixels})
@@ -145,7 +151,11 @@ def test_real_squeezenet() -> None:
     model = zoo.squeezenet1_0().eval()
     model.load_state_dict(load_file(file))
     with torch.no_grad():
-        wanted = model.features(zoo.SqueezeNet1_0_Weights.DEFAULT.transforms(resize_size=224)(photo())[None]).flatten(2).transpose(1, 2)
+        wanted = (
+            model.features(zoo.SqueezeNet1_0_Weights.DEFAULT.transforms(resize_size=224)(photo())[None])
+            .flatten(2)
+            .transpose(1, 2)
+        )
         found = tower.module.eval()({"pixels": tower.preprocess(photo())[None]})
     torch.testing.assert_close(found.tokens, wanted, atol=1e-3, rtol=1e-3)
     assert found.tokens.std() > 0.1

@@ -9,7 +9,9 @@ from ccaco_cli.core.model.towers import FAMILIES, build
 from ccaco_cli.core.model.towers.tower import TowerSpec
 
 
-@pytest.mark.parametrize("text", ["tiny", "hf:bert-base-uncased", "open_clip:ViT-B-32@openai", "torchvision:resnet50@none", "tiny@none"])
+@pytest.mark.parametrize(
+    "text", ["tiny", "hf:bert-base-uncased", "open_clip:ViT-B-32@openai", "torchvision:resnet50@none", "tiny@none"]
+)
 def test_spec_survives_parsing(text: str) -> None:
     assert str(TowerSpec.parse(text)) == text
 

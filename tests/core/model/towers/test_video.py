@@ -14,7 +14,7 @@ from ccaco_cli.core.data.clips import Clip
 from ccaco_cli.core.data.loader import padded
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.tower import Tower, Window
+from ccaco_cli.core.model.towers.tower import ClipWindow, Tower
 from tests.recordings import film
 from tests.towers import check_narrow
 
@@ -41,7 +41,7 @@ def encode(tower: Tower, *recordings: Clip) -> Any:
 @pytest.mark.parametrize("spec", ["tiny", "frames:tiny"])
 def test_a_token_a_frame_and_padding_changes_nothing(spec: str, long: Clip, short: Clip) -> None:
     torch.manual_seed(0)
-    tower = build(spec, "video", window=Window(size=32, rate=8.0, seconds=5.0))
+    tower = build(spec, "video", window=ClipWindow(size=32, rate=8.0, seconds=5.0))
     assert tower.preprocess(long).shape == (12, 3, 32, 32) and tower.preprocess(long).dtype == torch.uint8
     for layer in tower.module.moments.encoder.layers:  # as after some training: time is looked at
         torch.nn.init.normal_(layer.linear2.weight)
@@ -55,7 +55,7 @@ def test_a_token_a_frame_and_padding_changes_nothing(spec: str, long: Clip, shor
 
 def test_when_a_thing_is_seen_matters() -> None:
     torch.manual_seed(0)
-    tower = build("tiny", "video", window=Window(rate=8.0))
+    tower = build("tiny", "video", window=ClipWindow(rate=8.0))
     frames = torch.zeros(2, 8, 3, 32, 32, dtype=torch.uint8)
     frames[0, 1], frames[1, 6] = 255, 255
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_when_a_thing_is_seen_matters() -> None:
 
 def test_frames_start_with_what_the_image_tower_sees(long: Clip) -> None:
     torch.manual_seed(0)
-    tower = build("frames:torchvision:squeezenet1_1@none", "video", window=Window(size=64, rate=2.0))
+    tower = build("frames:torchvision:squeezenet1_1@none", "video", window=ClipWindow(size=64, rate=2.0))
     with torch.no_grad():
         tower.module.moments.gain.zero_()
         seen = tower.module.eval().body({"pixels": tower.preprocess(long)}).pooled
@@ -74,17 +74,21 @@ def test_frames_start_with_what_the_image_tower_sees(long: Clip) -> None:
 
 
 def test_frames_are_built_again_from_their_assets(tmp_path: Path, long: Clip) -> None:
-    tower = build("frames:torchvision:squeezenet1_1@none", "video", window=Window(size=64))
+    tower = build("frames:torchvision:squeezenet1_1@none", "video", window=ClipWindow(size=64))
     spec = tower.save_assets(tmp_path)
     assert spec.startswith("frames:torchvision:squeezenet1_1") and spec.endswith("@none")
-    again = build(spec, "video", window=Window(size=64))
+    again = build(spec, "video", window=ClipWindow(size=64))
     again.module.load_state_dict(tower.module.state_dict())
     torch.testing.assert_close(encode(again, long).pooled, encode(tower, long).pooled)
 
 
 MODELS = {
-    "videomae": lambda: hf.VideoMAEModel(hf.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, tubelet_size=2, **SMALL)),
-    "timesformer": lambda: hf.TimesformerModel(hf.TimesformerConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)),
+    "videomae": lambda: hf.VideoMAEModel(
+        hf.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, tubelet_size=2, **SMALL)
+    ),
+    "timesformer": lambda: hf.TimesformerModel(
+        hf.TimesformerConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)
+    ),
     "vivit": lambda: hf.VivitModel(hf.VivitConfig(image_size=32, num_frames=4, tubelet_size=[2, 16, 16], **SMALL)),
 }
 
@@ -94,8 +98,10 @@ def test_transformers(kind: str, tmp_path: Path, long: Clip, short: Clip) -> Non
     torch.manual_seed(0)
     model = MODELS[kind]()
     model.save_pretrained(tmp_path)
-    hf.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    tower = build(f"hf:{tmp_path}", "video", window=Window(seconds=1.0))
+    hf.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path
+    )
+    tower = build(f"hf:{tmp_path}", "video", window=ClipWindow(seconds=1.0))
     frames = tower.preprocess(short)
     assert frames.shape == (4, 3, 32, 32) and torch.equal(frames[1], frames[3]), "the last picture stays"
     found = encode(tower, long, short)
@@ -107,7 +113,7 @@ def test_transformers(kind: str, tmp_path: Path, long: Clip, short: Clip) -> Non
     moved = (before - after).norm(dim=-1)
     assert moved.argmax() == steps - 1, "tokens are in the order of time"
     with pytest.raises(TowerError, match="takes 4 frames"):
-        build(f"hf:{tmp_path}", "video", window=Window(rate=25.0))
+        build(f"hf:{tmp_path}", "video", window=ClipWindow(rate=25.0))
     assert build(tower.save_assets(tmp_path / "kept"), "video").tokens == steps
 
 

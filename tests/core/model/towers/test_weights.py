@@ -98,7 +98,11 @@ def test_fingerprint_tells_weights_and_facts_apart() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "modality"),
-    [("hf:no-such-owner/no-such-model", "text"), ("timm:resnet18.a1_in1k", "image"), ("open_clip:RN50@openai", "image")],
+    [
+        ("hf:no-such-owner/no-such-model", "text"),
+        ("timm:resnet18.a1_in1k", "image"),
+        ("open_clip:RN50@openai", "image"),
+    ],
 )
 def test_without_a_network_it_fails_fast_in_one_line(
     spec: str, modality: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -114,7 +118,9 @@ def test_without_a_network_it_fails_fast_in_one_line(
         build(spec, modality)
     assert time.monotonic() - start < 8
     assert "\n" not in str(caught.value)
-    assert caught.value.next and caught.value.next.startswith("hf:FOLDER" if spec.startswith("hf") else spec.split("@")[0])
+    assert caught.value.next and caught.value.next.startswith(
+        "hf:FOLDER" if spec.startswith("hf") else spec.split("@")[0]
+    )
     assert capfd.readouterr().err == ""
     assert before == constants.HF_HUB_OFFLINE
     assert logging.root.manager.disable == 0
