@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ccaco_cli import __version__
-from ccaco_cli.core.workflows import report
+from ccaco_cli.core.reporting import report_tables
 
 
 def test_version_and_help(ccaco: Callable[..., Any]) -> None:
@@ -25,7 +25,7 @@ def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: p
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "table", interrupted)
+    monkeypatch.setattr(report_tables, "table", interrupted)
     done = ccaco("report", "x")
     assert (done.code, done.out) == (130, "")
     assert done.err == "ccaco: interrupted; the same command goes on where it can\n"
@@ -35,7 +35,7 @@ def test_a_bug_is_not_hidden(ccaco: Callable[..., Any], monkeypatch: pytest.Monk
     def buggy(*arguments: Any, **more: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(report, "table", buggy)
+    monkeypatch.setattr(report_tables, "table", buggy)
     with pytest.raises(ZeroDivisionError):
         ccaco("report", "x")
 

@@ -23,7 +23,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.experiments import arms
 from ccaco_cli.core.experiments.request import TrainRequest
-from ccaco_cli.core.workflows import report
+from ccaco_cli.core.reporting import report_tables
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.view import progress, results
 
@@ -77,8 +77,8 @@ def main(folder: Path, seeds: int) -> None:
             on_progress=tell,
         )
     results.show(found.table, "table", f"{folder}: noisy digits")
-    about = report.Asked([folder / "runs"], metric="class_accuracy", reference="classifier")
-    results.show(report.table(about, "domains"), "table", f"{folder}: across domains")
+    about = report_tables.ReportRequest([folder / "runs"], metric="class_accuracy", reference="classifier")
+    results.show(report_tables.table(about, "domains"), "table", f"{folder}: across domains")
     for cell, error in found.failures.items():
         progress.note(f"failed: {cell}: {error}")
 

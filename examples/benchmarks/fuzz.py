@@ -246,9 +246,9 @@ def _weights(folder: Path) -> Path:
 def _read_weights(folder: Path) -> None:
     import torch
 
-    from ccaco_cli.core.training import checkpoint
+    from ccaco_cli.core.model import weights
 
-    checkpoint.load_weights(folder / "w", torch.nn.Linear(3, 2))
+    weights.load_weights(folder / "w", torch.nn.Linear(3, 2))
 
 
 def _state(folder: Path) -> Path:
@@ -315,9 +315,9 @@ def _result(folder: Path) -> Path:
 
 
 def _read_result(folder: Path) -> Any:
-    from ccaco_cli.core.workflows import report
+    from ccaco_cli.core.reporting import report_tables
 
-    return report.rows([folder / "r.json"])
+    return report_tables.rows([folder / "r.json"])
 
 
 def formats() -> dict[str, Format]:

@@ -15,7 +15,7 @@ import pytest
 
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.encoding import encode
+from ccaco_cli.core.encoding import token_cache
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.retrieval.index import Index
@@ -103,9 +103,9 @@ def test_a_clock_that_jumps(toy: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def cache_tokens(toy: Any, folder: Path) -> None:
-    encode.PART = 10
+    token_cache.PART = 10
     column, tower = toy.columns()[1], toy.aligner(toy.config()).sides["text"].tower
-    encode.cached(tower, column, folder / "c", grid=None, most=0, device="cpu")
+    token_cache.cached(tower, column, folder / "c", grid=None, most=0, device="cpu")
 
 
 def test_token_cache(toy: Any, tmp_path: Path) -> None:

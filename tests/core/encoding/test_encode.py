@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ccaco_cli.core.data.loader import CachedColumn
+from ccaco_cli.core.encoding import token_cache
 from ccaco_cli.core.encoding.encode import _batches, encode, reduced_precision
 from ccaco_cli.core.encoding.token_cache import cached, pool_grid
 from ccaco_cli.core.types import Features
@@ -94,7 +95,7 @@ def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: t
 def test_an_interrupted_cache_goes_on_where_it_stopped(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
-    monkeypatch.setattr(encode, "PART", 10)
+    monkeypatch.setattr(token_cache, "PART", 10)
     column, tower = toy.columns()[side], toy.tower("x", (6, 10)[side]).module
     if side == 0:
         column.mask[:], column.length = True, None
@@ -116,7 +117,7 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(
         finally:
             hook.remove()
 
-    monkeypatch.setattr(encode, "BATCH", {"cpu": 5})
+    monkeypatch.setattr(token_cache, "BATCH", {"cpu": 5})
     items = np.arange(len(column.row))
     whole, every = make(tmp_path / "whole", 10**6)
     assert every == len(items)

@@ -13,10 +13,9 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.sugarcrepe import TYPES
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments import cross_dataset
-from ccaco_cli.core.reporting import comparison
+from ccaco_cli.core.reporting import comparison, report_tables
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import PairRecord
-from ccaco_cli.core.workflows import report
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
     (found,) = results.find([runs])
     assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
     assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
-    table = report.table(report.Asked([own]))
+    table = report_tables.table(report_tables.ReportRequest([own]))
     assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [
         28
     ]

@@ -15,8 +15,9 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.pairs import Split
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
-from ccaco_cli.core.experiments import arms, domain_adaptation
+from ccaco_cli.core.experiments import arms
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.reporting import domain_tables, report_tables
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows import report
@@ -240,7 +241,7 @@ def test_the_supervised_arms_have_classes_and_no_words(root: Path, settings: dic
     per = results.result(run[0]).per_query("class_accuracy")
     assert per.mean == pytest.approx(found["metrics"]["test.classes"]["class_accuracy"])
     assert len(per.cluster) == 6, "a picture each"
-    rows = domain_adaptation.classes(run, "test")
+    rows = domain_tables.classes(run, "test")
     assert {r["class"] for r in rows} == set(COLOURS)
     assert np.mean([r["class_accuracy"] for r in rows]) == pytest.approx(
         found["metrics"]["test.classes"]["mean_class_accuracy"]
@@ -256,7 +257,7 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
     assert [row["verdict"] == "reference" for row in found.table] == [True, False], (
         "source-only is what others are held against"
     )
-    rows = domain_adaptation.table(results.find([tmp_path / "a"]), "text_to_image_R@1", None)
+    rows = domain_tables.table(results.find([tmp_path / "a"]), "text_to_image_R@1", None)
     assert [row["arm"] for row in rows] == ["source-only", "+adabn"]
     base, other = rows
     metrics = [manifest.open(tmp_path / f"a/+adabn-s{s}", kind="run").facts["metrics"] for s in (0, 1)]
@@ -269,23 +270,26 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
     assert other["gain"] == pytest.approx(other["target"] - base["target"])
     assert other["retention"] == pytest.approx(other["source"] / base["source"]) if base["source"] else True
     assert (base["gain"], other["low"] <= other["target"] <= other["high"]) == (0, True)
-    assert report.table(report.Asked([tmp_path / "a"], metric="text_to_image_R@1"), "domains") == rows
+    assert (
+        report_tables.table(report_tables.ReportRequest([tmp_path / "a"], metric="text_to_image_R@1"), "domains")
+        == rows
+    )
     with pytest.raises(ConfigError, match="no such metric: recall"):
-        domain_adaptation.table(results.find([tmp_path / "a"]), "recall", None)
+        domain_tables.table(results.find([tmp_path / "a"]), "recall", None)
     with pytest.raises(DataError, match=r"reference arm: clip; expected source-only \| \+adabn"):
-        domain_adaptation.table(results.find([tmp_path / "a"]), "R-sum", "clip")
+        domain_tables.table(results.find([tmp_path / "a"]), "R-sum", "clip")
 
 
 def test_what_needs_a_target_says_so(run: Path, dann: Path) -> None:
     for call in (
-        lambda: domain_adaptation.table(results.find([run]), "R-sum", None),
-        lambda: report.looks(report.Asked([run])),
+        lambda: domain_tables.table(results.find([run]), "R-sum", None),
+        lambda: report_tables.looks(report_tables.ReportRequest([run])),
     ):
         with pytest.raises(DataError, match=r"no target domain.*--target-domain NAME"):
             call()
     with pytest.raises(DataError, match="classified nothing"):
-        domain_adaptation.classes(results.find([run]), "test")
-    ((name, look),) = report.looks(report.Asked([dann]))
+        domain_tables.classes(results.find([run]), "test")
+    ((name, look),) = report_tables.looks(report_tables.ReportRequest([dann]))
     assert name == "dann" and set(look["before"]["image"]["domain"]) == {"source", "target"}
     assert len(look["after"]["image"]["points"]) == 24 + 12
 

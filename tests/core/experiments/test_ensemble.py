@@ -12,10 +12,9 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments import ensemble
 from ccaco_cli.core.experiments.methods import encodings
-from ccaco_cli.core.experiments.request import ReportRequest
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
-from ccaco_cli.core.reporting.report_tables import ReportRequest as Reported
-from ccaco_cli.core.reporting.report_tables import table
+from ccaco_cli.core.reporting.report_tables import ReportRequest, table
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.workflows.ablate import ablate
 
@@ -27,7 +26,7 @@ def test_every_set_of_seeds_once() -> None:
 
 
 def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked, folder = ReportRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
+    asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
     found = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
     rows = {row["arm"]: row for row in found.table}
     assert list(rows) == ["ccaco", "clip", "clip,ensemble=2"], "an arm with a cross branch is no control"
@@ -54,7 +53,7 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     again = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
     assert repr(again.table) == repr(found.table) and one.path.stat().st_mtime_ns == before, "scored once"
     assert [row["run"] for row in again.rows if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
-    assert {row["arm"] for row in table(Reported([folder]))} == set(rows), "the report has it too"
+    assert {row["arm"] for row in table(ReportRequest([folder]))} == set(rows), "the report has it too"
     assert len(manifest.open(folder, kind="ablation", verify="full").files) == 1
     one.path.write_text(one.path.read_text().replace("cosine", "Cosine", 1))
     with pytest.raises(Exception, match=r"test\.cosine\.json"):
@@ -67,7 +66,7 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
 def test_an_ensemble_of_nothing_is_refused_before_training(
     small: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:
-    asked = ReportRequest("scenes", explicit=small | {"optim.steps": 1})
+    asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
     with pytest.raises(ConfigError, match="no ensemble of 3"):
         ablate(asked, ["clip"], 2, tmp_path / "a", ensemble=3, data_root=data_root)
     with pytest.raises(ConfigError, match="no arm to make an ensemble of"):

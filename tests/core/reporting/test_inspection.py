@@ -11,11 +11,10 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, ManifestError
-from ccaco_cli.core.reporting import inspection
+from ccaco_cli.core.reporting import inspection, report_tables
 from ccaco_cli.core.reporting.inspection import LoadedRun
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.workflows import report
 from tests.manifests import edited
 
 
@@ -117,6 +116,6 @@ def test_what_cannot_be_looked_into_says_why(run: Path, tmp_path: Path, looked: 
 
 def test_the_table_of_faithfulness(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "PAIRS", 8)
-    rows = report.table(report.Asked([run]), "faithfulness")
+    rows = report_tables.table(report_tables.ReportRequest([run]), "faithfulness")
     assert {row["method"] for row in rows} == {"attention", "gradient"}
     assert [row["measure"] for row in rows if row["method"] == "gradient"][:3] == ["deletion", "insertion", "pointing"]

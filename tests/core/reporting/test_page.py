@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccaco_cli.core.reporting import page
+from ccaco_cli.core.reporting import page, report_tables
 from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.workflows import report
 
 
 def test_a_page_of_arms_without_models(fabricate: Any) -> None:
@@ -40,7 +39,7 @@ def test_runs_that_cannot_be_compared_still_have_a_page(fabricate: Any) -> None:
 
 
 def test_a_page_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.look, "PAIRS", 6)
+    monkeypatch.setattr(page.inspection, "PAIRS", 6)
     found = page.gather(ReportRequest([run]))
     assert found.inside is not None and not found.missing
     inside = found.inside
@@ -52,7 +51,7 @@ def test_a_page_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = found.origins[0]
     assert origin.command.split()[0] == "ccaco" and len(origin.sha256) == 64 and origin.inputs["dataset"]["sha256"]
     assert origin.config.startswith('dataset = "scenes"')
-    assert found.title == "first" and len(report.rows([run])) == len(found.runs)
+    assert found.title == "first" and len(report_tables.rows([run])) == len(found.runs)
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

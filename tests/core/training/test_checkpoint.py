@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ccaco_cli.core.errors import DataError, ManifestError
+from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.optim import adamw
 
@@ -23,47 +24,47 @@ def names(folder: Path) -> list[str]:
 
 def test_weights_come_back_bit_by_bit(toy: Any, tmp_path: Path) -> None:
     saved, fresh = toy.aligner(toy.config(seed=1)), toy.aligner(toy.config(seed=2))
-    checkpoint.save_weights(tmp_path / "w", saved)
+    weights.save_weights(tmp_path / "w", saved)
     assert not torch.equal(
         saved.state_dict()["sides.image.heads.0.project.weight"],
         fresh.state_dict()["sides.image.heads.0.project.weight"],
     )
-    checkpoint.load_weights(tmp_path / "w", fresh)
+    weights.load_weights(tmp_path / "w", fresh)
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in saved.state_dict().items())
 
 
 def test_frozen_towers_are_left_out_unless_everything_is_asked_for(toy: Any, tmp_path: Path) -> None:
     config = toy.config(model__image__lock=True)
     model = toy.aligner(config)
-    checkpoint.save_weights(tmp_path / "some", model)
-    checkpoint.save_weights(tmp_path / "all", model, everything=True)
+    weights.save_weights(tmp_path / "some", model)
+    weights.save_weights(tmp_path / "all", model, everything=True)
     some, every = set(load_file(tmp_path / "some")), set(load_file(tmp_path / "all"))
     assert every == set(model.state_dict())
     assert every - some == {"sides.image.tower.linear.weight", "sides.image.tower.linear.bias"}
-    checkpoint.load_weights(tmp_path / "some", toy.aligner(config))
+    weights.load_weights(tmp_path / "some", toy.aligner(config))
     with pytest.raises(ManifestError, match=r"sides\.image\.tower\.linear\.bias is missing"):
-        checkpoint.load_weights(tmp_path / "some", toy.aligner(config), everything=True)
+        weights.load_weights(tmp_path / "some", toy.aligner(config), everything=True)
 
 
 def test_another_shape_names_the_tensors(toy: Any, tmp_path: Path) -> None:
-    checkpoint.save_weights(tmp_path / "w", toy.aligner(toy.config(model__width=12)))
+    weights.save_weights(tmp_path / "w", toy.aligner(toy.config(model__width=12)))
     with pytest.raises(ManifestError, match=r"\w+\.weight is \[12.*\], not \[8") as caught:
-        checkpoint.load_weights(tmp_path / "w", toy.aligner(toy.config()))
+        weights.load_weights(tmp_path / "w", toy.aligner(toy.config()))
     assert str(tmp_path / "w") in str(caught.value)
     assert str(caught.value).endswith("config.toml")
-    checkpoint.save_weights(tmp_path / "w", toy.aligner(toy.config(model__fusion__kind="concat")))
+    weights.save_weights(tmp_path / "w", toy.aligner(toy.config(model__fusion__kind="concat")))
     with pytest.raises(ManifestError, match=r"unknown|missing"):
-        checkpoint.load_weights(tmp_path / "w", toy.aligner(toy.config()))
+        weights.load_weights(tmp_path / "w", toy.aligner(toy.config()))
 
 
 def test_garbage_is_refused(toy: Any, tmp_path: Path) -> None:
     model = toy.aligner(toy.config())
     with pytest.raises(ManifestError, match="gone"):
-        checkpoint.load_weights(tmp_path / "gone", model)
+        weights.load_weights(tmp_path / "gone", model)
     for data in (b"", b"not weights at all", b"\xff" * 100):
         (tmp_path / "bad").write_bytes(data)
         with pytest.raises(ManifestError, match="cannot read these weights"):
-            checkpoint.load_weights(tmp_path / "bad", model)
+            weights.load_weights(tmp_path / "bad", model)
         with pytest.raises(ManifestError, match="cannot resume"):
             checkpoint.load_state(tmp_path / "bad")
 
@@ -94,29 +95,29 @@ def test_a_moment_is_saved_once_and_stays_while_it_is_saved_again(toy: Any, tmp_
 
 def test_weights_that_lie_there_already_get_a_second_name(toy: Any, tmp_path: Path) -> None:
     model = toy.aligner(toy.config())
-    checkpoint.save_best(tmp_path, checkpoint.weights_of(model))
-    best = tmp_path / "best" / checkpoint.WEIGHTS
+    checkpoint.save_best(tmp_path, weights.weights_of(model))
+    best = tmp_path / "best" / weights.WEIGHTS
     folder = checkpoint.save(
-        tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=best, step=1, epoch=0
+        tmp_path, weights.weights_of(model), {}, [checkpoint.generators()], stored=best, step=1, epoch=0
     )
-    assert (folder / checkpoint.WEIGHTS).samefile(best)
+    assert (folder / weights.WEIGHTS).samefile(best)
     before = best.read_bytes()
     checkpoint.save_best(
-        tmp_path, checkpoint.weights_of(toy.aligner(toy.config(seed=9)))
+        tmp_path, weights.weights_of(toy.aligner(toy.config(seed=9)))
     )  # another best leaves the checkpoint as it is
     assert best.read_bytes() != before
-    assert (folder / checkpoint.WEIGHTS).read_bytes() == before
+    assert (folder / weights.WEIGHTS).read_bytes() == before
     gone = tmp_path / "gone"
     again = checkpoint.save(
-        tmp_path, checkpoint.weights_of(model), {}, [checkpoint.generators()], stored=gone, step=2, epoch=0
+        tmp_path, weights.weights_of(model), {}, [checkpoint.generators()], stored=gone, step=2, epoch=0
     )
-    assert (again / checkpoint.WEIGHTS).read_bytes() == before
+    assert (again / weights.WEIGHTS).read_bytes() == before
 
 
 def test_one_memory_under_two_names_is_kept_under_both(tmp_path: Path) -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
     model["b"].weight = model["a"].weight
-    checkpoint.save_weights(tmp_path / "w", model)
+    weights.save_weights(tmp_path / "w", model)
     found = load_file(tmp_path / "w")
     assert torch.equal(found["a.weight"], found["b.weight"])
     assert len(found) == 4
@@ -129,7 +130,7 @@ def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
         p.grad = torch.ones_like(p)
     optimizer.step()
     return checkpoint.save(
-        root, checkpoint.weights_of(model), optimizer.state_dict(), [checkpoint.generators()], keep, step=step, **cursor
+        root, weights.weights_of(model), optimizer.state_dict(), [checkpoint.generators()], keep, step=step, **cursor
     )
 
 

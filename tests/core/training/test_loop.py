@@ -14,13 +14,14 @@ from safetensors.torch import load, load_file
 from ccaco_cli.core import runtime
 from ccaco_cli.core.data.loader import PairDataset
 from ccaco_cli.core.errors import ConfigError, DataError, Interrupted
+from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint, step
 from ccaco_cli.core.training.loop import TrainingSummary, check, fit
 from ccaco_cli.core.training.optim import lr_at
 from ccaco_cli.core.training.state import Saving, starved
 from ccaco_cli.core.types import no_progress
 
-BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"
+BEST = f"checkpoints/best/{weights.WEIGHTS}"
 
 
 def start(
@@ -45,7 +46,7 @@ def last(folder: Path) -> bytes:
     """Weights of the latest checkpoint."""
     found = checkpoint.latest(folder / "checkpoints")
     assert found
-    return (found / checkpoint.WEIGHTS).read_bytes()
+    return (found / weights.WEIGHTS).read_bytes()
 
 
 def scores(*values: float, stop_after: int = 99) -> Callable[[Any], Mapping[str, float]]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan, part
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.training import checkpoint, parallel, step
 from ccaco_cli.core.training.loop import check, fit
@@ -122,7 +123,7 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return (
         load_file(folder / "gradients"),
-        load_file(last / checkpoint.WEIGHTS),
+        load_file(last / weights.WEIGHTS),
         [e["total"] for e in log if "total" in e],
     )
 

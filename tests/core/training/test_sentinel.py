@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from ccaco_cli.core import runtime
-from ccaco_cli.core.training import checkpoint, loop, sentinel
+from ccaco_cli.core.model import weights
+from ccaco_cli.core.training import loop, sentinel
 from ccaco_cli.core.training.sentinel import inspect, renew, stop
 from ccaco_cli.core.types import Crossed, no_progress
 
-BEST = f"checkpoints/best/{checkpoint.WEIGHTS}"
+BEST = f"checkpoints/best/{weights.WEIGHTS}"
 
 
 def model_and_batch(toy: Any, **settings: Any) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.experiments import methods
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.workflows.train import train
 from tests.manifests import edited
@@ -172,5 +173,5 @@ def test_the_best_epoch_is_scored_and_not_the_last(
     assert np.array_equal(stored, ranks())
     last = checkpoint.latest(tmp_path / "r/checkpoints")
     assert last
-    checkpoint.load_weights(last / checkpoint.WEIGHTS, aligner)
+    weights.load_weights(last / weights.WEIGHTS, aligner)
     assert not np.array_equal(stored, ranks()), "the last epoch would have told something else"

@@ -30,13 +30,13 @@ def _in(module: str, function: str = "build") -> Callable[..., Tower]:
 FAMILIES: dict[str, Builder] = {
     "tiny": _in("tiny"),
     "open_clip": _in("open_clip"),
-    "torchvision": _in("vision", "build_torchvision"),
-    "timm": _in("vision", "build_timm"),
+    "torchvision": _in("torchvision_timm", "build_torchvision"),
+    "timm": _in("torchvision_timm", "build_timm"),
     "hf": _in("hf"),
 }
 CLIP_FAMILIES: dict[str, dict[str, ClipBuilder]] = {
-    "audio": {"tiny": _in("sound", "build_tiny"), "hf": _in("sound", "build_hf")},
-    "video": {"tiny": _in("film", "build_tiny"), "frames": _in("film", "build_frames"), "hf": _in("film", "build_hf")},
+    "audio": {"tiny": _in("audio", "build_tiny"), "hf": _in("audio", "build_hf")},
+    "video": {"tiny": _in("video", "build_tiny"), "frames": _in("video", "build_frames"), "hf": _in("video", "build_hf")},
 }
 
 
