@@ -16,7 +16,7 @@ from ccaco_cli.commands import ablate, embed, prepare, report, retrieve, train
 from ccaco_cli.core import interrupts
 from ccaco_cli.core.errors import CcacoError, Interrupted
 from ccaco_cli.core.escape import printable
-from ccaco_cli.core.runtime import launched
+from ccaco_cli.core.runtime import launcher_rank
 
 app = typer.Typer(
     name="ccaco",
@@ -35,11 +35,11 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            with interrupts.raising():
+            with interrupts.raise_on_sigterm():
                 command(*args, **kwargs)
         except KeyboardInterrupt as end:
             asked = end if isinstance(end, Interrupted) else Interrupted()
-            if not launched()[0]:
+            if not launcher_rank()[0]:
                 print(f"ccaco: interrupted; {asked.saved}", file=sys.stderr)
             raise typer.Exit(asked.code) from None
         except BrokenPipeError:
@@ -72,12 +72,12 @@ def main() -> None:
     """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 ended by SIGTERM."""
     if "WORLD_SIZE" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns, once a process, of what we do on purpose
-    if launched()[0]:  # of several processes the first one speaks
+    if launcher_rank()[0]:  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
         app()
     except CcacoError as error:
-        if error.rank or not launched()[0]:
+        if error.rank or not launcher_rank()[0]:
             print(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be

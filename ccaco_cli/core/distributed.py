@@ -1,7 +1,7 @@
-"""Several processes that act as one: who is here, what is gathered, and whose turn it is.
+"""Several processes that train one model: collectives, the main process, and errors when a process is lost.
 
-Started by a launcher (``torchrun``), which says by RANK and WORLD_SIZE who each process is. Alone, every function here is the identity.
-Every rank holds an equal, consecutive part of the global batch, so gathering in rank order gives the batch that one process would have had.
+A launcher such as ``torchrun`` starts the processes and sets RANK and WORLD_SIZE. With one process every collective returns its argument.
+Every rank holds an equal, consecutive part of the global batch, so ``gather`` gives the batch that a single process would have.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,245 +20,290 @@ from torch import Tensor
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.errors import CcacoError, ConfigError, LostProcess
+from ccaco_cli.core.types import OnProgress, no_progress
 
 T = TypeVar("T")
-ROLL_CALL = timedelta(seconds=10)
-"""How long those who are left wait for each other's word before they say who is gone."""
+DIAGNOSIS_TIMEOUT = timedelta(seconds=10)
+"""How long the remaining processes wait for a sign of life from each other before they report which process is lost."""
+NO_LIMIT = timedelta(days=30)
 _store: ContextVar[Any] = ContextVar("store", default=None)
-_alone: ContextVar[bool] = ContextVar("alone", default=False)
-_turns: ContextVar[list[int]] = ContextVar("turns")
+_single: ContextVar[bool] = ContextVar("single", default=False)
+_barrier_count: ContextVar[list[int]] = ContextVar("barrier_count")
 
 
-class Leaves(SystemExit):
-    """This process has done its part (code 0), or another one tells the user what is wrong (code 2): it ends without a word."""
+class ProcessEnded(SystemExit):
+    """Ends this process without a message: its work is done (code 0), or the main process reports the error (code 2)."""
 
 
 def rank() -> int:
-    """Which process this is, 0 .. world - 1."""
+    """Number of this process, 0 .. world - 1."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def world() -> int:
-    """How many processes share the work."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
+    """Number of processes that share the work."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _single.get() else 1
 
 
 def main() -> bool:
-    """True for the one process that writes and speaks."""
+    """True for the process of rank 0, which alone writes files and messages."""
     return rank() == 0
 
 
 @contextmanager
-def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
-    """Joins the other processes of the launcher for the time of a block; nothing where there is one process.
+def session(device: str, report_progress: OnProgress, minutes: float = 30.0) -> Iterator[OnProgress]:
+    """``process_group`` for a workflow; yields the progress callback of this process, which does nothing on all but the main process."""
+    with process_group(device, minutes):
+        yield report_progress if main() else no_progress
 
-    device   of ``runtime.device``; on a GPU tensors travel by NCCL, else by gloo
-    minutes  after which a process that does not answer counts as lost
-    Raises   LostProcess: another one has ended or hangs; says which, within seconds of its end
+
+@contextmanager
+def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]:
+    """Connects the processes of the launcher for the time of a block; does nothing for a single process.
+
+    Args:
+        device: as for ``runtime.device``; GPU tensors are exchanged by NCCL, all others by gloo.
+        minutes: a process that does not answer for so long counts as lost.
+    Raises:
+        LostProcess: another process has ended or hangs; the message names it.
     """
-    here, size = runtime.launched()
+    this_rank, size = runtime.launcher_rank()
     if size <= 1 or dist.is_initialized():
         yield
         return
-    gpu = device != "cpu" and torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(runtime.device("cuda"))
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    limit = timedelta(minutes=minutes)
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store: Any = dist.TCPStore(address, port, size, here == 0 and not hosted, limit, wait_for_workers=False)  # type: ignore[attr-defined]
-        store = dist.PrefixStore(f"ccaco/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=here, world_size=size, timeout=limit
-        )
-    except (KeyError, ValueError, RuntimeError) as error:
-        what = f"the processes cannot meet ({' '.join(str(error).split())[:120]})"
-        raise ConfigError(what, expected="torchrun --nproc-per-node N -m ccaco_cli ...") from None
-    tokens = _store.set(store), _turns.set([0])
+    store = _connect(this_rank, size, device, timedelta(minutes=minutes))
+    tokens = _store.set(store), _barrier_count.set([0])
     try:
         yield
     except CcacoError as error:
-        error.rank = here
-        _say(store, here, str(error))
+        error.rank = this_rank
+        _record_failure(store, this_rank, str(error))
         raise
-    except Leaves:
+    except ProcessEnded:
         raise
     except (RuntimeError, OSError) as error:
-        if not _is_loss(error):
-            _say(store, here, f"{type(error).__name__}: {error}")
+        if not _is_connection_error(error):
+            _record_failure(store, this_rank, f"{type(error).__name__}: {error}")
             raise
-        dist.destroy_process_group()  # closes the lines, so that those who wait for this process learn of it too
-        raise _lost(store, here, size, error) from None
+        dist.destroy_process_group()  # closes the connections, so that processes that wait for this one also get an error
+        raise _lost_process(store, this_rank, size, error) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
         _store.reset(tokens[0])
-        _turns.reset(tokens[1])
+        _barrier_count.reset(tokens[1])
+
+
+def _connect(this_rank: int, size: int, device: str, timeout: timedelta) -> Any:
+    """Opens the process group; returns the key-value store that the processes share."""
+    gpu = device != "cpu" and torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(runtime.device("cuda"))
+    hosted_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        is_host = this_rank == 0 and not hosted_by_launcher
+        store: Any = dist.TCPStore(address, port, size, is_host, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"ccaco/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=this_rank, world_size=size, timeout=timeout)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the processes cannot connect ({' '.join(str(error).split())[:120]})",
+            expected="torchrun --nproc-per-node N -m ccaco_cli ...",
+        ) from None
+    return store
 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Work that a process does by itself, though others are there: inside, it is alone."""
-    token = _alone.set(True)
+    """Inside the block this process works by itself: ``world()`` is 1 and collectives return their argument."""
+    token = _single.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _single.reset(token)
+
+
+@contextmanager
+def main_process_continues() -> Iterator[None]:
+    """Ends all processes but the main one (exit code 0), which runs the block by itself."""
+    if not main():
+        raise ProcessEnded(0)
+    with single_process():
+        yield
+
+
+@contextmanager
+def on_main_process(context: Callable[[], AbstractContextManager[T]]) -> Iterator[T | None]:
+    """Enters a context manager, such as a file lock, on the main process only; yields None on the others."""
+    if not main():
+        yield None
+        return
+    with context() as value:
+        yield value
 
 
 def main_process_first(work: Callable[[], T]) -> T:
-    """The first process works, then all the others do: what the first leaves on disk is there for them. Waits as long as it takes.
+    """Runs ``work`` on the main process, then on all others, which find on disk what the main process has written. No time limit.
 
-    Raises what ``work`` raises on the first process; the others then leave.
+    If it fails on the main process, the others end with ``ProcessEnded``.
     """
     if world() == 1:
         return work()
-    found = main_process_only(work)
-    return work() if found is None and not main() else found  # type: ignore[return-value]
+    result = main_process_only(work)
+    return work() if result is None and not main() else result  # type: ignore[return-value]
 
 
 def main_process_only(work: Callable[[], T]) -> T | None:
-    """The first process works, the others wait for it (and leave when it fails); None for them."""
+    """Runs ``work`` on the main process while the others wait; returns None there. If it fails, they end with ``ProcessEnded``."""
     if world() == 1:
         return work()
     store = _store.get()
     assert store is not None
-    turns = _turns.get()
-    turns[0] += 1
-    key = f"turn/{turns[0]}"
+    key = f"main/{_next_barrier()}"
     if main():
         try:
-            found = work()
+            result = work()
         except BaseException:
             store.set(key, "failed")
             raise
         store.set(key, "done")
-        return found
+        return result
     try:
-        store.wait([key], timedelta(days=30))
-        done = store.get(key) == b"done"
-    except RuntimeError:  # the first process kept the store, and is gone
-        done = False
-    if not done:
-        raise Leaves(2)
+        store.wait([key], NO_LIMIT)
+        succeeded = store.get(key) == b"done"
+    except RuntimeError:  # the main process hosted the store and has ended
+        succeeded = False
+    if not succeeded:
+        raise ProcessEnded(2)
     return None
 
 
-def wait() -> None:
-    """Until every process is here, as long as it takes."""
+def barrier() -> None:
+    """Waits until every process has called it. No time limit."""
     store = _store.get()
     if world() == 1 or store is None:
         return
-    turns = _turns.get()
-    turns[0] += 1
-    keys = [f"wait/{turns[0]}/{number}" for number in range(world())]
-    store.set(keys[rank()], "here")
-    store.wait(keys, timedelta(days=30))
+    number = _next_barrier()
+    keys = [f"barrier/{number}/{process}" for process in range(world())]
+    store.set(keys[rank()], "reached")
+    store.wait(keys, NO_LIMIT)
+
+
+def _next_barrier() -> int:
+    """Number of this synchronisation point: all processes reach them in the same order."""
+    count = _barrier_count.get()
+    count[0] += 1
+    return count[0]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, through: bool) -> Tensor:
-        ctx.through, ctx.rows = through, len(x)
+    def forward(ctx: Any, x: Tensor, with_grad: bool) -> Tensor:
+        ctx.with_grad, ctx.rows = with_grad, len(x)
         return _all_gather(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        own = slice(rank() * ctx.rows, (rank() + 1) * ctx.rows)
-        if not ctx.through:  # all processes compute one and the same loss, so their gradients are equal: no need to ask
-            return grad[own] * world(), None
-        whole = grad.contiguous().clone()
-        dist.all_reduce(whole)
-        return whole[own], None
+        local_rows = slice(rank() * ctx.rows, (rank() + 1) * ctx.rows)
+        if not ctx.with_grad:  # every process computes the same loss, so the gradients are equal: no exchange needed
+            return grad[local_rows] * world(), None
+        summed = grad.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[local_rows], None
 
 
-class _Total(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        whole = x.detach().clone()
-        dist.all_reduce(whole)
-        return whole
+        summed = x.detach().clone()
+        dist.all_reduce(summed)
+        return summed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        whole = grad.contiguous().clone()
-        dist.all_reduce(whole)
-        return whole
+        summed = grad.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
 
 
-def gather(x: Tensor, *, through: bool = True) -> Tensor:
+def gather(x: Tensor, *, with_grad: bool = True, through: bool | None = None) -> Tensor:
     """Rows of every process, in rank order: [b, ...] -> [world * b, ...].
 
-    through  gradients travel back to the process that a row came from, summed over processes. Without it each process keeps what its own
-             loss says of its own rows, times world: the same when all compute one loss from the gathered rows, and wrong when they do not
-    The mean over processes of the parameters' gradients (what DDP does) is then that of one process with the global batch.
+    Args:
+        with_grad: gradients return to the process that a row came from, summed over processes. Without it each process uses the gradient
+            of its own loss for its own rows, times world: equal if all processes compute one loss of the gathered rows, wrong otherwise.
+    The mean over processes of the parameters' gradients (as in DDP) then equals that of a single process with the global batch.
     """
-    return x if world() == 1 else _Gather.apply(x, through)  # type: ignore[no-untyped-call]
+    with_grad = with_grad if through is None else through
+    return x if world() == 1 else _Gather.apply(x, with_grad)  # type: ignore[no-untyped-call]
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over processes, with gradient."""
-    return x if world() == 1 else _Total.apply(x)  # type: ignore[no-untyped-call]
+    return x if world() == 1 else _AllReduceSum.apply(x)  # type: ignore[no-untyped-call]
 
 
-def shares(rows: Tensor, each: int) -> tuple[Tensor, Tensor]:
-    """Who holds which of some rows of the global batch, so that only these rows travel.
+def row_owners(rows: Tensor, rows_per_process: int) -> tuple[Tensor, Tensor]:
+    """Finds which process holds which of the given rows of the global batch, so that only these rows are exchanged.
 
-    rows     [R] int64 into the global batch, the same on every process
-    each     rows that every process holds
-    Returns  own [most] int64, this process's rows among them (filled up with its row 0, so that every process sends as many), and
-             place [R] int64, where each row lies in what is gathered of them: ``gather(x[own])[place]`` are the rows
+    Args:
+        rows: [R] int64, rows of the global batch, the same on every process.
+        rows_per_process: rows of the global batch that every process holds.
+    Returns:
+        local_rows [n] int64: this process's rows among them, padded with its row 0 to the same n on every process.
+        position [R] int64: position of each row among the gathered ones: ``gather(x[local_rows])[position]`` are the rows.
     """
-    owner = rows // each
+    owner = rows // rows_per_process
     counts = torch.bincount(owner, minlength=world())
-    most = int(counts.max())
-    owner, order = owner.sort(stable=True)
-    nth = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[owner]
-    place = torch.empty_like(rows).scatter_(0, order, owner * most + nth)
-    mine = rows[rows // each == rank()] - rank() * each
-    return torch.cat([mine, mine.new_zeros(most - len(mine))]), place
+    sent_rows = int(counts.max())
+    sorted_owner, order = owner.sort(stable=True)
+    number = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[sorted_owner]
+    position = torch.empty_like(rows).scatter_(0, order, sorted_owner * sent_rows + number)
+    local_rows = rows[owner == rank()] - rank() * rows_per_process
+    return torch.cat([local_rows, local_rows.new_zeros(sent_rows - len(local_rows))]), position
 
 
-def padded(x: Tensor) -> Tensor:
-    """[b, N, ...] filled up with zeros to the longest N of all processes."""
+def pad_to_longest(x: Tensor) -> Tensor:
+    """[b, N, ...] padded with zeros to the largest N of all processes."""
     longest = int(all_reduce_max(x.shape[1]))
     return x if longest == x.shape[1] else torch.cat([x, x.new_zeros(len(x), longest - x.shape[1], *x.shape[2:])], 1)
 
 
 def all_reduce_max(value: float) -> float:
-    """The highest of all processes' numbers."""
+    """Maximum of a number over processes."""
     if world() == 1:
         return value
-    found = torch.tensor(float(value), dtype=torch.float64)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.item()
+    number = torch.tensor(float(value), dtype=torch.float64)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
 
 
 def broadcast(value: float) -> float:
-    """The first process's number, for all: what decides for every process must be the same to the bit."""
+    """The main process's number, on every process: decisions must be equal to the bit."""
     if world() == 1:
         return value
-    found = torch.tensor(float(value), dtype=torch.float64)
-    dist.broadcast(found, 0)
-    return found.item()
+    number = torch.tensor(float(value), dtype=torch.float64)
+    dist.broadcast(number, 0)
+    return number.item()
 
 
 def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mean over processes of named scalars, without gradient; NaN on one is NaN on all."""
+    """Mean over processes of named scalars, without gradient; NaN on one process gives NaN on all."""
     if world() == 1:
         return {name: value.detach() for name, value in values.items()}
-    found = torch.stack([value.detach().float() for value in values.values()])
-    dist.all_reduce(found)
-    return dict(zip(values, found / world(), strict=True))
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked / world(), strict=True))
 
 
-def join_parts(x: Tensor) -> Tensor:
-    """Adds up CPU tensors of which every process filled other rows and left zeros elsewhere: bit by bit what one process would have."""
+def sum_disjoint(x: Tensor) -> Tensor:
+    """Sum over processes of CPU tensors of which each process filled different rows and left the others zero; exact to the bit."""
     if world() > 1 and x.numel():
-        raw = x.contiguous().view(-1).view(torch.uint8)
-        dist.all_reduce(raw)
-        return raw.view(x.dtype).view(x.shape)
+        raw_bytes = x.contiguous().view(-1).view(torch.uint8)
+        dist.all_reduce(raw_bytes)
+        return raw_bytes.view(x.dtype).view(x.shape)
     return x
 
 
@@ -273,37 +318,40 @@ def _all_gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _is_loss(error: BaseException) -> bool:
+def _is_connection_error(error: BaseException) -> bool:
     return isinstance(error, dist.DistError | ConnectionError) or any(
         word in str(error) for word in ("gloo", "Connection closed", "Connection reset", "NCCL")
     )
 
 
-def _say(store: Any, here: int, what: str) -> None:
-    """Leaves a last word for the others, who will find the line dead."""
+def _record_failure(store: Any, this_rank: int, message: str) -> None:
+    """Stores the reason why this process ends, so that the others can report it."""
     try:
-        store.set(f"left/{here}", " ".join(what.split())[:300])
+        store.set(f"left/{this_rank}", " ".join(message.split())[:300])
     except RuntimeError:
         return
 
 
-def _lost(store: Any, here: int, size: int, error: BaseException) -> LostProcess:
-    """The roll is called by the store: who does not answer is gone."""
-    silent = {number for number in range(size) if number != here}
-    words: dict[int, str] = {}
+def _lost_process(store: Any, this_rank: int, size: int, error: BaseException) -> LostProcess:
+    """The error that names the lost processes: each process signs the store, and those without a signature are lost."""
+    silent = {number for number in range(size) if number != this_rank}
+    reasons: dict[int, str] = {}
     try:
-        store.set(f"alive/{here}", "here")
-        end = time.monotonic() + ROLL_CALL.total_seconds()
+        store.set(f"alive/{this_rank}", "yes")
+        end = time.monotonic() + DIAGNOSIS_TIMEOUT.total_seconds()
         while silent and time.monotonic() < end:
             for number in sorted(silent):
                 if store.check([f"left/{number}"]):
-                    words[number] = store.get(f"left/{number}").decode("utf-8", "replace")
-                if number in words or store.check([f"alive/{number}"]):
+                    reasons[number] = store.get(f"left/{number}").decode("utf-8", "replace")
+                if number in reasons or store.check([f"alive/{number}"]):
                     silent.discard(number)
             time.sleep(0.05)
-    except RuntimeError:  # the store itself is gone, and the first process (or the launcher) kept it
+    except RuntimeError:  # the store itself is gone: the main process (or the launcher) hosted it
         silent = {0}
-    gone = [f"process {number} of {size} ended: {word}" for number, word in words.items()]
-    gone += [f"process {number} of {size} ended without a word" for number in sorted(silent)]
-    what = "; ".join(gone) or f"the line to the other processes broke ({' '.join(str(error).split())[:120]})"
-    return LostProcess(what, expected=f"{size} processes to the end", next="the same command with --resume latest")
+    lost = [f"process {number} of {size} ended: {reason}" for number, reason in reasons.items()]
+    lost += [f"process {number} of {size} ended without a message" for number in sorted(silent)]
+    message = "; ".join(lost) or f"the connection to the other processes broke ({' '.join(str(error).split())[:120]})"
+    return LostProcess(message, expected=f"{size} processes to the end", next="the same command with --resume latest")
+
+
+shares, padded = row_owners, pad_to_longest

@@ -1,4 +1,4 @@
-"""Being asked to end: Ctrl-C and SIGTERM (how a cluster takes its machine back) become a wish that work in steps can grant in order."""
+"""Ctrl-C and SIGTERM (sent by cluster schedulers): long work in steps notices the signal, saves and ends in order."""
 
 from __future__ import annotations
 
@@ -16,54 +16,58 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class StopSignal:
-    """signal  the number of the one that came, 0 = none"""
+    """Whether a signal has arrived.
+
+    Attributes:
+        signal: its number; 0 = none yet.
+    """
 
     signal: int = 0
 
 
-def code(number: int) -> int:
+def exit_code(number: int) -> int:
     """Exit code of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
-def ended(number: int, saved: str) -> Interrupted:
-    """The exception that ends the work, with its exit code."""
-    return Interrupted(code(number), saved)
+def interrupted(number: int, message: str) -> Interrupted:
+    """The exception that ends the work after a signal, with its exit code."""
+    return Interrupted(exit_code(number), message)
 
 
 @contextmanager
-def listening() -> Iterator[StopSignal]:
-    """For the time of a block signals are noted; a second one ends the process at once. Only the main thread can listen."""
-    asked = StopSignal()
+def catch_stop_signals() -> Iterator[StopSignal]:
+    """Inside the block the first signal is only recorded; a second one raises ``Interrupted`` at once. Works in the main thread only."""
+    stop_signal = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_signal
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked.signal:
-            raise Interrupted(code(number), "ended at once")
-        asked.signal = number
+    def record(number: int, frame: FrameType | None) -> None:
+        if stop_signal.signal:
+            raise interrupted(number, "ended at once")
+        stop_signal.signal = number
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    previous = {number: signal.signal(number, record) for number in SIGNALS}
     try:
-        yield asked
+        yield stop_signal
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def raising() -> Iterator[None]:
-    """For the time of a block SIGTERM raises ``Interrupted``, as Ctrl-C raises KeyboardInterrupt, so that temporary files are cleared."""
+def raise_on_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM raises ``Interrupted``, as Ctrl-C raises KeyboardInterrupt, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(code(number))
+        raise Interrupted(exit_code(number))
 
-    before = signal.signal(signal.SIGTERM, end)
+    previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

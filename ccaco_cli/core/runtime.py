@@ -1,4 +1,4 @@
-"""Where a run happens: device, precision, threads, processes and seeds."""
+"""Device, precision, threads, launcher variables and seeds of a run."""
 
 from __future__ import annotations
 
@@ -11,52 +11,56 @@ from ccaco_cli.core.errors import ConfigError
 
 
 def device(name: str) -> Any:
-    """``auto`` -> cuda when there is one, else cpu; of several processes each has its own. Raises ConfigError: no such device."""
+    """The torch device of a name; ``auto`` is cuda where there is a GPU, else cpu. Under a launcher each process has its own GPU.
+
+    Raises:
+        ConfigError: no such device.
+    """
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", launched()[0])) % torch.cuda.device_count())
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", launcher_rank()[0])) % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cpu")
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError):
         raise ConfigError("no such device on this machine", where=name, expected="auto, cpu or cuda[:N]") from None
-    return found
+    return chosen
 
 
-def launched() -> tuple[int, int]:
-    """(rank, world) as a launcher of several processes says; (0, 1) without one."""
+def launcher_rank() -> tuple[int, int]:
+    """(rank, world) as set by a launcher such as torchrun; (0, 1) without one."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-THREADS = "OMP_NUM_THREADS"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
-def cores() -> int:
-    """Of the CPU, those that this process may use."""
+def cpu_cores() -> int:
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_count(workers: int = 0) -> int:
-    """As many as ``OMP_NUM_THREADS`` says, else one a core that no loader's worker needs: threads that lack a core of their own all wait.
+    """``OMP_NUM_THREADS`` if it is set, else one thread per core that no data loader worker needs: more threads than cores are slower.
 
-    Libraries' own guesses ignore containers and swing on shared machines.
+    The defaults of the libraries ignore the limits of containers and vary on shared machines.
     """
-    asked = os.environ.get(THREADS, "").partition(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() - workers)
+    requested = os.environ.get(THREADS_VARIABLE, "").partition(",")[0]
+    return int(requested) if requested.isdigit() and int(requested) else max(1, cpu_cores() - workers)
 
 
-def threads(workers: int = 0) -> None:
-    """Holds torch to ``thread_count``."""
+def limit_threads(workers: int = 0) -> None:
+    """Limits torch to ``thread_count`` threads."""
     import torch
 
     torch.set_num_threads(thread_count(workers))
 
 
-def follow_parent() -> None:
-    """A worker leaves interrupts to its parent, and does not outlive it (after a kill -9 it would wait for ever)."""
+def end_with_parent() -> None:
+    """For worker processes: ignores Ctrl-C, which the parent handles, and ends when the parent ends (also after kill -9)."""
     import multiprocessing
     import signal
     import threading
@@ -64,12 +68,12 @@ def follow_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:
+    def wait_for_parent() -> None:
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def seed(value: int) -> None:
@@ -85,7 +89,7 @@ def seed(value: int) -> None:
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process holds now (0 where the system does not say)."""
+    """Memory of this process in bytes; 0 where the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
@@ -93,27 +97,27 @@ def resident_memory() -> int:
 
 
 def available_memory(device: Any) -> int:
-    """Bytes that a run may take: of the GPU, or of this machine (what is free, and what this process holds already) and its container."""
+    """Memory in bytes that a run may use: of the GPU, or of the machine (free plus used by this process) within its container limit."""
     import torch
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    rooms = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        rooms.append(
+        limits.append(
             int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 + resident_memory()
         )
     with contextlib.suppress(OSError, ValueError):  # a container without a limit says "max"
-        rooms.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(rooms)
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16")
 
 
 def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[Any]:
-    """The mixed-precision context of ``--precision``; ``auto`` is bf16 on CUDA and fp32 elsewhere (bf16 is slower on CPUs without AMX)."""
+    """The mixed-precision context of ``--precision``; ``auto`` is bf16 on CUDA, else fp32 (bf16 is slower on CPUs without AMX)."""
     import torch
 
     if precision not in PRECISIONS:
@@ -125,21 +129,22 @@ def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[A
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "amp_bf16" else torch.float16)
 
 
-ENCODING = ("auto", "fp32", "bf16", "fp16")
+ENCODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def encoding(precision: str, device: Any) -> Any:
-    """The torch dtype that towers compute in while they only encode.
+def encoding_dtype(precision: str, device: Any) -> Any:
+    """The torch dtype in which towers compute when they encode without training.
 
-    ``auto`` is a narrow one where the device multiplies it faster: bf16 on a GPU (fp16 on one without it) and on CPUs with AVX512-BF16 or
-    AMX, 3.3 times the rate of fp32 there; fp32 elsewhere, for other CPUs convert every number first.
+    ``auto`` is a 16-bit type where the device multiplies it faster: bf16 on GPUs (fp16 on those without bf16) and on CPUs with AVX512-BF16
+    or AMX (3.3 times the rate of fp32); else fp32, since other CPUs would convert every number first.
 
-    Raises ConfigError: no such precision
+    Raises:
+        ConfigError: no such precision.
     """
     import torch
 
-    if precision not in ENCODING:
-        raise ConfigError("unknown precision", where=precision, expected=" | ".join(ENCODING))
+    if precision not in ENCODING_PRECISIONS:
+        raise ConfigError("unknown precision", where=precision, expected=" | ".join(ENCODING_PRECISIONS))
     if precision == "auto" and device.type == "cuda":
         precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif precision == "auto":

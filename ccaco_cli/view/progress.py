@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from ccaco_cli.core.escape import printable
-from ccaco_cli.core.runtime import launched
+from ccaco_cli.core.runtime import launcher_rank
 from ccaco_cli.core.types import OnProgress, no_progress
 
 
@@ -20,7 +20,7 @@ def bar(title: str) -> Iterator[OnProgress]:
 
     ``facts["left"]`` are seconds until the whole work is done, where that is more than this bar.
     """
-    if not sys.stderr.isatty() or os.environ.get("CI") or launched()[0]:
+    if not sys.stderr.isatty() or os.environ.get("CI") or launcher_rank()[0]:
         yield no_progress
         return
     from rich.console import Console
@@ -61,5 +61,5 @@ def bar(title: str) -> Iterator[OnProgress]:
 
 def note(line: str) -> None:
     """One line on stderr for the person at the terminal."""
-    if not launched()[0]:  # of several processes the first one speaks
+    if not launcher_rank()[0]:  # of several processes the first one speaks
         print(printable(line), file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ def test_alone_everything_is_the_identity() -> None:
     x = torch.randn(3, 2, requires_grad=True)
     assert distributed.gather(x) is x
     assert distributed.all_reduce_sum(x) is x
-    assert distributed.join_parts(x) is x
+    assert distributed.sum_disjoint(x) is x
     assert (distributed.rank(), distributed.world(), distributed.main()) == (0, 1, True)
     assert distributed.main_process_first(lambda: 5) == distributed.main_process_only(lambda: 5) == 5
     assert distributed.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
@@ -33,14 +33,14 @@ def meet(folder: Path) -> None:
         (whole.sum() * (rank + 1)).backward()
         assert (own.grad == sum(range(1, world + 1))).all()
         rows = torch.tensor([5, 0, 2, 4, 1])
-        mine, place = distributed.shares(rows, 2)
+        mine, place = distributed.row_owners(rows, 2)
         numbers = torch.arange(2 * rank, 2 * rank + 2)
         assert torch.equal(distributed.gather(numbers[mine])[place], rows)
-        assert distributed.padded(torch.ones(2, 1 + rank)).shape == (2, world)
+        assert distributed.pad_to_longest(torch.ones(2, 1 + rank)).shape == (2, world)
         filled = torch.zeros(world, 3, dtype=torch.float16)
         filled[rank] = torch.tensor([-0.0, 1.5, 1e-7])
         same = torch.tensor([-0.0, 1.5, 1e-7]).half().repeat(world, 1)
-        assert torch.equal(distributed.join_parts(filled).view(torch.int16), same.view(torch.int16))
+        assert torch.equal(distributed.sum_disjoint(filled).view(torch.int16), same.view(torch.int16))
         assert distributed.all_reduce_max(float(rank)) == world - 1
         assert distributed.broadcast(float(rank)) == 0
         assert float(distributed.mean({"a": torch.tensor(float(rank))})["a"]) == (world - 1) / 2
@@ -48,7 +48,7 @@ def meet(folder: Path) -> None:
         assert seen == (None if rank == 0 else True)
         with distributed.single_process():
             assert distributed.world() == 1
-        distributed.wait()
+        distributed.barrier()
 
 
 def test_together_they_have_what_one_would_have(tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ def test_encoding_is_narrow_where_the_processor_multiplies_so(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     cpu = torch.device("cpu")
-    assert runtime.encoding("auto", cpu) == getattr(torch, wanted)
-    assert (runtime.encoding("fp32", cpu), runtime.encoding("fp16", cpu)) == (torch.float32, torch.float16)
+    assert runtime.encoding_dtype("auto", cpu) == getattr(torch, wanted)
+    assert (runtime.encoding_dtype("fp32", cpu), runtime.encoding_dtype("fp16", cpu)) == (torch.float32, torch.float16)
     with pytest.raises(ConfigError, match=r"unknown precision: amp_bf16.*auto \| fp32"):
-        runtime.encoding("amp_bf16", cpu)
+        runtime.encoding_dtype("amp_bf16", cpu)
 
 
 @pytest.mark.parametrize("asked", ["3", "2,4", "", "many", "0"])
@@ -61,11 +61,11 @@ def test_threads_follow_the_environment_or_the_cores(asked: str, monkeypatch: py
     told: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    monkeypatch.setattr(runtime, "cores", lambda: 6)
+    monkeypatch.setattr(runtime, "cpu_cores", lambda: 6)
     for workers in (0, 4, 9):
-        runtime.threads(workers)
+        runtime.limit_threads(workers)
     assert told == [{"3": 3, "2,4": 2}.get(asked, left) for left in (6, 2, 1)]
 
 
 def test_cores_are_those_that_may_be_used() -> None:
-    assert runtime.cores() == len(os.sched_getaffinity(0))
+    assert runtime.cpu_cores() == len(os.sched_getaffinity(0))
