@@ -1,436 +1,363 @@
-"""Every setting of a run, as frozen dataclasses: read from TOML, overridden by flags and ``--set loss.beta=0.5``."""
+"""Every setting of a run, as frozen dataclasses; ``config_io`` reads them from TOML and applies overrides.
+
+Each field declares its default, help, flag and accepted values in one place (``settings.setting``). The options of
+``ccaco train`` and ``ccaco ablate``, ``--set``, the range check and the table of all settings are made from that.
+"""
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass
 
-from ccaco_cli.core.errors import ConfigError
-
-C = TypeVar("C")
-MODALITIES = ("image", "text", "audio", "video")
-"""Those that a model can have a tower of."""
+from ccaco_cli.core.settings import section, setting
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """One encoder and its head.
+    """The encoder (tower) and the projection head of one modality."""
 
-    spec            tiny | family:name[@weights]
-    lock            frozen; its tokens are then computed once and cached
-    size            image pixels a side, 0 = the tower's own
-    tiles           ROWSxCOLUMNS: the picture is cut into so many squares of ``size``, each seen by itself; "" = the picture is one
-    context_length  text tokens, 0 = the tower's own
-    positions       an entry of ``model.towers.positions.RULES``: how learned positions reach a longer context than they were trained for
-    states          of its layers that lie side by side in a token, evenly spaced (3 of a tower of 6 layers: what goes into the first, the
-                    third's, the last's); 1 = the last's alone; negative: at most so many
-    seconds         audio and video: the start of a clip that is seen and heard, 0 = the tower's own (tiny: 10)
-    rate            video frames a second, 0 = the tower's own (tiny: 16)
-    normalisation   of log-mel features: an entry of ``towers.sound.NORMALISATIONS``, empty = the tower's own
-    cache_tokens    a cached patch grid is average-pooled to at most this many tokens
-    center          auto | on | off: subtract the running mean token before pooling (auto: on when trained from scratch)
-    pool            mean | max | cls | attention: tokens -> one vector
-    crop            in training, the smallest share of a picture that a random crop leaves (blown up to its size again), 1 = no crops
-    grayscale       in training, the share of the pictures that lose their colours
-    input_dropout   on the tokens (or the class token), before pooling and projection
-    head_dropout    inside the residual MLP of the head
-    """
-
-    spec: str = "tiny"
-    lock: bool = False
-    size: int = 0
-    tiles: str = ""
-    context_length: int = 0
-    positions: str = "stretch"
-    states: int = 1
-    seconds: float = 0.0
-    rate: float = 0.0
-    normalisation: str = ""
-    cache_tokens: int = 49
-    center: str = "auto"
-    pool: str = "mean"
-    crop: float = 1.0
-    grayscale: float = 0.0
-    input_dropout: float = 0.0
-    head_dropout: float = 0.1
+    spec: str = setting("tiny", "Tower for {modality}: {specs}.", flag="--{modality}-tower", metavar="SPEC")
+    lock: bool = setting(
+        False, "Freeze the {modality} tower; its tokens are computed once and cached.", flag="--lock-{modality}"
+    )
+    size: int = setting(
+        0,
+        "Pixels per side of the square image that the tower takes; 0 means the tower's own size.",
+        flag="--image-size",
+        flag_modalities=("image",),
+        custom_flag=True,
+        shown_default="the tower's own",
+        min=0,
+    )
+    tiles: str = setting(
+        "",
+        "ROWSxCOLUMNS: cut each image into that many squares of `size` pixels and encode each alone; empty: no tiles.",
+        flag="--tile",
+        flag_modalities=("image",),
+        custom_flag=True,
+        shown_default="no tiles",
+    )
+    context_length: int = setting(
+        0,
+        "Maximum text tokens; longer captions are cut and counted. 0 means the tower's own limit.",
+        flag="--context-length",
+        flag_modalities=("text",),
+        shown_default="the tower's own",
+        min=0,
+    )
+    positions: str = setting(
+        "stretch",
+        "How learned position embeddings are extended to a longer context than the tower was trained for.",
+        choices="model.towers.positions:RULES",
+    )
+    states: int = setting(
+        1,
+        "Number of layer states, evenly spaced over the tower, that are concatenated in each token; 1: only the last "
+        "state; -N: as many as the tower has, at most N.",
+        min=-100,
+        max=100,
+    )
+    seconds: float = setting(
+        0.0, "Audio and video: seconds from the start of a clip that are encoded; 0 means the tower's own.", min=0
+    )
+    rate: float = setting(0.0, "Video: frames per second that are sampled; 0 means the tower's own rate.", min=0)
+    normalisation: str = setting(
+        "",
+        "Mean and standard deviation of log-mel features; empty means the tower's own.",
+        choices="model.towers.audio:NORMALISATIONS",
+    )
+    cache_tokens: int = setting(
+        49,
+        "Maximum patch tokens in the cache of a locked tower; a larger patch grid is average-pooled.",
+        flag="--cache-tokens",
+        min=1,
+    )
+    center: str = setting(
+        "auto",
+        "Subtract the running mean token before pooling; auto: on when the tower is trained from scratch.",
+        choices=("auto", "on", "off"),
+    )
+    pool: str = setting("mean", "How tokens become one vector.", choices="model.aligner:POOLS")
+    crop: float = setting(
+        1.0,
+        "Random crops in training: the smallest fraction of the image area that a crop keeps; 1 means no crops.",
+        above=0,
+        max=1,
+    )
+    grayscale: float = setting(0.0, "Fraction of the training images that are turned grey.", min=0, max=1)
+    input_dropout: float = setting(
+        0.0, "Dropout on the tokens (or the class token), before pooling and projection.", min=0, max=1
+    )
+    head_dropout: float = setting(0.1, "Dropout inside the residual MLP of the head.", min=0, max=1)
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """The cross branch: how tokens of both sides meet in one match logit.
+    """The cross branch: how the tokens of both modalities give one match logit."""
 
-    kind        an entry of ``model.matching.MATCHERS``
-    heads, layers, dropout   of the transformer kinds
-    residual    keep what was there and add what attention brings
-    direction   both | b_to_a | a_to_b: who looks at whom (b is the text of image-text)
-    share       projections and towers are shared with the contrastive half (False = two halves that do not collaborate)
-    scale, sharpness         starting values of kappa_2 and lambda of the attended kinds (SCIENCE, finding 4)
-    attention   dense | window | linear: an entry of ``model.attention.KINDS``
-    window, spread           window: tokens of a block, and global tokens spread over each side
-    features, redraw         linear: random features a head, drawn anew about once in so many training steps (0 = never)
-    """
-
-    kind: str = "attended"
-    heads: int = 4
-    layers: int = 1
-    dropout: float = 0.1
-    residual: bool = True
-    direction: str = "b_to_a"
-    share: bool = True
-    scale: float = 20.0
-    sharpness: float = 9.0
-    attention: str = "dense"
-    window: int = 64
-    spread: int = 16
-    features: int = 256
-    redraw: int = 1000
+    kind: str = setting("attended", "Architecture of the cross branch.", choices="model.matching:MATCHERS")
+    heads: int = setting(4, "Attention heads of the transformer kinds; must divide the width.", min=1)
+    layers: int = setting(1, "Layers of the transformer kinds.", min=1)
+    dropout: float = setting(0.1, "Dropout of the transformer kinds.", min=0, max=1)
+    residual: bool = setting(True, "Add the attention output to its input (residual connection).")
+    direction: str = setting(
+        "b_to_a",
+        "Which tokens attend to which; a is the first modality, b the second (the text of image-text).",
+        choices=("both", "b_to_a", "a_to_b"),
+    )
+    share: bool = setting(
+        True, "Share projections and towers with the contrastive half; false: the two halves are separate."
+    )
+    scale: float = setting(20.0, "Start value of the learned scale of the match logit (attended kinds).", above=0)
+    sharpness: float = setting(
+        9.0, "Start value of the learned scale of the cosines inside the attention softmax (attended kinds).", above=0
+    )
+    attention: str = setting(
+        "dense",
+        "Attention of the cross branch: dense, window or linear.",
+        flag="--attention",
+        choices="model.attention:KINDS",
+    )
+    window: int = setting(64, "Window attention: tokens per block.", min=1)
+    spread: int = setting(16, "Window attention: global tokens, evenly spread over each modality.", min=0)
+    features: int = setting(256, "Linear attention: random features per head.", min=1)
+    redraw: int = setting(
+        1000, "Linear attention: training steps, on average, between two draws of the features; 0 means never.", min=0
+    )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The aligner: one tower a modality, a shared width, and the cross branch.
+    """The aligner: one tower per modality, a shared embedding space, and the cross branch."""
 
-    width    D of tokens and of each global vector
-    vectors  global vectors a sample, each with a head and a contrastive loss of its own: an ensemble over one tower (arXiv:1511.06314).
-             They lie side by side in ``z``, and the similarity is the mean of their cosines
-    """
-
-    width: int = 256
-    vectors: int = 1
-    image: TowerConfig = field(default_factory=TowerConfig)
-    text: TowerConfig = field(default_factory=TowerConfig)
-    audio: TowerConfig = field(default_factory=TowerConfig)
-    video: TowerConfig = field(default_factory=TowerConfig)
-    fusion: FusionConfig = field(default_factory=FusionConfig)
+    width: int = setting(256, "Width D of projected tokens and of each global vector.", min=1)
+    vectors: int = setting(
+        1,
+        "Global vectors per sample, each with its own head and contrastive loss (arXiv:1511.06314); the similarity is "
+        "the mean of their cosines.",
+        min=1,
+    )
+    image: TowerConfig = section(TowerConfig, specs="tiny, or family:name[@weights]")
+    text: TowerConfig = section(TowerConfig, specs="tiny, or family:name[@weights]")
+    audio: TowerConfig = section(TowerConfig, specs="tiny, or hf:name[@weights]")
+    video: TowerConfig = section(TowerConfig, specs="tiny, hf:name[@weights], or frames:IMAGE-TOWER")
+    fusion: FusionConfig = section(FusionConfig)
 
     @property
     def dim(self) -> int:
-        """E of ``z``."""
+        """Embedding size E of ``z``."""
         return self.width * self.vectors
 
     def tower(self, modality: str) -> TowerConfig:
         """The tower settings of one modality."""
-        found: TowerConfig = getattr(self, modality)
-        return found
+        tower: TowerConfig = getattr(self, modality)
+        return tower
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``total = alpha * contrastive + beta * cross``.
+    """``total = alpha * contrastive + beta * cross``."""
 
-    cross          an entry of ``losses.total.CROSS_LOSSES``
-    cross_batch    pairs of the batch that the cross branch sees at a step
-    cross_start    share of the steps before beta starts to rise (a contrastive warm-up)
-    cross_ramp     share of the steps over which it rises to its full value
-    balance        fixed | schedule | uncertainty | gradnorm: an entry of ``losses.balance.BALANCES``
-    ramp           linear | cosine: how beta rises (not when fixed)
-    asymmetry      gradnorm: how strongly the part that learns more slowly is preferred
-    teach          weight, times beta, of the loss by which both scores together teach the cosine alone (infonce only); 0 = they do not
-    negatives      hard negatives a side for matching and listwise
-    temperature    starting value; learned unless learn_temperature is off
-    max_scale      clamp of 1 / temperature
-    """
-
-    alpha: float = 1.0
-    beta: float = 0.5
-    cross: str = "infonce"
-    cross_batch: int = 64
-    cross_start: float = 0.3
-    cross_ramp: float = 0.1
-    balance: str = "schedule"
-    ramp: str = "linear"
-    asymmetry: float = 1.5
-    teach: float = 0.0
-    negatives: int = 1
-    temperature: float = 0.05
-    learn_temperature: bool = True
-    max_scale: float = 100.0
+    alpha: float = setting(1.0, "Weight of the contrastive loss.", flag="--alpha", min=0)
+    beta: float = setting(0.5, "Weight of the cross-attention loss.", flag="--beta", min=0)
+    cross: str = setting("infonce", "Loss of the cross branch.", choices="losses.total:CROSS_LOSSES")
+    cross_batch: int = setting(
+        64, "Pairs of the batch that the cross branch scores in each step; 0 means all of them.", min=0
+    )
+    cross_start: float = setting(
+        0.3, "Fraction of the steps before beta starts to rise (contrastive warm-up).", min=0, max=1
+    )
+    cross_ramp: float = setting(0.1, "Fraction of the steps in which beta rises to its full value.", min=0, max=1)
+    balance: str = setting(
+        "schedule",
+        "How the loss weights change in training: fixed, schedule, uncertainty or gradnorm.",
+        flag="--balance",
+        choices="losses.balance:BALANCES",
+    )
+    ramp: str = setting(
+        "linear", "Shape of the rise of beta (not with balance = fixed).", choices="losses.balance:RAMPS"
+    )
+    asymmetry: float = setting(1.5, "GradNorm: how strongly the slower loss is preferred.", min=0)
+    teach: float = setting(
+        0.0,
+        "Weight, times beta, of a distillation loss from both scores together to the cosine (infonce only); 0 means off.",
+        min=0,
+    )
+    negatives: int = setting(1, "Hard negatives per sample and direction for matching and listwise.", min=1)
+    temperature: float = setting(0.05, "Start value of the contrastive temperature.", above=0)
+    learn_temperature: bool = setting(True, "Learn the temperature; false: keep its start value.")
+    max_scale: float = setting(100.0, "Upper limit of the logit scale, 1 / temperature.", above=0)
 
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """Alignment across domains: pairs from the sources, unpaired samples only from the target.
+    """Alignment across domains: pairs from the source domains, unpaired samples only from the target domain."""
 
-    target    a domain of the data set; "" = domains play no part
-    sources   names with commas between them; "" = every domain but the target
-    loss      an entry of ``losses.domain.DOMAIN_LOSSES``
-    weight    lambda of ``total = alpha * contrastive + beta * cross + lambda * domain``
-    sides     modalities whose features are aligned, with commas; "" = all but text. The target's texts are withheld, so text is aligned
-              between the sources, of which there must be two
-    critic_lr learning rate of the domain classifiers, in units of optim.lr: an adversary that lags behind is fooled, and aligns nothing
-    stats     source | target: whose running statistics (batch norm, centring) the finished model has; target = AdaBN, arXiv:1603.04779
-    classify  weight of a supervised label predictor on the pictures; above 0 in the classifier arms
-    oracle    also keep and score the checkpoint that is best on the target's validation split: an upper bound, no result
-    """
-
-    target: str = ""
-    sources: str = ""
-    loss: str = "none"
-    weight: float = 1.0
-    critic_lr: float = 10.0
-    sides: str = ""
-    stats: str = "source"
-    classify: float = 0.0
-    oracle: bool = False
+    target: str = setting(
+        "",
+        "Adapt to this domain; its captions and labels are never read. Empty: no adaptation.",
+        flag="--target-domain",
+        metavar="NAME",
+    )
+    sources: str = setting(
+        "",
+        "Train on pairs of these domains.",
+        flag="--source-domains",
+        metavar="NAME,...",
+        shown_default="all but the target",
+    )
+    loss: str = setting(
+        "none",
+        "Domain loss: none, dann, mmd, both or coral.",
+        flag="--domain-loss",
+        choices="losses.domain:DOMAIN_LOSSES",
+    )
+    weight: float = setting(1.0, "Weight of the domain loss.", flag="--domain-weight", min=0)
+    sides: str = setting(
+        "",
+        "Modalities whose features the domain loss aligns. The target's captions are not read, so text is aligned "
+        "between the sources, which then must be two or more.",
+        flag="--domain-sides",
+        metavar="MODALITY,...",
+        shown_default="all but text",
+    )
+    critic_lr: float = setting(
+        10.0,
+        "Learning rate of the domain classifiers, in units of optim.lr; a slow classifier aligns nothing.",
+        min=0,
+    )
+    stats: str = setting(
+        "source",
+        "Domain whose running statistics (batch norm, centring) the final model uses; target is AdaBN, arXiv:1603.04779.",
+        choices=("source", "target"),
+    )
+    classify: float = setting(0.0, "Weight of a supervised label classifier on the images; 0 means none.", min=0)
+    oracle: bool = setting(
+        False,
+        "Also keep and score the checkpoint that is best on the target's validation split: an upper bound, not a result.",
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with decay groups, linear warm-up and cosine; the budget is ``epochs`` (or ``steps`` when above 0).
+    """AdamW with decay groups, linear warm-up and cosine decay; the budget is ``epochs``, or ``steps`` when above 0."""
 
-    batch_size  rows (things with all their items) of a batch
-    captions    of a row that has several, at most so many pairs of different items in its batch
-    torchcompile  towers that learn are compiled in their first steps (a minute, then a tenth or more off every step)
-    """
-
-    epochs: int = 10
-    steps: int = 0
-    batch_size: int = 128
-    captions: int = 1
-    accum_freq: int = 1
-    lr: float = 1e-3
-    cross_lr: float = 1.0
-    wd: float = 0.01
-    beta2: float = 0.98
-    warmup: float = 0.05
-    grad_clip: float = 1.0
-    precision: str = "auto"
-    patience: int = 0
-    grad_checkpointing: bool = False
-    torchcompile: bool = False
+    epochs: int = setting(10, "Passes over the training samples.", flag="--epochs", min=1)
+    steps: int = setting(0, "Optimiser steps in place of epochs; 0 means that epochs decide.", min=0)
+    batch_size: int = setting(
+        128,
+        "Samples per batch, over all processes together (--set optim.captions=N: up to N pairs of each).",
+        flag="--batch-size",
+        min=1,
+    )
+    captions: int = setting(1, "Maximum pairs per sample in a batch, for samples with several captions.", min=1)
+    accum_freq: int = setting(
+        1, "Batches whose gradients are added up before an optimiser step.", flag="--accum-freq", min=1
+    )
+    lr: float = setting(1e-3, "Peak learning rate.", flag="--lr", above=0)
+    cross_lr: float = setting(1.0, "Learning rate of the cross branch, in units of optim.lr.", min=0)
+    wd: float = setting(0.01, "Weight decay.", flag="--wd", min=0)
+    beta2: float = setting(0.98, "Second moment decay of AdamW.", min=0, below=1)
+    warmup: float = setting(
+        0.05, "Warm-up: a fraction of the steps, or a number of steps when 1 or more.", flag="--warmup", min=0
+    )
+    grad_clip: float = setting(1.0, "Maximum gradient norm; 0 means no clipping.", min=0)
+    precision: str = setting(
+        "auto",
+        "Precision of the computation: auto, fp32, amp_bf16 or amp_fp16.",
+        flag="--precision",
+        choices="runtime:PRECISIONS",
+    )
+    patience: int = setting(0, "Stop after this many epochs without a better validation metric; 0 means never.", min=0)
+    grad_checkpointing: bool = setting(
+        False, "Save memory: compute activations again in the backward pass.", flag="--grad-checkpointing"
+    )
+    torchcompile: bool = setting(
+        False, "Compile the trained towers: one minute at the start, then faster steps.", flag="--torchcompile"
+    )
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How several processes (``torchrun``) share one run; without effect on one. The batch size is that of all processes together.
+    """How several processes (``torchrun``) share one run; no effect on one process."""
 
-    kind              an entry of ``training.parallel.KINDS``: ddp (every process holds the model) | fsdp (each holds a part of it)
-    gather_with_grad  gradients travel through the gathered embeddings; off, each process asks only its own rows, which is exact as long
-                      as all compute one loss, and therefore refused with local_loss
-    local_loss        each process computes the contrastive loss of its own queries only (less memory, the same gradients)
-    timeout           minutes after which a process that does not answer counts as lost
-    """
-
-    kind: str = "ddp"
-    gather_with_grad: bool = True
-    local_loss: bool = False
-    timeout: float = 30.0
+    kind: str = setting(
+        "ddp",
+        "Under torchrun: ddp (each process holds the model) or fsdp (each holds a part of it).",
+        flag="--parallel",
+        choices="training.parallel:KINDS",
+    )
+    gather_with_grad: bool = setting(
+        True,
+        "Under torchrun: gradients flow through gathered embeddings. Off: each process uses its own queries only, "
+        "which is exact without --local-loss.",
+        flag="--gather-with-grad",
+    )
+    local_loss: bool = setting(
+        False,
+        "Under torchrun: each process computes the contrastive loss of its own queries (less memory, same gradients).",
+        flag="--local-loss",
+    )
+    timeout: float = setting(30.0, "Minutes after which a process that does not answer counts as lost.", above=0)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How a run is scored.
+    """How a run is scored."""
 
-    shortlist        candidates of the first modality that the cross branch reorders for a query of the second (pictures for a caption)
-    shortlist_back   the other way round (captions for a picture)
-    rerank_weights   grid from which the weight of the cross score is chosen on validation; 0 must be in it
-    select           validation figure that chooses the best checkpoint
-    protocol         an entry of ``evaluation.protocols.PROTOCOLS``
-    exhaustive       gallery size (things of the first modality) of per-epoch validation for models without a contrastive half
-    ways             N of the N-way matching accuracy: how many partners a thing chooses among
-    small            gallery size of the stage ``small``: the most that such a model scores exhaustively, so every arm is scored on it too
-    """
-
-    shortlist: int = 32
-    shortlist_back: int = 64
-    rerank_weights: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
-    select: str = "R-sum"
-    protocol: str = "full"
-    exhaustive: int = 50
-    ways: int = 10
-    small: int = 100
+    shortlist: int = setting(
+        32,
+        "Candidates of the first modality that are reranked for a query of the second (images for a caption).",
+        min=1,
+    )
+    shortlist_back: int = setting(
+        64,
+        "Candidates of the second modality that are reranked for a query of the first (captions for an image).",
+        min=1,
+    )
+    rerank_weights: tuple[float, ...] = setting(
+        (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
+        "Weights of the match logit that are tried on validation; 0 (cosine only) is always tried.",
+        min=0,
+    )
+    select: str = setting("R-sum", "Validation metric that chooses the best checkpoint.")
+    protocol: str = setting(
+        "full", "Which queries and galleries are evaluated on the test split.", choices="evaluation.protocols:PROTOCOLS"
+    )
+    exhaustive: int = setting(
+        50,
+        "Samples in the gallery of the validation of each epoch, for models without a contrastive half.",
+        min=1,
+    )
+    ways: int = setting(10, "N of the N-way matching accuracy: candidates per sample.", min=2)
+    small: int = setting(
+        100,
+        "Samples in the gallery of the stage `small`, on which models without a contrastive half are compared with the "
+        "others.",
+        min=1,
+    )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, complete: the same config, data and library versions give the same numbers.
+    """One training run, complete: the same config, data and library versions give the same numbers."""
 
-    method  how the model comes about, an entry of ``workflows.fit.FITTERS``: gradient | cca (hand-made) | classifier (labels only)
-    """
-
-    dataset: str = "scenes"
-    arm: str = "ccaco"
-    method: str = "gradient"
-    seed: int = 0
-    device: str = "auto"
-    workers: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    domain: DomainConfig = field(default_factory=DomainConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-
-RECIPES: dict[str, dict[str, Any]] = {
-    # towers that learn from nothing, in minutes on two cores; things fill few cells of a small picture, and a mean drowns them
-    "scratch": {"optim.epochs": 7, "optim.lr": 2e-3, "loss.cross_batch": 32, "model.image.pool": "max"},
-    # towers that stay as they are: heads only, four of them, strongly regularised (SCIENCE, finding 3; RESEARCH, leads 19, 20, 25), and a
-    # cross branch with its own projections, which need no warm-up by the other half, for there is no tower to share (RESEARCH, lead 14);
-    # words by themselves beside what they mean in their sentence (lead 26)
-    "locked": {
-        "model.vectors": 4,
-        "model.text.states": -4,
-        "model.fusion.share": False,
-        "loss.balance": "fixed",
-        "loss.cross_batch": 96,
-        "optim.epochs": 25,
-        "optim.batch_size": 256,
-        "optim.captions": 5,
-        "model.image.input_dropout": 0.6,
-        "model.text.input_dropout": 0.2,
-        "model.audio.input_dropout": 0.2,
-        "model.video.input_dropout": 0.2,
-        "model.image.head_dropout": 0.5,
-        "model.text.head_dropout": 0.5,
-        "model.audio.head_dropout": 0.5,
-        "model.video.head_dropout": 0.5,
-    },
-    # pretrained towers that move
-    "finetune": {"optim.epochs": 5, "optim.lr": 3e-5, "optim.wd": 0.1, "optim.batch_size": 64},
-}
-
-
-def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
-    """Which defaults suit the towers asked for: ``scratch``, ``locked`` or ``finetune``."""
-    towers = [config.model.tower(m) for m in modalities]
-    if all(t.lock for t in towers):
-        return "locked"
-    scratch = all(
-        t.spec.removeprefix("frames:").partition(":")[0] == "tiny" or t.spec.endswith("@none")
-        for t in towers
-        if not t.lock
+    dataset: str = setting("scenes", "Prepared data set: its name, or its folder.", flag="--dataset", custom_flag=True)
+    arm: str = setting("ccaco", "Named variant of the model, see `ccaco ablate`.", flag="--arm", custom_flag=True)
+    method: str = setting(
+        "gradient",
+        "How the model is made: gradient descent, hand-made features with CCA, or a label classifier.",
+        choices="experiments.methods:METHODS",
     )
-    return "scratch" if scratch else "finetune"
-
-
-def load(path: Path) -> dict[str, Any]:
-    """A TOML file as dotted overrides, ``{"loss.beta": 0.5}``."""
-    try:
-        nested = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            "no such config file", where=path, expected="a TOML file", next="ccaco train --help"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"not TOML ({error})", where=path) from None
-    return flatten(nested)
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """``loss.beta=0.5`` -> ("loss.beta", 0.5); the value is TOML, or a bare word taken as text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError("cannot read --set", where=text, expected="KEY=VALUE, for example loss.beta=0.5")
-    try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return key.strip(), value
-
-
-def override(config: C, settings: Mapping[str, Any]) -> C:
-    """A copy of a config with dotted settings applied.
-
-    Raises ConfigError: an unknown key (names the nearest), or a value of another type
-    """
-    for key, value in settings.items():
-        config = _set(config, key.split("."), value, key)
-    return config
-
-
-def build(*, base: Mapping[str, Any], explicit: Mapping[str, Any], modalities: Iterable[str]) -> RunConfig:
-    """The resolved config of a run: defaults, then the recipe of its towers, then file (``base``), then flags (``explicit``)."""
-    modalities = tuple(modalities)
-    asked = override(override(RunConfig(), base), explicit)
-    with_recipe = override(RunConfig(), RECIPES[recipe_of(asked, modalities)])
-    return override(override(with_recipe, base), explicit)
-
-
-def from_dict(nested: Mapping[str, Any]) -> RunConfig:
-    """The inverse of ``dataclasses.asdict``."""
-    return override(RunConfig(), flatten(nested))
-
-
-def to_toml(config: RunConfig) -> str:
-    """A config as TOML text that ``--config`` reads back."""
-    return "\n".join(_toml_table(asdict(config), ())).strip() + "\n"
-
-
-def _toml_table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[str]:
-    if path:
-        yield f"\n[{'.'.join(path)}]"
-    for key, value in table.items():
-        if not isinstance(value, Mapping):
-            yield f"{key} = {_toml_value(value)}"
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _toml_table(value, (*path, key))
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace(
-            "\x7f", "\\u007f"
-        )  # TOML's basic strings are JSON's, but for DEL
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return repr(value)
-
-
-def _set(config: Any, path: list[str], value: Any, full: str) -> Any:
-    name, rest = path[0], path[1:]
-    known = [f.name for f in fields(config)]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-            full.split(".")[-1], _all_keys(), 1
-        )
-        hint = f"did you mean {full[: full.rfind(name)] + near[0] if near[0] in known else near[0]}?" if near else None
-        raise ConfigError("unknown config key", where=full, expected=f"one of {', '.join(known)}", next=hint)
-    current = getattr(config, name)
-    if rest:
-        if not is_dataclass(current):
-            raise ConfigError("this config key has no parts", where=full, expected=name)
-        return replace(config, **{name: _set(current, rest, value, full)})
-    if is_dataclass(current):
-        raise ConfigError(
-            "this config key is a table",
-            where=full,
-            expected=f"{full}.KEY with KEY one of {', '.join(f.name for f in fields(current))}",
-        )
-    return replace(config, **{name: _coerce(value, get_type_hints(type(config))[name], current, full)})
-
-
-def _coerce(value: Any, hint: Any, current: Any, key: str) -> Any:
-    if isinstance(current, tuple) and isinstance(value, list | tuple):
-        try:
-            return tuple(type(current[0])(v) for v in value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{value!r} does not fit", where=key, expected=f"numbers, like {list(current)}") from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(current):
-        raise ConfigError(f"{value!r} does not fit", where=key, expected=f"{type(current).__name__}, like {current!r}")
-    return value
-
-
-def _all_keys() -> list[str]:
-    return list(flatten(asdict(RunConfig())))
+    seed: int = setting(
+        0, "Seed of the weights, the sample order and random sampling.", flag="--seed", min=0, max=2**32 - 1
+    )
+    device: str = setting("auto", "auto, cpu or cuda[:N].", flag="--device")
+    workers: int = setting(
+        0, "Processes that load data; 0 means that the main process loads it.", flag="--workers", min=0
+    )
+    model: ModelConfig = section(ModelConfig)
+    loss: LossConfig = section(LossConfig)
+    optim: OptimConfig = section(OptimConfig)
+    eval: EvalConfig = section(EvalConfig)
+    domain: DomainConfig = section(DomainConfig)
+    parallel: ParallelConfig = section(ParallelConfig)

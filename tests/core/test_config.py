@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core.config import LossConfig, RunConfig, build, load, override, parse_setting, recipe_of, to_toml
+from ccaco_cli.core import config_io, recipes
+from ccaco_cli.core.config import LossConfig, RunConfig
+from ccaco_cli.core.config_io import load, override, parse_setting, to_toml, validate
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.recipes import build, recipe_of
+from ccaco_cli.core.settings import check_range, config_keys, setting
 
 
 def with_towers(image: str = "tiny", text: str = "tiny", lock: bool = False) -> RunConfig:
@@ -76,6 +80,58 @@ def test_a_value_of_another_kind_is_refused(key: str, value: Any) -> None:
         override(RunConfig(), {key: value})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optim.lr", math.nan, "nan does not fit: optim.lr (--lr); expected above 0"),
+        ("optim.lr", math.inf, "inf does not fit: optim.lr (--lr); expected above 0"),
+        ("optim.lr", 0.0, "0.0 does not fit: optim.lr (--lr); expected above 0"),
+        ("loss.alpha", math.nan, "nan does not fit: loss.alpha (--alpha); expected 0 or more"),
+        ("loss.alpha", -1, "-1.0 does not fit: loss.alpha (--alpha); expected 0 or more"),
+        ("seed", -1, "-1 does not fit: seed (--seed); expected 0 to 4294967295"),
+        ("optim.epochs", 0, "0 does not fit: optim.epochs (--epochs); expected 1 or more"),
+        ("optim.batch_size", 0, "0 does not fit: optim.batch_size (--batch-size); expected 1 or more"),
+        ("optim.warmup", -1, "-1.0 does not fit: optim.warmup (--warmup); expected 0 or more"),
+        ("optim.beta2", 1.0, "1.0 does not fit: optim.beta2; expected 0 or more, below 1"),
+        ("model.image.crop", 0.0, "0.0 does not fit: model.image.crop; expected above 0, at most 1"),
+        ("model.text.context_length", -1, "model.text.context_length (--context-length)"),
+        ("model.audio.cache_tokens", 0, "model.audio.cache_tokens (--cache-tokens)"),
+        ("eval.rerank_weights", [0.0, math.nan], "nan does not fit: eval.rerank_weights; expected 0 or more"),
+    ],
+)
+def test_a_number_out_of_range_names_key_flag_and_range(key: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(RunConfig(), {key: value})
+    assert words in str(caught.value)
+
+
+def test_every_number_has_a_range_and_every_default_fits() -> None:
+    for key in config_keys(RunConfig):
+        check_range(key, key.default)
+        assert key.setting.help, key.key
+        for number in key.default if isinstance(key.default, tuple) else (key.default,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                assert not key.setting.in_range(math.nan), key.key
+                assert key.setting.range_text(), key.key
+    with pytest.raises(TypeError, match="must declare min or above"):
+        setting(3, "A number without a range.")
+
+
+def test_every_choice_of_a_table_is_checked_with_the_key_and_the_choices() -> None:
+    validate(RunConfig())
+    for key in config_keys(RunConfig):
+        if not key.setting.choices:
+            continue
+        names = key.setting.choice_names()
+        assert key.default in (*names, ""), key.key
+        if key.flag:
+            assert all(name in key.setting.help for name in names), f"the help of {key.flag} must name its choices"
+        with pytest.raises(ConfigError) as caught:
+            validate(override(RunConfig(), {key.key: "no such word"}))
+        assert key.key in str(caught.value)
+        assert " | ".join(names) in str(caught.value)
+
+
 def test_override_makes_a_copy_and_whole_numbers_fit_fractions() -> None:
     base = RunConfig()
     changed = override(base, {"loss.beta": 3, "eval.rerank_weights": [0, 2]})
@@ -90,15 +146,15 @@ def test_override_makes_a_copy_and_whole_numbers_fit_fractions() -> None:
 
 def test_flags_win_over_file_over_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"optim.epochs": 77, "optim.batch_size": 78, "optim.lr": 0.79}
-    monkeypatch.setitem(configs.RECIPES, "locked", recipe)
+    monkeypatch.setitem(recipes.RECIPES, "locked", recipe)
     locked = {"model.image.lock": True, "model.text.lock": True}
-    found = build(
+    resolved = build(
         base=locked | {"optim.batch_size": 5, "optim.lr": 0.5},
         explicit={"optim.lr": 0.25},
         modalities=("image", "text"),
     )
-    assert (found.optim.epochs, found.optim.batch_size, found.optim.lr) == (77, 5, 0.25)
-    assert found.model.image.lock
+    assert (resolved.optim.epochs, resolved.optim.batch_size, resolved.optim.lr) == (77, 5, 0.25)
+    assert resolved.model.image.lock
 
 
 @pytest.mark.parametrize(
@@ -113,22 +169,26 @@ def test_flags_win_over_file_over_recipe(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_the_recipe_follows_the_towers(config: RunConfig, recipe: str) -> None:
     assert recipe_of(config, ("image", "text")) == recipe
-    assert recipe in configs.RECIPES
+    assert recipe in recipes.RECIPES
 
 
 def test_every_recipe_names_known_keys() -> None:
-    for recipe in configs.RECIPES.values():
+    for recipe in recipes.RECIPES.values():
         override(RunConfig(), recipe)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.text(st.characters(codec="utf-8")), st.floats(allow_nan=False), st.integers(-(2**60), 2**60))
-def test_toml_round_trip(text: str, number: float, whole: int) -> None:
-    config = override(
-        RunConfig(), {"dataset": text, "loss.beta": number, "seed": whole, "eval.rerank_weights": [number, 0.0]}
-    )
-    assert configs.from_dict(tomllib.loads(to_toml(config))) == config
-    assert configs.from_dict(asdict(config)) == config
+@given(
+    st.text(st.characters(codec="utf-8")),
+    st.floats(0, allow_infinity=False),
+    st.integers(0, 2**32 - 1),
+    st.integers(-100, 100),
+)
+def test_toml_round_trip(text: str, number: float, seed: int, states: int) -> None:
+    settings = {"dataset": text, "loss.beta": number, "seed": seed, "model.text.states": states}
+    config = override(RunConfig(), settings | {"eval.rerank_weights": [number, 0.0]})
+    assert config_io.from_dict(tomllib.loads(to_toml(config))) == config
+    assert config_io.from_dict(asdict(config)) == config
 
 
 def test_files(tmp_path: Path) -> None:
