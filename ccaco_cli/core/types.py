@@ -64,10 +64,16 @@ class PairRecord:
 
 
 class TensorRecord:
-    """Moves and indexes every tensor field of a dataclass alike."""
+    """Base of dataclasses of tensors: moves and indexes every tensor field alike, those of nested records too."""
 
     def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        changed = {f.name: fn(v) for f in fields(self) if hasattr(v := getattr(self, f.name), "device")}  # type: ignore[arg-type]
+        changed = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, TensorRecord):
+                changed[f.name] = value.map(fn)
+            elif hasattr(value, "device"):
+                changed[f.name] = fn(value)
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: Any) -> Any:
@@ -92,19 +98,57 @@ class Features(TensorRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded(TensorRecord):
-    """What the aligner says of B samples of one modality.
+class Embedding(TensorRecord):
+    """Global vectors of B samples of one modality.
 
-    tokens  [B, N, D] float, projected tokens for the cross branch
-    mask    [B, N] bool, True = real token
-    pooled  [B, E] float, before normalisation
-    z       [B, E] float, unit norm
+    Attributes:
+        z: [B, E] float, unit norm; the dot product of two is their similarity.
+        pooled: [B, E] float, the same before normalisation.
+    """
+
+    z: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTokens(TensorRecord):
+    """Tokens of B samples of one modality, prepared for the cross branch (``Aligner.local_tokens``).
+
+    Attributes:
+        tokens: [B, N, D] float.
+        mask: [B, N] bool, True = real token.
     """
 
     tokens: torch.Tensor
     mask: torch.Tensor
-    pooled: torch.Tensor
-    z: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSamples(TensorRecord):
+    """B samples of one modality as an aligner encodes them: what search and scoring work with.
+
+    Attributes:
+        embedding: their global vectors.
+        tokens: their tokens for the cross branch; None when only vectors were computed.
+    """
+
+    embedding: Embedding
+    tokens: LocalTokens | None = None
+
+    @property
+    def z(self) -> torch.Tensor:
+        """[B, E] float, unit norm."""
+        return self.embedding.z
+
+    @property
+    def local_tokens(self) -> LocalTokens:
+        """The tokens, of samples that were encoded with them. Raises RuntimeError: they were not."""
+        if self.tokens is None:
+            raise RuntimeError("these samples were encoded without tokens for the cross branch")
+        return self.tokens
+
+    def __len__(self) -> int:
+        return len(self.embedding.z)
 
 
 @dataclass(frozen=True, slots=True)

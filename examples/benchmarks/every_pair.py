@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.model.matching import build
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import LocalTokens
 
 given = record.arguments(__doc__, batch=96, patches=49, width=256)
-runtime.threads()
+runtime.limit_threads()
 batch = 16 if given.quick else given.batch
 lengths = np.random.default_rng(0).gamma(9.0, 1.5, batch).round().clip(4, 36)  # 13 tokens each, as of Flickr8k's
 mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
@@ -26,9 +26,9 @@ masks = torch.ones(batch, given.patches, dtype=torch.bool), mask
 matcher = build(given.width, FusionConfig()).to(given.device)
 
 
-def local() -> list[Encoded]:
+def local() -> list[LocalTokens]:
     told = [matcher.local(i, x, m.to(given.device)) for i, (x, m) in enumerate(zip(sides, masks, strict=True))]
-    return [Encoded(x, m.to(given.device), x[:, 0], x[:, 0]) for x, m in zip(told, masks, strict=True)]
+    return [LocalTokens(x, m.to(given.device)) for x, m in zip(told, masks, strict=True)]
 
 
 def ours() -> torch.Tensor:

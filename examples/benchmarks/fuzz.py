@@ -158,7 +158,12 @@ def _dataset(folder: Path) -> Path:
     records = (
         PairRecord(f"id{i}", f"g{i}", "train", {"image": _picture("PNG")}, [f"caption {i}", "b"]) for i in range(4)
     )
-    shards.write(records, folder / "d", name="d", modalities=("image", "text"), workers=0)
+    shards.write(
+        records,
+        folder / "d",
+        shards.DatasetInfo(name="d", modalities=("image", "text")),
+        shards.WriteOptions(workers=0),
+    )
     return folder / "d"
 
 
@@ -207,7 +212,7 @@ def _read_index(folder: Path) -> Any:
     for side in opened.sides.values():
         side.check(8)
         _, rows = side.vectors.search(query, 3)
-        _ = side.encoded(rows[0]) if side.has_tokens else None, [side.item(int(row)) for row in rows[0]]
+        _ = side.local_tokens(rows[0]) if side.has_tokens else None, [side.item(int(row)) for row in rows[0]]
     return opened
 
 
@@ -278,15 +283,18 @@ def _read_array(folder: Path) -> Any:
 
 
 def _config(folder: Path) -> Path:
-    from ccaco_cli.core.config import RunConfig, to_toml
+    from ccaco_cli.core.config import RunConfig
+    from ccaco_cli.core.config_io import to_toml
 
     return _text("c.toml", to_toml(RunConfig()))(folder)
 
 
 def _read_config(folder: Path) -> Any:
-    from ccaco_cli.core import config
+    from ccaco_cli.core import config_io, recipes
 
-    return config.to_toml(config.build(base=config.load(folder / "c.toml"), explicit={}, modalities=("image", "text")))
+    return config_io.to_toml(
+        recipes.build(base=config_io.load(folder / "c.toml"), explicit={}, modalities=("image", "text"))
+    )
 
 
 def _result(folder: Path) -> Path:

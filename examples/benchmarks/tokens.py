@@ -16,7 +16,7 @@ from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.retrieval import rerank, token_store
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import EncodedSamples, LocalTokens
 
 given = record.arguments(__doc__, run="runs/first", dataset="scenes", split="test", grids="0,16,4")
 aligner, towers, config, found = load_run(Path(given.run), given.device)
@@ -33,7 +33,7 @@ for grid in map(int, given.grids.split(",")):
         pooled_grid(towers[first].grid, settings.cache_tokens) if settings.lock else towers[first].grid
     )
     whole = [
-        encode(aligner, m, sides[m], local=True, grid=own if grid and m == first else None, most=grid)
+        encode(aligner, m, sides[m], local_tokens=True, grid=own if grid and m == first else None, most=grid)
         for m in data.modalities
     ]
     for store in token_store.STORES:
@@ -41,10 +41,10 @@ for grid in map(int, given.grids.split(",")):
         for encoded in whole:
             with tempfile.TemporaryDirectory() as place:
                 with token_store.Writer(Path(place), store) as writer:
-                    writer.add(encoded.tokens.numpy(), encoded.mask.numpy())
+                    writer.add(encoded.local_tokens.tokens.numpy(), encoded.local_tokens.mask.numpy())
                 size.append(sum(f.stat().st_size for f in Path(place).iterdir()) / len(encoded.z))
                 read, mask = map(torch.from_numpy, token_store.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
-            kept.append(Encoded(read, mask, encoded.pooled, encoded.z))
+            kept.append(EncodedSamples(encoded.embedding, LocalTokens(read, mask)))
         metrics = rerank.two_stage(aligner, *kept, *rows_of, config.eval, weight).metrics
         figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items() if k.endswith("R@1"))
         lines.append(

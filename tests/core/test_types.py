@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ccaco_cli.core.types import Crossed, Features, PairBatch, move, no_progress
+from ccaco_cli.core.types import Crossed, Embedding, EncodedSamples, Features, LocalTokens, PairBatch, move, no_progress
 
 
 def features() -> Features:
@@ -33,6 +34,20 @@ def test_a_batch_moves_whatever_its_sides_are() -> None:
         t.device.type for t in (batch.a.tokens, batch.a.mask, batch.b["ids"], batch.rows, batch.group, batch.domain)
     } == {"meta"}
     assert move({"x": rows}, "meta")["x"].is_meta
+
+
+def test_encoded_samples_are_indexed_with_their_tokens_where_they_have_any() -> None:
+    z, tokens = torch.arange(6.0).view(3, 2), torch.arange(12.0).view(3, 2, 2)
+    samples = EncodedSamples(Embedding(z, 2 * z), LocalTokens(tokens, torch.ones(3, 2, dtype=torch.bool)))
+    chosen = samples[torch.tensor([2, 0])]
+    assert len(chosen) == 2
+    assert chosen.z.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert chosen.embedding.pooled.tolist() == [[8.0, 10.0], [0.0, 2.0]]
+    assert torch.equal(chosen.local_tokens.tokens, tokens[[2, 0]])
+    vectors = EncodedSamples(Embedding(z, z))
+    assert vectors[1:].tokens is None
+    with pytest.raises(RuntimeError, match="without tokens"):
+        _ = vectors.local_tokens
 
 
 def test_silence() -> None:

@@ -14,15 +14,15 @@ from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.experiments.cross_dataset import seen_by
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.score import SplitScorer, store
-from ccaco_cli.core.types import OnProgress, no_progress
+from ccaco_cli.core.types import Embedding, EncodedSamples, OnProgress, no_progress
 
 
-def adds(config: RunConfig) -> bool:
+def can_ensemble(config: RunConfig) -> bool:
     """Whether an arm's models can be added up: they are contrastive only, and of one domain."""
     return config.method == "gradient" and config.loss.alpha > 0 and not config.loss.beta and not config.domain.target
 
 
-def named(label: str, size: int) -> str:
+def ensemble_label(label: str, size: int) -> str:
     """The row of a table that an ensemble of an arm's models belongs to."""
     return f"{label},ensemble={size}"
 
@@ -43,7 +43,7 @@ def score_all(
     Returns  the result files
     """
     wanted = [
-        (named(label, size), seed, [runs[one] for one in ring])
+        (ensemble_label(label, size), seed, [runs[one] for one in ring])
         for label, runs in arms.items()
         for seed, ring in (members(list(runs), size) if 0 < size <= len(runs) else {}).items()
     ]
@@ -96,7 +96,8 @@ def score(
     first = each[0]
     # unit vectors side by side, and as long as one: their dot product is the mean of the cosines
     sides = [torch.cat([getattr(one, side).z for one in each], dim=-1) / len(each) ** 0.5 for side in ("a", "b")]
-    found = replace(first, a=replace(first.a, z=sides[0]), b=replace(first.b, z=sides[1]), negatives=None, classes=None)
+    a, b = (EncodedSamples(Embedding(z, z)) for z in sides)
+    found = replace(first, a=a, b=b, negatives=None, classes=None)
     judge = SplitScorer(data.modalities, data.split(split), found, None, config, 0.0, tuned=False)
     result = judge.stages()["cosine"][1]
     measured, items = judge.pairs("cosine")

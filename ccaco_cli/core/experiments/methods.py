@@ -34,8 +34,7 @@ from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.scoring import caption_choice
 from ccaco_cli.core.scoring.score import CLASS_ACCURACY, SplitEncodings, accuracies
 from ccaco_cli.core.training import loop, statistics
-from ccaco_cli.core.training.state import Saving
-from ccaco_cli.core.types import Encoded, OnProgress, move
+from ccaco_cli.core.types import Embedding, EncodedSamples, OnProgress, move
 
 CUT = "captions-cut"
 """The warning of captions that lost their end."""
@@ -68,10 +67,7 @@ class Method(Protocol):
         self,
         data: PairData,
         config: RunConfig,
-        folder: Path,
-        claim: RunFolder,
-        resume: bool,
-        saving: Saving | None,
+        run_folder: RunFolder,
         on_progress: OnProgress,
     ) -> FittedModel: ...
 
@@ -79,14 +75,11 @@ class Method(Protocol):
 def gradient(
     data: PairData,
     config: RunConfig,
-    folder: Path,
-    claim: RunFolder,
-    resume: bool,
-    saving: Saving | None,
+    run_folder: RunFolder,
     on_progress: OnProgress,
 ) -> FittedModel:
     """An aligner, trained by gradient descent; the best checkpoint is scored."""
-    device = runtime.device(config.device)
+    folder, device = run_folder.path, runtime.device(config.device)
     aligner, towers = distributed.main_process_first(lambda: aligners.build(config.model, config.loss, data.modalities))
     aligner.to(device)
     if config.optim.grad_checkpointing:
@@ -99,7 +92,7 @@ def gradient(
     adapts = config.domain.stats == "target"
     for modality in domain_adaptation.media(data) if adapts else ():
         statistics.refuse_without(aligner, modality)
-    distributed.main_process_only(claim)
+    distributed.main_process_only(run_folder.create_or_resume)
     wanted = ("train", "val", TARGET_VAL) if config.domain.oracle and TARGET_VAL in data.splits else ("train", "val")
     parts = distributed.main_process_first(
         lambda: {split: columns(data, split, aligner, towers, config.model, on_progress) for split in wanted}
@@ -123,8 +116,8 @@ def gradient(
         config,
         folder,
         lambda model: validate(model, data, parts["val"], config, heads=heads),
-        resume=resume,
-        saving=saving,
+        resume=run_folder.options.resume,
+        saving=run_folder.options.saving,
         adaptation=heads,
         oracle=(lambda model: validate(model, data, parts[TARGET_VAL], config, TARGET_VAL, heads))
         if TARGET_VAL in parts
@@ -133,7 +126,7 @@ def gradient(
     )
     if distributed.world() > 1:  # an engine may have cut the model into parts: the first process scores a whole one
         if not distributed.main():
-            raise distributed.Leaves(0)
+            raise distributed.ProcessEnded(0)
         runtime.seed(config.seed)
         aligner = aligners.build(config.model, config.loss, data.modalities)[0].to(device)
 
@@ -174,32 +167,34 @@ def gradient(
 def classifier(
     data: PairData,
     config: RunConfig,
-    folder: Path,
-    claim: RunFolder,
-    resume: bool,
-    saving: Saving | None,
+    run_folder: RunFolder,
     on_progress: OnProgress,
 ) -> FittedModel:
     """One tower and a label predictor, without words; chosen by accuracy on validation."""
     by_accuracy = replace(config, eval=replace(config.eval, select=CLASS_ACCURACY))
-    return gradient(data, by_accuracy, folder, claim, resume, saving, on_progress)
+    return gradient(data, by_accuracy, run_folder, on_progress)
 
 
 def _classes(
-    one: Encoded, data: PairData, name: str, aligner: Aligner, towers: Mapping[str, Tower], heads: Adaptation | None
+    one: EncodedSamples,
+    data: PairData,
+    name: str,
+    aligner: Aligner,
+    towers: Mapping[str, Tower],
+    heads: Adaptation | None,
 ) -> Any:
     """What ``SplitEncodings.classes`` holds: samples and classes as vectors, by the label predictor where there is one, else by prompts."""
     names = data.split(name).labels
     if heads is not None and heads.predictor is not None:
         with torch.inference_mode():
-            logits = heads.eval().predict(one.to(next(heads.parameters()).device)).float().cpu()
+            logits = heads.eval().predict(one.z.to(next(heads.parameters()).device)).float().cpu()
         return logits, torch.eye(len(names))
     if len(names) < 2 or data.modalities[1] != "text":
         return None
     template = data.manifest.facts.get("source", {}).get("template", "{}")
     device = next(aligner.parameters()).device
     with torch.inference_mode():
-        prompts = aligner.eval().encode(
+        prompts, _ = aligner.eval().encode(
             "text", move(towers["text"].preprocess([template.format(name) for name in names]), device)
         )
     return one.z, prompts.z.float().cpu()
@@ -216,12 +211,12 @@ def encodings(
 ) -> SplitEncodings:
     """A split as an aligner sees it, with all that its scores need."""
     local = config.loss.beta > 0
-    one, other = (encode(aligner, m, c, local=local) for m, c in sides.items())
+    one, other = (encode(aligner, m, c, local_tokens=local) for m, c in sides.items())
     row_a, row_b = (c.row for c in sides.values())
     asked = None
     if "text" in sides:
         asked = caption_choice.find(
-            data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local=local)
+            data.split(name), towers["text"].preprocess, lambda c: encode(aligner, "text", c, local_tokens=local)
         )
     return SplitEncodings(one, other, row_a, row_b, asked, _classes(one, data, name, aligner, towers, heads))
 
@@ -239,10 +234,7 @@ def _cut(parts: Mapping[str, Mapping[str, Column]], towers: Mapping[str, Tower])
 def cca(
     data: PairData,
     config: RunConfig,
-    folder: Path,
-    claim: RunFolder,
-    resume: bool,
-    saving: Saving | None,
+    run_folder: RunFolder,
     on_progress: OnProgress,
 ) -> FittedModel:
     """Hand-made features and canonical correlation: solved, not trained; its vectors are scored and not kept."""
@@ -250,7 +242,7 @@ def cca(
         raise DataError(
             "hand-made features are of pictures and words", where=data.name, expected="a data set of image and text"
         )
-    claim()
+    run_folder.create_or_resume()
     clock = time.perf_counter()
     split = data.split("train")
     found = handmade.align(_features(data, "train", on_progress), split.captions, split.caption_row, seed=config.seed)
@@ -266,7 +258,7 @@ def cca(
     ids = group[val.row_a], group[val.row_b]
     figures = evaluate("full", *ids, by_similarity(val.a.z, val.b.z, *ids), data.modalities).metrics
     manifest.write_bytes(
-        folder / "metrics.jsonl", (json.dumps({"step": 0, "epoch": 0, "validation": figures}) + "\n").encode()
+        run_folder.path / "metrics.jsonl", (json.dumps({"step": 0, "epoch": 0, "validation": figures}) + "\n").encode()
     )
     fitted = loop.TrainingSummary(
         0, 0, figures[config.eval.select], seconds, len(split) / seconds, loop.peak_memory(torch.device("cpu"))
@@ -292,9 +284,9 @@ def _features(data: PairData, name: str, on_progress: OnProgress) -> Any:
     return cache.arrays(data.manifest.path / "cache" / key, make)["features"]
 
 
-def _vectors(z: Any) -> Encoded:
-    found = torch.from_numpy(z)
-    return Encoded(found.new_zeros(len(found), 0, 1), torch.zeros(len(found), 0, dtype=torch.bool), found, found)
+def _vectors(z: Any) -> EncodedSamples:
+    vectors = torch.from_numpy(z)
+    return EncodedSamples(Embedding(vectors, vectors))
 
 
 def validate(
@@ -325,6 +317,7 @@ def validate(
     rows = min(config.eval.exhaustive, len(group))
     items = tuple(np.flatnonzero(column.row < rows) for column in (a, b))
     one, other = (
-        encode(aligner, m, c, items=i, local=True, share=True) for (m, c), i in zip(parts.items(), items, strict=True)
+        encode(aligner, m, c, items=i, local_tokens=True, share=True)
+        for (m, c), i in zip(parts.items(), items, strict=True)
     )
     return rerank.exhaustive(aligner, one, other, group[a.row[items[0]]], group[b.row[items[1]]], "full").metrics

@@ -15,7 +15,7 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses import contrastive, matching, pairing
 from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.pairing import Pairs
-from ccaco_cli.core.types import Crossed, Encoded
+from ccaco_cli.core.types import Crossed, Embedding
 
 
 class PairSampler(Protocol):
@@ -71,10 +71,10 @@ CROSS_LOSSES: dict[str, CrossLoss] = {
         pairing.all_pairs, _info_nce, lambda config, batch: math.log(min(config.cross_batch or batch, batch))
     ),
     "matching": CrossLoss(
-        pairing.with_hard_negatives, _matching, lambda config, batch: matching.prior(config.negatives)
+        pairing.hard_negative_pairs, _matching, lambda config, batch: matching.matching_chance(config.negatives)
     ),
-    "listwise": CrossLoss(pairing.with_hard_negatives, _listwise, lambda config, batch: math.log(config.negatives + 1)),
-    "mse": CrossLoss(pairing.aligned, _mse),
+    "listwise": CrossLoss(pairing.hard_negative_pairs, _listwise, lambda config, batch: math.log(config.negatives + 1)),
+    "mse": CrossLoss(pairing.true_pairs, _mse),
 }
 
 
@@ -82,15 +82,15 @@ CROSS_LOSSES: dict[str, CrossLoss] = {
 class Alignment:
     """All that the losses of one step need; ``crossed`` and ``pairs`` are None while beta is 0.
 
-    a, b         Encoded, row i of both is pair i
+    a, b         Embedding, row i of both is pair i
     group        [B] int64
     logit_scale  scalar
     rows         the queries whose contrastive loss this process computes; None = all
     vectors      how many global vectors lie side by side in z
     """
 
-    a: Encoded
-    b: Encoded
+    a: Embedding
+    b: Embedding
     group: Tensor
     logit_scale: Tensor
     crossed: Crossed | None = None
@@ -100,7 +100,7 @@ class Alignment:
 
 
 def sample_pairs(
-    a: Encoded, b: Encoded, group: Tensor, config: LossConfig, generator: torch.Generator | None = None
+    a: Embedding, b: Embedding, group: Tensor, config: LossConfig, generator: torch.Generator | None = None
 ) -> Pairs:
     """The pairs that the cross loss of this config wants from this batch."""
     return cross_loss(config).pairs(a.z.detach(), b.z.detach(), group, config.cross_batch, config.negatives, generator)
@@ -135,7 +135,7 @@ def check_losses(config: LossConfig) -> None:
 def _taught(alignment: Alignment, crossed: Crossed, pairs: Pairs) -> Tensor:
     """The cosine learns from both scores together: what a two-stage search would answer, over the pairs that the cross branch saw."""
     student = alignment.logit_scale * alignment.a.z[pairs.rows] @ alignment.b.z[pairs.rows].T
-    return contrastive.distil(student, student + crossed.match_logit)
+    return contrastive.distillation(student, student + crossed.match_logit)
 
 
 def _contrastive(alignment: Alignment) -> Tensor:
@@ -144,7 +144,9 @@ def _contrastive(alignment: Alignment) -> Tensor:
     for a, b in zip(*(x.z.chunk(alignment.vectors, 1) for x in (alignment.a, alignment.b)), strict=True):
         seen = a * alignment.vectors**0.5, b * alignment.vectors**0.5, alignment.group, scale
         found.append(
-            contrastive.info_nce(*seen) if alignment.rows is None else contrastive.own_rows_nce(*seen, alignment.rows)
+            contrastive.info_nce(*seen)
+            if alignment.rows is None
+            else contrastive.sharded_info_nce(*seen, alignment.rows)
         )
     return torch.stack(found).mean()
 

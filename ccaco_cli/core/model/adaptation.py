@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ccaco_cli.core.config import DomainConfig
-from ccaco_cli.core.types import Encoded
 
 HIDDEN = 4
 """Width of the domain classifier in units of its input: 1024 at 256."""
@@ -65,23 +64,23 @@ class Adaptation(nn.Module):
         return parts | ({"label": self.config.classify} if self.classify else {})
 
     @staticmethod
-    def features(encoded: Encoded) -> Tensor:
-        """[B, E]: the pooled vector at length sqrt(E). On its free length a loss could be had by shrinking, which retrieval never feels."""
-        return encoded.z * math.sqrt(encoded.z.shape[1])
+    def features(z: Tensor) -> Tensor:
+        """[B, E]: the embedding at length sqrt(E). With its free length a loss could fall by shrinking, which does not change retrieval."""
+        return z * math.sqrt(z.shape[1])
 
-    def domain(self, encoded: Encoded, domain: Tensor) -> Tensor:
+    def domain(self, z: Tensor, domain: Tensor) -> Tensor:
         """[n] int64 codes of n samples, the first B of which are pairs with ``domain`` [B]: source 0 and target 1 where there are samples
         of the target; else the sources' own numbers."""
-        pairs, every = len(domain), len(encoded.z)
+        pairs, every = len(domain), len(z)
         if every == pairs:
             return self.source_code[domain]
         return (torch.arange(every, device=domain.device) >= pairs).long()
 
-    def predict(self, encoded: Encoded) -> Tensor:
-        """Class logits [B, C]."""
+    def predict(self, z: Tensor) -> Tensor:
+        """Embeddings [B, E] -> class logits [B, C]."""
         if self.predictor is None:
             raise RuntimeError("this run has no label predictor")
-        logits: Tensor = self.predictor(self.features(encoded))
+        logits: Tensor = self.predictor(self.features(z))
         return logits
 
 

@@ -20,7 +20,7 @@ from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.length_bucketing import by_length
 from ccaco_cli.core.model.towers.tower import ClipWindow, Tower
 from ccaco_cli.core.model.wholebatch import Dropout, InputDropout
-from ccaco_cli.core.types import Crossed, Encoded, Features
+from ccaco_cli.core.types import Crossed, Embedding, Features, LocalTokens
 
 
 class Center(nn.Module):
@@ -206,29 +206,31 @@ class Aligner(nn.Module):
         """1 / temperature, clamped: scalar that multiplies cosines."""
         return self.log_scale.exp().clamp(max=self.max_scale)
 
-    def encode(self, modality: str, inputs: Any) -> Encoded:
-        """The global half.
+    def encode(self, modality: str, inputs: Any) -> tuple[Embedding, Features]:
+        """Runs the tower and the global half.
 
-        inputs   what the tower takes, or cached Features
-        Returns  Encoded whose tokens [B, N, W] are still the tower's: ``local`` prepares those that the cross branch will see
+        Args:
+            inputs: what the tower takes, or Features from a token cache.
+        Returns:
+            The global vectors, and the tower's tokens [B, N, W], centred when the config says so: ``local_tokens`` prepares them
+            for the cross branch.
         """
         side = self.sides[modality]
         features = side.features(inputs)  # type: ignore[operator]
         pooled = side.head(side.pool(features))  # type: ignore[operator]
         vectors = self.config.vectors
         each = F.normalize(pooled.float().unflatten(1, (vectors, -1)), dim=-1)
-        return Encoded(features.tokens, features.mask, pooled, each.flatten(1) / vectors**0.5)
+        return Embedding(each.flatten(1) / vectors**0.5, pooled), features
 
-    def local(self, modality: str, encoded: Encoded) -> Encoded:
+    def local_tokens(self, modality: str, features: Features) -> LocalTokens:
         """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
         shared = self.config.fusion.share
-        given = _single(encoded.tokens)
+        given = _single(features.tokens)
         tokens = self.sides[modality].project(given) if shared else self.cross_projection[modality](given.detach())  # type: ignore[operator]
-        prepared = self.matcher.local(self.modalities.index(modality), tokens, encoded.mask)
-        return Encoded(prepared, encoded.mask, encoded.pooled, encoded.z)
+        return LocalTokens(self.matcher.local(self.modalities.index(modality), tokens, features.mask), features.mask)
 
-    def cross(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
-        """The local half: pairs of prepared samples (``local``) -> Crossed; ``index`` [M, 2], or None for all pairs."""
+    def cross(self, a: LocalTokens, b: LocalTokens, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+        """The local half: pairs of prepared samples (``local_tokens``) -> Crossed; ``index`` [M, 2], or None for all pairs."""
         crossed: Crossed = self.matcher(a, b, index, attention=attention)
         return crossed
 

@@ -20,7 +20,7 @@ from ccaco_cli.core.model import attention
 from ccaco_cli.core.model.attention import Kernel, kernel, masked_mean, weighted
 from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, Stream, mlp
 from ccaco_cli.core.model.layout import LINE, Layout, Sequence
-from ccaco_cli.core.types import Crossed, Encoded
+from ccaco_cli.core.types import Crossed, LocalTokens
 
 MAX_SCALE = 100.0
 TOKENS_AT_ONCE = 1 << 16
@@ -43,7 +43,7 @@ class Matcher(nn.Module, ABC):
         self.layouts: tuple[Layout, Layout] = (LINE, LINE)
         self.checkpointing = False
 
-    def lie(self, a: Encoded, b: Encoded) -> tuple[Sequence, Sequence]:
+    def lie(self, a: LocalTokens, b: LocalTokens) -> tuple[Sequence, Sequence]:
         """The layouts of these tokens."""
         one, other = (layout.of(x.tokens.shape[1]) for layout, x in zip(self.layouts, (a, b), strict=True))
         return (one,), (other,)
@@ -52,10 +52,12 @@ class Matcher(nn.Module, ABC):
         """Prepares one side: tokens [R, N, D], mask [R, N] -> [R, N, D]."""
         return tokens
 
-    def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+    def forward(
+        self, a: LocalTokens, b: LocalTokens, index: Tensor | None = None, *, attention: bool = False
+    ) -> Crossed:
         """Scores pairs.
 
-        a, b       Encoded with tokens prepared by ``local``: A and B samples
+        a, b       LocalTokens (prepared by ``local``) of A and B samples
         index      [M, 2] int64 rows of a and b, or None for all A x B pairs
         attention  also return how much each token of b looks at each of a, by head (listed pairs only)
         Returns    Crossed, match_logit [M] or [A, B]
@@ -70,7 +72,7 @@ class Matcher(nn.Module, ABC):
                 if self.checkpointing and self.training
                 else self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
             )
-        rows, columns = (torch.arange(len(x.z), device=x.z.device) for x in (a, b))
+        rows, columns = (torch.arange(len(x.mask), device=x.mask.device) for x in (a, b))
         crossed = self.pairs(
             *(
                 x[i]
@@ -79,7 +81,7 @@ class Matcher(nn.Module, ABC):
         )
         return Crossed(crossed.match_logit.view(len(rows), len(columns)), drift=crossed.drift)
 
-    def _recomputed(self, a: Encoded, b: Encoded, index: Tensor) -> Crossed:
+    def _recomputed(self, a: LocalTokens, b: LocalTokens, index: Tensor) -> Crossed:
         """Some pairs at a time, whose activations are made again when their gradient is due (arXiv:1604.06174)."""
 
         def some(part: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -94,7 +96,7 @@ class Matcher(nn.Module, ABC):
         return Crossed(torch.cat([logit for logit, _ in found]), drift=torch.stack(drifts).sum() if drifts else None)
 
     @abstractmethod
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         """Scores row i of a against row i of b."""
 
 
@@ -139,7 +141,9 @@ class Attended(Scaled):
         gated: Tensor = F.normalize(self.maps[side](tokens), dim=-1) * gate.unsqueeze(-1)
         return gated
 
-    def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+    def forward(
+        self, a: LocalTokens, b: LocalTokens, index: Tensor | None = None, *, attention: bool = False
+    ) -> Crossed:
         if index is None and self.kernel is not None:
             return super().forward(a, b)
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))  # before rows are repeated for their pairs
@@ -165,7 +169,7 @@ class Attended(Scaled):
         table: Tensor = _attend(weights, cosines, keys) @ (belongs * gate[mask].unsqueeze(1))
         return table
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         one, other = ((*_unit(x.tokens), x.mask) for x in (a, b))
         return self._rows(one, other, self.lie(a, b), attention)
 
@@ -253,13 +257,15 @@ class MaxSim(Scaled):
     def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
         return F.normalize(tokens, dim=-1)
 
-    def forward(self, a: Encoded, b: Encoded, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
+    def forward(
+        self, a: LocalTokens, b: LocalTokens, index: Tensor | None = None, *, attention: bool = False
+    ) -> Crossed:
         if index is not None:
             return self.pairs(a[index[:, 0]], b[index[:, 1]], attention)
         cosines = torch.einsum("apd,bld->ablp", a.tokens, b.tokens)
         return Crossed(self._score(cosines, a.mask[:, None], b.mask[None]))
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         cosines = b.tokens @ a.tokens.transpose(1, 2)
         return Crossed(
             self._score(cosines, a.mask, b.mask), attention=_look(cosines, a.mask, self.scale()) if attention else None
@@ -277,7 +283,7 @@ class MaxSim(Scaled):
 class Residual(Scaled):
     """The source description's fusion: F_v' = F_v + softmax(F_v F_t^T / sqrt(D)) F_t, and F_t' alike; no parameters of its own."""
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         scores = b.tokens @ a.tokens.transpose(1, 2) / self.width**0.5
         heads = scores.masked_fill(~a.mask.unsqueeze(1), -torch.inf).softmax(-1).unsqueeze(1)
         to_a = heads.squeeze(1)
@@ -300,7 +306,7 @@ class CoAttention(Matcher):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.head = mlp(width, config.dropout, 1)
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         fused_a, fused_b, weights = a.tokens, b.tokens, None
         for block in self.blocks:
             fused_a, fused_b, weights = block(fused_a, a.mask, fused_b, b.mask, lie=self.lie(a, b), weights=attention)
@@ -323,7 +329,7 @@ class Unified(Matcher):
         self.norm = nn.LayerNorm(width)
         self.head = mlp(width, config.dropout, 1)
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         fused_a, fused_b, weights = self.stream(
             a.tokens, a.mask, b.tokens, b.mask, lie=self.lie(a, b), weights=attention
         )
@@ -338,7 +344,7 @@ class Concat(Matcher):
         super().__init__(width, config)
         self.head = nn.Sequential(nn.LayerNorm(2 * width), mlp(2 * width, config.dropout, 1))
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         return Crossed(
             self.head(torch.cat([masked_mean(a.tokens, a.mask), masked_mean(b.tokens, b.mask)], -1)).squeeze(-1)
         )
@@ -354,7 +360,7 @@ class Early(Matcher):
         self.stream = Stream(width, config)
         self.head = nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout, 1))
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         mask = torch.cat([a.mask, b.mask], 1)
         one, other = self.lie(a, b)
         fused, _ = self.stream(torch.cat([a.tokens, b.tokens], 1), mask, one + other)
@@ -369,7 +375,7 @@ class Late(Scaled):
         self.decide = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def pairs(self, a: Encoded, b: Encoded, attention: bool = False) -> Crossed:
+    def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
         one, other = (f(masked_mean(x.tokens, x.mask)) for f, x in zip(self.decide, (a, b), strict=True))
         return Crossed(self.scale() * F.cosine_similarity(one, other, dim=-1) + self.bias)
 

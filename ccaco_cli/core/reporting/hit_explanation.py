@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ccaco_cli.core.data.loader import DECODERS
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import explain
 from ccaco_cli.core.retrieval.explain import Explanation
@@ -60,14 +60,15 @@ def explained(index: Index, modality: str, query: str | Path, hits: Sequence[Hit
         if isinstance(query, Path)
         else (query, encode_query(index, modality, [query]))
     )
+    query_tokens = asked.local_tokens
     weight = 1.0 if index.headline == "cross" else index.weight
     for hit in hits:
-        found = index.sides[second if backwards else first].encoded([hit.row])
-        a, b = (asked, found) if backwards else (found, asked)
+        item_tokens = index.sides[second if backwards else first].local_tokens([hit.row])
+        a, b = (query_tokens, item_tokens) if backwards else (item_tokens, query_tokens)
         kept = (
-            hit.item.get("thumbnail") if first == "image" else None
+            hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None
         )  # of clips an index keeps posters, which no tower takes
-        seen = sample if backwards else DECODERS[first](kept) if kept else None
+        seen = sample if backwards else MODALITIES[first].decode(kept) if kept else None
         said = hit.item["text"] if backwards else sample
         words = explain.spoken(towers[second], said) if second == "text" else []
         grid = explain.cells(index.model[0], towers[first], int(a.mask.sum()))

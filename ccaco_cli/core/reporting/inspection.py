@@ -94,7 +94,7 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progres
             where=source["path"],
             expected=f"sha256 {source['sha256'][:12]}",
         )
-    runtime.threads()
+    runtime.limit_threads()
     aligner, towers, config, _ = load_run(run.path)
     whole = data.split(split)
     sides = columns(data, split, aligner, towers, config.model, on_progress)
@@ -107,7 +107,7 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progres
         def tell(done: int, total: int | None, facts: Mapping[str, Any], what: str = f"look at {modality}") -> None:
             on_progress(done, total, {"what": what})
 
-        part = encode(aligner, modality, column, items=items, local=config.loss.beta > 0, on_progress=tell)
+        part = encode(aligner, modality, column, items=items, local_tokens=config.loss.beta > 0, on_progress=tell)
         encoded.append((part, column.row if items is None else column.row[items]))
     (a, row_a), (b, row_b) = encoded
     rows = measured.evaluation.pools[0][0] if measured.stage == results.SMALL else len(whole)
@@ -164,9 +164,8 @@ def answers(
         logits = torch.zeros(shortlist.shape)
         if weight:
             pairs = torch.stack([some[:, None].expand_as(shortlist), shortlist], -1).flatten(0, 1)
-            logits = rerank.match(looked.aligner, found.a, found.b, pairs if backwards else pairs.flip(1)).view_as(
-                shortlist
-            )
+            pairs = pairs if backwards else pairs.flip(1)
+            logits = rerank.match(looked.aligner, found.a.local_tokens, found.b.local_tokens, pairs).view_as(shortlist)
         stage = rerank.Shortlist(
             query.z[some], gallery.z, ids[mine][some.numpy()], ids[1 - mine], shortlist, logits, scale
         )
@@ -267,7 +266,7 @@ def explained(
     for done, item in enumerate(chosen.tolist(), start=1):
         row = int(found.row_b[item])
         at = int(np.searchsorted(found.row_a, row))
-        a, b = found.a[at : at + 1], found.b[item : item + 1]
+        a, b = found.a.local_tokens[at : at + 1], found.b.local_tokens[item : item + 1]
         words = explain.spoken(looked.towers[second], texts[item]) if second == "text" else []
         grid = explain.cells(looked.aligner, looked.towers[first], int(a.mask.sum()))
         pairs.append(Pair(item, row, texts[item], explain.explain(looked.aligner, a, b, grid, words, method)))

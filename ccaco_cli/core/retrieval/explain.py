@@ -20,7 +20,7 @@ from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.rerank import match
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import LocalTokens
 
 Array = NDArray[Any]
 KEPT = tuple(k / 10 for k in range(1, 10))
@@ -89,10 +89,10 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"attention": by_attent
 """Name -> (attention [M, H, N_b, N_a], match_logit [M]) -> relevance [M, N_b, N_a]."""
 
 
-def relevance(aligner: Aligner, a: Encoded, b: Encoded, method: str) -> Tensor:
+def relevance(aligner: Aligner, a: LocalTokens, b: LocalTokens, method: str) -> Tensor:
     """How much each token of b has to do with each token of a, where row i of a and of b is one pair.
 
-    a, b     M samples each, tokens prepared by ``local``, on the CPU
+    a, b     tokens of M samples each, on the CPU
     Returns  [M, N_b, N_a] float32 >= 0, on the CPU
     Raises   ConfigError: no such method, or a matcher without attention of b over a
     """
@@ -144,10 +144,10 @@ class Trial:
         return float((self.insertion - self.random).mean())
 
 
-def trial(aligner: Aligner, a: Encoded, b: Encoded, order: Array, seed: int = 0) -> Trial:
+def trial(aligner: Aligner, a: LocalTokens, b: LocalTokens, order: Array, seed: int = 0) -> Trial:
     """Deletion and insertion (Petsiuk et al., arXiv:1806.07421) on the cells of one sample.
 
-    a, b   one sample each, prepared by ``local``
+    a, b   tokens of one sample each
     order  [C] places of the cells among a's tokens, most relevant first; tokens that are no cells stay
     """
     rng, count = np.random.default_rng(seed), len(order)
@@ -157,11 +157,9 @@ def trial(aligner: Aligner, a: Encoded, b: Encoded, order: Array, seed: int = 0)
     variants = [(row, size) for row in orders for size in sizes]
     for mask, (row, size) in zip(masks[1:], variants, strict=True):
         mask[torch.from_numpy(row[size:].copy())] = False
-    many = Encoded(
-        a.tokens.expand(len(masks), -1, -1), masks, a.pooled.expand(len(masks), -1), a.z.expand(len(masks), -1)
-    )
+    variants_of_a = LocalTokens(a.tokens.expand(len(masks), -1, -1), masks)
     index = torch.stack([torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.long)], 1)
-    scores = match(aligner, many, b, index).double().numpy()
+    scores = match(aligner, variants_of_a, b, index).double().numpy()
     lines = scores[1:].reshape(len(orders), len(sizes))
     return Trial(float(scores[0]), sizes / count, lines[0], lines[1], lines[2:].mean(0))
 
@@ -198,15 +196,15 @@ class Explanation:
 
 def explain(
     aligner: Aligner,
-    a: Encoded,
-    b: Encoded,
+    a: LocalTokens,
+    b: LocalTokens,
     grid: tuple[int, int],
     words: Sequence[tuple[str, Sequence[int]]],
     method: str = "attention",
 ) -> Explanation:
     """Explains one pair.
 
-    a, b   one sample each, tokens prepared by ``local``, padding allowed; the last cells of a's real tokens lie on ``grid``
+    a, b   tokens of one sample each, padding allowed; the last cells of a's real tokens lie on ``grid``
     words  of b, with the places of their tokens; function words are left out. None at all = b is explained as a whole
     """
     real = torch.nonzero(a.mask[0]).flatten().numpy()

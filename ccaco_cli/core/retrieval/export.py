@@ -29,7 +29,7 @@ from ccaco_cli.core.retrieval.query import (
     TOKENIZER,
     Exported,
 )
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import LocalTokens
 
 CLOSE = 1e-3
 """Largest difference of cosines (and, relative to the largest, of match logits) between the exported and the trained model."""
@@ -48,8 +48,8 @@ class _Encoder(nn.Module):
         self.aligner = aligner
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        encoded = self.aligner.local(MODALITY, self.aligner.encode(MODALITY, {"ids": ids, "mask": mask}))
-        return encoded.z, encoded.tokens
+        embedding, features = self.aligner.encode(MODALITY, {"ids": ids, "mask": mask})
+        return embedding.z, self.aligner.local_tokens(MODALITY, features).tokens
 
 
 class _Matcher(nn.Module):
@@ -58,10 +58,7 @@ class _Matcher(nn.Module):
         self.aligner = aligner
 
     def forward(self, tokens_a: Tensor, mask_a: Tensor, tokens_b: Tensor, mask_b: Tensor) -> Tensor:
-        a, b = (
-            Encoded(tokens, mask, tokens[:, 0], tokens[:, 0])
-            for tokens, mask in ((tokens_a, mask_a), (tokens_b, mask_b))
-        )
+        a, b = LocalTokens(tokens_a, mask_a), LocalTokens(tokens_b, mask_b)
         return self.aligner.matcher.pairs(a, b).match_logit  # type: ignore[no-any-return,operator]
 
 
@@ -143,15 +140,15 @@ def _differences(
 ) -> dict[str, float]:
     query = found.encode(texts)
     with torch.no_grad():
-        wanted = aligner.local(MODALITY, aligner.encode(MODALITY, tower.preprocess(list(texts))))
-        z = wanted.z.numpy()
+        embedding, features = aligner.encode(MODALITY, tower.preprocess(list(texts)))
+        z = embedding.z.numpy()
         differences = {"cosine_difference": float(np.abs(z @ z.T - query.z @ z.T).max())}
         if matcher:
             pairs = _pairs(aligner, 5, 7, 9)
             logits = _Matcher(aligner)(*pairs).numpy()
             got = found.match(*(part.numpy() for part in pairs))
             differences["match_difference"] = float(np.abs(got - logits).max() / max(1.0, np.abs(logits).max()))
-    if not np.array_equal(query.mask, wanted.mask.numpy()):
+    if not np.array_equal(query.mask, features.mask.numpy()):
         return {"cosine_difference": float("inf")}
     return {name: value if np.isfinite(value) else float("inf") for name, value in differences.items()}
 

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest
+from ccaco_cli.core import config_io, manifest
 from ccaco_cli.core.config import ModelConfig, RunConfig
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval import query, token_store, vectors
 from ccaco_cli.core.retrieval.token_store import Tokens
 from ccaco_cli.core.retrieval.vectors import Vectors
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import LocalTokens
 
 if TYPE_CHECKING:  # torch and the model are imported where they are needed: a text query does without
     from ccaco_cli.core.model.aligner import Aligner
@@ -47,7 +47,7 @@ def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], conf
         center = "off" if aligner.sides[modality].center is None else "on"
         sides: dict[str, Any] = {modality: replace(model.tower(modality), spec=spec, center=center)}
         model = replace(model, **sides)
-    manifest.write_bytes(folder / "config.toml", configs.to_toml(replace(config, model=model)).encode())
+    manifest.write_bytes(folder / "config.toml", config_io.to_toml(replace(config, model=model)).encode())
     weights.save_weights(folder / weights.WEIGHTS, aligner, everything=True)
 
 
@@ -56,10 +56,10 @@ def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict
     from ccaco_cli.core.model import aligner as aligners
     from ccaco_cli.core.model import weights
 
-    settings = configs.load(folder / "config.toml")
+    settings = config_io.load(folder / "config.toml")
     for modality in modalities:
         settings[f"model.{modality}.spec"] = settings[f"model.{modality}.spec"].replace("{model}", str(folder))
-    config = configs.override(RunConfig(), settings)
+    config = config_io.override(RunConfig(), settings)
     aligner, towers = aligners.build(config.model, config.loss, modalities)
     weights.load_weights(folder / weights.WEIGHTS, aligner, everything=True)
     return aligner.eval(), towers, config
@@ -156,13 +156,12 @@ class IndexSide:
     def has_tokens(self) -> bool:
         return (self.folder / token_store.TOKENS).exists()
 
-    def encoded(self, rows: Any) -> Encoded:
-        """Tokens of some rows for the cross branch: Encoded, z empty."""
+    def local_tokens(self, rows: Any) -> LocalTokens:
+        """Stored tokens of some rows, float32, for the cross branch."""
         import torch
 
-        found, mask = map(torch.from_numpy, self.tokens.read(rows))
-        nothing = torch.zeros(len(found), 0)
-        return Encoded(found, mask, nothing, nothing)
+        tokens, mask = map(torch.from_numpy, self.tokens.read(rows))
+        return LocalTokens(tokens, mask)
 
     def item(self, row: int) -> dict[str, Any]:
         """Everything that is known of one row."""
@@ -230,31 +229,15 @@ class Index:
         return self.modalities[1 - self.modalities.index(modality)]
 
 
-def _picture(data: bytes) -> Image.Image:
-    from ccaco_cli.core.data.checks import decode_image
-
-    return decode_image(data, THUMBNAIL)
-
-
-def _poster(data: bytes) -> Image.Image:
-    from ccaco_cli.core.data.clips import Clip
-
-    return Clip(data).poster()
-
-
-def _outline(data: bytes) -> Image.Image:
-    from ccaco_cli.core.data.clips import Clip
-
-    return Clip(data).waves(THUMBNAIL)
-
-
-POSTERS: Mapping[str, Callable[[bytes], Image.Image]] = {"image": _picture, "video": _poster, "audio": _outline}
-"""Modality -> what people are shown of its bytes."""
-
-
 def thumbnail(modality: str, data: bytes) -> bytes:
-    """A picture, a frame of a film or the outline of a sound, as JPEG of at most 224 pixels a side (small ones keep their size)."""
-    image = POSTERS[modality](data)
+    """JPEG of at most 224 pixels per side that shows a sample (``Modality.picture``); smaller ones keep their size.
+
+    Empty for a modality that cannot be shown.
+    """
+    picture = MODALITIES[modality].picture
+    if picture is None:
+        return b""
+    image: Image.Image = picture(data, THUMBNAIL)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)

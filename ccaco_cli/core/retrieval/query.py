@@ -23,7 +23,7 @@ PAIRS_AT_ONCE = 2048
 
 @dataclass(frozen=True)
 class Query:
-    """Encoded queries, as ``types.Encoded`` has them: z [n, E] float32, unit norm; tokens [n, L, D] float32; mask [n, L] bool."""
+    """Encoded queries, as numpy arrays: z [n, E] float32, unit norm; tokens [n, L, D] float32; mask [n, L] bool."""
 
     z: Array
     tokens: Array

@@ -15,7 +15,7 @@ from ccaco_cli.core.evaluation.metrics import RECALLS, RankResult, ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation, Pool, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.query import PAIRS_AT_ONCE
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import EncodedSamples, LocalTokens
 
 TOKENS_AT_ONCE = 1 << 18
 """Tokens of both sides that go to the device at once: fewer pairs of what is long."""
@@ -26,8 +26,8 @@ BELOW = 1e6
 
 
 @torch.inference_mode()
-def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
-    """Match logits of listed pairs: a, b prepared by ``local`` (on the CPU), index [M, 2] -> [M] float32 on the CPU."""
+def match(aligner: Aligner, a: LocalTokens, b: LocalTokens, index: Tensor) -> Tensor:
+    """Match logits of listed pairs: a, b on the CPU, index [M, 2] -> [M] float32 on the CPU."""
     aligner.eval()
     device = next(aligner.parameters()).device
     out = torch.empty(len(index))
@@ -48,9 +48,9 @@ def match(aligner: Aligner, a: Encoded, b: Encoded, index: Tensor) -> Tensor:
     return out
 
 
-def _trim(encoded: Encoded) -> Encoded:
-    longest = int(encoded.mask.any(0).nonzero().max()) + 1 if encoded.mask.any() else 0
-    return Encoded(encoded.tokens[:, :longest], encoded.mask[:, :longest], encoded.pooled, encoded.z)
+def _trim(local: LocalTokens) -> LocalTokens:
+    longest = int(local.mask.any(0).nonzero().max()) + 1 if local.mask.any() else 0
+    return LocalTokens(local.tokens[:, :longest], local.mask[:, :longest])
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Shortlist:
 
 
 def stages(
-    aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, config: EvalConfig
+    aligner: Aligner, a: EncodedSamples, b: EncodedSamples, group_a: Any, group_b: Any, config: EvalConfig
 ) -> tuple[Shortlist, Shortlist]:
-    """Shortlists and cross scores of both directions (a to b, b to a); a, b prepared by ``local``."""
+    """Shortlists and cross scores of both directions (a to b, b to a); a, b encoded with tokens."""
     scale = float(aligner.logit_scale().detach())
     found = []
     for query, gallery, groups, size, flipped in (
@@ -126,7 +126,7 @@ def stages(
             [(z @ gallery.z.T).topk(min(size, len(gallery.z)), 1).indices for z in torch.split(query.z, 1024)]
         )
         pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
-        logits = match(aligner, a, b, pairs.flip(1) if flipped else pairs)
+        logits = match(aligner, a.local_tokens, b.local_tokens, pairs.flip(1) if flipped else pairs)
         found.append(Shortlist(query.z, gallery.z, *groups, columns, logits.view_as(columns), scale))
     return found[0], found[1]
 
@@ -143,8 +143,8 @@ def _r_sum(result: RankResult) -> float:
 
 def two_stage(
     aligner: Aligner,
-    a: Encoded,
-    b: Encoded,
+    a: EncodedSamples,
+    b: EncodedSamples,
     group_a: Any,
     group_b: Any,
     config: EvalConfig,
@@ -160,19 +160,21 @@ def two_stage(
     return evaluate(config.protocol, group_a, group_b, rank_pool, aligner.modalities)
 
 
-def exhaustive(aligner: Aligner, a: Encoded, b: Encoded, group_a: Any, group_b: Any, protocol: str) -> Evaluation:
+def exhaustive(
+    aligner: Aligner, a: EncodedSamples, b: EncodedSamples, group_a: Any, group_b: Any, protocol: str
+) -> Evaluation:
     """Recalls of the cross branch alone, every pair scored: the price of a model without a contrastive half."""
 
     def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
-        table = _table(aligner, a[pool.a], b[pool.b])
+        table = _table(aligner, a.local_tokens[pool.a], b.local_tokens[pool.b])
         ids = group_a[pool.a], group_b[pool.b]
         return ranks(lambda rows: table[rows], *ids), ranks(lambda rows: table.T[rows], *reversed(ids))
 
     return evaluate(protocol, group_a, group_b, rank_pool, aligner.modalities)
 
 
-def _table(aligner: Aligner, a: Encoded, b: Encoded) -> Tensor:
+def _table(aligner: Aligner, a: LocalTokens, b: LocalTokens) -> Tensor:
     """[A, B] match logits, float32; each pair is scored once and serves both directions."""
-    columns = torch.arange(len(b.z))
-    rows = (torch.stack([torch.full_like(columns, row), columns], 1) for row in range(len(a.z)))
+    columns = torch.arange(len(b.mask))
+    rows = (torch.stack([torch.full_like(columns, row), columns], 1) for row in range(len(a.mask)))
     return torch.stack([match(aligner, a, b, pairs) for pairs in rows])

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.query import Query
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import EncodedSamples
 
 Array = np.ndarray[Any, Any]
 
@@ -42,11 +43,11 @@ def ask(index: Index, modality: str, samples: Sequence[Any], k: int, rerank: int
     return search(index, modality, query, k, rerank)
 
 
-def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded:
-    """Queries as the index's model sees them.
+def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
+    """Encodes queries by the index's model.
 
     samples  texts, or decoded media (PIL images, recordings)
-    Returns  Encoded with tokens prepared for the cross branch, on the CPU
+    Returns  EncodedSamples with tokens, on the CPU
     """
     import torch
 
@@ -54,21 +55,21 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
         return _encode(index, modality, samples)
 
 
-def _encode(index: Index, modality: str, samples: Sequence[Any]) -> Encoded:
-    from ccaco_cli.core.data.loader import COLLATE
-
+def _encode(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
     aligner, towers, _ = index.model
     tower = towers[modality]
     inputs = (
         tower.preprocess(list(samples))
         if modality == "text"
-        else COLLATE[modality]([tower.preprocess(s) for s in samples])
+        else MODALITIES[modality].collate([tower.preprocess(s) for s in samples])
     )
-    encoded = aligner.encode(modality, inputs)
-    return aligner.local(modality, encoded)
+    embedding, features = aligner.encode(modality, inputs)
+    return EncodedSamples(embedding, aligner.local_tokens(modality, features))
 
 
-def search(index: Index, modality: str, query: Encoded | Query, k: int, rerank: int | None = None) -> list[list[Hit]]:
+def search(
+    index: Index, modality: str, query: EncodedSamples | Query, k: int, rerank: int | None = None
+) -> list[list[Hit]]:
     """Best k items of the other modality for each query.
 
     query   of ``encode_query``, or of the exported query side
@@ -82,13 +83,17 @@ def search(index: Index, modality: str, query: Encoded | Query, k: int, rerank: 
         rerank = int(settings["shortlist_back" if modality == index.modalities[0] else "shortlist"])
     if not side.has_tokens or (index.weight == 0 and not exhaustive):
         rerank = 0
-    asked = Query(*(np.asarray(x) for x in (query.z, query.tokens, query.mask)))
+    asked = query if isinstance(query, Query) else _arrays(query)
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
     cosines, rows = side.vectors.search(asked.z, wanted)
     return [
         _rank(index, modality, asked[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
         for i in range(len(asked.z))
     ]
+
+
+def _arrays(query: EncodedSamples) -> Query:
+    return Query(query.z.numpy(), query.local_tokens.tokens.numpy(), query.local_tokens.mask.numpy())
 
 
 def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array, k: int, rerank: int) -> list[Hit]:
@@ -127,18 +132,17 @@ def _match(index: Index, modality: str, query: Query, rows: Array) -> Array:
     import torch
 
     from ccaco_cli.core.retrieval.rerank import match
+    from ccaco_cli.core.types import LocalTokens
 
-    every, nothing = torch.arange(len(rows)), torch.zeros(len(rows), 0)
-    a, b = (Encoded(torch.from_numpy(t), torch.from_numpy(m), nothing, nothing) for t, m in (pairs[:2], pairs[2:]))
+    every = torch.arange(len(rows))
+    a, b = (LocalTokens(torch.from_numpy(t), torch.from_numpy(m)) for t, m in (pairs[:2], pairs[2:]))
     return match(index.model[0], a, b, torch.stack([every, every], 1)).numpy()
 
 
-def from_file(index: Index, modality: str, file: Path) -> tuple[Any, Encoded]:
+def from_file(index: Index, modality: str, file: Path) -> tuple[Any, EncodedSamples]:
     """What a file holds, as decoded and as the index's model sees it."""
-    from ccaco_cli.core.data.loader import DECODERS
-
     try:
-        sample = DECODERS[modality](file.read_bytes())
+        sample = MODALITIES[modality].decode(file.read_bytes())
         return sample, encode_query(index, modality, [sample])  # recordings are decoded here
     except OSError as error:
         raise DataError(

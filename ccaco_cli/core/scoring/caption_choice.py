@@ -19,7 +19,7 @@ from ccaco_cli.core.data.loader import TextColumn
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.evaluation.metrics import choice_accuracy
 from ccaco_cli.core.scoring.pair_sampling import of_other_groups
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import EncodedSamples
 
 Array = NDArray[Any]
 OTHERS = 16
@@ -34,13 +34,13 @@ class CaptionChoices:
     kind   [n] what the negative changes: replace_att, swap_obj ...
     row    [n] int64, the row of each picture
     pair   [n, 2] int64, the true and the false text
-    texts  Encoded of the distinct texts
+    texts  the distinct texts, encoded
     """
 
     kind: list[str]
     row: Array
     pair: Array
-    texts: Encoded
+    texts: EncodedSamples
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Sentences:
 
 
 def find(
-    split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], Encoded]
+    split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], EncodedSamples]
 ) -> CaptionChoices | None:
     """The choices of a split, texts encoded; None when it has none."""
     told = [(row, *choice) for row in range(len(split)) for choice in split.meta(row).get("choices") or ()]

@@ -29,7 +29,7 @@ from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evalu
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.scoring import caption_choice, pair_sampling
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import EncodedSamples
 
 Array = NDArray[Any]
 PairScore = Callable[[Tensor], Tensor]
@@ -44,14 +44,14 @@ STRATA = ("things", "combination")
 class SplitEncodings:
     """A split as a model sees it.
 
-    a, b          items of either modality (tokens prepared for ``cross`` when the model has a cross branch)
+    a, b          items of either modality (with tokens when the model has a cross branch)
     row_a, row_b  [items] int64, the row of each item
     negatives     true captions and hard negatives of which the pictures must choose, where the split has such
     classes       vectors of the items of a and of every class, whose dot product says how well they fit; None = nothing to classify
     """
 
-    a: Encoded
-    b: Encoded
+    a: EncodedSamples
+    b: EncodedSamples
     row_a: Array
     row_b: Array
     negatives: caption_choice.CaptionChoices | None = None
@@ -317,7 +317,7 @@ class SplitScorer:
     def _partners(self) -> tuple[Tensor, Tensor]:
         return pair_sampling.partners(self.split.group, self.found.row_a, self.found.row_b)
 
-    def _score(self, how: str, texts: Encoded | None = None) -> PairScore:
+    def _score(self, how: str, texts: EncodedSamples | None = None) -> PairScore:
         a, b, aligner = self.found.a, self.found.b if texts is None else texts, self.aligner
 
         def cosine(index: Tensor) -> Tensor:
@@ -326,7 +326,8 @@ class SplitScorer:
         # at weight 0 the cross branch has no say, not even when it is NaN
         if aligner is None or how == "cosine" or (how == "two-stage" and not self.weight):
             return cosine
+        tokens_a, tokens_b = a.local_tokens, b.local_tokens
         if how == "cross":
-            return lambda index: rerank.match(aligner, a, b, index)
+            return lambda index: rerank.match(aligner, tokens_a, tokens_b, index)
         scale = float(aligner.logit_scale().detach())
-        return lambda index: scale * cosine(index) + self.weight * rerank.match(aligner, a, b, index)
+        return lambda index: scale * cosine(index) + self.weight * rerank.match(aligner, tokens_a, tokens_b, index)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.types import Encoded, PairBatch
+from ccaco_cli.core.types import LocalTokens, PairBatch
 
 Warning = dict[str, Any]
 """{"step", "kind", "what"}: the step at which it was first seen, one of the kinds below, and a sentence."""
@@ -71,9 +71,12 @@ def inspect(
     """
     aligner.eval()
     given = zip(aligner.modalities, (batch.a, batch.b), (batch.at_a, batch.at_b), strict=True)
-    sides = [
-        aligner.encode(m, x)[slice(len(batch.rows)) if at is None else at[: len(batch.rows)]] for m, x, at in given
-    ]
+    sides, features = [], []
+    for modality, inputs, at in given:
+        rows = slice(len(batch.rows)) if at is None else at[: len(batch.rows)]
+        embedding, tokens = aligner.encode(modality, inputs)
+        sides.append(embedding[rows])
+        features.append(tokens[rows])
     found: dict[str, str] = {}
     for modality, side in zip(aligner.modalities, sides, strict=True):
         if learns and modality not in learns:
@@ -88,9 +91,9 @@ def inspect(
     if chance is not None and mean > AT_CHANCE * chance:
         found["loss-at-chance"] = f"the cross loss is at {mean:.4f} nats; having learned nothing costs {chance:.4f}"
     if cross_losses:
-        size = sides[0].mask.shape[1] * sides[1].mask.shape[1]
+        size = features[0].mask.shape[1] * features[1].mask.shape[1]
         pairs = max(2, min(PAIRS, SEEN // size))
-        a, b = (aligner.local(m, side[:pairs]) for m, side in zip(aligner.modalities, sides, strict=True))
+        a, b = (aligner.local_tokens(m, x[:pairs]) for m, x in zip(aligner.modalities, features, strict=True))
         found |= _attention(aligner, a, b, weights=size <= SEEN)
     return found
 
@@ -108,8 +111,8 @@ def adversary(accuracies: Sequence[float]) -> dict[str, str]:
     }
 
 
-def _attention(aligner: Aligner, a: Encoded, b: Encoded, *, weights: bool) -> dict[str, str]:
-    true = torch.arange(len(a.z), device=a.z.device)
+def _attention(aligner: Aligner, a: LocalTokens, b: LocalTokens, *, weights: bool) -> dict[str, str]:
+    true = torch.arange(len(a.mask), device=a.mask.device)
     crossed = aligner.cross(a, b, torch.stack([true, true], 1), attention=weights)
     logit, attention = crossed.match_logit.float(), crossed.attention
     if not torch.isfinite(logit).all() or (attention is not None and not torch.isfinite(attention).all()):

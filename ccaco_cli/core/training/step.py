@@ -15,7 +15,7 @@ from ccaco_cli.core.losses.total import Alignment, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.wholebatch import paired_rows
-from ccaco_cli.core.types import Encoded, PairBatch
+from ccaco_cli.core.types import Embedding, Features, LocalTokens, PairBatch
 
 ADVERSARIAL = "dann"
 """The term of a domain loss that asks for a domain classifier."""
@@ -52,12 +52,12 @@ def losses(
     given, at, pairs_here = {first: batch.a, second: batch.b}, {first: batch.at_a, second: batch.at_b}, len(batch.rows)
     aligned = config.alpha > 0 or beta > 0
     with paired_rows(pairs_here):
-        own = {
+        encoded = {
             m: aligner.encode(m, x)
             for m, x in given.items()
             if aligned or (adaptation is not None and m in adaptation.reads)
         }
-    vectors = {m: x if at[m] is None else _vectors(x, x.pooled[at[m]], x.z[at[m]]) for m, x in own.items()}
+    vectors = {m: x if at[m] is None else x[at[m]] for m, (x, _) in encoded.items()}
     paired = {
         m: together(x[:pairs_here], parallel) for m, x in vectors.items()
     }  # behind them lie samples without a partner
@@ -69,55 +69,46 @@ def losses(
         if beta > 0:
             pairs = sample_pairs(a, b, alignment.group, config, generator)
             local_a, local_b = (
-                _chosen(aligner, m, own[m], at[m], pairs.rows, pairs_here, parallel) for m in (first, second)
+                _chosen(aligner, m, encoded[m][1], at[m], pairs.rows, pairs_here, parallel) for m in (first, second)
             )
             alignment = replace(alignment, crossed=aligner.cross(local_a, local_b, pairs.index), pairs=pairs)
     if adaptation is None:
         return total_loss(alignment, config, beta, balance)
     lone = {m: together(x[pairs_here:], parallel).z for m, x in vectors.items()}
-    every = {m: replace(x, z=torch.cat([x.z, lone[m]])) for m, x in paired.items()}
+    every = {m: torch.cat([x.z, lone[m]]) for m, x in paired.items()}
     codes, rows = distributed.gather(batch.domain), distributed.gather(batch.rows)
     further, accuracy = _adapted(every, codes, rows, adaptation, progress)
     return total_loss(alignment, config, beta, balance, further) | accuracy
 
 
-def _vectors(own: Encoded, pooled: Tensor, z: Tensor) -> Encoded:
-    """Other vectors [B, E] in the place of a process's own, without tokens (N = 0): the cross branch chooses few of the pairs."""
-    return Encoded(own.tokens.new_zeros(len(z), 0, own.tokens.shape[2]), own.mask.new_zeros(len(z), 0), pooled, z)
-
-
-def together(own: Encoded, parallel: ParallelConfig) -> Encoded:
-    """What all processes encoded, as one batch: the one place where a loss gets to see it. A loss of more vectors adds them here.
-
-    Alone, this is ``own``. Of several processes, tokens are left out (N = 0): only the rows that the cross branch chooses travel.
-    """
+def together(embedding: Embedding, parallel: ParallelConfig) -> Embedding:
+    """The embeddings of all processes as one batch, on every process. A single process gets its own back."""
     if distributed.world() == 1:
-        return own
-    pooled, z = (distributed.gather(x, through=parallel.gather_with_grad) for x in (own.pooled, own.z))
-    return _vectors(own, pooled, z)
+        return embedding
+    pooled, z = (distributed.gather(x, through=parallel.gather_with_grad) for x in (embedding.pooled, embedding.z))
+    return Embedding(z, pooled)
 
 
 def _chosen(
     aligner: Aligner,
     modality: str,
-    own: Encoded,
+    features: Features,
     at: Tensor | None,
     rows: Tensor,
     pairs_here: int,
     parallel: ParallelConfig,
-) -> Encoded:
+) -> LocalTokens:
     """Prepared tokens of the chosen rows of the batch of all processes.
 
     Every process then runs the cross branch on all of them: it is a sub-batch of fixed size, and each loss stays exact, with dropout too.
     """
     if distributed.world() == 1:
-        return aligner.local(modality, own[rows if at is None else at[rows]])
+        return aligner.local_tokens(modality, features[rows if at is None else at[rows]])
     mine, place = distributed.shares(rows, pairs_here)
-    prepared = aligner.local(modality, own[mine])
+    prepared = aligner.local_tokens(modality, features[mine])
     tokens = distributed.gather(distributed.padded(prepared.tokens), through=parallel.gather_with_grad)
     mask = distributed.gather(distributed.padded(prepared.mask.to(torch.uint8))).bool()
-    z, pooled = (distributed.gather(x, through=parallel.gather_with_grad) for x in (prepared.z, prepared.pooled))
-    return Encoded(tokens, mask, pooled, z)[place]  # type: ignore[no-any-return]
+    return LocalTokens(tokens, mask)[place]  # type: ignore[no-any-return]
 
 
 def _queries(batch: PairBatch, parallel: ParallelConfig) -> slice | None:
@@ -133,9 +124,9 @@ def shared(aligner: Aligner) -> list[Tensor]:
 
 
 def _adapted(
-    every: dict[str, Encoded], domain_of: Tensor, rows: Tensor, adaptation: Adaptation, progress: float
+    every: dict[str, Tensor], domain_of: Tensor, rows: Tensor, adaptation: Adaptation, progress: float
 ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, Tensor]]:
-    """The heads read ``z`` alone, of all processes: of every sample the pairs come first, and ``domain_of`` and ``rows`` are theirs."""
+    """The heads read embeddings z [n, E] of all processes: of every sample the pairs come first, and ``domain_of`` and ``rows`` are theirs."""
     config, factor = adaptation.config, domain.ramp(progress)
     parts, right = [], []
     for modality in adaptation.domains:
@@ -144,11 +135,11 @@ def _adapted(
         if modality in adaptation.critics:
             logits = adaptation.critics[modality](domain.reverse(features, factor))
             right.append((logits.argmax(1) == codes).float().mean())
-        parts.append(domain.domain_loss(config.loss, domain.Seen(features, codes, factor, logits)))
+        parts.append(domain.domain_loss(config.loss, domain.DomainFeatures(features, codes, factor, logits)))
     further = {"domain": (adaptation.weights["domain"], torch.stack(parts).mean())} if parts else {}
     if adaptation.classify:
-        seen = every[adaptation.classify]
-        label = domain.classification(adaptation.predict(replace(seen, z=seen.z[: len(rows)])), adaptation.label[rows])
+        logits = adaptation.predict(every[adaptation.classify][: len(rows)])
+        label = domain.classification(logits, adaptation.label[rows])
         further["label"] = (adaptation.weights["label"], label)
     return further, {"domain_accuracy": torch.stack(right).mean()} if right else {}
 

@@ -26,16 +26,16 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
-from ccaco_cli.core.types import Encoded, OnProgress, no_progress
+from ccaco_cli.core.types import EncodedSamples, OnProgress, no_progress
 
 SHARD, ITEMS = 8192, 1024
 """Items of a shard of vectors, and of a part of an index's captions and thumbnails: what is in memory at once."""
-SHORT = {"image": "img"}
 """clip-retrieval's names of modality folders where they differ from ours."""
 
 
@@ -74,7 +74,7 @@ def embed(
     """
     vectors.check(index_type)
     token_store.check(store_tokens)
-    dtype = runtime.encoding(precision, runtime.device(device))
+    dtype = runtime.encoding_dtype(precision, runtime.device(device))
     made = {"split": split, "shard": shard, "precision": str(dtype).removeprefix("torch.")}
     with distributed.process_group(device):
         tell = on_progress if distributed.main() else no_progress
@@ -92,7 +92,14 @@ def embed(
                     for modality, column in sides.items():
                         grid = _grid(towers[modality], config, modality) if store_grid else None
                         look = partial(
-                            encode, aligner, modality, column, grid=grid, most=store_grid, share=True, local=local
+                            encode,
+                            aligner,
+                            modality,
+                            column,
+                            grid=grid,
+                            most=store_grid,
+                            share=True,
+                            local_tokens=local,
                         )
                         with (
                             token_store.Writer(place.temp / modality, store_tokens)
@@ -101,7 +108,7 @@ def embed(
                         ):
                             _encode_shards(out, modality, part, column, look, local, kept, shard, tell)
                 if not distributed.main():
-                    raise distributed.Leaves(0)
+                    raise distributed.ProcessEnded(0)
                 result = there or _finish(out, data, config, sides, inputs, made)
                 if index is None or place is None:
                     return result
@@ -184,7 +191,7 @@ def _build(
     """An index whose tokens are written, or the next generation of one: beside the old, which readers keep until they end."""
     root, temp, name = place.root, place.temp, place.name
     z = {
-        m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{SHORT.get(m, m)}_emb")])
+        m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{MODALITIES[m].folder}_emb")])
         for m in sides
     }
     storage: dict[str, Any] = {}
@@ -242,14 +249,14 @@ def _encode_shards(
     modality: str,
     part: Split,
     column: Column,
-    look: Callable[..., Encoded],
+    look: Callable[..., EncodedSamples],
     local: bool,
     kept: token_store.Writer | None,
     size: int,
     on_progress: OnProgress,
 ) -> None:
     """Encodes what has no shard yet, and writes it; when tokens are wanted (``local``), everything, and ``kept`` takes its tokens."""
-    name, total = f"{SHORT.get(modality, modality)}_emb", len(column.row)
+    name, total = f"{MODALITIES[modality].folder}_emb", len(column.row)
     for number, first in enumerate(range(0, total, size)):
         items = np.arange(first, min(first + size, total))
         vectors = out / name / f"{name}_{number}.npy"
@@ -259,7 +266,7 @@ def _encode_shards(
             if not written:
                 distributed.main_process_only(partial(_write_shard, vectors, modality, part, column, items, found.z))
             if kept is not None:
-                kept.add(found.tokens.numpy(), found.mask.numpy())
+                kept.add(found.local_tokens.tokens.numpy(), found.local_tokens.mask.numpy())
         _told(on_progress, first, total, modality, len(items))
 
 
@@ -297,7 +304,7 @@ def _items(part: Split, modality: str, column: Column, items: Any, *, thumbnails
         captions[start[r] : start[r + 1]] or [part.labels[label] for label in part.label[[r]] if label >= 0]
         for r in rows
     ]
-    if thumbnails:
+    if thumbnails and MODALITIES[modality].picture:
         found["thumbnail"] = [indexes.thumbnail(modality, data) for data in part.media(modality, rows)]
     return found
 

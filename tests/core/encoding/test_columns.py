@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ccaco_cli.core.config import LossConfig, ModelConfig, override
+from ccaco_cli.core.config import LossConfig, ModelConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data import loader, shards
 from ccaco_cli.core.data.loader import CachedColumn, MediaColumn, PixelColumn, TextColumn
 from ccaco_cli.core.data.shards import PairData
@@ -53,7 +54,7 @@ def test_a_locked_tower_is_read_from_the_cache(data: PairData) -> None:
     items = np.array([3, 0, 11])
     for modality in ("image", "text"):
         assert isinstance(found[modality], CachedColumn)
-        cached, fresh = (aligner.encode(modality, c[modality].inputs(items)).z for c in (found, raw))
+        cached, fresh = (aligner.encode(modality, c[modality].inputs(items))[0].z for c in (found, raw))
         assert torch.allclose(cached, fresh, atol=5e-3)
     assert set(told) == {"image tokens of val", "text tokens of val"}
     told.clear()

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.losses.contrastive import info_nce, own_rows_nce
+from ccaco_cli.core.losses.contrastive import info_nce, sharded_info_nce
 from ccaco_cli.core.losses.pairing import Pairs
 from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, check_losses, sample_pairs, total_loss
-from ccaco_cli.core.types import Crossed, Encoded
+from ccaco_cli.core.types import Crossed, Embedding
 
 
-def encoded(seed: int, rows: int = 4) -> Encoded:
+def encoded(seed: int, rows: int = 4) -> Embedding:
     z = F.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
-    return Encoded(torch.zeros(rows, 1, 8), torch.ones(rows, 1, dtype=torch.bool), z, z)
+    return Embedding(z, z)
 
 
 def alignment(crossed: Crossed, pairs: Pairs) -> Alignment:
@@ -32,7 +32,7 @@ def test_total_is_the_weighted_sum_of_named_parts() -> None:
 
 @pytest.mark.parametrize("rows", [None, slice(1, 3)])
 def test_every_global_vector_learns_by_itself(rows: slice | None) -> None:
-    def side(seed: int) -> tuple[list[torch.Tensor], Encoded]:
+    def side(seed: int) -> tuple[list[torch.Tensor], Embedding]:
         parts = [encoded(seed + n).z for n in range(3)]
         return parts, replace(encoded(seed), z=torch.cat(parts, 1) / 3**0.5)
 
@@ -40,7 +40,7 @@ def test_every_global_vector_learns_by_itself(rows: slice | None) -> None:
     group, scale = torch.tensor([0, 0, 1, 2]), torch.tensor(10.0)
     found = total_loss(Alignment(a, b, group, scale, rows=rows, vectors=3), LossConfig(), beta=0.0)["contrastive"]
     alone = [
-        info_nce(p, q, group, scale) if rows is None else own_rows_nce(p, q, group, scale, rows)
+        info_nce(p, q, group, scale) if rows is None else sharded_info_nce(p, q, group, scale, rows)
         for p, q in zip(each_a, each_b, strict=True)
     ]
     assert torch.allclose(found, torch.stack(alone).mean(), atol=1e-6)
@@ -80,7 +80,7 @@ def test_unknown_names_and_missing_parts_are_refused() -> None:
 def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
     z = [encoded(seed).z.clone().requires_grad_() for seed in (0, 1)]
     logit = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    sides = [Encoded(torch.zeros(4, 1, 8), torch.ones(4, 1, dtype=torch.bool), v, v) for v in z]
+    sides = [Embedding(v, v) for v in z]
     given = Alignment(*sides, torch.arange(4), torch.tensor(10.0), Crossed(logit), Pairs(torch.tensor([3, 0, 1])))
     config = LossConfig(teach=0.5)
     parts = total_loss(given, config, beta=0.3)

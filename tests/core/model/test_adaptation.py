@@ -6,12 +6,10 @@ import torch.nn.functional as F
 
 from ccaco_cli.core.config import DomainConfig
 from ccaco_cli.core.model.adaptation import Adaptation
-from ccaco_cli.core.types import Encoded
 
 
-def encoded(n: int, width: int = 8) -> Encoded:
-    pooled = torch.randn(n, width)
-    return Encoded(torch.zeros(n, 0, width), torch.zeros(n, 0, dtype=torch.bool), pooled, F.normalize(pooled, dim=-1))
+def embeddings(n: int, width: int = 8) -> torch.Tensor:
+    return F.normalize(torch.randn(n, width), dim=-1)
 
 
 def heads(**more: object) -> Adaptation:
@@ -27,29 +25,29 @@ def heads(**more: object) -> Adaptation:
 
 
 def test_features_have_one_length() -> None:
-    found = Adaptation.features(encoded(5))
+    found = Adaptation.features(embeddings(5))
     assert torch.allclose(found.norm(dim=1), torch.full((5,), 8**0.5))
 
 
 def test_codes_are_source_and_target_or_the_sources_own() -> None:
     domain = torch.tensor([3, 0, 2])
-    assert heads().domain(encoded(5), domain).tolist() == [0, 0, 0, 1, 1]
-    assert heads().domain(encoded(3), domain).tolist() == [1, 2, 0]
+    assert heads().domain(embeddings(5), domain).tolist() == [0, 0, 0, 1, 1]
+    assert heads().domain(embeddings(3), domain).tolist() == [1, 2, 0]
 
 
 def test_a_classifier_a_side_only_where_there_is_an_adversary() -> None:
     made = heads()
-    assert made.critics["image"](encoded(4).z).shape == (4, 2)
-    assert made.critics["text"](encoded(4).z).shape == (4, 3)
+    assert made.critics["image"](embeddings(4)).shape == (4, 2)
+    assert made.critics["text"](embeddings(4)).shape == (4, 3)
     assert not list(heads(adversarial=False).parameters())
 
 
 def test_a_label_predictor_where_classes_are_asked_for() -> None:
     made = heads(classify="image", classes=4)
-    assert made.predict(encoded(3)).shape == (3, 4)
+    assert made.predict(embeddings(3)).shape == (3, 4)
     assert made.reads == {"image", "text"}
     with pytest.raises(RuntimeError, match="no label predictor"):
-        heads().predict(encoded(3))
+        heads().predict(embeddings(3))
 
 
 def test_only_what_learns_is_stored() -> None:

@@ -49,8 +49,8 @@ def inputs(width: int, rows: int = 5, tokens: int = 4) -> dict[str, torch.Tensor
 
 
 def test_shapes_and_unit_norm() -> None:
-    found = aligner().eval().encode("text", inputs(10))
-    assert found.tokens.shape == (5, 4, 10)
+    found, features = aligner().eval().encode("text", inputs(10))
+    assert features.tokens.shape == (5, 4, 10)
     assert found.pooled.shape == (5, 8)
     assert torch.allclose(found.z.norm(dim=-1), torch.ones(5), atol=1e-6)
 
@@ -76,16 +76,16 @@ def test_cached_tokens_are_pooled_in_parts_as_they_would_be_at_once(pool: str, m
 def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged() -> None:
     model = aligner(vectors=3).eval()
     sides = [model.encode(m, inputs(width)) for m, width in (("image", 6), ("text", 10))]
-    a, b = (x.z for x in sides)
+    a, b = (x.z for x, _ in sides)
     assert a.shape == b.shape == (5, model.config.dim) == (5, 24)
     assert torch.allclose(a.norm(dim=-1), torch.ones(5), atol=1e-6)
     each = [
         torch.nn.functional.cosine_similarity(p, q, dim=-1)
-        for p, q in zip(*(x.pooled.chunk(3, 1) for x in sides), strict=True)
+        for p, q in zip(*(x.pooled.chunk(3, 1) for x, _ in sides), strict=True)
     ]
     assert torch.allclose((a * b).sum(1), torch.stack(each).mean(0), atol=1e-6)
     assert not torch.allclose(each[0], each[1], atol=1e-3)
-    assert model.local("text", sides[1]).tokens.shape == (5, 4, 8)
+    assert model.local_tokens("text", sides[1][1]).tokens.shape == (5, 4, 8)
     with pytest.raises(ConfigError, match="needs a global vector"):
         build(ModelConfig(vectors=0), LossConfig(), ("image", "text"))
 
@@ -94,30 +94,30 @@ def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged(
 def test_padding_does_not_change_z(pool: str) -> None:
     model, given = aligner(pool=pool).eval(), inputs(6)
     dirty = given | {"tokens": torch.where(given["mask"][..., None], given["tokens"], 50.0)}
-    assert torch.allclose(model.encode("image", given).z, model.encode("image", dirty).z, atol=1e-6)
+    assert torch.allclose(model.encode("image", given)[0].z, model.encode("image", dirty)[0].z, atol=1e-6)
 
 
 def test_cls_takes_the_towers_own_vector() -> None:
     model, given = aligner(pool="cls").eval(), inputs(6)
     changed = given | {"tokens": torch.cat([given["tokens"][:, :1], given["tokens"][:, 1:] + 3], 1)}
-    assert torch.allclose(model.encode("image", given).z, model.encode("image", changed).z)
+    assert torch.allclose(model.encode("image", given)[0].z, model.encode("image", changed)[0].z)
 
 
 def test_cached_features_equal_the_towers() -> None:
     model, given = aligner(lock=True).eval(), inputs(6)
     cached = Features(given["tokens"].half(), given["mask"], given["tokens"][:, 0].half())
-    assert torch.allclose(model.encode("image", given).z, model.encode("image", cached).z, atol=1e-2)
+    assert torch.allclose(model.encode("image", given)[0].z, model.encode("image", cached)[0].z, atol=1e-2)
     assert model.sides["image"].tower.calls == 1
 
 
 def test_a_locked_tower_learns_nothing_and_stays_in_evaluation() -> None:
     model = aligner(lock=True).train()
     assert not model.sides["image"].tower.training
-    model.encode("image", inputs(6)).z.sum().backward()
+    model.encode("image", inputs(6))[0].z.sum().backward()
     assert model.sides["image"].tower.gain.grad is None
     assert model.sides["image"].heads[0].project.weight.grad is not None
     free = aligner().train()
-    free.encode("image", inputs(6)).pooled.sum().backward()
+    free.encode("image", inputs(6))[0].pooled.sum().backward()
     assert free.sides["image"].tower.gain.grad is not None
 
 
@@ -144,8 +144,8 @@ def test_auto_centring_is_for_towers_from_scratch() -> None:
 def test_cross_uses_the_projection_of_the_contrastive_half_only_when_shared() -> None:
     for share in (True, False):
         model = aligner(share=share)
-        a, b = model.encode("image", inputs(6)), model.encode("text", inputs(10))
-        model.cross(model.local("image", a), model.local("text", b)).match_logit.diagonal().sum().backward()
+        a, b = (model.local_tokens(m, model.encode(m, inputs(width))[1]) for m, width in (("image", 6), ("text", 10)))
+        model.cross(a, b).match_logit.diagonal().sum().backward()
         assert (model.sides["image"].heads[0].project.weight.grad is not None) is share
         assert (model.sides["image"].tower.gain.grad is not None) is share
 
@@ -188,7 +188,7 @@ def test_compiled_towers_say_the_same_under_the_same_names(monkeypatch: pytest.M
     for modality, width in (("image", 6), ("text", 10)):
         for rows in (5, 4, 2):  # batches of other sizes too
             given = inputs(width, rows)
-            assert torch.equal(model.eval().encode(modality, given).z, plain.eval().encode(modality, given).z)
+            assert torch.equal(model.eval().encode(modality, given)[0].z, plain.eval().encode(modality, given)[0].z)
 
 
 def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:

@@ -11,16 +11,15 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import matching
 from ccaco_cli.core.model.attention import KINDS
 from ccaco_cli.core.model.matching import MATCHERS, Matcher, build
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import LocalTokens
 
 WIDTH = 16
 
 
-def encoded(rows: int, tokens: int, seed: int) -> Encoded:
+def encoded(rows: int, tokens: int, seed: int) -> LocalTokens:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(tokens)[None] < torch.randint(2, tokens + 1, (rows, 1), generator=generator)
-    z = torch.zeros(rows, 4)
-    return Encoded(torch.randn(rows, tokens, WIDTH, generator=generator), mask, z, z)
+    return LocalTokens(torch.randn(rows, tokens, WIDTH, generator=generator), mask)
 
 
 def matcher(kind: str, **settings: object) -> Matcher:
@@ -28,8 +27,8 @@ def matcher(kind: str, **settings: object) -> Matcher:
     return build(WIDTH, replace(FusionConfig(kind=kind, dropout=0.0), **settings)).eval()  # type: ignore[arg-type]
 
 
-def local(found: Matcher, a: Encoded, b: Encoded) -> tuple[Encoded, Encoded]:
-    first, second = (Encoded(found.local(i, x.tokens, x.mask), x.mask, x.pooled, x.z) for i, x in enumerate((a, b)))
+def local(found: Matcher, a: LocalTokens, b: LocalTokens) -> tuple[LocalTokens, LocalTokens]:
+    first, second = (LocalTokens(found.local(i, x.tokens, x.mask), x.mask) for i, x in enumerate((a, b)))
     return first, second
 
 
@@ -59,9 +58,7 @@ def test_every_kind_of_attention_lets_padding_alone_and_shows_what_it_sees(kind:
     a, b = local(found, encoded(3, 9, 0), encoded(3, 6, 1))
     index = torch.arange(3)[:, None].expand(3, 2)
     clean = found(a, b, index, attention=True)
-    dirty = found(
-        *(Encoded(torch.where(x.mask[..., None], x.tokens, 0.0), x.mask, x.pooled, x.z) for x in (a, b)), index
-    )
+    dirty = found(*(LocalTokens(torch.where(x.mask[..., None], x.tokens, 0.0), x.mask) for x in (a, b)), index)
     assert torch.allclose(clean.match_logit, dirty.match_logit, atol=1e-4)
     if kind != "early":
         assert torch.allclose(clean.attention.mean(1)[b.mask].sum(-1), torch.ones(int(b.mask.sum())), atol=1e-3)
@@ -131,9 +128,9 @@ def test_padding_never_counts(kind: str) -> None:
     found = matcher(kind)
     a, b = encoded(3, 5, 0), encoded(3, 6, 1)
 
-    def garbage(x: Encoded) -> Encoded:
+    def garbage(x: LocalTokens) -> LocalTokens:
         tokens = torch.cat([torch.where(x.mask[..., None], x.tokens, 100.0), torch.full((3, 2, WIDTH), -70.0)], 1)
-        return Encoded(tokens, torch.cat([x.mask, torch.zeros(3, 2, dtype=torch.bool)], 1), x.pooled, x.z)
+        return LocalTokens(tokens, torch.cat([x.mask, torch.zeros(3, 2, dtype=torch.bool)], 1))
 
     index = torch.arange(3)[:, None].expand(3, 2)
     clean, dirty = found(*local(found, a, b), index), found(*local(found, garbage(a), garbage(b)), index)
@@ -176,9 +173,8 @@ def test_attended_finds_the_picture_that_holds_the_words() -> None:
     words = F.normalize(torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(3)), dim=-1)
     other = F.normalize(torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(4)), dim=-1)
     pictures = torch.cat([torch.cat([other[:, :3], words], 1), other])
-    z = torch.zeros(2, 4)
-    a = Encoded(pictures, torch.ones(2, 6, dtype=torch.bool), z, z)
-    b = Encoded(words, torch.ones(1, 3, dtype=torch.bool), z[:1], z[:1])
+    a = LocalTokens(pictures, torch.ones(2, 6, dtype=torch.bool))
+    b = LocalTokens(words, torch.ones(1, 3, dtype=torch.bool))
     scores = found(*local(found, a, b)).match_logit[:, 0]
     assert scores[0] > scores[1] + 5
 

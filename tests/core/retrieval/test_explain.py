@@ -13,7 +13,7 @@ from ccaco_cli.core.model import matching
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.retrieval import explain
 from ccaco_cli.core.retrieval.rerank import match
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import LocalTokens
 
 WIDTH = 16
 SAID = [("a", [1]), ("zebra", [2]), ("eats", [3, 4]), (",", [5]), ("grass", [6])]
@@ -29,16 +29,15 @@ class Model(torch.nn.Module):
         self.config = ModelConfig(image=TowerConfig(cache_tokens=9), fusion=fusion)
         self.matcher = matching.build(WIDTH, fusion)
 
-    def cross(self, a: Encoded, b: Encoded, index: torch.Tensor, *, attention: bool = False) -> Any:
+    def cross(self, a: LocalTokens, b: LocalTokens, index: torch.Tensor, *, attention: bool = False) -> Any:
         return self.matcher(a, b, index, attention=attention)
 
-    def ready(self, side: int, tokens: torch.Tensor, mask: torch.Tensor) -> Encoded:
-        nothing = torch.zeros(len(tokens), 0)
+    def ready(self, side: int, tokens: torch.Tensor, mask: torch.Tensor) -> LocalTokens:
         with torch.inference_mode():  # as an index gives them
-            return Encoded(self.matcher.local(side, tokens, mask), mask, nothing, nothing)
+            return LocalTokens(self.matcher.local(side, tokens, mask), mask)
 
 
-def pair(model: Model) -> tuple[Encoded, Encoded]:
+def pair(model: Model) -> tuple[LocalTokens, LocalTokens]:
     """A picture of a class token and 3 x 4 cells, and 7 words with padding; "zebra" (2) is cell 5 and "grass" (6) is cell 11."""
     rng = torch.Generator().manual_seed(1)
     picture, text = torch.randn(1, 13, WIDTH, generator=rng), torch.randn(1, 9, WIDTH, generator=rng)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ccaco_cli.core.config import LossConfig, ModelConfig, override
+from ccaco_cli.core.config import LossConfig, ModelConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
@@ -60,7 +61,8 @@ def test_answers_equal_the_models(index: Path) -> None:
     assert opened.exported is not None
     wanted, found = encode_query(opened, "text", [*TEXTS, *HARD]), opened.exported.encode([*TEXTS, *HARD])
     assert np.allclose(found.z, wanted.z.numpy(), atol=1e-5)
-    assert np.allclose(found.tokens[found.mask], wanted.tokens[wanted.mask].numpy(), atol=1e-4)
+    local = wanted.local_tokens
+    assert np.allclose(found.tokens[found.mask], local.tokens[local.mask].numpy(), atol=1e-4)
     assert opened.exported.has_matcher
 
 
@@ -112,11 +114,11 @@ def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
             ("match_logit",),
         )
     from ccaco_cli.core.retrieval.query import session
-    from ccaco_cli.core.types import Encoded
+    from ccaco_cli.core.types import LocalTokens
 
     given = export._pairs(aligner, 5, 7, 9)
     with torch.no_grad():
-        a, b = (Encoded(t, m, t[:, 0], t[:, 0]) for t, m in (given[:2], given[2:]))
+        a, b = (LocalTokens(t, m) for t, m in (given[:2], given[2:]))
         wanted = aligner.matcher.pairs(a, b).match_logit.numpy()
     found = session(tmp_path / "m.onnx").run(
         None, dict(zip(export.MATCHER_INPUTS, (g.numpy() for g in given), strict=True))

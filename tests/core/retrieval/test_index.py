@@ -18,7 +18,6 @@ from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.retrieval.index import Index, IndexSide, begin, sweep, thumbnail, write_side
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.retrieval.token_store import Writer
-from ccaco_cli.core.types import Encoded
 from tests.processes import CONTEXT
 
 FILES = [
@@ -38,11 +37,9 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     z = rng.normal(size=(4, 6)).astype(np.float32)
     given = z.copy()
     mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False], [True, True, False]])
-    tokens = Encoded(
-        torch.from_numpy(rng.normal(size=(4, 3, 5)).astype(np.float16)), mask, torch.zeros(4, 0), torch.zeros(4, 0)
-    )
+    tokens = torch.from_numpy(rng.normal(size=(4, 3, 5)).astype(np.float16))
     with Writer(tmp_path, "float16") as writer:
-        writer.add(tokens.tokens.numpy(), mask.numpy())
+        writer.add(tokens.numpy(), mask.numpy())
     parts = [{"id": list("ab"), "text": [["x", "y"], []]}, {"id": list("cd"), "text": [["z"], ["w"]]}]
     write_side(tmp_path, z, parts, store="float16")
     assert (z == given).all(), "the caller's vectors stay as they are"
@@ -51,9 +48,9 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     stored = side.vectors.rows  # type: ignore[attr-defined]
     assert np.allclose(stored, z / np.linalg.norm(z, axis=1, keepdims=True), atol=1e-6)
     assert side.item(2) == {"id": "c", "text": ["z"]}
-    found = side.encoded([3, 1])
+    found = side.local_tokens([3, 1])
     assert torch.equal(found.mask, mask[[3, 1]])
-    assert torch.equal(found.tokens[found.mask].half(), tokens.tokens[[3, 1]][mask[[3, 1]]])
+    assert torch.equal(found.tokens[found.mask].half(), tokens[[3, 1]][mask[[3, 1]]])
     told = write_side(
         tmp_path / "plain",
         z.astype(np.float16),
@@ -172,7 +169,7 @@ def check(opened: Index) -> int:
     for side in opened.sides.values():
         side.check(8)
         assert side.item(0)["id"] == str(mark)
-        assert (side.encoded([0, 4]).tokens == mark).all()
+        assert (side.local_tokens([0, 4]).tokens == mark).all()
     return mark
 
 

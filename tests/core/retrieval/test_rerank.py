@@ -13,7 +13,7 @@ from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.retrieval import rerank
 from ccaco_cli.core.retrieval.rerank import Shortlist, choose_weight, exhaustive, match, stages, two_stage
-from ccaco_cli.core.types import Crossed, Encoded
+from ccaco_cli.core.types import Crossed, Embedding, EncodedSamples, LocalTokens
 
 GROUPS = np.arange(24), np.repeat(np.arange(24), 2)
 
@@ -30,14 +30,14 @@ class ByTable(torch.nn.Module):
     def logit_scale(self) -> torch.Tensor:
         return torch.tensor(self.scale)
 
-    def cross(self, a: Encoded, b: Encoded, index: torch.Tensor) -> Crossed:
+    def cross(self, a: LocalTokens, b: LocalTokens, index: torch.Tensor) -> Crossed:
         row, column = (x.tokens[:, 0, 0].long() for x in (a[index[:, 0]], b[index[:, 1]]))
         return Crossed(self.table[row, column])
 
 
-def side(z: torch.Tensor) -> Encoded:
+def side(z: torch.Tensor) -> EncodedSamples:
     numbers = torch.arange(float(len(z)))[:, None, None]
-    return Encoded(numbers, torch.ones(len(z), 1, dtype=torch.bool), z, z)
+    return EncodedSamples(Embedding(z, z), LocalTokens(numbers, torch.ones(len(z), 1, dtype=torch.bool)))
 
 
 def unit(*angles: float) -> torch.Tensor:
@@ -50,15 +50,15 @@ def model(toy: Any) -> Any:
 
 
 @pytest.fixture
-def sides(toy: Any, model: Any) -> tuple[Encoded, Encoded]:
-    a, b = (encode(model, m, c, local=True) for m, c in zip(("image", "text"), toy.columns(), strict=True))
+def sides(toy: Any, model: Any) -> tuple[EncodedSamples, EncodedSamples]:
+    a, b = (encode(model, m, c, local_tokens=True) for m, c in zip(("image", "text"), toy.columns(), strict=True))
     return a, b
 
 
 def test_match_is_the_cross_branch_pair_by_pair(
-    model: Any, sides: tuple[Encoded, Encoded], monkeypatch: pytest.MonkeyPatch
+    model: Any, sides: tuple[EncodedSamples, EncodedSamples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = sides
+    a, b = (side.local_tokens for side in sides)
     index = torch.tensor([[0, 5], [23, 1], [2, 2], [2, 47], [7, 7]])
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 2)
     found = match(model.train(), a, b, index)
@@ -73,7 +73,7 @@ def _float(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.is_floating_point() else x
 
 
-def test_weight_zero_equals_plain_cosine(model: Any, sides: tuple[Encoded, Encoded]) -> None:
+def test_weight_zero_equals_plain_cosine(model: Any, sides: tuple[EncodedSamples, EncodedSamples]) -> None:
     a, b = sides
     one, other = stages(model, a, b, *GROUPS, EvalConfig(shortlist=5, shortlist_back=7))
     assert one.columns.shape == (24, 7)
@@ -130,7 +130,7 @@ def test_each_direction_asks_about_its_own_pairs() -> None:
     assert (other.group_query.tolist(), other.group_gallery.tolist()) == ([0, 0, 1, 2], [0, 1, 2])
 
 
-def cosines(rows: int) -> tuple[Encoded, Encoded]:
+def cosines(rows: int) -> tuple[EncodedSamples, EncodedSamples]:
     z = F.normalize(torch.randn(2, rows, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
     return side(z[0]), side(z[1])
 
@@ -159,7 +159,7 @@ def test_a_weight_that_does_not_help_is_never_chosen(table: torch.Tensor) -> Non
     assert all(sums[0.0] >= s for s in sums.values())
 
 
-def test_two_stage_under_a_protocol(model: Any, sides: tuple[Encoded, Encoded]) -> None:
+def test_two_stage_under_a_protocol(model: Any, sides: tuple[EncodedSamples, EncodedSamples]) -> None:
     config = EvalConfig(shortlist=5, shortlist_back=7, protocol="full")
     one, other = stages(model, *sides, *GROUPS, config)
     found = two_stage(model, *sides, *GROUPS, config, 2.0)
@@ -177,7 +177,9 @@ def test_exhaustive_scores_every_pair() -> None:
     assert found.metrics["text_to_image_R@1"] == pytest.approx(1 / 3)
 
 
-def test_exhaustive_equals_a_full_shortlist_without_cosine(model: Any, sides: tuple[Encoded, Encoded]) -> None:
+def test_exhaustive_equals_a_full_shortlist_without_cosine(
+    model: Any, sides: tuple[EncodedSamples, EncodedSamples]
+) -> None:
     found = exhaustive(model, *sides, *GROUPS, "full")
     one, other = (
         replace(s, scale=0.0) for s in stages(model, *sides, *GROUPS, EvalConfig(shortlist=24, shortlist_back=48))

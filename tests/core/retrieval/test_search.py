@@ -80,7 +80,8 @@ def test_rerank_reorders_the_first_n_and_leaves_the_rest(
     aligner, towers, config, _ = load_run(run, "cpu")
     data = shards.open(data_root / "scenes")
     sides = {
-        m: encode(aligner, m, c, local=True) for m, c in columns(data, "test", aligner, towers, config.model).items()
+        m: encode(aligner, m, c, local_tokens=True)
+        for m, c in columns(data, "test", aligner, towers, config.model).items()
     }
     if modality == "text":
         given: list[Any] = [data.split("test").captions[17]]
@@ -93,7 +94,7 @@ def test_rerank_reorders_the_first_n_and_leaves_the_rest(
     assert all(h.match is None for h in hits[6:])
     for hit in hits[:6]:
         pair = [17, hit.row] if modality == "image" else [hit.row, 17]
-        wanted = match(aligner, sides["image"], sides["text"], np_index(pair)).item()
+        wanted = match(aligner, sides["image"].local_tokens, sides["text"].local_tokens, np_index(pair)).item()
         assert hit.match == pytest.approx(wanted, abs=0.02)
         assert hit.score == pytest.approx(float(aligner.logit_scale()) * hit.cosine + 2.0 * hit.match, abs=1e-3)
     assert [h.score for h in hits[:6]] == sorted((h.score for h in hits[:6]), reverse=True)

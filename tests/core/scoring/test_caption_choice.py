@@ -10,7 +10,7 @@ import torch
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.scoring import caption_choice
 from ccaco_cli.core.scoring.caption_choice import CaptionChoices, measure
-from ccaco_cli.core.types import Encoded, PairRecord
+from ccaco_cli.core.types import Embedding, EncodedSamples, PairRecord
 
 PICTURES = 12
 GROUP = np.arange(PICTURES)
@@ -21,7 +21,7 @@ def asked(kinds: list[str]) -> CaptionChoices:
     row = np.repeat(np.arange(PICTURES), len(kinds))
     nothing = torch.zeros(2 * PICTURES, 0)
     return CaptionChoices(
-        kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), Encoded(nothing, nothing.bool(), nothing, nothing)
+        kinds * PICTURES, row, np.stack([2 * row, 2 * row + 1], 1), EncodedSamples(Embedding(nothing, nothing))
     )
 
 
@@ -74,7 +74,12 @@ def test_the_choices_of_a_split(tmp_path: Path) -> None:
             meta = {"choices": [["swap_obj", "same", f"false {i}"]] * i}
             yield PairRecord(f"{i}", f"{i}", "test" if i else "val", {"image": b"P1 1 1 0"}, ["same"], meta=meta)
 
-    shards.write(records(), tmp_path / "d", name="d", modalities=("image", "text"), workers=0)
+    shards.write(
+        records(),
+        tmp_path / "d",
+        shards.DatasetInfo(name="d", modalities=("image", "text")),
+        shards.WriteOptions(workers=0),
+    )
     data = shards.open(tmp_path / "d")
     texts: list[str] = []
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ccaco_cli.core import manifest
-from ccaco_cli.core.config import RunConfig, override
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, ManifestError
@@ -18,7 +19,7 @@ from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.scoring.score import SplitEncodings, score
 from ccaco_cli.core.training import loop
-from ccaco_cli.core.types import Encoded
+from ccaco_cli.core.types import Embedding, EncodedSamples
 from ccaco_cli.core.workflows.train import train
 
 VECTORS = override(RunConfig(), {"loss.beta": 0.0})
@@ -29,9 +30,9 @@ def data(data_root: Path) -> PairData:
     return shards.open(data_root / "scenes")
 
 
-def vectors(z: Any) -> Encoded:
+def vectors(z: Any) -> EncodedSamples:
     z = torch.as_tensor(z, dtype=torch.float32)
-    return Encoded(z.new_zeros(len(z), 0, 1), torch.zeros(len(z), 0, dtype=torch.bool), z, z)
+    return EncodedSamples(Embedding(z, z))
 
 
 def told(data: PairData, name: str, *, knows_words: bool = True) -> SplitEncodings:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from ccaco_cli.core.config import LossConfig, ModelConfig, override
+from ccaco_cli.core.config import LossConfig, ModelConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.training.statistics import holders, reestimate
@@ -46,9 +47,9 @@ def test_a_model_of_one_domain_sees_the_other_as_it_saw_its_own(aligner: Any) ->
     """The other domain is the same pictures at another brightness: its own statistics take the difference away."""
     dark, bright = pictures(90, 3), {"pixels": (pictures(90, 3)["pixels"].float() + 70).clamp(0, 255).to(torch.uint8)}
     reestimate(aligner, "image", [dark])
-    one, before = aligner.encode("image", dark).z, aligner.encode("image", bright).z
+    one, before = aligner.encode("image", dark)[0].z, aligner.encode("image", bright)[0].z
     reestimate(aligner, "image", [bright])
-    after = aligner.encode("image", bright).z
+    after = aligner.encode("image", bright)[0].z
     assert (one - after).norm() < 0.7 * (one - before).norm()
 
 

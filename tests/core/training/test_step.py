@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccaco_cli.core.config import override
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan
 from ccaco_cli.core.losses import contrastive, domain
 from ccaco_cli.core.losses.total import CROSS_LOSSES
@@ -24,8 +24,9 @@ def test_parts_are_the_losses_of_the_models_own_outputs(toy: Any) -> None:
     config = toy.config(loss__alpha=2.0, loss__cross_batch=0)
     aligner, given = toy.aligner(config).eval(), batch(toy, config)
     parts = step.losses(aligner, given, config.loss, beta=0.3)
-    a, b = aligner.encode("image", given.a), aligner.encode("text", given.b)
-    table = aligner.cross(aligner.local("image", a), aligner.local("text", b)).match_logit
+    (a, features_a), (b, features_b) = aligner.encode("image", given.a), aligner.encode("text", given.b)
+    local = aligner.local_tokens("image", features_a), aligner.local_tokens("text", features_b)
+    table = aligner.cross(*local).match_logit
     assert torch.allclose(parts["contrastive"], contrastive.info_nce(a.z, b.z, given.group, aligner.logit_scale()))
     assert torch.allclose(parts["cross"], contrastive.matrix_nce(table, given.group, given.group), atol=1e-6)
     assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
@@ -112,9 +113,9 @@ def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) 
         "pairs are what they were"
     )
     assert torch.allclose(parts["total"], plain["total"] + 0.5 * parts["domain"])
-    features = heads.features(aligner.encode("image", given.a))
+    features = heads.features(aligner.encode("image", given.a)[0].z)
     logits = heads.critics["image"](features) if len(heads.critics) else None
-    seen = domain.Seen(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
+    seen = domain.DomainFeatures(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
     assert torch.allclose(parts["domain"], domain.domain_loss(name, seen))
     assert ("domain_accuracy" in parts) == (name in ("dann", "both"))
 
@@ -124,7 +125,7 @@ def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
     aligner = toy.aligner(config).eval()
     step.losses(aligner, given, override(config.loss, {"alpha": 0.0}), 0.0, None, heads, 1.0)["total"].backward()
     tower, critic = aligner.sides["image"].tower.linear.weight, heads.critics["image"][0].weight
-    features = heads.features(aligner.encode("image", given.a))
+    features = heads.features(aligner.encode("image", given.a)[0].z)
     plain = 0.5 * domain.dann(heads.critics["image"](features), torch.arange(16) // 8)
     up, down = torch.autograd.grad(plain, (tower, critic))
     assert torch.allclose(critic.grad, down, atol=1e-6)
@@ -142,6 +143,6 @@ def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(
     heads.domains = {}
     parts = step.losses(aligner, given, override(config.loss, {"alpha": 0.0}), 0.0, None, heads, 1.0)
     assert seen == ["image"] and set(parts) == {"label", "total"}
-    logits = heads.predict(real("image", given.a)[:8])
+    logits = heads.predict(real("image", given.a)[0].z[:8])
     assert torch.allclose(parts["label"], torch.nn.functional.cross_entropy(logits, heads.label[given.rows]))
     assert torch.allclose(parts["total"], 2 * parts["label"])
