@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.config_options import ConfigSettings, config_options
 
 
+@config_options(without=("seed", "domain.loss", "parallel."))
 def ablate(
+    settings: ConfigSettings,
     dataset: options.Dataset = "scenes",
     arms: Annotated[
         str,
@@ -41,43 +44,13 @@ def ablate(
     ] = None,
     metric: options.Metric = "R-sum",
     reference: options.Reference = None,
-    alpha: options.Alpha = None,
-    beta: options.Beta = None,
-    image_tower: options.ImageTower = None,
-    text_tower: options.TextTower = None,
-    audio_tower: options.AudioTower = None,
-    video_tower: options.VideoTower = None,
-    lock_image: options.LockImage = None,
-    lock_text: options.LockText = None,
-    image_size: options.ImageSize = None,
-    tile: options.Tile = None,
-    context_length: options.ContextLength = None,
-    attention: options.Attention = None,
-    balance: options.Balance = None,
-    lock_audio: options.LockAudio = None,
-    lock_video: options.LockVideo = None,
-    cache_tokens: options.CacheTokens = None,
-    source_domains: options.SourceDomains = None,
-    target_domain: options.TargetDomain = None,
-    domain_weight: options.DomainWeight = None,
-    domain_sides: options.DomainSides = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.Lr = None,
-    wd: options.Wd = None,
-    warmup: options.Warmup = None,
-    precision: options.Precision = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Of the ablation.", show_default="DATASET-ablation")
     ] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
-    config: options.ConfigFile = None,
-    set_: options.Settings = None,
-    device: options.TrainDevice = None,
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Arms trained at once on a CPU, each with its share of the cores.")
     ] = 1,
-    workers: options.Workers = None,
     data: options.Data = Path("data"),
     shown: options.Shown = None,
 ) -> None:
@@ -92,28 +65,17 @@ def ablate(
       ccaco ablate --dataset scenes --arms ccaco,clip --ensemble 2
     """
     from ccaco_cli.core.experiments import arms as known
-    from ccaco_cli.core.experiments.grid import read_grid
+    from ccaco_cli.core.experiments.grid import AblationRequest, read_grid
     from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.workflows.ablate import ablate as workflow
     from ccaco_cli.view import progress, results
 
     folder = logs / (name or f"{Path(dataset).name}-ablation")
-    asked = TrainRequest(dataset, "ccaco", options.file_settings(config), options.settings(set_, locals()))
-    values = read_grid(grid) if grid else None
+    shared = TrainRequest(dataset, "ccaco", settings.base, settings.explicit)
+    values = read_grid(grid) if grid else {}
+    request = AblationRequest(shared, known.expand(arms), seeds, values, metric, reference, ensemble or 0)
     with progress.bar("ablate") as tell:
-        found = workflow(
-            asked,
-            known.expand(arms),
-            seeds,
-            folder,
-            grid=values,
-            metric=metric,
-            reference=reference,
-            ensemble=ensemble or 0,
-            jobs=jobs,
-            data_root=data,
-            on_progress=tell,
-        )
+        found = workflow(request, folder, jobs=jobs, data_root=data, on_progress=tell)
     results.show(found.table, shown, str(folder))
     for arm, same in found.equal.items():
         progress.note(f"{arm} has no row: with these towers its settings are those of {same}")

@@ -55,6 +55,7 @@ def embed(
       ccaco embed --run runs/first --dataset scenes --index small.idx --store-tokens int8 --store-grid 16
       ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
     """
+    from ccaco_cli.core.modalities import MODALITIES
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 
@@ -89,7 +90,7 @@ def embed(
     if why := found.facts.get("query", {}).get("why"):
         progress.note(f"text queries load the whole model: {why}")
     progress.note(
-        f"next: ccaco retrieve {options.QUERIES[found.facts['modalities'][1]]} --index {index}"
+        f"next: ccaco retrieve {MODALITIES[found.facts['modalities'][1]].query} --index {index}"
         if index
         else f"next: add --index {Path(dataset).name}.idx to search them"
     )

@@ -92,6 +92,7 @@ def prepare(
       ccaco prepare webdataset --source 'shards/{00000..00099}.tar' --image-size 256
     """
     from ccaco_cli.core.data.domains import split_names
+    from ccaco_cli.core.data.shards import WriteOptions
     from ccaco_cli.core.data.sources.source import SourceOptions
     from ccaco_cli.core.workflows import prepare as workflow
     from ccaco_cli.view import figures, progress, results, tables
@@ -121,10 +122,10 @@ def prepare(
                 unpaired=split_names(unpaired or ""),
                 fold=fold,
             ),
-            image_size=image_size,
-            workers=workers,
-            max_rejects=options.share(max_rejects, "--max-rejects"),
             on_progress=tell,
+            write=WriteOptions(
+                image_size=image_size, workers=workers, max_rejects=options.share(max_rejects, "--max-rejects")
+            ),
         )
     if preview:
         from ccaco_cli.core.data import shards

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.config_options import ConfigSettings, config_options
 
 
 class ReportTo(StrEnum):
@@ -18,42 +19,11 @@ class ReportTo(StrEnum):
     wandb = "wandb"
 
 
+@config_options()
 def train(
+    settings: ConfigSettings,
     dataset: options.Dataset = "scenes",
-    alpha: options.Alpha = None,
-    beta: options.Beta = None,
     arm: Annotated[str, typer.Option("--arm", help="Which model: ccaco, clip, -contrastive ...")] = "ccaco",
-    image_tower: options.ImageTower = None,
-    text_tower: options.TextTower = None,
-    audio_tower: options.AudioTower = None,
-    video_tower: options.VideoTower = None,
-    lock_image: options.LockImage = None,
-    lock_text: options.LockText = None,
-    image_size: options.ImageSize = None,
-    tile: options.Tile = None,
-    context_length: options.ContextLength = None,
-    attention: options.Attention = None,
-    balance: options.Balance = None,
-    lock_audio: options.LockAudio = None,
-    lock_video: options.LockVideo = None,
-    cache_tokens: options.CacheTokens = None,
-    source_domains: options.SourceDomains = None,
-    target_domain: options.TargetDomain = None,
-    domain_loss: options.DomainLoss = None,
-    domain_weight: options.DomainWeight = None,
-    domain_sides: options.DomainSides = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.Lr = None,
-    wd: options.Wd = None,
-    warmup: options.Warmup = None,
-    precision: options.Precision = None,
-    accum_freq: options.Accum = None,
-    grad_checkpointing: options.Checkpointing = None,
-    torchcompile: options.Compile = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of weights, order and sampling.", show_default="0")
-    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
     logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
     resume: Annotated[
@@ -75,14 +45,7 @@ def train(
         typer.Option("--save-every-minutes", min=0, help="Checkpoints within an epoch too.", show_default="each epoch"),
     ] = 0.0,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints that stay, besides the best.")] = 1,
-    parallel: options.Parallel = None,
-    gather_with_grad: options.GatherGrad = None,
-    local_loss: options.LocalLoss = None,
     verify: options.Verify = "quick",
-    config: options.ConfigFile = None,
-    set_: options.Settings = None,
-    device: options.TrainDevice = None,
-    workers: options.Workers = None,
     data: options.Data = Path("data"),
     report_to: Annotated[
         list[ReportTo] | None,
@@ -97,11 +60,12 @@ def train(
       ccaco train --dataset scenes --alpha 1 --beta 0.5 --name first
       ccaco train --dataset scenes --arm clip --epochs 2 --name quick
       ccaco train --dataset scenes --image-size 256 --batch-size 256 --estimate
-      ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann --name sketches
+      ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann
     """
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.experiments.methods import CUT
     from ccaco_cli.core.experiments.request import TrainRequest
+    from ccaco_cli.core.experiments.run_folder import TrainOptions
     from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.training.state import Saving
     from ccaco_cli.core.workflows import report
@@ -110,7 +74,7 @@ def train(
 
     if resume not in (None, "latest"):
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
-    asked = TrainRequest(dataset, arm, options.file_settings(config), options.settings(set_, locals()))
+    asked = TrainRequest(dataset, arm, settings.base, settings.explicit)
     if estimate:
         from ccaco_cli.core.experiments.estimate import estimate as cost
 
@@ -123,10 +87,7 @@ def train(
         found = workflow(
             asked,
             folder,
-            resume=resume is not None,
-            accept=accept,
-            saving=Saving(minutes, keep),
-            verify=verify,
+            TrainOptions(resume is not None, accept, Saving(minutes, keep), verify),
             data_root=data,
             on_progress=tell,
         )
