@@ -21,6 +21,7 @@ from ccaco_cli.app import main
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TowerConfig
 from ccaco_cli.core.data.loader import PairDataset, PairPlan
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.manifest import Manifest
@@ -65,7 +66,9 @@ def small() -> dict[str, Any]:
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of prepared data sets that holds ``scenes``, 25 pictures a split (an even number would cut a pair of twins)."""
     root = tmp_path_factory.mktemp("data")
-    prepare("scenes", out=root / "scenes", options=SourceOptions(limit=PICTURES, size=32), workers=0)
+    prepare(
+        "scenes", out=root / "scenes", options=SourceOptions(limit=PICTURES, size=32), write=WriteOptions(workers=0)
+    )
     return root
 
 
@@ -161,7 +164,7 @@ class Toy:
 
     def config(self, **settings: Any) -> RunConfig:
         """``RunConfig`` with dotted names written with double underscores: ``optim__lr=0.1``."""
-        from ccaco_cli.core.config import override
+        from ccaco_cli.core.config_io import override
 
         side = TowerConfig(head_dropout=0.1, input_dropout=0.0, center="on", pool="mean")
         model = ModelConfig(width=8, image=side, text=side, fusion=FusionConfig(kind="attended"))
@@ -224,7 +227,8 @@ class Fabricate:
         from dataclasses import asdict
 
         from ccaco_cli.core import manifest
-        from ccaco_cli.core.config import RunConfig, override
+        from ccaco_cli.core.config import RunConfig
+        from ccaco_cli.core.config_io import override
 
         folder = more.get("root", self.root) / name
         dataset, data = more.get("dataset", "toy"), more.get("data", "d" * 64)

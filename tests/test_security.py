@@ -95,11 +95,11 @@ def test_errors_cannot_either(ccaco: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "=cmd|' /C calc'!A0"])
 def test_spreadsheets_find_no_formula(text: str, tmp_path: Path) -> None:
     assert cell(text) == "'" + text
-    from ccaco_cli.core.data.dataset_stats import _csv
+    from ccaco_cli.core.data.dataset_stats import csv_bytes
 
     row = list(
         csv.reader(
-            _csv(["id", "split", "reason", "where"], [[text, "train", "missing file", text]])
+            csv_bytes(["id", "split", "reason", "where"], [[text, "train", "missing file", text]])
             .decode()
             .splitlines(keepends=True)
         )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccaco_cli.core.data.checks import decode_image
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import picture_of
 
 if TYPE_CHECKING:
     from ccaco_cli.core.data.shards import PairData
 
 COLUMNS = 5
 PIXELS = 224
-"""Width of the outline of a sound."""
+"""Pixels per side of a drawn sample: the width of a waveform, the sufficient short side of an image."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
@@ -102,8 +102,8 @@ def preview(path: Path, data: PairData, rows: int = 3) -> None:
             pictures[0].set_title(f"{part.name}: {len(part):,} samples", loc="left", fontsize=11, fontweight="bold")
         for above, below, row in zip(pictures, words, chosen.tolist(), strict=False):
             above.set_anchor("SW")
-            for modality in [m for m in data.modalities if m in DRAWN][:1]:
-                DRAWN[modality](above, part.media(modality, [row])[0])
+            for modality in [m for m in data.modalities if picture_of(m)][:1]:
+                above.imshow(picture_of(modality)(part.media(modality, [row])[0], PIXELS), interpolation="nearest")
             said = part.captions[part.caption_start[row] : part.caption_start[row + 1]]
             told = [
                 part.ids[row][-44:],
@@ -113,26 +113,6 @@ def preview(path: Path, data: PairData, rows: int = 3) -> None:
             filled = [textwrap.fill(line, 42, subsequent_indent="  ", max_lines=2) for line in told]
             below.text(0, 1, "\n".join(filled), transform=below.transAxes, fontsize=6, va="top", parse_math=False)
     _save(figure, path)
-
-
-def _draw_image(axis: Any, data: bytes) -> None:
-    axis.imshow(decode_image(data), interpolation="nearest")
-
-
-def _draw_sound(axis: Any, data: bytes) -> None:
-    from ccaco_cli.core.data.clips import Clip  # brings FFmpeg along, which pictures do without
-
-    axis.imshow(Clip(data).waves(PIXELS))
-
-
-def _draw_film(axis: Any, data: bytes) -> None:
-    from ccaco_cli.core.data.clips import Clip
-
-    axis.imshow(Clip(data).poster(), interpolation="nearest")
-
-
-DRAWN: dict[str, Callable[[Any, bytes], None]] = {"image": _draw_image, "audio": _draw_sound, "video": _draw_film}
-"""Modality -> how one sample of it is drawn into a place of the sheet."""
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -21,7 +21,9 @@ from sklearn.model_selection import train_test_split
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.experiments import arms
+from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.reporting import report_tables
 from ccaco_cli.core.workflows.ablate import ablate
@@ -63,15 +65,17 @@ def main(folder: Path, seeds: int) -> None:
             path = folder / "pictures" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-        prepare("imagefolder", source_path=folder / "pictures", out=data / "digits", workers=0)
+        prepare("imagefolder", source_path=folder / "pictures", out=data / "digits", write=WriteOptions(workers=0))
     with progress.bar("digits") as tell:
         found = ablate(
-            TrainRequest("digits", explicit=SETTINGS),
-            arms.expand("classifiers"),
-            seeds,
+            AblationRequest(
+                TrainRequest("digits", explicit=SETTINGS),
+                arms.expand("classifiers"),
+                seeds,
+                metric="class_accuracy",
+                reference="classifier",
+            ),
             folder / "runs",
-            metric="class_accuracy",
-            reference="classifier",
             jobs=2,
             data_root=data,
             on_progress=tell,

@@ -16,20 +16,21 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import runtime
+from ccaco_cli.core import config_io, runtime
+from ccaco_cli.core.config import LossConfig, ModelConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column, MediaColumn
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode, reduced_precision
 from ccaco_cli.core.model import aligner as aligners
 
 given = record.arguments(__doc__, models="ViT-B-32,RN50", count=256, size=112, precision="auto", photos="")
-runtime.threads()
+runtime.limit_threads()
 count, device = (16 if given.quick else given.count), runtime.device(given.device)
-dtype = runtime.encoding(given.precision, device)
+dtype = runtime.encoding_dtype(given.precision, device)
 kind_of = str(dtype).removeprefix("torch.")
 preprocess = open_clip.image_transform(given.size, is_train=False)
 with tempfile.TemporaryDirectory() as place:
@@ -40,7 +41,13 @@ with tempfile.TemporaryDirectory() as place:
 
     def prepared(image_size: int | None) -> shards.PairData:
         out = root / f"data-{image_size}"
-        prepare("table", source_path=source, out=out, options=SourceOptions(), image_size=image_size, workers=0)
+        prepare(
+            "table",
+            source_path=source,
+            out=out,
+            options=SourceOptions(),
+            write=WriteOptions(image_size=image_size, workers=0),
+        )
         return shards.open(out)
 
     spent = record.seconds(lambda: prepared(given.size))
@@ -50,9 +57,9 @@ with tempfile.TemporaryDirectory() as place:
     def measured(name: str) -> list[record.Row]:
         spec = f"open_clip:{name}@none"
         settings = {"image.spec": spec, "text.spec": spec, "image.size": given.size, "width": 512}
-        config = configs.override(configs.ModelConfig(), settings)
+        config = config_io.override(ModelConfig(), settings)
         torch.manual_seed(0)
-        aligner, towers = aligners.build(config, configs.LossConfig(), ("image", "text"))
+        aligner, towers = aligners.build(config, LossConfig(), ("image", "text"))
         aligner.to(device).eval()
         model = open_clip.create_model(name, force_image_size=given.size).to(device).eval()
         tokenize = open_clip.get_tokenizer(name)

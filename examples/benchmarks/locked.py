@@ -10,12 +10,13 @@ import record
 
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.workflows.train import train
 
 given = record.arguments(__doc__, count=400, tower="torchvision:squeezenet1_0@none", size=224, photos="")
-runtime.threads()
+runtime.limit_threads()
 count = 60 if given.quick else given.count
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
@@ -26,7 +27,7 @@ with tempfile.TemporaryDirectory() as place:
     source.write_text(
         "\n".join(line if n % 10 else line.replace(",train", ",val") for n, line in enumerate(lines, 1)) + "\n"
     )
-    prepare("table", source_path=source, out=root / "data", options=SourceOptions(), workers=0)
+    prepare("table", source_path=source, out=root / "data", options=SourceOptions(), write=WriteOptions(workers=0))
     settings = {
         "model.image.spec": given.tower,
         "model.image.size": given.size,

@@ -10,17 +10,18 @@ import photos
 import record
 import torch
 import webdataset
+from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 from PIL import Image
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column, MediaColumn, PixelColumn
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.model.towers.pictures import ImagePreprocess
 
 given = record.arguments(__doc__, count=512, size=112, photos="")
-runtime.threads()
+runtime.limit_threads()
 count = 64 if given.quick else given.count
 half = ((0.5,) * 3, (0.5,) * 3)
 picture = ImagePreprocess((given.size, given.size), (given.size,), "bicubic", *half)
@@ -54,7 +55,13 @@ with tempfile.TemporaryDirectory() as place:
     rows, splits = [], {}
     for what, resized in (("full-size shards", None), (f"shards of --image-size {given.size}", given.size)):
         out = root / f"data-{resized}"
-        prepare("table", source_path=source, out=out, options=SourceOptions(), image_size=resized, workers=0)
+        prepare(
+            "table",
+            source_path=source,
+            out=out,
+            options=SourceOptions(),
+            write=WriteOptions(image_size=resized, workers=0),
+        )
         split = splits[resized] = shards.open(out).split("train")
         column = MediaColumn(split, "image", picture)
         turn = (lambda c=column: by_column(c)), lambda: by_files(files)

@@ -44,9 +44,10 @@ def shard(path: Path) -> None:
 def measure(folder: Path, out: Path, workers: int) -> None:
     """Prepares a folder in this process, and prints one line."""
     from ccaco_cli.core.data.preparation import prepare
+    from ccaco_cli.core.data.shards import WriteOptions
 
     clock = time.perf_counter()
-    made = prepare("webdataset", source_path=folder, out=out, workers=workers)
+    made = prepare("webdataset", source_path=folder, out=out, write=WriteOptions(workers=workers))
     seconds = time.perf_counter() - clock
     samples = sum(split["samples"] for split in made.facts["splits"].values())
     own, children = (

@@ -10,6 +10,7 @@ import photos
 import record
 
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 
 given = record.arguments(__doc__, model="ViT-B-32", sizes="112:8,64:24", batch=32, photos="")
@@ -31,7 +32,7 @@ def compare(root: Path, size: str, count: int) -> list[record.Row]:
     (root / "train.csv").write_text(
         "\n".join(lines[: count + 1]) + "\n", "utf-8"
     )  # the peer scores nothing; ours scores eight photos
-    prepare("table", source_path=source, out=root / "data", options=SourceOptions(), workers=0)
+    prepare("table", source_path=source, out=root / "data", options=SourceOptions(), write=WriteOptions(workers=0))
     spec = f"open_clip:{name}@none"
     shared = f"--batch-size {batch} --epochs 1 --lr 1e-4 --device {given.device}"
     ours = f"-m ccaco_cli train --dataset {root}/data --arm clip --image-tower {spec} --text-tower {spec} --image-size {size}"

@@ -17,7 +17,9 @@ from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding import token_cache
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.loop import fit
@@ -38,7 +40,12 @@ def records() -> Iterator[PairRecord]:
 
 def prepare_nine(folder: Path) -> None:
     try:
-        shards.write(records(), folder / "d", name="d", modalities=("image", "text"), workers=0, rows_per_shard=2)
+        shards.write(
+            records(),
+            folder / "d",
+            shards.DatasetInfo(name="d", modalities=("image", "text")),
+            shards.WriteOptions(workers=0, rows_per_shard=2),
+        )
     except DataError as error:
         if "there already" not in str(error):  # killed after the last rename: it is done, and says so
             raise
@@ -71,8 +78,7 @@ def train_toy(toy: Any, folder: Path) -> None:
         config,
         folder,
         lambda m: {"R-sum": next(figures)},
-        resume=True,
-        saving=Saving(1e-9),
+        TrainOptions(resume=True, saving=Saving(1e-9)),
         on_progress=no_progress,
     )
 
@@ -114,7 +120,7 @@ def test_token_cache(toy: Any, tmp_path: Path) -> None:
 
 def train_scenes(asked: TrainRequest, data_root: Path, folder: Path) -> None:
     if not manifest.exists(folder / "r"):
-        train(asked, folder / "r", resume=True, data_root=data_root)
+        train(asked, folder / "r", TrainOptions(resume=True), data_root=data_root)
 
 
 def test_train(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
@@ -128,7 +134,9 @@ def test_train(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
 
 
 def build(run: Path, folder: Path, **more: Any) -> None:
-    """``embed --index``, but for the export: it takes longer than all else together, and writes into the folder that all else goes to."""
+    """``embed --index``, but for the export: it takes longer than all else together, and writes into the folder that
+    all else goes to.
+    """
     embedding.export = lambda *given, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
     embedding.embed(run, "scenes", out=folder / "e", index=folder / "i.idx", device="cpu", **more)
 
@@ -171,7 +179,7 @@ def test_rebuilding_an_index(run: Path, data_root: Path, embedded: Any, index: P
 
 
 def ablate_scenes(asked: TrainRequest, data_root: Path, folder: Path) -> None:
-    ablate(asked, ["ccaco", "clip"], 1, folder / "a", data_root=data_root)
+    ablate(AblationRequest(asked, ["ccaco", "clip"], 1), folder / "a", data_root=data_root)
 
 
 def test_ablate(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:

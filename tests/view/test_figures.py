@@ -60,7 +60,9 @@ def test_a_preview_shows_five_samples_of_every_split(tmp_path: Path) -> None:
     said = ["a $dollar^ caption " * 20] * 9
     places = [(split, i) for split, many in splits.items() for i in range(many)]
     rows = [PairRecord(f"{split}/{i}", f"{split}{i}", split, {"image": picture}, said) for split, i in places]
-    shards.write(rows, tmp_path / "d", name="d", modalities=("image", "text"), workers=0)
+    shards.write(
+        rows, tmp_path / "d", shards.DatasetInfo(name="d", modalities=("image", "text")), shards.WriteOptions(workers=0)
+    )
     preview(tmp_path / "new" / "look.png", shards.open(tmp_path / "d"))
     contact_sheet(tmp_path / "one.png", [("a query", [hit(1)])])
     assert 13 * 0.8 < red(tmp_path / "new" / "look.png") / red(tmp_path / "one.png") < 13 * 1.5

@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ccaco_cli.core.data.clips import EXACT, H264
+from ccaco_cli.core.data.clips import BITEXACT, H264
 from ccaco_cli.core.types import PairRecord
 
 Array = np.ndarray[Any, Any]
@@ -161,7 +161,7 @@ def render(bounce: Bounce) -> bytes:
         film = file.add_stream("libx264", FPS, options=H264 | {"crf": "24"})
         film.width = film.height = bounce.side
         film.pix_fmt = "yuv420p"
-        sound = file.add_stream("aac", RATE, layout="mono", bit_rate=48_000, options=EXACT)
+        sound = file.add_stream("aac", RATE, layout="mono", bit_rate=48_000, options=BITEXACT)
         for pixels in pictures(bounce):
             file.mux(film.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         file.mux(film.encode(None))

@@ -1,6 +1,6 @@
-"""What a sample must pass before it enters a data set: media are read and decoded once, captions cleaned, paths kept inside the source.
+"""Checks that each sample passes before it enters a data set: media are decoded once, captions cleaned, paths kept inside the source.
 
-Imports little, for every worker process of ``prepare`` loads it.
+This module imports little, because every worker process of ``prepare`` loads it.
 """
 
 from __future__ import annotations
@@ -11,35 +11,38 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ccaco_cli.core import modalities
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
 
-# named, because Pillow would also try formats that start other programs (EPS calls Ghostscript)
+# an explicit list, because Pillow would also try formats that start other programs (EPS calls Ghostscript)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-MAX_FILE_BYTES = 1 << 30  # Arrow's binary columns hold 2 GiB a shard
+MAX_FILE_BYTES = 1 << 30  # Arrow's binary columns hold 2 GiB per shard
 JPEG_QUALITY = 90
 Measures = Mapping[str, float]
+CheckedBytes = tuple[bytes, Measures, dict[str, Any]]
+"""(bytes to store, measures for the statistics of ``prepare``, facts for ``meta[modality]``)."""
 SPLIT_NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
+_NAMES = ("id", "group", "domain", "label", "family")
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What ``check`` holds a record to.
+    """The rules of ``check``.
 
-    root        real path of the source's folder, which every path of a record starts with: files outside it are rejected;
-                None when media are made, not read
-    modalities  the two of the data set
-    image_size  pixels of the short side above which a picture or a film is re-encoded; None keeps all as they are
-    unpaired    domains whose records may be without captions
+    Attributes:
+        root: real path of the source folder; files outside it are rejected. None = media are generated, not read.
+        modalities: the two modalities of the data set.
+        image_size: short side in pixels above which images and videos are re-encoded; None = keep the original bytes.
+        unpaired: domains whose records may have no captions.
     """
 
     root: str | None
@@ -50,12 +53,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A record that came through: ``row`` as the shards have it, and what the manifest counts.
+    """A record that passed.
 
-    measures what can be measured of its media as stored: ``width`` and ``height`` in pixels (names of several media do not clash)
-    sha1     of the first media's original bytes, in hex ("" when the pair has none)
-    cleaned  captions whose blanks were mended
-    dropped  captions that were empty
+    Attributes:
+        row: the columns of the shard.
+        measures: sizes and lengths of the stored media, such as ``width`` and ``height`` in pixels.
+        sha1: hex digest of the first medium's original bytes; "" = the pair has no media.
+        cleaned: number of captions whose white space was changed.
+        dropped: number of empty captions, which are left out.
     """
 
     row: dict[str, Any]
@@ -67,7 +72,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that did not, as a line of ``rejects.csv``."""
+    """A record that did not pass: one line of ``rejects.csv``."""
 
     id: str
     split: str
@@ -77,9 +82,9 @@ class Rejected:
 
 @contextmanager
 def lenient() -> Iterator[None]:
-    """No warnings of oddities in a file that still decodes, and an error for too many pixels.
+    """Silences warnings about files that still decode, and makes "too many pixels" an error.
 
-    Warnings are set for a whole process: who decodes in threads holds this around all of them, or the last to leave leaves its own behind.
+    Warning filters belong to the whole process. Code that decodes in threads enters this context once around all threads.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -87,27 +92,30 @@ def lenient() -> Iterator[None]:
         yield
 
 
-def decode_image(data: bytes, least: int = 0) -> Image.Image:
-    """The picture as everyone sees it: first frame, turned as its EXIF says, transparency on white, 16 bits scaled to 8, RGB.
+def decode_image(data: bytes, short_side: int = 0) -> Image.Image:
+    """Decodes an image: first frame, EXIF rotation applied, transparency on white, 16 bits scaled to 8, RGB.
 
-    data     an encoded file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF)
-    least    a short side in pixels that is enough: a JPEG may then be decoded at half, a quarter or an eighth of its size, which the
-             decoder does in a fraction of the time; 0 = the size that it has
-    Returns  PIL image, mode RGB, fully loaded
-    Raises   DataError: "not a picture" | "broken picture" (truncated too) | "too many pixels" (Pillow's decompression bomb limit)
+    Args:
+        data: an encoded file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF).
+        short_side: sufficient short side in pixels. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, which is
+            several times faster. 0 = full size.
+    Returns:
+        PIL image, mode RGB, fully loaded.
+    Raises:
+        DataError: "not a picture" | "broken picture" (also truncated) | "too many pixels" (Pillow's decompression bomb limit).
     """
     try:
         with lenient():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if least:
-                image.draft("RGB", (least, least))
+            if short_side:
+                image.draft("RGB", (short_side, short_side))
             image.load()
             return _upright_rgb(image)
     except UnidentifiedImageError:
         raise DataError("not a picture", expected=f"a file of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError("too many pixels", expected=f"at most {Image.MAX_IMAGE_PIXELS}") from None
-    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+    except Exception as error:  # Pillow's readers raise many kinds of exceptions for a broken file
         raise DataError(
             "broken picture", where=f"{type(error).__name__}: {error}", expected="a picture that decodes to its end"
         ) from None
@@ -117,7 +125,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:
-        image.load()  # an unreadable EXIF block is no fault of the pixels
+        image.load()  # an unreadable EXIF block does not affect the pixels
     if image.mode.startswith("I"):
         import numpy as np
 
@@ -125,13 +133,16 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no range to scale by")
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
 def shrink(image: Image.Image, short_side: int) -> tuple[bytes, tuple[int, int]]:
-    """JPEG (quality 90) of an RGB picture and its (width, height): the short side brought down to ``short_side`` pixels, never enlarged."""
+    """JPEG (quality 90) of an RGB image with its short side reduced to ``short_side`` pixels, and its (width, height).
+
+    A smaller image keeps its size.
+    """
     scale = min(1.0, short_side / min(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
     out = io.BytesIO()
@@ -140,84 +151,81 @@ def shrink(image: Image.Image, short_side: int) -> tuple[bytes, tuple[int, int]]
 
 
 def clean_caption(text: str) -> str:
-    """Every run of blanks, tabs and line ends is one space, none at the ends; halves of surrogate pairs are dropped."""
+    """Replaces each run of white space by one space, strips the ends, and drops unpaired surrogates."""
     return " ".join(text.encode("utf-8", "ignore").decode().split())
 
 
 def check_all(records: Sequence[PairRecord], rules: Rules) -> list[Passed | Rejected]:
-    """``check`` of each, in order: one task of the process pool."""
+    """``check`` of each record, in order: one task of the process pool."""
     return [check(record, rules) for record in records]
 
 
 def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
-    """Reads the media of one record, decodes them once, and cleans its captions. Never raises for what a file holds.
+    """Reads the media of one record, decodes them once, and cleans its captions.
 
-    The reason of a reject is one of a few fixed phrases, so that they can be counted.
+    Never raises because of a file's content. The reason of a reject is one of a few fixed phrases, so that they can be counted.
     """
     if not SPLIT_NAME.fullmatch(record.split):
         return Rejected(_printable(record.id), "", "bad split name", _printable(record.split))
     cleaned = [clean_caption(text) for text in record.captions]
     captions = [text for text in cleaned if text]
-    row: dict[str, Any] = {name: getattr(record, name) for name in ("id", "group", "domain", "label", "family")}
-    row["captions"], meta = captions, dict(record.meta)
+    row: dict[str, Any] = {name: getattr(record, name) for name in _NAMES} | {"captions": captions}
+    meta = dict(record.meta)
     measures: dict[str, float] = {}
     sha1 = ""
     try:
-        for name in ("id", "group", "domain", "label", "family"):
+        for name in _NAMES:
             if not row[name].isascii() and _printable(row[name]) != row[name]:
                 raise DataError("name is not UTF-8", where=row[name])
         if "text" in rules.modalities and not captions and record.domain not in rules.unpaired:
             raise DataError("no caption")
-        for modality in rules.modalities:
-            if modality == "text":
-                continue
+        for modality in (m for m in rules.modalities if m != "text"):
             if modality not in record.media:
                 raise DataError(f"no {modality}")
-            data = _bytes_of(record.media[modality], rules.root)
+            data = _read(record.media[modality], rules.root)
             sha1 = sha1 or hashlib.sha1(data, usedforsecurity=False).hexdigest()
-            row[modality], found, facts = _CHECKS.get(modality, _as_it_is)(data, rules)
-            measures |= found
+            checked: CheckedBytes = modalities.check_of(modality)(data, rules)
+            row[modality], media_measures, facts = checked
+            measures |= media_measures
             meta |= {modality: facts} if facts else {}
     except DataError as error:
-        return Rejected(_printable(record.id), record.split, error.what, _place(record, rules.root, error))
+        return Rejected(_printable(record.id), record.split, error.what, _location(record, rules.root, error))
     row["meta"] = json.dumps(meta, sort_keys=True)
-    mended = sum(text != "" and text != before for text, before in zip(cleaned, record.captions, strict=True))
-    return Passed(row, measures, sha1, cleaned=mended, dropped=len(cleaned) - len(captions))
+    changed = sum(text != "" and text != before for text, before in zip(cleaned, record.captions, strict=True))
+    return Passed(row, measures, sha1, cleaned=changed, dropped=len(cleaned) - len(captions))
 
 
-def _check_image(data: bytes, rules: Rules) -> _Found:
+def check_image(data: bytes, rules: Rules) -> CheckedBytes:
+    """Decodes an image, and re-encodes one that is larger than ``rules.image_size``."""
     image = decode_image(data)
-    kept, size = data, image.size
+    size = image.size
     if rules.image_size is not None and min(size) > rules.image_size:
-        kept, size = shrink(image, rules.image_size)
-    return kept, dict(zip(("width", "height"), size, strict=True)), {}
+        data, size = shrink(image, rules.image_size)
+    return data, dict(zip(("width", "height"), size, strict=True)), {}
 
 
-def _check_clip(data: bytes, rules: Rules, *, modality: str) -> _Found:
-    from ccaco_cli.core.data import clips  # brings FFmpeg along, which pictures do without
-
-    found = clips.check(modality, data, rules.image_size)
-    measures: dict[str, float] = {f"{modality}_seconds": found.facts["seconds"]}
-    measures |= {"silent": float(found.facts["silent"])} if "silent" in found.facts else {}
-    measures |= dict(zip(("width", "height"), found.size, strict=True)) if found.size else {}
-    return found.data, measures, found.facts
+def check_audio(data: bytes, rules: Rules) -> CheckedBytes:
+    """Decodes a sound track; of a video file only the sound track is stored."""
+    return _check_clip("audio", data, rules)
 
 
-def _as_it_is(data: bytes, rules: Rules) -> _Found:
-    return data, {}, {}
+def check_video(data: bytes, rules: Rules) -> CheckedBytes:
+    """Decodes a picture track, and re-encodes one that is larger than ``rules.image_size``."""
+    return _check_clip("video", data, rules)
 
 
-_Found = tuple[bytes, Measures, dict[str, Any]]
-_CHECKS: Mapping[str, Callable[[bytes, Rules], _Found]] = {
-    "image": _check_image,
-    "audio": partial(_check_clip, modality="audio"),
-    "video": partial(_check_clip, modality="video"),
-}
-"""Modality -> what its bytes must pass; gives the bytes to keep, what was measured of them (told by ``prepare`` for every split), and facts
-that go to ``meta[modality]``."""
+def _check_clip(modality: str, data: bytes, rules: Rules) -> CheckedBytes:
+    from ccaco_cli.core.data import clips  # imports FFmpeg, which images do not need
+
+    checked = clips.check(modality, data, rules.image_size)
+    measures: dict[str, float] = {f"{modality}_seconds": checked.facts["seconds"]}
+    measures |= {"silent": float(checked.facts["silent"])} if "silent" in checked.facts else {}
+    measures |= dict(zip(("width", "height"), checked.size, strict=True)) if checked.size else {}
+    return checked.data, measures, checked.facts
 
 
-def _bytes_of(media: Media, root: str | None) -> bytes:
+def _read(media: Media, root: str | None) -> bytes:
+    """The bytes of one medium. Raises DataError: missing, outside ``root``, not a file, too large, unreadable or empty."""
     try:
         if isinstance(media, Path):
             real = os.path.realpath(media)
@@ -239,16 +247,16 @@ def _bytes_of(media: Media, root: str | None) -> bytes:
     return data
 
 
-def _place(record: PairRecord, root: str | None, error: DataError) -> str:
-    """Which file (as the source names it, the machine's folders left out), and what the decoder said."""
-    paths = [media for media in record.media.values() if isinstance(media, Path)]
+def _location(record: PairRecord, root: str | None, error: DataError) -> str:
+    """The record's files as the source names them (without the machine's folders), and the decoder's message."""
     files = []
-    for path in paths:
+    for path in (media for media in record.media.values() if isinstance(media, Path)):
         try:
             files.append(path.relative_to(root or "").as_posix())
         except ValueError:
             files.append(path.as_posix())
-    return _printable("; ".join([*dict.fromkeys(files), *([str(error.where)] if error.where is not None else [])]))
+    message = [str(error.where)] if error.where is not None else []
+    return _printable("; ".join([*dict.fromkeys(files), *message]))
 
 
 def _printable(text: str) -> str:

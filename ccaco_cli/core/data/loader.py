@@ -20,43 +20,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from ccaco_cli.core import distributed, ragged
 from ccaco_cli.core.data import cache
-from ccaco_cli.core.data.checks import decode_image, lenient
-from ccaco_cli.core.data.clips import Clip
+from ccaco_cli.core.data.checks import lenient
 from ccaco_cli.core.data.shards import Split
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import Features, OnProgress, PairBatch, no_progress
 
 Array = np.ndarray[Any, Any]
-DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "audio": Clip, "video": Clip}
-"""Modality -> its bytes as what ``Tower.preprocess`` takes."""
-CLIPS = ("audio", "video")
-"""Modalities whose samples have a length."""
 DECODED_AT_ONCE = 64
-SCALED: dict[str, Callable[[bytes, int], Any]] = {"image": decode_image}
-"""Modality -> the same, with the least short side that is enough."""
 PIXELS_IN_CACHE = 128
 """Pictures up to this many pixels a side are kept decoded (uint8, memory-mapped): decoding them again costs more than reading."""
 
 
-def stacked(samples: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Pictures of one size -> {"pixels" [B, 3, H, W]}."""
+def stack(samples: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Arrays of one shape -> {"pixels" [B, ...]}: images [B, 3, H, W]."""
     return {"pixels": torch.stack(list(samples))}
 
 
-def padded(samples: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Clips of any length, time first -> {"values" [B, N, ...], zeros behind the end, "mask" [B, N] True = real}."""
+def pad(samples: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Clips of any length, time first -> {"values" [B, N, ...] padded with zeros, "mask" [B, N] True = real}."""
     counts = torch.tensor([len(sample) for sample in samples])
     return {
         "values": pad_sequence(list(samples), batch_first=True),
         "mask": torch.arange(int(counts.max())) < counts[:, None],
     }
-
-
-COLLATE: dict[str, Callable[[Sequence[Tensor]], dict[str, Tensor]]] = {
-    "image": stacked,
-    "audio": padded,
-    "video": padded,
-}
-"""Modality -> what ``Tower.preprocess`` gave of some samples as what ``Tower.module`` takes."""
 
 
 class Column(Protocol):
@@ -127,16 +113,19 @@ class MediaColumn:
     def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor]):
         self.split, self.modality, self.preprocess = split, modality, preprocess
         self.row, self.start = np.arange(len(split)), np.arange(len(split) + 1)
-        # twice what the resize that follows asks for, so that it still has the last word on every pixel
-        self.least = 2 * max(getattr(preprocess, "resize", (0,)))
+        # twice the size of the resize that follows, so that the resize still decides every pixel
+        self.short_side = 2 * max(getattr(preprocess, "resize", (0,)))
 
     def decode(self, data: bytes) -> Any:
         """One sample as ``preprocess`` takes it."""
-        scaled = SCALED.get(self.modality)
-        return scaled(data, self.least) if scaled and self.least else DECODERS[self.modality](data)
+        modality = MODALITIES[self.modality]
+        if modality.decode_scaled and self.short_side:
+            return modality.decode_scaled(data, self.short_side)
+        return modality.decode(data)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
-        return COLLATE[self.modality](self.samples(items))
+        batch: dict[str, Tensor] = MODALITIES[self.modality].collate(self.samples(items))
+        return batch
 
     def samples(self, items: Sequence[int] | Array) -> list[Tensor]:
         """What a tower takes of each item, decoded by as many threads as torch has (the decoders free the GIL)."""
@@ -200,7 +189,7 @@ class ClipColumn(MediaColumn):
         ragged.write(folder, len(self.split), some)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
-        return padded([torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items])
+        return pad([torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items])
 
 
 class CachedColumn:

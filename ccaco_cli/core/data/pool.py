@@ -25,13 +25,13 @@ def checked(
     workers  processes; None = all cores, 0 or 1 = none besides this one
     Raises   DataError: a worker died (memory, most likely)
     """
-    workers = runtime.cores() if workers is None else workers
+    workers = runtime.cpu_cores() if workers is None else workers
     if workers <= 1:
         for record in records:
             yield record, check_all([record], rules)[0]
         return
     # spawned, not forked: this process may hold threads of Arrow or torch
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=runtime.follow_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=runtime.end_with_parent)
     try:
         yield from _in_order(pool, records, rules, workers * AHEAD)
     except BrokenProcessPool:

@@ -1,8 +1,7 @@
 """Prepared data sets on disk: Arrow shards, written in order by a pool of workers, read by memory map.
 
-A shard is the outcome of a run of consecutive records of one split. While a data set is being written, each finished shard has a
-journal beside it (what was rejected, sizes, hashes); after a kill, the records of finished shards are skipped, so the result is the same,
-byte by byte.
+A shard holds the rows of consecutive records of one split. While a data set is being written, each finished shard has a journal
+beside it (rejects, sizes, hashes). After a kill, the records of finished shards are skipped, so the result is the same, byte by byte.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,97 +23,114 @@ import pyarrow as pa
 
 from ccaco_cli.core import fault, lock, manifest
 from ccaco_cli.core.data.checks import SPLIT_NAME, Passed, Rejected, Rules
-from ccaco_cli.core.data.dataset_stats import REJECTS, Tally, journals, summarise
+from ccaco_cli.core.data.dataset_stats import REJECTS, DatasetStats, compute_stats, journals
 from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
-ROWS = 2048
-BYTES = 128 << 20
-MAX_REJECTS = 0.01
-HOPELESS = 1000
-"""Rejects from which on a run that cannot succeed any more stops at once; fewer are worth being listed whole."""
+MAX_SHARD_BYTES = 128 << 20
+EARLY_STOP_REJECTS = 1000
+"""A run that has already lost too many records stops early only after this many rejects; fewer are listed completely."""
 _PLAN = "plan.json"
 
 
-@dataclass
-class _Open:
-    """The shard of one split that is being filled, and the split's running digest of what was read."""
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set is.
 
-    index: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    size: int = 0
-    journal: dict[str, Any] = field(default_factory=lambda: _journal())
+    Attributes:
+        name: stored in the manifest.
+        modalities: the two of every pair.
+        facts: protocol, licence, revision and the like, stored in the manifest.
+        config: what the records depend on; a partial data set with another config is deleted.
+        root: real path of the source folder, which media paths may not leave; None = media are not files.
+        unpaired: domains whose records may have no captions.
+    """
+
+    name: str
+    modalities: tuple[str, str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    root: Path | None = None
+    unpaired: tuple[str, ...] = ()
 
 
-def _journal() -> dict[str, Any]:
-    return {"seen": 0, "rows": 0, "cleaned": 0, "dropped": 0, "measures": {}, "sha1": [], "rejects": []}
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a data set is written.
+
+    Attributes:
+        image_size: short side in pixels above which images and videos are re-encoded; None = keep the original bytes.
+        workers: processes; None = all cores, 0 or 1 = only this one.
+        max_rejects: share of records, 0..1, that may be rejected.
+        rows_per_shard: records per shard.
+    """
+
+    image_size: int | None = None
+    workers: int | None = None
+    max_rejects: float = 0.01
+    rows_per_shard: int = 2048
 
 
 def write(
     records: Iterable[PairRecord],
     out: Path,
+    info: DatasetInfo,
+    options: WriteOptions | None = None,
     *,
-    name: str,
-    modalities: tuple[str, str],
-    facts: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-    root: Path | None = None,
-    image_size: int | None = None,
-    unpaired: Sequence[str] = (),
-    workers: int | None = None,
-    max_rejects: float = MAX_REJECTS,
     total: int | None = None,
-    rows_per_shard: int = ROWS,
     on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Checks a stream of records and writes it as a data set: shards, rejects.csv, and the manifest last.
 
-    records      consumed once, in order; memory holds a few tasks and one open shard a split, however many there are
-    out          the folder to be; written as ``.NAME.partial`` beside it and renamed when complete. The same call after a kill goes on
-    facts        protocol, licence, revision and the like, told in the manifest as they are
-    config       what the records depend on; a partial data set made with another is thrown away
-    root         real path of the folder that every media path starts with and may not leave
-    image_size   short side in pixels above which pictures are re-encoded (JPEG); None keeps the original bytes
-    unpaired     domains whose records may be without captions
-    workers      processes; None = all cores, 0 or 1 = none besides this one
-    max_rejects  the share of records, 0..1, that may be rejected; with ``total`` known, a run that has lost many more stops at once
-    total        records to come, where known
-    Raises       DataError: ``out`` exists, another process is writing it, too many rejects, no usable record, an id twice
+    Memory holds a few tasks and one open shard per split, whatever the number of records.
+
+    Args:
+        records: consumed once, in order.
+        out: the new folder. It is written as ``.NAME.partial`` beside it and renamed when complete. The same call after a kill resumes.
+        info: name, modalities and facts.
+        options: re-encoding, processes, limits.
+        total: expected number of records, if known; a run that has lost too many of them then stops early.
+        on_progress: called with the number of records that are done.
+    Returns:
+        The manifest.
+    Raises:
+        DataError: ``out`` exists, another process is writing it, too many rejects, no usable record, a duplicate id.
     """
+    options = options or WriteOptions()
     out = Path(os.path.abspath(out))
     refuse_overwrite(out)
     partial = out.with_name(f".{out.name}.partial")
     plan = {
-        "name": name,
-        "modalities": list(modalities),
-        "facts": dict(facts or {}),
-        "config": dict(config or {}),
-        "rows": rows_per_shard,
+        "name": info.name,
+        "modalities": list(info.modalities),
+        "facts": dict(info.facts),
+        "config": dict(info.config),
+        "rows": options.rows_per_shard,
+        "image_size": options.image_size,
     }
-    plan["image_size"] = image_size
-    rules = Rules(str(root) if root is not None else None, modalities, image_size, frozenset(unpaired))
+    root = str(info.root) if info.root is not None else None
+    rules = Rules(root, info.modalities, options.image_size, frozenset(info.unpaired))
     with lock.held(out, "data set"):
         _begin(partial, plan)
-        seen = _write_shards(records, partial, rules, workers, total, rows_per_shard, max_rejects, on_progress)
+        count = _ShardWriter(partial, rules, options, total, on_progress).write(records)
         try:
-            tally = summarise(partial)
-            _refuse_losses(partial, tally, max_rejects)
+            stats = compute_stats(partial)
+            _refuse_losses(partial, stats, options.max_rejects)
         except DataError:
-            (partial / _PLAN).unlink()  # the source will be mended, so the next run begins anew
+            (partial / _PLAN).unlink()  # the source has to be corrected, so the next run starts from the beginning
             raise
-        if tally.seen != seen:
+        if stats.records != count:
             raise _changed(partial)
         fault.point("prepare.counted")
         manifest.write(
             partial,
             "dataset",
-            facts={"name": name, "modalities": list(modalities), **(facts or {}), **tally.facts},
-            config={**(config or {}), "image_size": image_size},
-            files=tally.files,
+            facts={"name": info.name, "modalities": list(info.modalities), **info.facts, **stats.facts},
+            config={**info.config, "image_size": options.image_size},
+            files=stats.files,
         )
         fault.point("prepare.manifest")
         partial.rename(out)
@@ -125,7 +141,7 @@ def write(
 
 
 def refuse_overwrite(out: Path) -> None:
-    """Raises DataError when something lies at ``out`` already (an empty folder is nothing)."""
+    """Raises DataError when ``out`` exists (an empty folder is allowed)."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
@@ -133,22 +149,22 @@ def refuse_overwrite(out: Path) -> None:
         raise DataError(what, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {out}")
 
 
-def _refuse_losses(partial: Path, tally: Tally, max_rejects: float) -> None:
-    if tally.rejected > max_rejects * tally.seen or tally.rejected == tally.seen:
-        if not tally.seen:
-            raise DataError("the source has no records", expected="at least one", next="look at --source and --limit")
-        reasons = ", ".join(f"{reason} {count}" for reason, count in tally.facts["rejects"].items())
-        share = math.ceil(100 * tally.rejected / tally.seen) / 100
+def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float) -> None:
+    if not stats.records:
+        raise DataError("the source has no records", expected="at least one", next="look at --source and --limit")
+    if stats.rejected > max_rejects * stats.records or stats.rejected == stats.records:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in stats.facts["rejects"].items())
+        share = math.ceil(100 * stats.rejected / stats.records) / 100
         raise DataError(
-            f"{tally.rejected} of {tally.seen} samples rejected ({reasons})",
+            f"{stats.rejected} of {stats.records} samples rejected ({reasons})",
             where=partial / REJECTS,
             expected=f"at most {max_rejects:.2%}",
-            next="mend them" if tally.rejected == tally.seen else f"mend them, or --max-rejects {share:g}",
+            next="mend them" if stats.rejected == stats.records else f"mend them, or --max-rejects {share:g}",
         )
 
 
 def _begin(partial: Path, plan: Mapping[str, Any]) -> None:
-    """Keeps what an interrupted run of the same plan has finished; anything else is cleared away."""
+    """Keeps the finished shards of an interrupted run of the same plan; deletes anything else."""
     text = json.dumps(plan, sort_keys=True, default=str)
     if partial.exists() and not ((partial / _PLAN).is_file() and (partial / _PLAN).read_text("utf-8") == text):
         shutil.rmtree(partial)
@@ -157,109 +173,139 @@ def _begin(partial: Path, plan: Mapping[str, Any]) -> None:
     manifest.write_bytes(partial / _PLAN, text.encode())
 
 
-def _write_shards(
-    records: Iterable[PairRecord],
-    partial: Path,
-    rules: Rules,
-    workers: int | None,
-    total: int | None,
-    rows_per_shard: int,
-    max_rejects: float,
-    tell: OnProgress,
-) -> int:
-    """Returns how many records went by, those of shards that were finished before included; stops when too many are lost."""
-    opened: dict[str, _Open] = {}
-    skip: dict[str, deque[tuple[int, str, int]]] = {}  # of shards finished before: records, digest, rejects
-    done = rejected = resumed = 0
-    clock = time.perf_counter()
-
-    def unfinished() -> Iterator[PairRecord]:
-        nonlocal done, rejected, resumed
-        for record in records:
-            split = _bucket(record)
-            if split not in skip:
-                opened[split] = _Open()
-                skip[split] = deque((j["seen"], j["digest"], len(j["rejects"])) for j in journals(partial, split))
-            if not skip[split]:
-                yield record
-                continue
-            shard, (seen, digest, lost) = opened[split], skip[split][0]
-            _note(shard, record)
-            done += 1
-            resumed += 1
-            if shard.journal["seen"] == seen:
-                if shard.digest.hexdigest() != digest:
-                    raise _changed(partial)
-                rejected += lost
-                opened[split] = _Open(index=shard.index + 1, digest=shard.digest)
-                skip[split].popleft()
-                tell(done, total, {"rejects": rejected, "resumed": True})
-
-    schema = _schema(rules.modalities)
-    with closing(checked(unfinished(), rules, workers)) as outcomes:
-        for record, result in outcomes:
-            split = _bucket(record)
-            shard = opened[split]
-            _note(shard, record)
-            done += 1
-            _put(shard, result, rules.modalities)
-            rejected += isinstance(result, Rejected)
-            if shard.journal["seen"] >= rows_per_shard or shard.size >= BYTES:
-                _close(partial, split, shard, schema)
-                opened[split] = _Open(index=shard.index + 1, digest=shard.digest)
-            tell(done, total, {"rejects": rejected, "samples/s": (done - resumed) / (time.perf_counter() - clock)})
-            if total is not None and rejected > max(HOPELESS, max_rejects * max(total, done)):
-                break
-    for split, shard in opened.items():
-        if shard.journal["seen"] and not skip[split]:
-            _close(partial, split, shard, schema)
-    return done
-
-
-def _bucket(record: PairRecord) -> str:
-    """The split whose journal a record goes to; one that cannot be in a file name ("../x") has the nameless one."""
-    return record.split if SPLIT_NAME.fullmatch(record.split) else ""
-
-
 def _changed(partial: Path) -> DataError:
     return DataError(
         "the source changed since the interrupted run", where=partial, next=f"rm -r {partial}, then the same command"
     )
 
 
-def _note(shard: _Open, record: PairRecord) -> None:
-    shard.journal["seen"] += 1
-    shard.digest.update(
-        repr((record.id, record.group, record.domain, record.label, record.family, list(record.captions))).encode()
-    )
+def _new_journal() -> dict[str, Any]:
+    return {"seen": 0, "rows": 0, "cleaned": 0, "dropped": 0, "measures": {}, "sha1": [], "rejects": []}
 
 
-def _put(shard: _Open, result: Passed | Rejected, modalities: tuple[str, str]) -> None:
-    journal = shard.journal
-    if isinstance(result, Rejected):
-        journal["rejects"].append([result.id, result.split, result.reason, result.where])
-        return
-    shard.rows.append(result.row)
-    shard.size += sum(len(result.row[m]) for m in modalities if m != "text")
-    journal["cleaned"] += result.cleaned
-    journal["dropped"] += result.dropped
-    journal["sha1"].append(result.sha1)
-    for name, value in result.measures.items():
-        journal["measures"].setdefault(name, []).append(value)
+@dataclass
+class _OpenShard:
+    """The shard of one split that is being filled, and the running digest of all records of the split so far."""
+
+    index: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bytes: int = 0
+    journal: dict[str, Any] = field(default_factory=_new_journal)
+
+    def count(self, record: PairRecord) -> None:
+        """Counts a record and adds its names and captions to the digest."""
+        self.journal["seen"] += 1
+        names = (record.id, record.group, record.domain, record.label, record.family, list(record.captions))
+        self.digest.update(repr(names).encode())
+
+    def add(self, result: Passed | Rejected, modalities: tuple[str, str]) -> None:
+        """Adds the outcome of a check: a row, or a line of the rejects."""
+        journal = self.journal
+        if isinstance(result, Rejected):
+            journal["rejects"].append([result.id, result.split, result.reason, result.where])
+            return
+        self.rows.append(result.row)
+        self.bytes += sum(len(result.row[m]) for m in modalities if m != "text")
+        journal["cleaned"] += result.cleaned
+        journal["dropped"] += result.dropped
+        journal["sha1"].append(result.sha1)
+        for name, value in result.measures.items():
+            journal["measures"].setdefault(name, []).append(value)
+
+    def next(self) -> _OpenShard:
+        """The empty shard after this one."""
+        return _OpenShard(index=self.index + 1, digest=self.digest)
 
 
-def _close(partial: Path, split: str, shard: _Open, schema: pa.Schema) -> None:
-    """A shard and then its journal, each whole or absent: a shard without a journal was not finished."""
+@dataclass
+class _ShardWriter:
+    """Writes the shards of a data set. ``finished`` holds (records, digest, rejects) of the shards that an earlier run wrote."""
+
+    folder: Path
+    rules: Rules
+    options: WriteOptions
+    total: int | None
+    on_progress: OnProgress
+    shards: dict[str, _OpenShard] = field(default_factory=dict)
+    finished: dict[str, deque[tuple[int, str, int]]] = field(default_factory=dict)
+    done: int = 0
+    rejected: int = 0
+    resumed: int = 0
+
+    def write(self, records: Iterable[PairRecord]) -> int:
+        """Returns the number of records, those of finished shards included; stops early when too many are rejected."""
+        start = time.perf_counter()
+        schema = _schema(self.rules.modalities)
+        with closing(checked(self._unfinished(records), self.rules, self.options.workers)) as outcomes:
+            for record, result in outcomes:
+                split = _file_split(record)
+                shard = self.shards[split]
+                shard.count(record)
+                shard.add(result, self.rules.modalities)
+                self.done += 1
+                self.rejected += isinstance(result, Rejected)
+                if shard.journal["seen"] >= self.options.rows_per_shard or shard.bytes >= MAX_SHARD_BYTES:
+                    _write_shard(self.folder, split, shard, schema)
+                    self.shards[split] = shard.next()
+                rate = (self.done - self.resumed) / (time.perf_counter() - start)
+                self.on_progress(self.done, self.total, {"rejects": self.rejected, "samples/s": rate})
+                if self._too_many_rejects():
+                    break
+        for split, shard in self.shards.items():
+            if shard.journal["seen"] and not self.finished[split]:
+                _write_shard(self.folder, split, shard, schema)
+        return self.done
+
+    def _unfinished(self, records: Iterable[PairRecord]) -> Iterator[PairRecord]:
+        """The records that are in no finished shard. Raises DataError: the records of a finished shard have changed."""
+        for record in records:
+            split = _file_split(record)
+            if split not in self.finished:
+                self.shards[split] = _OpenShard()
+                self.finished[split] = deque(
+                    (journal["seen"], journal["digest"], len(journal["rejects"]))
+                    for journal in journals(self.folder, split)
+                )
+            if not self.finished[split]:
+                yield record
+                continue
+            shard = self.shards[split]
+            shard.count(record)
+            self.done += 1
+            self.resumed += 1
+            count, digest, rejects = self.finished[split][0]
+            if shard.journal["seen"] == count:
+                if shard.digest.hexdigest() != digest:
+                    raise _changed(self.folder)
+                self.rejected += rejects
+                self.shards[split] = shard.next()
+                self.finished[split].popleft()
+                self.on_progress(self.done, self.total, {"rejects": self.rejected, "resumed": True})
+
+    def _too_many_rejects(self) -> bool:
+        if self.total is None:
+            return False
+        return self.rejected > max(EARLY_STOP_REJECTS, self.options.max_rejects * max(self.total, self.done))
+
+
+def _file_split(record: PairRecord) -> str:
+    """The split in the file name of a record's shard; "" for one that cannot be part of a file name ("../x")."""
+    return record.split if SPLIT_NAME.fullmatch(record.split) else ""
+
+
+def _write_shard(folder: Path, split: str, shard: _OpenShard, schema: pa.Schema) -> None:
+    """Writes a shard and then its journal, each atomically: a shard without a journal counts as unfinished."""
     stem = f"{split}-{shard.index:05d}"
     if shard.rows:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
             stream.write_table(pa.Table.from_pylist(shard.rows, schema=schema))
         fault.point("prepare.before")
-        manifest.write_bytes(partial / f"{stem}.arrow", sink.getvalue())
+        manifest.write_bytes(folder / f"{stem}.arrow", sink.getvalue())
         fault.point("prepare.shard")
     shard.journal |= {"rows": len(shard.rows), "digest": shard.digest.hexdigest()}
-    manifest.write_bytes(partial / f"{stem}.json", json.dumps(shard.journal).encode())
+    manifest.write_bytes(folder / f"{stem}.json", json.dumps(shard.journal).encode())
     fault.point("prepare.journal")
 
 
@@ -269,4 +315,4 @@ def _schema(modalities: tuple[str, str]) -> pa.Schema:
     return pa.schema([*texts, ("captions", pa.list_(pa.string())), ("meta", pa.string()), *media])
 
 
-__all__ = ["PairData", "Split", "open", "refuse_overwrite", "write"]
+__all__ = ["DatasetInfo", "PairData", "Split", "WriteOptions", "open", "refuse_overwrite", "write"]

@@ -7,9 +7,10 @@ from typing import Any
 
 from ccaco_cli.core.config import ModelConfig
 from ccaco_cli.core.data import cache
-from ccaco_cli.core.data.loader import CLIPS, PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
+from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.encoding.token_cache import cached
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.types import OnProgress, no_progress
@@ -70,15 +71,16 @@ def _raw(data: PairData, split: str, modality: str, tower: Tower, lock: bool, on
     part = data.split(split)
     name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))
     path = data.manifest.path / "cache" / name
-    if modality == "text":
+    kind = MODALITIES[modality].kind
+    if kind == "text":
         return TextColumn(part, tower.preprocess, path)
-    if modality in CLIPS:
+    if kind == "clip":
         # of a locked tower the tokens are kept, and each clip is decoded for them once
         return (
             MediaColumn(part, modality, tower.preprocess)
             if lock
             else ClipColumn(part, modality, tower.preprocess, path, on_progress)
         )
-    if 0 < max(getattr(tower.preprocess, "size", (0,))) <= PIXELS_IN_CACHE:
+    if kind == "still" and 0 < max(getattr(tower.preprocess, "size", (0,))) <= PIXELS_IN_CACHE:
         return PixelColumn(part, modality, tower.preprocess, path)
     return MediaColumn(part, modality, tower.preprocess)

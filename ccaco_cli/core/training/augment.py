@@ -9,8 +9,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ccaco_cli.core import distributed
-from ccaco_cli.core.config import MODALITIES, ModelConfig, TowerConfig
+from ccaco_cli.core.config import ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.wholebatch import own, paired_rows
 from ccaco_cli.core.types import PairBatch
 
@@ -23,14 +24,6 @@ def check(config: ModelConfig) -> None:
     """Raises ConfigError: settings that cannot be, of anything but pictures, or of a tower that sees its pictures once."""
     for modality in MODALITIES:
         tower = config.tower(modality)
-        for key, value, fits in (
-            ("crop", tower.crop, 0 < tower.crop <= 1),
-            ("grayscale", tower.grayscale, 0 <= tower.grayscale <= 1),
-        ):
-            if not fits:
-                raise ConfigError(
-                    "no such share", where=f"model.{modality}.{key} = {value}", expected="0 to 1, and above 0 for crop"
-                )
         if _wanted(tower) and modality != "image":
             raise ConfigError(
                 "only pictures are changed in training",

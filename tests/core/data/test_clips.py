@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core.data import clips
-from ccaco_cli.core.data.clips import Clip, check
+from ccaco_cli.core.data.clips import Clip, check, middle_frame, waveform_picture
 from ccaco_cli.core.errors import DataError
 from tests.recordings import film, sound, tone
 
@@ -159,7 +159,7 @@ def test_a_recording_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_thumbnails() -> None:
     data = film(samples=tone(1.0, 16_000))
-    assert Clip(data).poster().size == (32, 32)
-    waves = np.asarray(Clip(data).waves(40).convert("L"))
+    assert middle_frame(data).size == (32, 32)
+    waves = np.asarray(waveform_picture(data, 40).convert("L"))
     assert waves.shape == (20, 40) and waves.min() < 100 < 200 < waves.max()
-    assert np.asarray(Clip(sound(np.zeros((1, 1_600)), 16_000)).waves(40)).min() > 200, "silence is a blank"
+    assert np.asarray(waveform_picture(sound(np.zeros((1, 1_600)), 16_000), 40)).min() > 200, "silence is a blank"

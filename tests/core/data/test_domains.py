@@ -33,9 +33,8 @@ def make(tmp_path: Path) -> Make:
             )
             for i, (split, domain, label) in enumerate(rows)
         ]
-        shards.write(
-            records, tmp_path / "d", name="toy", modalities=("smell", "text"), workers=0, unpaired=("bare",), **more
-        )
+        info = shards.DatasetInfo("toy", ("smell", "text"), unpaired=("bare",), **more)
+        shards.write(records, tmp_path / "d", info, shards.WriteOptions(workers=0))
         return shards.open(tmp_path / "d")
 
     return written

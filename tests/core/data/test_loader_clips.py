@@ -9,7 +9,7 @@ import torch
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.clips import Clip
-from ccaco_cli.core.data.loader import ClipColumn, MediaColumn, padded
+from ccaco_cli.core.data.loader import ClipColumn, MediaColumn, pad
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.types import PairRecord
 from tests.recordings import film, tone
@@ -30,12 +30,17 @@ def split(tmp_path: Path) -> Split:
     lengths = (1.0, 0.25, 2.0)
     clips = [film(seconds=s, samples=tone(s, 16_000)) for s in lengths]
     rows = [PairRecord(str(i), str(i), "train", {"video": data, "audio": data}) for i, data in enumerate(clips)]
-    shards.write(rows, tmp_path / "d", name="toy", modalities=("video", "audio"), workers=0)
+    shards.write(
+        rows,
+        tmp_path / "d",
+        shards.DatasetInfo(name="toy", modalities=("video", "audio")),
+        shards.WriteOptions(workers=0),
+    )
     return shards.open(tmp_path / "d").split("train")
 
 
 def test_padded() -> None:
-    found = padded([torch.ones(2, 3, dtype=torch.uint8), torch.full((4, 3), 7, dtype=torch.uint8)])
+    found = pad([torch.ones(2, 3, dtype=torch.uint8), torch.full((4, 3), 7, dtype=torch.uint8)])
     assert (
         found["values"].shape == (2, 4, 3)
         and found["values"].dtype == torch.uint8

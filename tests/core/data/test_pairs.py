@@ -25,7 +25,12 @@ def data(tmp_path: Path) -> shards.PairData:
         record(4, "test", "g2", 2, domain="a", family="f"),
         record(5, "test", "g3", 1, domain="c", family="h"),
     ]
-    shards.write(rows, tmp_path / "d", name="toy", modalities=("raw", "text"), workers=0, rows_per_shard=2)
+    shards.write(
+        rows,
+        tmp_path / "d",
+        shards.DatasetInfo(name="toy", modalities=("raw", "text")),
+        shards.WriteOptions(workers=0, rows_per_shard=2),
+    )
     return shards.open(tmp_path / "d")
 
 

@@ -57,7 +57,7 @@ from concurrent.futures import ProcessPoolExecutor
 from ccaco_cli.core import runtime
 import os
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=runtime.follow_parent) as workers:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=runtime.end_with_parent) as workers:
         print(workers.submit(os.getpid).result(), flush=True)
         time.sleep(60)
 """)

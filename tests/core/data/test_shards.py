@@ -44,14 +44,10 @@ def records(n: int = 50, bad: tuple[int, ...] = ()) -> Iterator[PairRecord]:
 
 
 def write(out: Path, source: Any, **more: Any) -> manifest.Manifest:
-    settings: dict[str, Any] = {
-        "name": "toy",
-        "modalities": PAIR,
-        "workers": 0,
-        "rows_per_shard": 8,
-        "max_rejects": 0.05,
-    }
-    return shards.write(source, out, **settings | more)
+    info = shards.DatasetInfo("toy", PAIR, **{key: more.pop(key) for key in ("facts", "root") if key in more})
+    progress = {key: more.pop(key) for key in ("total", "on_progress") if key in more}
+    options: dict[str, Any] = {"workers": 0, "rows_per_shard": 8, "max_rejects": 0.05}
+    return shards.write(source, out, info, shards.WriteOptions(**options | more), **progress)
 
 
 def leftovers(folder: Path) -> set[str]:
@@ -226,7 +222,12 @@ def test_too_many_rejects_stop_and_the_mended_source_is_read_again(tmp_path: Pat
     assert write(tmp_path / "d", records()).facts["rejects"] == {}
     assert write(tmp_path / "e", records(bad=bad), max_rejects=0.06).facts["splits"]["train"]["rejects"] == 3
     with pytest.raises(DataError, match=r"3 of 50 samples rejected.*at most 1.00%"):
-        shards.write(records(bad=bad), tmp_path / "strict", name="toy", modalities=PAIR, workers=0)
+        shards.write(
+            records(bad=bad),
+            tmp_path / "strict",
+            shards.DatasetInfo(name="toy", modalities=PAIR),
+            shards.WriteOptions(workers=0),
+        )
     with pytest.raises(DataError, match="no records"):
         write(tmp_path / "none", iter(()))
     with pytest.raises(DataError, match="2 of 2 samples rejected"):
@@ -234,7 +235,7 @@ def test_too_many_rejects_stop_and_the_mended_source_is_read_again(tmp_path: Pat
 
 
 def test_a_run_beyond_hope_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "HOPELESS", 4)
+    monkeypatch.setattr(shards, "EARLY_STOP_REJECTS", 4)
     read: list[str] = []
 
     def watched() -> Iterator[PairRecord]:
@@ -283,7 +284,7 @@ def test_twins_and_leakage(tmp_path: Path) -> None:
 
 
 def test_shards_also_close_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BYTES", 3 * len(picture(0)))
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 3 * len(picture(0)))
     files = write(tmp_path / "d", records(20)).files
     assert max(f["rows"] for f in files if f["name"].endswith(".arrow")) <= 4 and len(files) > 5
 

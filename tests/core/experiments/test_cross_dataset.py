@@ -10,6 +10,7 @@ import pytest
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.sugarcrepe import TYPES
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments import cross_dataset
@@ -42,7 +43,7 @@ def crepe(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for row in rows
         }
         (root / "source" / f"{name}.json").write_text(json.dumps(items))
-    prepare("sugarcrepe", source_path=root / "source", out=root / "sugarcrepe", workers=0)
+    prepare("sugarcrepe", source_path=root / "source", out=root / "sugarcrepe", write=WriteOptions(workers=0))
     return root
 
 
@@ -87,7 +88,12 @@ def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_pa
     with pytest.raises(DataError, match="no split 'val'"):
         cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu", split="val")
     pairs = (PairRecord(str(i), str(i), "test", {"smell": b"v", "taste": b"a"}) for i in range(3))
-    shards.write(pairs, tmp_path / "av", name="av", modalities=("smell", "taste"), workers=0)
+    shards.write(
+        pairs,
+        tmp_path / "av",
+        shards.DatasetInfo(name="av", modalities=("smell", "taste")),
+        shards.WriteOptions(workers=0),
+    )
     with pytest.raises(DataError, match="aligns other modalities"):
         cross_dataset.on([runs], "av", data_root=tmp_path, device="cpu")
 

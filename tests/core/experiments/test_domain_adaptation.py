@@ -16,7 +16,9 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.pairs import Split
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
 from ccaco_cli.core.experiments import arms
+from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.reporting import domain_tables, report_tables
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import PairRecord
@@ -60,9 +62,8 @@ def records(told: Callable[[str, str, int, str], dict[str, Any]]) -> list[PairRe
 
 def write(root: Path, told: Callable[[str, str, int, str], dict[str, Any]] = lambda *_: {}, **more: Any) -> Path:
     facts = {"protocol": "squares", "source": {"template": "a {} square"}}
-    shards.write(
-        records(told), root / "squares", name="squares", modalities=("image", "text"), facts=facts, workers=0, **more
-    )
+    info = shards.DatasetInfo("squares", ("image", "text"), facts=facts, **more)
+    shards.write(records(told), root / "squares", info, shards.WriteOptions(workers=0))
     return root
 
 
@@ -131,7 +132,8 @@ def garbage(split: str, domain: str, i: int, colour: str) -> dict[str, Any]:
 def test_captions_labels_and_groups_of_the_target_are_never_read(
     root: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:
-    """Other captions, labels, groups and families of the target's training and validation rows: the same model, bit by bit; and to be sure,
+    """Other captions, labels, groups and families of the target's training and validation rows: the same model, bit by
+    bit; and to be sure,
     no text of them is ever asked for."""
     read: list[str] = []
     real = Split._column
@@ -203,7 +205,7 @@ def test_interrupted_and_resumed_it_is_the_same_run(
         patch.setattr(checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train(asked, tmp_path / "r", data_root=root)
-    found = train(asked, tmp_path / "r", data_root=root, resume=True)
+    found = train(asked, tmp_path / "r", TrainOptions(resume=True), data_root=root)
     assert (tmp_path / "r" / BEST).read_bytes() == (dann / BEST).read_bytes()
     assert found.facts["metrics"] == manifest.open(dann, kind="run").facts["metrics"]
 
@@ -252,7 +254,7 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
     root: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = TrainRequest("squares", explicit=settings | {"optim.epochs": 1, "domain.oracle": True})
-    found = ablate(asked, ["source-only", "+adabn"], 2, tmp_path / "a", data_root=root)
+    found = ablate(AblationRequest(asked, ["source-only", "+adabn"], 2), tmp_path / "a", data_root=root)
     assert not found.failures
     assert [row["verdict"] == "reference" for row in found.table] == [True, False], (
         "source-only is what others are held against"

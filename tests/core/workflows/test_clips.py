@@ -14,6 +14,7 @@ import pytest
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 from tests.recordings import sound, tone
 
@@ -27,7 +28,9 @@ def rows(text: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clips")
-    prepare("bounces", out=root / "data/bounces", options=SourceOptions(limit=12, size=32), workers=0)
+    prepare(
+        "bounces", out=root / "data/bounces", options=SourceOptions(limit=12, size=32), write=WriteOptions(workers=0)
+    )
     for number in range(36):
         label, hertz = (("low beep", 300), ("high beep", 2_000), ("middle beep", 900))[number % 3]
         file = root / "beeps" / ("train", "train", "val", "test")[number // 3 % 4] / label / f"{number}.wav"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import locate, needs_prepare
@@ -69,7 +70,9 @@ def test_a_folder_of_every_kind_of_bad_file(tmp_path: Path, monkeypatch: pytest.
     ]
     (root / "t.csv").write_text("\n".join(["filepath\ttitle", *lines]))
 
-    made = prepare("table", source_path=root / "t.csv", out=tmp_path / "d", workers=0, max_rejects=0.9)
+    made = prepare(
+        "table", source_path=root / "t.csv", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.9)
+    )
     splits = made.facts["splits"].values()
     reasons = Counter(reason for _, reason in bad.values()) + Counter(
         {"missing file": 1, "outside the source folder": 3, "no caption": 1}
@@ -88,7 +91,7 @@ def test_a_folder_of_every_kind_of_bad_file(tmp_path: Path, monkeypatch: pytest.
     listed = (tmp_path / "d" / "rejects.csv").read_text()
     assert len(listed.splitlines()) == 1 + sum(reasons.values()) and "../outside.jpg" in listed
     with pytest.raises(DataError, match="9 of 18 samples rejected"):
-        prepare("table", source_path=root / "t.csv", out=tmp_path / "e", workers=0)
+        prepare("table", source_path=root / "t.csv", out=tmp_path / "e", write=WriteOptions(workers=0))
 
 
 def test_limit_and_size_are_part_of_what_a_data_set_is(tmp_path: Path) -> None:
@@ -101,8 +104,7 @@ def test_limit_and_size_are_part_of_what_a_data_set_is(tmp_path: Path) -> None:
         source_path=tmp_path / "s",
         out=tmp_path / "d",
         options=SourceOptions(limit=4),
-        image_size=6,
-        workers=0,
+        write=WriteOptions(image_size=6, workers=0),
     )
     assert {name: s["samples"] for name, s in made.facts["splits"].items()} == {"train": 4, "test": 4}
     assert (
@@ -119,7 +121,7 @@ def test_the_same_source_seen_through_a_link_gives_the_same_data_set(tmp_path: P
     (tmp_path / "s" / "dog" / "1.png").write_bytes(encoded(noise(), "PNG"))
     (tmp_path / "link").symlink_to(tmp_path / "s")
     made = [
-        prepare("imagefolder", source_path=tmp_path / name, out=tmp_path / f"d{name}", workers=0)
+        prepare("imagefolder", source_path=tmp_path / name, out=tmp_path / f"d{name}", write=WriteOptions(workers=0))
         for name in ("s", "link")
     ]
     assert made[0].sha256 == made[1].sha256
@@ -152,13 +154,15 @@ def test_locate(tmp_path: Path) -> None:
     (tmp_path / "s" / "dog").mkdir(parents=True)
     (tmp_path / "s" / "dog" / "1.png").write_bytes(encoded(noise(), "PNG"))
     for name in ("mine", "scenes"):
-        prepare("imagefolder", source_path=tmp_path / "s", out=tmp_path / name, workers=0)
+        prepare("imagefolder", source_path=tmp_path / "s", out=tmp_path / name, write=WriteOptions(workers=0))
         assert locate(name, tmp_path) == tmp_path / name and not needs_prepare(name, tmp_path)
     assert locate(str(tmp_path / "mine"), Path("data")) == tmp_path / "mine"
 
 
 def test_embedded_scenes_are_prepared_without_a_source(tmp_path: Path) -> None:
-    made = prepare("scenes", out=tmp_path / "scenes", options=SourceOptions(limit=20, size=32), workers=0)
+    made = prepare(
+        "scenes", out=tmp_path / "scenes", options=SourceOptions(limit=20, size=32), write=WriteOptions(workers=0)
+    )
     data = shards.open(tmp_path / "scenes")
     assert set(data.splits) >= {"train", "val", "test"} and not made.facts["rejects"]
     assert all(0 < len(data.split(name)) <= 20 for name in data.splits)
@@ -173,8 +177,7 @@ def test_real_flickr8k_rows_are_the_same_from_both_layouts(tmp_path: Path) -> No
             source_path=real / file,
             out=tmp_path / file,
             options=SourceOptions(limit=40),
-            image_size=64,
-            workers=0,
+            write=WriteOptions(image_size=64, workers=0),
         )
         for file in ("dataset_flickr8k.json", "Flickr8k.token.txt")
     ]
@@ -187,7 +190,7 @@ def test_real_flickr8k_rows_are_the_same_from_both_layouts(tmp_path: Path) -> No
 @REAL
 def test_real_tiny_coco_keeps_every_photo_and_mends_every_blank(tmp_path: Path) -> None:
     real = Path(os.environ["CCACO_REAL_DATA"]) / "tiny_coco"
-    made = prepare("coco", source_path=real, out=tmp_path / "d", workers=0)
+    made = prepare("coco", source_path=real, out=tmp_path / "d", write=WriteOptions(workers=0))
     assert made.facts["rejects"] == {} and sum(s["captions"] for s in made.facts["splits"].values()) == 500
     # 52 with blanks at an end, two more with a double blank inside
     assert made.facts["captions"]["cleaned"] == 54

@@ -11,11 +11,11 @@ from pathlib import Path
 from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split, media_below, read_lines
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; or ESC-10 or ESC-50 with its folds"
 _TEMPLATE = "the sound of {}"
-_SUFFIXES = (".wav", ".ogg", ".oga", ".opus", ".mp3", ".flac", ".m4a", ".aac", ".aif", ".aiff")
 _ESC = re.compile(r"(?P<fold>\d)-(?P<recording>\d+)-(?P<take>[A-Z])(?:-(?P<target>\d+))?")
 """ESC's file names: fold, Freesound id, take, and in ESC-50 the number of the class."""
 VAL = 0.1
@@ -81,7 +81,7 @@ def _records(sounds: list[_Sound], template: str, test_fold: int) -> Iterator[Pa
 
 
 def _sounds(root: Path, categories: dict[str, str]) -> Iterator[_Sound]:
-    for path in media_below(root, _SUFFIXES):
+    for path in media_below(root, MODALITIES["audio"].suffixes):
         id = path.relative_to(root).as_posix()
         places = path.relative_to(root).parts[:-1]
         split = SPLIT_NAMES.get(places[0].lower()) if places else None

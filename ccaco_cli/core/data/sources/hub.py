@@ -173,4 +173,4 @@ def _fetch(path: str) -> bytes:
     return data
 
 
-SOURCE = Source("hub", ("image", "text"), _EXPECTS, _read, finds=True)
+SOURCE = Source("hub", ("image", "text"), _EXPECTS, _read, resolves_path=True)

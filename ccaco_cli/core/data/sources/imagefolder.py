@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import PICTURE_SUFFIXES, SPLIT_NAMES, hash_split, media_below
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = (
@@ -31,7 +32,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         )
     places = [root, *(entry for entry in root.iterdir() if entry.name.lower() in SPLIT_NAMES)]
     for name in options.unpaired:
-        if not any(picture for place in places for picture in media_below(place / name, PICTURE_SUFFIXES)):
+        if not any(picture for place in places for picture in media_below(place / name, MODALITIES["image"].suffixes)):
             expected = f"pictures in {root / name}, or in that folder of a split"
             raise DataError("no pictures of this domain", where=f"--unpaired-domains {name}", expected=expected)
     return SourceData(
@@ -42,7 +43,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 
 
 def _records(root: Path, template: str, unpaired: Collection[str]) -> Iterator[PairRecord]:
-    for path in media_below(root, PICTURE_SUFFIXES):
+    for path in media_below(root, MODALITIES["image"].suffixes):
         places = path.relative_to(root).parts[:-1]
         split = SPLIT_NAMES.get(places[0].lower()) if places else None
         if split:

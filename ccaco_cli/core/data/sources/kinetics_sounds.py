@@ -18,6 +18,7 @@ from pathlib import Path
 from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, decode_text, hash_fraction, read_lines, revision_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = (
@@ -25,7 +26,6 @@ _EXPECTS = (
     "or the lists *train*.txt and *test*.txt (ID,10,LABEL) beside the clips"
 )
 _NEXT = "ccaco prepare kinetics-sounds --source PATH"
-_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 _CLIP = re.compile(r"(?P<video>.{11})_(?P<start>\d+)(?:_\d+)?")
 """Both spellings: ``VIDEO_000058_000068`` and ``VIDEO_58``."""
 PROTOCOLS = {
@@ -166,7 +166,7 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (
             Path(folder, name)
             for name in sorted(files)
-            if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(MODALITIES["video"].suffixes) and not name.startswith(".")
         )
 
 

@@ -23,7 +23,6 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 HASH_SPLITS = ("train", "val", "test")  # of ``hash_split``
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
 def media_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:

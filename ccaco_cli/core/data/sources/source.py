@@ -63,7 +63,7 @@ class Source:
     expects  what ``--source PATH`` must hold, one line for ``prepare --list`` and for errors
     read     (root, options) -> SourceData; raises DataError at once when the layout is not there
     embedded True when nothing needs to be downloaded (``root`` is None)
-    finds    True when ``read`` makes of ``--source`` what it will: a pattern of files, or nothing where a name says it
+    resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name says enough.
     """
 
     name: str
@@ -71,4 +71,4 @@ class Source:
     expects: str
     read: Callable[[Path | None, SourceOptions], SourceData]
     embedded: bool = False
-    finds: bool = False
+    resolves_path: bool = False

@@ -17,7 +17,6 @@ from typing import Any
 from ccaco_cli.core.data.checks import MAX_FILE_BYTES
 from ccaco_cli.core.data.sources.lists import (
     HASH_SPLITS,
-    PICTURE_SUFFIXES,
     SPLIT_NAMES,
     decode_text,
     hash_split,
@@ -26,6 +25,7 @@ from ccaco_cli.core.data.sources.lists import (
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import parse_json
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import Media, PairRecord
 
 _EXPECTS = "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as 'shards/{00000..00099}.tar'"
@@ -143,7 +143,7 @@ def _samples(file: Path, split: str) -> Iterator[PairRecord]:
                     parts = {}
                 key = here
                 kind = suffix.lower().rpartition(".")[2]
-                if f".{kind}" in PICTURE_SUFFIXES:
+                if f".{kind}" in MODALITIES["image"].suffixes:
                     parts.setdefault(
                         "image", Slice(file, member.offset_data, member.size) if plain else _content(tar, member)
                     )
@@ -191,4 +191,4 @@ def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairReco
     )
 
 
-SOURCE = Source("webdataset", ("image", "text"), _EXPECTS, _read, finds=True)
+SOURCE = Source("webdataset", ("image", "text"), _EXPECTS, _read, resolves_path=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.audiofolder import SOURCE
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
@@ -90,7 +91,9 @@ def test_prepared_from_real_files(tmp_path: Path) -> None:
         file.write_bytes(sound(samples, 8_000 if kind == "wav" else 48_000, kind))
     (tmp_path / "in/train/beep/broken.mp3").write_bytes(b"nothing of the kind")
     (tmp_path / "in/train/beep/empty.wav").touch()
-    found = prepare("audiofolder", source_path=tmp_path / "in", out=tmp_path / "out", workers=0, max_rejects=0.5)
+    found = prepare(
+        "audiofolder", source_path=tmp_path / "in", out=tmp_path / "out", write=WriteOptions(workers=0, max_rejects=0.5)
+    )
     assert found.facts["rejects"] == {"empty file": 1, "not a recording": 1}
     assert found.facts["inspection"]["train"]["audio_seconds"]["max"] == pytest.approx(0.3, abs=0.05)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import out_name, prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.hub import SOURCE
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
@@ -59,7 +60,7 @@ def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
     assert data.protocol == "hub set; splits as published" and data.facts == {
         "columns": {"image": "photo", "caption": "text"}
     }
-    made = prepare(f"hub:{folder}", out=tmp_path / "d", workers=0)
+    made = prepare(f"hub:{folder}", out=tmp_path / "d", write=WriteOptions(workers=0))
     assert made.facts["name"] == "set" and made.config["name"] == str(folder) and made.facts["captions"]["cleaned"] == 5
     assert shards.open(tmp_path / "d").split("train").media("image", [2]) == [picture(2)]
 
@@ -92,7 +93,7 @@ def test_class_labels_become_captions(tmp_path: Path) -> None:
         ("train", "cat", "cat", "a drawing of a cat"),
         ("train", "polar bear", "polar bear", "a drawing of a polar bear"),
     ]
-    made = prepare("hub", source_path=folder, out=tmp_path / "d", workers=0)
+    made = prepare("hub", source_path=folder, out=tmp_path / "d", write=WriteOptions(workers=0))
     assert made.facts["splits"]["train"]["samples"] == 2 and made.facts["source"]["columns"]["label"] == "label"
 
 
@@ -102,7 +103,7 @@ def test_pictures_inside_an_archive(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             archive.writestr(f"{name}.png", picture(len(name) + ord(name[0])))
         archive.writestr("metadata.csv", "file_name,text\ncat.png,a cat\ndog.png,a dog\n")
-    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", workers=2)
+    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", write=WriteOptions(workers=2))
     data = shards.open(tmp_path / "d")
     parts = [data.split(name) for name in data.splits]
     found = {
@@ -123,7 +124,7 @@ def test_what_stops_in_the_middle_is_one_error(tmp_path: Path) -> None:
     data[4:200] = bytes(196)  # the pages, not the footer that says what is in them
     file.write_bytes(data)
     with pytest.raises(DataError, match="datasets stopped reading split train"):
-        prepare(f"hub:{folder}", out=tmp_path / "d", workers=0)
+        prepare(f"hub:{folder}", out=tmp_path / "d", write=WriteOptions(workers=0))
 
 
 def test_metadata_of_an_imagefolder_cannot_leave_it(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_metadata_of_an_imagefolder_cannot_leave_it(tmp_path: Path) -> None:
     (tmp_path / "set" / "a.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "set" / "b.png").write_bytes(picture(2))
     (tmp_path / "set" / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
-    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", workers=0, max_rejects=0.5)
+    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.5))
     assert (
         made.facts["rejects"] == {"outside the source folder": 1}
         and sum(s["samples"] for s in made.facts["splits"].values()) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.kinetics_sounds import SOURCE
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
@@ -115,7 +116,12 @@ def test_prepared_from_real_files(tmp_path: Path) -> None:
         put(tmp_path / "ks", f"{split}/bowling/{k:011}_000001_000011.mp4", data=good)
     put(tmp_path / "ks", "test/laughing/mutemutemut_000001_000011.mp4", data=mute)
     put(tmp_path / "ks", "test/laughing/brokenbroke_000001_000011.mp4", data=good[:700])
-    found = prepare("kinetics-sounds", source_path=tmp_path / "ks", out=tmp_path / "out", workers=0, max_rejects=0.5)
+    found = prepare(
+        "kinetics-sounds",
+        source_path=tmp_path / "ks",
+        out=tmp_path / "out",
+        write=WriteOptions(workers=0, max_rejects=0.5),
+    )
     assert found.facts["rejects"]["no sound track"] == 1 and sum(found.facts["rejects"].values()) == 2
     assert (
         "silent" not in found.facts["inspection"]["train"]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.lists import hash_split
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.data.sources.webdataset import SOURCE, braces
@@ -107,8 +108,8 @@ def test_a_limit_reads_no_more_than_it_needs(tmp_path: Path) -> None:
         source_path=tmp_path / "s",
         out=tmp_path / "d",
         options=options,
-        workers=0,
         on_progress=lambda d, t, f: told.append(d),
+        write=WriteOptions(workers=0),
     )
     assert {name: counts["samples"] for name, counts in made.facts["splits"].items()} == {
         "train": 3,
@@ -128,7 +129,9 @@ def test_damage_is_counted_and_named(tmp_path: Path) -> None:
     cut = whole.with_name("00001.tar")
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2 + 700])
     whole.with_name("00002.tar").write_bytes(b"no tar at all" * 100)
-    made = prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / "d", workers=0, max_rejects=0.5)
+    made = prepare(
+        "webdataset", source_path=tmp_path / "s", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.5)
+    )
     listed = (tmp_path / "d" / "rejects.csv").read_text()
     assert (
         made.facts["rejects"]["broken archive"] == 2
@@ -146,7 +149,8 @@ def test_damage_is_counted_and_named(tmp_path: Path) -> None:
 def test_a_pool_reads_the_tar_where_the_pictures_lie(tmp_path: Path) -> None:
     shard(tmp_path / "s" / "0.tar", [part for n in range(70) for part in sample(n)])
     alone, pooled = (
-        prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / f"d{n}", workers=n) for n in (0, 2)
+        prepare("webdataset", source_path=tmp_path / "s", out=tmp_path / f"d{n}", write=WriteOptions(workers=n))
+        for n in (0, 2)
     )
     assert alone.sha256 == pooled.sha256 and sum(s["samples"] for s in alone.facts["splits"].values()) == 70
 

@@ -1,0 +1,144 @@
+"""One entry for each modality: how its files are read, checked, batched, encoded and shown.
+
+To add a modality, add one ``Modality`` to ``MODALITIES`` and one ``TowerConfig`` field of its name to ``config.ModelConfig``.
+Captions are the samples of the modality ``text``: they are stored as strings, and ``loader.TextColumn`` batches them.
+
+Functions are named by their modules and imported at the first call, so that this module costs nothing to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+Function = Callable[..., Any]
+
+
+def lazy(path: str) -> Function:
+    """A function that imports ``module:function`` when it is first called."""
+    module, _, name = path.partition(":")
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(f"ccaco_cli.core.{module}"), name)(*arguments, **options)
+
+    return call
+
+
+def _not_stored(*_: Any) -> Any:
+    raise NotImplementedError("captions are no media")
+
+
+def keep_bytes(data: bytes, rules: Any) -> tuple[bytes, dict[str, float], dict[str, Any]]:
+    """The check of a modality without a decoder: the bytes stay as they are."""
+    return data, {}, {}
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Everything that the program knows of one modality.
+
+    Attributes:
+        name: key in data sets, model settings and results.
+        kind: ``text``: captions. ``still``: one array of fixed shape per sample; small images are cached decoded.
+            ``clip``: samples of different length, time first; they are cached decoded. ``array``: decoded at each use.
+        suffixes: file name endings, lower case, with the dot.
+        check: (bytes, ``checks.Rules``) -> (bytes to store, measures, facts for ``meta``); raises DataError.
+        decode: bytes -> what ``Tower.preprocess`` takes.
+        decode_scaled: (bytes, shortest side in pixels) -> the same at a size that is still large enough; None = cannot.
+        collate: list of preprocessed samples -> dict of tensors, what ``Tower.module`` takes.
+        picture: (bytes, pixels) -> PIL image that shows the sample to people; None = cannot be shown.
+        tower_families: family -> builder (``TowerSpec``, ``ClipWindow``) -> ``Tower``; empty = those of
+            ``towers.FAMILIES``, which build image and text towers.
+        folder: start of the names of clip-retrieval's folders and files (``img_emb``).
+        query: how ``ccaco retrieve`` takes a query of this modality.
+        query_help: help of the option ``--NAME FILE`` of ``ccaco retrieve``; empty = no such option.
+        preprocessed_is_picture: what ``Tower.preprocess`` returns can be drawn under an attention map.
+        picture_is_sample: ``picture`` gives what ``decode`` would, so that a stored thumbnail can be encoded again.
+        augmented: random crops and grayscale can be applied in training.
+    """
+
+    name: str
+    kind: Literal["text", "still", "clip", "array"]
+    suffixes: tuple[str, ...] = ()
+    check: Function = keep_bytes
+    decode: Function = _not_stored
+    decode_scaled: Function | None = None
+    collate: Function = field(default=lazy("data.loader:stack"))
+    picture: Function | None = None
+    tower_families: Mapping[str, Function] = field(default_factory=dict)
+    folder: str = ""
+    query: str = ""
+    query_help: str = ""
+    preprocessed_is_picture: bool = False
+    picture_is_sample: bool = False
+    augmented: bool = False
+
+
+MODALITIES: dict[str, Modality] = {
+    modality.name: modality
+    for modality in (
+        Modality(
+            "image",
+            "still",
+            suffixes=(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"),
+            check=lazy("data.checks:check_image"),
+            decode=lazy("data.checks:decode_image"),
+            decode_scaled=lazy("data.checks:decode_image"),
+            picture=lazy("data.checks:decode_image"),
+            folder="img",
+            query="--image FILE",
+            query_help="An image file as the query.",
+            preprocessed_is_picture=True,
+            picture_is_sample=True,
+            augmented=True,
+        ),
+        Modality("text", "text", folder="text", query='"a few words"'),
+        Modality(
+            "audio",
+            "clip",
+            suffixes=(".wav", ".ogg", ".oga", ".opus", ".mp3", ".flac", ".m4a", ".aac", ".aif", ".aiff"),
+            check=lazy("data.checks:check_audio"),
+            decode=lazy("data.clips:Clip"),
+            collate=lazy("data.loader:pad"),
+            picture=lazy("data.clips:waveform_picture"),
+            tower_families={
+                "tiny": lazy("model.towers.audio:build_tiny"),
+                "hf": lazy("model.towers.audio:build_hf"),
+            },
+            folder="audio",
+            query="--audio FILE",
+            query_help="A sound file as the query (of a video file, its sound track).",
+            preprocessed_is_picture=True,
+        ),
+        Modality(
+            "video",
+            "clip",
+            suffixes=(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"),
+            check=lazy("data.checks:check_video"),
+            decode=lazy("data.clips:Clip"),
+            collate=lazy("data.loader:pad"),
+            picture=lazy("data.clips:middle_frame"),
+            tower_families={
+                "tiny": lazy("model.towers.video:build_tiny"),
+                "frames": lazy("model.towers.video:build_frames"),
+                "hf": lazy("model.towers.video:build_hf"),
+            },
+            folder="video",
+            query="--video FILE",
+            query_help="A video file as the query.",
+        ),
+    )
+}
+"""Name -> modality, in the order of the settings ``model.NAME``."""
+
+
+def check_of(name: str) -> Function:
+    """The check of a modality; of one that has no entry, ``keep_bytes``."""
+    return MODALITIES[name].check if name in MODALITIES else keep_bytes
+
+
+def picture_of(name: str) -> Any:
+    """(bytes, pixels) -> PIL image of a modality, or None: it has no entry, or cannot be shown."""
+    return MODALITIES[name].picture if name in MODALITIES else None
