@@ -96,6 +96,12 @@ def test_a_value_of_another_kind_is_refused(key: str, value: Any) -> None:
         ("model.image.crop", 0.0, "0.0 does not fit: model.image.crop; expected above 0, at most 1"),
         ("model.text.context_length", -1, "model.text.context_length (--context-length)"),
         ("model.audio.cache_tokens", 0, "model.audio.cache_tokens (--cache-tokens)"),
+        ("model.image.grayscale", math.nan, "nan does not fit: model.image.grayscale; expected 0 to 1"),
+        ("model.fusion.window", 0, "0 does not fit: model.fusion.window; expected 1 or more"),
+        ("model.fusion.features", 0, "0 does not fit: model.fusion.features; expected 1 or more"),
+        ("model.vectors", 0, "0 does not fit: model.vectors; expected 1 or more"),
+        ("domain.weight", -0.5, "-0.5 does not fit: domain.weight (--domain-weight); expected 0 or more"),
+        ("loss.teach", -1.0, "-1.0 does not fit: loss.teach; expected 0 or more"),
         ("eval.rerank_weights", [0.0, math.nan], "nan does not fit: eval.rerank_weights; expected 0 or more"),
     ],
 )

@@ -241,10 +241,6 @@ def _layout(tower: Tower) -> Layout:
 
 def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
     """An aligner and its towers (for preprocessing), built once from the config."""
-    if config.vectors < 1:
-        raise ConfigError(
-            "a sample needs a global vector", where=f"model.vectors = {config.vectors}", expected="1 or more"
-        )
     built = {m: _tower(config.tower(m), m) for m in modalities}
     return Aligner(built, config, loss), built
 

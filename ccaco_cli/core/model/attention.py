@@ -184,14 +184,11 @@ KINDS: dict[str, Callable[[int, FusionConfig], Kernel]] = {"dense": Dense, "wind
 
 
 def check(config: FusionConfig) -> None:
-    """Raises ConfigError for a kind, window or number of features that no kernel takes."""
+    """Raises ConfigError: no such kind of attention."""
     if config.attention not in KINDS:
         raise ConfigError(
             "unknown attention", where=f"model.fusion.attention = {config.attention!r}", expected=" | ".join(KINDS)
         )
-    for key in ("window", "features"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"{getattr(config, key)} does not fit", where=f"model.fusion.{key}", expected="1 or more")
 
 
 def kernel(width: int, config: FusionConfig) -> Kernel:

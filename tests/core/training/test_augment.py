@@ -65,8 +65,6 @@ def test_a_draw_is_the_same_again_and_leaves_the_global_generator_alone() -> Non
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (ModelConfig(image=TowerConfig(crop=0.0)), "no such share"),
-        (ModelConfig(image=TowerConfig(grayscale=float("nan"))), "no such share"),
         (ModelConfig(text=TowerConfig(grayscale=0.5)), "only pictures"),
         (ModelConfig(image=TowerConfig(crop=0.5, lock=True)), "sees each picture once"),
     ],
