@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ccaco_cli.core import escape
+from ccaco_cli.core.evaluation.metric_table import is_fraction
 
 _RAW_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 """Control characters that JSON would let through to a terminal."""
@@ -47,7 +48,7 @@ def show(
 
 def percent(name: str) -> bool:
     """True for metrics that are fractions in files and percent in tables."""
-    return "_R@" in name or name.endswith("_mAP") or name.endswith("accuracy")
+    return is_fraction(name)
 
 
 def text(name: str, value: Any) -> str:

@@ -79,8 +79,8 @@ def test_ablate_reads_sets_and_a_grid(ccaco: Any, tmp_path: Any, monkeypatch: py
 
     asked: dict[str, Any] = {}
 
-    def workflow(base: Any, arms: list[str], seeds: int, folder: Any, **more: Any) -> Any:
-        asked.update(arms=arms, seeds=seeds, folder=folder, **more)
+    def workflow(request: Any, folder: Any, **more: Any) -> Any:
+        asked.update(vars(request), folder=folder, **more)
         row = {"arm": "clip", "seeds": 0, "failed": 1, "verdict": "failed"}
         return module.Ablation([row], [], {"clip-s0": "it broke"})
 

@@ -17,10 +17,12 @@ PENALTIES = (0.01, 1.0, 100.0)
 
 
 def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> dict[str, float]:
-    """How well a new linear classifier tells two domains apart: trained on half of the samples of each, tested on the other halves.
+    """How well a new linear classifier tells two domains apart: trained on half of the samples of each, tested on the
+    other halves.
 
     source [n, E], target [m, E], n and m >= 4; both domains weigh alike
-    Returns  ``domain_accuracy`` 0..1, 0.5 = cannot be told apart, and ``proxy_a_distance`` = 2 (1 - 2 error) of the same classifier
+    Returns  ``domain_accuracy`` 0..1, 0.5 = cannot be told apart, and ``proxy_a_distance`` = 2 (1 - 2 error) of the
+             same classifier
              (arXiv:1505.07818, section 5.1), 0 (or a little below, by chance) .. 2
     Raises   DataError: too few samples, or values that are not finite
     """
@@ -49,7 +51,8 @@ def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> d
 
 
 def plane(z: NDArray[Any]) -> NDArray[Any]:
-    """[n, E] -> [n, 2]: the two directions of largest variance (principal components), for a picture. Signs are settled, so it is the same
+    """[n, E] -> [n, 2]: the two directions of largest variance (principal components), for a picture. Signs are
+    settled, so it is the same
     for the same vectors."""
     centred = z - z.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)

@@ -1,8 +1,12 @@
-"""Retrieval, choice and classification metrics, counted per query so that every table can be rebuilt and compared without a model.
+"""Retrieval, choice and classification metrics, counted per query so that every table can be rebuilt and compared
+without a model.
 
-One tie rule everywhere (``TIE_RULE``). Retrieval metrics are *expected* values when equal scores are put in random order: a constant
-encoder scores exactly chance, for recall, rank and average precision alike. A score that is NaN or +inf is sick and always read to the
-query's harm: a positive with such a score is never a hit, a negative stands ahead of everything. -inf is sound (a candidate that was not
+One tie rule everywhere (``TIE_RULE``). Retrieval metrics are *expected* values when equal scores are put in random
+order: a constant
+encoder scores exactly chance, for recall, rank and average precision alike. A score that is NaN or +inf is sick and
+always read to the
+query's harm: a positive with such a score is never a hit, a negative stands ahead of everything. -inf is sound (a
+candidate that was not
 scored). In choices and matching a tie or a NaN is simply wrong.
 """
 
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.evaluation.metric_table import METRICS, rank_metric
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +36,8 @@ _TILE_SCORES = 2**22  # scores held at once: 16 MiB in float32, of which a block
 class RankResult:
     """What became of Q queries in one direction; every field but ``gallery`` is one value a query.
 
-    rank            [Q] float64, expected rank (from 1) of the first positive: ``above + 1 + tied_negatives / (tied_positives + 1)``;
+    rank            [Q] float64, expected rank (from 1) of the first positive: ``above + 1 + tied_negatives /
+                    (tied_positives + 1)``;
                     the last place of the gallery when no positive has a sound score
     above           [Q] int64, negatives ahead of the best positive
     tied_negatives  [Q] int64, negatives whose score equals the best positive's
@@ -62,19 +68,17 @@ class RankResult:
         return np.where(self.tied_positives > 0, 1.0 - miss, 0.0)
 
     def per_query(self, name: str) -> NDArray[np.float64]:
-        """[Q] the values whose mean over queries is the metric: ``R@k``, ``mAP``, ``MRR`` (of the expected rank) or ``mean_rank``.
+        """[Q] the values whose mean over queries is the metric: ``R@k``, ``mAP``, ``MRR`` (of the expected rank),
+        ``mean_rank`` ...
 
-        Raises ConfigError: no mean over queries goes by that name
+        Raises:
+            ConfigError: no metric of this name is a mean over queries.
         """
-        if name.startswith("R@") and name[2:].isdigit() and int(name[2:]) > 0:
-            return self.hits(int(name[2:]))
-        if name == "mAP":
-            return self.ap
-        if name == "MRR":
-            return np.where(self.tied_positives > 0, 1.0 / self.rank, 0.0)
-        if name == "mean_rank":
-            return self.rank
-        raise ConfigError("no such per-query metric", where=name, expected="R@k, mAP, MRR or mean_rank")
+        metric = rank_metric(name)
+        if metric is None or metric.values is None or not metric.testable:
+            known = ", ".join(name for name, known in METRICS.items() if known.testable)
+            raise ConfigError("no such per-query metric", where=name, expected=f"R@k, {known}")
+        return metric.values(self)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types; ``from_dict`` reads them back without loss."""
@@ -170,7 +174,8 @@ def similarity_ranks(
 ) -> RankResult:
     """``ranks`` by the dot product of unit vectors, on the device of ``z_query``.
 
-    z_query [Q, E], z_gallery [G, E] float of any width. Products are taken in float64 and rounded to float32: a float32 product gives equal
+    z_query [Q, E], z_gallery [G, E] float of any width. Products are taken in float64 and rounded to float32: a float32
+    product gives equal
     vectors unequal scores in different corners of the matrix, and a constant encoder would no longer score chance.
     """
     import torch
@@ -183,25 +188,31 @@ def similarity_ranks(
 
 
 def retrieval_metrics(result: RankResult, prefix: str) -> dict[str, float]:
-    """``PREFIX_R@1``, ``_R@5``, ``_R@10``, ``_mAP`` (fractions 0..1), ``_median_rank``, ``_mean_rank`` (from 1): open_clip's names."""
-    named = {f"R@{k}": float(result.hits(k).mean()) for k in RECALLS}
-    named |= {
-        "mAP": float(result.ap.mean()),
-        "median_rank": float(np.median(result.rank)),
-        "mean_rank": float(result.rank.mean()),
+    """The metrics of one direction by open_clip's names: ``PREFIX_R@1``, ``_R@5``, ``_R@10``, ``_mAP`` (fractions
+    0..1),
+    ``_median_rank``, ``_mean_rank`` (from 1), and what else ``METRICS`` holds."""
+    return {
+        f"{prefix}_{name}": float(metric.aggregate(metric.values(result)))
+        for name, metric in METRICS.items()
+        if metric.values is not None and metric.stored
     }
-    return {f"{prefix}_{name}": value for name, value in named.items()}
 
 
 def summary(a_to_b: RankResult, b_to_a: RankResult, names: tuple[str, str] = ("image", "text")) -> dict[str, float]:
     """``retrieval_metrics`` of both directions and ``R-sum``, the sum of their six recalls in percent (0..600)."""
     a, b = names
-    both = retrieval_metrics(a_to_b, f"{a}_to_{b}") | retrieval_metrics(b_to_a, f"{b}_to_{a}")
-    return both | {"R-sum": 100 * sum(v for k, v in both.items() if "_R@" in k)}
+    directions = (f"{a}_to_{b}", f"{b}_to_{a}")
+    both = retrieval_metrics(a_to_b, directions[0]) | retrieval_metrics(b_to_a, directions[1])
+    return both | {
+        name: 100 * sum(both[f"{direction}_{part}"] for direction in directions for part in metric.sum_of)
+        for name, metric in METRICS.items()
+        if metric.sum_of
+    }
 
 
 def choice_accuracy(true_scores: ArrayLike, false_scores: ArrayLike) -> NDArray[np.float64]:
-    """[n] 1.0 where the true caption scores above every false one (binding: captions with swapped words); a tie or a NaN is wrong.
+    """[n] 1.0 where the true caption scores above every false one (binding: captions with swapped words); a tie or a
+    NaN is wrong.
 
     true_scores [n]; false_scores [n, m] or [n]; chance is 1 / (m + 1)
     Raises       DataError: shapes that do not fit, or nothing to choose from
@@ -255,7 +266,8 @@ def matching_accuracy(match_logit: ArrayLike, label: ArrayLike) -> NDArray[np.fl
 
 
 def best_threshold(true_scores: ArrayLike, false_scores: ArrayLike) -> float:
-    """The score above which a pair is best taken for a true one: halfway between two scores seen, the highest share of right answers.
+    """The score above which a pair is best taken for a true one: halfway between two scores seen, the highest share of
+    right answers.
 
     true_scores [n], false_scores [m], weighed alike; scores that are not finite are left out
     Raises      DataError: no finite score on either side
@@ -279,10 +291,12 @@ def best_threshold(true_scores: ArrayLike, false_scores: ArrayLike) -> float:
 def zero_shot(
     z: Array, class_z: Array, label: ArrayLike, classes: Sequence[str]
 ) -> tuple[RankResult, dict[str, float]]:
-    """Zero-shot classification: each sample retrieves its class among C prompts (ties by the rule above; chance is exactly k / C).
+    """Zero-shot classification: each sample retrieves its class among C prompts (ties by the rule above; chance is
+    exactly k / C).
 
     z [n, E]; class_z [C, E], one prompt vector a class; label [n], the class name of each sample; classes, C names
-    Returns  per-sample ranks, and ``accuracy``, ``accuracy@5``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each class met, 0..1
+    Returns  per-sample ranks, and ``accuracy``, ``accuracy@5``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each
+             class met, 0..1
     Raises   DataError: a label that is no class
     """
     result = similarity_ranks(z, class_z, label, np.asarray(classes))
@@ -315,7 +329,8 @@ def finish(
     """Ranks and precision from what was counted.
 
     score        [Q, P] of every positive, NaN read as +inf; what lies behind a query's ``n_positives`` is padding
-    above, tied  [Q, P] how many of the whole gallery score above that positive and equal to it (NaN read as +inf), itself counted
+    above, tied  [Q, P] how many of the whole gallery score above that positive and equal to it (NaN read as +inf),
+                 itself counted
     """
     import torch
 
@@ -344,7 +359,9 @@ def finish(
 def above_and_tied(
     row: torch.Tensor, total: torch.Tensor | int, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many of the first ``total`` of each row, in ascending order, are greater than and equal to each value; both [q, P]."""
+    """How many of the first ``total`` of each row, in ascending order, are greater than and equal to each value; both
+    [q, P].
+    """
     import torch
 
     # NumPy's vectorised sort of rows is some 14 times as fast as torch's on a CPU.

@@ -1,4 +1,6 @@
-"""Named evaluation protocols: which rows are held against each other, so that a figure can be set beside a published one."""
+"""Named evaluation protocols: which rows are held against each other, so that a figure can be set beside a published
+one.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def coco_5k(group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
 
 
 def coco_1k(group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
-    """The same split in five folds of 1,000 pictures and 5,000 captions, in row order as VSE++ has it (arXiv:1707.05612), averaged."""
+    """The same split in five folds of 1,000 pictures and 5,000 captions, in row order as VSE++ has it
+    (arXiv:1707.05612), averaged.
+    """
     return _pictures(group_a, group_b, "coco-1k", pictures=5000, folds=5)
 
 

@@ -1,11 +1,15 @@
 """Whether a difference between two arms can be told from chance, computed from stored per-query values alone.
 
-Two things vary. *Queries*: another sample of pictures would give other figures; the five captions of a picture succeed and fail together,
-so the picture (cluster) is what is resampled. *Seeds*: another training run would give another model. Each is reported by itself
+Two things vary. *Queries*: another sample of pictures would give other figures; the five captions of a picture succeed
+and fail together,
+so the picture (cluster) is what is resampled. *Seeds*: another training run would give another model. Each is reported
+by itself
 (``query_low .. query_high``, ``seed_sd``); ``low .. high`` covers both.
 
-The joint interval is Student's t with the two variances added and Satterthwaite's degrees of freedom. A percentile bootstrap that also
-draws seeds anew is not used: with three seeds it misses far more often than it says (the test of this module measures both).
+The joint interval is Student's t with the two variances added and Satterthwaite's degrees of freedom. A percentile
+bootstrap that also
+draws seeds anew is not used: with three seeds it misses far more often than it says (the test of this module measures
+both).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.evaluation.metric_table import METRICS, rank_metric
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -30,7 +35,8 @@ _SIGNS = 2**22  # random signs held at once
 
 @dataclass(frozen=True, eq=False)
 class PerQuery:
-    """One metric of one run, summed per cluster. The metric is the sum over M parts of (sum of values) / (number of queries).
+    """One metric of one run, summed per cluster. The metric is the sum over M parts of (sum of values) / (number of
+    queries).
 
     cluster  [C], ascending ids of the things that queries are about
     total    [C, M] float64, sum of the values of each cluster's queries
@@ -84,7 +90,8 @@ class Estimate:
 
     value                  the mean over seeds
     low, high              interval over queries and seeds; over queries alone when there is one seed
-    query_low, query_high  interval over queries, these trained models being given (bootstrap of clusters; BCa up to 2,000)
+    query_low, query_high  interval over queries, these trained models being given (bootstrap of clusters; BCa up to
+                           2,000)
     query_se               standard error that goes with it
     seed_sd                spread between seeds on these queries (sample standard deviation); NaN with one seed
     """
@@ -112,7 +119,8 @@ class Comparison(Estimate):
 
     p        two-sided, paired randomisation over clusters (differences averaged over seeds)
     p_holm   corrected for the number of arms; equals p for a single comparison
-    effect   mean cluster difference over its standard deviation between clusters (Cohen's d_z); 0 without any difference
+    effect   mean cluster difference over its standard deviation between clusters (Cohen's d_z); 0 without any
+             difference
     """
 
     p: float = 1.0
@@ -128,16 +136,20 @@ class Comparison(Estimate):
 def per_query(metric: str, results: Mapping[str, RankResult | Sequence[RankResult]]) -> PerQuery:
     """The per-cluster values of a metric by its name in the tables.
 
-    metric   ``text_to_image_R@1``, ``_mAP``, ``_MRR``, ``_mean_rank`` of a direction, or ``R-sum`` (0..600, needs both directions)
-    results  direction -> ranks, or the ranks of each pool (``Evaluation.directions()``)
-    Raises   ConfigError: no such metric among these directions (a median is no mean over queries and is not tested)
+    Args:
+        metric: ``text_to_image_R@1``, ``_mAP``, ``_MRR``, ``_mean_rank`` of a direction, or ``R-sum`` (0..600, of both
+            directions).
+        results: direction -> ranks, or the ranks of each pool (``Evaluation.directions()``).
+    Raises:
+        ConfigError: no such metric of these directions, or one that is not a mean over queries, such as a median.
     """
-    pools = {name: list(found) if isinstance(found, Sequence) else [found] for name, found in results.items()}
-    if metric == "R-sum":
-        return PerQuery.joined([_of_pools(found, ("R@1", "R@5", "R@10"), 100.0) for found in pools.values()])
-    for direction, found in pools.items():
+    pools = {name: list(ranks) if isinstance(ranks, Sequence) else [ranks] for name, ranks in results.items()}
+    entry = METRICS.get(metric)
+    if entry is not None and entry.sum_of:
+        return PerQuery.joined([_of_pools(ranks, entry.sum_of, 100.0) for ranks in pools.values()])
+    for direction, ranks in pools.items():
         if metric.startswith(f"{direction}_"):
-            return _of_pools(found, (metric.removeprefix(f"{direction}_"),), 1.0)
+            return _of_pools(ranks, (metric.removeprefix(f"{direction}_"),), 1.0)
     raise ConfigError(
         "no such metric", where=metric, expected=" | ".join([f"{name}_R@1" for name in pools] + ["R-sum"])
     )
@@ -179,7 +191,8 @@ def compare(
     permutations: int = 9999,
     seed: int = 0,
 ) -> Comparison:
-    """Other minus reference, paired by query and by seed (run i of both was trained with seed i, on the same data order).
+    """Other minus reference, paired by query and by seed (run i of both was trained with seed i, on the same data
+    order).
 
     reference, other  one per training seed
     Raises            DataError: other queries, another number of seeds, or fewer than two clusters
@@ -205,14 +218,18 @@ def compare(
 def compare_all(
     reference: Sequence[PerQuery], arms: Mapping[str, Sequence[PerQuery]], **options: Any
 ) -> dict[str, Comparison]:
-    """``compare`` of every arm with one reference on one metric, p corrected by Holm over the arms; ``options`` of ``compare``."""
+    """``compare`` of every arm with one reference on one metric, p corrected by Holm over the arms; ``options`` of
+    ``compare``.
+    """
     found = {name: compare(reference, runs, **options) for name, runs in arms.items()}
     corrected = holm([one.p for one in found.values()])
     return {name: replace(one, p_holm=float(p)) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """[n] p-values corrected step-down (Holm 1979): any below alpha keeps the chance of one false claim among all n below alpha."""
+    """[n] p-values corrected step-down (Holm 1979): any below alpha keeps the chance of one false claim among all n
+    below alpha.
+    """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -224,7 +241,8 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
 def verdict(comparison: Comparison, alpha: float | None = None) -> str:
     """``better``, ``worse`` or ``not separable with these queries and seeds``.
 
-    Separable needs both: a corrected p of at most alpha (default 1 - confidence), and an interval over queries and seeds without 0.
+    Separable needs both: a corrected p of at most alpha (default 1 - confidence), and an interval over queries and
+    seeds without 0.
     With one seed the words speak of these two trained models, not of the methods (``Comparison.covers``).
     """
     limit = 1 - comparison.confidence if alpha is None else alpha
@@ -235,9 +253,9 @@ def verdict(comparison: Comparison, alpha: float | None = None) -> str:
 
 def _of_pools(pools: Sequence[RankResult], names: Sequence[str], scale: float) -> PerQuery:
     value = np.concatenate([scale * np.sum([pool.per_query(name) for name in names], axis=0) for pool in pools])
-    return PerQuery.of(
-        value, np.concatenate([pool.query_group for pool in pools]), higher_is_better="mean_rank" not in names
-    )
+    metrics = [rank_metric(name) for name in names]
+    higher_is_better = all(metric.higher_is_better for metric in metrics if metric)
+    return PerQuery.of(value, np.concatenate([pool.query_group for pool in pools]), higher_is_better)
 
 
 def _same_queries(runs: Sequence[PerQuery]) -> None:
@@ -288,7 +306,8 @@ def _over_queries(
 def _sign_flips(share: NDArray[np.float64], permutations: int, seed: int) -> float:
     """Two-sided p of sum(share) when each cluster's difference could as well have had the other sign.
 
-    The same test as ``scipy.stats.permutation_test(permutation_type="samples")``, in a twentieth of its time: an ablation makes hundreds.
+    The same test as ``scipy.stats.permutation_test(permutation_type="samples")``, in a twentieth of its time: an
+    ablation makes hundreds.
     """
     moved = share[share != 0]  # a cluster without a difference has no sign to flip
     if not len(moved):

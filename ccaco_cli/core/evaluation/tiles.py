@@ -1,4 +1,6 @@
-"""Ranks of both directions from one pass over the score matrix, tile by tile: each product is taken once, and the matrix never exists."""
+"""Ranks of both directions from one pass over the score matrix, tile by tile: each product is taken once, and the
+matrix never exists.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 TILE_SCORES = 2**18
 """Scores of one tile: 1 MiB in float32."""
 FEW = 16
-"""Most positives a query for which tiles are used: each is compared with every score that reaches the lowest of them."""
+"""Most positives a query for which tiles are used: each is compared with every score that reaches the lowest of
+them.
+"""
 _FEW_REACH = 16  # when one score in so many, or more, has to be looked at, sorting is quicker
 _PAIR_VALUES = 2**17  # numbers of the pairs whose products are taken one by one, at once: 1 MiB in float64
 _ROUNDING = 2.0**-24  # of float32
@@ -28,14 +32,18 @@ _ROUNDING = 2.0**-24  # of float32
 def both_ranks(
     z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int = TILE_SCORES
 ) -> tuple[RankResult, RankResult]:
-    """``similarity_ranks`` of a to b and of b to a, with the same result, for one product instead of two, and on a CPU in float32.
+    """``similarity_ranks`` of a to b and of b to a, with the same result, for one product instead of two, and on a CPU
+    in float32.
 
-    z_a [A, E], z_b [B, E] float of any width, unit norm; group_a [A], group_b [B]: rows of equal group are each other's positives
+    z_a [A, E], z_b [B, E] float of any width, unit norm; group_a [A], group_b [B]: rows of equal group are each other's
+    positives
     Returns  (a to b, b to a)
     Raises   DataError: as ``ranks``
 
-    A float32 product is wrong by less than (E + 8) 2^-24 of the norms (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-    section 3.1). Scores that far from every positive of their query are on their side of it for certain; the few others are taken again
+    A float32 product is wrong by less than (E + 8) 2^-24 of the norms (Higham, Accuracy and Stability of Numerical
+    Algorithms, 2002,
+    section 3.1). Scores that far from every positive of their query are on their side of it for certain; the few others
+    are taken again
     in float64, as the positives' own are, so equal vectors stay tied.
     """
     import torch
@@ -61,7 +69,8 @@ def both_ranks(
 class _Side:
     """One modality as queries [n, E], and what is known of them so far.
 
-    score, above, tied  [n, P]: of every positive its score, and how many of the other side score above it and equal to it
+    score, above, tied  [n, P]: of every positive its score, and how many of the other side score above it and equal to
+                        it
     norm                the largest that is finite
     """
 
@@ -109,7 +118,9 @@ class _Tile:
         return _sound((self.rows.double() @ self.columns.double().T).float())
 
     def counts(self, value: torch.Tensor, turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row (of each column, if ``turned``), how many scores are above and equal to each of its values [q, P]."""
+        """Of each row (of each column, if ``turned``), how many scores are above and equal to each of its values [q,
+        P].
+        """
         import torch
 
         scores = self.scores.T if turned else self.scores
@@ -150,7 +161,9 @@ def _blocks(count: int, step: int) -> Iterator[slice]:
 
 
 def _products(a: torch.Tensor, b: torch.Tensor, rows: Any, columns: Any) -> torch.Tensor:
-    """[n] float32: of pairs of rows of a [A, E] and b [B, E], in float64 and rounded once. A pair's is the same in any company."""
+    """[n] float32: of pairs of rows of a [A, E] and b [B, E], in float64 and rounded once. A pair's is the same in any
+    company.
+    """
     import torch
 
     rows, columns = (torch.as_tensor(index, device=a.device) for index in (rows, columns))

@@ -10,10 +10,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ccaco_cli.core.config import MODALITIES, RunConfig, override
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments import domain_arms
 from ccaco_cli.core.experiments.arm_registry import ARMS, CHANGES, Arm, arm
+from ccaco_cli.core.modalities import MODALITIES
 
 __all__ = ["ARMS", "CHANGES", "SETS", "Arm", "apply", "expand"]
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ccaco_cli.core.config import RunConfig, override
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.experiments.arm_registry import arm
 
 ACROSS = ("domain.loss", "domain.stats")

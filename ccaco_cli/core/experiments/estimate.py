@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ccaco_cli.core import runtime
-from ccaco_cli.core.config import RunConfig, override
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import MediaColumn, TextColumn
 from ccaco_cli.core.data.shards import Split

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ccaco_cli.core.config import flatten
+from ccaco_cli.core.config_io import flatten
 from ccaco_cli.core.errors import ConfigError
 
 FAIR = {
@@ -13,29 +13,35 @@ FAIR = {
     "evaluation pool": ("eval.protocol", "eval.small"),
     "selection rule": ("eval.select", "eval.exhaustive", "optim.patience"),
 }
-"""What all arms of a comparison must have in common, as config keys."""
+"""Rule -> config keys that must have the same values in all arms of a comparison."""
 
 
 def check_fair(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ConfigError naming the arms whose step budget, evaluation pool or selection rule differ; label -> nested config."""
+    """Checks that arms can be compared.
+
+    Args:
+        configs: label of each arm -> its nested config.
+    Raises:
+        ConfigError: arms differ in step budget, evaluation pool or selection rule; names the arms and the keys.
+    """
     flat = {label: flatten(config) for label, config in configs.items() if config}
     for rule, keys in FAIR.items():
-        met: dict[tuple[Any, ...], list[str]] = {}
+        labels_by_values: dict[tuple[Any, ...], list[str]] = {}
         for label, config in flat.items():
-            # epochs say nothing where steps are set
+            # epochs have no effect where steps are set
             values = tuple(
                 None if key == "optim.epochs" and config.get("optim.steps") else config.get(key) for key in keys
             )
-            met.setdefault(values, []).append(label)
-        if len(met) > 1:
-            differing = [i for i in range(len(keys)) if len({values[i] for values in met}) > 1]
-            told = (
-                f"{', '.join(labels)} ({', '.join(f'{keys[i]} = {v[i]}' for i in differing)})"
-                for v, labels in met.items()
+            labels_by_values.setdefault(values, []).append(label)
+        if len(labels_by_values) > 1:
+            differing = [i for i in range(len(keys)) if len({values[i] for values in labels_by_values}) > 1]
+            groups = (
+                f"{', '.join(labels)} ({', '.join(f'{keys[i]} = {values[i]}' for i in differing)})"
+                for values, labels in labels_by_values.items()
             )
             raise ConfigError(
                 f"the arms differ in {rule}",
-                where="; ".join(told),
+                where="; ".join(groups),
                 expected=f"one {rule} for all",
                 next="leave some of them out, or set these keys for all",
             )

@@ -1,13 +1,14 @@
-"""A folder as the place of one run: what the run was started with, and what a resumed one may have changed since."""
+"""The folder of a run: records what the run was started with, checks a resumed run against it, and loads a finished
+run.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import distributed, fault, manifest, runtime
+from ccaco_cli.core import config_io, distributed, fault, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
@@ -15,85 +16,120 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.training.state import Saving
 
 STARTED = "started.json"
-"""In a run's folder: the data set and the number of processes that it was begun with."""
+"""File in the folder of a run: the data set and the number of processes at its start."""
 MAY_DIFFER = ("workers", "parallel.timeout")
-"""Settings that a resumed run may have changed: they say how fast it goes and not where to."""
+"""Settings that may change between start and resume, because they affect the speed of a run and not its result."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run is started, resumed and saved; nothing here changes its result.
+
+    Attributes:
+        resume: continue an interrupted run from its last checkpoint.
+        accept_changes: resume although config, data set or number of processes changed; the changes are recorded.
+        saving: how often checkpoints are written; None = after each epoch.
+        verify: quick | full: whether every file of the data set is hashed first.
+    """
+
+    resume: bool = False
+    accept_changes: bool = False
+    saving: Saving | None = None
+    verify: str = manifest.QUICK
 
 
 class RunFolder:
-    """Makes a folder the place of a run: writes down what it was started with, or holds a resumed run to it.
+    """The folder of a run that is being trained.
 
-    differing  what changed since the first start, as sentences; filled when the changes were accepted
+    Attributes:
+        path: the folder.
+        options: whether to resume, how often to save.
+        changes: what changed since the start of a resumed run, as sentences; filled when the changes were accepted.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, data: PairData, resume: bool, accept: bool):
-        self.folder, self.config, self.resume, self.accept = folder, config, resume, accept
+    def __init__(self, path: Path, config: RunConfig, data: PairData, options: TrainOptions):
+        self.path, self.config, self.options = path, config, options
         self.started = {"dataset": data.manifest.sha256, "processes": distributed.world()}
-        self.differing: list[str] = []
+        self.changes: list[str] = []
 
-    def __call__(self) -> None:
-        """Raises DataError: an interrupted run lies here and was not to be resumed; ConfigError: what was changed since, by name."""
-        file, note = self.folder / "config.toml", self.folder / STARTED
-        if not file.exists():
-            manifest.write_json(note, self.started)
+    def create_or_resume(self) -> None:
+        """Records config and data set of a new run, or checks those of a resumed run.
+
+        Raises:
+            DataError: the folder holds an interrupted run, and resuming was not requested.
+            ConfigError: config, data set or number of processes changed since the start; the message names the changes.
+        """
+        config_file, started_file = self.path / "config.toml", self.path / STARTED
+        if not config_file.exists():
+            manifest.write_json(started_file, self.started)
             fault.point("train.claimed")
-            manifest.write_bytes(file, configs.to_toml(self.config).encode())
+            manifest.write_bytes(config_file, config_io.to_toml(self.config).encode())
             return
-        if not self.resume:
+        if not self.options.resume:
             raise DataError(
                 "an interrupted run lies here",
-                where=self.folder,
+                where=self.path,
                 expected="--resume latest, or a new --name",
-                next=f"add --resume latest, or rm -r {self.folder}",
+                next=f"add --resume latest, or rm -r {self.path}",
             )
-        self.differing = self._differing(file, note)
-        if self.differing and not self.accept:
+        self.changes = self._changes(config_file, started_file)
+        if self.changes and not self.options.accept_changes:
             raise ConfigError(
-                f"cannot resume, for this was changed: {'; '.join(self.differing)}",
-                where=self.folder,
+                f"cannot resume, for this was changed: {'; '.join(self.changes)}",
+                where=self.path,
                 expected="the flags, data and processes of the first start",
                 next="choose another --name, or add --accept-changes",
             )
-        if self.differing:
-            manifest.write_json(note, self.started)
-            manifest.write_bytes(file, configs.to_toml(self.config).encode())
+        if self.changes:
+            manifest.write_json(started_file, self.started)
+            manifest.write_bytes(config_file, config_io.to_toml(self.config).encode())
 
-    def _differing(self, file: Path, note: Path) -> list[str]:
-        before, now = configs.load(file), configs.flatten(asdict(self.config))
+    def _changes(self, config_file: Path, started_file: Path) -> list[str]:
+        before, now = config_io.load(config_file), config_io.flatten(asdict(self.config))
         now = {key: list(value) if isinstance(value, tuple) else value for key, value in now.items()}
         keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
-        found = [f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}" for key in keys]
+        changes = [f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in keys]
         try:
-            started = manifest.read_json(note)
+            started = manifest.read_json(started_file)
         except (OSError, ValueError):
-            return [*found, f"{note.name} is gone, so nobody knows its data set"]
+            return [*changes, f"{started_file.name} is missing, so the data set of the first start is unknown"]
         if started.get("dataset") != self.started["dataset"]:
-            found.append(f"the data set was {str(started.get('dataset'))[:12]}, is {str(self.started['dataset'])[:12]}")
+            old, new = str(started.get("dataset"))[:12], str(self.started["dataset"])[:12]
+            changes.append(f"the data set was {old}, is {new}")
         if started.get("processes") != self.started["processes"]:
-            what = "the same batches, summed in another order, so equal within float noise"
-            found.append(f"processes were {started.get('processes')}, are {self.started['processes']} ({what})")
-        return found
+            effect = "the same batches, summed in another order, so equal within float noise"
+            changes.append(f"processes were {started.get('processes')}, are {self.started['processes']} ({effect})")
+        return changes
 
 
 def load_run(
     path: Path, device: str = "auto", verify: str = manifest.FULL
 ) -> tuple[Aligner, dict[str, Any], RunConfig, Manifest]:
-    """The best model of a finished run, with its towers (for preprocessing)."""
-    found = manifest.open(path, kind="run", verify=verify)
-    config = configs.from_dict(found.config)
+    """Loads the best model of a finished run.
+
+    Args:
+        verify: quick | full: whether every file of the run is hashed first.
+    Returns:
+        The model in eval mode, its towers (for preprocessing), the config and the manifest of the run.
+    Raises:
+        ManifestError: no finished run, no stored model, or a locked tower has other weights now.
+    """
+    run = manifest.open(path, kind="run", verify=verify)
+    config = config_io.from_dict(run.config)
     if config.method != "gradient":
         raise ManifestError(
-            "this run keeps its figures only, no model",
+            "this run stores its metrics only, no model",
             where=path,
-            expected="a trained run",
+            expected="a run that trained an aligner",
             next="ccaco train --arm ccaco, or --arm clip",
         )
-    first, second = found.facts["modalities"]
+    first, second = run.facts["modalities"]
     runtime.seed(config.seed)  # a locked tower without published weights is rebuilt as training built it
     aligner, towers = aligners.build(config.model, config.loss, (first, second))
-    for modality, fingerprint in found.facts["towers"].items():
+    for modality, fingerprint in run.facts["towers"].items():
         if config.model.tower(modality).lock and towers[modality].fingerprint != fingerprint:
             raise ManifestError(
                 "the weights of a locked tower are not those of this run",
@@ -101,11 +137,11 @@ def load_run(
                 expected=fingerprint[:12],
             )
     weights.load_weights(path / "checkpoints/best" / weights.WEIGHTS, aligner)
-    return aligner.to(runtime.device(device)).eval(), towers, config, found
+    return aligner.to(runtime.device(device)).eval(), towers, config, run
 
 
 def refuse_other_modalities(run: Manifest, data: PairData) -> None:
-    """Raises DataError: the data set is not of the modalities that the run aligns."""
+    """Raises DataError when the data set has other modalities than the run."""
     if tuple(run.facts["modalities"]) != data.modalities:
         raise DataError(
             "this run aligns other modalities", where=data.manifest.path, expected=" and ".join(run.facts["modalities"])

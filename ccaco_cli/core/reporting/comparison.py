@@ -9,6 +9,7 @@ import numpy as np
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
+from ccaco_cli.core.evaluation.metric_table import METRICS, Shown, is_shown
 from ccaco_cli.core.evaluation.significance import PerQuery
 from ccaco_cli.core.experiments.fairness import check_fair
 from ccaco_cli.core.scoring.results import (
@@ -28,7 +29,6 @@ Sections = tuple[Row, Row, Row]
 """A row in parts: what it is, its metrics, the evidence."""
 FULL = "ccaco"
 """The arm that others are held against, when it is there."""
-CHOICES = ("matching_accuracy", "binding_accuracy")
 
 
 def arms(
@@ -72,11 +72,14 @@ def pair(runs: Sequence[Run], split: str = "test") -> list[Row]:
     names = [
         f"{direction}_{m}"
         for direction in reference.evaluation.directions()
-        for m in ("R@1", "R@5", "R@10", "mAP", "mean_rank")
+        for m, metric in METRICS.items()
+        if Shown.COMPARE in metric.shown and metric.testable
     ]
-    names += ["R-sum", *(name for name in CHOICES if name in reference.metrics and name in other.metrics)]
+    names += [name for name, metric in METRICS.items() if Shown.COMPARE in metric.shown and metric.sum_of]
     names += [
-        f"{name}_accuracy" for name in reference.items if name.startswith("choice_") and not name.endswith("_row")
+        f"{name}_accuracy"
+        for name, outcomes in reference.items.items()
+        if outcomes and other.items.get(name) and is_shown(f"{name}_accuracy", Shown.COMPARE)
     ]
     values = {name: (reference.per_query(name), other.per_query(name)) for name in names}
     found = _corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.evaluation.metric_table import Shown, is_shown
 from ccaco_cli.core.reporting import comparison, domain_tables
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Result, Row, Run, aligned, by_arm, by_pool, mean_metrics, strata
@@ -88,11 +89,11 @@ def _runs(asked: ReportRequest) -> list[Row]:
 
 
 def _retrieval(asked: ReportRequest) -> list[Row]:
-    return _per_arm(asked, lambda name: "_R@" in name or name.endswith("_mAP") or name == "R-sum", spread="R-sum")
+    return _per_arm(asked, lambda name: is_shown(name, Shown.RETRIEVAL), spread="R-sum")
 
 
 def _matching(asked: ReportRequest) -> list[Row]:
-    return _per_arm(asked, lambda name: name.endswith("accuracy"), spread=None)
+    return _per_arm(asked, lambda name: is_shown(name, Shown.MATCHING), spread=None)
 
 
 def _per_arm(asked: ReportRequest, wanted: Callable[[str], bool], spread: str | None) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core import manifest
-from ccaco_cli.core.config import flatten
+from ccaco_cli.core.config_io import flatten
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metrics import RankResult, summary
@@ -18,7 +18,7 @@ from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.evaluation.significance import PerQuery
 
 Row = dict[str, Any]
-OWN = ("arm", "seed", "device", "workers")
+RUN_KEYS = ("arm", "seed", "device", "workers")
 """Config keys in which the runs of one arm may differ."""
 SMALL = "small"
 """The stage that every arm has, however slow its score: a gallery of the first rows only."""
@@ -350,7 +350,7 @@ def _same(results: Sequence[Result], facets: Mapping[str, Callable[[Result], Any
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     a, b = flatten(one), flatten(other)
-    return [key for key in a.keys() | b.keys() if a and b and key not in OWN and a.get(key) != b.get(key)]
+    return [key for key in a.keys() | b.keys() if a and b and key not in RUN_KEYS and a.get(key) != b.get(key)]
 
 
 def _joined(pools: Sequence[RankResult]) -> RankResult:

@@ -1,9 +1,8 @@
-"""``ccaco train``: from a prepared data set to a run folder with checkpoints, a log and results."""
+"""``ccaco train``: trains on a prepared data set and writes a run folder with checkpoints, a log and results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,60 +15,64 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.methods import METHODS, FittedModel
 from ccaco_cli.core.experiments.request import TrainRequest, check
-from ccaco_cli.core.experiments.run_folder import RunFolder
+from ccaco_cli.core.experiments.run_folder import RunFolder, TrainOptions
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.scoring.score import score
-from ccaco_cli.core.training.state import Saving
 from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def train(
-    asked: TrainRequest,
+    request: TrainRequest,
     folder: Path,
+    options: TrainOptions = TrainOptions(),
     *,
-    resume: bool = False,
-    accept: bool = False,
-    saving: Saving | None = None,
-    verify: str = manifest.QUICK,
     data_root: Path = Path("data"),
     on_progress: OnProgress = no_progress,
 ) -> Manifest:
-    """Trains one model and scores its best checkpoint. Under a launcher, all processes train; then the first one scores and the others end.
+    """Trains one model and scores its best checkpoint.
 
-    folder   the run; must not hold a finished one
-    resume   continue an interrupted run from its last checkpoint
-    accept   although config, data set or number of processes changed since; what differs is kept in the facts
-    verify   quick | full: whether every file of the data set is hashed first
-    Returns  the run's manifest: facts {"metrics", "headline", "weight", "fitted", "warnings", "modalities", ...}
-    Raises   DataError: another process is writing this run, ...; LostProcess; Interrupted: asked to end, and saved
+    Under a launcher all processes train; then the main process scores and the others end.
+
+    Args:
+        folder: the run; must not hold a finished one.
+        options: whether to resume, how often to save.
+    Returns:
+        The manifest of the run: facts {"metrics", "headline", "weight", "fitted", "warnings", "modalities", ...}.
+    Raises:
+        DataError: the run is finished, or another process is writing it.
+        LostProcess: a process of the launcher does not answer.
+        Interrupted: the process was asked to end; a checkpoint is saved.
     """
-    with distributed.process_group(asked.device, asked.timeout):
-        tell = on_progress if distributed.main() else no_progress
-        data = distributed.main_process_first(lambda: shards.open(prepared(asked.dataset, data_root, tell), verify))
-        data, config = distributed.main_process_first(lambda: _resolve(asked, data, folder))
-        with lock.held(folder, "run") if distributed.main() else nullcontext():
+    with distributed.session(request.device, on_progress, request.timeout) as report_progress:
+        data = distributed.main_process_first(
+            lambda: shards.open(prepared(request.dataset, data_root, report_progress), options.verify)
+        )
+        data, config = distributed.main_process_first(lambda: _resolve(request, data, folder))
+        with distributed.on_main_process(lambda: lock.held(folder, "run")):
             if distributed.main():
                 manifest.sweep(folder)
-            runtime.threads(config.workers)
+            runtime.limit_threads(config.workers)
             runtime.seed(config.seed)
-            claim = RunFolder(folder, config, data, resume, accept)
-            fit = METHODS[config.method](data, config, folder, claim, resume, saving, tell)
-            if not distributed.main():
-                raise distributed.Leaves(0)
-            with distributed.single_process():
-                return _finish(data, config, folder, fit, claim.differing)
+            run_folder = RunFolder(folder, config, data, options)
+            fitted_model = METHODS[config.method](data, config, run_folder, report_progress)
+            with distributed.main_process_continues():
+                return _score_and_write(data, config, folder, fitted_model, run_folder.changes)
 
 
-def _finish(data: PairData, config: RunConfig, folder: Path, fit: FittedModel, differing: Sequence[str]) -> Manifest:
-    facts = score(data, fit.encode, fit.aligner, config, folder, fit.oracle) | fit.facts
+def _score_and_write(
+    data: PairData, config: RunConfig, folder: Path, fitted_model: FittedModel, changes: Sequence[str]
+) -> Manifest:
+    fitted = fitted_model.fitted
+    facts = score(data, fitted_model.encode, fitted_model.aligner, config, folder, fitted_model.oracle)
+    facts |= fitted_model.facts
     facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "modalities": list(data.modalities)}
     facts |= {
-        "fitted": asdict(fit.fitted),
-        "warnings": list(fit.fitted.warnings),
+        "fitted": asdict(fitted),
+        "warnings": list(fitted.warnings),
         "protocol": data.manifest.facts["protocol"],
     }
-    facts |= {"resumed_with": list(differing)} if differing else {}
-    files = [manifest.file_entry(folder, file) for file in fit.files]
+    facts |= {"resumed_with": list(changes)} if changes else {}
+    files = [manifest.file_entry(folder, file) for file in fitted_model.files]
     device = str(runtime.device(config.device))
     fault.point("train.scored")
     return manifest.write(
@@ -77,8 +80,8 @@ def _finish(data: PairData, config: RunConfig, folder: Path, fit: FittedModel, d
     )
 
 
-def _resolve(asked: TrainRequest, data: PairData, folder: Path) -> tuple[PairData, RunConfig]:
-    config = asked.resolve(data)
+def _resolve(request: TrainRequest, data: PairData, folder: Path) -> tuple[PairData, RunConfig]:
+    config = request.resolve(data)
     data = across(data, config.domain)
     check(config, data)
     if distributed.main() and manifest.exists(folder):

@@ -5,13 +5,15 @@ from fnmatch import fnmatch
 
 import pytest
 
-from ccaco_cli.core.config import RECIPES, RunConfig, flatten, override
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import flatten, override
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.arms import ARMS, CHANGES, SETS, apply, expand
 from ccaco_cli.core.experiments.methods import METHODS
 from ccaco_cli.core.losses.domain import DOMAIN_LOSSES
 from ccaco_cli.core.losses.total import CROSS_LOSSES
 from ccaco_cli.core.model.matching import MATCHERS
+from ccaco_cli.core.recipes import RECIPES
 
 # a base that is nowhere at the value an arm sets, so that every key an arm touches shows
 BASE = override(

@@ -11,6 +11,7 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments import ensemble
+from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.methods import encodings
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
@@ -27,7 +28,7 @@ def test_every_set_of_seeds_once() -> None:
 
 def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
-    found = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    found = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
     rows = {row["arm"]: row for row in found.table}
     assert list(rows) == ["ccaco", "clip", "clip,ensemble=2"], "an arm with a cross branch is no control"
     assert rows["clip,ensemble=2"]["seeds"] == 1 and rows["clip,ensemble=2"]["verdict"]
@@ -48,9 +49,13 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
         one.facts["parameters"] == 2 * next(r for r in results.find([folder]) if r.label == "clip").facts["parameters"]
     )
     before = one.path.stat().st_mtime_ns
-    turned = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, reference="clip,ensemble=2", data_root=data_root)
+    turned = ablate(
+        AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2, reference="clip,ensemble=2"),
+        folder,
+        data_root=data_root,
+    )
     assert {row["arm"]: row["verdict"] for row in turned.table}["clip,ensemble=2"] == "reference"
-    again = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    again = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
     assert repr(again.table) == repr(found.table) and one.path.stat().st_mtime_ns == before, "scored once"
     assert [row["run"] for row in again.rows if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
     assert {row["arm"] for row in table(ReportRequest([folder]))} == set(rows), "the report has it too"
@@ -59,7 +64,7 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     with pytest.raises(Exception, match=r"test\.cosine\.json"):
         manifest.open(folder, kind="ablation", verify="full")
     one.path.write_text("{")
-    mended = ablate(asked, ["ccaco", "clip"], 2, folder, ensemble=2, data_root=data_root)
+    mended = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
     assert repr(mended.table) == repr(found.table), "a damaged result is made again"
 
 
@@ -68,7 +73,7 @@ def test_an_ensemble_of_nothing_is_refused_before_training(
 ) -> None:
     asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
     with pytest.raises(ConfigError, match="no ensemble of 3"):
-        ablate(asked, ["clip"], 2, tmp_path / "a", ensemble=3, data_root=data_root)
+        ablate(AblationRequest(asked, ["clip"], 2, ensemble=3), tmp_path / "a", data_root=data_root)
     with pytest.raises(ConfigError, match="no arm to make an ensemble of"):
-        ablate(asked, ["ccaco"], 2, tmp_path / "a", ensemble=2, data_root=data_root)
+        ablate(AblationRequest(asked, ["ccaco"], 2, ensemble=2), tmp_path / "a", data_root=data_root)
     assert not (tmp_path / "a").exists()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest
+from ccaco_cli.core import config_io, manifest
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.experiments.grid import Cell, every, read_grid
+from ccaco_cli.core.experiments.grid import AblationRequest, Cell, all_cells, read_grid
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.workflows import ablate as module
 from ccaco_cli.core.workflows.ablate import ablate
@@ -27,14 +27,14 @@ class Trainer:
     def __init__(self, fabricate: Any, data: Any) -> None:
         self.fabricate, self.data, self.dying, self.calls = fabricate, data, {}, []  # type: ignore[var-annotated]
 
-    def __call__(self, asked: TrainRequest, folder: Path, **more: Any) -> None:
+    def __call__(self, asked: TrainRequest, folder: Path, options: TrainOptions, **more: Any) -> None:
         config = asked.resolve(self.data)
-        self.calls.append((folder.name, (folder / "config.toml").exists(), more["resume"]))
-        manifest.write_bytes(folder / "config.toml", configs.to_toml(config).encode())
+        self.calls.append((folder.name, (folder / "config.toml").exists(), options.resume))
+        manifest.write_bytes(folder / "config.toml", config_io.to_toml(config).encode())
         more["on_progress"](1, 2, {"total": 1.0})
         if error := self.dying.get(folder.name):
             raise error
-        settings = configs.flatten(asdict(config))
+        settings = config_io.flatten(asdict(config))
         settings = {k: v for k, v in settings.items() if k not in ("arm", "seed", "dataset")}
         data = self.data.manifest.sha256
         skill = SKILL[config.arm]
@@ -62,7 +62,7 @@ TOY = TrainRequest("toy", explicit={"device": "cpu"})
 
 
 def cells(data: Any, arms: list[str], seeds: int = 1, **grid: list[Any]) -> list[Cell]:
-    return every(TOY, arms, seeds, data, {k.replace("__", "."): v for k, v in grid.items()})
+    return all_cells(AblationRequest(TOY, arms, seeds, {k.replace("__", "."): v for k, v in grid.items()}), data)
 
 
 def test_a_grid_multiplies_the_arms(data: Any) -> None:
@@ -120,7 +120,7 @@ def test_a_grid_file(tmp_path: Path) -> None:
 
 def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
-    found = ablate(TOY, ["ccaco", "clip"], 2, folder)
+    found = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
     assert [(row["arm"], row["seeds"], row["verdict"]) for row in found.table] == [
         ("ccaco", 2, "reference"),
         ("clip", 2, "worse"),
@@ -136,21 +136,21 @@ def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Pa
     assert told.inputs["dataset"]["sha256"] == trainer.data.manifest.sha256
 
     trainer.calls.clear()
-    again = ablate(TOY, ["ccaco", "clip"], 2, folder, reference="clip", metric="image_to_text_R@1")
+    again = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2, reference="clip", metric="image_to_text_R@1"), folder)
     assert trainer.calls == []
     assert [row["verdict"] for row in again.table] == ["better", "reference"]
 
 
 def test_killed_in_the_middle_it_finishes_the_rest_only(trainer: Trainer, tmp_path: Path) -> None:
-    whole = ablate(TOY, ["ccaco", "clip"], 2, tmp_path / "whole").table
+    whole = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), tmp_path / "whole").table
     folder = tmp_path / "abl"
     trainer.calls.clear()
     trainer.dying["clip-s0"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        ablate(TOY, ["ccaco", "clip"], 2, folder)
+        ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
     assert not manifest.exists(folder), "what is not complete has no manifest"
     trainer.dying.clear()
-    found = ablate(TOY, ["ccaco", "clip"], 2, folder)
+    found = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
     assert trainer.calls == [
         ("ccaco-s0", False, True),
         ("clip-s0", False, True),
@@ -164,7 +164,7 @@ def test_killed_in_the_middle_it_finishes_the_rest_only(trainer: Trainer, tmp_pa
 def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
     trainer.dying = {"clip-s0": RuntimeError("out of\nmemory"), "-contrastive-s0": ConfigError("no", where="x")}
-    found = ablate(TOY, ["ccaco", "clip", "-contrastive"], 1, folder)
+    found = ablate(AblationRequest(TOY, ["ccaco", "clip", "-contrastive"], 1), folder)
     assert found.failures == {"clip-s0": "RuntimeError: out of memory", "-contrastive-s0": "no: x"}
     assert [(row["arm"], row["seeds"], row["failed"], row["verdict"]) for row in found.table] == [
         ("ccaco", 1, 0, "reference"),
@@ -178,30 +178,39 @@ def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Train
     ]
     trainer.dying.clear()
     trainer.calls.clear()
-    assert ablate(TOY, ["ccaco", "clip", "-contrastive"], 1, folder).failures == {}
+    assert ablate(AblationRequest(TOY, ["ccaco", "clip", "-contrastive"], 1), folder).failures == {}
     assert trainer.calls == [("clip-s0", False, True), ("-contrastive-s0", False, True)]
 
 
 def test_everything_failed(trainer: Trainer, tmp_path: Path) -> None:
     trainer.dying = {"clip-s0": RuntimeError("x")}
-    found = ablate(TOY, ["clip"], 1, tmp_path / "abl")
+    found = ablate(AblationRequest(TOY, ["clip"], 1), tmp_path / "abl")
     assert (found.rows, [row["verdict"] for row in found.table]) == ([], ["failed"])
 
 
 def test_another_config_or_data_set_is_trained_anew(trainer: Trainer, data: Any, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
-    ablate(TOY, ["ccaco", "clip"], 1, folder)
+    ablate(AblationRequest(TOY, ["ccaco", "clip"], 1), folder)
     trainer.calls.clear()
-    ablate(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
+    ablate(
+        AblationRequest(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1),
+        folder,
+    )
     assert trainer.calls == [("ccaco-s0", False, True)], "clip has no beta of its own"
     trainer.calls.clear()
     trainer.dying["clip-s0"] = KeyboardInterrupt()
     data.manifest = Manifest(tmp_path, "dataset", {"protocol": "toy", "rows": 2})
     with pytest.raises(KeyboardInterrupt):
-        ablate(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
+        ablate(
+            AblationRequest(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1),
+            folder,
+        )
     data.manifest = Manifest(tmp_path, "dataset", {"protocol": "toy", "rows": 3})
     trainer.dying.clear()
-    ablate(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1, folder)
+    ablate(
+        AblationRequest(TrainRequest("toy", explicit={"device": "cpu", "loss.beta": 0.25}), ["ccaco", "clip"], 1),
+        folder,
+    )
     assert trainer.calls == [(name, False, True) for name in ("ccaco-s0", "clip-s0") * 2], (
         "half a run on other data is not continued"
     )
@@ -226,7 +235,7 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
     trainer: Trainer, tmp_path: Path, arms: list[str], more: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        ablate(TOY, arms, 1, tmp_path / "abl", **more)
+        ablate(AblationRequest(TOY, arms, 1, **more), tmp_path / "abl")
     assert trainer.calls == []
     assert not (tmp_path / "abl").exists()
 
@@ -237,17 +246,15 @@ def test_progress_tells_the_time_left_over_all_cells(
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
-    def timed(asked: TrainRequest, folder: Path, **more: Any) -> None:
+    def timed(asked: TrainRequest, folder: Path, options: TrainOptions, **more: Any) -> None:
         now[0] += 50.0  # half the steps take 50 s of 110
-        trainer(asked, folder, **more)
+        trainer(asked, folder, options, **more)
         now[0] += 60.0
 
     monkeypatch.setattr(module, "train", timed)
     told: list[tuple[str, Any]] = []
     ablate(
-        TOY,
-        ["ccaco", "clip"],
-        1,
+        AblationRequest(TOY, ["ccaco", "clip"], 1),
         tmp_path / "abl",
         on_progress=lambda d, t, f: told.append((f.get("cell", f"{d}/{t}"), f.get("left"))),
     )
@@ -255,7 +262,9 @@ def test_progress_tells_the_time_left_over_all_cells(
 
 
 def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool is real, its processes are threads here: what counts is that every cell runs once and failures come back."""
+    """The pool is real, its processes are threads here: what counts is that every cell runs once and failures come
+    back.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     seen: list[Any] = []
@@ -264,11 +273,13 @@ def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pyt
         "ProcessPoolExecutor",
         lambda n, context, initializer, initargs: ThreadPoolExecutor(n, "x", initializer, initargs),
     )
-    monkeypatch.setattr(module, "_take", lambda free: seen.append(free.get()))
+    monkeypatch.setattr(module, "_assign_device", lambda free: seen.append(free.get()))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     trainer.dying = {"clip-s1": RuntimeError("x")}
-    found = ablate(TrainRequest("toy", explicit={"device": "auto"}), ["ccaco", "clip"], 2, tmp_path / "abl")
+    found = ablate(
+        AblationRequest(TrainRequest("toy", explicit={"device": "auto"}), ["ccaco", "clip"], 2), tmp_path / "abl"
+    )
     assert sorted(name for name, *_ in trainer.calls) == ["ccaco-s0", "ccaco-s1", "clip-s0", "clip-s1"]
     assert found.failures == {"clip-s1": "RuntimeError: x"}
     assert {place["CUDA_VISIBLE_DEVICES"] for place in seen} <= {"3", "7"}
@@ -277,5 +288,5 @@ def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, "6"), (2, "3"), (4, "1"), (9, "1")])
 def test_jobs_share_the_cores(jobs: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.runtime, "cores", lambda: 6)
-    assert module._places("cpu", jobs) == [{"OMP_NUM_THREADS": threads}] * jobs
+    monkeypatch.setattr(module.runtime, "cpu_cores", lambda: 6)
+    assert module._devices("cpu", jobs) == [{"OMP_NUM_THREADS": threads}] * jobs

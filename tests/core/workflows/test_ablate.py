@@ -11,6 +11,7 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.workflows.ablate import ablate
 
@@ -23,7 +24,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 1}), tmp_path / "abl"
-    found = ablate(asked, ARMS, 1, folder, data_root=data_root)
+    found = ablate(AblationRequest(asked, ARMS, 1), folder, data_root=data_root)
     assert sorted((row["run"], row["arm"], row["seed"]) for row in found.rows) == [
         ("ccaco-s0", "ccaco", 0),
         ("clip-s0", "clip", 0),
@@ -31,16 +32,20 @@ def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp
     assert found.failures == {}
     assert manifest.open(folder, kind="ablation").kind == "ablation"
     before = stamps(folder)
-    assert ablate(asked, ARMS, 1, folder, data_root=data_root).rows == found.rows
+    assert ablate(AblationRequest(asked, ARMS, 1), folder, data_root=data_root).rows == found.rows
     assert stamps(folder) == before, "finished cells are left alone"
     changed = TrainRequest("scenes", explicit=small | {"optim.steps": 2})
-    assert [row["steps"] for row in ablate(changed, ["clip"], 1, folder, data_root=data_root).rows] == [2]
+    assert [
+        row["steps"] for row in ablate(AblationRequest(changed, ["clip"], 1), folder, data_root=data_root).rows
+    ] == [2]
 
 
 def test_cells_at_once_are_those_of_cells_in_turn(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     """Real processes, each with half of the cores."""
     asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
-    in_turn, at_once = (ablate(asked, ARMS, 1, tmp_path / str(jobs), jobs=jobs, data_root=data_root) for jobs in (1, 2))
+    in_turn, at_once = (
+        ablate(AblationRequest(asked, ARMS, 1), tmp_path / str(jobs), jobs=jobs, data_root=data_root) for jobs in (1, 2)
+    )
     assert at_once.failures == {}
     for row, other in zip(in_turn.rows, at_once.rows, strict=True):
         assert [other[key] for key in ("run", "arm", "seed", "steps")] == [
@@ -94,7 +99,9 @@ def test_an_arm_with_the_settings_of_another_is_not_trained_again(
     """By the towers, an arm can be what the base is already; its name still serves as a reference."""
     asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1, "model.fusion.share": False})
     found = ablate(
-        asked, ["ccaco", "-collaboration"], 1, tmp_path / "abl", reference="-collaboration", data_root=data_root
+        AblationRequest(asked, ["ccaco", "-collaboration"], 1, reference="-collaboration"),
+        tmp_path / "abl",
+        data_root=data_root,
     )
     assert [row["arm"] for row in found.table] == ["ccaco"]
     assert found.equal == {"-collaboration": "ccaco"}
@@ -105,5 +112,9 @@ def test_a_misspelt_arm_is_told_before_anything_is_trained(
     small: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="unknown arm: clpi"):
-        ablate(TrainRequest("scenes", explicit=small), ["ccaco", "clpi"], 1, tmp_path / "abl", data_root=data_root)
+        ablate(
+            AblationRequest(TrainRequest("scenes", explicit=small), ["ccaco", "clpi"], 1),
+            tmp_path / "abl",
+            data_root=data_root,
+        )
     assert not (tmp_path / "abl").exists()

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ccaco_cli.core import manifest
+from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.core.workflows.embed import embed
 from ccaco_cli.core.workflows.train import train
@@ -66,9 +68,9 @@ def test_shards_and_index_of_two_processes_are_those_of_one(
 
 def ablate_one(small: dict[str, Any], data_root: Path, folder: Path) -> None:
     ablate(
-        TrainRequest("scenes", explicit=small | {"optim.steps": 1}),
-        ["ccaco", "clip", "-collaboration"],
-        1,
+        AblationRequest(
+            TrainRequest("scenes", explicit=small | {"optim.steps": 1}), ["ccaco", "clip", "-collaboration"], 1
+        ),
         folder,
         data_root=data_root,
     )
@@ -89,7 +91,7 @@ def started(small: dict[str, Any], data_root: Path, folder: Path, changes: dict[
     from ccaco_cli.core.errors import ConfigError
 
     try:
-        train(TrainRequest("scenes", explicit=small | changes), folder, resume=True, accept=accept, data_root=data_root)
+        train(TrainRequest("scenes", explicit=small | changes), folder, TrainOptions(True, accept), data_root=data_root)
     except ConfigError as error:
         (folder.parent / "said").write_text(str(error))
         raise SystemExit(2) from None

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest
+from ccaco_cli.core import config_io, manifest
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
@@ -20,7 +20,7 @@ from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.experiments import methods
 from ccaco_cli.core.experiments.request import TrainRequest
-from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.experiments.run_folder import TrainOptions, load_run
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.workflows.train import train
@@ -42,7 +42,7 @@ def test_a_run_is_complete(run: Path, small: dict[str, Any], data_root: Path) ->
     assert set(found.facts["metrics"]) == {"val.cosine", "val.two-stage", "test.cosine", "test.two-stage"}
     assert [entry["name"] for entry in found.files] == [BEST]
     assert found.inputs["dataset"]["sha256"] == shards.open(data_root / "scenes").manifest.sha256
-    assert configs.from_dict(found.config) == configs.override(configs.RunConfig(), configs.load(run / "config.toml"))
+    assert config_io.from_dict(found.config) == config_io.override(RunConfig(), config_io.load(run / "config.toml"))
     assert [e["step"] for e in losses(run)] == [1, 2, 3, 4, 5, 6]
     assert {"contrastive", "cross", "total"} <= losses(run)[-1].keys()
 
@@ -78,15 +78,20 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
     with pytest.raises(DataError, match=r"interrupted run.*--resume latest"):
         train(asked, folder, data_root=data_root)
     with pytest.raises(ConfigError, match=r"this was changed: optim.lr was 0.002, is 0.5.*--accept-changes"):
-        train(TrainRequest("scenes", explicit=small | {"optim.lr": 0.5}), folder, data_root=data_root, resume=True)
-    found = train(asked, folder, data_root=data_root, resume=True)
+        train(
+            TrainRequest("scenes", explicit=small | {"optim.lr": 0.5}),
+            folder,
+            TrainOptions(resume=True),
+            data_root=data_root,
+        )
+    found = train(asked, folder, TrainOptions(resume=True), data_root=data_root)
     assert (folder / BEST).read_bytes() == (run / BEST).read_bytes()
     assert losses(folder) == losses(run)
     assert found.facts["metrics"] == manifest.open(run, kind="run").facts["metrics"]
     for file in sorted((run / "results").iterdir()):
         assert (folder / "results" / file.name).read_bytes() == file.read_bytes()
     with pytest.raises(DataError, match="this run is finished"):
-        train(asked, folder, data_root=data_root, resume=True)
+        train(asked, folder, TrainOptions(resume=True), data_root=data_root)
 
 
 @pytest.mark.parametrize(
