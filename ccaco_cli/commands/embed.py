@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,43 +13,49 @@ from ccaco_cli.commands import options
 
 
 def embed(
-    run: Annotated[Path, typer.Option("--run", help="A finished run.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
     dataset: options.Dataset = "scenes",
-    split: Annotated[str, typer.Option("--split", help="Which part of the data set.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the shards.", show_default="embeddings/RUN-DATASET-SPLIT")
     ] = None,
     index: Annotated[
-        Path | None, typer.Option("--index", help="Also build a self-contained index here.", show_default=False)
+        Path | None, typer.Option("--index", help="Also build a self-contained search index here.", show_default=False)
     ] = None,
     index_type: Annotated[
         str,
         typer.Option(
-            "--index-type", help="How vectors are searched: auto (exact below a million), flat, ivf, hnsw, ivfpq."
+            "--index-type", help="Vector index: auto (exact below a million vectors), flat, ivf, hnsw or ivfpq."
         ),
     ] = "auto",
     store_tokens: Annotated[
-        str, typer.Option("--store-tokens", help="How the index keeps tokens for reranking: float16, int8 or none.")
+        str, typer.Option("--store-tokens", help="Tokens that the index stores for reranking: float16, int8 or none.")
     ] = "float16",
     store_grid: Annotated[
         int,
         typer.Option(
-            "--store-grid", min=0, help="Most patch tokens kept of a picture, average-pooled.", show_default="all"
+            "--store-grid",
+            min=0,
+            help="Maximum patch tokens stored per image; a larger grid is average-pooled.",
+            show_default="all",
         ),
     ] = 0,
     precision: Annotated[
-        str, typer.Option("--precision", help="Of the towers: auto (bf16 where that is faster), fp32, bf16 or fp16.")
+        str,
+        typer.Option(
+            "--precision", help="Precision of the towers: auto (bf16 where it is faster), fp32, bf16 or fp16."
+        ),
     ] = "auto",
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Replace an index that is there; who reads it is not disturbed.")
+        bool, typer.Option("--rebuild", help="Replace an existing index; processes that read it are not disturbed.")
     ] = False,
     verify: options.Verify = "quick",
     device: options.Device = "auto",
     data: options.Data = Path("data"),
 ) -> None:
-    """Embed both modalities as shards in clip-retrieval's layout, and build an index that 'retrieve' can search.
+    """Embed a data set and build a search index. The embeddings are shards in clip-retrieval's layout.
 
-    Finished shards are kept, so the same command goes on after an interruption.
+    Repeat the same command after an interruption: finished shards are kept.
 
     \b
     Examples:
@@ -60,14 +68,14 @@ def embed(
     from ccaco_cli.view import progress
 
     out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"
-    kept: dict[str, Any] = {
+    index_options: dict[str, Any] = {
         "index_type": index_type,
         "store_tokens": store_tokens,
         "store_grid": store_grid,
         "precision": precision,
     }
-    with progress.bar("embed") as tell:
-        found = workflow(
+    with progress.bar("embed") as report_progress:
+        embedded = workflow(
             run,
             dataset,
             split=split,
@@ -77,20 +85,27 @@ def embed(
             verify=verify,
             device=device,
             data_root=data,
-            on_progress=tell,
-            **kept,
+            on_progress=report_progress,
+            **index_options,
         )
-    rows = ", ".join(f"{count:,} {modality}" for modality, count in found.facts["rows"].items())
-    progress.note(f"{found.path}: {rows}")
-    for modality, storage in found.facts.get("storage", {}).items():
-        searched, tokens = storage["vectors"], storage["tokens"]
-        found_of_exact = f"{searched['type']}, recall@10 {searched['recall']:.3f} of exact search"
-        sizes = f"{searched['bytes_per_item']:,.0f} bytes an item; tokens {tokens['store']}, {tokens['bytes_per_item']:,.0f} bytes an item"
-        progress.note(f"{modality}: {found_of_exact}, {sizes}")
-    if why := found.facts.get("query", {}).get("why"):
-        progress.note(f"text queries load the whole model: {why}")
-    progress.note(
-        f"next: ccaco retrieve {MODALITIES[found.facts['modalities'][1]].query} --index {index}"
-        if index
-        else f"next: add --index {Path(dataset).name}.idx to search them"
+    rows = ", ".join(f"{count:,} {modality}" for modality, count in embedded.facts["rows"].items())
+    progress.note(f"{embedded.path}: {rows}")
+    for modality, storage in embedded.facts.get("storage", {}).items():
+        progress.note(f"{modality}: {_storage_text(storage)}")
+    if reason := embedded.facts.get("query", {}).get("why"):
+        progress.note(f"text queries load the whole model: {reason}")
+    if index is None:
+        progress.note(f"next: add --index {Path(dataset).name}.idx to search them")
+        return
+    query = MODALITIES[embedded.facts["modalities"][1]].query
+    progress.note(f"next: ccaco retrieve {query} --index {shlex.quote(str(index))}")
+
+
+def _storage_text(storage: Mapping[str, Any]) -> str:
+    """Type, accuracy and size of the vectors and tokens that an index stores for one modality."""
+    vectors, tokens = storage["vectors"], storage["tokens"]
+    return (
+        f"{vectors['type']}, recall@10 {vectors['recall']:.3f} of exact search, "
+        f"{vectors['bytes_per_item']:,.0f} bytes per item; "
+        f"tokens {tokens['store']}, {tokens['bytes_per_item']:,.0f} bytes per item"
     )

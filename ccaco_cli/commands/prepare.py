@@ -13,26 +13,26 @@ from ccaco_cli.commands import options
 def prepare(
     name: Annotated[
         str | None,
-        typer.Argument(help="A source: scenes, flickr8k, coco, table, hub:NAME ... (see --list).", show_default=False),
+        typer.Argument(help="Source: scenes, flickr8k, coco, table, hub:NAME ... (see --list).", show_default=False),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--source", help="The published folder or file, or a pattern of tar files.", show_default=False),
+        typer.Option("--source", help="Published folder or file, or a pattern of tar files.", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where the data set goes.", show_default="data/NAME")
+        Path | None, typer.Option("--out", help="Folder of the prepared data set.", show_default="data/NAME")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="Maximum samples per split.", show_default=False)
     ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
-            "--image-size", min=8, help="Re-encode larger pictures and films to this short side.", show_default=False
+            "--image-size", min=8, help="Re-encode larger images and videos to this short side.", show_default=False
         ),
     ] = None,
     image_key: Annotated[
-        str | None, typer.Option("--csv-img-key", help="table: column of picture paths.", show_default="filepath")
+        str | None, typer.Option("--csv-img-key", help="table: column of image paths.", show_default="filepath")
     ] = None,
     caption_key: Annotated[
         str | None, typer.Option("--csv-caption-key", help="table: column of captions.", show_default="title")
@@ -45,14 +45,14 @@ def prepare(
         typer.Option(
             "--column",
             metavar="OURS=THEIRS",
-            help="table, hub: where image, caption, split, domain, label or group is.",
+            help="table, hub: column of image, caption, split, domain, label or group.",
         ),
     ] = None,
     template: Annotated[
         str | None,
         typer.Option(
             "--template",
-            help="imagefolder, audiofolder, hub: the caption of a class.",
+            help="imagefolder, audiofolder, hub: caption of a class.",
             show_default="a photo of a {} ...",
         ),
     ] = None,
@@ -61,29 +61,36 @@ def prepare(
         typer.Option(
             "--unpaired-domains",
             metavar="NAME,...",
-            help="Domains whose pictures may be without captions.",
+            help="Domains whose images may have no captions.",
             show_default=False,
         ),
     ] = None,
     fold: Annotated[
-        int, typer.Option("--fold", min=0, help="audiofolder: the test fold of a set in folds; 0 = the last.")
+        int, typer.Option("--fold", min=0, help="audiofolder: test fold of a data set in folds; 0 means the last.")
     ] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of generated data sets.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of generated data sets.")] = 0,
     max_rejects: Annotated[
-        str, typer.Option("--max-rejects", help="Stop when a larger share than this is rejected.")
+        str, typer.Option("--max-rejects", help="Stop when a larger fraction of the samples is rejected.")
     ] = "1%",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Processes that check samples (0 = this one).", show_default="all cores"),
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that check samples; 0 means only the main process.",
+            show_default="all cores",
+        ),
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option("--preview", metavar="FILE", help="Draw some samples into FILE.png.", show_default=False),
+        typer.Option(
+            "--preview", metavar="FILE", help="Draw some samples into FILE (.png, .pdf, .svg).", show_default=False
+        ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the sources and what each expects to find.")] = False,
-    shown: options.Shown = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print all sources and the files that each expects.")] = False,
+    output_format: options.OutputFormat = None,
 ) -> None:
-    """Turn a data set as published into Arrow shards, checking every sample.
+    """Convert a published data set to Arrow shards. Every sample is checked.
 
     \b
     Examples:
@@ -98,17 +105,16 @@ def prepare(
     from ccaco_cli.view import figures, progress, results, tables
 
     if list_ or name is None:
-        tables.show(workflow.listing(), ("name", "modalities", "expects"), shown, "Sources")
+        tables.show(workflow.listing(), ("name", "modalities", "expects"), output_format, "Sources")
         return
-    columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v} | options.pairs(
-        column, "--column"
-    )
+    columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v}
+    columns |= options.parse_column_mapping(column, "--column")
     size = image_size or 64
     out = out or Path("data") / workflow.out_name(name)
     if preview:
         figures.check_suffix(preview)
-    with progress.bar(f"prepare {name}") as tell:
-        found = workflow.prepare(
+    with progress.bar(f"prepare {name}") as report_progress:
+        prepared = workflow.prepare(
             name,
             source_path=source,
             out=out,
@@ -122,18 +128,19 @@ def prepare(
                 unpaired=split_names(unpaired or ""),
                 fold=fold,
             ),
-            on_progress=tell,
+            on_progress=report_progress,
             write=WriteOptions(
-                image_size=image_size, workers=workers, max_rejects=options.share(max_rejects, "--max-rejects")
+                image_size=image_size, workers=workers, max_rejects=options.parse_fraction(max_rejects, "--max-rejects")
             ),
         )
     if preview:
         from ccaco_cli.core.data import shards
 
         figures.preview(preview, shards.open(out))
-    results.show_prepared(workflow.summary(found), shown, str(out))
-    for line in workflow.notes(found):
+    results.show_prepared(workflow.summary(prepared), output_format, str(out))
+    for line in workflow.notes(prepared):
         progress.note(line)
-    said = out.name if out.parent == Path("data") else out
-    trains = found.facts["splits"].get("train", {}).get("samples")
-    progress.note(f"next: ccaco train --dataset {said}" if trains else f"next: ccaco report RUN --on {said}")
+    dataset = out.name if out.parent == Path("data") else out
+    has_train_split = prepared.facts["splits"].get("train", {}).get("samples")
+    next_step = ("train", "--dataset", dataset) if has_train_split else ("report", "RUN", "--on", dataset)
+    progress.note(f"next: {options.command_line(*next_step)}")

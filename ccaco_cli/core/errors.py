@@ -1,20 +1,22 @@
-"""Errors a user can act on: each says what happened, where, what was expected, and the next command to type."""
+"""Errors that a user can act on: what happened, where, what was expected, and the next command to type."""
 
 from __future__ import annotations
 
 
 class CcacoError(Exception):
-    """Base of every error that reaches the shell as one line on stderr and exit code 2.
+    """Base of every error that the commands print as one line on stderr, with exit code 2.
 
-    what      what happened, one clause without a full stop
-    where     the file, flag or key concerned
-    expected  what would have been right
-    next      a command or an edit that mends it
+    Attributes:
+        what: what happened, one clause without a full stop.
+        where: the file, flag or key concerned.
+        expected: what would have been right.
+        next: a command or an edit that corrects it.
+        rank: the process in which it happened, if there are several.
     """
 
     def __init__(self, what: str, *, where: object = None, expected: str | None = None, next: str | None = None):
         self.what, self.where, self.expected, self.next = what, where, expected, next
-        self.rank = 0  # of several processes, the one that it happened to
+        self.rank = 0
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -26,14 +28,14 @@ class CcacoError(Exception):
         return " ".join(text.split())
 
 
-def _clause(text: object, most: int = 500) -> str:
-    """Names out of a hostile file can be of any length."""
-    found = str(text)
-    return found if len(found) <= most else f"{found[:most]}..."
+def _clause(text: object, max_length: int = 500) -> str:
+    """Shortens a clause, because names in a hostile file can have any length."""
+    clause = str(text)
+    return clause if len(clause) <= max_length else f"{clause[:max_length]}..."
 
 
 class ConfigError(CcacoError):
-    """A key, flag or value that no config field takes."""
+    """A key, flag or value that is not allowed in the config."""
 
 
 class DataError(CcacoError):
@@ -41,7 +43,7 @@ class DataError(CcacoError):
 
 
 class ManifestError(CcacoError):
-    """An artefact that is missing, incomplete, altered or of another kind."""
+    """An artefact that is missing, incomplete, changed or of another kind."""
 
 
 class TowerError(CcacoError):
@@ -49,22 +51,23 @@ class TowerError(CcacoError):
 
 
 class LossInputError(CcacoError):
-    """Tensors that a loss cannot take (not finite, wrong shape)."""
+    """Invalid inputs of a loss (not finite, wrong shape)."""
 
 
 class GateError(CcacoError):
-    """A condition of ``report --fail-if`` that cannot be read."""
+    """A condition of ``report --fail-if`` that cannot be parsed."""
 
 
 class LostProcess(CcacoError):
-    """One of several processes ended or hangs, so the others cannot go on."""
+    """One of several processes ended or hangs, so the run cannot continue."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked this process to end (Ctrl-C, SIGTERM), and it could first put its work in order.
+    """The process was interrupted (Ctrl-C, SIGTERM) and has saved its work.
 
-    code   exit code: 130, or 128 + the signal's number
-    saved  what lies on disk now, for the person at the terminal
+    Attributes:
+        code: exit code, 130 or 128 + the signal's number.
+        saved: message for the user that says what is on disk now.
     """
 
     def __init__(self, code: int = 130, saved: str = "the same command goes on where it can"):

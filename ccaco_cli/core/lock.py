@@ -1,4 +1,4 @@
-"""One writer an artefact: a lock beside its folder, which names who holds it. The system frees it when its holder dies, however it dies."""
+"""One writer per artefact: a lock file beside its folder. The operating system releases it when the process ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from ccaco_cli.core.manifest import read_json, write_bytes
 
 
 @contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
-    """Holds the lock of an artefact for the time of a block.
+def hold(folder: Path, kind: str) -> Iterator[None]:
+    """Holds the lock of an artefact during a ``with`` block.
 
-    folder  of the artefact, which need not be there; the lock lies beside it
-    what    run, data set ... for the error
-    Raises  DataError: another process holds it; says which, where and since when
+    Args:
+        folder: of the artefact; need not exist. The lock file lies beside it.
+        kind: run, data set ... for the error message.
+    Raises:
+        DataError: another process holds the lock; names the process, its host and the time.
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -32,25 +34,25 @@ def held(folder: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise DataError(
-            f"another process is writing this {what} ({_holder(note)})",
+            f"another process is writing this {kind} ({_holder(note)})",
             where=folder,
             next="wait for it, or use another name",
         ) from None
     try:
-        for leftover in folder.parent.glob(f".{note.name}.*.tmp"):  # of a holder that was killed
+        for leftover in folder.parent.glob(f".{note.name}.*.tmp"):  # of a killed process
             leftover.unlink(missing_ok=True)
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_bytes(note, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
         yield
     finally:
         note.unlink(missing_ok=True)
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it might be another's
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may belong to another process
         lock.release()
 
 
 def _holder(note: Path) -> str:
     try:
-        found = read_json(note)
-        return f"process {int(found['process'])} on {found['host']} since {found['since']}"
+        holder = read_json(note)
+        return f"process {int(holder['process'])} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "it has just begun"

@@ -49,8 +49,7 @@ class Modality:
         decode_scaled: (bytes, shortest side in pixels) -> the same at a size that is still large enough; None = cannot.
         collate: list of preprocessed samples -> dict of tensors, what ``Tower.module`` takes.
         picture: (bytes, pixels) -> PIL image that shows the sample to people; None = cannot be shown.
-        tower_families: family -> builder (``TowerSpec``, ``ClipWindow``) -> ``Tower``; empty = those of
-            ``towers.FAMILIES``, which build image and text towers.
+        tower_families: family -> builder (``TowerSpec``, ``TowerConfig``) -> ``Tower``.
         folder: start of the names of clip-retrieval's folders and files (``img_emb``).
         query: how ``ccaco retrieve`` takes a query of this modality.
         query_help: help of the option ``--NAME FILE`` of ``ccaco retrieve``; empty = no such option.
@@ -87,6 +86,13 @@ MODALITIES: dict[str, Modality] = {
             decode=lazy("data.checks:decode_image"),
             decode_scaled=lazy("data.checks:decode_image"),
             picture=lazy("data.checks:decode_image"),
+            tower_families={
+                "tiny": lazy("model.towers.tiny:build_image"),
+                "open_clip": lazy("model.towers.open_clip:build_image"),
+                "torchvision": lazy("model.towers.torchvision_timm:build_torchvision"),
+                "timm": lazy("model.towers.torchvision_timm:build_timm"),
+                "hf": lazy("model.towers.hf:build_image"),
+            },
             folder="img",
             query="--image FILE",
             query_help="An image file as the query.",
@@ -94,7 +100,17 @@ MODALITIES: dict[str, Modality] = {
             picture_is_sample=True,
             augmented=True,
         ),
-        Modality("text", "text", folder="text", query='"a few words"'),
+        Modality(
+            "text",
+            "text",
+            tower_families={
+                "tiny": lazy("model.towers.tiny:build_text"),
+                "open_clip": lazy("model.towers.open_clip:build_text"),
+                "hf": lazy("model.towers.hf:build_text"),
+            },
+            folder="text",
+            query='"a few words"',
+        ),
         Modality(
             "audio",
             "clip",

@@ -325,7 +325,7 @@ def _result(folder: Path) -> Path:
 def _read_result(folder: Path) -> Any:
     from ccaco_cli.core.reporting import report_tables
 
-    return report_tables.rows([folder / "r.json"])
+    return report_tables.run_rows([folder / "r.json"])
 
 
 def formats() -> dict[str, Format]:

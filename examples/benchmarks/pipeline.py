@@ -10,7 +10,7 @@ import photos
 import record
 import torch
 import webdataset
-from ccaco_cli.core.model.towers.pictures import ImagePreprocess
+from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from PIL import Image
 
 from ccaco_cli.core import runtime

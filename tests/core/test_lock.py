@@ -11,20 +11,20 @@ from tests.processes import launch
 
 
 def hold_and_die(folder: Path) -> None:
-    with lock.held(folder, "run"):
+    with lock.hold(folder, "run"):
         os._exit(9)
 
 
 def try_it(folder: Path, said: Path) -> None:
     try:
-        with lock.held(folder, "run"):
+        with lock.hold(folder, "run"):
             said.write_text("held")
     except DataError as error:
         said.write_text(str(error))
 
 
 def test_the_holder_is_named_and_afterwards_nothing_is_left(tmp_path: Path) -> None:
-    with lock.held(tmp_path / "r", "run"):
+    with lock.hold(tmp_path / "r", "run"):
         assert launch(1, try_it, tmp_path / "r", tmp_path / "said") == [0]
     said = (tmp_path / "said").read_text()
     assert f"another process is writing this run (process {os.getpid()} on " in said
@@ -40,7 +40,7 @@ def test_a_holder_that_died_holds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("note", ["", "{", "[1]", '{"process": "x"}', "[" * 10_000])
 def test_an_unreadable_note_does_no_harm(tmp_path: Path, note: str) -> None:
-    with lock.held(tmp_path / "r", "run"):
+    with lock.hold(tmp_path / "r", "run"):
         (tmp_path / ".r.holder").write_text(note)
         assert launch(1, try_it, tmp_path / "r", tmp_path / "said") == [0]
     assert "it has just begun" in (tmp_path / "said").read_text()

@@ -11,7 +11,7 @@ VALUES, OFFSETS = np.arange(12.0).reshape(6, 2), np.array([0, 2, 2, 6])
 
 
 def test_places_are_those_of_the_rows_in_the_order_asked_for() -> None:
-    where, mask = ragged.places(OFFSETS, np.array([2, 1, 0]))
+    where, mask = ragged.gather_index(OFFSETS, np.array([2, 1, 0]))
     assert where.tolist() == [2, 3, 4, 5, 0, 1]
     assert mask.tolist() == [[True] * 4, [False] * 4, [True, True, False, False]]
 
@@ -38,17 +38,17 @@ def test_arrays_that_do_not_belong_together_are_refused(
 
 def test_a_growing_file_can_be_read_whenever_it_is_in_step(tmp_path: Path) -> None:
     rows = np.arange(24, dtype=np.float16).reshape(8, 3)
-    with ragged.Growing(tmp_path / "x.npy") as file:
+    with ragged.GrowingArray(tmp_path / "x.npy") as file:
         file.add(rows[:2])
         file.sync()
         assert (np.load(tmp_path / "x.npy") == rows[:2]).all()
         file.add(rows[2:5])
     assert (np.load(tmp_path / "x.npy") == rows[:5]).all()
-    with ragged.Growing(tmp_path / "x.npy", kept=4) as file:  # what lies behind them is cut off
+    with ragged.GrowingArray(tmp_path / "x.npy", keep_rows=4) as file:  # what lies behind them is cut off
         file.add(rows[4:])
     assert (np.load(tmp_path / "x.npy") == rows).all()
     assert np.load(tmp_path / "x.npy").dtype == np.float16
-    with ragged.Growing(tmp_path / "none.npy"):
+    with ragged.GrowingArray(tmp_path / "none.npy"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
 

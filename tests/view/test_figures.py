@@ -30,7 +30,10 @@ def test_one_tile_an_answer_and_five_a_row(tmp_path: Path) -> None:
     contact_sheet(tmp_path / "new/one.png", [("a query", [hit(1)])])
     contact_sheet(tmp_path / "seven.png", [("a query", [hit(i + 1) for i in range(7)])])
     assert red(tmp_path / "seven.png") == pytest.approx(7 * red(tmp_path / "new/one.png"), rel=0.1)
-    sizes = [Image.open(tmp_path / name).size for name in ("new/one.png", "seven.png")]
+    sizes = []
+    for name in ("new/one.png", "seven.png"):
+        with Image.open(tmp_path / name) as image:
+            sizes.append(image.size)
     assert sizes[1][1] == 2 * sizes[0][1]
 
 

@@ -1,4 +1,4 @@
-"""Arrays that are computed once and then read by memory map."""
+"""Folders of arrays that are computed once and then read by memory map."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ccaco_cli.core.errors import ManifestError
 
 
 def key(**parts: Any) -> str:
-    """A short name for what a cached array depends on: equal parts, equal name."""
+    """A short hash of everything that a cached array depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def folder(path: Path, write: Callable[[Path], None], *, resumes: bool = False) -> Path:
-    """The folder at ``path``, made by ``write(temporary folder)`` when it is not there; whole or absent, whatever happens.
+    """The folder at ``path``, created by ``write(temporary folder)`` if it does not exist. It is complete or absent at all times.
 
-    Processes that ask for it at the same time wait for the one that makes it. With ``resumes`` the temporary folder stays when the
-    work is interrupted, and ``write`` finds in it what it had written.
+    Of several processes that need it at the same time, one writes it and the others wait. With ``resumes`` the temporary folder is kept
+    after an interruption, and the next ``write`` continues in it.
     """
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def folder(path: Path, write: Callable[[Path], None], *, resumes: bool = False) 
                         write(temp)
                         os.replace(temp, path)
             finally:
-                lock.unlink(missing_ok=True)  # those who wait for it hold it still
+                lock.unlink(missing_ok=True)  # processes that wait for it still hold it open
     return path
 
 
@@ -49,32 +49,32 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap[Any, 
 
 
 def read_array(path: Path) -> np.ndarray[Any, Any]:
-    """A ``.npy`` file by memory map, read only; pickles are refused."""
+    """A ``.npy`` file by memory map, read only. Raises ManifestError: it cannot be read; pickles are refused."""
     try:
-        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds for a broken header, of its tokenizer too
+        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds of exceptions for a broken header
         raise damaged(path.parent, " ".join(str(error).split())[:100]) from None
-    return found
+    return array
 
 
-def arrays(path: Path, make: Callable[[], dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
-    """What ``make`` gives, name -> array, kept in a folder and read from it by memory map."""
+def arrays(path: Path, compute: Callable[[], dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
+    """The named arrays that ``compute`` returns, cached in a folder and read from it by memory map."""
 
     def write(folder: Path) -> None:
-        for name, array in make().items():
+        for name, array in compute().items():
             np.save(folder / f"{name}.npy", array)
 
     return {file.stem: read_array(file) for file in sorted(folder(path, write).glob("*.npy"))}
 
 
-def damaged(path: Path, what: str) -> ManifestError:
-    """The error of a folder of arrays that cannot be read."""
-    return ManifestError(f"damaged arrays ({what})", where=path, next=f"rm -r {path}, then the same command")
+def damaged(path: Path, reason: str) -> ManifestError:
+    """The error for a folder of arrays that cannot be read."""
+    return ManifestError(f"damaged arrays ({reason})", where=path, next=f"rm -r {path}, then the same command")
 
 
 @contextmanager
 def _temporary(path: Path, resumes: bool) -> Iterator[Path]:
-    """Under its lock: one name is enough, and what a killed process left there is taken up or cleared."""
+    """The temporary folder of ``folder``, used under its lock; what a killed process left there is continued or deleted."""
     temp = path.with_name(f".{path.name}.tmp")
     if not resumes:
         shutil.rmtree(temp, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A data set seen across domains: pairs from the sources, and of the target unpaired samples only, until it is scored."""
+"""Views of a data set for domain adaptation: pairs of the source domains and unpaired samples of the target domain."""
 
 from __future__ import annotations
 
@@ -14,60 +14,64 @@ from ccaco_cli.core.data.pairs import Array, PairData, Split
 from ccaco_cli.core.errors import ConfigError, DataError
 
 TARGET_VAL, SOURCE_TEST = "val-target", "test-source"
+ORACLE = "oracle"
+"""Name of the checkpoint, and of the results, that were chosen with the labels of the target domain."""
+DOMAIN_EMBEDDINGS = "domains.json"
+"""File in the results of a run: embeddings of both domains before and after training."""
 ORIGIN = {"train": "train", "val": "val", TARGET_VAL: "val", "test": "test", SOURCE_TEST: "test"}
-"""Split of this view -> the split of the data set that its rows are from."""
-OF_TARGET = (TARGET_VAL, "test")
+"""Split of this view -> split of the data set that its rows come from."""
+TARGET_SPLITS = (TARGET_VAL, "test")
 
 
 @dataclass(frozen=True, eq=False)
 class AcrossDomains(PairData):
-    """The view of ``across``. Its splits:
+    """The view that ``across`` returns.
 
-    ``train``        rows of the sources, and behind them (``Split.paired``) rows of the target without captions, labels, groups or families
-    ``val``          rows of the sources
-    ``test``         rows of the target
-    ``val-target``   rows of the target: for the oracle only
-    ``test-source``  rows of the sources
+    ``train`` has the rows of the sources, followed (see ``Split.paired``) by rows of the target without captions, labels, groups or
+    families. ``val`` and ``test-source`` have rows of the sources. ``test`` and ``val-target`` have rows of the target; ``val-target``
+    is for the oracle only.
     """
 
-    whole: PairData
+    data: PairData
     sources: tuple[str, ...]
     target: str
 
     def split(self, name: str) -> Split:
-        """Raises DataError for a split that is not there, with those that are. Labels are numbered by the classes of the sources."""
+        """One split, its labels numbered by the classes of the sources. Raises DataError: there is no such split."""
         if name not in self.splits:
             raise DataError(f"no split {name!r}", where=self.manifest.path, expected=f"one of {', '.join(self.splits)}")
-        found = self.whole.split(ORIGIN[name])
-        if name in OF_TARGET:
-            return self._relabelled(_of(found, [self.target]))
-        sources = self._relabelled(_of(found, self.sources))
-        return _and_unpaired(sources, _of(found, [self.target])) if name == "train" else sources
+        split = self.data.split(ORIGIN[name])
+        if name in TARGET_SPLITS:
+            return self._relabelled(_of_domains(split, [self.target]))
+        sources = self._relabelled(_of_domains(split, self.sources))
+        return _append_unpaired(sources, _of_domains(split, [self.target])) if name == "train" else sources
 
     def _relabelled(self, split: Split) -> Split:
-        """The classes are those that the sources' training rows have, so that nothing depends on what the target's rows are called."""
-        train = self.whole.split("train")
-        known = np.unique(_of(train, self.sources).label)
+        """Numbers labels by the classes of the sources' training rows, so that nothing depends on the labels of the target."""
+        train = self.data.split("train")
+        known = np.unique(_of_domains(train, self.sources).label)
         known = known[known >= 0]
-        code = np.full(len(split.labels) + 1, -1)  # the last place is that of -1, no label
+        code = np.full(len(split.labels) + 1, -1)  # the last position serves -1, no label
         code[known] = np.arange(len(known))
         return replace(split, label=code[split.label], labels=tuple(split.labels[i] for i in known))
 
 
 def across(data: PairData, config: DomainConfig) -> PairData:
-    """The data set as a model may see it that learns from the sources and is asked about the target; itself where no target is named.
+    """The view of a data set for training on the source domains and testing on the target domain.
 
-    Raises ConfigError: another setting of adaptation is set, but no target; the target is among the sources;
-           DataError: one domain only, no such domain, no rows of the target or the sources in ``train`` or ``val``
+    Returns:
+        The data set itself where the config names no target.
+    Raises:
+        ConfigError: a setting of adaptation without a target; the target is one of the sources.
+        DataError: a single domain, no such domain, no rows of the target or the sources in ``train`` or ``val``.
     """
     if not config.target:
-        return _alone(data, config)
+        return _without_target(data, config)
     train = data.split("train")
     sizes = {name: int((train.domain == code).sum()) for code, name in enumerate(train.domains)}
     if len(sizes) < 2:
-        told = "one domain only" if any(sizes) else "no domains"
         raise DataError(
-            told,
+            "one domain only" if any(sizes) else "no domains",
             where=data.name,
             expected="a data set with a domain column of two values or more",
             next="ccaco prepare --list",
@@ -90,7 +94,7 @@ def across(data: PairData, config: DomainConfig) -> PairData:
         data.name,
         data.modalities,
         _splits(data, sources, config.target),
-        whole=data,
+        data=data,
         sources=sources,
         target=config.target,
     )
@@ -101,13 +105,13 @@ def across(data: PairData, config: DomainConfig) -> PairData:
             expected="pictures (captions are not needed)",
         )
     for name in ("train", "val"):
-        if not len(_of(data.split(name), sources)):
+        if not len(_of_domains(data.split(name), sources)):
             raise DataError(
                 f"no samples of the source domains in {name}",
                 where=", ".join(sources),
                 expected="pairs of them in every split",
             )
-    _refuse_lonely(view.split("train"), view.split("train").paired)
+    _refuse_missing_captions(view.split("train"), view.split("train").paired)
     return view
 
 
@@ -116,7 +120,8 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
 
 
-def _alone(data: PairData, config: DomainConfig) -> PairData:
+def _without_target(data: PairData, config: DomainConfig) -> PairData:
+    """Checks a run without a target domain."""
     default = DomainConfig()
     for field in ("sources", "loss", "stats", "oracle"):
         if getattr(config, field) != getattr(default, field):
@@ -124,19 +129,19 @@ def _alone(data: PairData, config: DomainConfig) -> PairData:
                 "no target domain", where=f"domain.{field} = {getattr(config, field)}", expected="--target-domain NAME"
             )
     if "text" in data.modalities:
-        _refuse_lonely(data.split("train"), None)
+        _refuse_missing_captions(data.split("train"), None)
     return data
 
 
-def _refuse_lonely(train: Split, paired: int | None) -> None:
-    """A picture without a caption has no partner to learn from."""
+def _refuse_missing_captions(train: Split, paired: int | None) -> None:
+    """Raises DataError: a paired training sample has no caption."""
     if "text" not in train.modalities:
         return
-    lonely = np.flatnonzero(train.caption_count[:paired] == 0)
-    if len(lonely):
-        where = train.domains[train.domain[lonely[0]]]
+    missing = np.flatnonzero(train.caption_count[:paired] == 0)
+    if len(missing):
+        where = train.domains[train.domain[missing[0]]]
         raise DataError(
-            f"{len(lonely)} training samples have no caption",
+            f"{len(missing)} training samples have no caption",
             where=f"domain {where!r}",
             expected="captions, or a target domain",
             next="--target-domain NAME",
@@ -144,27 +149,28 @@ def _refuse_lonely(train: Split, paired: int | None) -> None:
 
 
 def _splits(data: PairData, sources: Sequence[str], target: str) -> tuple[str, ...]:
-    """Those of ``ORIGIN`` that have rows; splits of the target only where it has captions to be scored by."""
-    found = []
+    """The splits of ``ORIGIN`` that have rows; those of the target only if it has captions for scoring."""
+    names = []
     for name, origin in ORIGIN.items():
         if origin not in data.splits:
             continue
-        part = _of(data.split(origin), [target] if name in OF_TARGET else sources)
-        if len(part) and not (name in OF_TARGET and "text" in data.modalities and not part.caption_count.all()):
-            found.append(name)
-    return tuple(found)
+        part = _of_domains(data.split(origin), [target] if name in TARGET_SPLITS else sources)
+        if len(part) and not (name in TARGET_SPLITS and "text" in data.modalities and not part.caption_count.all()):
+            names.append(name)
+    return tuple(names)
 
 
-def _of(split: Split, domains: Sequence[str]) -> Split:
+def _of_domains(split: Split, domains: Sequence[str]) -> Split:
+    """The rows of these domains."""
     codes = [code for code, name in enumerate(split.domains) if name in domains]
     return split.select(np.flatnonzero(np.isin(split.domain, codes)))
 
 
-def _and_unpaired(sources: Split, target: Split) -> Split:
-    """Nothing of a target row is known but its media and its domain."""
+def _append_unpaired(sources: Split, target: Split) -> Split:
+    """Appends the rows of the target, of which only the media and the domain stay visible."""
     none = np.full(len(target), -1)
     hidden = {"label": none, "group": none, "family": none, "rows": target.rows, "domain": target.domain}
-    # numbered anew, or the order of an epoch would depend on how many families the target has
+    # renumbered: otherwise the order of an epoch would depend on the number of families of the target
     sources = replace(sources, family=np.unique(sources.family, return_inverse=True)[1])
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(sources, name), values]) for name, values in hidden.items()
@@ -173,5 +179,5 @@ def _and_unpaired(sources: Split, target: Split) -> Split:
 
 
 def unpaired_rows(split: Split) -> Array:
-    """The rows of a training split that have no partner (they lie behind the others)."""
+    """The rows of a training split that have no partner (they follow the paired ones)."""
     return np.arange(len(split) if split.paired is None else split.paired, len(split))

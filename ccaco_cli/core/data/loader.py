@@ -1,6 +1,7 @@
-"""From a prepared split to batches: columns of items, and pairs of them.
+"""From a prepared split to batches of pairs.
 
-An *item* is one sample of one modality: a caption, or the media of a row. A *row* is one thing with all its items.
+An *item* is one sample of one modality: a caption, or the media of a row. A *row* is one record with all its items.
+A *column* has all items of one modality of a split.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import Features, OnProgress, PairBatch, no_progress
 
 Array = np.ndarray[Any, Any]
-DECODED_AT_ONCE = 64
+CLIPS_PER_CHUNK = 64
+"""Clips that are decoded at a time while a cache is written."""
 PIXELS_IN_CACHE = 128
-"""Pictures up to this many pixels a side are kept decoded (uint8, memory-mapped): decoding them again costs more than reading."""
+"""Images up to this many pixels per side are cached decoded (uint8, memory-mapped): decoding them again is slower than reading."""
 
 
 def stack(samples: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -48,9 +50,10 @@ def pad(samples: Sequence[Tensor]) -> dict[str, Tensor]:
 class Column(Protocol):
     """All items of one modality of a split.
 
-    row     [items] int64, the row of each item
-    start   [rows + 1] int64, items of row r are start[r] .. start[r + 1]
-    length  [items] int64 tokens of each item where they differ (for batching by length), or None
+    Attributes:
+        row: [items] int64, the row of each item.
+        start: [rows + 1] int64; row r has the items start[r] .. start[r + 1] - 1.
+        length: [items] int64, number of tokens of each item (for batching by length); None = all equal.
     """
 
     row: Array
@@ -58,7 +61,7 @@ class Column(Protocol):
     length: Array | None
 
     def inputs(self, items: Array) -> Any:
-        """What the tower takes (dict of tensors), or cached Features."""
+        """A batch of these items: the input of ``Tower.module`` (dict of tensors), or cached Features."""
         ...
 
 
@@ -76,24 +79,31 @@ class Captioned(Protocol):
 
 
 class TextColumn:
-    """Captions as tokens; a batch is padded to its own longest caption, and says how long each is.
+    """Captions as token ids; a batch is padded to its longest caption, and holds the length of each.
 
-    kept  folder where the tokens are kept, computed once and read by memory map; None = in memory
-    cut   captions that were longer than the tower takes
+    Args:
+        split: rows with captions.
+        tokenize: ``Tower.preprocess`` of a text tower.
+        cache_folder: where the ids are stored, to be read by memory map; None = in memory.
+
+    Attributes:
+        cut: number of captions that were longer than the tower's context.
     """
 
-    def __init__(self, split: Captioned, tokenize: Callable[[list[str]], dict[str, Tensor]], kept: Path | None = None):
+    def __init__(
+        self, split: Captioned, tokenize: Callable[[list[str]], dict[str, Tensor]], cache_folder: Path | None = None
+    ):
         self.row, self.start = split.caption_row, split.caption_start
 
-        def told() -> dict[str, Array]:
+        def encode() -> dict[str, Array]:
             encoded = tokenize(list(split.captions))
             cut = encoded["cut"] if "cut" in encoded else torch.zeros(len(self.row), dtype=torch.bool)
             return {"ids": encoded["ids"].to(torch.int32).numpy(), "mask": encoded["mask"].numpy(), "cut": cut.numpy()}
 
-        found = cache.arrays(kept, told) if kept else told()
-        self.ids, self.mask = found["ids"], found["mask"]
+        arrays = cache.arrays(cache_folder, encode) if cache_folder else encode()
+        self.ids, self.mask = arrays["ids"], arrays["mask"]
         self.length: Array | None = self.mask.sum(1)
-        self.cut = int(found["cut"].sum())
+        self.cut = int(arrays["cut"].sum())
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         mask = torch.from_numpy(np.asarray(self.mask[items]))
@@ -106,7 +116,7 @@ class TextColumn:
 
 
 class MediaColumn:
-    """Pictures or clips, decoded when asked for."""
+    """Images or clips, decoded for each batch."""
 
     length: Array | None = None
 
@@ -117,7 +127,7 @@ class MediaColumn:
         self.short_side = 2 * max(getattr(preprocess, "resize", (0,)))
 
     def decode(self, data: bytes) -> Any:
-        """One sample as ``preprocess`` takes it."""
+        """Decodes one sample for ``preprocess``."""
         modality = MODALITIES[self.modality]
         if modality.decode_scaled and self.short_side:
             return modality.decode_scaled(data, self.short_side)
@@ -128,7 +138,7 @@ class MediaColumn:
         return batch
 
     def samples(self, items: Sequence[int] | Array) -> list[Tensor]:
-        """What a tower takes of each item, decoded by as many threads as torch has (the decoders free the GIL)."""
+        """The preprocessed items, decoded by as many threads as torch has (the decoders release the GIL)."""
         media = self.split.media(self.modality, items)
         if (threads := torch.get_num_threads()) == 1:
             return [self.sample(data) for data in media]
@@ -136,12 +146,12 @@ class MediaColumn:
             return list(pool.map(self.sample, media))
 
     def sample(self, data: bytes) -> Tensor:
-        """What a tower takes of one item."""
+        """Decodes and preprocesses one sample."""
         return self.preprocess(self.decode(data))
 
 
 class PixelColumn(MediaColumn):
-    """Small pictures, decoded once into a memory-mapped uint8 array [rows, 3, H, W]."""
+    """Small images, decoded once into a memory-mapped uint8 array [rows, 3, H, W]."""
 
     def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor], path: Path):
         super().__init__(split, modality, preprocess)
@@ -160,10 +170,10 @@ class PixelColumn(MediaColumn):
 
 
 class ClipColumn(MediaColumn):
-    """Clips, decoded once into a memory-mapped array [all their steps, ...] of what the tower takes: film as uint8, sound as float16.
+    """Clips, decoded once into a memory-mapped array [time steps of all clips, ...]: video as uint8, audio as float16.
 
-    Shards keep the encoded clips, for each tower wants another size, rate and length of them; but decoding H.264 again every epoch would
-    take longer than learning from it.
+    Shards store the encoded clips, because each tower needs its own size, rate and length. Decoding H.264 again in every epoch would take
+    longer than training on it.
     """
 
     def __init__(
@@ -175,18 +185,18 @@ class ClipColumn(MediaColumn):
         on_progress: OnProgress = no_progress,
     ):
         super().__init__(split, modality, preprocess)
-        found = cache.folder(path, partial(self._write_clips, on_progress=on_progress), resumes=True)
-        self.offsets, self.values = cache.read_array(found / ragged.OFFSETS), cache.read_array(found / "values.npy")
+        folder = cache.folder(path, partial(self._write_clips, on_progress=on_progress), resumes=True)
+        self.offsets, self.values = cache.read_array(folder / ragged.OFFSETS), cache.read_array(folder / "values.npy")
         self.length = np.diff(self.offsets)
 
     def _write_clips(self, folder: Path, on_progress: OnProgress) -> None:
-        def some(first: int) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-            rows = range(first, min(first + DECODED_AT_ONCE, len(self.split)))
+        def next_rows(first: int) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+            rows = range(first, min(first + CLIPS_PER_CHUNK, len(self.split)))
             samples = self.samples(rows)
             on_progress(rows.stop, len(self.split), {"what": f"{self.modality} of {self.split.name}"})
             return np.array([len(s) for s in samples]), {"values": torch.cat(samples).numpy()}, {}
 
-        ragged.write(folder, len(self.split), some)
+        ragged.write(folder, len(self.split), next_rows)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         return pad([torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items])
@@ -206,17 +216,17 @@ class CachedColumn:
             raise cache.damaged(path, str(error)) from None
         counts = np.diff(self.offsets)
         self.length: Array | None = counts
-        self.fixed = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
+        self.tokens_per_item = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
 
     def inputs(self, items: Array) -> Features:
         pooled = torch.from_numpy(np.asarray(self.pooled[items]))
-        if self.fixed:  # a patch grid: one block a row
-            tokens = torch.from_numpy(self.tokens.reshape(-1, self.fixed, self.tokens.shape[1])[items])
-            return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
-        source, mask = ragged.places(self.offsets, items)
-        padded = np.zeros((*mask.shape, self.tokens.shape[1]), np.float16)
-        padded[mask] = self.tokens[source]
-        return Features(torch.from_numpy(padded), torch.from_numpy(mask), pooled)
+        if self.tokens_per_item:  # a patch grid: one block per item
+            grid = torch.from_numpy(self.tokens.reshape(-1, self.tokens_per_item, self.tokens.shape[1])[items])
+            return Features(grid, torch.ones(grid.shape[:2], dtype=torch.bool), pooled)
+        source, mask = ragged.gather_index(self.offsets, items)
+        tokens = np.zeros((*mask.shape, self.tokens.shape[1]), np.float16)
+        tokens[mask] = self.tokens[source]
+        return Features(torch.from_numpy(tokens), torch.from_numpy(mask), pooled)
 
 
 NONE: Array = np.empty(0, np.int64)
@@ -224,14 +234,16 @@ NONE: Array = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class PairPlan:
-    """The order of one epoch: for every batch, rows and the item of either side. A function of (seed, epoch) alone.
+    """The order of an epoch: the rows of every batch, and the item of each side. It depends on (seed, epoch) only.
 
-    batch_size  rows of a batch
-    captions  of a row, as many pairs of different items stand in its batch, if it has them; apart from one another, so that neighbours
-              differ
-    family    [rows with a partner]
-    unpaired  items of a and of b without a partner: behind its pairs each batch has ``batch_size`` of them, of each side that has any,
-              drawn apart from one another
+    Attributes:
+        a, b: columns of the two sides.
+        family: [rows with a partner] int64, as ``Split.family``.
+        batch_size: rows per batch.
+        seed: of all epochs.
+        unpaired: items of a and of b without a partner. Each batch has ``batch_size`` of them after its pairs, from each side that has
+            any, drawn independently.
+        captions: pairs per row with different items, if the row has as many; they are not neighbours in the batch.
     """
 
     a: Column
@@ -243,39 +255,45 @@ class PairPlan:
     captions: int = 1
 
     def __len__(self) -> int:
-        """Batches an epoch; a last one that would be smaller is left out."""
+        """Batches per epoch; an incomplete last batch is left out."""
         return max(1, len(self.family) // self.batch_size)
 
     def epoch(self, number: int) -> list[tuple[Array, Array, Array]]:
-        """[(rows, items of a, items of b)]: rows shuffled, families (hard negatives of each other) kept side by side, all again for each
-        further caption; more items than rows where some have no partner."""
+        """The batches of one epoch: (rows, items of a, items of b).
+
+        Rows are shuffled, and families (hard negatives of each other) stay side by side. All rows are repeated for each further
+        caption. There are more items than rows where some items have no partner.
+        """
         rng = np.random.default_rng((self.seed, number))
         key = rng.random(int(self.family.max()) + 1)[self.family]
         order = np.lexsort((rng.random(len(key)), key))
         counts = [np.diff(column.start) for column in (self.a, self.b)]
         first = [(rng.random(len(count)) * count).astype(np.int64) for count in counts]
-        many = np.minimum(self.captions, np.maximum(*counts))
+        pairs_per_row = np.minimum(self.captions, np.maximum(*counts))
 
         def pairs(rows: Array) -> tuple[Array, ...]:
             nth = np.repeat(np.arange(self.captions), len(rows))
-            again = np.tile(rows, self.captions)
-            again, nth = again[kept := nth < many[again]], nth[kept]
+            repeated = np.tile(rows, self.captions)
+            exists = nth < pairs_per_row[repeated]
+            repeated, nth = repeated[exists], nth[exists]
             sides = zip((self.a, self.b), counts, first, strict=True)
-            return again, *(column.start[again] + (begun[again] + nth) % count[again] for column, count, begun in sides)
+            return repeated, *(
+                column.start[repeated] + (start[repeated] + nth) % count[repeated] for column, count, start in sides
+            )
 
-        cuts = (pairs(order[i * self.batch_size : (i + 1) * self.batch_size]) for i in range(len(self)))
-        lone = [
-            _in_turn(items, self.batch_size, len(self), np.random.default_rng((self.seed, number, i)))
+        batches = (pairs(order[i * self.batch_size : (i + 1) * self.batch_size]) for i in range(len(self)))
+        unpaired = [
+            _draw_rounds(items, self.batch_size, len(self), np.random.default_rng((self.seed, number, i)))
             for i, items in enumerate(self.unpaired)
         ]
         return [
-            (rows, np.append(a, lone_a), np.append(b, lone_b))
-            for (rows, a, b), lone_a, lone_b in zip(cuts, *lone, strict=True)
+            (rows, np.append(a, unpaired_a), np.append(b, unpaired_b))
+            for (rows, a, b), unpaired_a, unpaired_b in zip(batches, *unpaired, strict=True)
         ]
 
 
-def _in_turn(items: Array, size: int, batches: int, rng: np.random.Generator) -> list[Array]:
-    """``batches`` times ``size`` items, each once before any comes again."""
+def _draw_rounds(items: Array, size: int, batches: int, rng: np.random.Generator) -> list[Array]:
+    """Draws ``batches`` times ``size`` items; every item is drawn once before any is drawn again."""
     if not len(items):
         return [items] * batches
     rounds = -(-size * batches // len(items))
@@ -286,28 +304,29 @@ def _in_turn(items: Array, size: int, batches: int, rng: np.random.Generator) ->
 class PairDataset(Dataset[PairBatch]):
     """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan.
 
-    An item of several pairs is read once; where several processes share a batch, once a pair, for they must read equally many.
+    An item of several pairs is read once. If several processes share a batch, it is read once per pair, because the processes must read
+    equal numbers of items.
     """
 
     def __init__(self, a: Column, b: Column, group: Array, domain: Array):
         self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
-        self.alone = distributed.world() == 1  # asked here, for the workers of a loader are in no group
+        self.deduplicate = distributed.world() == 1  # read here, because a loader's workers are in no process group
 
     def __getitem__(self, entry: tuple[Array, Array, Array]) -> PairBatch:
         rows, items_a, items_b = entry
         index = torch.from_numpy(rows)
-        (items_a, at_a), (items_b, at_b) = self._once(items_a), self._once(items_b)
+        (items_a, at_a), (items_b, at_b) = self._unique(items_a), self._unique(items_b)
         return PairBatch(
             self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index], at_a, at_b
         )
 
-    def _once(self, items: Array) -> tuple[Array, Tensor | None]:
-        once, at = np.unique(items, return_inverse=True)
-        return (once, torch.from_numpy(at)) if self.alone and len(once) < len(items) else (items, None)
+    def _unique(self, items: Array) -> tuple[Array, Tensor | None]:
+        unique, index = np.unique(items, return_inverse=True)
+        return (unique, torch.from_numpy(index)) if self.deduplicate and len(unique) < len(items) else (items, None)
 
 
 def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:
-    """The share of one process of a plan entry: an equal run of its rows, in rank order, and of the items behind them without a partner."""
+    """The part of a plan entry for one process: an equal share of its rows, in rank order, and of the unpaired items after them."""
     pairs = len(entry[0])
     rows, items_a, items_b = (
         np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry
@@ -316,17 +335,20 @@ def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Arra
 
 
 def _share(column: Array, rank: int, world: int) -> Array:
-    each = len(column) // world
-    return column[rank * each : (rank + 1) * each]
+    size = len(column) // world
+    return column[rank * size : (rank + 1) * size]
 
 
 def load(
     dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int, seed: int = 0
 ) -> DataLoader[PairBatch]:
-    """Batches in plan order, prefetched by ``workers`` processes (0 = in this one).
+    """Batches in plan order, prefetched by ``workers`` processes (0 = in this process).
 
-    seed  of the workers' generators. Drawing it from torch's own would change what a resumed run draws next
-    Raises DataError, when it is read: a worker died
+    Args:
+        dataset: reads the batches.
+        plan: of one epoch.
+        workers: processes.
+        seed: of the workers' generators. A draw from torch's global generator would change what a resumed run draws next.
     """
-    own = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers, generator=own)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers, generator=generator)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Checks a stream of records on all cores, in order, with bounded memory. Imports little, for every worker process loads it."""
+"""Checks a stream of records on all cores, in order, with bounded memory. Imports little, because every worker process loads it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from ccaco_cli.core.data.checks import Passed, Rejected, Rules, check_all
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
-CHUNK = 32  # records a task
-AHEAD = 4  # tasks a worker that may wait: bounds memory
+CHUNK = 32  # records per task
+AHEAD = 4  # queued tasks per worker: bounds memory
 
 
 def checked(
     records: Iterator[PairRecord], rules: Rules, workers: int | None
 ) -> Generator[tuple[PairRecord, Passed | Rejected], None, None]:
-    """Each record with its outcome, in order.
+    """Yields each record with its outcome, in order.
 
-    workers  processes; None = all cores, 0 or 1 = none besides this one
-    Raises   DataError: a worker died (memory, most likely)
+    Args:
+        records: consumed ahead of the outcomes, by a bounded number.
+        rules: of ``checks.check``.
+        workers: processes; None = all cores, 0 or 1 = only this one.
+    Raises:
+        DataError: a worker died (most likely for lack of memory).
     """
     workers = runtime.cpu_cores() if workers is None else workers
     if workers <= 1:
         for record in records:
             yield record, check_all([record], rules)[0]
         return
-    # spawned, not forked: this process may hold threads of Arrow or torch
+    # spawned, not forked: this process may have threads of Arrow or torch
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=runtime.end_with_parent)
     try:
         yield from _in_order(pool, records, rules, workers * AHEAD)
@@ -47,16 +51,16 @@ def checked(
 def _in_order(
     pool: Executor, records: Iterator[PairRecord], rules: Rules, ahead: int
 ) -> Iterator[tuple[PairRecord, Passed | Rejected]]:
-    waiting: deque[tuple[list[PairRecord], Future[list[Passed | Rejected]]]] = deque()
+    queue: deque[tuple[list[PairRecord], Future[list[Passed | Rejected]]]] = deque()
     chunk: list[PairRecord] = []
     for record in records:
         chunk.append(record)
         if len(chunk) == CHUNK:
-            waiting.append((chunk, pool.submit(check_all, chunk, rules)))
+            queue.append((chunk, pool.submit(check_all, chunk, rules)))
             chunk = []
-        if len(waiting) > ahead:
-            ready, future = waiting.popleft()
+        if len(queue) > ahead:
+            ready, future = queue.popleft()
             yield from zip(ready, future.result(), strict=True)
-    waiting.append((chunk, pool.submit(check_all, chunk, rules)))
-    for ready, future in waiting:
+    queue.append((chunk, pool.submit(check_all, chunk, rules)))
+    for ready, future in queue:
         yield from zip(ready, future.result(), strict=True)

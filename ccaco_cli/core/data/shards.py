@@ -113,7 +113,7 @@ def write(
     }
     root = str(info.root) if info.root is not None else None
     rules = Rules(root, info.modalities, options.image_size, frozenset(info.unpaired))
-    with lock.held(out, "data set"):
+    with lock.hold(out, "data set"):
         _begin(partial, plan)
         count = _ShardWriter(partial, rules, options, total, on_progress).write(records)
         try:

@@ -81,6 +81,6 @@ def _raw(data: PairData, split: str, modality: str, tower: Tower, lock: bool, on
             if lock
             else ClipColumn(part, modality, tower.preprocess, path, on_progress)
         )
-    if kind == "still" and 0 < max(getattr(tower.preprocess, "size", (0,))) <= PIXELS_IN_CACHE:
+    if kind == "still" and tower.input_size is not None and max(tower.input_size) <= PIXELS_IN_CACHE:
         return PixelColumn(part, modality, tower.preprocess, path)
     return MediaColumn(part, modality, tower.preprocess)

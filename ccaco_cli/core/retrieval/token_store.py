@@ -48,7 +48,7 @@ class Writer:
     def __init__(self, folder: Path, store: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.store = folder, STORES[store]
-        self.tokens, self.scales = (ragged.Growing(folder / name) for name in (TOKENS, SCALES))
+        self.tokens, self.scales = (ragged.GrowingArray(folder / name) for name in (TOKENS, SCALES))
         self.counts: list[Array] = []
 
     def __enter__(self) -> Writer:
@@ -94,7 +94,7 @@ class Tokens:
 
     def read(self, rows: Any) -> tuple[Array, Array]:
         """Rows [n] -> tokens [n, N, D] float32 padded with zeros to the longest of them, mask [n, N] bool."""
-        where, mask = ragged.places(self.offsets, np.asarray(rows, np.int64))
+        where, mask = ragged.gather_index(self.offsets, np.asarray(rows, np.int64))
         padded = np.zeros((*mask.shape, self.tokens.shape[1]), np.float32)
         padded[mask] = self.tokens[where]
         if self.scales is not None:

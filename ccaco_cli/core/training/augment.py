@@ -12,7 +12,7 @@ from ccaco_cli.core import distributed
 from ccaco_cli.core.config import ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.modalities import MODALITIES
-from ccaco_cli.core.model.wholebatch import own, paired_rows
+from ccaco_cli.core.model.global_batch import global_rows, paired_rows
 from ccaco_cli.core.types import PairBatch
 
 
@@ -61,6 +61,6 @@ def augment(
     rows = len(inputs["pixels"])
     with paired_rows(len(batch.rows)):
         seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()[
-            own(rows)
+            global_rows(rows)
         ]
     return replace(batch, **{side: inputs | {"pixels": pixels(inputs["pixels"], config.image, seeds)}})

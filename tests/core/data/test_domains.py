@@ -60,7 +60,7 @@ def test_the_splits_of_a_view(make: Make) -> None:
         ["id10", "id12", "id14"],
     ]
     assert view.split("test").captions == ["11.0", "11.1", "13.0", "13.1"]
-    assert view.modalities == ("smell", "text") and view.manifest.sha256 == view.whole.manifest.sha256
+    assert view.modalities == ("smell", "text") and view.manifest.sha256 == view.data.manifest.sha256
 
 
 def test_of_the_targets_training_rows_nothing_is_known_but_media_and_domain(make: Make) -> None:

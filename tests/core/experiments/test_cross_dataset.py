@@ -60,7 +60,7 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
         and body["dataset"] == "sugarcrepe"
         and body["run"] == "first"
     )
-    (found,) = results.find([runs])
+    (found,) = results.find_runs([runs])
     assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
     assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
     table = report_tables.table(report_tables.ReportRequest([own]))
@@ -78,7 +78,7 @@ def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path
         body["per_item"][f"choice_{kind}"] = [1 - right for right in body["per_item"][f"choice_{kind}"]]
         body["metrics"][f"choice_{kind}_accuracy"] = 1 - body["metrics"][f"choice_{kind}_accuracy"]
     (tmp_path / "other.json").write_text(json.dumps(body))
-    rows = {row["metric"]: row for row in comparison.pair(results.find([own, tmp_path / "other.json"]))}
+    rows = {row["metric"]: row for row in comparison.pair(results.find_runs([own, tmp_path / "other.json"]))}
     for kind in TYPES:
         row = rows[f"choice_{kind}_accuracy"]
         assert row["reference_value"] + row["other_value"] == pytest.approx(1.0)

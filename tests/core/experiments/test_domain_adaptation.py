@@ -239,8 +239,8 @@ def test_the_supervised_arms_have_classes_and_no_words(root: Path, settings: dic
     assert found["headline"] == "classes"
     assert {"label", "domain", "domain_accuracy", "total"} <= steps(tmp_path / "r")[0].keys()
     assert not {"contrastive", "cross"} & steps(tmp_path / "r")[0].keys()
-    run = results.find([tmp_path / "r"])
-    per = results.result(run[0]).per_query("class_accuracy")
+    run = results.find_runs([tmp_path / "r"])
+    per = results.load_result(run[0]).per_query("class_accuracy")
     assert per.mean == pytest.approx(found["metrics"]["test.classes"]["class_accuracy"])
     assert len(per.cluster) == 6, "a picture each"
     rows = domain_tables.classes(run, "test")
@@ -259,7 +259,7 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
     assert [row["verdict"] == "reference" for row in found.table] == [True, False], (
         "source-only is what others are held against"
     )
-    rows = domain_tables.table(results.find([tmp_path / "a"]), "text_to_image_R@1", None)
+    rows = domain_tables.table(results.find_runs([tmp_path / "a"]), "text_to_image_R@1", None)
     assert [row["arm"] for row in rows] == ["source-only", "+adabn"]
     base, other = rows
     metrics = [manifest.open(tmp_path / f"a/+adabn-s{s}", kind="run").facts["metrics"] for s in (0, 1)]
@@ -277,20 +277,20 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
         == rows
     )
     with pytest.raises(ConfigError, match="no such metric: recall"):
-        domain_tables.table(results.find([tmp_path / "a"]), "recall", None)
+        domain_tables.table(results.find_runs([tmp_path / "a"]), "recall", None)
     with pytest.raises(DataError, match=r"reference arm: clip; expected source-only \| \+adabn"):
-        domain_tables.table(results.find([tmp_path / "a"]), "R-sum", "clip")
+        domain_tables.table(results.find_runs([tmp_path / "a"]), "R-sum", "clip")
 
 
 def test_what_needs_a_target_says_so(run: Path, dann: Path) -> None:
     for call in (
-        lambda: domain_tables.table(results.find([run]), "R-sum", None),
+        lambda: domain_tables.table(results.find_runs([run]), "R-sum", None),
         lambda: report_tables.looks(report_tables.ReportRequest([run])),
     ):
         with pytest.raises(DataError, match=r"no target domain.*--target-domain NAME"):
             call()
     with pytest.raises(DataError, match="classified nothing"):
-        domain_tables.classes(results.find([run]), "test")
+        domain_tables.classes(results.find_runs([run]), "test")
     ((name, look),) = report_tables.looks(report_tables.ReportRequest([dann]))
     assert name == "dann" and set(look["before"]["image"]["domain"]) == {"source", "target"}
     assert len(look["after"]["image"]["points"]) == 24 + 12

@@ -1,4 +1,4 @@
-"""The data sets that ``ccaco prepare`` knows: one file each, and one entry here."""
+"""The data sets that ``ccaco prepare`` knows. A new one is a module with a ``Source``, and one entry in ``_LOCATIONS``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import import_module
 
 from ccaco_cli.core.data.sources.source import Source
 
-_WHERE = {
+_LOCATIONS = {
     "scenes": "scenes.SOURCE",
     "scenes-styles": "scenes.STYLES_SOURCE",
     "coco": "coco.SOURCE",
@@ -26,21 +26,21 @@ _WHERE = {
 
 
 class _Lazy(Mapping[str, Source]):
-    """Imports a source only when it is asked for, so that naming them all costs nothing."""
+    """Imports a source at its first use, so that listing the names costs nothing."""
 
     def __getitem__(self, name: str) -> Source:
-        module, _, attribute = _WHERE[name].partition(".")
+        module, _, attribute = _LOCATIONS[name].partition(".")
         source: Source = getattr(import_module(f"{__name__}.{module}"), attribute)
         return source
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_WHERE)
+        return iter(_LOCATIONS)
 
     def __len__(self) -> int:
-        return len(_WHERE)
+        return len(_LOCATIONS)
 
     def __contains__(self, name: object) -> bool:
-        return name in _WHERE
+        return name in _LOCATIONS
 
 
 SOURCES: Mapping[str, Source] = _Lazy()

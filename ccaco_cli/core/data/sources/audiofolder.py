@@ -1,4 +1,4 @@
-"""Sounds in class folders: ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``, or in folds as ESC-10 and ESC-50 have them, captioned by class."""
+"""Sound files in class folders, ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``, or in folds as in ESC-10 and ESC-50; captions from the classes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ccaco_cli.core.types import PairRecord
 _EXPECTS = "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; or ESC-10 or ESC-50 with its folds"
 _TEMPLATE = "the sound of {}"
 _ESC = re.compile(r"(?P<fold>\d)-(?P<recording>\d+)-(?P<take>[A-Z])(?:-(?P<target>\d+))?")
-"""ESC's file names: fold, Freesound id, take, and in ESC-50 the number of the class."""
+"""File names of ESC: fold, Freesound id, take, and in ESC-50 the class number."""
 VAL = 0.1
-"""Share of the recordings of the other folds that are for validation."""
+"""Share of the recordings of the other folds that is used for validation."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def _records(sounds: list[_Sound], template: str, test_fold: int) -> Iterator[Pa
     for sound in sounds:
         split = sound.split or hash_split(sound.id)
         if test_fold:
-            # takes of one recording stay together
+            # takes of one recording stay in one split
             split = "test" if sound.fold == test_fold else "val" if hash_fraction(sound.recording) < VAL else "train"
         yield PairRecord(
             id=sound.id,
-            group=sound.label,  # two sounds of one class have the same caption: no negatives of each other
+            group=sound.label,  # two sounds of a class have the same caption, so they are no negatives of each other
             split=split,
             media={"audio": sound.path},
             captions=[template.format(sound.label), sound.label] if sound.label else [],
@@ -96,7 +96,7 @@ def _class_name(folder: str) -> str:
 
 
 def _categories(root: Path) -> dict[str, str]:
-    """File name -> class, of ESC-50's ``meta/esc50.csv`` where it is."""
+    """File name -> class, from ESC-50's ``meta/esc50.csv`` if it exists."""
     table = root / "meta" / "esc50.csv"
     if not table.is_file():
         return {}

@@ -12,7 +12,7 @@ from ccaco_cli.core.types import PairRecord
 
 COUNTS: Mapping[str, int] = {"train": 1_600, "val": 200, "test": 200}
 SMALLEST = 32
-"""Pixels below which stripes cannot be told."""
+"""Pixels below which the stripes cannot be seen."""
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:

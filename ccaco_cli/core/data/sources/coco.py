@@ -15,7 +15,7 @@ from ccaco_cli.core.data.sources.lists import (
     captions_of,
     hash_fraction,
     karpathy_images,
-    part_of,
+    missing_part,
     read_json,
     revision_of,
 )
@@ -65,7 +65,7 @@ def _karpathy(root: Path, file: Path) -> SourceData:
     rule = "train+restval -> train; captions: all in train, the first five in val and test"
     return SourceData(
         records=records(),
-        protocol=f"coco-karpathy ({rule}){part_of(counts, _KARPATHY)}",
+        protocol=f"coco-karpathy ({rule}){missing_part(counts, _KARPATHY)}",
         licence=_LICENCE,
         revision=revision_of(file),
         counts=counts,
@@ -73,10 +73,10 @@ def _karpathy(root: Path, file: Path) -> SourceData:
 
 
 def _photo(root: Path, image: dict[str, Any]) -> Path:
-    """Where a photo of Karpathy's list lies: in its 2014 folder, or under its 2017 name where only those photos are there."""
+    """Path of a photo in Karpathy's list: in its 2014 folder, or under its 2017 name if only those photos are there."""
     path = (
         root / str(image.get("filepath", "")) / str(image["filename"])
-    )  # of any length: os.path.isfile is false then, is_file raises
+    )  # the name can have any length: then os.path.isfile is False, but Path.is_file raises
     if os.path.isfile(path) or not isinstance(image.get("cocoid"), int):
         return path
     renamed = (root / folder / f"{image['cocoid']:012d}.jpg" for folder in ("train2017", "val2017"))
@@ -98,10 +98,10 @@ def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
                 yield PairRecord(id, id, split_of(part, key), {"image": root / f"{part}{year}" / name}, captions)
 
     rule = f"train{year} -> train, less a tenth, by hash of the image id -> val; val{year} -> test; all captions"
-    part = part_of({name: len(images) for name, images in parts.items()}, _OFFICIAL[year])
+    suffix = missing_part({name: len(images) for name, images in parts.items()}, _OFFICIAL[year])
     return SourceData(
         records=records(),
-        protocol=f"coco-official-{year} ({rule}){part}",
+        protocol=f"coco-official-{year} ({rule}){suffix}",
         licence=_LICENCE,
         revision=revision_of(*files.values()),
         counts=Counter(split_of(part, key) for part, images in parts.items() for key in images),

@@ -1,4 +1,4 @@
-"""Emoji with their Unicode names in several vendors' drawing styles: one meaning, several domains."""
+"""Emoji with their Unicode names, in the drawing styles of several vendors: the styles are domains."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
-_EXPECTS = "emoji.tsv (codepoint, unicode_name, category, split, styles) beside one folder of PNG files a style"
-_PICTURES = {
+_EXPECTS = "emoji.tsv (codepoint, unicode_name, category, split, styles) beside one folder of PNG files per style"
+_FILES = {
     "noto2018": "noto2018/png/128/emoji_u{}.png",
     "twemoji": "twemoji/png/128/{}.png",
     "fxemoji": "fxemoji/png128/{}.png",
@@ -35,7 +35,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         for row in rows:
             for style in row["styles"].split(","):
                 code = row["codepoint"]
-                picture = root / _PICTURES.get(style, style + "/{}.png").format(code)
+                picture = root / _FILES.get(style, style + "/{}.png").format(code)
                 yield PairRecord(
                     id=f"{style}/{code}",
                     group=code,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import captions_of, karpathy_images, part_of, read_lines, revision_of
+from ccaco_cli.core.data.sources.lists import captions_of, karpathy_images, missing_part, read_lines, revision_of
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -58,7 +58,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
         counts[split] = counts.get(split, 0) + 1
     return SourceData(
         records=_records(folder, listed),
-        protocol=f"{name}: the published train, val and test lists, all captions of a photo{part_of(counts, _PUBLISHED[name])}",
+        protocol=f"{name}: the published train, val and test lists, all captions of a photo{missing_part(counts, _PUBLISHED[name])}",
         licence=_LICENCE,
         revision=revision_of(*read_from),
         facts={"unlisted": unlisted},
@@ -77,18 +77,18 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[
     split_of: dict[str, str] = {}
     lists = []
     for split, names in _LISTS.items():
-        found = _first(folder, names)
-        if found is None:
+        path = _first(folder, names)
+        if path is None:
             raise DataError(
                 f"no list of the {split} photos",
                 where=folder,
                 expected=" or ".join(names),
                 next=f"add dataset_{name}.json instead",
             )
-        lists.append(found)
+        lists.append(path)
         # Flickr30k's lists name photos without their suffix
-        split_of |= {file if "." in file else f"{file}.jpg": split for file in map(str.strip, read_lines(found))}
-    # a photo that is listed but has no caption is kept here, to be counted and named among the rejects
+        split_of |= {file if "." in file else f"{file}.jpg": split for file in map(str.strip, read_lines(path))}
+    # a listed photo without a caption stays, so that it is counted and listed among the rejects
     listed = {file: (split, [text for _, text in sorted(captions.get(file, []))]) for file, split in split_of.items()}
     return listed, lists, len(captions.keys() - split_of.keys())
 
@@ -101,15 +101,15 @@ def _records(folder: Path, listed: _Listed) -> Iterator[PairRecord]:
 
 
 def _only_tokens(folder: Path) -> Path | None:
-    """The one token file of a folder, whatever its name; lemmas are no captions."""
-    found = [
+    """The only token file of a folder, whatever its name; lemmas are no captions."""
+    paths = [
         path for pattern in ("*.token", "*.token.txt") for path in folder.glob(pattern) if ".lemma." not in path.name
     ]
-    return found[0] if len(found) == 1 else None
+    return paths[0] if len(paths) == 1 else None
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of the named files in a folder, or in one of its folders (lists come in an archive of their own)."""
+    """The first of these files in a folder or its subfolders (lists are distributed in a separate archive)."""
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     return next((place / name for name in names for place in places if (place / name).is_file()), None)
 

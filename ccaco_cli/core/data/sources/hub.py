@@ -26,28 +26,28 @@ _USUAL = {
     "domain": ("domain",),
     "group": ("group",),
 }
-"""Our names -> the columns that are taken for them where no flag says otherwise, the first that is there."""
+"""Our names -> default column names; the first that exists is used unless a flag names another."""
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Our names -> theirs; ``labels`` gives names to numbers."""
+    """Our names -> names of the columns (``source``); ``labels`` converts class numbers to names."""
 
-    theirs: Mapping[str, str]
+    source: Mapping[str, str]
     labels: Any
     template: str
 
     def captions(self, row: Mapping[str, Any], label: str) -> list[str]:
         return (
-            texts_of(row[self.theirs["caption"]])
-            if "caption" in self.theirs
+            texts_of(row[self.source["caption"]])
+            if "caption" in self.source
             else [self.template.format(label)]
             if label
             else []
         )
 
     def text(self, row: Mapping[str, Any], name: str) -> str:
-        value = row[self.theirs[name]] if name in self.theirs else None
+        value = row[self.source[name]] if name in self.source else None
         if name == "label" and isinstance(value, int) and hasattr(self.labels, "int2str"):
             return str(self.labels.int2str(value)).replace("_", " ") if value >= 0 else ""
         return (texts_of(value) or [""])[0]
@@ -62,32 +62,32 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     folder = Path(where).resolve() if Path(where).is_dir() else None
     parts, licence, revision = _load(where, config, folder)
     columns = _columns(where, next(iter(parts.values())), options)
-    one = len(parts) == 1 and "split" not in columns.theirs
-    if options.limit is not None and not one and "split" not in columns.theirs:
+    single_split = len(parts) == 1 and "split" not in columns.source
+    if options.limit is not None and not single_split and "split" not in columns.source:
         parts = {name: part.take(options.limit) for name, part in parts.items()}
     return SourceData(
-        records=_records(parts, columns, folder, one),
+        records=_records(parts, columns, folder, single_split),
         protocol=f"hub {folder.name if folder else where}{config and f' ({config})'}; "
-        + ("80/10/10 by hash of the row number (published as one split)" if one else "splits as published"),
+        + ("80/10/10 by hash of the row number (published as one split)" if single_split else "splits as published"),
         licence=licence,
         revision=revision,
-        facts={"columns": dict(columns.theirs)},
-        splits=HASH_SPLITS if one else (),
+        facts={"columns": dict(columns.source)},
+        splits=HASH_SPLITS if single_split else (),
         root=folder,
     )
 
 
 def _load(where: str, config: str, folder: Path | None) -> tuple[dict[str, IterableDataset], str, str]:
-    """The splits, the licence, and the commit of the hub's repository (of a local folder nothing is known)."""
+    """The splits, the licence, and the commit of the hub's repository ("" for a local folder)."""
     import datasets
 
-    datasets.disable_progress_bars()  # ours is enough
+    datasets.disable_progress_bars()  # the command shows its own
     try:
         builder = datasets.load_dataset_builder(str(folder or where), config or None)
         parts = dict(builder.as_streaming_dataset())
     except (
         Exception
-    ) as error:  # no network, no such name, a layout it cannot read: its readers raise whatever they stumble over
+    ) as error:  # no network, no such name, an unknown layout: its readers raise many kinds of exceptions
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"datasets cannot read this ({why[:300]})", where=where, expected=_EXPECTS) from None
     return parts, builder.info.license or "", "" if folder else f"commit {builder.hash}"
@@ -104,38 +104,38 @@ def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Colu
         raise DataError(
             f"no such column of ours: {sorted(unknown)[0]}", where=where, expected=f"one of {', '.join(_USUAL)}"
         )
-    wanted |= {ours: [theirs] if theirs in features else [] for ours, theirs in options.columns.items()}
+    wanted |= {ours: [name] if name in features else [] for ours, name in options.columns.items()}
     needed = ["image"] if wanted["label"] and not wanted["caption"] else ["image", "caption"]
     missing = [ours for ours in (*needed, *options.columns) if not wanted[ours]]
     if missing:
-        asked = options.columns.get(missing[0])
+        requested = options.columns.get(missing[0])
         raise DataError(
-            f"no column {asked!r} for {missing[0]}" if asked else f"no column that looks like the {missing[0]}",
+            f"no column {requested!r} for {missing[0]}" if requested else f"no column that looks like the {missing[0]}",
             where=where,
             expected=f"one of {', '.join(features)}",
             next=f"--column {missing[0]}=ONE_OF_THESE",
         )
-    theirs = {ours: names[0] for ours, names in wanted.items() if names}
-    return _Columns(theirs, features.get(theirs.get("label", "")), options.template or _TEMPLATE)
+    source = {ours: names[0] for ours, names in wanted.items() if names}
+    return _Columns(source, features.get(source.get("label", "")), options.template or _TEMPLATE)
 
 
 def _records(
-    parts: Mapping[str, IterableDataset], columns: _Columns, folder: Path | None, one: bool
+    parts: Mapping[str, IterableDataset], columns: _Columns, folder: Path | None, single_split: bool
 ) -> Iterator[PairRecord]:
     import datasets
 
     for name, part in parts.items():
-        picture = columns.theirs["image"]
-        part = part.select_columns(list(dict.fromkeys(columns.theirs.values())))  # others are not even decoded
+        picture = columns.source["image"]
+        part = part.select_columns(list(dict.fromkeys(columns.source.values())))  # other columns are not decoded
         if type((part.features or {}).get(picture)).__name__ == "Image":
             part = part.cast_column(picture, datasets.Image(decode=False))
         for number, row in enumerate(_rows(part, name)):
             id, label = f"{name}/{number}", columns.text(row, "label")
-            split = columns.text(row, "split") or (hash_split(id) if one else name)
+            split = columns.text(row, "split") or (hash_split(id) if single_split else name)
             media = _media(row[picture], folder)
             yield PairRecord(
                 id,
-                columns.text(row, "group") or (label if "caption" not in columns.theirs else id),
+                columns.text(row, "group") or (label if "caption" not in columns.source else id),
                 SPLIT_NAMES.get(split.lower(), split),
                 {} if media is None else {"image": media},
                 columns.captions(row, label),
@@ -147,7 +147,7 @@ def _records(
 def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
     try:
         yield from part
-    except Exception as error:  # as in ``_load``; what a caller throws is no Exception of theirs
+    except Exception as error:  # as in ``_load``
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             f"datasets stopped reading split {name} ({why[:300]})", where="hub", next="mend the files, or --limit N"
@@ -155,11 +155,11 @@ def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _media(value: Any, folder: Path | None) -> Media | None:
-    """Bytes, a file of the local folder, or a file of the hub that is fetched when asked for; None = the row has no picture."""
+    """Bytes, a file of the local folder, or a function that downloads a file of the hub; None = the row has no image."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
-    for found in (data, path):
-        if isinstance(found, bytes):
-            return found
+    for value in (data, path):
+        if isinstance(value, bytes):
+            return value
     if not path:
         return None
     return folder / str(path) if folder is not None and "://" not in str(path) else partial(_fetch, str(path))

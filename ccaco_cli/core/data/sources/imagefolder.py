@@ -55,7 +55,7 @@ def _records(root: Path, template: str, unpaired: Collection[str]) -> Iterator[P
         label = places[-1].replace("_", " ") if places else ""
         yield PairRecord(
             id=id,
-            group=label,  # two pictures of one class have the same caption: no negatives of each other
+            group=label,  # two images of a class have the same caption, so they are no negatives of each other
             split=split or hash_split(id),
             media={"image": path},
             captions=[template.format(label)] if label else [],

@@ -1,8 +1,8 @@
 """Kinetics-Sounds: clips in class folders, or the list files as distributed over a folder of clips.
 
-The set was drawn from Kinetics by class, and published work differs in which: the number of classes names the protocol, and the hash of the
-list tells two lists of one length apart. Clips vanish from the site they came from, so what is missing is stamped on the data set and, with
-its protocol, on every result.
+The set is a choice of classes of Kinetics, and published work uses different choices. The number of classes therefore names the protocol,
+and a hash of the class list tells two lists of equal length apart. Clips disappear from the site that hosts them, so the number of missing
+clips is part of the protocol of the data set and of every result.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _EXPECTS = (
 )
 _NEXT = "ccaco prepare kinetics-sounds --source PATH"
 _CLIP = re.compile(r"(?P<video>.{11})_(?P<start>\d+)(?:_\d+)?")
-"""Both spellings: ``VIDEO_000058_000068`` and ``VIDEO_58``."""
+"""Two notations: ``VIDEO_000058_000068`` and ``VIDEO_58``."""
 PROTOCOLS = {
     31: "the lists of OGM-GE (arXiv:2203.15332)",
     32: "what the released Kinetics-400 has of the 34",
     33: "the class.txt that goes round with the lists",
     34: "the original (arXiv:1705.08168, appendix A)",
 }
-"""Number of classes -> whose choice it is."""
+"""Number of classes -> source of this choice of classes."""
 VAL = 0.1
-"""Share of the training videos, by hash of their id, that are for validation where nothing else is said."""
+"""Share of the training videos, by hash of their id, that is used for validation if there is no validation list."""
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """path is None for one that is missing."""
+    """A listed clip; ``path`` is None if the file is missing."""
 
     name: str
     label: str
@@ -61,8 +61,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         revision = ""
     missing = sorted(clip.name for clip in clips if clip.path is None)
     if len(missing) == len(clips):
-        what = f"none of the {len(clips):,} listed clips is here" if clips else "no clips here"
-        raise DataError(what, where=root, expected=_EXPECTS, next=_NEXT)
+        problem = f"none of the {len(clips):,} listed clips is here" if clips else "no clips here"
+        raise DataError(problem, where=root, expected=_EXPECTS, next=_NEXT)
     listed, lost = Counter(clip.split for clip in clips), Counter(clip.split for clip in clips if clip.path is None)
     known = PROTOCOLS.get(len(classes), "no published number of classes")
     protocol = f"kinetics-sounds-{len(classes)} ({known}; class list sha256:{_hash(classes)})"
@@ -96,17 +96,17 @@ def _records(clips: list[_Clip]) -> Iterator[PairRecord]:
 
 
 def _lists(root: Path) -> dict[Path, str]:
-    """List files -> their split, by name."""
-    found = {}
+    """List files -> their split, from the file names."""
+    splits = {}
     for path in sorted(root.glob("*.txt")):
         words = [SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_NAMES]
         if words:
-            found[path] = words[0]
-    return found
+            splits[path] = words[0]
+    return splits
 
 
 def _listed(root: Path, lists: dict[Path, str]) -> tuple[list[_Clip], list[str], list[str]]:
-    """Clips of the lists, in their order; classes by number, for the lists name none."""
+    """Clips of the lists, in their order; classes are numbers, because the lists do not name them."""
     files = {_key(path.stem): path for path in _files(root)}
     has_val = "val" in lists.values()
     clips = []
@@ -129,25 +129,25 @@ def _listed(root: Path, lists: dict[Path, str]) -> tuple[list[_Clip], list[str],
 
 
 def _in_folders(root: Path) -> tuple[list[_Clip], list[str], list[str]]:
-    """Clips of class folders; ``class.txt`` (names with commas or lines between them) says which classes are meant."""
+    """Clips of class folders; ``class.txt`` (names separated by commas or line ends) chooses the classes."""
     wanted = _class_list(root)
-    found = []
+    labelled = []
     for path in _files(root):
         places = path.relative_to(root).parts[:-1]
         split = SPLIT_NAMES.get(places[0].lower(), "") if places else ""
         label = _class_name(places[-1]) if places[1 if split else 0 :] else ""
         if label and (wanted is None or label in wanted):
-            found.append((path, label, split))
-    splits = {split for _, _, split in found}
+            labelled.append((path, label, split))
+    splits = {split for _, _, split in labelled}
     clips = []
-    for path, label, split in found:
+    for path, label, split in labelled:
         clips.append(_Clip(path.stem, label, _split(split, path.stem, "val" in splits), path))
     classes = wanted if wanted is not None else sorted({clip.label for clip in clips})
     return clips, classes, sorted(set(classes) - {clip.label for clip in clips})
 
 
 def _split(split: str, name: str, has_val: bool) -> str:
-    """Clips of one video stay together."""
+    """The split of a clip; clips of one video stay in one split."""
     fraction = hash_fraction(_key(name)[0])
     if not split:
         return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
@@ -155,9 +155,9 @@ def _split(split: str, name: str, has_val: bool) -> str:
 
 
 def _key(stem: str) -> tuple[str, int]:
-    """Video and second: equal for both spellings of one clip."""
-    found = _CLIP.fullmatch(stem)
-    return (found["video"], int(found["start"])) if found else (stem, -1)
+    """Video and start in seconds: equal for both notations of a clip."""
+    match = _CLIP.fullmatch(stem)
+    return (match["video"], int(match["start"])) if match else (stem, -1)
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""The list files that published data sets share: text of any encoding, JSON, Karpathy's split files, splits by hash."""
+"""Readers of the list files of published data sets: text of any encoding, JSON, Karpathy's split files; splits by hash."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ HASH_SPLITS = ("train", "val", "test")  # of ``hash_split``
 
 
 def media_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files with these endings in a folder and all its folders, in order; hidden ones are left out.
+    """Files with these suffixes below a folder, in order; hidden ones are left out.
 
-    A linked folder is not walked; given as if it were a file, it is counted and named among the rejects.
+    A linked folder is not entered; it is yielded like a file, so that it is counted and listed among the rejects.
     """
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
-        yield from (Path(folder, name) for name in sorted(found + links))
+        names = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
+        yield from (Path(folder, name) for name in sorted(names + links))
 
 
 def decode_text(data: bytes) -> str:
-    """Text of UTF-8 (with or without BOM) or UTF-16 (with BOM); other bytes are taken as Windows-1252, which lists saved elsewhere are."""
+    """Decodes UTF-8 (with or without BOM) or UTF-16 (with BOM); anything else is read as Windows-1252."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
     try:
@@ -48,7 +48,7 @@ def decode_text(data: bytes) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a list file, without line ends and without blank lines; each line's encoding is judged by itself."""
+    """Lines of a list file without line ends and without blank lines; the encoding is detected line by line."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         lines = decode_text(data).splitlines()
@@ -58,26 +58,26 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object that has ``keys``; raises DataError when it is none."""
+    """A JSON object with the lists ``keys``. Raises DataError: another content."""
     try:
-        found = parse_json(decode_text(path.read_bytes()), object_hook=_without_tokens)
+        body = parse_json(decode_text(path.read_bytes()), object_hook=_without_tokens)
     except ValueError as error:
         raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in keys):
+    if not isinstance(body, dict) or not all(isinstance(body.get(key), list) for key in keys):
         raise DataError(
             "a JSON file of another shape", where=path, expected=f"an object with the lists {', '.join(keys)}"
         )
-    return found
+    return body
 
 
-def _without_tokens(found: dict[str, Any]) -> dict[str, Any]:
-    """Karpathy's files hold every caption twice; its words one by one take most of the memory, and nobody reads them."""
-    found.pop("tokens", None)
-    return found
+def _without_tokens(entry: dict[str, Any]) -> dict[str, Any]:
+    """Drops the list of words that Karpathy's files hold beside every caption; it takes most of the memory and is not used."""
+    entry.pop("tokens", None)
+    return entry
 
 
 def karpathy_images(path: Path) -> list[dict[str, Any]]:
-    """``images`` of a Karpathy split file, each with ``filename``, ``split`` and ``sentences``; raises DataError."""
+    """``images`` of a Karpathy split file, each with ``filename``, ``split`` and ``sentences``. Raises DataError."""
     images: list[dict[str, Any]] = read_json(path, "images")["images"]
     for image in images:
         if not isinstance(image, dict) or not {"filename", "split", "sentences"} <= image.keys():
@@ -93,7 +93,7 @@ def captions_of(image: dict[str, Any]) -> list[str]:
 
 
 def texts_of(value: Any) -> list[str]:
-    """A cell as texts: bytes as a CSV has them, a string, a number, a list of these, or nothing."""
+    """The texts of a table cell, which holds bytes, a string, a number, a list of these, or nothing."""
     if value is None:
         return []
     if isinstance(value, list):
@@ -102,26 +102,26 @@ def texts_of(value: Any) -> list[str]:
 
 
 def hash_fraction(key: str) -> float:
-    """A number in [0, 1) that depends on ``key`` alone: equal on every machine, and unmoved by what else is in the set."""
+    """A number in [0, 1) that depends on ``key`` only: equal on every machine and in every data set."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def hash_split(key: str) -> str:
-    """train, val or test for four fifths, a tenth and a tenth of all keys."""
+    """train, val or test, for 80, 10 and 10 percent of all keys."""
     fraction = hash_fraction(key)
     return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
 
 
-def part_of(found: Mapping[str, int], published: Mapping[str, int]) -> str:
-    """What to add to the name of a protocol whose lists are not the published ones: "" or "; a part: test 500 of 1,000"."""
+def missing_part(counts: Mapping[str, int], published: Mapping[str, int]) -> str:
+    """Suffix of a protocol name whose lists are shorter than the published ones: "" or "; a part: test 500 of 1,000"."""
     differing = [
-        f"{name} {found.get(name, 0):,} of {count:,}"
+        f"{name} {counts.get(name, 0):,} of {count:,}"
         for name, count in published.items()
-        if found.get(name, 0) != count
+        if counts.get(name, 0) != count
     ]
     return f"; a part: {', '.join(differing)}" if differing else ""
 
 
 def revision_of(*paths: Path) -> str:
-    """Which lists a data set was read from: file names and the start of their SHA-256."""
+    """The lists that a data set was read from: file names and the start of their SHA-256."""
     return ", ".join(f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in paths)

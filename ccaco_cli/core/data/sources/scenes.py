@@ -1,4 +1,4 @@
-"""The generated sets: ``scenes`` (one style, for learning and for scores) and ``scenes-styles`` (three styles, for domain adaptation)."""
+"""The generated image-text sets: ``scenes`` (one style) and ``scenes-styles`` (three styles, for domain adaptation)."""
 
 from __future__ import annotations
 

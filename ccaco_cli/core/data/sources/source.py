@@ -1,4 +1,4 @@
-"""What a source is: one published layout of one data set, read as a stream of ``PairRecord``."""
+"""The interface of a source: one published layout of one data set, read as a stream of ``PairRecord``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ccaco_cli.core.types import PairRecord
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user may ask of a source; each source takes what concerns it.
+    """The options of all sources; a source ignores those that do not concern it.
 
-    limit     at most this many records a split (None = all)
-    seed      of generated sets
-    size      pixels of the short side of generated pictures
-    columns   for ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> the column's name there
-    separator for ``table``: CSV separator
-    template  for sources of classes: the caption made of a class name; empty = the source's own
-    fold      for ``audiofolder``: the test fold of a set in folds; 0 = the last
-    name      for ``hub``: what comes after the colon of ``hub:NAME``
-    unpaired  domains whose samples may be without captions; for ``imagefolder``, folders of pictures without class folders
+    Attributes:
+        limit: maximum number of records per split; None = all.
+        seed: of generated data sets.
+        size: short side in pixels of generated images.
+        columns: of ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> name of the column.
+        separator: of ``table``: CSV separator.
+        template: of sources with classes: caption made from a class name; empty = the source's default.
+        fold: of ``audiofolder``: the test fold of a data set in folds; 0 = the last.
+        name: of ``hub``: the part after the colon of ``hub:NAME``.
+        unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class folders.
     """
 
     limit: int | None = None
@@ -40,10 +41,14 @@ class SourceOptions:
 class SourceData:
     """One opened source.
 
-    records  consumed once and streamed; media stay unread (paths under the source's folder, or functions)
-    counts   split -> records, where the source knows it beforehand (tells progress how much is to come)
-    splits   all that the records can be in, where that is known beforehand: ``--limit`` may then stop early
-    root     real path of the folder that media paths may not leave, where ``--source`` does not say it
+    Attributes:
+        records: streamed and consumed once; media are not read (paths under the source folder, or functions).
+        protocol: name of the split and caption protocol; two results are comparable only if it is the same.
+        licence, revision: stored in the manifest.
+        facts: other facts for the manifest.
+        counts: split -> number of records, if known in advance (for the progress bar).
+        splits: all splits that the records can have, if known in advance; ``--limit`` can then stop early.
+        root: real path of the folder that media paths may not leave, if ``--source`` does not name it.
     """
 
     records: Iterable[PairRecord]
@@ -60,10 +65,13 @@ class SourceData:
 class Source:
     """An entry of ``sources.SOURCES``.
 
-    expects  what ``--source PATH`` must hold, one line for ``prepare --list`` and for errors
-    read     (root, options) -> SourceData; raises DataError at once when the layout is not there
-    embedded True when nothing needs to be downloaded (``root`` is None)
-    resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name says enough.
+    Attributes:
+        name: of the source on the command line.
+        modalities: the two of every pair.
+        expects: what ``--source PATH`` must contain, one line for ``prepare --list`` and for errors.
+        read: (root, options) -> SourceData; raises DataError at once if the layout is not there.
+        embedded: nothing needs to be downloaded (``root`` is None).
+        resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name is enough.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""SugarCrepe: photos of COCO val2017 with a true caption and a hard negative each; which of the two belongs to the photo?
+"""SugarCrepe: photos of COCO val2017, each with a correct caption and a hard negative; the task is to choose the correct one.
 
 Source: Hsieh et al., NeurIPS 2023, arXiv:2306.14610; the seven json files of github.com/RAIVNLab/sugar-crepe.
 """
@@ -33,9 +33,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     items: _Items = {}
     counts = {}
     for name, file in files.items():
-        found = _items(file)
-        counts[name] = len(found)
-        for photo, caption, negative in found:
+        rows = _items(file)
+        counts[name] = len(rows)
+        for photo, caption, negative in rows:
             items.setdefault(photo, []).append((name, caption, negative))
     photos = next((place for place in (root / "val2017", root / "images" / "val2017") if place.is_dir()), root)
     return SourceData(

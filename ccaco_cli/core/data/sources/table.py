@@ -1,4 +1,4 @@
-"""A table of picture paths and captions: CSV, TSV, JSON lines or Parquet, with open_clip's column names as the defaults."""
+"""A table of image paths and captions: CSV, TSV, JSON lines or Parquet; default column names as in open_clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccaco_cli.core.types import PairRecord
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    _Read = tuple[list[str], pa.Table]  # the columns there are, and (at least) the wanted ones read
+    _Read = tuple[list[str], pa.Table]  # names of all columns, and a table of at least the wanted ones
 
 COLUMNS = {
     "image": "filepath",
@@ -48,8 +48,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     names, table = reader(root, wanted, options.separator)
     missing = [
         ours
-        for ours, theirs in wanted.items()
-        if names.count(theirs) != 1 and (ours in _NEEDED or theirs in names or ours in options.columns)
+        for ours, column in wanted.items()
+        if names.count(column) != 1 and (ours in _NEEDED or column in names or ours in options.columns)
     ]
     if missing:
         raise DataError(
@@ -58,8 +58,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
             expected=f"one of {', '.join(names)}",
             next=f"--column {missing[0]}=ONE_OF_THESE",
         )
-    used = {ours: theirs for ours, theirs in wanted.items() if theirs in names}
-    table = pa.table({ours: table.column(theirs) for ours, theirs in used.items()})
+    used = {ours: column for ours, column in wanted.items() if column in names}
+    table = pa.table({ours: table.column(column) for ours, column in used.items()})
     rule = (
         "its split column"
         if "split" in used
@@ -77,7 +77,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 
 
 def _records(folder: Path, table: pa.Table) -> Iterator[PairRecord]:
-    """One record a picture, in the order of first mention. The table stays in Arrow (about its own size); rows become Python by batches."""
+    """One record per image, in the order of first mention. The table stays in Arrow; rows become Python objects batch by batch."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -122,7 +122,7 @@ def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
     names = decode_text(header.rstrip(b"\x00") if wide else header)
     if not names.strip():
         raise DataError("an empty table", where=file, expected=_EXPECTS)
-    # open_clip's own tables are tab-separated whatever their suffix, so the header decides
+    # open_clip's tables are tab-separated whatever their suffix, so the header decides
     separator = separator or next((s for s in "\t,;" if s in names), ",")
     columns = [name.strip().strip('"') for name in names.strip("\r\n").split(separator)]
     try:
@@ -130,7 +130,7 @@ def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
             file,
             read_options=csv.ReadOptions(encoding="utf-16" if wide else "utf8"),
             parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            # bytes, because one cell in another encoding should not lose the table
+            # bytes, because a single cell in another encoding must not make the table unreadable
             convert_options=csv.ConvertOptions(
                 column_types={name: pa.binary() for name in columns}, strings_can_be_null=False
             ),
@@ -145,9 +145,9 @@ def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
 def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
     import pyarrow as pa
 
-    # a caption cell may be one text or several; every other cell is one
+    # a caption cell may hold several texts; every other cell holds one
     schema = pa.schema(
-        [(theirs, pa.list_(pa.string()) if ours == "caption" else pa.string()) for ours, theirs in wanted.items()]
+        [(column, pa.list_(pa.string()) if ours == "caption" else pa.string()) for ours, column in wanted.items()]
     )
     names: dict[str, None] = {}
     batches: list[pa.RecordBatch] = []
@@ -163,7 +163,7 @@ def _jsonl(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Rea
                     f"not a JSON object ({error})", where=f"{file}:{number}", expected="one object a line"
                 ) from None
             names |= dict.fromkeys(row)
-            cells = {theirs: texts_of(row.get(theirs)) for theirs in wanted.values()}
+            cells = {column: texts_of(row.get(column)) for column in wanted.values()}
             rows.append(
                 {name: texts if name == wanted["caption"] else "".join(texts[:1]) for name, texts in cells.items()}
             )

@@ -1,6 +1,6 @@
-"""Tar shards as img2dataset writes them (webdataset layout): ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` one after another, never unpacked.
+"""Tar shards as img2dataset writes them (webdataset layout): consecutive ``KEY.jpg``, ``KEY.txt`` and ``KEY.json``; never unpacked.
 
-The headers of a shard are read in sequence by this process; pictures are read where they lie in the tar by the processes that check them.
+This process reads the headers of a shard in sequence. The worker processes that check images read them directly from the tar.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import Media, PairRecord
 
 _EXPECTS = "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as 'shards/{00000..00099}.tar'"
-_TEXT_BYTES = 1 << 20  # more of a caption or a json file is no caption
-_MOST_SHARDS = 1_000_000
-_KEPT = ("url", "key", "license")  # of a sample's json
+_MAX_TEXT_BYTES = 1 << 20  # of a caption or a json file
+_MAX_SHARDS = 1_000_000
+_META_KEYS = ("url", "key", "license")  # of a sample's json
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The bytes of one member of a tar that is not compressed, read when called."""
+    """The bytes of one member of an uncompressed tar, read when called."""
 
     file: Path
     start: int
@@ -55,12 +55,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Damaged:
-    """Stands for what cannot be read of a broken tar, so that it is counted and named among the rejects."""
+    """Stands for the unreadable part of a broken tar, so that it is counted and listed among the rejects."""
 
-    why: str
+    reason: str
 
     def __call__(self) -> bytes:
-        raise DataError("broken archive", where=self.why)
+        raise DataError("broken archive", where=self.reason)
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
@@ -79,48 +79,51 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 
 
 def _files(root: Path) -> list[Path]:
-    """The shards in order. Raises DataError: one that the pattern names is not there."""
+    """The shards in order. Raises DataError: a shard of the pattern is missing."""
     if root.is_dir():
         return sorted(path for path in root.rglob("*.tar*") if path.is_file())
-    found: list[Path] = []
-    for pattern in [str(root)] if root.exists() else braces(str(root)):
-        here = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        if not here:
+    shards: list[Path] = []
+    for pattern in [str(root)] if root.exists() else expand_braces(str(root)):
+        paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        if not paths:
             raise DataError("a shard of this pattern is missing", where=pattern, expected=_EXPECTS)
-        found += map(Path, here)
-    return found
+        shards += map(Path, paths)
+    return shards
 
 
-def braces(pattern: str) -> list[str]:
-    """``{00..02}`` and ``{a,b}`` written out, as a shell does it. Raises DataError: neither, or far too many."""
-    head, brace, rest = pattern.partition("{")
+def expand_braces(pattern: str) -> list[str]:
+    """Expands ``{00..02}`` and ``{a,b}``; the first braces vary fastest. Raises DataError: another syntax, or too many names.
+
+    The library ``braceexpand`` would not be shorter: it needs the same guard against huge ranges, and its order differs.
+    """
+    head, brace, after = pattern.partition("{")
     if not brace:
         return [pattern]
-    inside, closed, tail = rest.partition("}")
+    inside, closed, tail = after.partition("}")
     span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if span and closed and int(span[2]) - int(span[1]) < _MOST_SHARDS:
+    if span and closed and int(span[2]) - int(span[1]) < _MAX_SHARDS:
         choices = [f"{number:0{len(span[1])}d}" for number in range(int(span[1]), int(span[2]) + 1)]
     elif closed and "," in inside:
         choices = inside.split(",")
     else:
         raise DataError("a pattern that cannot be read", where=pattern, expected="{00000..00099} or {a,b}")
-    return [f"{head}{choice}{end}" for end in braces(tail) for choice in choices]
+    return [f"{head}{choice}{end}" for end in expand_braces(tail) for choice in choices]
 
 
 def _split(file: Path) -> str:
-    """What the name of a shard, or of its folder, says; "" when they say nothing."""
+    """The split in the name of a shard or of its folder; "" = they name none."""
     words = (re.split(r"[^a-z]", file.name.lower())[0], file.parent.name.lower())
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def _records(files: list[Path], limit: int | None) -> Iterator[PairRecord]:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for file in files:
         split = _split(file)
         for record in _samples(file, split):
-            if limit is not None and split and seen[split] >= limit:
-                break  # the rest of the shard would be read for nothing
-            seen[split] += 1
+            if limit is not None and split and counts[split] >= limit:
+                break  # the remaining records of the shard are not needed
+            counts[split] += 1
             yield record
 
 
@@ -130,25 +133,25 @@ def _samples(file: Path, split: str) -> Iterator[PairRecord]:
     key = ""
     parts: dict[str, Any] = {}
     try:
-        plain = _opens(file)
+        plain = _is_uncompressed(file)
         with tarfile.open(file, "r:" if plain else "r|*") as tar:
             for member in tar:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would remember every one
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise the headers of all members stay in memory
                 if not member.isfile():
                     continue
                 path = PurePosixPath(member.name)
                 stem, _, suffix = path.name.partition(".")
-                if (here := str(path.with_name(stem)) if stem else str(path)) != key and parts:
+                if (member_key := str(path.with_name(stem)) if stem else str(path)) != key and parts:
                     yield _record(place, key, split, parts)
                     parts = {}
-                key = here
+                key = member_key
                 kind = suffix.lower().rpartition(".")[2]
                 if f".{kind}" in MODALITIES["image"].suffixes:
                     parts.setdefault(
                         "image", Slice(file, member.offset_data, member.size) if plain else _content(tar, member)
                     )
                 elif kind in ("txt", "json"):
-                    parts[kind] = _content(tar, member, _TEXT_BYTES)
+                    parts[kind] = _content(tar, member, _MAX_TEXT_BYTES)
     except (tarfile.TarError, EOFError, OSError) as error:
         if parts:
             yield _record(place, key, split, parts)
@@ -159,8 +162,8 @@ def _samples(file: Path, split: str) -> Iterator[PairRecord]:
         yield _record(place, key, split, parts)
 
 
-def _opens(file: Path) -> bool:
-    """True for a tar that is not compressed."""
+def _is_uncompressed(file: Path) -> bool:
+    """True for a tar without compression."""
     try:
         tarfile.open(file, "r:").close()
     except tarfile.ReadError:
@@ -168,17 +171,17 @@ def _opens(file: Path) -> bool:
     return True
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int = MAX_FILE_BYTES) -> bytes:
-    found = tar.extractfile(member)
-    return b"" if found is None else found.read(most)
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read(max_bytes)
 
 
 def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairRecord:
     try:
-        told = dict(parse_json(decode_text(parts.get("json", b"{}"))))
+        facts = dict(parse_json(decode_text(parts.get("json", b"{}"))))
     except (ValueError, TypeError):
-        told = {}
-    captions = texts_of(parts["txt"]) if "txt" in parts else texts_of(told.get("caption"))
+        facts = {}
+    captions = texts_of(parts["txt"]) if "txt" in parts else texts_of(facts.get("caption"))
     id = f"{place}/{key}"
     media: dict[str, Media] = {"image": parts["image"]} if "image" in parts else {}
     return PairRecord(
@@ -187,7 +190,7 @@ def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairReco
         split or hash_split(id),
         media,
         captions,
-        meta={k: told[k] for k in _KEPT if isinstance(told.get(k), str)},
+        meta={k: facts[k] for k in _META_KEYS if isinstance(facts.get(k), str)},
     )
 
 

@@ -14,7 +14,7 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.lists import hash_split
 from ccaco_cli.core.data.sources.source import SourceOptions
-from ccaco_cli.core.data.sources.webdataset import SOURCE, braces
+from ccaco_cli.core.data.sources.webdataset import SOURCE, expand_braces
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
@@ -156,12 +156,12 @@ def test_a_pool_reads_the_tar_where_the_pictures_lie(tmp_path: Path) -> None:
 
 
 def test_braces() -> None:
-    assert braces("a{08..10}b") == ["a08b", "a09b", "a10b"]
-    assert braces("{x,y}/{1..2}.tar") == ["x/1.tar", "y/1.tar", "x/2.tar", "y/2.tar"]
-    assert braces("plain.tar") == ["plain.tar"]
+    assert expand_braces("a{08..10}b") == ["a08b", "a09b", "a10b"]
+    assert expand_braces("{x,y}/{1..2}.tar") == ["x/1.tar", "y/1.tar", "x/2.tar", "y/2.tar"]
+    assert expand_braces("plain.tar") == ["plain.tar"]
     for bad in ("{1..2", "{a}", "{0..99999999999}"):
         with pytest.raises(DataError, match="a pattern that cannot be read"):
-            braces(bad)
+            expand_braces(bad)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
