@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ccaco_cli import __version__
 from ccaco_cli.commands import ablate, embed, prepare, report, retrieve, train
+from ccaco_cli.commands.grouped_help import GroupedHelpCommand
 from ccaco_cli.core import interrupts
 from ccaco_cli.core.errors import CcacoError, Interrupted
 from ccaco_cli.core.escape import printable
@@ -21,16 +23,15 @@ from ccaco_cli.core.runtime import launcher_rank
 app = typer.Typer(
     name="ccaco",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help starts in half the time: Rich alone takes 0.2 s to import
+    rich_markup_mode=None,  # plain help appears in half the time: Rich alone takes 0.2 s to import
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start here: ccaco train --dataset scenes --name first, then ccaco report runs/first",
 )
 
 
-def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose interruptions have our exit codes: Typer would say 1 when ``| head`` has seen enough, and nothing at Ctrl-C."""
+def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the exit codes of ``main``: Typer exits with 1 when a pipe such as ``| head`` closes."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -38,10 +39,10 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
             with interrupts.raise_on_sigterm():
                 command(*args, **kwargs)
         except KeyboardInterrupt as end:
-            asked = end if isinstance(end, Interrupted) else Interrupted()
+            interruption = end if isinstance(end, Interrupted) else Interrupted()
             if not launcher_rank()[0]:
-                print(f"ccaco: interrupted; {asked.saved}", file=sys.stderr)
-            raise typer.Exit(asked.code) from None
+                print(f"ccaco: interrupted; {interruption.saved}", file=sys.stderr)
+            raise typer.Exit(interruption.code) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
@@ -50,11 +51,12 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for command in (prepare.prepare, train.train, ablate.ablate, embed.embed, retrieve.retrieve, report.report):
-    app.command()(_ends_well(command))
+    many_options = command in (train.train, ablate.ablate)
+    app.command(cls=GroupedHelpCommand if many_options else TyperCommand)(_with_exit_codes(command))
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(__version__)
         raise typer.Exit
 
@@ -62,17 +64,17 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Cross-modal alignment from raw data to a trustworthy table: contrastive and cross-attention in one model."""
+    """Align two modalities (image-text, video-audio, ...) with contrastive and cross-attention losses in one model."""
 
 
 def main() -> None:
-    """The ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 ended by SIGTERM."""
+    """Runs the ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 SIGTERM."""
     if "WORLD_SIZE" in os.environ:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns, once a process, of what we do on purpose
-    if launcher_rank()[0]:  # of several processes the first one speaks
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns in each process about intended settings
+    if launcher_rank()[0]:  # only the main process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
         app()
@@ -81,10 +83,8 @@ def main() -> None:
             print(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "; expected free disk space; next: the same command, which goes on from what is whole" if full else ""
-        print(
-            printable(f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{mend}"),
-            file=sys.stderr,
-        )
+        disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; expected free disk space; next: repeat the command, finished parts are kept" if disk_full else ""
+        message = f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{hint}"
+        print(printable(message), file=sys.stderr)
         sys.exit(2)

@@ -19,17 +19,20 @@ def ablate(
         str,
         typer.Option(
             "--arms",
-            help="all, baselines, fusion, ablation, attention, balance, domain, classifiers, or names, with commas between them.",
+            help="Names of arms with commas between them, or a set: all, baselines, fusion, ablation, attention, "
+            "balance, domain or classifiers.",
+            rich_help_panel="Model",
         ),
     ] = "ccaco,clip,-contrastive",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every arm.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds per arm.", rich_help_panel="Run")] = 3,
     grid: Annotated[
         Path | None,
         typer.Option(
             "--grid",
             metavar="FILE",
-            help="TOML: a table [grid] of settings and the values to try with every arm.",
+            help="TOML file with a table [grid]: settings and the values to try with every arm.",
             show_default=False,
+            rich_help_panel="Model",
         ),
     ] = None,
     ensemble: Annotated[
@@ -38,25 +41,35 @@ def ablate(
             "--ensemble",
             min=2,
             metavar="N",
-            help="Also score N seeds of every contrastive-only arm with their cosines added: the control of any two-stage gain.",
+            help="Also score N seeds of every contrastive-only arm together, with their cosines added: the control for "
+            "a gain by reranking.",
             show_default=False,
+            rich_help_panel="Model",
         ),
     ] = None,
     metric: options.Metric = "R-sum",
     reference: options.Reference = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the ablation.", show_default="DATASET-ablation")
+        str | None,
+        typer.Option("--name", help="Name of the ablation.", show_default="DATASET-ablation", rich_help_panel="Run"),
     ] = None,
-    logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
+    logs: Annotated[Path, typer.Option("--logs", help="Folder of the runs.", rich_help_panel="Run")] = Path("runs"),
     jobs: Annotated[
-        int, typer.Option("--jobs", min=1, help="Arms trained at once on a CPU, each with its share of the cores.")
+        int,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Runs trained at the same time on a CPU; they share its cores.",
+            rich_help_panel="Processes",
+        ),
     ] = 1,
     data: options.Data = Path("data"),
-    shown: options.Shown = None,
+    output_format: options.OutputFormat = None,
 ) -> None:
-    """Train every arm with every seed on the same data and budget, and say whether they differ beyond chance.
+    """Train several arms with several seeds and compare them. An arm is one variant of the model.
 
-    Finished cells are skipped and interrupted ones go on, so the same command goes on after an interruption.
+    All arms use the same data and budget; a statistical test compares each with the reference. Repeat the same command
+    after an interruption: finished runs are skipped, interrupted runs are continued.
 
     \b
     Examples:
@@ -64,7 +77,7 @@ def ablate(
       ccaco ablate --dataset scenes --arms ccaco,clip,-contrastive --epochs 2 --name quick --reference clip
       ccaco ablate --dataset scenes --arms ccaco,clip --ensemble 2
     """
-    from ccaco_cli.core.experiments import arms as known
+    from ccaco_cli.core.experiments import arms as arm_names
     from ccaco_cli.core.experiments.grid import AblationRequest, read_grid
     from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.workflows.ablate import ablate as workflow
@@ -73,14 +86,14 @@ def ablate(
     folder = logs / (name or f"{Path(dataset).name}-ablation")
     shared = TrainRequest(dataset, "ccaco", settings.base, settings.explicit)
     values = read_grid(grid) if grid else {}
-    request = AblationRequest(shared, known.expand(arms), seeds, values, metric, reference, ensemble or 0)
-    with progress.bar("ablate") as tell:
-        found = workflow(request, folder, jobs=jobs, data_root=data, on_progress=tell)
-    results.show(found.table, shown, str(folder))
-    for arm, same in found.equal.items():
-        progress.note(f"{arm} has no row: with these towers its settings are those of {same}")
-    for cell, error in found.failures.items():
+    request = AblationRequest(shared, arm_names.expand(arms), seeds, values, metric, reference, ensemble or 0)
+    with progress.bar("ablate") as report_progress:
+        ablation = workflow(request, folder, jobs=jobs, data_root=data, on_progress=report_progress)
+    results.show(ablation.table, output_format, str(folder))
+    for arm, equal_arm in ablation.equal.items():
+        progress.note(f"{arm} has no row: with these towers it has the same settings as {equal_arm}")
+    for cell, error in ablation.failures.items():
         progress.note(f"failed: {cell}: {error}")
-    progress.note(f"next: ccaco report {folder}")
-    if found.failures:
+    progress.note(f"next: {options.command_line('report', folder)}")
+    if ablation.failures:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ccaco_cli.commands.parameters import Command, option, parameters_of, replace_parameter
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.recipes import RECIPES
 from ccaco_cli.core.settings import ConfigKey, config_keys
@@ -61,15 +61,15 @@ class ConfigFlag:
         """The Typer option; its value is None where the flag is absent."""
         default, setting = self.declared.default, self.declared.setting
         flag = f"{self.flag}/--no-{self.flag[2:]}" if default is True else self.flag
-        option = typer.Option(
+        return option(
+            self.name,
+            type(default),
             flag,
             help=setting.help,
             metavar=setting.metavar,
             show_default=self._shown_default(),
             rich_help_panel=GROUPS.get(self.declared.key.split(".")[0], "Run"),
         )
-        kind = Annotated[type(default) | None, option]  # type: ignore[valid-type]
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
     def _shown_default(self) -> str | bool:
         default = self.declared.default
@@ -91,33 +91,21 @@ def config_flags(kind: type = RunConfig, without: tuple[str, ...] = ()) -> list[
     return [ConfigFlag(flag, tuple(key.key for key in keys), keys[0]) for flag, keys in keys_of.items()]
 
 
-def config_options(
-    *, without: tuple[str, ...] = (), kind: type = RunConfig
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def config_options(*, without: tuple[str, ...] = (), kind: type = RunConfig) -> Callable[[Command], Command]:
     """Replaces the parameter ``settings`` of a command by the options of the config.
 
-    The command gets what they set as one ``ConfigSettings``, checked, so that a value that does not fit ends the command
-    before it writes anything.
+    The command gets what they set as one ``ConfigSettings``. All values are checked first, so that a value that does
+    not fit ends the command before it writes anything.
     """
     flags = config_flags(kind, without)
+    shared = parameters_of(_shared)
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
-        shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        parameters += [*(flag.parameter() for flag in flags), *shared]
+    def collect(values: Mapping[str, Any]) -> ConfigSettings:
+        overrides = {key: values[flag.name] for flag in flags for key in flag.keys if values[flag.name] is not None}
+        return _collect(kind, overrides, **{parameter.name: values[parameter.name] for parameter in shared})
 
-        @functools.wraps(command)
-        def run(**values: Any) -> None:
-            overrides = {key: values[flag.name] for flag in flags for key in flag.keys if values[flag.name] is not None}
-            settings = _collect(kind, overrides, **{p.name: values[p.name] for p in shared})
-            command(settings=settings, **{p.name: values[p.name] for p in own})
-
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        return run
-
-    return decorate
+    generated = [*(flag.parameter() for flag in flags), *shared]
+    return lambda command: replace_parameter(command, "settings", generated, collect)
 
 
 def _shared(

@@ -1,7 +1,8 @@
-"""Options that several commands share, named once."""
+"""Options that several commands share, and how their text is parsed."""
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 
 class Format(StrEnum):
-    """How rows are printed."""
+    """How results are printed."""
 
     table = "table"
     csv = "csv"
@@ -22,52 +23,89 @@ class Format(StrEnum):
 Dataset = Annotated[
     str,
     typer.Option(
-        "--dataset", "-d", help="A prepared data set: its NAME under data/, or its FOLDER.", show_default=True
+        "--dataset",
+        "-d",
+        help="Prepared data set: its NAME under data/, or its FOLDER.",
+        show_default=True,
+        rich_help_panel="Data",
     ),
 ]
-Data = Annotated[Path, typer.Option("--data", help="Where prepared data sets lie.")]
-Shown = Annotated[
+Data = Annotated[Path, typer.Option("--data", help="Folder of the prepared data sets.", rich_help_panel="Data")]
+OutputFormat = Annotated[
     Format | None,
     typer.Option(
         "--format",
         "-f",
-        help="How rows are printed; by default a table on a terminal, CSV in a pipe.",
+        help="How results are printed; by default a table on a terminal, CSV in a pipe.",
         show_default=False,
+        rich_help_panel="Output",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
-Metric = Annotated[str, typer.Option("--metric", help="The one that is tested: R-sum, text_to_image_R@1, ...")]
+Metric = Annotated[
+    str,
+    typer.Option(
+        "--metric", help="Metric of the statistical test: R-sum, text_to_image_R@1, ...", rich_help_panel="Output"
+    ),
+]
 Reference = Annotated[
     str | None,
     typer.Option(
-        "--reference", metavar="ARM", help="The arm that others are held against.", show_default="ccaco, else the first"
+        "--reference",
+        metavar="ARM",
+        help="Arm that the others are compared with.",
+        show_default="ccaco, else the first",
+        rich_help_panel="Output",
     ),
 ]
-Verify = Annotated[str, typer.Option("--verify", help="quick: sizes and manifests; full: hash every file first.")]
+Verify = Annotated[
+    str,
+    typer.Option(
+        "--verify", help="quick: check sizes and manifests; full: also hash every file.", rich_help_panel="Data"
+    ),
+]
 
 
-def pairs(given: list[str] | None, flag: str) -> dict[str, str]:
-    """``OURS=THEIRS`` of a flag that may be given several times."""
+def command_line(*words: object) -> str:
+    """A ``ccaco`` command as it is typed into a shell: names with spaces are quoted."""
+    return shlex.join(["ccaco", *map(str, words)])
+
+
+def data_option(data: Path) -> tuple[str, ...]:
+    """``--data FOLDER`` for a next step, or nothing for the default folder."""
+    return () if data == Path("data") else ("--data", str(data))
+
+
+def parse_column_mapping(texts: list[str] | None, flag: str) -> dict[str, str]:
+    """Parses ``OURS=THEIRS`` of a flag that can be repeated.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
     from ccaco_cli.core.errors import ConfigError
 
-    found = {}
-    for text in given or ():
-        ours, equals, theirs = text.partition("=")
-        if not (ours and equals and theirs):
+    mapping = {}
+    for text in texts or ():
+        our_name, equals, their_name = text.partition("=")
+        if not (our_name and equals and their_name):
             raise ConfigError(f"cannot read {flag}", where=text, expected="OURS=THEIRS, for example caption=text")
-        found[ours] = theirs
-    return found
+        mapping[our_name] = their_name
+    return mapping
 
 
-def share(text: str, flag: str) -> float:
-    """``1%`` or ``0.01`` -> 0.01."""
+def parse_fraction(text: str, flag: str) -> float:
+    """Parses a fraction: ``1%`` or ``0.01`` -> 0.01.
+
+    Raises:
+        ConfigError: no number from 0 to 1.
+    """
     from ccaco_cli.core.errors import ConfigError
 
-    number, percent, rest = text.partition("%")
+    number, percent, remainder = text.partition("%")
     try:
         value = float(number) / (100 if percent else 1)
     except ValueError:
         value = -1.0
-    if rest or not 0 <= value <= 1:
-        raise ConfigError(f"cannot read {flag}", where=text, expected="a share such as 1% or 0.01")
+    if remainder or not 0 <= value <= 1:
+        raise ConfigError(f"cannot read {flag}", where=text, expected="a fraction such as 1% or 0.01")
     return value

@@ -12,7 +12,7 @@ from ccaco_cli.commands import options
 
 
 class Table(StrEnum):
-    """Which table of the results."""
+    """Tables of results."""
 
     runs = "runs"
     retrieval = "retrieval"
@@ -25,7 +25,7 @@ class Table(StrEnum):
 
 
 class Figure(StrEnum):
-    """Which figure."""
+    """Kinds of figures."""
 
     curves = "curves"
     recall = "recall"
@@ -36,14 +36,14 @@ class Figure(StrEnum):
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, folders that hold runs, or result files.")],
-    split: Annotated[str, typer.Option("--split", help="Which results.")] = "test",
+    runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, folders that contain runs, or result files.")],
+    split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
     on: Annotated[
         str | None,
         typer.Option(
             "--on",
             metavar="DATASET",
-            help="Score the runs on this prepared data set first (once), and report that.",
+            help="Score the runs on this prepared data set first (only once), and report these results.",
             show_default=False,
         ),
     ] = None,
@@ -53,21 +53,22 @@ def report(
         Table | None,
         typer.Option(
             "--table",
-            help="One row a run; retrieval, matching by data set and arm; choices by kind; arms with evidence; faithfulness of heat maps; "
-            "domains; classes.",
+            help="runs: one row per run. retrieval, matching: by data set and arm. choices: caption choice by kind. "
+            "ablation: arms with a statistical test. faithfulness: of heat maps. domains: shift between domains. "
+            "classes: by class.",
             show_default="ablation for ablations, choices for sugarcrepe, else runs",
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="The two runs (or results) given, metric by metric, with a paired test.")
+        bool, typer.Option("--compare", help="Compare two runs (or result files) metric by metric, with a paired test.")
     ] = False,
     stages: Annotated[
-        bool, typer.Option("--stages", help="Cosine and two-stage rows, not only the run's own score.")
+        bool, typer.Option("--stages", help="Show cosine and two-stage results, not only the main score of each run.")
     ] = False,
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", metavar="STRATUM", help="Divide the queries, e.g. by 'things' in the picture.", show_default=False
+            "--by", metavar="STRATUM", help="Split the queries by a property, e.g. 'things'.", show_default=False
         ),
     ] = None,
     metric: options.Metric = "R-sum",
@@ -77,27 +78,29 @@ def report(
         typer.Option(
             "--fail-if",
             metavar="CONDITION",
-            help="Exit 1 when it holds for any run, e.g. 'text_to_image_R@1<0.40' or 'ccaco not better than clip on R-sum'.",
+            help="Exit with 1 when the condition is true for any run, e.g. 'text_to_image_R@1<0.40' or "
+            "'ccaco not better than clip on R-sum'.",
             show_default=False,
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE.html", help="Write one self-contained page.", show_default=False),
+        typer.Option("--html", metavar="FILE.html", help="Write one self-contained HTML page.", show_default=False),
     ] = None,
     figure: Annotated[
         tuple[Figure, Path] | None,
         typer.Option(
             "--figure",
             metavar="KIND FILE",
-            help="Draw curves, recall, strata (with --by), confusion, map, or domains before and after training (.png, .pdf, .svg).",
+            help="Draw curves, recall, strata (with --by), confusion, map, or domains (before and after training) into "
+            "FILE (.png, .pdf, .svg).",
             show_default=False,
         ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Redraw a run that is still training until it ends.")] = False,
-    shown: options.Shown = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show a run that is still training, until it ends.")] = False,
+    output_format: options.OutputFormat = None,
 ) -> None:
-    """Set finished runs side by side: recalls, mAP, losses, time and memory; or arms, with what speaks for a difference.
+    """Show and compare the results of finished runs. Rows hold recalls, mAP, losses, time and memory.
 
     \b
     Examples:
@@ -113,36 +116,36 @@ def report(
     if on:
         from ccaco_cli.core.experiments import cross_dataset
 
-        with progress.bar(f"score on {on}") as tell:
+        with progress.bar(f"score on {on}") as report_progress:
             runs = cross_dataset.on(
-                runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=tell
+                runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=report_progress
             )
-    asked = report_tables.ReportRequest(runs, split, stages, by, metric, reference)
+    request = report_tables.ReportRequest(runs, split, stages, by, metric, reference)
     if watch:
-        from ccaco_cli.view import watch as watching
+        from ccaco_cli.view import watch as live_view
 
-        watching.watch(runs)
+        live_view.watch(runs)
     if html or figure:
-        _draw(asked, html, figure)
-    rows = report_tables.table(asked, "compare" if compare else table)
-    broken = workflow.broken(asked, fail_if or ())
-    results.show(rows, shown, f"Results on {split}")
-    for line in broken:
+        _write_files(request, html, figure)
+    rows = report_tables.table(request, "compare" if compare else table)
+    failed_gates = workflow.broken(request, fail_if or ())
+    results.show(rows, output_format, f"Results on {split}")
+    for line in failed_gates:
         progress.note(f"gate: {line}")
-    if broken:
+    if failed_gates:
         raise typer.Exit(1)
 
 
-def _draw(asked: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:
-    """The files that were asked for; the rows are printed all the same."""
+def _write_files(request: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:
+    """Writes the requested figure and page, in addition to the printed rows."""
     from ccaco_cli.core.reporting.page import gather
     from ccaco_cli.view import charts, page, progress
 
-    with progress.bar("report") as tell:
+    with progress.bar("report") as report_progress:
         if figure:
-            charts.save(figure[0].value, figure[1], asked, tell)
+            charts.save(figure[0].value, figure[1], request, report_progress)
         if html:
             page.refuse(html)
-            page.write(html, gather(asked, tell))
+            page.write(html, gather(request, report_progress))
     for file in filter(None, (figure and figure[1], html)):
         progress.note(f"written: {file}")

@@ -3,55 +3,66 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.parameters import Command, option, replace_parameter
+from ccaco_cli.core.modalities import MODALITIES
 
 
+def _query_options(command: Command) -> Command:
+    """Replaces the parameter ``files`` by one option per modality whose files can be queries: modality -> file."""
+    options = [
+        option(name, Path, f"--{name}", metavar="FILE", help=modality.query_help, show_default=False)
+        for name, modality in MODALITIES.items()
+        if modality.query_help
+    ]
+    return replace_parameter(
+        command, "files", options, lambda values: {name: file for name, file in values.items() if file is not None}
+    )
+
+
+@_query_options
 def retrieve(
+    files: Mapping[str, Path],
     query: Annotated[
-        list[str] | None, typer.Argument(help="Sentences, or - for one a line from stdin.", show_default=False)
+        list[str] | None, typer.Argument(help="Sentences, or - to read one per line from stdin.", show_default=False)
     ] = None,
-    index: Annotated[Path, typer.Option("--index", "-i", help="An index that 'embed' made.")] = ...,  # type: ignore[assignment]
-    image: Annotated[
-        Path | None,
-        typer.Option("--image", help="A picture instead of a sentence: finds captions.", show_default=False),
-    ] = None,
-    audio: Annotated[
-        Path | None,
-        typer.Option(
-            "--audio", help="A sound (of a film, its sound track): finds films, or captions.", show_default=False
-        ),
-    ] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="A film: finds sounds.", show_default=False)] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Answers a query.")] = 10,
+    index: Annotated[Path, typer.Option("--index", "-i", help="Index built by 'ccaco embed'.")] = ...,  # type: ignore[assignment]
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits per query.")] = 10,
     rerank: Annotated[
         int | None,
         typer.Option(
-            "--rerank", min=0, help="Candidates that cross-attention reorders; 0 = none.", show_default="as in the run"
+            "--rerank",
+            min=0,
+            help="Candidates that cross-attention reranks; 0 means none.",
+            show_default="as in the run",
         ),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option("--save", help="Write the answers as a contact sheet (.png, .pdf, .svg).", show_default=False),
+        typer.Option(
+            "--save", metavar="FILE", help="Draw the hits as a contact sheet (.png, .pdf, .svg).", show_default=False
+        ),
     ] = None,
     explain: Annotated[
         Path | None,
         typer.Option(
-            "--explain", metavar="FOLDER", help="Draw which words met which patches of each answer.", show_default=False
+            "--explain", metavar="FOLDER", help="Draw how words and patches of each hit match.", show_default=False
         ),
     ] = None,
     explain_method: Annotated[
         str,
-        typer.Option("--explain-method", help="attention, or gradient (attention weighted by what raised the score)."),
+        typer.Option("--explain-method", help="attention, or gradient (attention weighted by its gradient)."),
     ] = "attention",
     verify: options.Verify = "quick",
-    shown: options.Shown = None,
+    output_format: options.OutputFormat = None,
 ) -> None:
-    """Find what belongs to a sentence, a picture, a sound or a film.
+    """Search an index by text, or by an image, audio or video file.
 
     \b
     Examples:
@@ -64,34 +75,37 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import figures, progress, results
 
-    files = {
-        modality: file for modality, file in (("image", image), ("audio", audio), ("video", video)) if file is not None
-    }
     if bool(query) + len(files) != 1:
+        flags = ", ".join(f"--{name}" for name, modality in MODALITIES.items() if modality.query_help)
         raise DataError(
-            "two kinds of query" if query or files else "nothing to look for",
-            expected="sentences, -, or one of --image, --audio and --video FILE",
+            "more than one kind of query" if query or files else "no query",
+            expected=f"sentences, -, or one of {flags} FILE",
             next="ccaco retrieve --help",
         )
-    opened = Index(index, verify)
+    search_index = Index(index, verify)
     queries = sys.stdin if query == ["-"] else query or ()
-    answers = (
-        [(str(file), workflow.by_file(opened, modality, file, k=k, rerank=rerank)) for modality, file in files.items()]
+    query_hits = (
+        [
+            (str(file), workflow.by_file(search_index, modality, file, k=k, rerank=rerank))
+            for modality, file in files.items()
+        ]
         if files
-        else workflow.by_text(opened, queries, k=k, rerank=rerank)
+        else workflow.by_text(search_index, queries, k=k, rerank=rerank)
     )
     if save or explain:
-        answers = list(answers)
+        query_hits = list(query_hits)
         if save:
-            figures.contact_sheet(save, answers)
+            figures.contact_sheet(save, query_hits)
     if explain:
-        from ccaco_cli.core.reporting.hit_explanation import explained
+        from ccaco_cli.core.reporting.hit_explanation import explain_hits
         from ccaco_cli.view import heat
 
-        asked = next(iter(files), "text")
-        found = (
-            one for q, hits in answers for one in explained(opened, asked, files.get(asked, q), hits, explain_method)
+        modality = next(iter(files), "text")
+        explanations = (
+            explanation
+            for text, hits in query_hits
+            for explanation in explain_hits(search_index, modality, files.get(modality, text), hits, explain_method)
         )
-        with progress.bar("explain") as tell:
-            heat.write(explain, found, sum(len(hits) for _, hits in answers), tell)
-    results.show_answers(answers, shown)
+        with progress.bar("explain") as report_progress:
+            heat.write(explain, explanations, sum(len(hits) for _, hits in query_hits), report_progress)
+    results.show_answers(query_hits, output_format)

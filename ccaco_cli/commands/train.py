@@ -13,7 +13,7 @@ from ccaco_cli.commands.config_options import ConfigSettings, config_options
 
 
 class ReportTo(StrEnum):
-    """Where a run can be watched."""
+    """Services that a run can be logged to."""
 
     tensorboard = "tensorboard"
     wandb = "wandb"
@@ -23,37 +23,67 @@ class ReportTo(StrEnum):
 def train(
     settings: ConfigSettings,
     dataset: options.Dataset = "scenes",
-    arm: Annotated[str, typer.Option("--arm", help="Which model: ccaco, clip, -contrastive ...")] = "ccaco",
-    name: Annotated[str | None, typer.Option("--name", help="Of the run.", show_default="DATASET-ARM-sSEED")] = None,
-    logs: Annotated[Path, typer.Option("--logs", help="Where runs lie.")] = Path("runs"),
+    arm: Annotated[
+        str, typer.Option("--arm", help="Model variant: ccaco, clip, -contrastive ...", rich_help_panel="Model")
+    ] = "ccaco",
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the run.", show_default="DATASET-ARM-sSEED", rich_help_panel="Run"),
+    ] = None,
+    logs: Annotated[Path, typer.Option("--logs", help="Folder of the runs.", rich_help_panel="Run")] = Path("runs"),
     resume: Annotated[
         str | None,
         typer.Option(
-            "--resume", help="'latest': go on from the last checkpoint of an interrupted run.", show_default=False
+            "--resume",
+            help="'latest': continue an interrupted run from its last checkpoint.",
+            show_default=False,
+            rich_help_panel="Run",
         ),
     ] = None,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Only say what a step would cost, and what to change when it does not fit."),
+        typer.Option(
+            "--estimate",
+            help="Only print time and memory of a step, and what to change when it does not fit.",
+            rich_help_panel="Run",
+        ),
     ] = False,
-    accept: Annotated[
+    accept_changes: Annotated[
         bool,
-        typer.Option("--accept-changes", help="Resume although settings, data set or processes changed; says which."),
+        typer.Option(
+            "--accept-changes",
+            help="Resume although settings, data set or number of processes changed; the changes are printed.",
+            rich_help_panel="Run",
+        ),
     ] = False,
-    minutes: Annotated[
+    save_minutes: Annotated[
         float,
-        typer.Option("--save-every-minutes", min=0, help="Checkpoints within an epoch too.", show_default="each epoch"),
+        typer.Option(
+            "--save-every-minutes",
+            min=0,
+            help="Also save checkpoints within an epoch, at this interval.",
+            show_default="each epoch",
+            rich_help_panel="Run",
+        ),
     ] = 0.0,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints that stay, besides the best.")] = 1,
+    keep_checkpoints: Annotated[
+        int,
+        typer.Option("--keep", min=1, help="Number of checkpoints to keep besides the best.", rich_help_panel="Run"),
+    ] = 1,
     verify: options.Verify = "quick",
     data: options.Data = Path("data"),
     report_to: Annotated[
         list[ReportTo] | None,
-        typer.Option("--report-to", help="Also log to tensorboard or wandb (again for both).", show_default=False),
+        typer.Option(
+            "--report-to",
+            help="Also log to tensorboard or wandb; repeat the flag for both.",
+            show_default=False,
+            rich_help_panel="Run",
+        ),
     ] = None,
-    shown: options.Shown = None,
+    output_format: options.OutputFormat = None,
 ) -> None:
-    """Train one model and score its best checkpoint. The embedded data set 'scenes' is prepared by itself.
+    """Train one model and score its best checkpoint. The built-in data set 'scenes' is prepared when it is missing.
 
     \b
     Examples:
@@ -74,32 +104,42 @@ def train(
 
     if resume not in (None, "latest"):
         raise ConfigError("cannot resume from this", where=f"--resume {resume}", expected="--resume latest")
-    asked = TrainRequest(dataset, arm, settings.base, settings.explicit)
+    request = TrainRequest(dataset, arm, settings.base, settings.explicit)
     if estimate:
-        from ccaco_cli.core.experiments.estimate import estimate as cost
+        from ccaco_cli.core.experiments.estimate import estimate as estimate_cost
 
-        with progress.bar("estimate") as tell:
-            rows = cost(asked, data_root=data, on_progress=tell)
-        tables.show(rows, list(rows[0]), shown, "One step")
+        with progress.bar("estimate") as report_progress:
+            rows = estimate_cost(request, data_root=data, on_progress=report_progress)
+        tables.show(rows, list(rows[0]), output_format, "One step")
         return
-    folder = logs / (name or f"{Path(dataset).name}-{arm}-s{asked.seed}")
-    with progress.bar(f"train {folder.name}") as bar, live.report_to(report_to or (), folder, bar) as tell:
-        found = workflow(
-            asked,
+    folder = logs / (name or f"{Path(dataset).name}-{arm}-s{request.seed}")
+    with progress.bar(f"train {folder.name}") as bar, live.report_to(report_to or (), folder, bar) as report_progress:
+        run = workflow(
+            request,
             folder,
-            TrainOptions(resume is not None, accept, Saving(minutes, keep), verify),
+            TrainOptions(resume is not None, accept_changes, Saving(save_minutes, keep_checkpoints), verify),
             data_root=data,
-            on_progress=tell,
+            on_progress=report_progress,
         )
-    for change in found.facts.get("resumed_with", ()):
+    for change in run.facts.get("resumed_with", ()):
         progress.note(f"resumed although {change}")
-    for warning in (w for w in found.facts["warnings"] if w["kind"] == CUT):
+    for warning in (w for w in run.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
-    split = report.scored_on(found.facts["metrics"])
-    results.show(report_tables.rows([folder], split=split, every_stage=True), shown, f"{folder} on {split}")
-    searchable = found.config["method"] == "gradient"  # hand-made features leave no model behind, a classifier no words
-    progress.note(
-        f"next: ccaco embed --run {folder} --dataset {dataset} --index {Path(dataset).name}.idx"
+    split = report.scored_on(run.facts["metrics"])
+    results.show(report_tables.run_rows([folder], split=split, every_stage=True), output_format, f"{folder} on {split}")
+    searchable = run.config["method"] == "gradient"  # the other methods store no model that embeds queries
+    next_step = (
+        (
+            "embed",
+            "--run",
+            folder,
+            "--dataset",
+            dataset,
+            *options.data_option(data),
+            "--index",
+            f"{Path(dataset).name}.idx",
+        )
         if searchable
-        else f"next: ccaco report {folder}"
+        else ("report", folder)
     )
+    progress.note(f"next: {options.command_line(*next_step)}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError
@@ -72,8 +72,8 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: the first value that does not fit.
     """
-    values = flatten(asdict(config))
-    for key in _declared(type(config)).values():
+    values, kind = flatten(asdict(config)), cast(Any, type(config))
+    for key in _declared(kind).values():
         check_range(key, values[key.key])
         check_choice(key, values[key.key])
 
@@ -91,7 +91,7 @@ def to_toml(config: RunConfig) -> str:
 
 
 @cache
-def _declared(kind: type) -> dict[str, ConfigKey]:
+def _declared(kind: Any) -> dict[str, ConfigKey]:
     return {key.key: key for key in config_keys(kind)}
 
 
