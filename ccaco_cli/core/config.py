@@ -179,7 +179,7 @@ class LossConfig:
     asymmetry: float = setting(1.5, "GradNorm: how strongly the slower loss is preferred.", min=0)
     teach: float = setting(
         0.0,
-        "Weight, times beta, of a distillation loss from both scores together to the cosine (infonce only); 0 means off.",
+        "Weight, times beta, of a distillation loss from both scores together to the cosine (infonce only); 0: off.",
         min=0,
     )
     negatives: int = setting(1, "Hard negatives per sample and direction for matching and listwise.", min=1)
@@ -227,13 +227,13 @@ class DomainConfig:
     )
     stats: str = setting(
         "source",
-        "Domain whose running statistics (batch norm, centring) the final model uses; target is AdaBN, arXiv:1603.04779.",
+        "Domain of the running statistics (batch norm, centring) in the final model; target: AdaBN, arXiv:1603.04779.",
         choices=("source", "target"),
     )
     classify: float = setting(0.0, "Weight of a supervised label classifier on the images; 0 means none.", min=0)
     oracle: bool = setting(
         False,
-        "Also keep and score the checkpoint that is best on the target's validation split: an upper bound, not a result.",
+        "Also keep and score the checkpoint that is best on the target's validation split: an upper bound, no result.",
     )
 
 

@@ -52,7 +52,7 @@ def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
 
 
 def build(*, base: Mapping[str, Any], explicit: Mapping[str, Any], modalities: Iterable[str]) -> RunConfig:
-    """Resolves the config of a run: defaults, then the recipe of its towers, then file (``base``), then flags (``explicit``).
+    """Resolves the config of a run: defaults, the recipe of its towers, the file (``base``), the flags (``explicit``).
 
     Raises:
         ConfigError: as ``config_io.override``.

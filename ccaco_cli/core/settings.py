@@ -16,9 +16,10 @@ class Setting:
     """What a config field declares beside its type and default.
 
     Attributes:
-        help: what the setting does, one line. In tower fields ``{modality}`` and the words of ``section`` are filled in.
-        flag: option of ``train`` and ``ablate``, or "" when only ``--set`` reaches the setting. ``{modality}`` makes one
-            flag per modality; without it, one flag sets the key of every modality in ``flag_modalities``.
+        help: what the setting does, one line. In tower fields ``{modality}`` and the words of ``section`` are filled
+            in.
+        flag: option of ``train`` and ``ablate``, or "" when only ``--set`` reaches the setting. ``{modality}`` makes
+            one flag per modality; without it, one flag sets the key of every modality in ``flag_modalities``.
         flag_modalities: modalities whose tower the flag sets; empty means all.
         custom_flag: the commands declare the flag themselves, because it is not a plain value of this one key.
         metavar: placeholder of the value in ``--help``.
@@ -96,7 +97,7 @@ class ConfigKey:
 
 
 def setting(default: Any, help: str, **declaration: Any) -> Any:
-    """A dataclass field with its declaration: ``lr: float = setting(1e-3, "Peak learning rate.", flag="--lr", above=0)``.
+    """A dataclass field with its declaration: ``lr: float = setting(1e-3, "Learning rate.", flag="--lr", above=0)``.
 
     Args:
         declaration: fields of ``Setting``.
