@@ -24,6 +24,7 @@ LEVELS = {
 """Package of ``core`` -> level.
 
 A module imports modules of its own package and of lower levels; modules directly in ``core`` are level 0."""
+COMMANDS = ("prepare", "train", "ablate", "embed", "retrieve", "report")
 TERMINAL = ("typer", "rich", "matplotlib", "ccaco_cli.commands", "ccaco_cli.view", "ccaco_cli.app")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -76,11 +77,12 @@ def test_only_step_joins_model_and_losses() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in MODULES if p.parent.name == "commands" and p.name not in ("__init__.py", "options.py")],
+    [p for p in MODULES if p.parent.name == "commands" and p.stem in COMMANDS],
     ids=lambda p: p.name,
 )
 def test_commands_are_thin(path: Path) -> None:
-    function = next(n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef))
+    functions = (n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef))
+    function = next(f for f in functions if f.name == path.stem)
     body = function.body[-1].end_lineno - function.body[1].lineno  # type: ignore[operator]
     assert body <= 60
 

@@ -1,4 +1,4 @@
-"""What README and help tell people to type exists: every command, every option, every ``--set`` key, every next step of an error."""
+"""Every command, option and ``--set`` key in README, guides, help texts and next steps of errors exists."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import pytest
 import typer
 
 from ccaco_cli.app import app
-from ccaco_cli.core.config import RunConfig, override, parse_setting
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override, parse_setting
 from ccaco_cli.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-def spoken(text: str) -> Iterator[str]:
-    """Every ``ccaco ...`` line of a text: in fences, behind ``$``, after pipes, in back-ticks; continued lines are joined."""
+def command_lines(text: str) -> Iterator[str]:
+    """Every ``ccaco ...`` line of a text: in fences, after ``$`` or a pipe, in back-ticks; joins continued lines."""
     text = re.sub(r"\\\n\s*", " ", text)
     for line in text.splitlines():
         for part in re.split(r"\||&&|;|`", line.split(" #")[0]):
-            if found := re.match(r"\s*(?:\$ )?(?:uvx? |uv run |python -m )?(ccaco(?:_cli)? .*)", part):
-                yield found.group(1).strip()
+            if match := re.match(r"\s*(?:\$ )?(?:uvx? |uv run |python -m )?(ccaco(?:_cli)? .*)", part):
+                yield match.group(1).strip()
 
 
-def check(line: str) -> None:
+def check_command(line: str) -> None:
     """Fails when the line names a command, option or setting that does not exist."""
     try:
         words = shlex.split(line)[1:]
@@ -37,15 +38,15 @@ def check(line: str) -> None:
         pytest.fail(f"cannot be typed into a shell: {line}")
     if not words or not re.fullmatch(r"[a-z]+|-.*", words[0]):
         return  # a sentence about ccaco, not a command
-    name, given = words[0], words[1:]
+    name, arguments = words[0], words[1:]
     if name.startswith("-"):
-        assert name in ("--help", "-h", "--version"), line
+        assert name in ("--help", "-h", "--version", "--install-completion", "--show-completion"), line
         return
     assert name in COMMANDS, f"no such command: {line}"
     options = {
         option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help", "-h"}
-    for word, following in zip(given, [*given[1:], ""], strict=False):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if word.startswith("--") or re.fullmatch(r"-[a-z]", word):
             assert word.split("=")[0] in options, f"no option {word}: {line}"
         if word == "--set" and "=" in following and not following.startswith("KEY"):
@@ -58,7 +59,8 @@ def check(line: str) -> None:
 def texts() -> Iterator[tuple[str, str]]:
     for path in [
         *sorted(ROOT.glob("*.md")),
-        *sorted(ROOT.glob("docs/**/*.md")),
+        *sorted(ROOT.glob(".github/*.md")),
+        *sorted(ROOT.glob("examples/**/*.md")),
         *sorted(ROOT.glob("examples/**/*.sh")),
     ]:
         yield path.relative_to(ROOT).as_posix(), path.read_text("utf-8")
@@ -67,19 +69,20 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "text"), list(texts()), ids=lambda x: x if len(x) < 60 and "\n" not in x else "")
-def test_every_command_that_is_told_exists(where: str, text: str) -> None:
-    for line in spoken(text):
-        check(line)
+def test_every_documented_command_exists(where: str, text: str) -> None:
+    for line in command_lines(text):
+        check_command(line)
 
 
 def test_the_readme_is_there_and_shows_every_command() -> None:
-    told = {line.split()[1] for line in spoken((ROOT / "README.md").read_text("utf-8")) if len(line.split()) > 1}
-    assert set(COMMANDS) <= told
+    lines = command_lines((ROOT / "README.md").read_text("utf-8"))
+    documented = {line.split()[1] for line in lines if len(line.split()) > 1}
+    assert set(COMMANDS) <= documented
 
 
 def test_every_help_has_two_examples_that_can_be_typed() -> None:
     for name, command in COMMANDS.items():
-        examples = list(spoken(command.help))
+        examples = list(command_lines(command.help))
         assert len(examples) >= 2, name
         assert all(line.split()[1] == name for line in examples)
 
@@ -95,14 +98,14 @@ def test_the_next_steps_of_errors_exist() -> None:
             ):
                 lines.append(node.value.replace("'", "").replace('"', ""))
             elif isinstance(node, ast.JoinedStr):
-                whole = "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
+                text = "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
                 lines += [
                     line.replace('"', "")
-                    for line in re.findall(r"ccaco (?:prepare|train|ablate|embed|retrieve|report) [^,;(]*", whole)
+                    for line in re.findall(r"ccaco (?:prepare|train|ablate|embed|retrieve|report) [^,;(]*", text)
                 ]
     assert len(lines) > 10
     for line in lines:
-        check(line)
+        check_command(line)
 
 
 @pytest.mark.parametrize(
@@ -110,4 +113,4 @@ def test_the_next_steps_of_errors_exist() -> None:
 )
 def test_this_test_can_fail(line: str) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception)):
-        check(line)
+        check_command(line)

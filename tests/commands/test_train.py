@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest
+from ccaco_cli.core import config_io, manifest
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def flags(data_root: Path, tmp_path: Path) -> list[object]:
 
 
 def test_flags_reach_the_run_and_its_rows_stdout(
-    ccaco: Callable[..., Any], flags: list[object], tmp_path: Path
+    ccaco: Callable[..., Any], flags: list[object], data_root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "c.toml").write_text("[optim]\nlr = 0.5\nwd = 0.25\n")
     given = [
@@ -42,12 +41,13 @@ def test_flags_reach_the_run_and_its_rows_stdout(
     done = ccaco("train", *flags, *given)
     assert done.code == 0, done.err
     folder = tmp_path / "scenes-ccaco-s7"
-    config = configs.from_dict(manifest.open(folder, kind="run").config)
+    config = config_io.from_dict(manifest.open(folder, kind="run").config)
     assert (config.optim.lr, config.optim.wd, config.loss.alpha, config.loss.beta) == (0.001, 0.25, 2.0, 0.25)
     assert (config.optim.batch_size, config.seed, config.optim.warmup, config.model.width) == (8, 7, 0.0, 16)
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert [row["stage"] for row in rows] == ["cosine", "two-stage"]
-    assert done.err == f"next: ccaco embed --run {folder} --dataset scenes --index scenes.idx\n"
+    step = f"ccaco embed --run {folder} --dataset scenes --data {data_root} --index scenes.idx"
+    assert done.err == f"next: {step}\n", "it also works where the data sets lie elsewhere"
     again = ccaco("train", *flags, *given)
     assert (again.code, again.out) == (2, "")
     assert "this run is finished" in again.err
@@ -77,7 +77,7 @@ def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
         " captions of train and " in done.err
         and "are longer than 6 tokens, and were cut; --context-length takes more" in done.err
     )
-    config = configs.from_dict(manifest.open(tmp_path / "x", kind="run").config)
+    config = config_io.from_dict(manifest.open(tmp_path / "x", kind="run").config)
     assert (config.model.image.size, config.model.image.tiles, config.model.text.context_length) == (16, "2x4", 6)
     assert (config.model.fusion.attention, config.loss.balance) == ("window", "gradnorm")
 
@@ -89,7 +89,7 @@ def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
         (["--dataset", "flickr8k"], ["not prepared", "ccaco prepare flickr8k --source PATH"]),
         (["--set", "loss.bta=1"], ["loss.bta", "did you mean loss.beta?"]),
         (["--set", "loss.beta"], ["KEY=VALUE"]),
-        (["--set", "loss.beta=much"], ["loss.beta", "float"]),
+        (["--set", "loss.beta=much"], ["loss.beta", "a number"]),
         (["--config", "gone.toml"], ["no such config file", "gone.toml"]),
         (["--resume", "epoch3"], ["--resume epoch3", "--resume latest"]),
         (["--arm", "clipp"], ["clipp", "did you mean clip?"]),
@@ -178,7 +178,7 @@ def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., A
         "train", "--dataset", "scenes-styles", *small, *given, "--data", data, "--logs", tmp_path, "--name", "r"
     )
     assert done.code == 0, done.err
-    config = configs.from_dict(manifest.open(tmp_path / "r", kind="run").config).domain
+    config = config_io.from_dict(manifest.open(tmp_path / "r", kind="run").config).domain
     assert (config.sources, config.target, config.loss, config.weight, config.sides) == (
         "colour",
         "sketch",
