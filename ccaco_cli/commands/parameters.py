@@ -33,13 +33,13 @@ def replace_parameter(
     command: Command, name: str, options: Sequence[inspect.Parameter], collect: Callable[[Mapping[str, Any]], Any]
 ) -> Command:
     """Replaces one parameter of a command by options; the command gets what ``collect`` makes of their values."""
-    own = [parameter for parameter in parameters_of(command) if parameter.name != name]
-    parameters = [*own, *options]
+    remaining = [parameter for parameter in parameters_of(command) if parameter.name != name]
+    parameters = [*remaining, *options]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         collected = collect({parameter.name: values[parameter.name] for parameter in options})
-        command(**{name: collected}, **{parameter.name: values[parameter.name] for parameter in own})
+        command(**{name: collected}, **{parameter.name: values[parameter.name] for parameter in remaining})
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

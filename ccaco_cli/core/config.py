@@ -115,7 +115,7 @@ class FusionConfig:
         "dense",
         "Attention of the cross branch: dense, window or linear.",
         flag="--attention",
-        choices="model.attention:KINDS",
+        choices="model.attention_kernels:KINDS",
     )
     window: int = setting(64, "Window attention: tokens per block.", min=1)
     spread: int = setting(16, "Window attention: global tokens, evenly spread over each modality.", min=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import TYPE_NAMES
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.recipes import RECIPES
 from ccaco_cli.core.settings import ConfigKey, config_keys
 
@@ -36,11 +37,13 @@ def settings_table(kind: type = RunConfig) -> list[SettingRow]:
     """Every setting in the order of declaration. Tables of choices are imported, and torch with them."""
     rows: dict[str, SettingRow] = {}
     for key in config_keys(kind):
-        name = _general_name(key)
-        if name not in rows or (key.flag and not rows[name].flag):
-            flag, help = (text.replace(key.modality, "MODALITY") if _per_modality(key) else text
-                          for text in (key.flag, key.setting.help))  # fmt: skip
-            rows[name] = SettingRow(name, _default(key), _accepted(key), flag, help)
+        name = _general(key.key)
+        if name in rows and (rows[name].flag or not key.flag):
+            continue
+        flag, text = key.flag, key.setting.help
+        if key.modality and f"-{key.modality}" in flag and not key.setting.flag_modalities:
+            flag, text = (words.replace(key.modality, "MODALITY") for words in (flag, text))
+        rows[name] = SettingRow(name, _default(key), _accepted(key), flag, text)
     return list(rows.values())
 
 
@@ -53,46 +56,36 @@ def settings_markdown(kind: type = RunConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _general_name(key: ConfigKey) -> str:
-    return key.key.replace(f"model.{key.modality}.", "model.MODALITY.") if key.modality else key.key
-
-
-def _per_modality(key: ConfigKey) -> bool:
-    return bool(key.modality) and key.modality in key.flag and not key.setting.flag_modalities
+def _general(key: str) -> str:
+    """``model.image.lock`` -> ``model.MODALITY.lock``; other keys stay as they are."""
+    parts = key.split(".")
+    return ".".join(["model", "MODALITY", *parts[2:]]) if parts[0] == "model" and parts[1] in MODALITIES else key
 
 
 def _default(key: ConfigKey) -> str:
     """The default, and what recipes set instead: ``10; scratch 7, locked 25``."""
     changes = []
     for recipe, settings in RECIPES.items():
-        values = {
-            name.split(".")[1] if key.modality else "": value
-            for name, value in settings.items()
-            if name == key.key or (key.modality and _same_tower_key(name, key))
-        }
-        if len(values) == 4 and len(set(map(str, values.values()))) == 1:
-            values = {"": next(iter(values.values()))}
-        changes += [" ".join(filter(None, (recipe, modality, toml_value(value)))) for modality, value in values.items()]
-    return "; ".join([toml_value(key.default), *([", ".join(changes)] if changes else [])])
-
-
-def _same_tower_key(name: str, key: ConfigKey) -> bool:
-    parts = name.split(".")
-    return len(parts) == 3 and parts[0] == "model" and parts[1] != "fusion" and parts[2] == key.key.split(".")[2]
+        values = {name: value for name, value in settings.items() if _general(name) == _general(key.key)}
+        same_everywhere = not key.modality or (len(values) == len(MODALITIES) and len(set(values.values())) == 1)
+        for name, value in list(values.items())[: 1 if same_everywhere else None]:
+            modality = "" if same_everywhere else f"{name.split('.')[1]} "
+            changes.append(f"{recipe} {modality}{_toml(value)}")
+    return "; ".join([_toml(key.default), *([", ".join(changes)] if changes else [])])
 
 
 def _accepted(key: ConfigKey) -> str:
     declared = key.setting
     if declared.choices:
         names = declared.choice_names()
-        return " | ".join([*([] if key.default in names else [toml_value(key.default)]), *names])
+        return " | ".join([*([] if key.default in names else [_toml(key.default)]), *names])
     sample = key.default[0] if isinstance(key.default, tuple) else key.default
     kind = "a list of numbers" if isinstance(key.default, tuple) else TYPE_NAMES[type(sample)]
     return kind if isinstance(sample, str | bool) else f"{kind}, {declared.range_text()}"
 
 
-def toml_value(value: Any) -> str:
-    """A default as it is written in TOML."""
+def _toml(value: Any) -> str:
+    """A value as it is written in TOML, on one line."""
     import tomli_w
 
-    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip().replace("\n", " ")
+    return " ".join(tomli_w.dumps({"value": value}).removeprefix("value = ").split())
