@@ -28,7 +28,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
-from ccaco_cli.core.workflows.embed import embed
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
 from tests.manifests import edited
 
@@ -84,7 +84,10 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded(run: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """Embeddings of the test split in shards of 10, and the index beside them (``path.parent / "scenes.idx"``)."""
     folder = tmp_path_factory.mktemp("embeddings")
-    embed(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", data_root=data_root, shard=10)
+    embed(
+        EmbedRequest(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", shard=10),
+        data_root=data_root,
+    )
     from ccaco_cli.core import manifest
 
     return manifest.open(folder / "test", kind="embeddings")

@@ -64,30 +64,27 @@ def embed(
       ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
     """
     from ccaco_cli.core.modalities import MODALITIES
+    from ccaco_cli.core.workflows.embed import EmbedRequest
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 
     out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"
-    index_options: dict[str, Any] = {
-        "index_type": index_type,
-        "store_tokens": store_tokens,
-        "store_grid": store_grid,
-        "precision": precision,
-    }
+    request = EmbedRequest(
+        run,
+        dataset,
+        out,
+        split,
+        index=index,
+        rebuild=rebuild,
+        index_type=index_type,
+        store_tokens=store_tokens,
+        store_grid=store_grid,
+        precision=precision,
+        device=device,
+        verify=verify,
+    )
     with progress.bar("embed") as report_progress:
-        embedded = workflow(
-            run,
-            dataset,
-            split=split,
-            out=out,
-            index=index,
-            rebuild=rebuild,
-            verify=verify,
-            device=device,
-            data_root=data,
-            on_progress=report_progress,
-            **index_options,
-        )
+        embedded = workflow(request, data_root=data, on_progress=report_progress)
     rows = ", ".join(f"{count:,} {modality}" for modality, count in embedded.facts["rows"].items())
     progress.note(f"{embedded.path}: {rows}")
     for modality, storage in embedded.facts.get("storage", {}).items():

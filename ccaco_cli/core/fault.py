@@ -6,7 +6,8 @@ import os
 import signal
 
 VARIABLE = "CCACO_FAULT"
-"""Environment variable POINT or POINT:N: the process kills itself (SIGKILL) when it reaches the point for the Nth time."""
+"""Environment variable POINT or POINT:N: the process kills itself (SIGKILL) when it reaches the point for the Nth
+time."""
 _counts: dict[str, int] = {}
 
 

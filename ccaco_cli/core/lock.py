@@ -1,4 +1,7 @@
-"""One writer per artefact: a lock file beside its folder. The operating system releases it when the process ends, in whatever way."""
+"""One writer per artefact: a lock file beside its folder.
+
+The operating system releases it when the process ends, in whatever way.
+"""
 
 from __future__ import annotations
 

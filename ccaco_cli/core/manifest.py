@@ -1,4 +1,5 @@
-"""Artefacts on disk: a folder whose ``manifest.json`` is written last and atomically, so its presence means complete."""
+"""Artefacts on disk: folders whose ``manifest.json`` is written last and atomically, so that its presence means
+"complete"."""
 
 from __future__ import annotations
 
@@ -31,20 +32,23 @@ HOW_TO_MAKE = {
 }
 QUICK, FULL = VERIFY = ("quick", "full")
 MAX_JSON = 1 << 28
-"""Bytes: a manifest or result that is larger is none of ours."""
+"""Maximum size in bytes of a manifest or result file."""
 _SECRET = re.compile(r"(?P<head>://[^/:@\s]*:)[^@\s]+(?P<tail>@)|\b(?:hf|ghp|gho|sk)[_-]\w{16,}")
 _LIBRARIES = ("torch", "open_clip_torch", "transformers", "datasets", "numpy", "faiss-cpu")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artefact says of itself.
+    """The description of an artefact.
 
-    path    the artefact's folder
-    kind    dataset | run | embeddings | index | ablation
-    facts   what this kind adds (counts, protocol, modalities ...)
-    inputs  name -> {"path", "sha256"} of the manifests it was made from
-    files   [{"name", "sha256", "bytes", ...}]
+    Attributes:
+        path: folder of the artefact.
+        kind: dataset | run | embeddings | index | ablation.
+        facts: facts of this kind (counts, protocol, modalities ...).
+        inputs: name -> {"path", "sha256"} of the manifests that it was made from.
+        config: settings that it was made with.
+        files: [{"name", "sha256", "bytes", ...}].
+        made_by, made_at: program and time.
     """
 
     path: Path
@@ -58,7 +62,7 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Identity of the content: hash of kind, config, facts, inputs and files, not of when, where or by whom it was made."""
+        """Hash of the content: kind, config, facts, inputs and files, but not time, place and program."""
         body = [self.kind, self.config, self.facts, {k: v["sha256"] for k, v in self.inputs.items()}, self.files]
         return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -70,18 +74,18 @@ def sha256(path: Path) -> str:
 
 
 def file_entry(root: Path, path: Path, **more: Any) -> dict[str, Any]:
-    """One row of a manifest's ``files``."""
+    """An entry of a manifest's ``files``."""
     return {"name": path.relative_to(root).as_posix(), "sha256": sha256(path), "bytes": path.stat().st_size, **more}
 
 
 def input_of(artefact: Manifest) -> dict[str, str]:
-    """How another artefact names this one among its inputs."""
+    """The entry of an artefact in the ``inputs`` of another."""
     return {"path": str(artefact.path), "sha256": artefact.sha256}
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, so that ``path`` is either whole or absent: temp file, fsync, rename."""
+    """Opens a file for writing such that ``path`` is either complete or absent: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,7 +97,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         temp.replace(path)
         fault.point("write.renamed")
         _sync(path.parent)
-    except OSError as error:  # of a write that fails, the system does not say which file
+    except OSError as error:  # for a failed write, the system does not name the file
         if error.errno and not error.filename:
             error.filename = str(path)
         raise
@@ -102,7 +106,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """A whole file, or none (``writing``)."""
+    """Writes a file atomically (``writing``)."""
     with writing(path) as f:
         f.write(memoryview(data)[: len(data) // 2])
         fault.point("write.half")
@@ -110,14 +114,14 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Clears what a killed writer left half-written under a folder; to be called by whoever holds the folder's lock."""
+    """Deletes the temporary files of a killed writer below a folder. The caller must hold the folder's lock."""
     for leftover in folder.rglob(".*.tmp"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
-    """Makes a rename last through a power cut, where the system lets a folder be synced."""
+    """Makes a rename survive a power cut, if the system can sync a folder."""
     if hasattr(os, "O_DIRECTORY"):
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -127,12 +131,13 @@ def _sync(folder: Path) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON as our artefacts hold it: keys in the order given; NaN and infinity become null (JSON has none)."""
+    """JSON text of an artefact: keys keep their order; NaN and infinity become null, because JSON does not have
+    them."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic ``json_text``."""
+    """Writes ``json_text`` atomically."""
     write_bytes(path, json_text(value).encode())
 
 
@@ -146,7 +151,7 @@ def write(
     files: Iterable[Mapping[str, Any]] = (),
     device: str = "cpu",
 ) -> Manifest:
-    """Completes an artefact: its manifest, written last."""
+    """Completes an artefact by writing its manifest."""
     body = {
         "kind": kind,
         "schema": SCHEMA,
@@ -163,55 +168,59 @@ def write(
         "facts": dict(facts),
         "files": [dict(f) for f in files],
     }
-    body = json.loads(json_text(body))  # as it will be read back
+    body = json.loads(json_text(body))  # the seal is computed from what will be read
     write_json(root / NAME, body | {"seal": seal(body)})
     return open(root, kind=kind)
 
 
 def without_secrets(text: str) -> str:
-    """A word of a command line with passwords in addresses and access tokens struck out."""
-    return _SECRET.sub(lambda found: (found["head"] or "") + "***" + (found["tail"] or ""), text)
+    """Replaces passwords in addresses and access tokens in a word of a command line."""
+    return _SECRET.sub(lambda match: (match["head"] or "") + "***" + (match["tail"] or ""), text)
 
 
 def exists(path: Path) -> bool:
-    """True when a complete artefact lies at ``path``."""
+    """True if there is a complete artefact at ``path``."""
     return (path / NAME).is_file()
 
 
 def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
-    """Reads and checks a manifest: its own hash, and its files.
+    """Reads a manifest and checks its hash and its files.
 
-    verify  quick: their sizes | full: also their hashes, which reads every byte of them
-    Raises  ManifestError: nothing there, incomplete, another kind, another schema, or an altered file, by name
+    Args:
+        path: folder of the artefact.
+        kind: expected kind.
+        verify: quick: sizes of the files | full: also their hashes, which reads every byte.
+    Raises:
+        ManifestError: nothing there, incomplete, another kind, another schema, or a changed file (named).
     """
     if verify not in VERIFY:
         raise ConfigError("unknown check", where=f"--verify {verify}", expected=" | ".join(VERIFY))
     path = Path(path)
     make = HOW_TO_MAKE.get(kind)
     if not exists(path):
-        what = f"no {kind} here" if not path.exists() else f"incomplete or foreign folder, not a {kind}"
-        raise ManifestError(what, where=path, expected=f"a folder with {NAME}", next=make)
+        problem = f"no {kind} here" if not path.exists() else f"incomplete or foreign folder, not a {kind}"
+        raise ManifestError(problem, where=path, expected=f"a folder with {NAME}", next=make)
     try:
         body = read_json(path / NAME)
-        found = Manifest(
+        result = Manifest(
             path=path,
             **{k: body[k] for k in ("kind", "facts", "inputs", "config", "files", "made_by", "made_at")},
         )
         schema = int(body["schema"])
-        named = [(str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])) for entry in found.files]
-        shapes = all(isinstance(value, dict) for value in (found.facts, found.inputs, found.config, found.made_by))
-        if not shapes or any("sha256" not in one for one in found.inputs.values()):
+        named = [(str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])) for entry in result.files]
+        shapes = all(isinstance(value, dict) for value in (result.facts, result.inputs, result.config, result.made_by))
+        if not shapes or any("sha256" not in entry for entry in result.inputs.values()):
             raise ValueError("other content")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError) as error:
         raise ManifestError(
             f"unreadable manifest ({error})", where=path / NAME, expected=f"a {kind}", next=make
         ) from None
-    if found.kind != kind:
-        raise ManifestError(f"this is a {found.kind}", where=path, expected=f"a {kind}", next=make)
+    if result.kind != kind:
+        raise ManifestError(f"this is a {result.kind}", where=path, expected=f"a {kind}", next=make)
     if schema != SCHEMA:
-        age, mend = ("a newer", "pip install -U ccaco") if schema > SCHEMA else ("an older", make)
+        age, remedy = ("a newer", "pip install -U ccaco") if schema > SCHEMA else ("an older", make)
         raise ManifestError(
-            f"made by {age} ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next=mend
+            f"made by {age} ccaco (schema {schema})", where=path, expected=f"schema {SCHEMA}", next=remedy
         )
     if body.get("seal") != seal(body):
         raise ManifestError(
@@ -229,24 +238,24 @@ def open(path: Path, *, kind: str, verify: str = QUICK) -> Manifest:
             raise ManifestError(
                 "a file of this artefact was altered", where=file, expected=f"sha256 {digest[:12]}", next=make
             )
-    return found
+    return result
 
 
 def seal(body: Mapping[str, Any]) -> str:
-    """Hash of a whole manifest, by which a flipped bit in it is seen."""
+    """Hash of a complete manifest, which detects a changed bit."""
     text = json.dumps({k: v for k, v in body.items() if k != "seal"}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(path: Path, most: int = MAX_JSON) -> Any:
-    """A JSON file of our own. Raises ValueError (larger than ``most`` bytes, not JSON, nested beyond reason), OSError."""
-    if path.stat().st_size > most:
-        raise ValueError(f"larger than {most} bytes")
+def read_json(path: Path, max_bytes: int = MAX_JSON) -> Any:
+    """Reads a JSON file. Raises ValueError: larger than ``max_bytes``, not JSON, nested too deeply; OSError."""
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
     return parse_json(path.read_text("utf-8"))
 
 
 def parse_json(text: str, **more: Any) -> Any:
-    """``json.loads``. Raises ValueError: not JSON, or nested beyond reason."""
+    """``json.loads``. Raises ValueError: not JSON, or nested too deeply."""
     try:
         return json.loads(text, **more)
     except RecursionError:
@@ -254,13 +263,13 @@ def parse_json(text: str, **more: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _finite(value: Any) -> Any:

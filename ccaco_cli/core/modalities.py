@@ -1,7 +1,8 @@
 """One entry for each modality: how its files are read, checked, batched, encoded and shown.
 
-To add a modality, add one ``Modality`` to ``MODALITIES`` and one ``TowerConfig`` field of its name to ``config.ModelConfig``.
-Captions are the samples of the modality ``text``: they are stored as strings, and ``loader.TextColumn`` batches them.
+To add a modality, add one ``Modality`` to ``MODALITIES`` and one ``TowerConfig`` field of its name to
+``config.ModelConfig``. Captions are the samples of the modality ``text``: they are stored as strings, and
+``loader.TextColumn`` batches them.
 
 Functions are named by their modules and imported at the first call, so that this module costs nothing to import.
 """

@@ -21,7 +21,9 @@ _COUNTS = "counts.npy"
 
 
 class GrowingArray:
-    """A ``.npy`` file [n, ...] to which rows are appended (numpy leaves space in the header for a larger n). A context manager.
+    """A ``.npy`` file [n, ...] to which rows are appended (numpy leaves space in the header for a larger n).
+
+    A context manager.
 
     Args:
         path: the file.
@@ -89,8 +91,8 @@ def write(
     Args:
         folder: exists already.
         rows: number of rows in all.
-        next_rows: first row -> (number of values of each of the next k rows [k], arrays of values by name [sum of these, ...],
-            arrays with one entry per row by name [k, ...]); the same names at every call.
+        next_rows: first row -> (number of values of each of the next k rows [k], arrays of values by name [sum of
+            these, ...], arrays with one entry per row by name [k, ...]); the same names at every call.
     """
     counts = np.load(folder / _COUNTS, allow_pickle=False) if (folder / _COUNTS).exists() else np.zeros(0, np.int64)
     files: dict[str, GrowingArray] = {}

@@ -261,7 +261,7 @@ def _state(folder: Path) -> Path:
 
     from ccaco_cli.core.training import checkpoint
 
-    torch.save({"optimizer": {"state": {}}, "drawn": [checkpoint.generators()], "step": 1, "epoch": 0}, folder / "s")
+    torch.save({"optimizer": {"state": {}}, "generators": [checkpoint.generator_states()], "step": 1, "epoch": 0}, folder / "s")
     return folder / "s"
 
 

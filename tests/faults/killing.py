@@ -47,7 +47,8 @@ def everywhere(
     begin: Callable[[Path], None] = Path.mkdir,
     every: int = 1,
 ) -> int:
-    """Kills ``work(folder)`` at each of its points (or every so many), runs it again, and compares what it leaves with undisturbed work.
+    """Kills ``work(folder)`` at each of its points (or every so many), runs it again, and compares the result with
+    that of undisturbed work.
 
     outcome  folder -> what must be equal
     begin    makes the folder in which the work starts

@@ -22,9 +22,9 @@ from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
-from ccaco_cli.core.training.loop import fit
-from ccaco_cli.core.training.state import Saving
-from ccaco_cli.core.types import PairRecord, no_progress
+from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
+from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, fit
+from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.core.workflows.train import train
@@ -71,16 +71,9 @@ def train_toy(toy: Any, folder: Path) -> None:
     figures = iter((1.0, 2.0))
     if found := checkpoint.latest(folder / "checkpoints"):
         figures = iter((1.0, 2.0)[int(found.name[-4:]) :])
-    fit(
-        aligner,
-        data,
-        plan,
-        config,
-        folder,
-        lambda m: {"R-sum": next(figures)},
-        TrainOptions(resume=True, saving=Saving(1e-9)),
-        on_progress=no_progress,
-    )
+    callbacks = TrainingCallbacks(lambda m: {"R-sum": next(figures)})
+    options = CheckpointOptions(minutes=1e-9, resume=True)
+    fit(aligner, TrainingData(data, plan), config, folder, callbacks, options=options)
 
 
 def test_training(toy: Any, tmp_path: Path) -> None:
@@ -133,17 +126,18 @@ def test_train(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     assert everywhere(partial(train_scenes, asked, data_root), outcome, tmp_path, every=18) >= 2
 
 
-def build(run: Path, folder: Path, **more: Any) -> None:
+def build(run: Path, data_root: Path, folder: Path, **more: Any) -> None:
     """``embed --index``, but for the export: it takes longer than all else together, and writes into the folder that
     all else goes to.
     """
     embedding.export = lambda *given, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
-    embedding.embed(run, "scenes", out=folder / "e", index=folder / "i.idx", device="cpu", **more)
+    request = embedding.EmbedRequest(run, "scenes", folder / "e", index=folder / "i.idx", device="cpu", **more)
+    embedding.embed(request, data_root=data_root)
 
 
 def index_scenes(run: Path, data_root: Path, folder: Path) -> None:
     if not manifest.exists(folder / "i.idx"):
-        build(run, folder, data_root=data_root, shard=60)
+        build(run, data_root, folder, shard=60)
 
 
 def test_embed_and_index(run: Path, data_root: Path, tmp_path: Path) -> None:
@@ -160,7 +154,7 @@ def index_anew(run: Path, data_root: Path, folder: Path) -> None:
     before = Index(folder / "i.idx", "full")  # whole after every kill
     assert before.sides["text"].vectors.ntotal == 125
     del before
-    build(run, folder, rebuild=True, data_root=data_root, shard=10)
+    build(run, data_root, folder, rebuild=True, shard=10)
 
 
 def test_rebuilding_an_index(run: Path, data_root: Path, embedded: Any, index: Path, tmp_path: Path) -> None:

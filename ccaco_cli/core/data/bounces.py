@@ -1,7 +1,8 @@
-"""``bounces``: generated films with sound in which what is seen decides what is heard.
+"""The generated video-audio data set ``bounces``.
 
-A ball falls and bounces. Its material is its timbre, its size the pitch, and each time it touches the ground is an onset, louder the
-faster it comes. Every clip has a near-twin that differs in nothing but timing, so that colour and size alone do not find the right sound.
+A ball falls and bounces. Its material determines the timbre, its size the pitch. Each impact on the ground is an
+onset, louder for a higher speed. Every clip has a twin that differs in timing only, so colour and size are not enough
+to find the matching sound.
 """
 
 from __future__ import annotations
@@ -22,15 +23,23 @@ from ccaco_cli.core.types import PairRecord
 
 Array = np.ndarray[Any, Any]
 SECONDS, FPS, RATE = 2.0, 16, 16_000
-GROUND, HEIGHT = 0.88, 0.72  # of the picture's side: where the ground is, and the highest start above it
+GROUND, HEIGHT = 0.88, 0.72  # as shares of the side: y of the ground, and the highest start above it
 FALL = 0.36  # seconds from the highest start to the ground
-SLOWEST = 0.12  # of the fastest impact: slower ones make no sound and end the bouncing
-APART = 0.2  # seconds by which the first impacts of twins differ, at least
+MIN_SPEED = 0.12  # as a share of the fastest impact: slower ones are silent and end the bouncing
+MIN_TWIN_OFFSET = 0.2  # seconds between the first impacts of twins, at least
 
 
 @dataclass(frozen=True)
 class Material:
-    """colour RGB 0..1; partials: frequency (of the fundamental), loudness; decay in seconds; noise: share of a burst at the onset."""
+    """How a ball of one material looks and sounds.
+
+    Attributes:
+        colour: RGB, 0..1.
+        stripes: number of stripes; 0 = none.
+        partials: (frequency as a multiple of the fundamental, amplitude) of each.
+        decay: seconds until the amplitude has fallen to 1/e.
+        noise: amplitude of the noise at an onset.
+    """
 
     colour: tuple[float, float, float]
     stripes: float
@@ -55,22 +64,24 @@ SIZES = {
     "large": (0.13, 349.2),
     "huge": (0.165, 246.9),
 }
-"""Radius as a share of the picture's side, and fundamental in Hz."""
+"""Radius as a share of the side, and fundamental frequency in Hz."""
 UNSEEN = frozenset((material, tuple(SIZES)[(2 * i + 1) % len(SIZES)]) for i, material in enumerate(MATERIALS))
-"""Combinations that are in the test split only; every material and every size is in training, with others."""
+"""(material, size) pairs of the test split only; every material and every size occurs in training, in other pairs."""
 
 
 @dataclass(frozen=True)
 class Bounce:
     """One clip.
 
-    delay        seconds until the ball falls
-    drop         start above the ground, as a share of HEIGHT
-    restitution  speed after an impact, as a share of the speed before
-    where        place of the ball from left to right, 0..1
-    ground, sky  grey of both, 0..1
-    noise        seed of the grain of picture and sound
-    side         pixels
+    Attributes:
+        material, size: keys of ``MATERIALS`` and ``SIZES``.
+        delay: seconds until the ball falls.
+        drop: start height above the ground, as a share of HEIGHT.
+        restitution: speed after an impact, as a share of the speed before.
+        x: position of the ball from left to right, 0..1.
+        ground, sky: grey levels, 0..1.
+        noise: seed of the noise in picture and sound.
+        side: pixels.
     """
 
     material: str
@@ -78,7 +89,7 @@ class Bounce:
     delay: float
     drop: float
     restitution: float
-    where: float
+    x: float
     ground: float
     sky: float
     noise: int
@@ -86,47 +97,50 @@ class Bounce:
 
     @property
     def impacts(self) -> list[tuple[float, float]]:
-        """(seconds, speed as a share of the fastest) of every audible impact within the clip."""
+        """(seconds, speed as a share of the fastest) of every audible impact in the clip."""
         speed = math.sqrt(self.drop)
         time = self.delay + FALL * speed
-        found = []
-        while time < SECONDS and speed > SLOWEST:
-            found.append((time, speed))
+        impacts = []
+        while time < SECONDS and speed > MIN_SPEED:
+            impacts.append((time, speed))
             speed *= self.restitution
             time += 2 * FALL * speed
-        return found
+        return impacts
 
     def height(self, time: float) -> float:
-        """Of the ball's lowest point above the ground, as a share of HEIGHT."""
+        """Height of the ball's lowest point above the ground at a time in seconds, as a share of HEIGHT."""
         if time <= self.delay:
             return self.drop
         speed = math.sqrt(self.drop)
-        last = self.delay - FALL * speed  # as if it had been thrown up before
-        for impact, fast in self.impacts:
+        last = self.delay - FALL * speed  # as if it had been thrown up at that time
+        for impact, impact_speed in self.impacts:
             if time < impact:
                 break
-            last, speed = impact, fast * self.restitution
+            last, speed = impact, impact_speed * self.restitution
         since = (time - last) / FALL
         return max(0.0, 2 * speed * since - since**2)
 
 
 def records(split: str, count: int, seed: int, side: int) -> Iterator[PairRecord]:
-    """``count`` clips of a split, twins side by side; a function of its arguments alone. Half of the test clips are unseen combinations."""
+    """``count`` clips of a split, twins side by side; they depend on the arguments only.
+
+    Half of the test clips are ``UNSEEN``.
+    """
     combinations = [(m, s) for m in MATERIALS for s in SIZES]
-    seen = [pair for pair in combinations if pair not in UNSEEN]
+    known = [pair for pair in combinations if pair not in UNSEEN]
     for pair in range(-(-count // 2)):
         rng = np.random.default_rng((seed, *split.encode(), pair))
-        pool = sorted(UNSEEN) if split == "test" and pair % 2 else seen
+        pool = sorted(UNSEEN) if split == "test" and pair % 2 else known
         material, size = pool[int(rng.integers(len(pool)))]
         ground, sky = 0.25 + 0.2 * rng.random(), 0.6 + 0.3 * rng.random()
-        one = Bounce(
+        first = Bounce(
             material, size, *_timing(rng), 0.2 + 0.6 * rng.random(), ground, sky, int(rng.integers(2**31)), side
         )
-        other = one
-        while abs(one.impacts[0][0] - other.impacts[0][0]) < APART:
+        second = first
+        while abs(first.impacts[0][0] - second.impacts[0][0]) < MIN_TWIN_OFFSET:
             delay, drop, restitution = _timing(rng)
-            other = replace(one, delay=delay, drop=drop, restitution=restitution)
-        for twin, bounce in zip("ab", (one, other), strict=True):
+            second = replace(first, delay=delay, drop=drop, restitution=restitution)
+        for twin, bounce in zip("ab", (first, second), strict=True):
             if 2 * pair + (twin == "b") < count:
                 yield _record(split, f"{split}-{pair:05d}{twin}", f"{split}-{pair:05d}", bounce)
 
@@ -153,39 +167,39 @@ def _timing(rng: np.random.Generator) -> tuple[float, float, float]:
     return 0.05 + 0.75 * rng.random(), 0.35 + 0.65 * rng.random(), 0.5 + 0.35 * rng.random()
 
 
-@lru_cache(maxsize=2)  # a record asks for its film and for its sound
+@lru_cache(maxsize=2)  # a record needs the same bytes as video and as audio
 def render(bounce: Bounce) -> bytes:
-    """The clip as an MP4 file: H.264 at 16 frames a second, AAC at 16 kHz, two seconds. Equal bounce, equal bytes."""
+    """The clip as an MP4 file: H.264 at 16 frames per second, AAC at 16 kHz, two seconds.
+
+    Equal bounces give equal bytes.
+    """
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
-        film = file.add_stream("libx264", FPS, options=H264 | {"crf": "24"})
-        film.width = film.height = bounce.side
-        film.pix_fmt = "yuv420p"
-        sound = file.add_stream("aac", RATE, layout="mono", bit_rate=48_000, options=BITEXACT)
+        video = file.add_stream("libx264", FPS, options=H264 | {"crf": "24"})
+        video.width = video.height = bounce.side
+        video.pix_fmt = "yuv420p"
+        audio = file.add_stream("aac", RATE, layout="mono", bit_rate=48_000, options=BITEXACT)
         for pixels in pictures(bounce):
-            file.mux(film.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
-        file.mux(film.encode(None))
+            file.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        file.mux(video.encode(None))
         samples = waveform(bounce)
         frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = (
-            RATE,
-            0,
-            Fraction(1, RATE),
-        )  # without a clock the encoder's delay would stay in
-        file.mux(sound.encode(frame))
-        file.mux(sound.encode(None))
+        # without timestamps the encoder's delay would remain in the sound
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        file.mux(audio.encode(frame))
+        file.mux(audio.encode(None))
     return out.getvalue()
 
 
 def pictures(bounce: Bounce) -> Iterator[Array]:
-    """uint8 [side, side, 3], frame by frame."""
+    """Yields the frames: uint8 [side, side, 3]."""
     rng = np.random.default_rng(bounce.noise)
     material, radius = MATERIALS[bounce.material], SIZES[bounce.size][0]
     y, x = (np.mgrid[: bounce.side, : bounce.side] + 0.5) / bounce.side
     scene = np.where(y > GROUND, bounce.ground, bounce.sky)[..., None].repeat(3, -1)
     for number in range(round(SECONDS * FPS)):
         bottom = GROUND - HEIGHT * bounce.height(number / FPS)
-        dx, dy = x - bounce.where, y - (bottom - radius)
+        dx, dy = x - bounce.x, y - (bottom - radius)
         inside = np.clip((radius - np.hypot(dx, dy)) * bounce.side + 0.5, 0, 1)[..., None]
         light = (
             1
@@ -198,19 +212,17 @@ def pictures(bounce: Bounce) -> Iterator[Array]:
 
 
 def waveform(bounce: Bounce) -> Array:
-    """float32 [SECONDS * RATE]."""
+    """The sound: float32 [SECONDS * RATE]."""
     rng = np.random.default_rng(bounce.noise + 1)
-    material, pitch = (
-        MATERIALS[bounce.material],
-        SIZES[bounce.size][1] * 2 ** ((rng.random() - 0.5) / 12),
-    )  # a quarter tone at most
+    material = MATERIALS[bounce.material]
+    pitch = SIZES[bounce.size][1] * 2 ** ((rng.random() - 0.5) / 12)  # detuned by at most a quarter tone
     time = np.arange(round(SECONDS * RATE)) / RATE
     sound = 0.001 * rng.standard_normal(len(time))
     for onset, speed in bounce.impacts:
         since = time[time >= onset] - onset
         body = sum(
-            loud * np.sin(2 * np.pi * pitch * ratio * since)
-            for ratio, loud in material.partials
+            amplitude * np.sin(2 * np.pi * pitch * ratio * since)
+            for ratio, amplitude in material.partials
             if pitch * ratio < RATE / 2
         )
         burst = material.noise * rng.standard_normal(len(since)) * np.exp(-since / 0.01)

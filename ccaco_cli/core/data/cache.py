@@ -23,22 +23,25 @@ def key(**parts: Any) -> str:
 
 
 def folder(path: Path, write: Callable[[Path], None], *, resumes: bool = False) -> Path:
-    """The folder at ``path``, created by ``write(temporary folder)`` if it does not exist. It is complete or absent at all times.
+    """The folder at ``path``, created by ``write(temporary folder)`` if it does not exist.
 
-    Of several processes that need it at the same time, one writes it and the others wait. With ``resumes`` the temporary folder is kept
-    after an interruption, and the next ``write`` continues in it.
+    It is complete or absent at all times.
+
+    Of several processes that need it at the same time, one writes it and the others wait. With ``resumes`` the
+    temporary folder is kept after an interruption, and the next ``write`` continues in it.
     """
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock")
-        with filelock.FileLock(lock):
-            try:
-                if not path.is_dir():
-                    with _temporary(path, resumes) as temp:
-                        write(temp)
-                        os.replace(temp, path)
-            finally:
-                lock.unlink(missing_ok=True)  # processes that wait for it still hold it open
+    if path.is_dir():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with filelock.FileLock(lock):
+        try:
+            if not path.is_dir():
+                with _temporary(path, resumes) as temp:
+                    write(temp)
+                    os.replace(temp, path)
+        finally:
+            lock.unlink(missing_ok=True)  # processes that wait for it still hold it open
     return path
 
 
@@ -74,7 +77,8 @@ def damaged(path: Path, reason: str) -> ManifestError:
 
 @contextmanager
 def _temporary(path: Path, resumes: bool) -> Iterator[Path]:
-    """The temporary folder of ``folder``, used under its lock; what a killed process left there is continued or deleted."""
+    """The temporary folder of ``folder``, used under its lock; what a killed process left there is continued or
+    deleted."""
     temp = path.with_name(f".{path.name}.tmp")
     if not resumes:
         shutil.rmtree(temp, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Checks that each sample passes before it enters a data set: media are decoded once, captions cleaned, paths kept inside the source.
+"""Checks that each sample passes before it enters a data set: media are decoded once, captions cleaned, paths kept
+inside the source.
 
 This module imports little, because every worker process of ``prepare`` loads it.
 """
@@ -84,7 +85,8 @@ class Rejected:
 def lenient() -> Iterator[None]:
     """Silences warnings about files that still decode, and makes "too many pixels" an error.
 
-    Warning filters belong to the whole process. Code that decodes in threads enters this context once around all threads.
+    Warning filters belong to the whole process. Code that decodes in threads enters this context once around all
+    threads.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,7 +104,8 @@ def decode_image(data: bytes, short_side: int = 0) -> Image.Image:
     Returns:
         PIL image, mode RGB, fully loaded.
     Raises:
-        DataError: "not a picture" | "broken picture" (also truncated) | "too many pixels" (Pillow's decompression bomb limit).
+        DataError: "not a picture" | "broken picture" (also truncated) | "too many pixels" (Pillow's decompression
+            bomb limit).
     """
     try:
         with lenient():
@@ -110,7 +113,7 @@ def decode_image(data: bytes, short_side: int = 0) -> Image.Image:
             if short_side:
                 image.draft("RGB", (short_side, short_side))
             image.load()
-            return _upright_rgb(image)
+            return upright_rgb(image)
     except UnidentifiedImageError:
         raise DataError("not a picture", expected=f"a file of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -121,7 +124,7 @@ def decode_image(data: bytes, short_side: int = 0) -> Image.Image:
         ) from None
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:
@@ -163,7 +166,8 @@ def check_all(records: Sequence[PairRecord], rules: Rules) -> list[Passed | Reje
 def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     """Reads the media of one record, decodes them once, and cleans its captions.
 
-    Never raises because of a file's content. The reason of a reject is one of a few fixed phrases, so that they can be counted.
+    Never raises because of a file's content. The reason of a reject is one of a few fixed phrases, so that they can
+    be counted.
     """
     if not SPLIT_NAME.fullmatch(record.split):
         return Rejected(_printable(record.id), "", "bad split name", _printable(record.split))
@@ -225,7 +229,10 @@ def _check_clip(modality: str, data: bytes, rules: Rules) -> CheckedBytes:
 
 
 def _read(media: Media, root: str | None) -> bytes:
-    """The bytes of one medium. Raises DataError: missing, outside ``root``, not a file, too large, unreadable or empty."""
+    """The bytes of one medium.
+
+    Raises DataError: missing, outside ``root``, not a file, too large, unreadable or empty.
+    """
     try:
         if isinstance(media, Path):
             real = os.path.realpath(media)

@@ -1,8 +1,9 @@
 """Video and audio clips, decoded from encoded bytes by PyAV (FFmpeg's libraries).
 
-Unusual files are handled in one way everywhere. Several channels are mixed to mono. Any sample rate is resampled. The rotation in a
-video's metadata is applied. A clip that is shorter than the requested time is used as it is (``loader`` pads and masks it). A silent clip
-is used like any other, and counted. A missing track is an error, and ``prepare`` lists the sample among the rejects.
+Unusual files are handled in one way everywhere. Several channels are mixed to mono. Any sample rate is resampled. The
+rotation in a video's metadata is applied. A clip that is shorter than the requested time is used as it is (``loader``
+pads and masks it). A silent clip is used like any other, and counted. A missing track is an error, and ``prepare``
+lists the sample among the rejects.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from PIL import Image
 from ccaco_cli.core.errors import DataError
 
 # an explicit list, because FFmpeg also reads playlists, which name further files and addresses
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,flv,asf,wav,w64,ogg,mp3,flac,aac,ac3,aiff,au,caf,amr"
+FORMATS = (
+    ""
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,flv,asf,wav,w64,ogg,mp3,flac,aac,ac3,aiff,au,caf,amr"
+)
 SILENCE = 1e-4
 """Peak amplitude (full scale = 1) below which a track counts as silent (-80 dB)."""
 MAX_SECONDS = 3600.0
@@ -73,8 +77,8 @@ class Clip:
     def frames(self, rate: float, seconds: float = MAX_SECONDS) -> Iterator[Image.Image]:
         """Decodes the frames shown at 0, 1/rate, 2/rate ... s of the first ``seconds`` of the picture track.
 
-        A frame is shown until the next one. So a video with a lower frame rate yields some frames twice, and one with a higher rate
-        skips some.
+        A frame is shown until the next one. So a video with a lower frame rate yields some frames twice, and one with
+        a higher rate skips some.
 
         Yields:
             PIL images, RGB.
@@ -129,7 +133,9 @@ class CheckedClip:
 
 
 def check(modality: str, data: bytes, short_side: int | None = None) -> CheckedClip:
-    """Decodes a complete track once. As the audio of a video file, only its sound track is stored (copied, not re-encoded).
+    """Decodes a complete track once.
+
+    As the audio of a video file, only its sound track is stored (copied, not re-encoded).
 
     Args:
         modality: audio | video.

@@ -1,6 +1,8 @@
-"""Statistics of a data set while it is prepared: counts, lengths, sizes, rejects and leakage, from its shards and their journals.
+"""Statistics of a data set while it is prepared: counts, lengths, sizes, rejects and leakage, from its shards and
+their journals.
 
-One shard is read at a time. Of each sample three hashes of eight bytes are kept, so memory hardly grows with their number.
+One shard is read at a time. Of each sample three hashes of eight bytes are kept, so memory hardly grows with their
+number.
 """
 
 from __future__ import annotations
@@ -108,12 +110,13 @@ def journals(folder: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def compute_stats(folder: Path) -> DatasetStats:
-    """Counts everything in a folder of finished shards; writes its rejects.csv, and leakage.csv if there is any leakage.
+    """Counts everything in a folder of finished shards; writes its rejects.csv, and leakage.csv if there is any
+    leakage.
 
     Returns:
-        Facts: splits {name: samples, groups, captions, rejects}; inspection {name: {captions_per_group, words, width, height ...:
-        {min, mean, max}, rejects: {reason: count}}}; domains {name: samples}; captions {cleaned, dropped}; rejects {reason: count};
-        leakage = number of media (by their bytes) that are in several splits.
+        Facts: splits {name: samples, groups, captions, rejects}; inspection {name: {captions_per_group, words, width,
+        height ...: {min, mean, max}, rejects: {reason: count}}}; domains {name: samples}; captions {cleaned,
+        dropped}; rejects {reason: count}; leakage = number of media (by their bytes) that are in several splits.
     Raises:
         DataError: two samples have the same id.
     """

@@ -27,9 +27,9 @@ TARGET_SPLITS = (TARGET_VAL, "test")
 class AcrossDomains(PairData):
     """The view that ``across`` returns.
 
-    ``train`` has the rows of the sources, followed (see ``Split.paired``) by rows of the target without captions, labels, groups or
-    families. ``val`` and ``test-source`` have rows of the sources. ``test`` and ``val-target`` have rows of the target; ``val-target``
-    is for the oracle only.
+    ``train`` has the rows of the sources, followed (see ``Split.paired``) by rows of the target without captions,
+    labels, groups or families. ``val`` and ``test-source`` have rows of the sources. ``test`` and ``val-target`` have
+    rows of the target; ``val-target`` is for the oracle only.
     """
 
     data: PairData
@@ -47,7 +47,8 @@ class AcrossDomains(PairData):
         return _append_unpaired(sources, _of_domains(split, [self.target])) if name == "train" else sources
 
     def _relabelled(self, split: Split) -> Split:
-        """Numbers labels by the classes of the sources' training rows, so that nothing depends on the labels of the target."""
+        """Numbers labels by the classes of the sources' training rows, so that nothing depends on the labels of the
+        target."""
         train = self.data.split("train")
         known = np.unique(_of_domains(train, self.sources).label)
         known = known[known >= 0]

@@ -30,7 +30,8 @@ Array = np.ndarray[Any, Any]
 CLIPS_PER_CHUNK = 64
 """Clips that are decoded at a time while a cache is written."""
 PIXELS_IN_CACHE = 128
-"""Images up to this many pixels per side are cached decoded (uint8, memory-mapped): decoding them again is slower than reading."""
+"""Images up to this many pixels per side are cached decoded (uint8, memory-mapped): decoding them again is slower
+than reading."""
 
 
 def stack(samples: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -115,6 +116,14 @@ class TextColumn:
         }
 
 
+def decode_media(modality: str, data: bytes, preprocess: Any) -> Any:
+    """One sample as ``preprocess`` takes it; large images are decoded at a reduced size."""
+    entry = MODALITIES[modality]
+    # twice the size of the resize that follows, so that the resize still decides every pixel
+    short_side = 2 * max(getattr(preprocess, "resize", (0,)))
+    return entry.decode_scaled(data, short_side) if entry.decode_scaled and short_side else entry.decode(data)
+
+
 class MediaColumn:
     """Images or clips, decoded for each batch."""
 
@@ -123,15 +132,10 @@ class MediaColumn:
     def __init__(self, split: Split, modality: str, preprocess: Callable[[Any], Tensor]):
         self.split, self.modality, self.preprocess = split, modality, preprocess
         self.row, self.start = np.arange(len(split)), np.arange(len(split) + 1)
-        # twice the size of the resize that follows, so that the resize still decides every pixel
-        self.short_side = 2 * max(getattr(preprocess, "resize", (0,)))
 
     def decode(self, data: bytes) -> Any:
         """Decodes one sample for ``preprocess``."""
-        modality = MODALITIES[self.modality]
-        if modality.decode_scaled and self.short_side:
-            return modality.decode_scaled(data, self.short_side)
-        return modality.decode(data)
+        return decode_media(self.modality, data, self.preprocess)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
         batch: dict[str, Tensor] = MODALITIES[self.modality].collate(self.samples(items))
@@ -172,8 +176,8 @@ class PixelColumn(MediaColumn):
 class ClipColumn(MediaColumn):
     """Clips, decoded once into a memory-mapped array [time steps of all clips, ...]: video as uint8, audio as float16.
 
-    Shards store the encoded clips, because each tower needs its own size, rate and length. Decoding H.264 again in every epoch would take
-    longer than training on it.
+    Shards store the encoded clips, because each tower needs its own size, rate and length. Decoding H.264 again in
+    every epoch would take longer than training on it.
     """
 
     def __init__(
@@ -203,7 +207,8 @@ class ClipColumn(MediaColumn):
 
 
 class CachedColumn:
-    """Tokens of a locked tower, read from a cache folder (``tokens.npy`` [total, W] float16, ``offsets.npy``, ``pooled.npy``)."""
+    """Tokens of a locked tower, read from a cache folder (``tokens.npy`` [total, W] float16, ``offsets.npy``,
+    ``pooled.npy``)."""
 
     def __init__(self, path: Path, row: Array, start: Array):
         self.row, self.start = row, start
@@ -241,8 +246,8 @@ class PairPlan:
         family: [rows with a partner] int64, as ``Split.family``.
         batch_size: rows per batch.
         seed: of all epochs.
-        unpaired: items of a and of b without a partner. Each batch has ``batch_size`` of them after its pairs, from each side that has
-            any, drawn independently.
+        unpaired: items of a and of b without a partner. Each batch has ``batch_size`` of them after its pairs, from
+            each side that has any, drawn independently.
         captions: pairs per row with different items, if the row has as many; they are not neighbours in the batch.
     """
 
@@ -261,8 +266,8 @@ class PairPlan:
     def epoch(self, number: int) -> list[tuple[Array, Array, Array]]:
         """The batches of one epoch: (rows, items of a, items of b).
 
-        Rows are shuffled, and families (hard negatives of each other) stay side by side. All rows are repeated for each further
-        caption. There are more items than rows where some items have no partner.
+        Rows are shuffled, and families (hard negatives of each other) stay side by side. All rows are repeated for
+        each further caption. There are more items than rows where some items have no partner.
         """
         rng = np.random.default_rng((self.seed, number))
         key = rng.random(int(self.family.max()) + 1)[self.family]
@@ -304,8 +309,8 @@ def _draw_rounds(items: Array, size: int, batches: int, rng: np.random.Generator
 class PairDataset(Dataset[PairBatch]):
     """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan.
 
-    An item of several pairs is read once. If several processes share a batch, it is read once per pair, because the processes must read
-    equal numbers of items.
+    An item of several pairs is read once. If several processes share a batch, it is read once per pair, because the
+    processes must read equal numbers of items.
     """
 
     def __init__(self, a: Column, b: Column, group: Array, domain: Array):
@@ -326,7 +331,8 @@ class PairDataset(Dataset[PairBatch]):
 
 
 def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:
-    """The part of a plan entry for one process: an equal share of its rows, in rank order, and of the unpaired items after them."""
+    """The part of a plan entry for one process: an equal share of its rows, in rank order, and of the unpaired items
+    after them."""
     pairs = len(entry[0])
     rows, items_a, items_b = (
         np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry
@@ -348,7 +354,8 @@ def load(
         dataset: reads the batches.
         plan: of one epoch.
         workers: processes.
-        seed: of the workers' generators. A draw from torch's global generator would change what a resumed run draws next.
+        seed: of the workers' generators. A draw from torch's global generator would change what a resumed run draws
+            next.
     """
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers, generator=generator)  # type: ignore[arg-type]

@@ -96,7 +96,8 @@ class Split:
 
     @cached_property
     def caption_start(self) -> Array:
-        """[n + 1] int64; row r has ``captions[caption_start[r] : caption_start[r + 1]]``; rows after ``paired`` have none."""
+        """[n + 1] int64; row r has ``captions[caption_start[r] : caption_start[r + 1]]``; rows after ``paired`` have
+        none."""
         return np.concatenate([[0], np.cumsum(self.caption_count)]).astype(np.int64)
 
     @cached_property
@@ -105,7 +106,10 @@ class Split:
         return np.repeat(np.arange(len(self)), np.diff(self.caption_start))
 
     def media(self, modality: str, rows: Sequence[int] | Array) -> list[bytes]:
-        """The stored bytes of one modality for these rows. Raises DataError: the data set does not have this modality."""
+        """The stored bytes of one modality for these rows.
+
+        Raises DataError: the data set does not have this modality.
+        """
         if modality not in self.modalities or modality == "text":
             available = ", ".join(m for m in self.modalities if m != "text")
             raise DataError(f"no media of modality {modality!r}", where=self.name, expected=available)

@@ -1,4 +1,7 @@
-"""Checks a stream of records on all cores, in order, with bounded memory. Imports little, because every worker process loads it."""
+"""Checks a stream of records on all cores, in order, with bounded memory.
+
+Imports little, because every worker process loads it.
+"""
 
 from __future__ import annotations
 

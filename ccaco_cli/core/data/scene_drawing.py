@@ -1,6 +1,6 @@
-"""How the generated scenes look as pictures: textured backgrounds, three styles, and the paste-up of figures.
+"""Draws the generated scenes: textured backgrounds, three styles, and figures.
 
-Everything is made again from the same facts, byte for byte: a background from (place, variant), noise from the picture's own seed.
+Equal facts give equal bytes: a background depends on (place, variant), noise on the seed of the picture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageDraw
 from ccaco_cli.core.data.scene_figures import RGB, mix, sprite
 
 VARIANTS = 12
-"""Different backgrounds of one place."""
+"""Number of backgrounds per place."""
 
 STYLES = ("colour", "sketch", "noisy")
 
@@ -25,12 +25,14 @@ _OVER = 2
 
 @dataclass(frozen=True, slots=True)
 class SceneFigure:
-    """One thing on the picture; lengths as shares of the picture's side.
+    """One figure of a picture; lengths are shares of the picture's side.
 
-    x, y    upper left corner of the figure's square
-    side    of that square
-    left    it faces left
-    shadow  (centre x, y, width) of the shadow on the ground, or None for what floats or rests on another thing
+    Attributes:
+        noun, colour, pose: what is drawn.
+        left: it faces left.
+        x, y: upper left corner of the figure's square.
+        side: of that square.
+        shadow: (centre x, y, width) of the shadow on the ground; None = it floats or rests on another object.
     """
 
     noun: str
@@ -45,7 +47,7 @@ class SceneFigure:
 
 @dataclass(frozen=True, slots=True)
 class ScenePicture:
-    """All that drawing needs to know; figures from back to front."""
+    """Everything that drawing needs; figures from back to front, and ``noise``, the seed of the style "noisy"."""
 
     place: str
     variant: int
@@ -54,7 +56,7 @@ class ScenePicture:
 
 
 class _Ground:
-    """A background being drawn: unit coordinates, ``horizon`` the line between sky or wall and ground."""
+    """A background in unit coordinates; ``horizon`` separates sky or wall from the ground."""
 
     def __init__(self, side: int, rng: random.Random):
         self.side, self.rng, self.horizon = side, rng, rng.uniform(0.36, 0.46)
@@ -81,7 +83,7 @@ class _Ground:
         self.draw.rectangle([v * self.side for v in (x0, y0, x1, y1)], fill)
 
     def scatter(self, n: int, y0: float, y1: float) -> list[tuple[float, float, float]]:
-        """n spots (x, y, nearness 0..1) between two heights, far ones first."""
+        """n points (x, y, nearness 0..1) between two heights, the farthest first."""
         spots = sorted((self.rng.uniform(y0, y1), self.rng.random()) for _ in range(n))
         return [(x, y, (y - y0) / max(1e-6, y1 - y0)) for y, x in spots]
 
@@ -222,7 +224,7 @@ def background(place: str, variant: int, side: int, style: str = "colour") -> Im
     image = ground.image.reduce(_OVER)
     if style != "sketch":
         return image
-    # A pencil sketch of the place: the edges of its greys, faint, on paper, so that the things stay the darkest lines.
+    # a pencil sketch: faint edges of the grey image, so that the objects have the darkest lines
     grey = image.convert("L")
     edges = ImageChops.difference(grey, ImageChops.offset(grey, 1, 1)).point(lambda v: 255 - min(120, 3 * v))
     return Image.merge("RGB", [ImageChops.multiply(Image.blend(grey, Image.new("L", grey.size, 245), 0.82), edges)] * 3)
@@ -236,7 +238,7 @@ def _shadow(width: int, height: int) -> Image.Image:
 
 
 def draw(picture: ScenePicture, side: int, style: str = "colour") -> Image.Image:
-    """A picture as RGB [side, side], side in pixels; style is one of ``STYLES``."""
+    """Draws a picture: RGB [side, side], side in pixels, style one of ``STYLES``."""
     image = background(picture.place, picture.variant, side, style).copy()
     for f in picture.figures:
         if f.shadow:
@@ -252,7 +254,7 @@ def draw(picture: ScenePicture, side: int, style: str = "colour") -> Image.Image
 
 
 def render_jpeg(picture: ScenePicture, side: int, style: str = "colour") -> bytes:
-    """The same picture as encoded JPEG (quality 92, full colour resolution: halved chroma would smear 64 pixels)."""
+    """The picture as JPEG (quality 92, no chroma subsampling, which would blur 64 pixels)."""
     buffer = BytesIO()
     draw(picture, side, style).save(buffer, "JPEG", quality=92, subsampling=0)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""The animals and things of the generated scenes, drawn with Pillow.
+"""The animals and objects of the generated scenes, drawn with Pillow.
 
-A figure is drawn once, facing right, in a unit square (x right, y down), four times too large, and shrunk: that is the anti-aliasing.
-Figures are cached in the process, so a picture is mostly a few pastes.
+A figure is drawn facing right in a unit square (x right, y down), at four times its size, and reduced, which gives
+anti-aliasing. Figures are cached in the process, so drawing a picture is mostly pasting.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ COLOURS: dict[str, RGB] = {
     "blue": (44, 104, 218),
     "purple": (144, 62, 186),
 }
-# A grey drawing has no hues; six tones keep the captions' colours visible, so that a style shifts the look and not the meaning.
+# Six grey levels stand for the colours in grey drawings: a style changes the look, but not the meaning of captions.
 TONES = {"purple": 56, "blue": 92, "red": 128, "green": 164, "orange": 200, "yellow": 236}
 
-# Where another thing rests on a figure, and where it fits inside one: heights and boxes in the unit square.
+# Heights at which an object stands on a figure, and boxes in which it fits inside one, in the unit square.
 SEATS = {"sofa": 0.56, "tree": 0.1, "house": 0.06, "car": 0.2}
 INSIDE: dict[str, Box] = {"box": (0.16, 0.34, 0.84, 0.92), "house": (0.22, 0.48, 0.78, 0.94)}
 

@@ -1,7 +1,7 @@
-"""The captions of the generated scenes: English sentences from templates and synonyms, each true of the facts it is made from.
+"""Captions of the generated scenes: English sentences from templates and synonyms, each true of the facts of its scene.
 
-A ``Wording`` is chosen without looking at a scene, so the same wording said of a picture and of its twin gives two
-sentences of the same words that differ only in what binds to what.
+A ``Wording`` does not depend on the scene. So the same wording applied to a picture and to its swapped twin gives two
+sentences with the same words, which differ only in which attribute belongs to which object.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "forest": ("in the forest", "in the woods", "among the trees"),
     "night": ("at night", "at night", "under the stars"),
 }
-"""Canonical word -> how captions say it, by frequency; a word that is not listed is said as it is."""
+"""Canonical word -> synonyms, repeated by frequency; a word that is not listed has no synonyms."""
 
 RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "left": (("left of", "to the left of"), ("right of", "to the right of")),
@@ -45,7 +45,7 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chasing": (("chasing", "chasing", "following"), ("chased by", "followed by")),
     "next": (("next to", "beside"), ("next to", "beside")),
 }
-"""Relation -> (how A stands to B, how B stands to A)."""
+"""Relation -> (phrases for A to B, phrases for B to A)."""
 
 FULL = (
     "{a} {r} {b}{more} {place}",
@@ -57,8 +57,8 @@ SHORT = ("{a} {r} {b}{more}", "{a} {r} {b}{more}", "there is {a} {r} {b}{more}",
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """What captions may say of one thing, in canonical words; ``pose`` is "" for what has none."""
+class SceneObject:
+    """One object of a scene, in canonical words; ``pose`` is "" for an object that has none."""
 
     noun: str
     colour: str
@@ -68,7 +68,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How to say a scene: which template, which synonyms, which attributes, whether B comes first."""
+    """The form of a caption: template, synonyms, which attributes are named, whether B comes first (``inverse``)."""
 
     template: int
     placed: bool
@@ -82,7 +82,7 @@ class Wording:
 
     @classmethod
     def draw(cls, rng: random.Random) -> Wording:
-        """A wording, from the generator alone."""
+        """Draws a wording; it depends on the generator only."""
         template = rng.randrange(len(FULL))
         return cls(
             template=template,
@@ -90,22 +90,22 @@ class Wording:
             inverse=rng.random() < 0.35,
             sized=rng.random() < 0.5,
             posed=rng.random() < 0.85,
-            # "is" wants what the thing does behind it, so the pose moves before the noun.
+            # with "is" the relation follows, so the pose goes before the noun
             pose_first=template == 3 or rng.random() < 0.3,
             phrase=rng.random(),
             more=rng.choice((0, 1, 1, 2)),
-            words={word: said[int(rng.random() * len(said))] for word, said in SYNONYMS.items()},
+            words={word: synonyms[int(rng.random() * len(synonyms))] for word, synonyms in SYNONYMS.items()},
         )
 
-    def thing(self, thing: Thing, *, posed: bool = True) -> str:
+    def noun_phrase(self, obj: SceneObject, *, posed: bool = True) -> str:
         """One noun phrase: "a small orange cat napping"."""
-        pose = self.say(thing.pose) if posed and self.posed and thing.pose else ""
-        size = self.say(thing.size) if self.sized else ""
+        pose = self.say(obj.pose) if posed and self.posed and obj.pose else ""
+        size = self.say(obj.size) if self.sized else ""
         front = [
             size,
             pose if self.pose_first else "",
-            self.say(thing.colour),
-            self.say(thing.noun),
+            self.say(obj.colour),
+            self.say(obj.noun),
             "" if self.pose_first else pose,
         ]
         text = " ".join(word for word in front if word)
@@ -115,27 +115,27 @@ class Wording:
         return self.words.get(word, word)
 
 
-def full(wording: Wording, things: Sequence[Thing], relation: str, place: str) -> str:
-    """A caption that names the main relation, things[0] to things[1], with attributes, and perhaps further things."""
+def full(wording: Wording, objects: Sequence[SceneObject], relation: str, place: str) -> str:
+    """A caption with the main relation, objects[0] to objects[1], with attributes and possibly further objects."""
     a, b = (1, 0) if wording.inverse else (0, 1)
     phrases = RELATIONS[relation][wording.inverse]
-    # A chase says what both do; naming the pose again ("running chasing") would only be clumsy.
+    # "chasing" implies the pose of both, so it is not named again
     posed = relation != "chasing"
-    extras = [wording.thing(t, posed=False) for t in things[2 : 2 + wording.more]]
+    extras = [wording.noun_phrase(t, posed=False) for t in objects[2 : 2 + wording.more]]
     template = (FULL if wording.placed else SHORT)[wording.template]
     return template.format(
-        a=wording.thing(things[a], posed=posed),
-        b=wording.thing(things[b], posed=posed),
+        a=wording.noun_phrase(objects[a], posed=posed),
+        b=wording.noun_phrase(objects[b], posed=posed),
         r=phrases[int(wording.phrase * len(phrases))],
         more=f" with {' and '.join(extras)} nearby" if extras else "",
         place=wording.say(place),
     )
 
 
-def partial(wording: Wording, things: Sequence[Thing], place: str, rng: random.Random) -> str:
-    """A caption that names a part only: one or two things, how they look, and perhaps where; no relation."""
-    named = rng.sample(range(len(things)), rng.choice((1, 1, 2)))
-    text = " and ".join(wording.thing(things[i]) for i in named)
+def partial(wording: Wording, objects: Sequence[SceneObject], place: str, rng: random.Random) -> str:
+    """A caption of one or two objects with attributes and possibly the place, but without a relation."""
+    named = rng.sample(range(len(objects)), rng.choice((1, 1, 2)))
+    text = " and ".join(wording.noun_phrase(objects[i]) for i in named)
     if wording.placed:
         return f"{text} {wording.say(place)}"
     return f"a picture of {text}" if wording.template == 0 else text

@@ -1,7 +1,9 @@
-"""The generated data set: pictures whose captions need binding (which colour belongs to which thing, who is left of, on or chasing whom).
+"""The generated image-text data set ``scenes``.
 
-Every picture comes from its own generator, seeded by (seed, split, domain, index), so a set is the same for any number of workers.
-Composing is cheap and happens while records are streamed; drawing is left to a picklable function and so to the worker processes.
+Its captions test binding: which colour belongs to which object, and which object is left of, on or chasing which.
+Every picture has a random generator seeded by (seed, split, domain, index), so the set is the same for any number of
+workers. Composing is cheap and happens while records are streamed; drawing is done by a picklable function in the
+worker processes.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from typing import Any
 from ccaco_cli.core.data import scene_words
 from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, SceneFigure, ScenePicture, render_jpeg
 from ccaco_cli.core.data.scene_figures import COLOURS, INSIDE, SEATS, Box, extent
-from ccaco_cli.core.data.scene_words import Thing, Wording
+from ccaco_cli.core.data.scene_words import SceneObject, Wording
 from ccaco_cli.core.types import PairRecord
 
 POSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("cat", "dog"), ("napping", "napping", "sitting", "running")),
     **{"bird": ("sitting", "flying", "napping"), "fish": ("swimming",)},
 }
-"""Animals and what they do when nobody is chased; everything else has no pose."""
+"""Animals and their poses, unless the relation is chasing; other objects have no pose."""
 
 ANIMALS = (*("cat",) * 4, *("dog",) * 4, *("bird", "fish") * 2)
-THINGS = (*("ball",) * 3, *("box", "car", "sofa", "tree", "house") * 2)
-"""As often as they stand there: a few are common and the others rare, as in photos."""
+OBJECTS = (*("ball",) * 3, *("box", "car", "sofa", "tree", "house") * 2)
+"""Nouns, repeated by frequency: a few are common and the others rare, as in photos."""
 
 HELD_OUT = frozenset(
     {
@@ -35,7 +37,7 @@ HELD_OUT = frozenset(
         *(("box", "yellow"), ("car", "green"), ("tree", "orange"), ("house", "blue"), ("sofa", "red")),
     }
 )
-"""(noun, colour) pairs that appear in the test split only."""
+"""(noun, colour) pairs that occur in the test split only."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "": ("left", "left", "above", "on", "inside", "chasing", "chasing", "next"),
@@ -43,15 +45,16 @@ KINDS: dict[str, tuple[str, ...]] = {
     "colour": ("left", "above", "on", "inside", "chasing", "next"),
     "shape": ("left", "above", "on", "chasing", "next"),
 }
-"""Kind of swapped twin ("" = none) -> relations for which the swap gives another, possible picture."""
+"""Kind of swapped twin ("" = none) -> relations for which the swap gives a different, possible picture."""
 
 FAMILIES = ("", "role", "", "", "colour", "", "", "shape", "")
-"""Families in the order they come in every split, again and again: half of the pictures have a twin."""
+"""Kinds of twins of consecutive families in every split, repeated: half of the pictures have a twin."""
 
 CAPTIONS, FULL_CAPTIONS = 5, 3
 SCALES = {"small": 0.37, "large": 0.44}
 FURTHER = {"small": 0.31, "large": 0.37}
-"""Side of a thing's square: of things[0] and things[1] before their jitter, and of the others, which stand further back."""
+"""Side of an object's square as a share of the picture: ``SCALES`` before jitter for objects[0] and [1], ``FURTHER``
+for the others."""
 
 _FLOATS = ("fish",)
 _CHASE = {"bird": "flying", "fish": "swimming"}
@@ -60,9 +63,10 @@ _RESTS = ("sofa", "box", "car", "house")
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What a picture shows: the facts (things, relation of things[0] to things[1], place) and the chance of its layout."""
+    """The content of a picture: objects, the relation of objects[0] to objects[1], the place, and the random numbers
+    of its layout."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     relation: str
     place: str
     variant: int
@@ -71,24 +75,26 @@ class Composition:
 
 
 def swap(scene: Composition, kind: str) -> Composition:
-    """The twin of a scene: things[0] and things[1] exchange all they are (role), their colours, or their nouns with poses (shape)."""
-    a, b, *rest = scene.things
+    """The twin of a scene: objects[0] and objects[1] exchange places (role), colours (colour), or nouns and poses
+    (shape)."""
+    a, b, *others = scene.objects
     if kind == "role":
         a, b = b, a
     elif kind == "colour":
         a, b = replace(a, colour=b.colour), replace(b, colour=a.colour)
     else:
         a, b = replace(a, noun=b.noun, pose=b.pose), replace(b, noun=a.noun, pose=a.pose)
-    return replace(scene, things=(a, b, *rest))
+    return replace(scene, objects=(a, b, *others))
 
 
 def held_out(scene: Composition) -> bool:
-    """True when a thing has a colour that it never has in train or val."""
-    return any((t.noun, t.colour) in HELD_OUT for t in scene.things)
+    """True if an object has a (noun, colour) pair that does not occur in train and val."""
+    return any((t.noun, t.colour) in HELD_OUT for t in scene.objects)
 
 
 def compose(rng: random.Random, kind: str = "", *, allow_held_out: bool = False) -> tuple[Composition, ...]:
-    """A scene, and its twin of that kind (none when ``kind`` is empty), with the same layout chance and room for both."""
+    """Draws a scene and its twin of that kind (no twin if ``kind`` is empty), with the same layout numbers and space
+    for both."""
     while True:
         scene = _facts(rng, rng.choice(KINDS[kind]))
         family = (scene, swap(scene, kind)) if kind else (scene,)
@@ -96,12 +102,12 @@ def compose(rng: random.Random, kind: str = "", *, allow_held_out: bool = False)
             break
     taken = [box for s in family for _, box in _main(s)]
     spots: list[tuple[float, float]] = []
-    for thing in scene.things[2:]:
-        spot = _free_spot(rng, thing, taken)
+    for obj in scene.objects[2:]:
+        spot = _free_spot(rng, obj, taken)
         if spot is None:
             break
         spots.append(spot)
-    return tuple(replace(s, things=s.things[: 2 + len(spots)], spots=tuple(spots)) for s in family)
+    return tuple(replace(s, objects=s.objects[: 2 + len(spots)], spots=tuple(spots)) for s in family)
 
 
 def _facts(rng: random.Random, relation: str) -> Composition:
@@ -109,7 +115,7 @@ def _facts(rng: random.Random, relation: str) -> Composition:
     chase = relation == "chasing"
     nouns: list[str] = []
     while len(nouns) < count:
-        pool: tuple[str, ...] = ANIMALS if rng.random() < 0.58 else THINGS
+        pool: tuple[str, ...] = ANIMALS if rng.random() < 0.58 else OBJECTS
         if not nouns and (chase or relation == "on" or (relation == "inside" and rng.random() < 0.7)):
             pool = ANIMALS
         elif not nouns and relation == "above" and rng.random() < 0.5:
@@ -123,7 +129,7 @@ def _facts(rng: random.Random, relation: str) -> Composition:
         noun = rng.choice(pool)
         if noun not in nouns:
             nouns.append(noun)
-    things: list[Thing] = []
+    objects: list[SceneObject] = []
     for i, noun in enumerate(nouns):
         main = i < 2
         pose = _CHASE.get(noun, "running") if chase and main and noun in POSES else rng.choice(POSES.get(noun, ("",)))
@@ -133,16 +139,16 @@ def _facts(rng: random.Random, relation: str) -> Composition:
             else rng.choice(("small", "large") if main else ("small", "small", "large"))
         )
         colour = rng.choice(
-            [c for c in COLOURS if all(c != t.colour for t in things)]
-        )  # or "the orange one" would be any of them
-        things.append(Thing(noun, colour, size, pose))
-    # Few scenes are about an orange cat napping if left to chance; the sets' best known query wants its pictures.
+            [c for c in COLOURS if all(c != t.colour for t in objects)]
+        )  # so that a colour names one object
+        objects.append(SceneObject(noun, colour, size, pose))
+    # an orange cat napping is the query of the examples, and would be rare by chance
     if not chase and rng.random() < 0.1 and "cat" in nouns[:2]:
         cat = nouns.index("cat")
-        if all(t.colour != "orange" for t in things if t.noun != "cat"):
-            things[cat] = replace(things[cat], colour="orange", pose="napping")
+        if all(t.colour != "orange" for t in objects if t.noun != "cat"):
+            objects[cat] = replace(objects[cat], colour="orange", pose="napping")
     return Composition(
-        tuple(things),
+        tuple(objects),
         relation,
         rng.choice(tuple(GROUNDS)),
         rng.randrange(VARIANTS),
@@ -151,10 +157,10 @@ def _facts(rng: random.Random, relation: str) -> Composition:
 
 
 def _scale(scene: Composition, i: int) -> float:
-    """Side of a thing's square; few steps, so that figures are found in the cache."""
+    """Side of an object's square; few different values, so that figures are found in the cache."""
     if scene.relation == "inside" and i < 2:
         return (0.3, 0.56)[i]
-    size = scene.things[i].size
+    size = scene.objects[i].size
     if i >= 2:
         return FURTHER[size]
     return SCALES[size] * (0.94, 1.0, 1.06)[int(scene.jitter[i] * 3)]
@@ -167,9 +173,9 @@ def _at(noun: str, pose: str, left: bool, side: float, x: float, bottom: float) 
 
 
 def _main(scene: Composition) -> list[tuple[bool, Box]]:
-    """(faces left, box) of things[0] and things[1], so placed that their relation holds."""
+    """(faces left, box) of objects[0] and objects[1], placed so that their relation holds."""
     j = scene.jitter
-    a, b = scene.things[:2]
+    a, b = scene.objects[:2]
     sa, sb = _scale(scene, 0), _scale(scene, 1)
     ground = 0.88 + 0.08 * j[6]
     la, lb = j[7] < 0.5, j[8] < 0.5
@@ -185,12 +191,12 @@ def _main(scene: Composition) -> list[tuple[bool, Box]]:
         )
         order = [box_b, box_a] if towards_left or (scene.relation == "next" and j[10] < 0.5) else [box_a, box_b]
         width = sum(x1 - x0 for x0, _, x1, _ in order)
-        # Neighbours nearly touch; otherwise the two stand a clear way apart.
-        wide = 0.02 if scene.relation == "next" else min(0.1 + 0.08 * j[9], 0.94 - width)
-        width += wide
+        # "next to" leaves a small gap, the other relations a wide one
+        gap = 0.02 if scene.relation == "next" else min(0.1 + 0.08 * j[9], 0.94 - width)
+        width += gap
         start = 0.03 + max(0.0, 0.94 - width) * (0.25 + 0.5 * j[10] if left else j[9])
         first = _shift(order[0], start - order[0][0])
-        second = _shift(order[1], first[2] + wide - order[1][0])
+        second = _shift(order[1], first[2] + gap - order[1][0])
         box_a, box_b = (second, first) if order[0] is box_b else (first, second)
     else:
         box_b = _at(b.noun, b.pose, lb, sb, middle, ground)
@@ -204,7 +210,7 @@ def _main(scene: Composition) -> list[tuple[bool, Box]]:
             box_a = _at(a.noun, a.pose, la, sa, middle, top + height * (hole[3] - 0.02 - y0) / (y1 - y0))
         else:
             box_a = _at(a.noun, a.pose, la, sa, middle + 0.08 * (j[10] - 0.5), top - 0.05 - 0.06 * j[11])
-    # A tall pile may leave the picture: push it back as a whole.
+    # a tall pile may leave the picture, so both boxes are moved down
     down = max(0.0, 0.01 - min(box_a[1], box_b[1]))
     return [(la, _shift(box_a, 0, down)), (lb, _shift(box_b, 0, down))]
 
@@ -213,15 +219,20 @@ def _shift(box: Box, x: float, y: float = 0.0) -> Box:
     return (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
 
 
-def _free_spot(rng: random.Random, thing: Thing, taken: list[Box]) -> tuple[float, float] | None:
-    """(x, bottom) for a further thing where it covers next to nothing; its box joins ``taken``."""
-    side = FURTHER[thing.size]
-    up = thing.noun in _FLOATS or thing.pose == "flying"
+def _free_spot(rng: random.Random, obj: SceneObject, taken: list[Box]) -> tuple[float, float] | None:
+    """(x, bottom) for a further object where it covers almost nothing; its box is added to ``taken``."""
+    side = FURTHER[obj.size]
+    up = obj.noun in _FLOATS or obj.pose == "flying"
     for _ in range(60):
         x, bottom = rng.uniform(0.14, 0.86), rng.uniform(0.3, 0.7) if up else rng.uniform(0.5, 0.96)
-        box = _at(thing.noun, thing.pose, False, side, x, bottom)
-        room = 0.1 * (box[2] - box[0]) * (box[3] - box[1])
-        if box[0] > 0.01 and box[1] > 0.01 and box[2] < 0.99 and sum(_overlap(box, other) for other in taken) <= room:
+        box = _at(obj.noun, obj.pose, False, side, x, bottom)
+        allowed = 0.1 * (box[2] - box[0]) * (box[3] - box[1])
+        if (
+            box[0] > 0.01
+            and box[1] > 0.01
+            and box[2] < 0.99
+            and sum(_overlap(box, placed) for placed in taken) <= allowed
+        ):
             taken.append(box)
             return x, bottom
     return None
@@ -232,34 +243,32 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def place(scene: Composition) -> list[tuple[bool, Box]]:
-    """(faces left, box) of every thing; boxes are tight, (x0, y0, x1, y1) as shares of the side, y down."""
-    found = _main(scene)
+    """(faces left, box) of every object; boxes are tight, (x0, y0, x1, y1) as shares of the side, y down."""
+    boxes = _main(scene)
     for i, (x, bottom) in enumerate(scene.spots, start=2):
-        thing, left = scene.things[i], scene.jitter[5] < 0.5
-        found.append((left, _at(thing.noun, thing.pose, left, _scale(scene, i), x, bottom)))
-    return found
+        obj, left = scene.objects[i], scene.jitter[5] < 0.5
+        boxes.append((left, _at(obj.noun, obj.pose, left, _scale(scene, i), x, bottom)))
+    return boxes
 
 
 def picture(scene: Composition, noise: str = "") -> ScenePicture:
-    """A scene as figures from back to front. ``noise`` seeds the grain of the style "noisy"."""
+    """The figures of a scene from back to front. ``noise`` seeds the noise of the style "noisy"."""
     placed = place(scene)
     floats = {0} if scene.relation in ("above", "on", "inside") else set()
-    # Who rests on or in another is drawn after it, whatever their feet say.
+    # an object on, in or above another is drawn after it, whatever its lower edge
     behind = [box[3] + (1.0 if i == 0 and floats else 0.0) for i, (_, box) in enumerate(placed)]
     figures: list[SceneFigure] = []
     for i in sorted(range(len(placed)), key=behind.__getitem__):
-        thing, (left, box), side = scene.things[i], placed[i], _scale(scene, i)
-        ex0, ey0, _, _ = extent(thing.noun, thing.pose, left)
+        obj, (left, box), side = scene.objects[i], placed[i], _scale(scene, i)
+        ex0, ey0, _, _ = extent(obj.noun, obj.pose, left)
         width, middle = box[2] - box[0], (box[0] + box[2]) / 2
-        airborne = i in floats or thing.noun in _FLOATS or thing.pose == "flying"
+        airborne = i in floats or obj.noun in _FLOATS or obj.pose == "flying"
         shadow = None if airborne else (middle, box[3], width * 1.1)
         figures.append(
-            SceneFigure(
-                thing.noun, thing.colour, thing.pose, left, box[0] - ex0 * side, box[1] - ey0 * side, side, shadow
-            )
+            SceneFigure(obj.noun, obj.colour, obj.pose, left, box[0] - ex0 * side, box[1] - ey0 * side, side, shadow)
         )
-        if thing.pose == "napping":
-            mark = 0.11 if thing.size == "small" else 0.14
+        if obj.pose == "napping":
+            mark = 0.11 if obj.size == "small" else 0.14
             x = box[0] + width * (0.0 if left else 0.75)
             figures.append(SceneFigure("zzz", "yellow", "", False, x, max(0.0, box[1] - mark * 0.7), mark))
         elif scene.relation == "chasing" and i < 2:
@@ -274,15 +283,17 @@ def records(
 ) -> Iterator[PairRecord]:
     """All records of a generated set.
 
-    name    of the set, the first part of every id
-    counts  split -> domain (one of ``STYLES``) -> pictures
-    size    pixels of a picture's side
-    limit   at most that many pictures a split, shared among its domains; families stay whole
+    Args:
+        name: of the set, the first part of every id.
+        counts: split -> domain (one of ``STYLES``) -> number of pictures.
+        seed: of the set.
+        size: pixels per side.
+        limit: maximum number of pictures per split, divided among its domains; families are not cut.
     """
     for split, domains in counts.items():
         total = sum(domains.values())
-        most = total if limit is None else min(limit, total)
-        ends = [most * end // total for end in itertools.accumulate(domains.values(), initial=0)]
+        count = total if limit is None else min(limit, total)
+        ends = [count * end // total for end in itertools.accumulate(domains.values(), initial=0)]
         for domain, (start, end) in zip(domains, itertools.pairwise(ends), strict=True):
             wanted = end - start
             prefix = f"{name}/{split}" if len(domains) == 1 else f"{name}/{split}/{domain}"
@@ -298,23 +309,23 @@ def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size
         family = compose(rng, kind, allow_held_out=split == "test")
         wordings = [Wording.draw(rng) for _ in range(FULL_CAPTIONS)]
         ids = [f"{prefix}/{index + i:06d}" for i in range(len(family))]
-        said = [[scene_words.full(w, s.things, s.relation, s.place) for w in wordings] for s in family]
+        full = [[scene_words.full(w, s.objects, s.relation, s.place) for w in wordings] for s in family]
         for i, scene in enumerate(family):
-            own = random.Random(f"{seed}/{split}/{domain}/{index + i}/words")
+            words_rng = random.Random(f"{seed}/{split}/{domain}/{index + i}/words")
             parts = [
-                scene_words.partial(Wording.draw(own), scene.things, scene.place, own)
+                scene_words.partial(Wording.draw(words_rng), scene.objects, scene.place, words_rng)
                 for _ in range(CAPTIONS - FULL_CAPTIONS)
             ]
             meta = _meta(scene)
             meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
-            meta["binding"] = [[true, false] for true, false in zip(said[i], said[1 - i], strict=True)] if kind else []
+            meta["binding"] = [[true, false] for true, false in zip(full[i], full[1 - i], strict=True)] if kind else []
             image = partial(render_jpeg, picture(scene, ids[i]), size, domain)
             yield PairRecord(
                 ids[i],
                 ids[i],
                 split,
                 {"image": image},
-                (*said[i], *parts),
+                (*full[i], *parts),
                 domain=domain,
                 family=ids[0] if kind else "",
                 meta=meta,
@@ -323,14 +334,14 @@ def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size
 
 
 def _meta(scene: Composition) -> dict[str, Any]:
-    """Facts and boxes of a scene as JSON types."""
+    """The facts and boxes of a scene as JSON types."""
     boxes = [
         {"word": t.noun, "thing": i, "box": [round(min(1.0, max(0.0, v)), 4) for v in box]}
-        for i, (t, (_, box)) in enumerate(zip(scene.things, place(scene), strict=True))
+        for i, (t, (_, box)) in enumerate(zip(scene.objects, place(scene), strict=True))
     ]
     return {
-        "things": len(scene.things),
-        "facts": [{"noun": t.noun, "colour": t.colour, "size": t.size, "pose": t.pose} for t in scene.things],
+        "things": len(scene.objects),
+        "facts": [{"noun": t.noun, "colour": t.colour, "size": t.size, "pose": t.pose} for t in scene.objects],
         "relation": scene.relation,
         "place": scene.place,
         "boxes": boxes,

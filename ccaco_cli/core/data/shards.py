@@ -1,7 +1,8 @@
 """Prepared data sets on disk: Arrow shards, written in order by a pool of workers, read by memory map.
 
-A shard holds the rows of consecutive records of one split. While a data set is being written, each finished shard has a journal
-beside it (rejects, sizes, hashes). After a kill, the records of finished shards are skipped, so the result is the same, byte by byte.
+A shard holds the rows of consecutive records of one split. While a data set is being written, each finished shard has
+a journal beside it (rejects, sizes, hashes). After a kill, the records of finished shards are skipped, so the result
+is the same, byte by byte.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
 MAX_SHARD_BYTES = 128 << 20
 EARLY_STOP_REJECTS = 1000
-"""A run that has already lost too many records stops early only after this many rejects; fewer are listed completely."""
+"""A run that has already lost too many records stops early only after this many rejects; fewer are listed
+completely."""
 _PLAN = "plan.json"
 
 
@@ -89,7 +91,8 @@ def write(
 
     Args:
         records: consumed once, in order.
-        out: the new folder. It is written as ``.NAME.partial`` beside it and renamed when complete. The same call after a kill resumes.
+        out: the new folder. It is written as ``.NAME.partial`` beside it and renamed when complete. The same call
+            after a kill resumes.
         info: name, modalities and facts.
         options: re-encoding, processes, limits.
         total: expected number of records, if known; a run that has lost too many of them then stops early.
@@ -145,8 +148,8 @@ def refuse_overwrite(out: Path) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        what = "a data set is there already" if manifest.exists(out) else "something else is there already"
-        raise DataError(what, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {out}")
+        problem = "a data set is there already" if manifest.exists(out) else "something else is there already"
+        raise DataError(problem, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {out}")
 
 
 def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float) -> None:
@@ -220,7 +223,10 @@ class _OpenShard:
 
 @dataclass
 class _ShardWriter:
-    """Writes the shards of a data set. ``finished`` holds (records, digest, rejects) of the shards that an earlier run wrote."""
+    """Writes the shards of a data set.
+
+    ``finished`` holds (records, digest, rejects) of the shards that an earlier run wrote.
+    """
 
     folder: Path
     rules: Rules

@@ -46,7 +46,9 @@ def locate(dataset: str, data_root: Path = Path("data")) -> Path:
 
 
 def needs_prepare(dataset: str, data_root: Path = Path("data")) -> bool:
-    """True for an embedded source that is not prepared yet, so that a caller may do it; raises what ``locate`` raises."""
+    """True for an embedded source that is not prepared yet, so that a caller may do it; raises what ``locate``
+    raises.
+    """
     return not manifest.exists(locate(dataset, data_root))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a training batch, changed at random on their device, so that a tower that learns sees none of them twice."""
+"""Random augmentation of the images of a training batch, on their device. For image towers that are trained."""
 
 from __future__ import annotations
 
@@ -16,51 +16,62 @@ from ccaco_cli.core.model.global_batch import global_rows, paired_rows
 from ccaco_cli.core.types import PairBatch
 
 
-def _wanted(config: TowerConfig) -> bool:
+def _augments(config: TowerConfig) -> bool:
     return (config.crop, config.grayscale) != (1.0, 0.0)
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ConfigError: settings that cannot be, of anything but pictures, or of a tower that sees its pictures once."""
+    """Raises ConfigError: augmentation of another modality, or of a locked tower, whose outputs are cached."""
     for modality in MODALITIES:
         tower = config.tower(modality)
-        if _wanted(tower) and modality != "image":
+        if _augments(tower) and modality != "image":
             raise ConfigError(
-                "only pictures are changed in training",
+                "only images are augmented",
                 where=f"model.{modality}",
                 expected="crop = 1 and grayscale = 0",
             )
-        if _wanted(tower) and tower.lock:
+        if _augments(tower) and tower.lock:
             raise ConfigError(
-                "a locked tower sees each picture once",
+                "a locked tower encodes each image only once",
                 where="model.image",
                 expected="crop = 1 and grayscale = 0, or no --lock-image",
             )
 
 
-def pixels(given: Tensor, config: TowerConfig, seeds: Tensor) -> Tensor:
-    """Pictures uint8 [B, 3, H, W] -> the same shape, each changed as its seed [B] says. None is flipped: captions say left and right."""
-    crop = v2.RandomResizedCrop(given.shape[-2:], (config.crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
-    change = v2.Compose([crop] * (config.crop < 1) + [v2.RandomGrayscale(config.grayscale)])
-    changed = []
+def augment_pixels(pixels: Tensor, config: TowerConfig, seeds: Tensor) -> Tensor:
+    """Random crops and grayscale. Images are never flipped, since captions mention left and right.
+
+    Args:
+        pixels: [B, 3, H, W] uint8.
+        config: ``crop`` and ``grayscale`` of the image tower.
+        seeds: [B] int64, one per image.
+    Returns:
+        [B, 3, H, W] uint8.
+    """
+    crop = v2.RandomResizedCrop(pixels.shape[-2:], (config.crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    transform = v2.Compose([crop] * (config.crop < 1) + [v2.RandomGrayscale(config.grayscale)])
+    augmented = []
     with torch.random.fork_rng(devices=[]):
-        for picture, seed in zip(given, seeds.tolist(), strict=True):
+        for image, seed in zip(pixels, seeds.tolist(), strict=True):
             torch.default_generator.manual_seed(seed)
-            changed.append(change(picture))
-    return torch.stack(changed)
+            augmented.append(transform(image))
+    return torch.stack(augmented)
 
 
 def augment(
     batch: PairBatch, config: ModelConfig, modalities: tuple[str, str], generator: torch.Generator
 ) -> PairBatch:
-    """A batch with its pictures changed; the draw is of the global batch, whatever the number of processes."""
-    if "image" not in modalities or not _wanted(config.image):
+    """A batch with augmented images.
+
+    Seeds are drawn for the global batch, so they do not depend on the number of processes.
+    """
+    if "image" not in modalities or not _augments(config.image):
         return batch
     side = "a" if modalities[0] == "image" else "b"
     inputs = getattr(batch, side)
     rows = len(inputs["pixels"])
     with paired_rows(len(batch.rows)):
-        seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()[
-            global_rows(rows)
-        ]
-    return replace(batch, **{side: inputs | {"pixels": pixels(inputs["pixels"], config.image, seeds)}})
+        local_rows = global_rows(rows)
+    seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()
+    pixels = augment_pixels(inputs["pixels"], config.image, seeds[local_rows])
+    return replace(batch, **{side: inputs | {"pixels": pixels}})

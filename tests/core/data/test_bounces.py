@@ -72,7 +72,7 @@ def test_twins_differ_in_timing_alone() -> None:
     for one, other in pairs.values():
         a, b = asdict(one), asdict(other)
         assert {key for key in a if a[key] != b[key]} == set(TIMING)
-        assert abs(one.impacts[0][0] - other.impacts[0][0]) >= bounces.APART
+        assert abs(one.impacts[0][0] - other.impacts[0][0]) >= bounces.MIN_TWIN_OFFSET
 
 
 def test_unseen_combinations_are_in_test_alone() -> None:

@@ -18,7 +18,7 @@ from ccaco_cli.core.data.scene_drawing import STYLES, draw
 from ccaco_cli.core.data.scene_figures import COLOURS
 from ccaco_cli.core.data.scene_words import RELATIONS, SYNONYMS
 
-NOUNS = {*scenes.ANIMALS, *scenes.THINGS}
+NOUNS = {*scenes.ANIMALS, *scenes.OBJECTS}
 POSES = {pose for poses in scenes.POSES.values() for pose in poses}
 COUNTS = {"train": {"colour": 1200}, "val": {"colour": 200}, "test": {"colour": 1000}}
 MEANING = {said: word for word, ways in SYNONYMS.items() for said in ways}
@@ -226,7 +226,8 @@ def test_full_captions_nearly_name_their_picture(records):
     full = [sum(fits(c)) for a in asked for c in a.captions[:3]]
     part = [sum(fits(c)) for a in asked for c in a.captions[3:]]
     print(
-        f"pictures that a caption is true of: full {np.mean(full):.2f}, partial median {np.median(part):.0f}, mean {np.mean(part):.1f}"
+        f"pictures that a caption is true of: full {np.mean(full):.2f}, "
+        f"partial median {np.median(part):.0f}, mean {np.mean(part):.1f}"
     )
     assert min(full) >= 1
     assert np.mean(full) < 2.5

@@ -48,11 +48,11 @@ def crepe(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> None:
-    files = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu", every_stage=True)
+    files = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu", every_stage=True)
     stages = {file.stem for file in files}
     assert "test.cosine" in stages and all(file.parent.parent == runs / "results" / "on" for file in files)
     when = [file.stat().st_mtime_ns for file in files]
-    (own,) = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    (own,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
     body = json.loads(own.read_text())
     assert own in files and [file.stat().st_mtime_ns for file in files] == when
     assert (
@@ -72,7 +72,7 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
 
 
 def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path) -> None:
-    (own,) = cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    (own,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
     body = json.loads(own.read_text())
     for kind in TYPES:
         body["per_item"][f"choice_{kind}"] = [1 - right for right in body["per_item"][f"choice_{kind}"]]
@@ -86,7 +86,7 @@ def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path
 
 def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'val'"):
-        cross_dataset.on([runs], "sugarcrepe", data_root=crepe, device="cpu", split="val")
+        cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu", split="val")
     pairs = (PairRecord(str(i), str(i), "test", {"smell": b"v", "taste": b"a"}) for i in range(3))
     shards.write(
         pairs,
@@ -95,7 +95,7 @@ def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_pa
         shards.WriteOptions(workers=0),
     )
     with pytest.raises(DataError, match="aligns other modalities"):
-        cross_dataset.on([runs], "av", data_root=tmp_path, device="cpu")
+        cross_dataset.score_on([runs], "av", data_root=tmp_path, device="cpu")
 
 
 def test_the_command_scores_shows_and_gates(ccaco: Callable[..., Any], runs: Path, crepe: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.scoring import caption_choice
-from ccaco_cli.core.scoring.caption_choice import CaptionChoices, measure
+from ccaco_cli.core.scoring.caption_choice import CaptionChoices, score_choices
 from ccaco_cli.core.types import Embedding, EncodedSamples, PairRecord
 
 PICTURES = 12
@@ -32,7 +32,7 @@ def by(table: Any) -> Any:
 def test_a_model_that_looks_beats_both_blind_ones() -> None:
     table = np.zeros((PICTURES, 2 * PICTURES))
     table[np.arange(PICTURES), 2 * np.arange(PICTURES)] = 1.0  # its own true caption
-    metrics, items = measure(asked(["swap_att", "add_obj"]), GROUP, by(table))
+    metrics, items = score_choices(asked(["swap_att", "add_obj"]), GROUP, by(table))
     assert list(metrics)[:3] == [
         "choice_add_obj_accuracy",
         "choice_add_obj_text_only_accuracy",
@@ -45,13 +45,13 @@ def test_a_model_that_looks_beats_both_blind_ones() -> None:
 
 def test_a_model_that_only_reads_is_found_out() -> None:
     table = np.broadcast_to(np.arange(2 * PICTURES) % 2 == 0, (PICTURES, 2 * PICTURES)).astype(float)
-    metrics, _ = measure(asked(["swap_att"]), GROUP, by(table))
+    metrics, _ = score_choices(asked(["swap_att"]), GROUP, by(table))
     assert set(metrics.values()) == {1.0} and len(metrics) == 6
 
 
 @pytest.mark.parametrize("sick", [np.zeros, lambda shape: np.full(shape, np.nan)])
 def test_ties_and_nan_are_wrong(sick: Any) -> None:
-    metrics, items = measure(asked(["swap_att"]), GROUP, by(sick((PICTURES, 2 * PICTURES))))
+    metrics, items = score_choices(asked(["swap_att"]), GROUP, by(sick((PICTURES, 2 * PICTURES))))
     assert set(metrics.values()) == {0.0} and items["choice_swap_att"] == [0] * PICTURES
 
 
@@ -61,10 +61,10 @@ def test_other_pictures_are_of_other_groups_and_the_mean_is_over_kinds() -> None
     table[-1] = np.arange(2 * PICTURES) % 2 == 0
     few = asked(["x"])
     unequal = CaptionChoices(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
-    metrics, _ = measure(unequal, group, by(table))
+    metrics, _ = score_choices(unequal, group, by(table))
     assert metrics["choice_x_shuffled_accuracy"] == metrics["choice_x_text_only_accuracy"] == 1.0
     assert metrics["choice_y_accuracy"] == pytest.approx(1 / 9) and metrics["choice_accuracy"] == pytest.approx(1 / 18)
-    alone, _ = measure(unequal, np.zeros(PICTURES, int), by(table))
+    alone, _ = score_choices(unequal, np.zeros(PICTURES, int), by(table))
     assert not any("shuffled" in name or "text_only" in name for name in alone)
 
 
@@ -87,11 +87,11 @@ def test_the_choices_of_a_split(tmp_path: Path) -> None:
         texts.extend(found)
         return {"ids": torch.ones(len(found), 2), "mask": torch.ones(len(found), 2, dtype=torch.bool)}
 
-    found = caption_choice.find(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
+    found = caption_choice.encode_choices(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
     assert found is not None and texts == ["same", "false 1", "false 2"]
     assert (
         found.row.tolist() == [0, 1, 1]
         and found.pair.tolist() == [[0, 1], [0, 2], [0, 2]]
         and found.kind == ["swap_obj"] * 3
     )
-    assert caption_choice.find(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]
+    assert caption_choice.encode_choices(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]

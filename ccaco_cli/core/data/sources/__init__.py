@@ -1,4 +1,7 @@
-"""The data sets that ``ccaco prepare`` knows. A new one is a module with a ``Source``, and one entry in ``_LOCATIONS``."""
+"""The data sets that ``ccaco prepare`` knows.
+
+A new one is a module with a ``Source``, and one entry in ``_LOCATIONS``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sound files in class folders, ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``, or in folds as in ESC-10 and ESC-50; captions from the classes."""
+"""Sound files in class folders, ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``, or in folds as in ESC-10 and ESC-50; captions
+from the classes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import PairRecord
 
-_EXPECTS = "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; or ESC-10 or ESC-50 with its folds"
+_EXPECTS = (
+    "class folders of sounds: CLASS/*.wav|ogg|mp3|flac, under train/ val/ test/ if you have splits; "
+    "or ESC-10 or ESC-50 with its folds"
+)
 _TEMPLATE = "the sound of {}"
 _ESC = re.compile(r"(?P<fold>\d)-(?P<recording>\d+)-(?P<take>[A-Z])(?:-(?P<target>\d+))?")
 """File names of ESC: fold, Freesound id, take, and in ESC-50 the class number."""
@@ -55,7 +59,10 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     protocol = "audiofolder (split folders where there are any; else 80/10/10 by hash of the path)"
     if in_folds:
         others = "+".join(str(fold) for fold in folds if fold != test)
-        protocol = f"audiofolder: test on fold {test}, train on folds {others}, a tenth of their recordings by hash for validation"
+        protocol = (
+            f"audiofolder: test on fold {test}, train on folds {others}, a tenth of their recordings by hash "
+            "for validation"
+        )
     return SourceData(
         records=_records(sounds, template, test if in_folds else 0),
         protocol=protocol,

@@ -24,7 +24,10 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
 _LICENCE = "annotations CC BY 4.0; each photo has its own Flickr licence (named in the annotations)"
-_EXPECTS = "annotations/captions_train2017.json and captions_val2017.json (or 2014) beside train2017/ and val2017/; or dataset_coco.json there"
+_EXPECTS = (
+    "annotations/captions_train2017.json and captions_val2017.json (or 2014) beside train2017/ and "
+    "val2017/; or dataset_coco.json there"
+)
 _KARPATHY = {"train": 113_287, "val": 5_000, "test": 5_000}  # photos
 _OFFICIAL = {"2017": {"train": 118_287, "val": 5_000}, "2014": {"train": 82_783, "val": 40_504}}
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}

@@ -58,7 +58,8 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
         counts[split] = counts.get(split, 0) + 1
     return SourceData(
         records=_records(folder, listed),
-        protocol=f"{name}: the published train, val and test lists, all captions of a photo{missing_part(counts, _PUBLISHED[name])}",
+        protocol=f"{name}: the published train, val and test lists, all captions of a "
+        f"photo{missing_part(counts, _PUBLISHED[name])}",
         licence=_LICENCE,
         revision=revision_of(*read_from),
         facts={"unlisted": unlisted},

@@ -16,7 +16,10 @@ from ccaco_cli.core.types import Media, PairRecord
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-_EXPECTS = "hub:NAME or hub:NAME:CONFIG of huggingface.co/datasets, or a local folder in that layout; columns by --column OURS=THEIRS"
+_EXPECTS = (
+    "hub:NAME or hub:NAME:CONFIG of huggingface.co/datasets, or a local folder in that layout; "
+    "columns by --column OURS=THEIRS"
+)
 _TEMPLATE = "a photo of a {}"
 _USUAL = {
     "image": ("image", "img", "jpg", "png", "filepath", "file_name"),
@@ -155,7 +158,8 @@ def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _media(value: Any, folder: Path | None) -> Media | None:
-    """Bytes, a file of the local folder, or a function that downloads a file of the hub; None = the row has no image."""
+    """Bytes, a file of the local folder, or a function that downloads a file of the hub; None = the row has no
+    image."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
     for value in (data, path):
         if isinstance(value, bytes):

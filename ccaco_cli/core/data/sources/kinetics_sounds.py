@@ -1,8 +1,8 @@
 """Kinetics-Sounds: clips in class folders, or the list files as distributed over a folder of clips.
 
-The set is a choice of classes of Kinetics, and published work uses different choices. The number of classes therefore names the protocol,
-and a hash of the class list tells two lists of equal length apart. Clips disappear from the site that hosts them, so the number of missing
-clips is part of the protocol of the data set and of every result.
+The set is a choice of classes of Kinetics, and published work uses different choices. The number of classes therefore
+names the protocol, and a hash of the class list tells two lists of equal length apart. Clips disappear from the site
+that hosts them, so the number of missing clips is part of the protocol of the data set and of every result.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class SourceOptions:
         template: of sources with classes: caption made from a class name; empty = the source's default.
         fold: of ``audiofolder``: the test fold of a data set in folds; 0 = the last.
         name: of ``hub``: the part after the colon of ``hub:NAME``.
-        unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class folders.
+        unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class
+            folders.
     """
 
     limit: int | None = None
@@ -71,7 +72,8 @@ class Source:
         expects: what ``--source PATH`` must contain, one line for ``prepare --list`` and for errors.
         read: (root, options) -> SourceData; raises DataError at once if the layout is not there.
         embedded: nothing needs to be downloaded (``root`` is None).
-        resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name is enough.
+        resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name is
+            enough.
     """
 
     name: str

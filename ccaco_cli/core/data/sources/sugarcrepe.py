@@ -1,4 +1,5 @@
-"""SugarCrepe: photos of COCO val2017, each with a correct caption and a hard negative; the task is to choose the correct one.
+"""SugarCrepe: photos of COCO val2017, each with a correct caption and a hard negative; the task is to choose the
+correct one.
 
 Source: Hsieh et al., NeurIPS 2023, arXiv:2306.14610; the seven json files of github.com/RAIVNLab/sugar-crepe.
 """
@@ -40,7 +41,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     photos = next((place for place in (root / "val2017", root / "images" / "val2017") if place.is_dir()), root)
     return SourceData(
         records=_records(photos, items),
-        protocol=f"sugarcrepe: {sum(counts.values())} choices between a caption and a hard negative, ties and NaN are wrong",
+        protocol=f"sugarcrepe: {sum(counts.values())} choices between a caption and a hard negative, ties and NaN "
+        "are wrong",
         licence="items MIT; photos as of COCO val2017",
         revision=revision_of(*files.values()),
         facts={"items": counts, "evaluation": "choices"},

@@ -26,7 +26,10 @@ COLUMNS = {
     "group": "group",
 }
 _NEEDED = ("image", "caption")
-_EXPECTS = "a .csv, .tsv, .jsonl or .parquet file with columns filepath and title; optional split, domain, label, group; paths from its folder"
+_EXPECTS = (
+    "a .csv, .tsv, .jsonl or .parquet file with columns filepath and title; optional split, domain, "
+    "label, group; paths from its folder"
+)
 _BATCH = 4096
 
 
@@ -77,7 +80,10 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 
 
 def _records(folder: Path, table: pa.Table) -> Iterator[PairRecord]:
-    """One record per image, in the order of first mention. The table stays in Arrow; rows become Python objects batch by batch."""
+    """One record per image, in the order of first mention.
+
+    The table stays in Arrow; rows become Python objects batch by batch.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

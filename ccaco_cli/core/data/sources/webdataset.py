@@ -1,6 +1,8 @@
-"""Tar shards as img2dataset writes them (webdataset layout): consecutive ``KEY.jpg``, ``KEY.txt`` and ``KEY.json``; never unpacked.
+"""Tar shards as img2dataset writes them (webdataset layout): consecutive ``KEY.jpg``, ``KEY.txt`` and ``KEY.json``;
+never unpacked.
 
-This process reads the headers of a shard in sequence. The worker processes that check images read them directly from the tar.
+This process reads the headers of a shard in sequence. The worker processes that check images read them directly from
+the tar.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from ccaco_cli.core.manifest import parse_json
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.types import Media, PairRecord
 
-_EXPECTS = "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as 'shards/{00000..00099}.tar'"
+_EXPECTS = (
+    "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as "
+    "'shards/{00000..00099}.tar'"
+)
 _MAX_TEXT_BYTES = 1 << 20  # of a caption or a json file
 _MAX_SHARDS = 1_000_000
 _META_KEYS = ("url", "key", "license")  # of a sample's json
@@ -72,7 +77,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     return SourceData(
         records=_records(files, options.limit),
         protocol="webdataset (split: name of the shard or of its folder, else 80/10/10 by hash of shard and key)",
-        revision=f"{len(files)} shards, {files[0].name} to {files[-1].name}, {sum(file.stat().st_size for file in files)} bytes",
+        revision=f"{len(files)} shards, {files[0].name} to {files[-1].name}, "
+        f"{sum(file.stat().st_size for file in files)} bytes",
         facts={"shards": len(files)},
         splits={split for file in files for split in ([_split(file)] if _split(file) else HASH_SPLITS)},
     )
@@ -92,9 +98,12 @@ def _files(root: Path) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expands ``{00..02}`` and ``{a,b}``; the first braces vary fastest. Raises DataError: another syntax, or too many names.
+    """Expands ``{00..02}`` and ``{a,b}``; the first braces vary fastest.
 
-    The library ``braceexpand`` would not be shorter: it needs the same guard against huge ranges, and its order differs.
+    Raises DataError: another syntax, or too many names.
+
+    The library ``braceexpand`` would not be shorter: it needs the same guard against huge ranges, and its order
+    differs.
     """
     head, brace, after = pattern.partition("{")
     if not brace:

@@ -13,7 +13,10 @@ OPTIONS = SourceOptions()
 
 
 def test_one_record_a_style_and_one_group_an_emoji(tmp_path: Path) -> None:
-    table = "codepoint\tchar\tunicode_name\tcategory\tsplit\tstyles\n1f4a5\t\U0001f4a5\tcollision symbol\tnature\ttest\tnoto2018,fxemoji,own\n"
+    table = (
+        "codepoint\tchar\tunicode_name\tcategory\tsplit\tstyles\n1f4a5\t\U0001f4a5\tcollision "
+        "symbol\tnature\ttest\tnoto2018,fxemoji,own\n"
+    )
     (tmp_path / "emoji.tsv").write_text(table, "utf-8")
     data = SOURCE.read(tmp_path, OPTIONS)
     noto, fx, own = data.records

@@ -21,7 +21,10 @@ def test_every_entry_is_a_source_of_that_name() -> None:
 
 
 def test_naming_sources_imports_none_of_them() -> None:
-    code = "import sys; from ccaco_cli.core.data.sources import SOURCES; print(len(list(SOURCES)), 'coco' in SOURCES, sorted(sys.modules))"
+    code = (
+        "import sys; from ccaco_cli.core.data.sources import SOURCES; print(len(list(SOURCES)), 'coco' "
+        "in SOURCES, sorted(sys.modules))"
+    )
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
     ).stdout
