@@ -12,10 +12,10 @@ import torch
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
-from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run
-from ccaco_cli.core.retrieval import rerank, token_store
+from ccaco_cli.core.retrieval import token_store
+from ccaco_cli.core.scoring.two_stage import two_stage
 from ccaco_cli.core.types import EncodedSamples, LocalTokens
 
 given = record.arguments(__doc__, run="runs/first", dataset="scenes", split="test", grids="0,16,4")
@@ -28,13 +28,8 @@ weight = float(found.facts["weight"]) or 0.5  # where validation gave the cross 
 rows_of = [part.group[sides[m].row] for m in data.modalities]
 lines = []
 for grid in map(int, given.grids.split(",")):
-    settings = config.model.tower(first)
-    own = towers[first].grid and (
-        pooled_grid(towers[first].grid, settings.cache_tokens) if settings.lock else towers[first].grid
-    )
     whole = [
-        encode(aligner, m, sides[m], local_tokens=True, grid=own if grid and m == first else None, most=grid)
-        for m in data.modalities
+        encode(aligner, m, sides[m], local_tokens=True, max_tokens=grid if m == first else 0) for m in data.modalities
     ]
     for store in token_store.STORES:
         kept, size = [], []
@@ -45,7 +40,7 @@ for grid in map(int, given.grids.split(",")):
                 size.append(sum(f.stat().st_size for f in Path(place).iterdir()) / len(encoded.z))
                 read, mask = map(torch.from_numpy, token_store.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
             kept.append(EncodedSamples(encoded.embedding, LocalTokens(read, mask)))
-        metrics = rerank.two_stage(aligner, *kept, *rows_of, config.eval, weight).metrics
+        metrics = two_stage(aligner, *kept, tuple(rows_of), config.eval, weight).metrics
         figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items() if k.endswith("R@1"))
         lines.append(
             f"{store}, grid {grid or 'whole'}: {size[0]:,.0f} bytes a {first}, {size[1]:,.0f} a {second}; {figures}"

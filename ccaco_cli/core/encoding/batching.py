@@ -34,6 +34,9 @@ def _ahead(make: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[An
 
 def _batches(column: Column, chosen: Any, size: int) -> Iterator[Any]:
     """Positions in ``chosen``, by length, at most ``size`` at a time and fewer of what is large."""
+    if len(chosen) == 1:  # whatever its size; to measure it would decode it twice
+        yield np.arange(1)
+        return
     if column.length is None:
         one = column.inputs(chosen[:1]) if len(chosen) else None
         cost = max(t[0].numel() for t in one.values()) // 3 if isinstance(one, dict) else 1

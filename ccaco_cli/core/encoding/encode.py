@@ -13,8 +13,8 @@ import torch
 from ccaco_cli.core import distributed
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.encoding.batching import BATCH, _ahead, _batches
-from ccaco_cli.core.encoding.token_cache import pool_grid
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.model.towers.precision import ReducedPrecision
 from ccaco_cli.core.types import Embedding, EncodedSamples, LocalTokens, OnProgress, move, no_progress
 
@@ -44,8 +44,7 @@ def encode(
     *,
     items: Any = None,
     local_tokens: bool = False,
-    grid: tuple[int, int] | None = None,
-    most: int = 0,
+    max_tokens: int = 0,
     batch_size: int = 0,
     share: bool = False,
     on_progress: OnProgress = no_progress,
@@ -56,7 +55,7 @@ def encode(
     local_tokens  also compute the tokens that the cross branch needs (float16, padded to the longest)
     batch_size  items at a time, 0 = what suits the device (``BATCH``)
     share    the processes of a launcher divide the batches among them (all must call), and each gets the whole
-    grid     (height, width) of the column's patch grid, when its tokens shall be average-pooled to at most ``most`` (``pool_grid``)
+    max_tokens  average-pool the patch grid to at most so many tokens for the cross branch (``pool_grid``); 0 = keep all
     Returns  EncodedSamples on the CPU in item order: vectors float32; tokens [n, N, D] float16, None unless ``local_tokens``
     """
     aligner.eval()
@@ -71,7 +70,9 @@ def encode(
         embedding, features = aligner.encode(modality, move(inputs, device))
         tokens = None
         if local_tokens:
-            prepared = aligner.local_tokens(modality, pool_grid(features, grid, most))
+            if max_tokens:
+                features = pool_grid(features, aligner.sides[modality].grid, max_tokens)  # type: ignore[arg-type]
+            prepared = aligner.local_tokens(modality, features)
             tokens = LocalTokens(prepared.tokens.half(), prepared.mask)
         parts.append((positions, EncodedSamples(embedding.map(torch.Tensor.float), tokens).to("cpu")))
         done += len(positions)

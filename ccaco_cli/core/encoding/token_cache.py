@@ -12,7 +12,8 @@ from ccaco_cli.core import ragged
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column
 from ccaco_cli.core.encoding.batching import BATCH, _ahead, _batches
-from ccaco_cli.core.types import Features, OnProgress, move, no_progress
+from ccaco_cli.core.model.token_pooling import as_cached
+from ccaco_cli.core.types import OnProgress, move, no_progress
 
 PART, PART_BYTES = 4096, 1 << 27
 """Most items of a part of a token cache, and about how many bytes: what a killed process has to do again."""
@@ -44,8 +45,7 @@ def cached(
         for positions, inputs in _ahead(
             lambda positions: column.inputs(items[positions]), _batches(column, items, BATCH["cpu"])
         ):
-            found = pool_grid(tower(move(inputs, device)), grid, most)
-            told = found.map(lambda t: t.half() if t.is_floating_point() else t).to("cpu")
+            told = as_cached(tower(move(inputs, device)), grid, most).to("cpu")
             for place, one, mask, summary in zip(
                 positions, told.tokens.numpy(), told.mask.numpy(), told.pooled.numpy(), strict=True
             ):
@@ -60,21 +60,3 @@ def cached(
         ragged.write(folder, len(column.row), some)
 
     return CachedColumn(cache.folder(path, write, resumes=True), column.row, column.start)
-
-
-def pool_grid(features: Features, grid: tuple[int, int] | None, most: int) -> Features:
-    """Average-pools a patch grid to at most ``most`` tokens (a square side no larger than the grid's); special tokens stay in front."""
-    if grid is None or (small := pooled_grid(grid, most)) == grid:
-        return features
-    patches = grid[0] * grid[1]
-    special, patch = features.tokens[:, :-patches], features.tokens[:, -patches:]
-    maps = patch.transpose(1, 2).reshape(len(patch), -1, *grid)
-    pooled = torch.nn.functional.adaptive_avg_pool2d(maps.float(), small)
-    tokens = torch.cat([special, pooled.flatten(2).transpose(1, 2)], 1)
-    return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), features.pooled)
-
-
-def pooled_grid(grid: tuple[int, int], most: int) -> tuple[int, int]:
-    """(height, width) of the patch grid that ``pool_grid`` leaves of one."""
-    side = int(most**0.5)
-    return grid if grid[0] * grid[1] <= most else (min(side, grid[0]), min(side, grid[1]))

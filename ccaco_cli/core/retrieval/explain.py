@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.token_pooling import pooled_grid
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval.rerank import match
+from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.types import LocalTokens
 
 Array = NDArray[Any]
@@ -37,9 +37,8 @@ FUNCTION_WORDS = frozenset(_LITTLE.split())
 
 
 def spoken(tower: Tower, text: str) -> list[tuple[str, list[int]]]:
-    """The words of a text and the places of their tokens; [] for a tower whose preprocessing does not tell (it has no ``words``)."""
-    words: Callable[[str], list[tuple[str, list[int]]]] = getattr(tower.preprocess, "words", lambda text: [])
-    return words(text)
+    """The words of a text and the positions of their tokens; [] for a tower without a tokenizer."""
+    return [] if tower.tokenizer is None else tower.tokenizer.word_spans(text)
 
 
 def content(words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, list[int]]]:
@@ -49,13 +48,19 @@ def content(words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, list[
     ]
 
 
-def cells(aligner: Aligner, tower: Tower, tokens: int) -> tuple[int, int]:
-    """(height, width) of the patch grid that the last of a sample's tokens are; caches hold smaller grids than the tower gives.
+def cells(aligner: Aligner, tower: Tower, tokens: int, max_tokens: int = 0) -> tuple[int, int]:
+    """(height, width) of the patch grid that the last of a sample's tokens lie on.
 
-    Raises DataError: this tower has no grid
+    Args:
+        tokens: of the sample; a token cache and an index hold smaller grids than the tower gives.
+        max_tokens: to which an index pooled the grid; 0 = it did not.
+    Raises:
+        DataError: this tower has no grid.
     """
     if tower.grid:
-        for grid in (tower.grid, pooled_grid(tower.grid, aligner.config.tower(tower.modality).cache_tokens)):
+        cached = pooled_grid(tower.grid, aligner.config.tower(tower.modality).cache_tokens)
+        stored = [pooled_grid(grid, max_tokens) for grid in (cached, tower.grid) if max_tokens]
+        for grid in (tower.grid, cached, *stored):
             if grid[0] * grid[1] <= tokens:
                 return grid
     raise DataError(
@@ -159,7 +164,7 @@ def trial(aligner: Aligner, a: LocalTokens, b: LocalTokens, order: Array, seed: 
         mask[torch.from_numpy(row[size:].copy())] = False
     variants_of_a = LocalTokens(a.tokens.expand(len(masks), -1, -1), masks)
     index = torch.stack([torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.long)], 1)
-    scores = match(aligner, variants_of_a, b, index).double().numpy()
+    scores = match_logits(aligner, variants_of_a, b, index).double().numpy()
     lines = scores[1:].reshape(len(orders), len(sizes))
     return Trial(float(scores[0]), sizes / count, lines[0], lines[1], lines[2:].mean(0))
 

@@ -74,7 +74,7 @@ def export(
              "why" where there is no text; never raises for a model that cannot be exported, for it is searched as well by itself
     """
     tower = towers.get(MODALITY)
-    described = tower.preprocess.portable() if tower is not None and hasattr(tower.preprocess, "portable") else None
+    described = tower.tokenizer.portable() if tower is not None and tower.tokenizer is not None else None
     if tower is None:
         return {"exported": False}
     if described is None:

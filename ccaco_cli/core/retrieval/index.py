@@ -21,6 +21,7 @@ from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval import query, token_store, vectors
+from ccaco_cli.core.retrieval.rerank import Scorer, score_kind
 from ccaco_cli.core.retrieval.token_store import Tokens
 from ccaco_cli.core.retrieval.vectors import Vectors
 from ccaco_cli.core.types import LocalTokens
@@ -185,13 +186,20 @@ class Index:
             self.modalities: tuple[str, str] = (first, second)
             self.folder = path / str(self.manifest.facts["generation"])
             self.weight = float(self.manifest.facts["weight"])
-            self.headline = str(self.manifest.facts["headline"])
+            self.store_grid = int(self.manifest.facts.get("store_grid", 0))
             rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ManifestError(
                 f"unreadable manifest ({error})", where=path, expected="an index", next=REBUILD
             ) from None
         self.sides = {m: IndexSide(self.folder / m, rows[m]) for m in self.modalities}
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What ranks the answers, chosen when the model was evaluated."""
+        loss = self.manifest.config["loss"]
+        kind = score_kind(loss["alpha"], loss["beta"], self.weight)
+        return Scorer.of(kind, float(self.manifest.facts["scale"]), self.weight)
 
     @cached_property
     def exported(self) -> query.Exported | None:

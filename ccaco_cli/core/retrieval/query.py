@@ -72,7 +72,7 @@ class Exported:
         ids = np.full(mask.shape, self.settings["pad_id"], np.int64)
         ids[mask] = np.concatenate(found)
         z, tokens = self._encoder.run(list(ENCODER_OUTPUTS), dict(zip(ENCODER_INPUTS, (ids, mask), strict=True)))
-        return Query(z, tokens, mask)
+        return Query(z, tokens.astype(np.float16).astype(np.float32), mask)  # rounded as the tokens of items are
 
     def match(self, tokens_a: Array, mask_a: Array, tokens_b: Array, mask_b: Array) -> Array:
         """Match logits of row i of a with row i of b: tokens [M, N, D] float32, as ``Aligner.local`` prepares them; mask [M, N] -> [M]."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.query import Query
+from ccaco_cli.core.retrieval.rerank import CROSS
 from ccaco_cli.core.types import EncodedSamples
 
 Array = np.ndarray[Any, Any]
@@ -22,10 +20,13 @@ Array = np.ndarray[Any, Any]
 class Hit:
     """One answer.
 
-    score   what the ranking goes by: cosine, or scale * cosine + weight * match
-    cosine  -1..1
-    match   cross score, or None when the cross branch did not look
-    item    the index's own columns: id, group, text, thumbnail ...
+    Attributes:
+        rank: place among the answers, from 1.
+        row: of the item in its side of the index.
+        score: what ranks the answers (``Index.scorer``); the cosine where the cross branch did not score the item.
+        cosine: -1..1.
+        match: match logit, or None where the cross branch did not score the item.
+        item: columns of the index: id, group, text, thumbnail ...
     """
 
     rank: int
@@ -44,27 +45,19 @@ def ask(index: Index, modality: str, samples: Sequence[Any], k: int, rerank: int
 
 
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
-    """Encodes queries by the index's model.
+    """Encodes queries exactly as the items of the index were encoded.
 
-    samples  texts, or decoded media (PIL images, recordings)
-    Returns  EncodedSamples with tokens, on the CPU
+    Args:
+        samples: texts; or files, encoded bytes or decoded media (PIL images, recordings).
+    Returns:
+        Embeddings and tokens, on the CPU.
+    Raises:
+        DataError: a file that cannot be read or decoded.
     """
-    import torch
+    from ccaco_cli.core.encoding.samples import encode_samples
 
-    with torch.inference_mode():
-        return _encode(index, modality, samples)
-
-
-def _encode(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
     aligner, towers, _ = index.model
-    tower = towers[modality]
-    inputs = (
-        tower.preprocess(list(samples))
-        if modality == "text"
-        else MODALITIES[modality].collate([tower.preprocess(s) for s in samples])
-    )
-    embedding, features = aligner.encode(modality, inputs)
-    return EncodedSamples(embedding, aligner.local_tokens(modality, features))
+    return encode_samples(aligner, towers[modality], samples, max_tokens=index.store_grid)
 
 
 def search(
@@ -77,11 +70,11 @@ def search(
     Returns one list a query, best first
     """
     side = index.sides[index.other(modality)]
-    exhaustive = index.headline == "cross"
+    exhaustive = index.scorer.kind == CROSS
     if rerank is None:
         settings = index.manifest.config["eval"]
         rerank = int(settings["shortlist_back" if modality == index.modalities[0] else "shortlist"])
-    if not side.has_tokens or (index.weight == 0 and not exhaustive):
+    if not side.has_tokens or not index.scorer.weight:
         rerank = 0
     asked = query if isinstance(query, Query) else _arrays(query)
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
@@ -93,7 +86,8 @@ def search(
 
 
 def _arrays(query: EncodedSamples) -> Query:
-    return Query(query.z.numpy(), query.local_tokens.tokens.numpy(), query.local_tokens.mask.numpy())
+    tokens = query.local_tokens
+    return Query(query.z.numpy(), tokens.tokens.float().numpy(), tokens.mask.numpy())
 
 
 def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array, k: int, rerank: int) -> list[Hit]:
@@ -102,13 +96,10 @@ def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array
     scores, matches = cosines.astype(np.float64), np.full(len(rows), np.nan)
     order = np.arange(len(rows))
     if rerank:
-        found = _match(index, modality, query, rows[:rerank])
-        matches[: len(found)] = found
-        scale, weight = (
-            (0.0, 1.0) if index.headline == "cross" else (float(index.manifest.facts["scale"]), index.weight)
-        )
-        scores[: len(found)] = scale * scores[: len(found)] + weight * matches[: len(found)]
-        order[: len(found)] = np.argsort(-scores[: len(found)], kind="stable")
+        listed = slice(min(rerank, len(rows)))
+        matches[listed] = _match(index, modality, query, rows[listed])
+        scores[listed] = index.scorer(scores[listed], matches[listed])
+        order[listed] = np.argsort(-scores[listed], kind="stable")
     return [
         Hit(
             place + 1,
@@ -131,22 +122,9 @@ def _match(index: Index, modality: str, query: Query, rows: Array) -> Array:
         return index.exported.match(*pairs)
     import torch
 
-    from ccaco_cli.core.retrieval.rerank import match
+    from ccaco_cli.core.retrieval.match import match_logits
     from ccaco_cli.core.types import LocalTokens
 
     every = torch.arange(len(rows))
     a, b = (LocalTokens(torch.from_numpy(t), torch.from_numpy(m)) for t, m in (pairs[:2], pairs[2:]))
-    return match(index.model[0], a, b, torch.stack([every, every], 1)).numpy()
-
-
-def from_file(index: Index, modality: str, file: Path) -> tuple[Any, EncodedSamples]:
-    """What a file holds, as decoded and as the index's model sees it."""
-    try:
-        sample = MODALITIES[modality].decode(file.read_bytes())
-        return sample, encode_query(index, modality, [sample])  # recordings are decoded here
-    except OSError as error:
-        raise DataError(
-            f"cannot read this file ({error.strerror or error})", where=file, expected=f"a readable {modality} file"
-        ) from None
-    except DataError as error:  # decoders see bytes and do not know whose
-        raise DataError(error.what, where=file, expected=error.expected) from None
+    return match_logits(index.model[0], a, b, torch.stack([every, every], 1)).numpy()

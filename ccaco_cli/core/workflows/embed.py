@@ -1,10 +1,12 @@
-"""``ccaco embed``: a split as shards of vectors in clip-retrieval's layout, and as a self-contained index."""
+"""``ccaco embed``: writes the embeddings of a split in clip-retrieval's layout, and builds a self-contained search
+index.
+"""
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ccaco_cli.core import distributed, fault, lock, manifest, runtime
@@ -21,7 +24,6 @@ from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode, reduced_precision
-from ccaco_cli.core.encoding.token_cache import pooled_grid
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
@@ -32,129 +34,104 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
-from ccaco_cli.core.types import EncodedSamples, OnProgress, no_progress
+from ccaco_cli.core.types import OnProgress, no_progress
 
-SHARD, ITEMS = 8192, 1024
-"""Items of a shard of vectors, and of a part of an index's captions and thumbnails: what is in memory at once."""
-"""clip-retrieval's names of modality folders where they differ from ours."""
-
-
-def embed(
-    run: Path,
-    dataset: str,
-    *,
-    split: str = "test",
-    out: Path,
-    index: Path | None = None,
-    index_type: str = "auto",
-    store_tokens: str = "float16",
-    store_grid: int = 0,
-    precision: str = "auto",
-    device: str = "auto",
-    data_root: Path = Path("data"),
-    shard: int = SHARD,
-    rebuild: bool = False,
-    verify: str = manifest.QUICK,
-    on_progress: OnProgress = no_progress,
-) -> Manifest:
-    """Embeds both modalities of a split with the best model of a run.
-
-    out      embeddings folder: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy``, ``audio_emb/...`` (float16 [n, E], unit norm),
-             ``metadata/metadata_0.parquet`` (one row a picture), ``text_metadata/...`` (one row a caption); finished shards are kept
-    index    also build the index here; the query side is exported into it, so that a text query imports no torch
-    rebuild  replace an index that is there: who reads it goes on with the old one
-    index_type    how its vectors are searched: an entry of ``vectors.KINDS``, or auto (by size)
-    store_tokens  how its tokens for the cross branch are kept: float16 | int8 | none
-    store_grid    most patch tokens kept of a picture (average-pooled), 0 = all that the model sees
-    precision     what towers compute in: auto (bf16 where the device is faster at it) | fp32 | bf16 | fp16
-    verify   quick | full: whether every file of run and data set is hashed first
-    Returns  manifest of the index, or else of the embeddings
-
-    Under a launcher the processes divide the work; the first one writes the shards and builds the index.
-    """
-    vectors.check(index_type)
-    token_store.check(store_tokens)
-    dtype = runtime.encoding_dtype(precision, runtime.device(device))
-    made = {"split": split, "shard": shard, "precision": str(dtype).removeprefix("torch.")}
-    with distributed.process_group(device):
-        tell = on_progress if distributed.main() else no_progress
-        aligner, towers, config, found = distributed.main_process_first(lambda: load_run(run, device, manifest.FULL))
-        data = distributed.main_process_first(lambda: shards.open(prepared(dataset, data_root, tell), verify))
-        distributed.main_process_only(lambda: _check(found, data, index, rebuild))
-        part = data.split(split)
-        with lock.held(out, "folder of embeddings") if distributed.main() else nullcontext():
-            inputs = {"run": found, "dataset": data.manifest}
-            sides = distributed.main_process_first(lambda: columns(data, split, aligner, towers, config.model, tell))
-            local = index is not None and config.loss.beta > 0 and store_tokens != "none"
-            there = distributed.main_process_only(lambda: _complete(out, inputs, made))
-            with _begun(index) if index is not None and distributed.main() else nullcontext() as place:
-                with reduced_precision(aligner, dtype):
-                    for modality, column in sides.items():
-                        grid = _grid(towers[modality], config, modality) if store_grid else None
-                        look = partial(
-                            encode,
-                            aligner,
-                            modality,
-                            column,
-                            grid=grid,
-                            most=store_grid,
-                            share=True,
-                            local_tokens=local,
-                        )
-                        with (
-                            token_store.Writer(place.temp / modality, store_tokens)
-                            if place and local
-                            else nullcontext() as kept
-                        ):
-                            _encode_shards(out, modality, part, column, look, local, kept, shard, tell)
-                if not distributed.main():
-                    raise distributed.ProcessEnded(0)
-                result = there or _finish(out, data, config, sides, inputs, made)
-                if index is None or place is None:
-                    return result
-                with distributed.single_process():
-                    store = store_tokens if local else "none"
-                    return _build(index, place, out, part, sides, (aligner, towers, config), inputs, store, index_type)
-
-
-def _check(run: Manifest, data: PairData, index: Path | None, rebuild: bool) -> None:
-    refuse_other_modalities(run, data)
-    if index is None or not index.exists():
-        return
-    if not manifest.exists(index):
-        raise DataError("something else is there already", where=index, expected="a new name", next="another --index")
-    manifest.open(index, kind="index")
-    if not rebuild:
-        raise DataError(
-            "an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild"
-        )
-
-
-def _finish(
-    out: Path,
-    data: PairData,
-    config: RunConfig,
-    sides: Mapping[str, Column],
-    inputs: Mapping[str, Manifest],
-    made: Mapping[str, Any],
-) -> Manifest:
-    files = [
-        manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")
-    ]
-    facts = {
-        **made,
-        "modalities": list(data.modalities),
-        "protocol": data.manifest.facts["protocol"],
-        "dim": config.model.dim,
-        "rows": {m: len(c.row) for m, c in sides.items()},
-    }
-    fault.point("embed.shards")
-    return manifest.write(out, "embeddings", facts=facts, inputs=inputs, config=asdict(config), files=files)
+SHARD_SIZE = 8192
+"""Items of a shard of vectors: this many are in memory at once."""
+ITEMS_AT_ONCE = 1024
+"""Captions and thumbnails that are in memory at once when an index is written."""
+EXPORT_SAMPLES = 64
+"""Captions on which the exported query encoder is compared with the model."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where an index comes about: ``temp`` becomes ``root/name``, and a new ``root`` becomes the index."""
+class EmbedRequest:
+    """What to embed, and how the index stores it.
+
+    Attributes:
+        run: a finished run; its best checkpoint embeds.
+        dataset: name or folder of a prepared data set.
+        out: folder of the embeddings: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy`` ... (float16 [n, E], unit
+            norm),
+            ``metadata/metadata_0.parquet`` (one row per image), ``text_metadata/...`` (one row per caption). Finished
+            shards are kept.
+        index: also build an index here; None = no index. A text query on it imports no torch.
+        rebuild: replace an index that exists; processes that have opened it keep the old one.
+        index_type: how vectors are searched: an entry of ``vectors.KINDS``, or auto (by size).
+        store_tokens: how tokens for the cross branch are stored: float16 | int8 | none.
+        store_grid: patch tokens of an image are average-pooled to at most this number; 0 = all.
+        precision: of the towers: auto (bf16 where the device is faster with it) | fp32 | bf16 | fp16.
+        shard: items of a shard of vectors.
+        verify: quick | full: whether every file of the data set is hashed first.
+    """
+
+    run: Path
+    dataset: str
+    out: Path
+    split: str = "test"
+    index: Path | None = None
+    rebuild: bool = False
+    index_type: str = "auto"
+    store_tokens: str = "float16"
+    store_grid: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    shard: int = SHARD_SIZE
+    verify: str = manifest.QUICK
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the towers compute."""
+        dtype: torch.dtype = runtime.encoding_dtype(self.precision, runtime.device(self.device))
+        return dtype
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings that decide which embeddings are written."""
+        return {"split": self.split, "shard": self.shard, "precision": str(self.dtype).removeprefix("torch.")}
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A request with everything it needs loaded."""
+
+    request: EmbedRequest
+    aligner: Aligner
+    towers: Mapping[str, Tower]
+    config: RunConfig
+    run: Manifest
+    data: PairData
+    split: Split
+    columns: Mapping[str, Column]
+
+    @property
+    def inputs(self) -> dict[str, Manifest]:
+        return {"run": self.run, "dataset": self.data.manifest}
+
+    @property
+    def rows(self) -> dict[str, int]:
+        return {modality: len(column.row) for modality, column in self.columns.items()}
+
+    @property
+    def token_format(self) -> str:
+        """How the index stores tokens; none without an index or a cross branch."""
+        request = self.request
+        return request.store_tokens if request.index is not None and self.config.loss.beta > 0 else "none"
+
+    def vector_folder(self, modality: str) -> Path:
+        return self.request.out / f"{MODALITIES[modality].folder}_emb"
+
+
+@dataclass(frozen=True)
+class _IndexFolder:
+    """Where an index is being written.
+
+    Attributes:
+        root: the index, or a hidden folder that becomes the index when it is new.
+        temp: receives the files; becomes ``root/name``.
+        name: of the generation.
+        new: True when there is no older generation.
+    """
 
     root: Path
     temp: Path
@@ -162,152 +139,235 @@ class _Place:
     new: bool
 
 
+def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress: OnProgress = no_progress) -> Manifest:
+    """Embeds both modalities of a split with the best model of a run, and builds an index if one is requested.
+
+    Under a launcher the processes divide the encoding; the main process writes the shards and builds the index.
+
+    Returns:
+        The manifest of the index, or else of the embeddings.
+    Raises:
+        DataError: other modalities, other embeddings in ``out``, or an index that exists.
+        ConfigError: no such index type, token format or precision.
+    """
+    vectors.check(request.index_type)
+    token_store.check(request.store_tokens)
+    dtype = request.dtype
+    with distributed.session(request.device, on_progress) as report_progress:
+        aligner, towers, config, run = distributed.main_process_first(
+            lambda: load_run(request.run, request.device, manifest.FULL)
+        )
+        data = distributed.main_process_first(
+            lambda: shards.open(prepared(request.dataset, data_root, report_progress), request.verify)
+        )
+        distributed.main_process_only(lambda: _check(request, run, data))
+        split = data.split(request.split)
+        with distributed.on_main_process(lambda: lock.hold(request.out, "folder of embeddings")):
+            split_columns = distributed.main_process_first(
+                lambda: columns(data, request.split, aligner, towers, config.model, report_progress)
+            )
+            job = _Job(request, aligner, towers, config, run, data, split, split_columns)
+            finished = distributed.main_process_only(lambda: _finished_embeddings(job))
+            with _index_folder(request.index) as index_folder:
+                with reduced_precision(aligner, dtype):
+                    for modality in job.columns:
+                        _encode_modality(job, modality, index_folder, report_progress)
+                with distributed.main_process_continues():
+                    embeddings = finished or _write_manifest(job)
+                    return embeddings if index_folder is None else _build_index(job, index_folder)
+
+
+def _check(request: EmbedRequest, run: Manifest, data: PairData) -> None:
+    refuse_other_modalities(run, data)
+    index = request.index
+    if index is None or not index.exists():
+        return
+    if not manifest.exists(index):
+        raise DataError("something else is there already", where=index, expected="a new name", next="another --index")
+    manifest.open(index, kind="index")
+    if not request.rebuild:
+        raise DataError(
+            "an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild"
+        )
+
+
+def _finished_embeddings(job: _Job) -> Manifest | None:
+    """The manifest of these embeddings if they are finished; else records for which inputs the folder is.
+
+    Raises:
+        DataError: the folder holds embeddings of other inputs.
+    """
+    out = job.request.out
+    inputs = manifest.json_text({name: source.sha256 for name, source in job.inputs.items()} | job.request.facts)
+    inputs_file = out / ".inputs.json"
+    manifest.sweep(out)
+    filled = out.exists() and any(out.iterdir())  # a process that was killed early can leave an empty folder
+    if filled and (not inputs_file.exists() or inputs_file.read_text("utf-8") != inputs):
+        raise DataError(
+            "other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}"
+        )
+    manifest.write_bytes(inputs_file, inputs.encode())
+    return manifest.open(out, kind="embeddings") if manifest.exists(out) else None
+
+
+def _encode_modality(job: _Job, modality: str, index_folder: _IndexFolder | None, on_progress: OnProgress) -> None:
+    """Encodes and writes the shards that are not there yet.
+
+    When the index stores tokens, all items are encoded, and the tokens go to ``index_folder`` (None on all but the main
+    process).
+    """
+    column, size = job.columns[modality], job.request.shard
+    total = len(column.row)
+    with_tokens = job.token_format != "none"
+    with (
+        token_store.Writer(index_folder.temp / modality, job.token_format)
+        if index_folder and with_tokens
+        else nullcontext() as token_writer
+    ):
+        for number, first in enumerate(range(0, total, size)):
+            items = np.arange(first, min(first + size, total))
+            file = job.vector_folder(modality) / f"{job.vector_folder(modality).name}_{number}.npy"
+            written = bool(distributed.broadcast(float(file.exists())))
+            report_progress = partial(_report_shard_progress, on_progress, first, total, modality)
+            if with_tokens or not written:
+                encoded = encode(
+                    job.aligner,
+                    modality,
+                    column,
+                    items=items,
+                    max_tokens=job.request.store_grid,
+                    share=True,
+                    local_tokens=with_tokens,
+                    on_progress=report_progress,
+                )
+                if not written:
+                    distributed.main_process_only(partial(_write_shard, job, modality, file, items, encoded.z))
+                if token_writer is not None:
+                    token_writer.add(encoded.local_tokens.tokens.numpy(), encoded.local_tokens.mask.numpy())
+            report_progress(len(items))
+
+
+def _report_shard_progress(on_progress: OnProgress, first: int, total: int, modality: str, done: int, *_: Any) -> None:
+    """Reports progress within a shard as progress of the split."""
+    on_progress(first + done, total, {"what": f"{modality} vectors"})
+
+
+def _write_shard(job: _Job, modality: str, file: Path, items: Any, z: Tensor) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fault.point("embed.before")
+    name = "metadata" if modality != "text" else "text_metadata"
+    number = file.stem.rpartition("_")[2]
+    metadata, vector_bytes = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.table(_items(job, modality, items, thumbnails=False)), metadata)
+    manifest.write_bytes(job.request.out / name / f"{name}_{number}.parquet", metadata.getbuffer())
+    np.save(vector_bytes, z.numpy().astype(np.float16))
+    fault.point("embed.metadata")
+    manifest.write_bytes(file, vector_bytes.getbuffer())
+    fault.point("embed.vectors")
+
+
+def _write_manifest(job: _Job) -> Manifest:
+    """Completes a folder of embeddings."""
+    out = job.request.out
+    files = [
+        manifest.file_entry(out, f) for f in sorted(out.rglob("*_*.*")) if f.is_file() and not f.name.startswith(".")
+    ]
+    facts = {
+        **job.request.facts,
+        "modalities": list(job.data.modalities),
+        "protocol": job.data.manifest.facts["protocol"],
+        "dim": job.config.model.dim,
+        "rows": job.rows,
+    }
+    fault.point("embed.shards")
+    return manifest.write(out, "embeddings", facts=facts, inputs=job.inputs, config=asdict(job.config), files=files)
+
+
 @contextmanager
-def _begun(index: Path) -> Iterator[_Place]:
-    """Holds an index for the time of a block; what the block did not finish is cleared."""
-    with lock.held(index, "index"):
+def _index_folder(index: Path | None) -> Iterator[_IndexFolder | None]:
+    """Locks an index for the time of a block and removes what the block did not finish; None without an index, and on
+    all but the main process.
+    """
+    if index is None or not distributed.main():
+        yield None
+        return
+    with lock.hold(index, "index"):
         new = not index.exists()
         root = index.with_name(f".{index.name}.tmp") if new else index
         if new:
             shutil.rmtree(root, ignore_errors=True)
         temp, name = indexes.begin(root)
         try:
-            yield _Place(root, temp, name, new)
+            yield _IndexFolder(root, temp, name, new)
         finally:
             shutil.rmtree(root if new else temp, ignore_errors=True)
 
 
-def _build(
-    index: Path,
-    place: _Place,
-    out: Path,
-    part: Split,
-    sides: Mapping[str, Column],
-    model: tuple[Aligner, Mapping[str, Tower], RunConfig],
-    inputs: Mapping[str, Manifest],
-    store: str,
-    kind: str,
-) -> Manifest:
-    """An index whose tokens are written, or the next generation of one: beside the old, which readers keep until they end."""
-    root, temp, name = place.root, place.temp, place.name
-    z = {
-        m: np.concatenate([np.load(f, allow_pickle=False) for f in _shards(out / f"{MODALITIES[m].folder}_emb")])
-        for m in sides
-    }
+def _build_index(job: _Job, folder: _IndexFolder) -> Manifest:
+    """Builds an index whose tokens are written, or its next generation beside the old one, which open readers keep."""
+    index = job.request.index
+    assert index is not None
+    z = {modality: _load_vectors(job.vector_folder(modality)) for modality in job.columns}
     storage: dict[str, Any] = {}
-    for modality, column in sides.items():
-        starts = range(0, len(column.row), ITEMS)
+    for modality, column in job.columns.items():
+        positions = np.arange(len(column.row))
         items = (
-            _items(part, modality, column, np.arange(len(column.row))[first : first + ITEMS], thumbnails=True)
-            for first in starts
+            _items(job, modality, positions[first : first + ITEMS_AT_ONCE], thumbnails=True)
+            for first in range(0, len(positions), ITEMS_AT_ONCE)
         )
-        queries = z[next(m for m in sides if m != modality)]
         storage[modality] = indexes.write_side(
-            temp / modality, z[modality], items, store=store, kind=kind, queries=queries
+            folder.temp / modality,
+            z[modality],
+            items,
+            store=job.token_format,
+            kind=job.request.index_type,
+            queries=z[next(m for m in job.columns if m != modality)],
         )
         fault.point("index.side")
-    indexes.save_model(temp / "model", *model)
-    samples = list(part.captions[:64]) if "text" in sides else []
-    aligner, towers, config = model
-    exported = export(temp / indexes.QUERY, aligner.to("cpu"), towers, samples, matcher=store != "none")
+    indexes.save_model(folder.temp / "model", job.aligner, job.towers, job.config)
+    samples = list(job.split.captions[:EXPORT_SAMPLES]) if "text" in job.columns else []
+    with_matcher = job.token_format != "none"
+    exported = export(folder.temp / indexes.QUERY, job.aligner.to("cpu"), job.towers, samples, matcher=with_matcher)
     fault.point("index.model")
-    temp.rename(root / name)
+    folder.temp.rename(folder.root / folder.name)
     fault.point("index.generation")
-    rows = {m: len(c.row) for m, c in sides.items()}
-    more = {"scale": float(aligner.logit_scale().detach()), "storage": storage, "query": exported}
-    indexes.complete(root, name, inputs["run"], inputs["dataset"], part.name, rows, config, **more)
+    facts = {
+        "scale": float(job.aligner.logit_scale().detach()),
+        "storage": storage,
+        "query": exported,
+        "store_grid": job.request.store_grid,
+    }
+    dataset = job.data.manifest
+    indexes.complete(folder.root, folder.name, job.run, dataset, job.split.name, job.rows, job.config, **facts)
     fault.point("index.manifest")
-    if place.new:
-        root.rename(index)
-    indexes.sweep(index, name)
+    if folder.new:
+        folder.root.rename(index)
+    indexes.sweep(index, folder.name)
     fault.point("index.renamed")
     return manifest.open(index, kind="index")
 
 
-def _grid(tower: Tower, config: RunConfig, modality: str) -> tuple[int, int] | None:
-    """The patch grid of a column's tokens: what a cache keeps of a locked tower's, the tower's own else."""
-    settings = config.model.tower(modality)
-    return pooled_grid(tower.grid, settings.cache_tokens) if tower.grid and settings.lock else tower.grid
+def _load_vectors(folder: Path) -> Any:
+    """[n, E] float16: the vectors of all shards, in order."""
+    files = sorted(folder.glob("*.npy"), key=lambda f: int(f.stem.rsplit("_", 1)[1]))
+    return np.concatenate([np.load(file, allow_pickle=False) for file in files])
 
 
-def _complete(out: Path, inputs: Mapping[str, Manifest], made: Mapping[str, Any]) -> Manifest | None:
-    """These embeddings, if they are there already; refuses a folder with other ones, and notes whose the unfinished ones are."""
-    mine = {name: m.sha256 for name, m in inputs.items()} | dict(made)
-    note = out / ".inputs.json"
-    manifest.sweep(out)
-    filled = out.exists() and any(out.iterdir())  # a folder without anything may be what a kill left before its note
-    if filled and (not note.exists() or note.read_text("utf-8") != manifest.json_text(mine)):
-        raise DataError(
-            "other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}"
-        )
-    manifest.write_bytes(note, manifest.json_text(mine).encode())
-    return manifest.open(out, kind="embeddings") if manifest.exists(out) else None
-
-
-def _encode_shards(
-    out: Path,
-    modality: str,
-    part: Split,
-    column: Column,
-    look: Callable[..., EncodedSamples],
-    local: bool,
-    kept: token_store.Writer | None,
-    size: int,
-    on_progress: OnProgress,
-) -> None:
-    """Encodes what has no shard yet, and writes it; when tokens are wanted (``local``), everything, and ``kept`` takes its tokens."""
-    name, total = f"{MODALITIES[modality].folder}_emb", len(column.row)
-    for number, first in enumerate(range(0, total, size)):
-        items = np.arange(first, min(first + size, total))
-        vectors = out / name / f"{name}_{number}.npy"
-        written = bool(distributed.broadcast(float(vectors.exists())))
-        if local or not written:
-            found = look(items=items, on_progress=partial(_told, on_progress, first, total, modality))
-            if not written:
-                distributed.main_process_only(partial(_write_shard, vectors, modality, part, column, items, found.z))
-            if kept is not None:
-                kept.add(found.local_tokens.tokens.numpy(), found.local_tokens.mask.numpy())
-        _told(on_progress, first, total, modality, len(items))
-
-
-def _told(on_progress: OnProgress, first: int, total: int, modality: str, done: int, *_: Any) -> None:
-    """Progress within a shard as progress of the split."""
-    on_progress(first + done, total, {"what": f"{modality} vectors"})
-
-
-def _write_shard(vectors: Path, modality: str, part: Split, column: Column, items: Any, z: Tensor) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    fault.point("embed.before")
-    metadata = "metadata" if modality != "text" else "text_metadata"
-    table, rows = io.BytesIO(), io.BytesIO()
-    pq.write_table(pa.table(_items(part, modality, column, items, thumbnails=False)), rows)
-    manifest.write_bytes(
-        vectors.parents[1] / metadata / f"{metadata}_{vectors.stem.rpartition('_')[2]}.parquet", rows.getbuffer()
-    )
-    np.save(table, z.numpy().astype(np.float16))
-    fault.point("embed.metadata")
-    manifest.write_bytes(vectors, table.getbuffer())
-    fault.point("embed.vectors")
-
-
-def _items(part: Split, modality: str, column: Column, items: Any, *, thumbnails: bool) -> dict[str, list[Any]]:
-    rows = column.row[items]
-    captions = part.captions
-    found: dict[str, list[Any]] = {"id": [part.ids[r] for r in rows], "group": [int(part.group[r]) for r in rows]}
+def _items(job: _Job, modality: str, items: Any, *, thumbnails: bool) -> dict[str, list[Any]]:
+    """Column name -> values: what is stored of items beside their vectors."""
+    split = job.split
+    rows = job.columns[modality].row[items]
+    captions, start = split.captions, split.caption_start
+    columns: dict[str, list[Any]] = {"id": [split.ids[r] for r in rows], "group": [int(split.group[r]) for r in rows]}
     if modality == "text":
-        return found | {"text": [captions[i] for i in items]}
-    start = part.caption_start
-    # what has no caption goes by the name of its class
-    found["text"] = [
-        captions[start[r] : start[r + 1]] or [part.labels[label] for label in part.label[[r]] if label >= 0]
+        return columns | {"text": [captions[i] for i in items]}
+    # the text of an item without captions is the name of its class
+    columns["text"] = [
+        captions[start[r] : start[r + 1]] or [split.labels[label] for label in split.label[[r]] if label >= 0]
         for r in rows
     ]
     if thumbnails and MODALITIES[modality].picture:
-        found["thumbnail"] = [indexes.thumbnail(modality, data) for data in part.media(modality, rows)]
-    return found
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.npy"), key=lambda f: int(f.stem.rsplit("_", 1)[1]))
+        columns["thumbnail"] = [indexes.thumbnail(modality, data) for data in split.media(modality, rows)]
+    return columns

@@ -10,7 +10,8 @@ import torch
 from ccaco_cli.core.data.loader import CachedColumn
 from ccaco_cli.core.encoding import token_cache
 from ccaco_cli.core.encoding.encode import _batches, encode, reduced_precision
-from ccaco_cli.core.encoding.token_cache import cached, pool_grid
+from ccaco_cli.core.encoding.token_cache import cached
+from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.types import Features
 
 

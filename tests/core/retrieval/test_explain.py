@@ -12,7 +12,7 @@ from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.model import matching
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.retrieval import explain
-from ccaco_cli.core.retrieval.rerank import match
+from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.types import LocalTokens
 
 WIDTH = 16
@@ -111,7 +111,7 @@ def test_the_score_falls_faster_when_the_relevant_cells_go_and_slower_when_they_
     model = Model(sharpness=20.0)
     a, b = pair(model)
     true = explain.explain(model, a, b, (3, 4), SAID).trial  # type: ignore[arg-type]
-    assert true.score == pytest.approx(float(match(model, a, b, torch.tensor([[0, 0]]))), abs=1e-4)  # type: ignore[arg-type]
+    assert true.score == pytest.approx(float(match_logits(model, a, b, torch.tensor([[0, 0]]))), abs=1e-4)  # type: ignore[arg-type]
     assert true.deletion_gain > 0.2 and true.insertion_gain > 0.2
     cells = np.arange(1, 13)
     order = np.array(sorted(cells, key=lambda place: place not in (6, 12)))  # the two cells that the words are about

@@ -16,7 +16,7 @@ from ccaco_cli.core.errors import ManifestError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.rerank import match
+from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.search import encode_query, search
 from tests.manifests import edited
 
@@ -34,10 +34,11 @@ def weighted(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return changed(index, tmp_path_factory.mktemp("w") / "w.idx", weight=2.0, headline="two-stage")
 
 
-def changed(index: Path, copy: Path, **facts: Any) -> Path:
+def changed(index: Path, copy: Path, *, alpha: float = 1.0, **facts: Any) -> Path:
     shutil.copytree(index, copy)
     with edited(copy) as body:
         body["facts"] |= facts
+        body["config"]["loss"]["alpha"] = alpha
     return copy
 
 
@@ -94,7 +95,7 @@ def test_rerank_reorders_the_first_n_and_leaves_the_rest(
     assert all(h.match is None for h in hits[6:])
     for hit in hits[:6]:
         pair = [17, hit.row] if modality == "image" else [hit.row, 17]
-        wanted = match(aligner, sides["image"].local_tokens, sides["text"].local_tokens, np_index(pair)).item()
+        wanted = match_logits(aligner, sides["image"].local_tokens, sides["text"].local_tokens, np_index(pair)).item()
         assert hit.match == pytest.approx(wanted, abs=0.02)
         assert hit.score == pytest.approx(float(aligner.logit_scale()) * hit.cosine + 2.0 * hit.match, abs=1e-3)
     assert [h.score for h in hits[:6]] == sorted((h.score for h in hits[:6]), reverse=True)
@@ -121,7 +122,7 @@ def test_a_cross_branch_without_weight_is_not_asked(index: Path, tmp_path: Path)
 
 
 def test_a_model_without_contrastive_half_scores_everything_by_the_cross_branch(index: Path, tmp_path: Path) -> None:
-    opened = Index(changed(index, tmp_path / "x.idx", weight=0.0, headline="cross"))
+    opened = Index(changed(index, tmp_path / "x.idx", weight=0.0, headline="cross", alpha=0.0))
     hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 25)[0]
     assert [h.score for h in hits] == [h.match for h in hits] == sorted((h.score for h in hits), reverse=True)
     assert len({h.row for h in hits}) == 25

@@ -1,0 +1,452 @@
+"""A trained model from Python: ``ccaco_cli.load("runs/first")``. A thin layer over the functions that the commands use."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ccaco_cli.core import manifest, runtime
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.checks import upright_rgb
+from ccaco_cli.core.encoding.samples import encode_samples
+from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.match import match_logits
+from ccaco_cli.core.retrieval.rerank import CROSS, Scorer, score_kind
+from ccaco_cli.core.retrieval.search import Hit, ask
+from ccaco_cli.core.scoring.two_stage import logit_scale
+from ccaco_cli.core.types import EncodedSamples, OnProgress, no_progress
+
+__all__ = ["Hit", "Model", "load"]
+
+Array = np.ndarray[Any, Any]
+SAMPLES = {"images": "image", "texts": "text", "audio": "audio", "video": "video"}
+"""Keyword of the methods of ``Model`` -> modality."""
+
+
+def load(path_or_spec: str | Path, device: str = "auto") -> Model:
+    """Loads the trained model of a run or of an index.
+
+    Args:
+        path_or_spec: folder of a finished run (``runs/first``), or of an index (``photos.idx``), which holds its model.
+        device: ``auto``, ``cpu``, ``cuda`` ...; a model of an index runs on the CPU, as it does in ``ccaco retrieve``.
+    Returns:
+        The model, ready to encode.
+    Raises:
+        ConfigError: neither the folder of a run nor of an index.
+        ManifestError: the run is not finished, or files of the folder were changed.
+    """
+    path = Path(path_or_spec)
+    kind = _kind(path)
+    runtime.limit_threads()
+    if kind == "run":
+        aligner, towers, config, run = load_run(path, device)
+        return Model(aligner, towers, config, weight=float(run.facts.get("weight") or 0.0), run=run.sha256)
+    if kind == "index":
+        index = Index(path)
+        run_digest = index.manifest.inputs["run"]["sha256"]
+        return Model(*index.model, weight=index.weight, run=run_digest, index=index)
+    raise ConfigError(
+        "no model can be loaded from this",
+        where=path_or_spec,
+        expected="the folder of a finished run or of an index",
+        next="ccaco train --dataset scenes --name first, then ccaco_cli.load('runs/first')",
+    )
+
+
+def _kind(path: Path) -> str:
+    """The kind of the artefact in a folder; "" = there is none."""
+    if not manifest.exists(path):
+        return ""
+    try:
+        return str(manifest.read_json(path / manifest.NAME)["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+class Model:
+    """A trained aligner with its preprocessing.
+
+    Samples are given as lists. An image is a path, the bytes of a file, a PIL image or an array [H, W, 3] or [H, W] uint8. A text
+    is a str. Audio is a path, bytes, or (array [n] or [channels, n], samples per second). A video is a path, bytes, or
+    (array [T, H, W, 3] uint8, frames per second).
+
+    Attributes:
+        modalities: the two modalities that the model aligns, first and second: ("image", "text") ...
+        config: settings of the run that trained it.
+        scorer: the score that ranks answers: its kind, the scale of cosines, and the weight of match logits.
+    """
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        towers: Mapping[str, Tower],
+        config: RunConfig,
+        *,
+        weight: float = 0.0,
+        run: str = "",
+        index: Index | None = None,
+    ):
+        self.aligner, self.towers, self.config = aligner.eval(), dict(towers), config
+        self.modalities = aligner.modalities
+        kind = score_kind(config.loss.alpha, config.loss.beta, weight)
+        self.scorer = Scorer.of(kind, logit_scale(aligner), weight)
+        self._run, self._index, self._opened = run, index, dict[Path, Index]()
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of one embedding."""
+        return self.config.model.dim
+
+    def encode(
+        self,
+        *,
+        images: Any = None,
+        texts: Any = None,
+        audio: Any = None,
+        video: Any = None,
+        batch_size: int = 0,
+        show_progress: bool = False,
+    ) -> Array:
+        """Embeds samples of one modality; exactly as ``ccaco embed`` does.
+
+        Args:
+            images, texts, audio, video: the samples, by one of these keywords; a list, or one sample alone.
+            batch_size: samples at a time; 0 = what suits the device.
+            show_progress: print progress to stderr.
+        Returns:
+            [n, E] float32, unit norm: the dot product of two rows is their cosine similarity.
+        Raises:
+            ConfigError: no keyword or several, or a modality that this model was not trained on.
+            DataError: a sample that cannot be read or decoded.
+        """
+        modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
+        encoded = self._encode(modality, samples, batch_size, show_progress, local_tokens=False)
+        vectors: Array = encoded.z.numpy()
+        return vectors
+
+    def similarity(self, a: Any, b: Any) -> Array:
+        """Cosine similarity of every pair of two lists of embeddings.
+
+        Args:
+            a, b: [n, E] and [m, E] as ``encode`` gives them.
+        Returns:
+            [n, m] float32, -1..1.
+        Raises:
+            ConfigError: arrays of another width.
+        """
+        embeddings = [np.asarray(x) for x in (a, b)]
+        for array in embeddings:
+            if array.ndim != 2 or array.shape[1] != self.embedding_size or not np.issubdtype(array.dtype, np.floating):
+                raise ConfigError(
+                    "no embeddings of this model",
+                    where=f"an array of shape {list(array.shape)} and type {array.dtype}",
+                    expected=f"[n, {self.embedding_size}] float, as encode gives them",
+                )
+        first, second = (array.astype(np.float32, copy=False) for array in embeddings)
+        cosines: Array = first @ second.T
+        return cosines
+
+    def match(self, a: Any, b: Any, *, batch_size: int = 0) -> Array:
+        """Match logits of the cross branch for listed pairs.
+
+        Args:
+            a: n samples of the first modality (``modalities[0]``, for example images).
+            b: n samples of the second; a[i] and b[i] are one pair.
+        Returns:
+            [n] float32, higher = better match.
+        Raises:
+            ConfigError: lists of different length, or a model without a cross branch.
+            DataError: a sample that cannot be read or decoded.
+        """
+        samples_a, samples_b = self._both(a, b)
+        if len(samples_a) != len(samples_b):
+            raise ConfigError(
+                "pairs need as many samples of both modalities",
+                where=f"{len(samples_a)} and {len(samples_b)} samples",
+                expected="two lists of one length; score gives all pairs",
+            )
+        if self.config.loss.beta == 0:
+            raise ConfigError(
+                "this model has no cross branch",
+                where="loss.beta = 0",
+                expected="a run with beta > 0",
+                next="ccaco train --beta 0.5, or use similarity",
+            )
+        encoded_a, encoded_b = (
+            self._encode(m, x, batch_size) for m, x in zip(self.modalities, (samples_a, samples_b), strict=True)
+        )
+        index = torch.arange(len(samples_a))[:, None].expand(-1, 2)
+        return self._match(encoded_a, encoded_b, index)
+
+    def score(self, a: Any, b: Any, *, batch_size: int = 0) -> Array:
+        """Scores every pair by both stages, as ``ccaco retrieve`` scores the items that it reranks.
+
+        That is ``scale * cosine + weight * match`` with the weight that was chosen on validation; the cosine alone where that weight
+        is 0; the match logit alone for a model without a contrastive half.
+
+        Args:
+            a: n samples of the first modality (``modalities[0]``, for example images).
+            b: m samples of the second (for example texts).
+        Returns:
+            [n, m] float32, higher = better match.
+        Raises:
+            DataError: a sample that cannot be read or decoded.
+        """
+        with_match = bool(self.scorer.weight)
+        encoded_a, encoded_b = (
+            self._encode(m, x, batch_size, local_tokens=with_match)
+            for m, x in zip(self.modalities, self._both(a, b), strict=True)
+        )
+        cosine = encoded_a.z.numpy() @ encoded_b.z.numpy().T
+        match = None
+        if with_match:
+            index = torch.cartesian_prod(torch.arange(len(encoded_a)), torch.arange(len(encoded_b)))
+            match = self._match(encoded_a, encoded_b, index).reshape(cosine.shape)
+        scores: Array = np.asarray(self.scorer(cosine, match), np.float32)
+        return scores
+
+    def search(
+        self,
+        index: str | Path | Index | None = None,
+        *,
+        images: Any = None,
+        texts: Any = None,
+        audio: Any = None,
+        video: Any = None,
+        k: int = 10,
+        rerank: int | None = None,
+    ) -> list[list[Hit]]:
+        """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
+
+        Args:
+            index: folder of an index that this model was embedded into; None = the index that the model was loaded from.
+            images, texts, audio, video: the queries, by one of these keywords; a list, or one query alone.
+            k: answers for each query.
+            rerank: items that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
+        Returns:
+            One list of hits for each query, best first.
+        Raises:
+            ConfigError: no index, an index of another model, or no keyword or several.
+            DataError: a query that cannot be read or decoded.
+        """
+        modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
+        if k < 1 or (rerank is not None and rerank < 0):
+            raise ConfigError(
+                "a number out of range", where=f"k = {k}, rerank = {rerank}", expected="k >= 1, rerank >= 0"
+            )
+        opened = self._open(index)
+        opened.other(modality)
+        return ask(opened, modality, samples, k, rerank) if samples else []
+
+    def _open(self, index: str | Path | Index | None) -> Index:
+        if index is None:
+            if self._index is None:
+                raise ConfigError(
+                    "this model was loaded from a run, so it has no index of its own",
+                    where="search",
+                    expected="the folder of an index",
+                    next="ccaco embed --run RUN --dataset NAME --index NAME.idx",
+                )
+            return self._index
+        if isinstance(index, Index):
+            opened = index
+        else:
+            path = Path(index)
+            opened = self._opened.get(path) or Index(path)
+            self._opened[path] = opened
+        if opened.manifest.inputs["run"]["sha256"] != self._run:
+            raise ConfigError(
+                "this index holds items of another model",
+                where=opened.manifest.path,
+                expected="an index of the run that this model was loaded from",
+                next=f"ccaco_cli.load({str(opened.manifest.path)!r})",
+            )
+        return opened
+
+    def _samples(self, **by_keyword: Any) -> tuple[str, list[Any]]:
+        """(modality, samples) of the one keyword that was used."""
+        used = {keyword: samples for keyword, samples in by_keyword.items() if samples is not None}
+        if len(used) != 1:
+            raise ConfigError(
+                "samples of one modality are needed",
+                where=", ".join(used) or "no keyword",
+                expected=f"one of {', '.join(f'{keyword}=' for keyword in SAMPLES)}",
+            )
+        ((keyword, samples),) = used.items()
+        modality = SAMPLES[keyword]
+        if modality not in self.modalities:
+            raise ConfigError(
+                f"this model was not trained on {modality}",
+                where=f"{keyword}=",
+                expected=" or ".join(f"{known}=" for known, m in SAMPLES.items() if m in self.modalities),
+            )
+        return modality, as_samples(modality, samples)
+
+    def _both(self, a: Any, b: Any) -> tuple[list[Any], list[Any]]:
+        first, second = self.modalities
+        return as_samples(first, a), as_samples(second, b)
+
+    def _encode(
+        self,
+        modality: str,
+        samples: Sequence[Any],
+        batch_size: int = 0,
+        show_progress: bool = False,
+        *,
+        local_tokens: bool = True,
+    ) -> EncodedSamples:
+        if batch_size < 0:
+            raise ConfigError("a number out of range", where=f"batch_size = {batch_size}", expected="0 or more")
+        return encode_samples(
+            self.aligner,
+            self.towers[modality],
+            samples,
+            local_tokens=local_tokens,
+            batch_size=batch_size,
+            on_progress=_print_progress(modality) if show_progress else no_progress,
+        )
+
+    def _match(self, a: EncodedSamples, b: EncodedSamples, index: torch.Tensor) -> Array:
+        logits: Array = match_logits(self.aligner, a.local_tokens, b.local_tokens, index).numpy()
+        return logits
+
+    def __repr__(self) -> str:
+        weight = "" if self.scorer.kind == CROSS else f", weight {self.scorer.weight:g}"
+        towers = ", ".join(f"{m}: {tower.spec}" for m, tower in self.towers.items())
+        return f"Model({towers}; {self.embedding_size} dimensions; score {self.scorer.kind}{weight})"
+
+
+def as_samples(modality: str, samples: Any) -> list[Any]:
+    """A list of samples as ``encode_samples`` takes them: texts, paths, bytes, PIL images or recordings.
+
+    Args:
+        samples: a list (or other iterable) of samples, or one sample alone, in any form that ``Model`` describes.
+    Raises:
+        DataError: a sample of another form.
+    """
+    convert = CONVERTERS[modality]
+    alone = isinstance(samples, str | Path | bytes | Image.Image | tuple)
+    if (
+        isinstance(samples, np.ndarray) and samples.dtype.kind != "U" and samples.ndim < 4
+    ):  # one image; 4 axes are a list of them
+        alone = True
+    return [convert(sample) for sample in ([samples] if alone else samples)]
+
+
+def _as_text(sample: Any) -> str:
+    if isinstance(sample, str):
+        return str(sample)
+    raise _unknown_form("text", sample, "a str")
+
+
+def _as_image(sample: Any) -> Any:
+    if isinstance(sample, str | Path):
+        return Path(sample)
+    if isinstance(sample, bytes):
+        return sample
+    if (
+        isinstance(sample, np.ndarray)
+        and sample.dtype == np.uint8
+        and (sample.ndim == 2 or sample.shape[2:] in ((3,), (4,)))
+    ):
+        sample = Image.fromarray(sample)
+    if isinstance(sample, Image.Image):
+        return upright_rgb(sample)
+    raise _unknown_form("image", sample, "a path, bytes, a PIL image, or an array [H, W, 3] or [H, W] uint8")
+
+
+def _as_audio(sample: Any) -> Any:
+    if isinstance(sample, str | Path):
+        return Path(sample)
+    if isinstance(sample, bytes):
+        return sample
+    if isinstance(sample, tuple) and len(sample) == 2:
+        waveform, rate = np.asarray(sample[0]), sample[1]
+        if waveform.ndim in (1, 2) and waveform.size and np.issubdtype(waveform.dtype, np.floating) and int(rate) > 0:
+            return _wav(waveform.astype(np.float32), int(rate))
+    raise _unknown_form(
+        "audio", sample, "a path, bytes, or (array [n] or [channels, n] of floats in -1..1, samples per second)"
+    )
+
+
+def _as_video(sample: Any) -> Any:
+    if isinstance(sample, str | Path):
+        return Path(sample)
+    if isinstance(sample, bytes):
+        return sample
+    if isinstance(sample, tuple) and len(sample) == 2:
+        frames, rate = np.asarray(sample[0]), float(sample[1])
+        if frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == np.uint8 and len(frames) and rate > 0:
+            return FrameSequence(frames, rate)
+    raise _unknown_form("video", sample, "a path, bytes, or (array [T, H, W, 3] uint8, frames per second)")
+
+
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "image": _as_image,
+    "text": _as_text,
+    "audio": _as_audio,
+    "video": _as_video,
+}
+"""Modality -> what makes a sample of a user a sample of ``encode_samples``."""
+
+
+def _unknown_form(modality: str, sample: Any, expected: str) -> DataError:
+    shape = f" of shape {list(sample.shape)} and type {sample.dtype}" if isinstance(sample, np.ndarray) else ""
+    return DataError(f"this is no {modality}", where=f"{type(sample).__name__}{shape}", expected=expected)
+
+
+def _wav(waveform: Array, rate: int) -> bytes:
+    """A WAV file of floats, so that arrays are resampled by the same decoder as files."""
+    from scipy.io import wavfile
+
+    buffer = io.BytesIO()
+    wavfile.write(buffer, rate, np.ascontiguousarray(waveform if waveform.ndim == 1 else waveform.T))
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class FrameSequence:
+    """A video in memory, without sound (``types.Recording``).
+
+    Attributes:
+        pixels: [T, H, W, 3] uint8.
+        frame_rate: frames per second.
+    """
+
+    pixels: Array
+    frame_rate: float
+
+    def samples(self, rate: int, seconds: float) -> Any:
+        """Raises DataError: there is no sound track."""
+        raise DataError(
+            "no sound track", where="an array of frames", expected="audio samples, or a video file with sound"
+        )
+
+    def frames(self, rate: float, seconds: float) -> Iterator[Image.Image]:
+        """The frames shown at 0, 1/rate, 2/rate ... s of the first ``seconds``; PIL images, RGB."""
+        length = len(self.pixels) / self.frame_rate
+        for number in range(max(1, round(rate * seconds))):
+            time = number / rate
+            if number and time >= length - 1e-3:  # 1 ms of tolerance, as for files
+                return
+            yield Image.fromarray(self.pixels[min(int((time + 1e-3) * self.frame_rate), len(self.pixels) - 1)])
+
+
+def _print_progress(modality: str) -> OnProgress:
+    def report_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+        end = "\n" if done == total else ""
+        print(f"\rencode {modality}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+
+    return report_progress

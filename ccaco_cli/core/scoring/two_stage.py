@@ -1,0 +1,176 @@
+"""Evaluation by the cross branch: a shortlist by cosine that the two-stage score reorders, or every pair by the cross
+branch alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccaco_cli.core.config import EvalConfig
+from ccaco_cli.core.evaluation.metrics import RECALLS, RankResult, ranks
+from ccaco_cli.core.evaluation.protocols import Evaluation, Pool, evaluate
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.retrieval.match import match_logits
+from ccaco_cli.core.retrieval.rerank import TWO_STAGE, Scorer
+from ccaco_cli.core.types import EncodedSamples, LocalTokens
+
+Groups = tuple[Any, Any]
+"""[A] and [B]: the group of every sample of both modalities."""
+NOT_LISTED = 1e6
+"""Subtracted from the scores of samples outside the shortlist: they rank behind it, in the order of their cosines."""
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The shortlists of all queries in one direction, with everything that does not depend on the weight of the match
+    logit.
+
+    Attributes:
+        z_query: [Q, E] and z_gallery: [G, E] unit vectors; the cosines [Q, G] are computed when they are needed.
+        group_query: [Q] and group_gallery: [G].
+        columns: [Q, K] int64, the samples of the gallery on the shortlist of each query.
+        match: [Q, K] float, their match logits.
+    """
+
+    z_query: Tensor
+    z_gallery: Tensor
+    group_query: Any
+    group_gallery: Any
+    columns: Tensor
+    match: Tensor
+
+    def ranks(self, scorer: Scorer) -> RankResult:
+        """Ranks by the score within the shortlist, by cosine behind it."""
+
+        def block(rows: slice) -> Tensor:
+            cosine = (self.z_query[rows].double() @ self.z_gallery.double().T).float().double()
+            listed = scorer(cosine.gather(1, self.columns[rows]), self.match[rows].double())
+            return (scorer.scale * cosine - NOT_LISTED).scatter(1, self.columns[rows], listed)
+
+        return ranks(block, self.group_query, self.group_gallery)
+
+    def recall_sum(self, scorer: Scorer) -> float:
+        """Sum of R@1, R@5 and R@10 in percent as ``ranks`` gives them; from the shortlists alone where they hold ten
+        samples.
+        """
+        if self.columns.shape[1] < max(RECALLS):
+            return _recall_sum(self.ranks(scorer))
+        score = scorer(self._cosines, self.match.double())
+        score = score.nan_to_num(
+            torch.inf, torch.inf, -torch.inf
+        )  # scores that are not finite rank first and are no hit
+        positive = torch.from_numpy(
+            np.asarray(self.group_gallery)[self.columns.numpy()] == np.asarray(self.group_query)[:, None]
+        )
+        finite_positive = positive & (score < torch.inf)
+        best = torch.where(finite_positive, score, -torch.inf).amax(1, keepdim=True)
+        chosen = (score > best) & ~positive, (score == best) & ~positive, (score == best) & finite_positive
+        above, tied, own = (cells.sum(1).numpy() for cells in chosen)
+        return _recall_sum(
+            RankResult(
+                above + 1.0, above, tied, own, above * 0.0, own, np.asarray(self.group_query), len(self.z_gallery)
+            )
+        )
+
+    @cached_property
+    def _cosines(self) -> Tensor:
+        """[Q, K] float64, rounded as in ``ranks``."""
+        parts = zip(torch.split(self.z_query, 128), torch.split(self.columns, 128), strict=True)
+        return torch.cat(
+            [torch.einsum("qe,qke->qk", z.double(), self.z_gallery[c].double()).float().double() for z, c in parts]
+        )
+
+
+def shortlists(
+    aligner: Aligner, a: EncodedSamples, b: EncodedSamples, groups: Groups, config: EvalConfig
+) -> tuple[Shortlist, Shortlist]:
+    """Shortlists and match logits of both directions, a to b and b to a.
+
+    Args:
+        a, b: samples of both modalities, encoded with tokens.
+    """
+    by_direction = []
+    for query, gallery, query_groups, size, flipped in (
+        (a, b, groups, config.shortlist_back, False),
+        (b, a, groups[::-1], config.shortlist, True),
+    ):
+        columns = torch.cat(
+            [(z @ gallery.z.T).topk(min(size, len(gallery)), 1).indices for z in torch.split(query.z, 1024)]
+        )
+        pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
+        logits = match_logits(aligner, a.local_tokens, b.local_tokens, pairs.flip(1) if flipped else pairs)
+        by_direction.append(Shortlist(query.z, gallery.z, *query_groups, columns, logits.view_as(columns)))
+    return by_direction[0], by_direction[1]
+
+
+def choose_weight(
+    a_to_b: Shortlist, b_to_a: Shortlist, config: EvalConfig, scale: float
+) -> tuple[float, dict[float, float]]:
+    """Chooses the weight of the match logit with the highest R-sum (of the validation split).
+
+    Returns:
+        The weight, and the R-sum of every weight that was tried. Ties go to the smaller weight; NaN is never chosen.
+    """
+    sums = {}
+    for weight in sorted({0.0, *config.rerank_weights}):
+        scorer = Scorer.of(TWO_STAGE, scale, weight)
+        sums[weight] = a_to_b.recall_sum(scorer) + b_to_a.recall_sum(scorer)
+    return max(sums, key=lambda w: (np.nan_to_num(sums[w], nan=-1.0), -w)), sums
+
+
+def _recall_sum(result: RankResult) -> float:
+    return sum(100 * float(result.hits(k).mean()) for k in RECALLS)
+
+
+def two_stage(
+    aligner: Aligner,
+    a: EncodedSamples,
+    b: EncodedSamples,
+    groups: Groups,
+    config: EvalConfig,
+    weight: float,
+    known: tuple[Shortlist, Shortlist] | None = None,
+) -> Evaluation:
+    """Recalls of the two-stage score under the config's protocol.
+
+    Args:
+        weight: of the match logit.
+        known: the shortlists of the only pool, when they are computed already.
+    """
+    scorer = Scorer.of(TWO_STAGE, logit_scale(aligner), weight)
+
+    def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
+        pool_groups = groups[0][pool.a], groups[1][pool.b]
+        a_to_b, b_to_a = known or shortlists(aligner, a[pool.a], b[pool.b], pool_groups, config)
+        return a_to_b.ranks(scorer), b_to_a.ranks(scorer)
+
+    return evaluate(config.protocol, *groups, rank_pool, aligner.modalities)
+
+
+def exhaustive(aligner: Aligner, a: EncodedSamples, b: EncodedSamples, groups: Groups, protocol: str) -> Evaluation:
+    """Recalls of the cross branch alone: a model without a contrastive half has to score every pair."""
+
+    def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:
+        table = _table(aligner, a.local_tokens[pool.a], b.local_tokens[pool.b])
+        pool_groups = groups[0][pool.a], groups[1][pool.b]
+        return ranks(lambda rows: table[rows], *pool_groups), ranks(lambda rows: table.T[rows], *reversed(pool_groups))
+
+    return evaluate(protocol, *groups, rank_pool, aligner.modalities)
+
+
+def logit_scale(aligner: Aligner) -> float:
+    """What multiplies the cosines of a trained model."""
+    return float(aligner.logit_scale().detach())
+
+
+def _table(aligner: Aligner, a: LocalTokens, b: LocalTokens) -> Tensor:
+    """[A, B] match logits, float32; each pair is scored once and serves both directions."""
+    columns = torch.arange(len(b.mask))
+    rows = (torch.stack([torch.full_like(columns, row), columns], 1) for row in range(len(a.mask)))
+    return torch.stack([match_logits(aligner, a, b, pairs) for pairs in rows])
