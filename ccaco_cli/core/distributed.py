@@ -1,7 +1,8 @@
 """Several processes that train one model: collectives, the main process, and errors when a process is lost.
 
-A launcher such as ``torchrun`` starts the processes and sets RANK and WORLD_SIZE. With one process every collective returns its argument.
-Every rank holds an equal, consecutive part of the global batch, so ``gather`` gives the batch that a single process would have.
+A launcher such as ``torchrun`` starts the processes and sets RANK and WORLD_SIZE. With one process every collective
+returns its argument. Every rank holds an equal, consecutive part of the global batch, so ``gather`` gives the batch
+that a single process would have.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _barrier_count: ContextVar[list[int]] = ContextVar("barrier_count")
 
 
 class ProcessEnded(SystemExit):
-    """Ends this process without a message: its work is done (code 0), or the main process reports the error (code 2)."""
+    """Ends this process without a message: it is done (code 0), or the main process reports the error (code 2)."""
 
 
 def rank() -> int:
@@ -52,7 +53,10 @@ def main() -> bool:
 
 @contextmanager
 def session(device: str, report_progress: OnProgress, minutes: float = 30.0) -> Iterator[OnProgress]:
-    """``process_group`` for a workflow; yields the progress callback of this process, which does nothing on all but the main process."""
+    """``process_group`` for a workflow.
+
+    Yields the progress callback of this process, which does nothing on all but the main process.
+    """
     with process_group(device, minutes):
         yield report_progress if main() else no_progress
 
@@ -85,7 +89,7 @@ def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]
         if not _is_connection_error(error):
             _record_failure(store, this_rank, f"{type(error).__name__}: {error}")
             raise
-        dist.destroy_process_group()  # closes the connections, so that processes that wait for this one also get an error
+        dist.destroy_process_group()  # closes the connections, so that waiting processes get an error, too
         raise _lost_process(store, this_rank, size, error) from None
     finally:
         if dist.is_initialized():
@@ -145,7 +149,9 @@ def on_main_process(context: Callable[[], AbstractContextManager[T]]) -> Iterato
 
 
 def main_process_first(work: Callable[[], T]) -> T:
-    """Runs ``work`` on the main process, then on all others, which find on disk what the main process has written. No time limit.
+    """Runs ``work`` on the main process, then on all others, which find on disk what the main process has written.
+
+    No time limit.
 
     If it fails on the main process, the others end with ``ProcessEnded``.
     """
@@ -156,7 +162,10 @@ def main_process_first(work: Callable[[], T]) -> T:
 
 
 def main_process_only(work: Callable[[], T]) -> T | None:
-    """Runs ``work`` on the main process while the others wait; returns None there. If it fails, they end with ``ProcessEnded``."""
+    """Runs ``work`` on the main process while the others wait; returns None there.
+
+    If it fails, they end with ``ProcessEnded``.
+    """
     if world() == 1:
         return work()
     store = _store.get()
@@ -228,15 +237,17 @@ class _AllReduceSum(torch.autograd.Function):
         return summed
 
 
-def gather(x: Tensor, *, with_grad: bool = True, through: bool | None = None) -> Tensor:
+def gather(x: Tensor, *, with_grad: bool = True) -> Tensor:
     """Rows of every process, in rank order: [b, ...] -> [world * b, ...].
 
     Args:
-        with_grad: gradients return to the process that a row came from, summed over processes. Without it each process uses the gradient
-            of its own loss for its own rows, times world: equal if all processes compute one loss of the gathered rows, wrong otherwise.
-    The mean over processes of the parameters' gradients (as in DDP) then equals that of a single process with the global batch.
+        with_grad: gradients return to the process that a row came from, summed over processes. Without it each process
+            uses the gradient
+            of its own loss for its own rows, times world: equal if all processes compute one loss of the gathered rows,
+                wrong otherwise.
+    The mean over processes of the parameters' gradients (as in DDP) then equals that of a single process with the
+    global batch.
     """
-    with_grad = with_grad if through is None else through
     return x if world() == 1 else _Gather.apply(x, with_grad)  # type: ignore[no-untyped-call]
 
 
@@ -253,7 +264,8 @@ def row_owners(rows: Tensor, rows_per_process: int) -> tuple[Tensor, Tensor]:
         rows_per_process: rows of the global batch that every process holds.
     Returns:
         local_rows [n] int64: this process's rows among them, padded with its row 0 to the same n on every process.
-        position [R] int64: position of each row among the gathered ones: ``gather(x[local_rows])[position]`` are the rows.
+        position [R] int64: position of each row among the gathered ones: ``gather(x[local_rows])[position]`` are the
+        rows.
     """
     owner = rows // rows_per_process
     counts = torch.bincount(owner, minlength=world())
@@ -299,7 +311,10 @@ def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sum_disjoint(x: Tensor) -> Tensor:
-    """Sum over processes of CPU tensors of which each process filled different rows and left the others zero; exact to the bit."""
+    """Sum over processes of CPU tensors of which each process filled different rows and left the others zero.
+
+    Exact to the bit.
+    """
     if world() > 1 and x.numel():
         raw_bytes = x.contiguous().view(-1).view(torch.uint8)
         dist.all_reduce(raw_bytes)
@@ -352,6 +367,3 @@ def _lost_process(store: Any, this_rank: int, size: int, error: BaseException) -
     lost += [f"process {number} of {size} ended without a message" for number in sorted(silent)]
     message = "; ".join(lost) or f"the connection to the other processes broke ({' '.join(str(error).split())[:120]})"
     return LostProcess(message, expected=f"{size} processes to the end", next="the same command with --resume latest")
-
-
-shares, padded = row_owners, pad_to_longest

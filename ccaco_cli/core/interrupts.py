@@ -37,7 +37,10 @@ def interrupted(number: int, message: str) -> Interrupted:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopSignal]:
-    """Inside the block the first signal is only recorded; a second one raises ``Interrupted`` at once. Works in the main thread only."""
+    """Inside the block the first signal is only recorded; a second one raises ``Interrupted`` at once.
+
+    Works in the main thread only.
+    """
     stop_signal = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop_signal
@@ -58,7 +61,7 @@ def catch_stop_signals() -> Iterator[StopSignal]:
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises ``Interrupted``, as Ctrl-C raises KeyboardInterrupt, so that temporary files are removed."""
+    """Inside the block SIGTERM raises an exception, as Ctrl-C does, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

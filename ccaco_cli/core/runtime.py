@@ -11,7 +11,9 @@ from ccaco_cli.core.errors import ConfigError
 
 
 def device(name: str) -> Any:
-    """The torch device of a name; ``auto`` is cuda where there is a GPU, else cpu. Under a launcher each process has its own GPU.
+    """The torch device of a name; ``auto`` is cuda where there is a GPU, else cpu.
+
+    Under a launcher each process has its own GPU.
 
     Raises:
         ConfigError: no such device.
@@ -44,7 +46,8 @@ def cpu_cores() -> int:
 
 
 def thread_count(workers: int = 0) -> int:
-    """``OMP_NUM_THREADS`` if it is set, else one thread per core that no data loader worker needs: more threads than cores are slower.
+    """``OMP_NUM_THREADS`` if it is set, else one thread per core that no data loader worker needs: more threads than
+    cores are slower.
 
     The defaults of the libraries ignore the limits of containers and vary on shared machines.
     """
@@ -60,7 +63,7 @@ def limit_threads(workers: int = 0) -> None:
 
 
 def end_with_parent() -> None:
-    """For worker processes: ignores Ctrl-C, which the parent handles, and ends when the parent ends (also after kill -9)."""
+    """For worker processes: ignores Ctrl-C, which the parent handles, and ends with the parent (also after kill -9)."""
     import multiprocessing
     import signal
     import threading
@@ -97,7 +100,8 @@ def resident_memory() -> int:
 
 
 def available_memory(device: Any) -> int:
-    """Memory in bytes that a run may use: of the GPU, or of the machine (free plus used by this process) within its container limit."""
+    """Memory in bytes that a run may use: of the GPU, or of the machine (free plus used by this process) within its
+    container limit."""
     import torch
 
     if device.type == "cuda":
@@ -117,7 +121,10 @@ PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16")
 
 
 def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[Any]:
-    """The mixed-precision context of ``--precision``; ``auto`` is bf16 on CUDA, else fp32 (bf16 is slower on CPUs without AMX)."""
+    """The mixed-precision context of ``--precision``.
+
+    ``auto`` is bf16 on CUDA, else fp32 (bf16 is slower on CPUs without AMX).
+    """
     import torch
 
     if precision not in PRECISIONS:
@@ -135,8 +142,9 @@ ENCODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 def encoding_dtype(precision: str, device: Any) -> Any:
     """The torch dtype in which towers compute when they encode without training.
 
-    ``auto`` is a 16-bit type where the device multiplies it faster: bf16 on GPUs (fp16 on those without bf16) and on CPUs with AVX512-BF16
-    or AMX (3.3 times the rate of fp32); else fp32, since other CPUs would convert every number first.
+    ``auto`` is a 16-bit type where the device multiplies it faster: bf16 on GPUs (fp16 on those without bf16) and on
+    CPUs with AVX512-BF16 or AMX (3.3 times the rate of fp32); else fp32, since other CPUs would convert every number
+    first.
 
     Raises:
         ConfigError: no such precision.

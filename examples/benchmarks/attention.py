@@ -22,9 +22,10 @@ import torch
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import FusionConfig
-from ccaco_cli.core.model.attention import KINDS, Attention
+from ccaco_cli.core.model.attention import Attention
+from ccaco_cli.core.model.attention_kernels import KINDS
 from ccaco_cli.core.model.layout import Segment
-from ccaco_cli.core.training.cost import Live
+from ccaco_cli.core.training.cost import MemoryTracker
 
 SHAPES = ((14, 64), (32, 256), (64, 1024), (128, 4096), (256, 4096))
 """Side of the patch grid, words."""
@@ -40,7 +41,7 @@ def main() -> None:
         "--most", type=float, default=60.0, help="skip what is expected to take longer than so many seconds a pass"
     )
     asked = parser.parse_args()
-    runtime.threads()
+    runtime.limit_threads()
     device = runtime.device(asked.device)
     print(
         f"torch {torch.__version__}, {_machine(device)}, width {WIDTH}, {FusionConfig().heads} heads, one sample, float32\n"
@@ -96,11 +97,11 @@ def _measure(
     )
     image, text = (torch.randn(1, n, WIDTH, device=device, requires_grad=True) for n in (patches, words))
     masks = tuple(torch.ones(1, n, dtype=torch.bool, device=device) for n in (patches, words))
-    lie = (Segment(patches, 0, (side, side)),), (Segment(words),)
+    layout = (Segment(patches, 0, (side, side)),), (Segment(words),)
 
     def forward() -> torch.Tensor:
-        over_patches = attend[0](text, image, masks[0], lie=(lie[1], lie[0]))[0]
-        over_words = attend[1](image, text, masks[1], lie=lie)[0]
+        over_patches = attend[0](text, image, masks[0], layout=(layout[1], layout[0]))[0]
+        over_words = attend[1](image, text, masks[1], layout=layout)[0]
         total: torch.Tensor = over_patches.sum() + over_words.sum()
         return total
 
@@ -128,7 +129,7 @@ def _memory(run: object, device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         run()  # type: ignore[operator]
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with Live() as live:
+    with MemoryTracker() as live:
         run()  # type: ignore[operator]
     return live.peak / 2**20
 

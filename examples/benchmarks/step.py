@@ -11,8 +11,8 @@ from open_clip.loss import ClipLoss
 from photos import CAPTION
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import runtime
+from ccaco_cli.core import config_io, runtime
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.training import step
 from ccaco_cli.core.training.optim import adamw
@@ -21,7 +21,7 @@ from ccaco_cli.core.types import PairBatch
 given = record.arguments(
     __doc__, model="ViT-B-32", size=112, batch=32, context=77, torchcompile=0
 )  # 1: both sides compiled
-runtime.threads()
+runtime.limit_threads()
 name, size, batch = ("RN50", 64, 4) if given.quick else (given.model, given.size, given.batch)
 spec, device = f"open_clip:{name}@none", runtime.device(given.device)
 settings = {
@@ -31,9 +31,7 @@ settings = {
     "model.width": 512,
     "loss.cross_batch": min(64, batch),
 }
-config = configs.override(
-    configs.RunConfig(), settings | {"optim.lr": 1e-4, "loss.cross_start": 0.0, "loss.cross_ramp": 0.0}
-)
+config = config_io.override(RunConfig(), settings | {"optim.lr": 1e-4, "loss.cross_start": 0.0, "loss.cross_ramp": 0.0})
 torch.manual_seed(0)
 texts = [f"{CAPTION} number {i}" for i in range(batch)]
 pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
@@ -45,13 +43,14 @@ def trainer(beta: float):  # type: ignore[no-untyped-def]
     aligner.to(device).train()
     if given.torchcompile:
         aligner.compile_towers()
-    optimizer, loss = adamw(aligner, config.optim), replace(config.loss, beta=beta)
+    optimizer = adamw(aligner, config.optim)
+    losses = step.StepLosses(aligner, replace(config.loss, beta=beta))
     tokens = towers["text"].preprocess(texts)
 
     def update() -> None:
         given_batch = PairBatch({"pixels": pixels}, tokens, every, every, every * 0).to(device)
         with runtime.autocast("auto", device):
-            parts = step.losses(aligner, given_batch, loss, beta)
+            parts = losses(given_batch, beta)
         parts["total"].backward()
         torch.nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
         optimizer.step()

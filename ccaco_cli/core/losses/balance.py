@@ -1,6 +1,7 @@
-"""How much each part of the loss weighs: as given, by a schedule, or found while training.
+"""Weights of the loss parts: fixed, by a schedule, or learned in training.
 
-A balance multiplies the weights that the config gives (alpha, beta by its schedule, ...): all of them start from the same loss.
+A balance multiplies the weights of the config (alpha, the scheduled beta, ...): at the first step all balances give the
+same loss.
 """
 
 from __future__ import annotations
@@ -14,50 +15,61 @@ from torch import Tensor, nn
 from ccaco_cli.core import distributed
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses.parts import LOSS_PARTS
 
-PARTS = ("contrastive", "cross", "taught", "domain", "label")
-"""Loss parts that a learned balance can weigh."""
 WEIGHT_RATE = 0.025
-"""Learning rate of gradnorm's weights (arXiv:1711.02257, sec. 4.1)."""
+"""Learning rate of GradNorm's weights (arXiv:1711.02257, section 4.1)."""
 
 
 class Balance(nn.Module):
-    """Weights as the config gives them; the base of the others, which keep all they learn in parameters and buffers."""
+    """Weights as in the config.
+
+    Subclasses keep learned weights in parameters and buffers, in the order of ``LOSS_PARTS``.
+    """
 
     def __init__(self, config: LossConfig):
         super().__init__()
+        self.parts = tuple(LOSS_PARTS)
 
-    def weigh(self, part: str, weight: float) -> Tensor | float:
-        """What a part is multiplied by, when the config gives it ``weight``."""
+    def scaled_weight(self, part: str, weight: float) -> Tensor | float:
+        """The factor of a part whose weight in the config is ``weight``."""
         return weight
 
     def penalty(self, parts: Sequence[str]) -> Tensor | float:
-        """What is added to the total, so that a learned weight does not fall to nothing."""
+        """Regularisation that is added to the total, so that learned weights do not vanish."""
         return 0.0
 
     def observe(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> None:
-        """Looks at the losses of a step (graph still there) and at the parameters that they share."""
+        """Updates learned weights before the backward pass.
+
+        Args:
+            losses: part -> scalar with its graph.
+            weights: part -> weight in the config.
+            shared: parameters that all parts share.
+        """
 
 
 class Uncertainty(Balance):
-    """Homoscedastic uncertainty (arXiv:1705.07115, eq. 10): weight * exp(-s) * loss + s / 2, s = log sigma^2 learned for each part."""
+    """Homoscedastic uncertainty: weight * exp(-s) * loss + s / 2 with a learned s = log sigma^2 per part
+    (arXiv:1705.07115, eq. 10)."""
 
     def __init__(self, config: LossConfig):
         super().__init__(config)
-        self.log_variance = nn.Parameter(torch.zeros(len(PARTS)))
+        self.log_variance = nn.Parameter(torch.zeros(len(self.parts)))
 
-    def weigh(self, part: str, weight: float) -> Tensor | float:
-        return weight * (-self.log_variance[PARTS.index(part)]).exp()
+    def scaled_weight(self, part: str, weight: float) -> Tensor | float:
+        return weight * (-self.log_variance[self.parts.index(part)]).exp()
 
     def penalty(self, parts: Sequence[str]) -> Tensor | float:
-        return self.log_variance[[PARTS.index(part) for part in parts]].sum() / 2
+        return self.log_variance[[self.parts.index(part) for part in parts]].sum() / 2
 
 
 class GradNorm(Balance):
-    """Gradient normalisation (arXiv:1711.02257, eq. 1-2, algorithm 1) over the parameters that the parts share.
+    """Gradient normalisation over the parameters that the parts share (arXiv:1711.02257, eq. 1-2, algorithm 1).
 
-    Each part's gradient norm is drawn to mean norm * (relative inverse training rate) ^ asymmetry; the multipliers keep a mean of 1 over
-    the parts of a step. A part's training rate counts from the first step that it takes part in, and a single part has nothing to balance.
+    Each part's gradient norm moves towards mean norm * (relative inverse training rate) ^ asymmetry. The multipliers of
+    the parts of a step have a mean of 1. The training rate of a part counts from the first step that has this part. A
+    single part is not balanced.
     """
 
     multiplier: Tensor
@@ -66,31 +78,30 @@ class GradNorm(Balance):
     def __init__(self, config: LossConfig):
         super().__init__(config)
         self.asymmetry = config.asymmetry
-        self.register_buffer("multiplier", torch.ones(len(PARTS)))
-        self.register_buffer("first", torch.full((len(PARTS),), math.nan))
+        self.register_buffer("multiplier", torch.ones(len(self.parts)))
+        self.register_buffer("first", torch.full((len(self.parts),), math.nan))
 
-    def weigh(self, part: str, weight: float) -> Tensor | float:
-        # a copy, for ``observe`` changes the weights before the backward pass has used them
-        return weight * self.multiplier[PARTS.index(part)].clone()
+    def scaled_weight(self, part: str, weight: float) -> Tensor | float:
+        # a copy: ``observe`` changes the multipliers before the backward pass has used them
+        return weight * self.multiplier[self.parts.index(part)].clone()
 
     def observe(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> None:
-        parts = [part for part in PARTS if part in losses and weights.get(part, 0.0) > 0]
-        index = [PARTS.index(part) for part in parts]
-        now = torch.stack(
-            [distributed.all_reduce_sum(losses[part].detach().float()) / distributed.world() for part in parts]
-        )
-        self.first[index] = torch.where(self.first[index].isnan(), now, self.first[index])
+        parts = [part for part in self.parts if part in losses and weights.get(part, 0.0) > 0]
+        index = [self.parts.index(part) for part in parts]
+        current = torch.stack([_process_mean(losses[part].detach()) for part in parts])
+        self.first[index] = torch.where(self.first[index].isnan(), current, self.first[index])
         if len(parts) < 2:
             return
-        norms = torch.stack([weights[part] * _norm(losses[part], shared) for part in parts])
-        if not bool(torch.isfinite(norms).all()):  # a step that the loop will skip or end at
+        norms = torch.stack([weights[part] * _gradient_norm(losses[part], shared) for part in parts])
+        if not bool(torch.isfinite(norms).all()):  # the training loop skips this step, or ends
             return
-        rate = now / self.first[index].clamp_min(1e-12)
+        rate = current / self.first[index].clamp_min(1e-12)
         target = (self.multiplier[index] * norms).mean() * (rate / rate.mean().clamp_min(1e-12)) ** self.asymmetry
-        # the gradient of |multiplier * norm - target| is norm with a sign; by its mean, so that the rate means the same for every loss
+        # d |multiplier * norm - target| / d multiplier is +-norm; divided by the mean norm, so that WEIGHT_RATE suits
+        # losses of any scale
         slope = torch.sign(self.multiplier[index] * norms - target) * norms / norms.mean().clamp_min(1e-12)
-        changed = (self.multiplier[index] - WEIGHT_RATE * slope).clamp_min(1e-3)
-        self.multiplier[index] = changed * len(parts) / changed.sum()
+        updated = (self.multiplier[index] - WEIGHT_RATE * slope).clamp_min(1e-3)
+        self.multiplier[index] = updated * len(parts) / updated.sum()
 
 
 BALANCES: dict[str, Callable[[LossConfig], Balance]] = {
@@ -106,7 +117,7 @@ RAMPS: dict[str, Callable[[float], float]] = {
 
 
 def build(config: LossConfig) -> Balance:
-    """The balance that a config names. Raises ConfigError with the known ones."""
+    """The balance of a config. Raises ConfigError: no such balance or ramp."""
     for key, known in (("balance", BALANCES), ("ramp", RAMPS)):
         if getattr(config, key) not in known:
             raise ConfigError(
@@ -116,24 +127,26 @@ def build(config: LossConfig) -> Balance:
 
 
 def beta_at(config: LossConfig, progress: float) -> float:
-    """The weight that the config gives the cross loss at a share 0..1 of the run.
+    """Weight of the cross loss at progress 0..1 of the run.
 
-    fixed: always ``beta``. Else 0 in the contrastive warm-up, then rising to ``beta`` along ``ramp``; without a contrastive half at once.
+    ``fixed``, or no contrastive loss: always ``beta``. Otherwise 0 until ``cross_start``, then rising to ``beta`` along
+    ``ramp``.
     """
     if config.alpha == 0 or config.balance == "fixed":
         return config.beta
-    share = (
-        (progress - config.cross_start) / config.cross_ramp
-        if config.cross_ramp > 0
-        else float(progress >= config.cross_start)
-    )
-    return config.beta * RAMPS[config.ramp](min(1.0, max(0.0, share)))
+    if config.cross_ramp > 0:
+        ramp_progress = (progress - config.cross_start) / config.cross_ramp
+    else:
+        ramp_progress = float(progress >= config.cross_start)
+    return config.beta * RAMPS[config.ramp](min(1.0, max(0.0, ramp_progress)))
 
 
-def _norm(loss: Tensor, shared: Sequence[Tensor]) -> Tensor:
-    found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    sizes = [(distributed.all_reduce_sum(g.float()) / distributed.world()).norm() for g in found if g is not None] or [
-        torch.zeros((), device=loss.device)
-    ]
-    norm: Tensor = torch.stack(sizes).norm()
+def _gradient_norm(loss: Tensor, shared: Sequence[Tensor]) -> Tensor:
+    gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+    norms = [_process_mean(gradient).norm() for gradient in gradients if gradient is not None]
+    norm: Tensor = torch.stack(norms or [torch.zeros((), device=loss.device)]).norm()
     return norm
+
+
+def _process_mean(x: Tensor) -> Tensor:
+    return distributed.all_reduce_sum(x.float()) / distributed.world()

@@ -1,4 +1,4 @@
-"""The global half: symmetric InfoNCE over the batch."""
+"""The global loss: symmetric InfoNCE over the batch."""
 
 from __future__ import annotations
 
@@ -11,42 +11,53 @@ from ccaco_cli.core.losses import blocked
 
 
 def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE over in-batch negatives (CLIP, arXiv:2103.00020, fig. 3), several positives as in SupCon (arXiv:2004.11362, eq. 2).
+    """Symmetric InfoNCE over in-batch negatives (CLIP, arXiv:2103.00020, fig. 3).
 
-    z_a, z_b     [B, E] float, unit norm; row i of both is pair i
-    group        [B] int64; rows of one group are positives of each other, never negatives
-    logit_scale  scalar, multiplies (1 / temperature), not its log
-    Returns      scalar, nats, mean over the 2B queries
-    Raises       LossInputError: shapes differ, or a row is not finite
+    Several positives per query are averaged as in SupCon (arXiv:2004.11362, eq. 2). A batch with a large score matrix
+    is computed in tiles (``blocked``): equal loss, a fraction of the memory.
 
-    A batch with a large score matrix is computed tile by tile (``blocked``): equal loss, a fraction of the memory.
+    Args:
+        z_a, z_b: [B, E] float, unit norm; row i of both is pair i.
+        group: [B] int64; rows of one group are positives of each other, never negatives.
+        logit_scale: scalar that multiplies cosines (1 / temperature), not its log.
+    Returns:
+        Scalar in nats, mean over the 2B queries.
+    Raises:
+        LossInputError: shapes differ, or a row is not finite.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
         raise LossInputError(
             f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]"
         )
-    finite(z_a, z_b)
-    if len(z_a) ** 2 > blocked.LARGE:
+    check_finite(z_a, z_b)
+    if len(z_a) ** 2 > blocked.MAX_MATRIX_SCORES:
         return blocked.info_nce(z_a, z_b, group, logit_scale)
     return matrix_nce(logit_scale * z_a @ z_b.T, group, group)
 
 
-def own_rows_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, rows: slice) -> Tensor:
-    """``info_nce`` of some queries only, against every candidate: a process's share of it (open_clip's ``--local-loss``).
+def sharded_info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, query_rows: slice) -> Tensor:
+    """``info_nce`` of one process's queries against all candidates (``--local-loss`` of open_clip).
 
-    rows     of the batch whose things are queries, in both directions
-    Returns  scalar, nats, mean over the 2b queries; the mean over equal shares is ``info_nce``
+    Args:
+        z_a, z_b, group, logit_scale: as for ``info_nce``.
+        query_rows: rows of the batch that are queries, in both directions.
+    Returns:
+        Scalar in nats, mean over the 2b queries; the mean over processes with equally many rows is ``info_nce``.
+    Raises:
+        LossInputError: a row is not finite.
     """
-    finite(z_a, z_b)
-    if len(z_a[rows]) * len(z_a) > blocked.LARGE:
-        return blocked.info_nce(z_a, z_b, group, logit_scale, rows)
-    ways = ((z_a[rows], z_b), (z_b[rows], z_a))
-    positive = group[rows, None] == group[None, :]
-    return torch.stack([_soft_cross_entropy(logit_scale * query @ others.T, positive) for query, others in ways]).mean()
+    check_finite(z_a, z_b)
+    if len(z_a[query_rows]) * len(z_a) > blocked.MAX_MATRIX_SCORES:
+        return blocked.info_nce(z_a, z_b, group, logit_scale, query_rows)
+    directions = ((z_a[query_rows], z_b), (z_b[query_rows], z_a))
+    positive = group[query_rows, None] == group[None, :]
+    return torch.stack(
+        [_soft_cross_entropy(logit_scale * queries @ candidates.T, positive) for queries, candidates in directions]
+    ).mean()
 
 
-def finite(z_a: Tensor, z_b: Tensor) -> None:
-    """Raises LossInputError: a row is not finite."""
+def check_finite(z_a: Tensor, z_b: Tensor) -> None:
+    """Raises LossInputError if a row is not finite."""
     if not (torch.isfinite(z_a).all() and torch.isfinite(z_b).all()):
         raise LossInputError(
             "embeddings are not finite", expected="unit vectors", next="lower --lr, or use --precision fp32"
@@ -56,22 +67,26 @@ def finite(z_a: Tensor, z_b: Tensor) -> None:
 def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:
     """Symmetric multi-positive cross-entropy of a score matrix.
 
-    logits            [A, B] float, higher = better match
-    group_a, group_b  [A], [B] int64; equal groups are positives; every row and column has at least one
-    Returns           scalar, nats, mean of both directions
+    Args:
+        logits: [A, B] float, higher = better match.
+        group_a, group_b: [A], [B] int64; equal groups are positives; every row and column has at least one.
+    Returns:
+        Scalar in nats, mean of both directions.
     """
     positive = group_a[:, None] == group_b[None, :]
     return (_soft_cross_entropy(logits, positive) + _soft_cross_entropy(logits.T, positive.T)) / 2
 
 
-def distil(student: Tensor, teacher: Tensor) -> Tensor:
-    """Symmetric cross-entropy of one score matrix with the distributions of another (arXiv:1503.02531, eq. 1-2, at temperature 1).
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Symmetric cross-entropy between two score matrices (arXiv:1503.02531, eq. 1-2, at temperature 1).
 
-    student, teacher  [A, B] float logits; the teacher gets no gradient
-    Returns           scalar, nats, mean of both directions; least, the teacher's entropy, where the two agree
+    Args:
+        student, teacher: [A, B] float logits; the teacher gets no gradient.
+    Returns:
+        Scalar in nats, mean of both directions; its minimum is the teacher's entropy, where both matrices agree.
     """
-    ways = ((student, teacher), (student.T, teacher.T))
-    return torch.stack([F.cross_entropy(s.float(), t.detach().float().softmax(1)) for s, t in ways]).mean()
+    directions = ((student, teacher), (student.T, teacher.T))
+    return torch.stack([F.cross_entropy(s.float(), t.detach().float().softmax(1)) for s, t in directions]).mean()
 
 
 def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:

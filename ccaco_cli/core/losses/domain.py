@@ -1,4 +1,5 @@
-"""Losses that draw the features of several domains together: an adversary (DANN), kernel means (MMD), second moments (CORAL)."""
+"""Losses that make the features of several domains similar: DANN (adversary), MMD (kernel means), CORAL
+(covariances)."""
 
 from __future__ import annotations
 
@@ -30,47 +31,54 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse(x: Tensor, weight: float) -> Tensor:
-    """Gradient reversal (DANN, arXiv:1505.07818, section 4.2): x itself forward; backward, the gradient times ``-weight``."""
+    """Gradient reversal (DANN, arXiv:1505.07818, section 4.2): returns x; the gradient is multiplied by ``-weight``."""
     return _Reverse.apply(x, weight)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def ramp(progress: float) -> float:
-    """The adaptation factor ``2 / (1 + exp(-10 p)) - 1`` at a share p in 0..1 of the run (arXiv:1505.07818, section 5.2.2)."""
+    """The adaptation factor ``2 / (1 + exp(-10 p)) - 1`` at progress p = 0..1 (arXiv:1505.07818, section 5.2.2)."""
     return 2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0
 
 
 def dann(logits: Tensor, domain: Tensor) -> Tensor:
-    """The domain classifier's cross-entropy, every domain weighing alike (DANN, arXiv:1505.07818, section 4.2).
+    """Cross-entropy of the domain classifier, with equal weight per domain (DANN, arXiv:1505.07818, section 4.2).
 
-    logits   [n, K] float, of features that went through ``reverse``
-    domain   [n] int64, 0..K-1
-    Returns  scalar, nats; log K where nothing can be told apart
-    Raises   LossInputError: shapes that do not fit, or nothing at all
+    Args:
+        logits: [n, K] float, of features that passed through ``reverse``.
+        domain: [n] int64, 0..K-1.
+    Returns:
+        Scalar in nats; log K where the domains cannot be distinguished.
+    Raises:
+        LossInputError: shapes do not fit, or n is 0.
     """
     if logits.ndim != 2 or domain.shape != logits.shape[:1] or not len(domain):
         raise LossInputError(
             f"shapes {tuple(logits.shape)} and {tuple(domain.shape)}", expected="[n, K] and [n], n >= 1"
         )
-    each = F.cross_entropy(logits.float(), domain, reduction="none")
+    per_sample = F.cross_entropy(logits.float(), domain, reduction="none")
     count = domain.bincount()
-    return (each / count[domain]).sum() / (count > 0).sum()
+    return (per_sample / count[domain]).sum() / (count > 0).sum()
 
 
 def mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of two samples, mean of five RBF kernels around the median heuristic (DAN, arXiv:1502.02791).
+    """Squared maximum mean discrepancy: mean of five RBF kernels around the median heuristic (DAN, arXiv:1502.02791).
 
-    The biased estimate (never negative) in quadratic time: batches are small. Bandwidths carry no gradient, or they would hide a distance.
+    The biased estimate (never negative), in quadratic time since batches are small. Bandwidths carry no gradient: with
+    one, they would grow with the distance between the domains and hide it.
 
-    x [n, D], y [m, D] float
-    Returns  scalar, 0 (equal samples) .. 2
-    Raises   LossInputError: shapes that do not fit, or fewer than one row
+    Args:
+        x, y: [n, D] and [m, D] float.
+    Returns:
+        Scalar, 0 (equal samples) .. 2.
+    Raises:
+        LossInputError: shapes do not fit, or there is no row.
     """
     _check(x, y, 1)
     both = torch.cat([x, y]).float() if x.dtype in (torch.float16, torch.bfloat16) else torch.cat([x, y])
     square = (both * both).sum(1)
     distance = (square[:, None] + square[None] - 2 * both @ both.T).clamp_min(0)  # smooth at 0, unlike ``cdist``
-    apart = distance.detach()[~torch.eye(len(both), dtype=torch.bool, device=both.device)]
-    median = apart.median().clamp_min(1e-12) if len(apart) else distance.new_ones(())
+    off_diagonal = distance.detach()[~torch.eye(len(both), dtype=torch.bool, device=both.device)]
+    median = off_diagonal.median().clamp_min(1e-12) if len(off_diagonal) else distance.new_ones(())
     kernel = torch.stack([torch.exp(-distance / (factor * median)) for factor in KERNELS]).mean(0)
     n = len(x)
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
@@ -79,36 +87,42 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 def coral(x: Tensor, y: Tensor) -> Tensor:
     """Squared Frobenius distance of the covariances over ``4 D^2`` (Deep CORAL, arXiv:1607.01719, eq. 1).
 
-    x [n, D], y [m, D] float, n and m >= 2
-    Returns  scalar, squared units of the covariance
-    Raises   LossInputError: shapes that do not fit, or fewer than two rows
+    Args:
+        x, y: [n, D] and [m, D] float, n and m >= 2.
+    Returns:
+        Scalar, squared units of the covariance.
+    Raises:
+        LossInputError: shapes do not fit, or fewer than two rows.
     """
     _check(x, y, 2)
-    one, other = (
+    covariance_x, covariance_y = (
         torch.cov(s.float().T if s.dtype in (torch.float16, torch.bfloat16) else s.T).reshape(s.shape[1], -1)
         for s in (x, y)
     )
-    return (one - other).square().sum() / (4 * x.shape[1] ** 2)
+    return (covariance_x - covariance_y).square().sum() / (4 * x.shape[1] ** 2)
 
 
 def classification(logits: Tensor, label: Tensor) -> Tensor:
-    """The label predictor's cross-entropy over the rows that have a label.
+    """Cross-entropy of the label predictor over the rows that have a label.
 
-    logits   [B, C] float
-    label    [B] int64, -1 = none
-    Returns  scalar, nats; 0 where no row has one
+    Args:
+        logits: [B, C] float.
+        label: [B] int64, -1 = none.
+    Returns:
+        Scalar in nats; 0 if no row has a label.
     """
     return F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum") / (label >= 0).sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Features of one modality, of samples of all domains.
+class DomainFeatures:
+    """Features of one modality for samples of all domains.
 
-    features  [n, D] float
-    domain    [n] int64, 0..K-1
-    ramp      factor of the terms without an adversary (its gradient has it already, from ``reverse``)
-    logits    [n, K] of the domain classifier, or None when no term asks for it
+    Attributes:
+        features: [n, D] float.
+        domain: [n] int64, 0..K-1.
+        ramp: factor of the terms without an adversary; ``reverse`` applies it to the gradient of the adversary.
+        logits: [n, K] of the domain classifier; None if the loss has no adversary.
     """
 
     features: Tensor
@@ -117,22 +131,26 @@ class Seen:
     logits: Tensor | None = None
 
 
-def _dann(seen: Seen) -> Tensor:
-    if seen.logits is None:
+def _dann(inputs: DomainFeatures) -> Tensor:
+    if inputs.logits is None:
         raise LossInputError("no domain classifier", expected="logits")
-    return dann(seen.logits, seen.domain)
+    return dann(inputs.logits, inputs.domain)
 
 
-def _pairwise(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seen], Tensor]:
-    def term(seen: Seen) -> Tensor:
-        parts = [seen.features[seen.domain == code] for code in range(int(seen.domain.max()) + 1)]
-        found = [distance(x, y) for x, y in combinations((p for p in parts if len(p) > 1), 2)]
-        return seen.ramp * torch.stack(found).mean() if found else 0.0 * seen.features.sum()
+def _pairwise(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[DomainFeatures], Tensor]:
+    """The mean distance over all pairs of domains with two rows or more in the batch."""
+
+    def term(inputs: DomainFeatures) -> Tensor:
+        by_domain = [inputs.features[inputs.domain == code] for code in range(int(inputs.domain.max()) + 1)]
+        distances = [distance(x, y) for x, y in combinations((rows for rows in by_domain if len(rows) > 1), 2)]
+        return inputs.ramp * torch.stack(distances).mean() if distances else 0.0 * inputs.features.sum()
 
     return term
 
 
-TERMS: dict[str, Callable[[Seen], Tensor]] = {"dann": _dann, "mmd": _pairwise(mmd), "coral": _pairwise(coral)}
+TERMS: dict[str, Callable[[DomainFeatures], Tensor]] = {"dann": _dann, "mmd": _pairwise(mmd), "coral": _pairwise(coral)}
+ADVERSARIAL = "dann"
+"""The term that needs a domain classifier."""
 DOMAIN_LOSSES: dict[str, tuple[str, ...]] = {
     "none": (),
     "dann": ("dann",),
@@ -140,19 +158,19 @@ DOMAIN_LOSSES: dict[str, tuple[str, ...]] = {
     "both": ("dann", "mmd"),
     "coral": ("coral",),
 }
-"""Name -> its terms, which are added."""
+"""Name of a domain loss -> its terms, which are added."""
 
 
 def domain_terms(name: str) -> tuple[str, ...]:
-    """The terms of a domain loss by its name. Raises ConfigError with those there are."""
+    """The terms of a domain loss. Raises ConfigError: no such loss."""
     if name not in DOMAIN_LOSSES:
         raise ConfigError("unknown domain loss", where=f"domain.loss = {name!r}", expected=" | ".join(DOMAIN_LOSSES))
     return DOMAIN_LOSSES[name]
 
 
-def domain_loss(name: str, seen: Seen) -> Tensor:
-    """The sum of the terms of a domain loss: scalar. Raises as ``domain_terms``."""
-    return torch.stack([TERMS[term](seen) for term in domain_terms(name)]).sum()
+def domain_loss(name: str, inputs: DomainFeatures) -> Tensor:
+    """The sum of the terms of a domain loss: scalar. Raises ConfigError: no such loss."""
+    return torch.stack([TERMS[term](inputs) for term in domain_terms(name)]).sum()
 
 
 def _check(x: Tensor, y: Tensor, rows: int) -> None:

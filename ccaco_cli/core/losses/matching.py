@@ -1,4 +1,4 @@
-"""The local half when it answers a question about pairs: do these two belong together?"""
+"""Losses of the cross branch that classify pairs: do these two samples belong together?"""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from torch import Tensor
 
 
 def matching(match_logit: Tensor, label: Tensor) -> Tensor:
-    """Pair matching, binary cross-entropy (ALBEF's ITM, arXiv:2107.07651, eq. 4, with one logit).
+    """Binary cross-entropy of pair matching (ALBEF's ITM, arXiv:2107.07651, eq. 4, with one logit).
 
-    match_logit  [M] float
-    label        [M] bool, True = the pair belongs together
-    Returns      scalar, nats; a model that knows only the share of true pairs stays at that share's entropy (0.6365 for 1 : 2)
+    Args:
+        match_logit: [M] float.
+        label: [M] bool, True = the pair belongs together.
+    Returns:
+        Scalar in nats.
     """
     return F.binary_cross_entropy_with_logits(match_logit.float(), label.float())
 
 
-def prior(negatives: int) -> float:
-    """Nats that ``matching`` costs a model that knows only the share of true pairs: one to ``negatives`` false ones (0.6365 for 2)."""
+def matching_chance(negatives: int) -> float:
+    """``matching`` in nats of a model that knows only the ratio of true to false pairs, 1 : ``negatives``."""
     return math.log(1 + negatives) - negatives / (1 + negatives) * math.log(negatives)
 
 
 def listwise(match_logit: Tensor, candidates: int) -> Tensor:
     """Softmax over one true and ``candidates - 1`` false partners of each query (ListNet's top-one loss, ICML 2007).
 
-    match_logit  [Q * candidates] float; of each run of ``candidates`` the first is true
-    Returns      scalar, nats; chance is log(candidates)
+    Args:
+        match_logit: [Q * candidates] float; the first of each ``candidates`` consecutive values belongs to the true
+            partner.
+        candidates: partners of each query.
+    Returns:
+        Scalar in nats; chance level log(candidates).
     """
     logits = match_logit.float().view(-1, candidates)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -1,23 +1,25 @@
-"""Which pairs of a batch the cross branch looks at."""
+"""Which pairs of a batch the cross branch scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 HARDNESS = 10.0
-"""Negatives are drawn in proportion to exp(HARDNESS * cosine) (SCIENCE, corrections)."""
+"""Negatives are drawn in proportion to exp(HARDNESS * cosine): hard, but seldom unlabelled positives."""
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Rows of a batch and pairs among them.
 
-    rows   [R] int64, rows of the batch that take part
-    index  [M, 2] int64 into ``rows`` (side a, side b), or None for all R x R pairs
-    label  [M] bool, or None for all pairs
+    Attributes:
+        rows: [R] int64, rows of the batch that take part.
+        index: [M, 2] int64 into ``rows`` (side a, side b), or None for all R x R pairs.
+        label: [M] bool, True = the pair belongs together; None for all pairs.
     """
 
     rows: Tensor
@@ -25,75 +27,103 @@ class Pairs:
     label: Tensor | None = None
 
 
-def hard_negatives(
+class PairSampler(Protocol):
+    """Chooses pairs of a batch.
+
+    Args:
+        z_a, z_b: [B, E], row i of both is pair i.
+        group: [B] int64.
+        size: pairs of the batch that take part; 0 = all.
+        negatives: false partners of each query, where the sampler draws any.
+    """
+
+    def __call__(
+        self,
+        z_a: Tensor,
+        z_b: Tensor,
+        group: Tensor,
+        size: int,
+        negatives: int,
+        generator: torch.Generator | None = None,
+    ) -> Pairs: ...
+
+
+def sample_hard_negatives(
     similarity: Tensor,
     group: Tensor,
     count: int,
     generator: torch.Generator | None = None,
     query_group: Tensor | None = None,
 ) -> Tensor:
-    """Draws ``count`` negatives for every query, without replacement, in proportion to exp(10 * cosine); the same group is never drawn.
+    """Draws ``count`` negatives per query without replacement, in proportion to exp(10 * cosine).
 
-    similarity   [Q, B] cosines, query i against candidate j
-    group        [B] int64, of the candidates
-    query_group  [Q] int64; None = the queries are the candidates' own pairs
-    Returns      [Q, count] int64 candidate columns; queries with fewer negatives than ``count`` repeat theirs, those with none get -1
+    Rows of the query's own group are never drawn.
+
+    Args:
+        similarity: [Q, B] cosines of query i and candidate j.
+        group: [B] int64 of the candidates.
+        count: negatives per query.
+        query_group: [Q] int64; None = the queries are the partners of the candidates.
+    Returns:
+        [Q, count] int64 candidate columns. Queries with fewer negatives than ``count`` repeat them; queries with none
+        get -1.
     """
     allowed = (group if query_group is None else query_group)[:, None] != group[None, :]
     noise = torch.rand(similarity.shape, generator=generator, device=similarity.device).clamp_min(1e-20)
-    gumbel = -torch.log(-torch.log(noise))
+    gumbel = -torch.log(-torch.log(noise))  # the largest of logit + Gumbel noise are draws without replacement
     keys = (HARDNESS * similarity.detach().float() + gumbel).masked_fill(~allowed, -torch.inf)
-    width = min(count, similarity.shape[1])
-    best, columns = keys.topk(width, dim=1)
-    found = torch.isfinite(best)
-    available = found.sum(1, keepdim=True).clamp_min(1)
+    top, columns = keys.topk(min(count, similarity.shape[1]), dim=1)
+    valid = torch.isfinite(top)
+    available = valid.sum(1, keepdim=True).clamp_min(1)
     cycle = torch.arange(count, device=keys.device)[None, :] % available
-    picked = columns.gather(1, cycle)
-    return picked.masked_fill(~found.any(1, keepdim=True), -1)
+    return columns.gather(1, cycle).masked_fill(~valid.any(1, keepdim=True), -1)
 
 
 def all_pairs(
-    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, negatives: int, generator: torch.Generator | None = None
 ) -> Pairs:
-    """A sub-batch, everyone against everyone (``count`` unused)."""
+    """All pairs of a sub-batch, each row with each; ``negatives`` is unused."""
     return Pairs(rows=_subset(group, size, generator))
 
 
-def aligned(
-    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+def true_pairs(
+    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, negatives: int, generator: torch.Generator | None = None
 ) -> Pairs:
-    """A sub-batch, true pairs only: for losses that have no negatives."""
+    """The true pairs of a sub-batch, for losses without negatives."""
     rows = _subset(group, size, generator)
     diagonal = torch.arange(len(rows), device=rows.device)
     return Pairs(rows, torch.stack([diagonal, diagonal], 1), torch.ones_like(diagonal, dtype=torch.bool))
 
 
-def with_hard_negatives(
-    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
+def hard_negative_pairs(
+    z_a: Tensor, z_b: Tensor, group: Tensor, size: int, negatives: int, generator: torch.Generator | None = None
 ) -> Pairs:
-    """True pairs, and for both sides ``count`` hard negatives each; ordered so that each run of 1 + count is one query."""
+    """True pairs with hard negatives for both sides.
+
+    Each run of 1 + ``negatives`` consecutive pairs has one query, its true pair first.
+    """
     chosen = _subset(group, size, generator)
     index: list[Tensor] = []
     for flip in (False, True):
-        asked, candidates = (z_b, z_a) if flip else (z_a, z_b)
-        # only the rows of those who ask: the whole matrix would not fit beside a large batch
-        negatives = hard_negatives(asked[chosen] @ candidates.T, group, count, generator, group[chosen])
-        keep = negatives[:, 0] >= 0
-        query, listed = chosen[keep], torch.cat([chosen[keep, None], negatives[keep]], 1)
-        pairs = torch.stack([query[:, None].expand_as(listed), listed], -1).reshape(-1, 2)
+        queries, candidates = (z_b, z_a) if flip else (z_a, z_b)
+        # similarities of the chosen queries only: the full matrix would not fit beside a large batch
+        drawn = sample_hard_negatives(queries[chosen] @ candidates.T, group, negatives, generator, group[chosen])
+        valid = drawn[:, 0] >= 0
+        query, partners = chosen[valid], torch.cat([chosen[valid, None], drawn[valid]], 1)
+        pairs = torch.stack([query[:, None].expand_as(partners), partners], -1).reshape(-1, 2)
         index.append(pairs.flip(1) if flip else pairs)
     both = torch.cat(index)
-    rows, local = torch.unique(both, return_inverse=True)
+    rows, local_index = torch.unique(both, return_inverse=True)
     label = torch.zeros(len(both), dtype=torch.bool, device=both.device)
-    label[:: count + 1] = True
-    return Pairs(rows, local, label)
+    label[:: negatives + 1] = True
+    return Pairs(rows, local_index, label)
 
 
 def _subset(group: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-    """Neighbours in the batch: the loader shuffles, but keeps families (swapped twins) side by side, and they are the hardest negatives."""
+    """Consecutive rows of the batch: the loader shuffles, but keeps hard negatives (swapped twins) together."""
     batch = len(group)
-    every = torch.arange(batch, device=group.device)
+    rows = torch.arange(batch, device=group.device)
     if size <= 0 or size >= batch:
-        return every
+        return rows
     start = torch.randint(batch, (1,), generator=generator, device=group.device)
-    return (every[:size] + start) % batch
+    return (rows[:size] + start) % batch

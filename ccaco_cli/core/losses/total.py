@@ -1,11 +1,10 @@
-"""``total = alpha * contrastive + beta * cross``, and what adaptation adds, each part under its name."""
+"""What the loss parts read, the losses of the cross branch, and the weighted sum of all parts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,23 +13,21 @@ from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses import contrastive, matching, pairing
 from ccaco_cli.core.losses.balance import Balance
-from ccaco_cli.core.losses.pairing import Pairs
+from ccaco_cli.core.losses.domain import DomainFeatures
+from ccaco_cli.core.losses.pairing import Pairs, PairSampler
+from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL
 from ccaco_cli.core.types import Crossed, Embedding
-
-
-class PairSampler(Protocol):
-    """(z of both sides [B, E], group [B], size, negatives) -> the pairs of this step."""
-
-    def __call__(
-        self, z_a: Tensor, z_b: Tensor, group: Tensor, size: int, count: int, generator: torch.Generator | None = None
-    ) -> Pairs: ...
 
 
 @dataclass(frozen=True)
 class CrossLoss:
-    """One way to train the cross branch: which pairs it sees, what it is asked, and the loss of a branch that has learned nothing.
+    """One way to train the cross branch.
 
-    chance  (config, pairs in the batch) -> nats; None when the loss has no such level
+    Attributes:
+        pairs: chooses the pairs of a batch that the cross branch scores.
+        loss: (outputs of the cross branch, pairs, group [B], config) -> scalar.
+        chance: (config, pairs in the batch) -> loss in nats of a branch that has learned nothing; None = the loss has
+            no such level.
     """
 
     pairs: PairSampler
@@ -53,9 +50,10 @@ def _listwise(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig)
 
 
 def _mse(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
-    """The source description's L_mse = mean ||F_v' - F_v||^2 + mean ||F_t' - F_t||^2.
+    """L_mse = mean ||F_v' - F_v||^2 + mean ||F_t' - F_t||^2 of tokens before (F) and after (F') the fusion.
 
-    A known flaw, kept by name: F' - F is the attention output itself, so the term shrinks the tokens and aligns nothing.
+    It has a known flaw and is kept for comparison: F' - F is the attention output, so the loss shrinks it and aligns
+        nothing.
     """
     if crossed.drift is None:
         raise ConfigError(
@@ -80,13 +78,16 @@ CROSS_LOSSES: dict[str, CrossLoss] = {
 
 @dataclass(frozen=True)
 class Alignment:
-    """All that the losses of one step need; ``crossed`` and ``pairs`` are None while beta is 0.
+    """Embeddings and cross-branch outputs of one step.
 
-    a, b         Embedding, row i of both is pair i
-    group        [B] int64
-    logit_scale  scalar
-    rows         the queries whose contrastive loss this process computes; None = all
-    vectors      how many global vectors lie side by side in z
+    Attributes:
+        a, b: global vectors of B pairs; row i of both is pair i.
+        group: [B] int64; rows of one group are positives of each other.
+        logit_scale: scalar that multiplies cosines.
+        crossed: outputs of the cross branch; None while beta is 0.
+        pairs: the pairs that the cross branch has scored; None while beta is 0.
+        query_rows: the queries whose contrastive loss this process computes; None = all.
+        vectors: global vectors per sample, side by side in z.
     """
 
     a: Embedding
@@ -95,19 +96,38 @@ class Alignment:
     logit_scale: Tensor
     crossed: Crossed | None = None
     pairs: Pairs | None = None
-    rows: slice | None = None
+    query_rows: slice | None = None
     vectors: int = 1
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """All that the loss parts of one step read.
+
+    Attributes:
+        alignment: None if neither the contrastive nor the cross loss is trained.
+        domain_loss: name of the domain loss, a key of ``domain.DOMAIN_LOSSES``.
+        domains: features of all domains, one entry per modality that is adapted.
+        label_logits: [B, C] of the label predictor, or None.
+        labels: [B] int64, -1 = none.
+    """
+
+    alignment: Alignment | None
+    domain_loss: str = "none"
+    domains: Sequence[DomainFeatures] = field(default=())
+    label_logits: Tensor | None = None
+    labels: Tensor | None = None
 
 
 def sample_pairs(
     a: Embedding, b: Embedding, group: Tensor, config: LossConfig, generator: torch.Generator | None = None
 ) -> Pairs:
-    """The pairs that the cross loss of this config wants from this batch."""
+    """The pairs of this batch that the cross loss of the config is computed on."""
     return cross_loss(config).pairs(a.z.detach(), b.z.detach(), group, config.cross_batch, config.negatives, generator)
 
 
 def cross_loss(config: LossConfig) -> CrossLoss:
-    """The entry of ``CROSS_LOSSES`` that a config names."""
+    """The entry of ``CROSS_LOSSES`` that a config names. Raises ConfigError: no such loss."""
     if config.cross not in CROSS_LOSSES:
         raise ConfigError(
             "unknown cross loss", where=f"loss.cross = {config.cross!r}", expected=" | ".join(CROSS_LOSSES)
@@ -115,64 +135,64 @@ def cross_loss(config: LossConfig) -> CrossLoss:
     return CROSS_LOSSES[config.cross]
 
 
-def part_weights(config: LossConfig, beta: float) -> dict[str, float]:
-    """Part -> what the config lets it weigh at a step."""
-    return {"contrastive": config.alpha, "cross": beta} | ({"taught": config.teach * beta} if config.teach else {})
-
-
 def check_losses(config: LossConfig) -> None:
-    """Raises ConfigError: no such cross loss, or one that cannot teach."""
+    """Raises ConfigError: no such cross loss, or distillation (``loss.teach``) without both halves."""
     cross_loss(config)
     if config.teach < 0 or (config.teach and (config.cross != "infonce" or not config.alpha)):
-        where = f"loss.teach = {config.teach:g}, loss.cross = {config.cross!r}, loss.alpha = {config.alpha:g}"
         raise ConfigError(
-            "nothing to teach with",
-            where=where,
-            expected="above 0, cross scores of all pairs (infonce), and a cosine to teach",
+            "nothing to distil",
+            where=f"loss.teach = {config.teach:g}, loss.cross = {config.cross!r}, loss.alpha = {config.alpha:g}",
+            expected="teach above 0, with loss.cross = 'infonce' (scores of all pairs) and loss.alpha above 0",
         )
 
 
-def _taught(alignment: Alignment, crossed: Crossed, pairs: Pairs) -> Tensor:
-    """The cosine learns from both scores together: what a two-stage search would answer, over the pairs that the cross branch saw."""
-    student = alignment.logit_scale * alignment.a.z[pairs.rows] @ alignment.b.z[pairs.rows].T
-    return contrastive.distillation(student, student + crossed.match_logit)
+def contrastive_loss(alignment: Alignment) -> Tensor:
+    """InfoNCE of each global vector on its own, averaged over the vectors; each has norm 1 / sqrt(vectors) in ``z``."""
+    losses = []
+    for chunk_a, chunk_b in zip(*(x.z.chunk(alignment.vectors, 1) for x in (alignment.a, alignment.b)), strict=True):
+        z_a, z_b = chunk_a * alignment.vectors**0.5, chunk_b * alignment.vectors**0.5
+        if alignment.query_rows is None:
+            losses.append(contrastive.info_nce(z_a, z_b, alignment.group, alignment.logit_scale))
+        else:
+            losses.append(
+                contrastive.sharded_info_nce(z_a, z_b, alignment.group, alignment.logit_scale, alignment.query_rows)
+            )
+    return torch.stack(losses).mean()
 
 
-def _contrastive(alignment: Alignment) -> Tensor:
-    """Every global vector learns by itself: the mean of their losses. ``z`` holds each with a norm of 1 / sqrt(vectors)."""
-    scale, found = alignment.logit_scale, []
-    for a, b in zip(*(x.z.chunk(alignment.vectors, 1) for x in (alignment.a, alignment.b)), strict=True):
-        seen = a * alignment.vectors**0.5, b * alignment.vectors**0.5, alignment.group, scale
-        found.append(
-            contrastive.info_nce(*seen)
-            if alignment.rows is None
-            else contrastive.sharded_info_nce(*seen, alignment.rows)
-        )
-    return torch.stack(found).mean()
+def cross_branch_loss(alignment: Alignment, config: LossConfig) -> Tensor | None:
+    """The cross loss that the config names; None while the cross branch does not run."""
+    if alignment.crossed is None or alignment.pairs is None:
+        return None
+    return cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
+
+
+def distillation_loss(alignment: Alignment) -> Tensor | None:
+    """Trains the cosine scores to match the two-stage scores (cosine + cross branch) of the pairs that the cross
+    branch scored."""
+    if alignment.crossed is None or alignment.pairs is None:
+        return None
+    rows = alignment.pairs.rows
+    student = alignment.logit_scale * alignment.a.z[rows] @ alignment.b.z[rows].T
+    return contrastive.distillation(student, student + alignment.crossed.match_logit)
 
 
 def total_loss(
-    alignment: Alignment | None,
-    config: LossConfig,
-    beta: float,
-    balance: Balance | None = None,
-    further: Mapping[str, tuple[float, Tensor]] | None = None,
+    inputs: LossInputs, config: LossConfig, weights: Mapping[str, float], balance: Balance | None = None
 ) -> dict[str, Tensor]:
-    """Every part and their weighted sum.
+    """Every loss part of a step and their weighted sum.
 
-    alignment  None where neither half learns
-    balance  multiplies the weights; None = as they are
-    further  name -> (weight, scalar) of parts that do not come from pairs (``domain``, ``label``)
-    Returns  {"contrastive", "cross" and "taught" (when beta > 0), further ones, "total"}: scalars, nats (mse: squared units)
+    Args:
+        weights: part -> weight of this step (``parts.part_weights``); a part with weight 0 is not computed.
+        balance: multiplies the weights; None = weights as given.
+    Returns:
+        Part -> scalar (in nats; mse in squared units), and "total".
     """
-    balance, given = balance or Balance(config), part_weights(config, beta)
-    parts: dict[str, Tensor] = {}
-    if alignment is not None and config.alpha > 0:
-        parts["contrastive"] = _contrastive(alignment)
-    if alignment is not None and beta > 0 and alignment.crossed is not None and alignment.pairs is not None:
-        parts["cross"] = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
-        if config.teach:
-            parts["taught"] = _taught(alignment, alignment.crossed, alignment.pairs)
-    weighed = {name: (given[name], part) for name, part in parts.items()} | dict(further or {})
-    total = torch.stack([balance.weigh(name, weight) * part for name, (weight, part) in weighed.items()]).sum()
-    return {name: part for name, (_, part) in weighed.items()} | {"total": total + balance.penalty(list(weighed))}
+    balance = balance or Balance(config)
+    losses: dict[str, Tensor] = {}
+    for name, part in LOSS_PARTS.items():
+        value = part.loss(inputs, config) if weights.get(name, 0.0) > 0 else None
+        if value is not None:
+            losses[name] = value
+    total = torch.stack([balance.scaled_weight(name, weights[name]) * loss for name, loss in losses.items()]).sum()
+    return losses | {TOTAL: total + balance.penalty(list(losses))}

@@ -1,4 +1,5 @@
-"""What one training step costs, found without doing it: the real step runs on tensors that have shapes and no contents."""
+"""Estimates the cost of a training step without computing it: the real step runs on fake tensors, which have only
+shapes."""
 
 from __future__ import annotations
 
@@ -27,33 +28,42 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step of a batch: floating-point operations (forward and backward), and the most bytes of tensors that live at once."""
+    """Cost of one step.
+
+    Attributes:
+        flops: floating-point operations, forward and backward.
+        peak: largest number of bytes that tensors occupy at once.
+    """
 
     flops: int
     peak: int
 
 
-class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that operations make, as long as they live: ``now`` and ``peak``."""
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that operations create, as long as these are alive.
+
+    Attributes:
+        now, peak: current and largest number of bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self.seen: set[int] = set()
+        self.storages: set[int] = set()
 
-    def hold(self, tensor: Tensor) -> None:
-        """Counts a tensor that is there already."""
+    def track(self, tensor: Tensor) -> None:
+        """Counts a tensor that exists already."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self.seen:
+        if key in self.storages:
             return
-        self.seen.add(key)
+        self.storages.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, size)
+        weakref.finalize(storage, self._release, key, size)
 
-    def _drop(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+    def _release(self, key: int, size: int) -> None:
+        self.storages.discard(key)
         self.now -= size
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -61,101 +71,110 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = self.run(func, args, kwargs or {})
-        for found in tree_leaves(out):
-            if isinstance(found, Tensor):
-                self.hold(found)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.track(leaf)
         return out
 
 
-class Phantom(Live):  # type: ignore[no-untyped-call]
-    """``Live`` for tensors without contents: what depends on them is answered as for a full, healthy batch. Counts operations, too.
+class FakeStepTracker(MemoryTracker):  # type: ignore[no-untyped-call]
+    """``MemoryTracker`` for fake tensors that counts operations, too.
 
-    most   values that ``torch.unique`` can find: the rows of the batch
-    flops  so far (``FlopCounterMode`` would count the same, but its hooks on modules keep what a checkpoint recomputes)
+    Operations whose result depends on tensor contents return that of a full batch of finite values.
+
+    Args:
+        max_unique: most values that ``torch.unique`` can return: the rows of the batch.
+    Attributes:
+        flops: operations so far. ``FlopCounterMode`` counts the same, but its module hooks keep activations that
+            checkpointing frees.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_unique: int) -> None:
         super().__init__()
-        self.most, self.flops = most, 0
+        self.max_unique, self.flops = max_unique, 0
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        answer = ANSWERS.get(func)
-        found = answer(self.most, *args, **kwargs) if answer else None
-        out = super().run(func, args, kwargs) if found is None else found
+        fake_result = FAKE_RESULTS.get(func)
+        result = fake_result(self.max_unique, *args, **kwargs) if fake_result else None
+        out = super().run(func, args, kwargs) if result is None else result
         count = flop_registry.get(func._overloadpacket)
         self.flops += count(*args, **kwargs, out_val=out) if count else 0
         return out
 
 
-def _number(most: int, tensor: Tensor) -> Any:
+def _number(max_unique: int, tensor: Tensor) -> Any:
     return True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
 
 
-def _nonzero(most: int, tensor: Tensor) -> Tensor:
+def _nonzero(max_unique: int, tensor: Tensor) -> Tensor:
     return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.long)
 
 
-def _index(most: int, tensor: Tensor, indices: list[Tensor | None]) -> Tensor | None:
+def _index(max_unique: int, tensor: Tensor, indices: list[Tensor | None]) -> Tensor | None:
     mask = indices[0] if len(indices) == 1 else None
     return tensor.flatten(0, mask.dim() - 1).clone() if mask is not None and mask.dtype == torch.bool else None
 
 
-def _unique(most: int, tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found = tensor.new_empty(min(most, tensor.numel()))
-    return found, torch.zeros_like(tensor), torch.empty_like(found)
+def _unique(max_unique: int, tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    values = tensor.new_empty(min(max_unique, tensor.numel()))
+    return values, torch.zeros_like(tensor), torch.empty_like(values)
 
 
-ANSWERS: dict[Any, Callable[..., Any]] = {
+FAKE_RESULTS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _number,
     aten.nonzero.default: _nonzero,
     aten.index.Tensor: _index,
     aten._unique2.default: _unique,
 }
-"""Operations whose result, or its shape, depends on contents: every test holds, every mask is full, every pair is drawn."""
+"""Operations whose result, or its shape, depends on contents: every condition is true, every mask full, every pair
+drawn."""
 
 
-def of_step(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
-    """The cost of one step as ``loop.fit`` takes it, once AdamW's two moments are there; nothing is computed, nothing is changed.
+def step_cost(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
+    """Cost of one step of ``loop.fit`` after the first one, when AdamW holds its two moments.
 
-    aligner  on its device, real
-    batch    of the shapes in question, real (its contents do not matter; expanded tensors will do)
+    Nothing is computed or changed.
+
+    Args:
+        aligner: on its device, with real tensors.
+        batch: real tensors of the shapes in question; their contents do not matter (expanded tensors work).
     """
     device = next(aligner.parameters()).device
-    layout.plan.cache_clear()  # plans are tensors too: those made here have no contents, and real ones do not mix with them
+    layout.attention_plan.cache_clear()  # plans hold tensors: fake ones must not be used later, nor real ones here
     try:
-        # tensors that are made from Python numbers on the way are real
+        # tensors that the step creates from Python numbers are real
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             with FakeCopyMode(fake):
                 model = copy.deepcopy(aligner).train()
-            given = [fake.from_tensor(t) for t in _tensors(batch)]
-            inputs = _with(batch, iter(given))
+            batch_tensors = [fake.from_tensor(t) for t in _tensors(batch)]
+            inputs = _with_tensors(batch, iter(batch_tensors))
             moments = [
                 torch.empty_like(p, dtype=torch.float32)
                 for p in model.parameters()
                 if p.requires_grad
                 for _ in range(2)
             ]
-            with Phantom(len(batch.rows)) as live:
+            with FakeStepTracker(len(batch.rows)) as tracker:
                 for tensor in (*model.parameters(), *model.buffers(), *moments):
-                    live.hold(tensor)
-                for tensor in given:
-                    live.now += tensor.numel() * tensor.element_size()  # as if it were no expanded view
+                    tracker.track(tensor)
+                for tensor in batch_tensors:
+                    tracker.now += tensor.numel() * tensor.element_size()  # an expanded view counts in full
                 with runtime.autocast(config.optim.precision, device):
-                    parts = step.losses(model, inputs, config.loss, config.loss.beta)
-                parts["total"].backward()  # type: ignore[no-untyped-call]
-            return Cost(live.flops, live.peak)
+                    losses = step.StepLosses(model, config.loss)(inputs, config.loss.beta)
+                losses["total"].backward()  # type: ignore[no-untyped-call]
+            return Cost(tracker.flops, tracker.peak)
     finally:
-        layout.plan.cache_clear()
+        layout.attention_plan.cache_clear()
 
 
 def _tensors(batch: PairBatch) -> list[Tensor]:
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
     for side in (batch.a, batch.b):
-        found += side.values() if isinstance(side, dict) else (side.tokens, side.mask, side.pooled)
-    return [*found, batch.rows, batch.group, batch.domain]
+        inputs += side.values() if isinstance(side, dict) else (side.tokens, side.mask, side.pooled)
+    return [*inputs, batch.rows, batch.group, batch.domain]
 
 
-def _with(batch: PairBatch, tensors: Any) -> PairBatch:
+def _with_tensors(batch: PairBatch, tensors: Any) -> PairBatch:
     sides = [
         {name: next(tensors) for name in side}
         if isinstance(side, dict)

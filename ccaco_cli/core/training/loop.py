@@ -1,4 +1,4 @@
-"""The loop around the step: epochs, accumulation, clipping, validation, best and last checkpoint, resume."""
+"""The training loop: epochs, gradient accumulation, clipping, validation, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -13,35 +13,65 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ccaco_cli.core import distributed, interrupts, runtime
+from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.loader import PairDataset, PairPlan, load, part
 from ccaco_cli.core.errors import ConfigError, DataError, LossInputError
-from ccaco_cli.core.losses import balance as balances
+from ccaco_cli.core.interrupts import StopSignal, catch_stop_signals
 from ccaco_cli.core.losses.balance import beta_at
-from ccaco_cli.core.losses.total import check_losses, cross_loss, part_weights
+from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, part_weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training import augment, parallel, sentinel, step
+from ccaco_cli.core.training import checkpoint, health_checks, parallel, step
+from ccaco_cli.core.training.augment import augment
+from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions, CheckpointSaver
+from ccaco_cli.core.training.health_checks import HealthWarning
+from ccaco_cli.core.training.metrics_log import MetricsLog
 from ccaco_cli.core.training.optim import lr_at, set_lr
-from ccaco_cli.core.training.state import Saving, TrainingState, starved
-from ccaco_cli.core.types import OnProgress, PairBatch
+from ccaco_cli.core.training.state import TrainingState
+from ccaco_cli.core.types import OnProgress, PairBatch, no_progress
 
 Evaluate = Callable[[Aligner], Mapping[str, float]]
-WEIGHTS = {
-    "contrastive": "alpha",
-    "cross": "beta",
-    "taught": "teach",
-    "domain": "domain_weight",
-    "label": "label_weight",
-}
-"""Loss part -> the name of its weight in ``metrics.jsonl``."""
+MAX_WAITING = 0.1
+"""Fraction of the training time that may be spent waiting for data without a warning."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples of a run and the batches of each epoch."""
+
+    dataset: PairDataset
+    plan: PairPlan
+
+
+@dataclass(frozen=True)
+class TrainingCallbacks:
+    """What the training loop calls.
+
+    Attributes:
+        evaluate: validation figures of the model; ``config.eval.select`` names the one that chooses the best epoch.
+        evaluate_oracle: figures on the target's validation split; they choose ``checkpoints/oracle`` only.
+        report_progress: called after every step.
+    """
+
+    evaluate: Evaluate
+    evaluate_oracle: Evaluate | None = None
+    report_progress: OnProgress = no_progress
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a finished run says of itself. memory in MiB (peak), seconds without validation, warnings that held at the end."""
+    """Facts of a finished run.
+
+    Attributes:
+        best: highest validation figure; ``best_epoch`` is its epoch.
+        seconds: training time without validation.
+        memory: peak in MiB.
+        warnings: health warnings that hold at the end.
+        oracle_epoch: best epoch on the target's validation split; -1 = none.
+    """
 
     steps: int
     best_epoch: int
@@ -49,168 +79,222 @@ class TrainingSummary:
     seconds: float
     samples_per_second: float
     memory: float
-    warnings: tuple[sentinel.Warning, ...] = ()
+    warnings: tuple[HealthWarning, ...] = ()
     oracle_epoch: int = -1
-
-
-def check(config: RunConfig) -> None:
-    """Raises ConfigError for settings that would only fail in the middle of a run."""
-    parallel.check(config)
-    augment.check(config.model)
-    balances.build(config.loss)
-    if config.loss.beta > 0:
-        check_losses(config.loss)
-    if config.optim.precision not in runtime.PRECISIONS:
-        raise ConfigError("unknown precision", where=config.optim.precision, expected=" | ".join(runtime.PRECISIONS))
-    budget = {"optim.epochs": config.optim.steps or config.optim.epochs, "optim.batch_size": config.optim.batch_size}
-    for key, value in (
-        budget | {"optim.accum_freq": config.optim.accum_freq, "optim.captions": config.optim.captions}
-    ).items():
-        if value < 1:
-            raise ConfigError(f"{value} does not fit", where=key, expected="1 or more")
-    if min(config.loss.alpha, config.loss.beta) < 0 or not (
-        config.loss.alpha or config.loss.beta or config.domain.classify > 0
-    ):
-        raise ConfigError(
-            "nothing to learn",
-            where=f"loss.alpha {config.loss.alpha}, loss.beta {config.loss.beta}",
-            expected="one above 0, none below",
-        )
-    step.terms(config.domain)
-    if config.domain.weight < 0 or config.domain.stats not in ("source", "target"):
-        raise ConfigError(
-            f"weight {config.domain.weight} and stats {config.domain.stats!r} do not fit",
-            where="domain",
-            expected="weight 0 or more, stats source | target",
-        )
 
 
 def fit(
     aligner: Aligner,
-    data: PairDataset,
-    plan: PairPlan,
+    data: TrainingData,
     config: RunConfig,
     folder: Path,
-    evaluate: Evaluate,
-    *,
-    resume: bool = False,
-    saving: Saving | None = None,
+    callbacks: TrainingCallbacks,
     adaptation: Adaptation | None = None,
-    oracle: Evaluate | None = None,
-    on_progress: OnProgress,
+    options: CheckpointOptions | None = None,
 ) -> TrainingSummary:
-    """Trains an aligner; leaves ``checkpoints/best``, the last ``checkpoints/STEP-EPOCH`` and ``metrics.jsonl`` in ``folder``.
+    """Trains an aligner.
 
-    A loss or gradient that is not finite ends the run before the weights are touched: what was best until then is kept.
-    Several processes each read their part of every batch of the plan; the first one writes and speaks.
+    Writes ``checkpoints/best``, the last ``checkpoints/STEP-EPOCH`` and ``metrics.jsonl`` to ``folder``.
 
-    evaluate  validation figures of the model as it is; ``config.eval.select`` chooses the best epoch
-    resume    continue from the latest checkpoint, in the middle of an epoch too: on a CPU to the bit
-    adaptation  heads of a run across domains; they learn with the aligner and lie beside its best weights
-    oracle    figures on the target's validation split; they choose ``checkpoints/oracle`` and nothing else
-    Raises    ConfigError: an epoch has fewer batches than ``accum_freq``; DataError: a full disk, a worker that died;
-              Interrupted: asked to end, and saved
+    A loss or gradient that is not finite ends the run before the weights are changed: the best weights until then are
+        kept.
+    Of several processes each reads its part of every batch; the main process writes files and reports progress.
+
+    Args:
+        adaptation: heads of a run across domains; they are trained and saved with the aligner.
+        options: when to save, and whether to continue from the latest checkpoint (on a CPU exact to the bit, also in
+            mid-epoch).
+    Raises:
+        ConfigError: an epoch has fewer batches than ``accum_freq``.
+        DataError: the disk is full, or a data loader process died.
+        Interrupted: a stop signal arrived; the state is saved.
     """
-    if len(plan) < config.optim.accum_freq:
+    options = options or CheckpointOptions()
+    checkpoints = folder / "checkpoints"
+    accum_freq = config.optim.accum_freq
+    if len(data.plan) < accum_freq:
         raise ConfigError(
             "too few batches an epoch to accumulate",
-            where=f"optim.accum_freq = {config.optim.accum_freq}",
-            expected=f"at most {len(plan)}",
+            where=f"optim.accum_freq = {accum_freq}",
+            expected=f"at most {len(data.plan)}",
         )
-    run = TrainingState(
-        aligner, config, folder, saving or Saving(), resume, len(plan) // config.optim.accum_freq, adaptation
-    )
-    learns = adaptation.reads if adaptation is not None and config.loss.alpha == config.loss.beta == 0 else ()
-    with interrupts.listening() as asked, run.log():
-        while run.goes_on():
-            batch = _epoch(run, data, plan, asked, on_progress)
-            cross = run.cursor.cross
-            chance = cross_loss(config.loss).chance if cross else None
-            run.pause()
-            with run.engine.whole():
-                found = sentinel.inspect(
-                    aligner, batch, cross, chance(config.loss, config.optim.batch_size) if chance else None, learns
-                )
-                found |= sentinel.adversary(run.cursor.critics)
-                figures = evaluate(aligner)
-                told = None if oracle is None else oracle(aligner)
-            waited, spent = run.cursor.waited, run.cursor.seconds - run.cursor.before
-            if starved(waited, spent, config.workers):
-                on_progress(run.cursor.step, run.total, {"waiting": waited / spent})
-            run.judge(found, figures, told)
-            run.save()
-            run.answer(asked)
-    cursor = run.cursor
-    samples = cursor.step * config.optim.batch_size * config.optim.accum_freq
-    speed = samples / max(cursor.seconds, 1e-9)
-    memory = peak_memory(run.device)
-    warnings = tuple(cursor.warnings)
-    return TrainingSummary(
-        cursor.step, cursor.best_epoch, cursor.best, cursor.seconds, speed, memory, warnings, cursor.oracle_epoch
-    )
+    resume_from = checkpoint.latest(checkpoints) if options.resume else None
+    state = TrainingState(aligner, config, len(data.plan) // accum_freq, adaptation, resume_from)
+    with catch_stop_signals() as stop_signal, MetricsLog.open(folder / "metrics.jsonl", state.cursor) as log:
+        saver = CheckpointSaver(checkpoints, state, log, options)
+        trainer = Trainer(state, data, callbacks, log, saver, stop_signal)
+        while not state.finished:
+            batch = trainer.train_epoch()
+            trainer.validate(batch)
+            saver.save()
+            saver.save_if_due(stop_signal)
+    return _summary(state)
 
 
-def _epoch(
-    run: TrainingState, data: PairDataset, plan: PairPlan, asked: interrupts.StopSignal, on_progress: OnProgress
-) -> PairBatch:
-    """One epoch, or what is left of it; returns its last batch."""
-    aligner, config, cursor, often = run.aligner, run.config, run.cursor, run.config.optim.accum_freq
-    run.losses.train()
-    begun = cursor.step - cursor.batch // often  # the step before this epoch
-    entries = plan.epoch(cursor.epoch)[: min(run.updates, run.total - begun) * often][cursor.batch :]
-    own = [part(entry, distributed.rank(), distributed.world()) for entry in entries]
-    arriving = time.perf_counter()
-    batches = iter(load(data, own, config.workers, config.seed * 1_000_003 + cursor.epoch))
-    if not entries:  # stopped between its last step and its validation
-        batch = data[part(plan.epoch(cursor.epoch)[cursor.batch - 1], distributed.rank(), distributed.world())].to(
-            run.device
-        )
-    for number in range(len(entries)):
-        batch = _next(batches)
-        cursor.waited += time.perf_counter() - arriving
-        set_lr(run.optimizer, lr_at(cursor.step, run.total, config.optim))
-        beta = beta_at(config.loss, cursor.step / run.total)
-        batch = augment.augment(batch.to(run.device), config.model, aligner.modalities, run.generator)
-        last = (number + 1) % often == 0
-        with nullcontext() if last else run.engine.adding():
-            with runtime.autocast(config.optim.precision, run.device):
-                parts = _losses(run.engine, batch, beta, run.generator, cursor.step / run.total)
-            told = distributed.mean(parts)
-            if sick := sentinel.stop(cursor.step + 1, told, 0.0):
-                cursor.warnings.append(sick)
+@dataclass
+class Trainer:
+    """Trains and validates single epochs."""
+
+    state: TrainingState
+    data: TrainingData
+    callbacks: TrainingCallbacks
+    log: MetricsLog
+    saver: CheckpointSaver
+    stop_signal: StopSignal
+
+    def train_epoch(self) -> PairBatch:
+        """Trains one epoch, or what remains of it; returns its last batch."""
+        state, cursor, config = self.state, self.state.cursor, self.state.config
+        state.losses.train()
+        entries = self._remaining_entries()
+        local_entries = [part(entry, distributed.rank(), distributed.world()) for entry in entries]
+        waiting_since = time.perf_counter()
+        seed = config.seed * 1_000_003 + cursor.epoch
+        batches = iter(load(self.data.dataset, local_entries, config.workers, seed))
+        if not entries:  # stopped between the last step and its validation
+            last_entry = self.data.plan.epoch(cursor.epoch)[cursor.batch - 1]
+            batch = self.data.dataset[part(last_entry, distributed.rank(), distributed.world())].to(state.device)
+        for number in range(1, len(entries) + 1):
+            batch = _next_batch(batches)
+            cursor.waiting += time.perf_counter() - waiting_since
+            batch = augment(batch.to(state.device), config.model, state.aligner.modalities, state.generator)
+            if not self._train_batch(batch, update=number % config.optim.accum_freq == 0):
                 break
-            given = part_weights(config.loss, beta) | (run.adaptation.weights if run.adaptation is not None else {})
-            weights = {name: torch.as_tensor(run.balance.weigh(name, weight)) for name, weight in given.items()}
-            used = {WEIGHTS[name]: round(float(weight.detach()), 6) for name, weight in weights.items()}
-            run.balance.observe(parts, given, step.shared(aligner))
-            run.scaler.scale(parts["total"] / often).backward()  # type: ignore[no-untyped-call]
+            waiting_since = time.perf_counter()
+        return batch
+
+    def _remaining_entries(self) -> list[Any]:
+        """Batches of the plan that remain in this epoch: full updates only, and none beyond the last step."""
+        state, cursor, accum_freq = self.state, self.state.cursor, self.state.config.optim.accum_freq
+        epoch_start = cursor.step - cursor.batch // accum_freq
+        updates = min(state.updates_per_epoch, state.total_steps - epoch_start)
+        return self.data.plan.epoch(cursor.epoch)[: updates * accum_freq][cursor.batch :]
+
+    def _train_batch(self, batch: PairBatch, *, update: bool) -> bool:
+        """Adds the gradients of a batch, and updates the weights after the last batch of an update.
+
+        Returns:
+            False if the run must end, since a loss or gradient is not finite.
+        """
+        state, cursor, config = self.state, self.state.cursor, self.state.config
+        progress = cursor.step / state.total_steps
+        beta = beta_at(config.loss, progress)
+        with nullcontext() if update else state.engine.accumulate():
+            with runtime.autocast(config.optim.precision, state.device):
+                losses = self._losses(batch, beta, progress)
+            metrics = distributed.mean(losses)
+            if self._must_end(metrics):
+                return False
+            head_weights = {} if state.adaptation is None else state.adaptation.weights
+            weights = part_weights(config.loss, beta, head_weights)
+            logged_weights = {}
+            for name, weight in weights.items():
+                scaled = torch.as_tensor(state.balance.scaled_weight(name, weight)).detach()
+                logged_weights[LOSS_PARTS[name].weight_key] = round(float(scaled), 6)
+            state.balance.observe(losses, weights, step.shared_parameters(state.aligner))
+            state.scaler.scale(losses[TOTAL] / config.optim.accum_freq).backward()  # type: ignore[no-untyped-call]
         cursor.batch += 1
-        if last:
-            run.engine.reduced()
-            run.scaler.unscale_(run.optimizer)
-            norm = parallel.clip(run.parameters, config.optim.grad_clip)
-            # a scaler skips such steps itself, and lowers its scale
-            if not run.scaler.is_enabled() and (sick := sentinel.stop(cursor.step + 1, {}, float(norm))):
-                cursor.warnings.append(sick)
-                break
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad(set_to_none=True)
-            cursor.step += 1
-            facts = {k: round(v.item(), 6) for k, v in told.items()} | used
-            facts |= {"lr": lr_at(cursor.step - 1, run.total, config.optim), "grad_norm": round(float(norm), 4)}
-            facts |= {"logit_scale": round(float(aligner.logit_scale().detach()), 4)}
-            cursor.cross += [facts["cross"]] if "cross" in facts else []
-            cursor.critics += [facts["domain_accuracy"]] if "domain_accuracy" in facts else []
-            run.write({"step": cursor.step, "epoch": cursor.epoch, **facts})
-            rate = cursor.step * config.optim.batch_size * often / run.seconds()
-            on_progress(cursor.step, run.total, {k: facts[k] for k in parts} | {"samples/s": rate})
-            run.answer(asked)
-        arriving = time.perf_counter()
-    return batch
+        return not update or self._update(metrics, logged_weights)
+
+    def _losses(self, batch: PairBatch, beta: float, progress: float) -> dict[str, Tensor]:
+        try:
+            return self.state.engine(batch, beta, self.state.generator, progress)
+        except LossInputError:  # embeddings that are not finite are treated like such a loss
+            return {"embeddings": torch.tensor(math.nan), TOTAL: torch.tensor(math.nan)}
+
+    def _update(self, metrics: Mapping[str, Tensor], logged_weights: Mapping[str, float]) -> bool:
+        """Updates the weights and logs the step; False if a gradient is not finite."""
+        state, cursor, optim = self.state, self.state.cursor, self.state.config.optim
+        lr = lr_at(cursor.step, state.total_steps, optim)
+        set_lr(state.optimizer, lr)
+        state.engine.reduce_remaining()
+        state.scaler.unscale_(state.optimizer)
+        norm = float(parallel.clip_gradients(state.clipped_parameters, optim.grad_clip))
+        # an enabled scaler skips such steps itself, and lowers its scale
+        if not state.scaler.is_enabled() and self._must_end({}, norm):
+            return False
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        cursor.step += 1
+        values = {name: round(value.item(), 6) for name, value in metrics.items()}
+        cursor.add_metrics(values)
+        scale = round(float(state.aligner.logit_scale().detach()), 4)
+        settings = {**logged_weights, "lr": lr, "grad_norm": round(norm, 4), "logit_scale": scale}
+        self.log.write({"step": cursor.step, "epoch": cursor.epoch, **values, **settings})
+        speed = cursor.step * optim.batch_size * optim.accum_freq / state.training_seconds()
+        self.callbacks.report_progress(cursor.step, state.total_steps, {**values, "samples/s": speed})
+        self.saver.save_if_due(self.stop_signal)
+        return True
+
+    def _must_end(self, losses: Mapping[str, Tensor], gradient_norm: float = 0.0) -> bool:
+        cursor = self.state.cursor
+        warning = health_checks.not_finite(cursor.step + 1, losses, gradient_norm)
+        cursor.warnings += [warning] if warning else []
+        return warning is not None
+
+    def validate(self, batch: PairBatch) -> None:
+        """Ends an epoch: health checks, validation figures, log entry, best weights."""
+        state, cursor, config = self.state, self.state.cursor, self.state.config
+        evaluate, evaluate_oracle = self.callbacks.evaluate, self.callbacks.evaluate_oracle
+        state.stop_clock()
+        with state.engine.full_parameters():
+            problems = self._check_health(batch)
+            figures = evaluate(state.aligner)
+            oracle = None if evaluate_oracle is None else evaluate_oracle(state.aligner)
+        cursor.warnings = health_checks.update_warnings(cursor.warnings, problems, cursor.step)
+        entry = {"step": cursor.step, "epoch": cursor.epoch, "validation": dict(figures)}
+        entry["waiting"] = round(cursor.waiting / max(cursor.epoch_seconds, 1e-9), 3)
+        if advice := waiting_advice(cursor.waiting, cursor.epoch_seconds, config.workers):
+            entry["advice"] = advice
+            facts = {"waiting": cursor.waiting / cursor.epoch_seconds}
+            self.callbacks.report_progress(cursor.step, state.total_steps, facts)
+        entry |= {} if oracle is None else {"oracle": dict(oracle)}
+        self.log.write(entry | ({"warnings": cursor.warnings} if cursor.warnings else {}))
+        if oracle is not None:
+            score = distributed.broadcast(float(oracle[config.eval.select]))
+            if score > cursor.oracle or cursor.oracle_epoch < 0:
+                cursor.oracle, cursor.oracle_epoch = score, cursor.epoch
+                self.saver.save_weights("oracle")
+        score = distributed.broadcast(float(figures[config.eval.select]))
+        if score > cursor.best or not math.isfinite(cursor.best):
+            cursor.best, cursor.best_epoch = score, cursor.epoch
+            self.saver.save_weights("best")
+        cursor.next_epoch()
+        state.seed_epoch()
+        state.start_clock()
+
+    def _check_health(self, batch: PairBatch) -> dict[str, str]:
+        config, adaptation, metrics = self.state.config, self.state.adaptation, self.state.cursor.epoch_metrics
+        chance_levels = {
+            name: chance
+            for name, loss_part in LOSS_PARTS.items()
+            if loss_part.chance and metrics.get(name)
+            if (chance := loss_part.chance(config.loss, config.optim.batch_size)) is not None
+        }
+        heads_only = adaptation is not None and config.loss.alpha == config.loss.beta == 0
+        trained_modalities = adaptation.reads if adaptation is not None and heads_only else ()
+        problems = health_checks.check_model(self.state.aligner, batch, metrics, chance_levels, trained_modalities)
+        return problems | health_checks.check_domain_classifier(metrics.get(step.DOMAIN_ACCURACY, ()))
 
 
-def _next(batches: Iterator[PairBatch]) -> PairBatch:
+def waiting_advice(waiting: float, elapsed: float, workers: int) -> str:
+    """Advice if an epoch spends more than a tenth of its time (in seconds) waiting for data; "" otherwise."""
+    if waiting <= MAX_WAITING * elapsed or elapsed < 5:  # in a shorter epoch the fraction is not reliable
+        return ""
+    share = 100 * waiting / elapsed
+    return f"waiting for data {share:.0f} % of the time; next: --workers {workers + 2}, or prepare with --image-size"
+
+
+def peak_memory(device: Any) -> float:
+    """Peak memory in MiB: of the GPU if the device is one, else of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _next_batch(batches: Iterator[PairBatch]) -> PairBatch:
     try:
         return next(batches)
     except RuntimeError as error:
@@ -223,18 +307,16 @@ def _next(batches: Iterator[PairBatch]) -> PairBatch:
         ) from None
 
 
-def _losses(
-    engine: parallel.Engine, batch: PairBatch, beta: float, generator: torch.Generator, progress: float
-) -> dict[str, torch.Tensor]:
-    try:
-        return engine(batch, beta, generator, progress)
-    except LossInputError:  # embeddings that are not finite: as sick as a loss that is not
-        return {"embeddings": torch.tensor(math.nan), "total": torch.tensor(math.nan)}
-
-
-def peak_memory(device: Any) -> float:
-    """Peak memory in MiB: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss counts bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def _summary(state: TrainingState) -> TrainingSummary:
+    cursor, optim = state.cursor, state.config.optim
+    samples = cursor.step * optim.batch_size * optim.accum_freq
+    return TrainingSummary(
+        steps=cursor.step,
+        best_epoch=cursor.best_epoch,
+        best=cursor.best,
+        seconds=cursor.seconds,
+        samples_per_second=samples / max(cursor.seconds, 1e-9),
+        memory=peak_memory(state.device),
+        warnings=tuple(cursor.warnings),
+        oracle_epoch=cursor.oracle_epoch,
+    )

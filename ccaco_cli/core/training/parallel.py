@@ -1,4 +1,4 @@
-"""The engines that keep the processes of one run in step: DDP (every process holds the model) and FSDP2 (each holds a part of it)."""
+"""Engines for data-parallel training: DDP (every process holds the model) and FSDP2 (each holds a shard)."""
 
 from __future__ import annotations
 
@@ -18,99 +18,97 @@ from torch.nn.parallel import DistributedDataParallel
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.wholebatch import synchronise
-from ccaco_cli.core.training.step import Losses
+from ccaco_cli.core.model.global_batch import convert_batch_norms
+from ccaco_cli.core.training.step import StepLosses
 
 
 class Engine(Protocol):
-    """A model whose forward gives the losses and whose backward leaves the mean gradient of all processes."""
+    """A module whose forward returns the losses and whose backward leaves the mean gradient over processes."""
 
     module: nn.Module
 
     def __call__(self, *arguments: Any) -> dict[str, Tensor]: ...
 
-    def adding(self) -> AbstractContextManager[Any]:
-        """A batch whose gradients wait for the next one (accumulation): nothing is exchanged."""
+    def accumulate(self) -> AbstractContextManager[Any]:
+        """Inside, gradients are only accumulated, not exchanged between processes."""
         ...
 
-    def reduced(self) -> None:
-        """Called after the backward of an update's last batch: what the engine has not averaged itself."""
+    def reduce_remaining(self) -> None:
+        """Averages gradients that the engine does not average itself; called after the last backward of an update."""
         ...
 
-    def whole(self) -> AbstractContextManager[Any]:
-        """All parameters in one piece, to evaluate and to save."""
+    def full_parameters(self) -> AbstractContextManager[Any]:
+        """Inside, every process holds all parameters unsharded, to evaluate and to save."""
         ...
 
 
-class Alone:
-    """One process."""
+class SingleProcess:
+    """The engine of a single process, which calls the module."""
 
     def __init__(self, losses: nn.Module):
         self.module = losses
 
     def __call__(self, *arguments: Any) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.module(*arguments)
-        return found
+        losses: dict[str, Tensor] = self.module(*arguments)
+        return losses
 
-    def adding(self) -> AbstractContextManager[Any]:
+    def accumulate(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def reduced(self) -> None:
+    def reduce_remaining(self) -> None:
         return
 
-    def whole(self) -> AbstractContextManager[Any]:
+    def full_parameters(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-class Ddp(Alone):
-    """DistributedDataParallel. Buffers need no exchange: what they average is averaged over all processes where it is made."""
+class Ddp(SingleProcess):
+    """DistributedDataParallel. Buffers are not broadcast: the layers average their statistics over all processes."""
 
     def __init__(self, losses: nn.Module):
         device = next(losses.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        with (
-            warnings.catch_warnings()
-        ):  # newer releases of torch call this flag by another name, older ones do not know that
+        with warnings.catch_warnings():  # newer torch has renamed a flag, older torch does not know the new name
             warnings.simplefilter("ignore", FutureWarning)
             self.engine = DistributedDataParallel(
                 losses, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False
             )
         super().__init__(self.engine)
 
-    def adding(self) -> AbstractContextManager[Any]:
+    def accumulate(self) -> AbstractContextManager[Any]:
         return self.engine.no_sync()  # type: ignore[no-any-return]
 
 
-class Fsdp(Alone):
-    """FSDP2 (``fully_shard``), one unit; parameters without a dimension cannot be cut and are averaged by hand."""
+class Fsdp(SingleProcess):
+    """FSDP2 (``fully_shard``) as one unit; scalars cannot be sharded, so their gradients are averaged here."""
 
     def __init__(self, losses: nn.Module):
         device = next(losses.parameters()).device
-        self.small = [p for p in losses.parameters() if p.ndim == 0]  # in one order on every process
-        for parameter in losses.parameters():  # of channels_last towers they are not, and FSDP2 cannot cut them so
+        self.scalars = [p for p in losses.parameters() if p.ndim == 0]  # in the same order on every process
+        for parameter in losses.parameters():  # FSDP2 cannot shard the channels_last layout of some towers
             parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(device.type, (distributed.world(),))
-        self.engine: Any = fully_shard(losses, mesh=mesh, ignored_params=set(self.small))
-        for parameter in self.small:
+        self.engine: Any = fully_shard(losses, mesh=mesh, ignored_params=set(self.scalars))
+        for parameter in self.scalars:
             dist.broadcast(parameter.data, 0)
         super().__init__(losses)
 
     @contextmanager
-    def adding(self) -> Iterator[None]:
+    def accumulate(self) -> Iterator[None]:
         self.engine.set_requires_gradient_sync(False)
         try:
             yield
         finally:
             self.engine.set_requires_gradient_sync(True)
 
-    def reduced(self) -> None:
-        for parameter in self.small:
+    def reduce_remaining(self) -> None:
+        for parameter in self.scalars:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= distributed.world()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def full_parameters(self) -> Iterator[None]:
         self.engine.unshard()
         try:
             yield
@@ -118,23 +116,19 @@ class Fsdp(Alone):
             self.engine.reshard()
 
 
-KINDS: dict[str, Callable[[nn.Module], Engine]] = {"ddp": Ddp, "fsdp": Fsdp}
+ENGINES: dict[str, Callable[[nn.Module], Engine]] = {"ddp": Ddp, "fsdp": Fsdp}
 
 
 def check(config: RunConfig) -> None:
-    """Raises ConfigError for settings that several processes cannot share, or with which their gradients would be wrong."""
+    """Raises ConfigError: settings that several processes cannot train with, or that give wrong gradients."""
     parallel = config.parallel
-    if parallel.kind not in KINDS:
-        raise ConfigError(
-            "unknown kind of parallel training", where=f"parallel.kind = {parallel.kind!r}", expected=" | ".join(KINDS)
-        )
     if parallel.local_loss and not parallel.gather_with_grad:
         raise ConfigError(
-            "a local loss without gradient through the gather points the encoders in a wrong direction",
+            "a local loss without gradient through the gather trains the encoders in a wrong direction",
             where="--local-loss --no-gather-with-grad",
             expected="one of them",
         )
-    world = max(runtime.launched()[1], distributed.world())
+    world = max(runtime.launcher_rank()[1], distributed.world())
     if config.optim.batch_size % world:
         size = max(1, config.optim.batch_size // world) * world
         raise ConfigError(
@@ -142,57 +136,60 @@ def check(config: RunConfig) -> None:
             where=f"optim.batch_size = {config.optim.batch_size}",
             next=f"--batch-size {size}",
         )
-    heads = config.domain.loss != "none" or config.domain.classify > 0
-    if world > 1 and parallel.kind == "fsdp" and (heads or config.loss.balance in ("uncertainty", "gradnorm")):
+    fsdp = world > 1 and parallel.kind == "fsdp"
+    has_heads = config.domain.loss != "none" or config.domain.classify > 0
+    if fsdp and (has_heads or config.loss.balance in ("uncertainty", "gradnorm")):
         raise ConfigError(
-            "fsdp cuts the model only, no domain heads and no learned weights",
+            "fsdp shards the model only, no domain heads and no learned weights",
             where="parallel.kind = 'fsdp'",
             expected="--parallel ddp",
         )
-    if world > 1 and parallel.kind == "fsdp" and config.optim.precision == "amp_fp16":
+    if fsdp and config.optim.precision == "amp_fp16":
         raise ConfigError(
             "fsdp has no gradient scaler", where="--precision amp_fp16", expected="--precision amp_bf16 or fp32"
         )
 
 
-def engine(losses: Losses, config: RunConfig) -> Engine:
-    """The losses under the engine of the config; alone, as they are. Every process must call it with the same weights."""
+def build_engine(losses: StepLosses, config: RunConfig) -> Engine:
+    """The engine of the config around the losses. Every process must call it with the same weights."""
     if distributed.world() == 1:
-        return Alone(losses)
+        return SingleProcess(losses)
     device = next(losses.parameters()).device
-    synchronise(losses, device)
-    drawn = torch.get_rng_state()  # an engine may draw while it is built, each process as it likes
-    found = KINDS[config.parallel.kind](losses)
-    torch.set_rng_state(drawn)
-    return found
+    convert_batch_norms(losses, device)
+    rng_state = torch.get_rng_state()  # building an engine may draw random numbers, different ones on each process
+    engine = ENGINES[config.parallel.kind](losses)
+    torch.set_rng_state(rng_state)
+    return engine
 
 
-def clip(parameters: list[nn.Parameter], most: float) -> Tensor:
-    """Clips gradients to a norm over all of them (0 = not at all); returns the norm before."""
-    kinds = [[p for p in parameters if p.grad is not None and isinstance(p, DTensor) == cut] for cut in (False, True)]
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in some if p.grad is not None]) for some in kinds if some]
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+    """Clips the gradients to a total norm (0 = no clipping); returns the norm before clipping, a scalar."""
+    with_grad = [p for p in parameters if p.grad is not None]
+    plain = [p for p in with_grad if not isinstance(p, DTensor)]
+    sharded = [p for p in with_grad if isinstance(p, DTensor)]
+    parts = [part for part in (plain, sharded) if part]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
     norms = [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    plain, cut = kinds
     if plain:
-        torch.nn.utils.clip_grads_with_norm_(plain, most or float("inf"), norm)
-    for parameter in cut if most else ():
+        torch.nn.utils.clip_grads_with_norm_(plain, max_norm or float("inf"), norm)
+    for parameter in sharded if max_norm else ():
         if parameter.grad is not None:
-            parameter.grad.mul_(min(1.0, most / (float(norm) + 1e-6)))
+            parameter.grad.mul_(min(1.0, max_norm / (float(norm) + 1e-6)))
     return norm
 
 
-def gathered(state: Any) -> Any:
-    """An optimiser's state with every part in one piece: what one process would save. All processes must call it."""
+def full_state(state: Any) -> Any:
+    """An optimiser's state (or a tensor) unsharded, as a single process would save it. All processes must call it."""
     return torch.utils._pytree.tree_map(lambda v: v.full_tensor() if isinstance(v, DTensor) else v, state)
 
 
-def spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The inverse of ``gathered`` for the parameters of this optimiser."""
+def shard_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The inverse of ``full_state``: shards an optimiser's state as its parameters are sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, entries in state["state"].items():
         p = parameters[number]
         if isinstance(p, DTensor):
-            cut = {k: v for k, v in entries.items() if torch.is_tensor(v) and v.shape == p.shape}
-            entries |= {k: distribute_tensor(v.to(p.device), p.device_mesh, p.placements) for k, v in cut.items()}
+            full = {k: v for k, v in entries.items() if torch.is_tensor(v) and v.shape == p.shape}
+            entries |= {k: distribute_tensor(v.to(p.device), p.device_mesh, p.placements) for k, v in full.items()}
     return state

@@ -1,44 +1,45 @@
-"""What a run is between two steps: where it stands, what it holds, how it is logged, saved and taken up again."""
+"""State of a training run between two steps: position, optimiser, engine and random generators."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from ccaco_cli.core import distributed, interrupts
+from ccaco_cli.core import distributed
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.losses import balance as balances
-from ccaco_cli.core.manifest import write_bytes
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training import checkpoint, parallel, sentinel, step
+from ccaco_cli.core.training import checkpoint, health_checks, parallel
+from ccaco_cli.core.training.health_checks import HealthWarning
 from ccaco_cli.core.training.optim import adamw
-
-STARVED = 0.1
-"""Share of the time that may go into waiting for data before the log says so."""
-
+from ccaco_cli.core.training.step import StepLosses
 
 CRITIC_MOMENTUM = 0.5
-"""AdamW's beta1 for domain classifiers: with more the two sides of the game swing past each other (arXiv:1511.06434, sec. 3)."""
+"""AdamW's beta1 for domain classifiers: with more, adversarial training oscillates (arXiv:1511.06434, section 3)."""
 
 
 @dataclass
 class Cursor:
-    """Where a run is; all of it is in ``state.pt``.
+    """Position of a run and its history; stored in ``state.pt``.
 
-    batch           of this epoch, the next one
-    seconds         of training (without validation); ``before`` = until this epoch, ``waited`` = of it, for data in this epoch
-    cross           cross losses of this epoch, ``critics`` how often the domain classifiers were right in it
+    Attributes:
+        step: updates so far.
+        epoch: current epoch, from 0.
+        batch: next batch of this epoch.
+        best, best_epoch: highest validation figure so far, and its epoch.
+        oracle, oracle_epoch: the same on the target's validation split.
+        seconds: training time without validation.
+        epoch_start: ``seconds`` at the start of this epoch.
+        waiting: seconds of this epoch in which training waited for data.
+        epoch_metrics: losses and metrics of the steps of this epoch.
+        warnings: health warnings that hold.
     """
 
     step: int = 0
@@ -46,205 +47,141 @@ class Cursor:
     batch: int = 0
     best: float = float("-inf")
     best_epoch: int = -1
-    seconds: float = 0.0
-    before: float = 0.0
-    waited: float = 0.0
-    cross: list[float] = field(default_factory=list)
-    critics: list[float] = field(default_factory=list)
     oracle: float = float("-inf")
     oracle_epoch: int = -1
-    warnings: list[sentinel.Warning] = field(default_factory=list)
+    seconds: float = 0.0
+    epoch_start: float = 0.0
+    waiting: float = 0.0
+    epoch_metrics: dict[str, list[float]] = field(default_factory=dict)
+    warnings: list[HealthWarning] = field(default_factory=list)
 
+    @property
+    def epoch_seconds(self) -> float:
+        """Training time of this epoch."""
+        return self.seconds - self.epoch_start
 
-@dataclass(frozen=True)
-class Saving:
-    """How often a run is saved, besides the end of each epoch: every so many ``minutes`` (0 = not); ``keep`` of the newest stay."""
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Appends the metrics of one step to those of the epoch."""
+        for name, value in metrics.items():
+            self.epoch_metrics.setdefault(name, []).append(value)
 
-    minutes: float = 0.0
-    keep: int = 1
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self.batch, self.waiting, self.epoch_start, self.epoch_metrics = 0, 0.0, self.seconds, {}
 
 
 class TrainingState:
-    """What an unfinished run holds between its steps, and how it is saved."""
+    """Everything that a run needs to continue after a step.
+
+    Args:
+        aligner: on its device.
+        updates_per_epoch: updates of a full epoch.
+        adaptation: heads of a run across domains, or None.
+        resume_from: a checkpoint folder to continue from, or None.
+    """
 
     def __init__(
         self,
         aligner: Aligner,
         config: RunConfig,
-        folder: Path,
-        saving: Saving,
-        resume: bool,
-        updates: int,
+        updates_per_epoch: int,
         adaptation: Adaptation | None = None,
+        resume_from: Path | None = None,
     ):
-        self.adaptation = adaptation
-        self.aligner, self.config, self.folder, self.saving, self.updates = aligner, config, folder, saving, updates
-        self.total = config.optim.steps or config.optim.epochs * updates
+        self.aligner, self.adaptation, self.config = aligner, adaptation, config
+        self.updates_per_epoch = updates_per_epoch
+        self.total_steps = config.optim.steps or config.optim.epochs * updates_per_epoch
         self.device = next(aligner.parameters()).device
-        self.cursor, self.checkpoints = Cursor(), folder / "checkpoints"
-        found = checkpoint.latest(self.checkpoints) if resume else None
-        if found:
-            weights.load_weights(found / weights.WEIGHTS, aligner)
+        self.cursor = Cursor()
+        if resume_from is not None:  # before the engine shards the weights
+            weights.load_weights(resume_from / weights.WEIGHTS, aligner)
         self.balance = balances.build(config.loss).to(self.device)
-        self.losses = step.Losses(aligner, config.loss, config.parallel, adaptation, self.balance)
-        self.engine = parallel.engine(self.losses, config)
-        critics, others = (
-            ([], []) if adaptation is None else (list(adaptation.critics.parameters()), adaptation.others())
-        )
-        self.parameters = [p for p in aligner.parameters() if p.requires_grad] + critics + others
+        self.losses = StepLosses(aligner, config.loss, config.parallel, adaptation, self.balance)
+        self.engine = parallel.build_engine(self.losses, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
-        self.optimizer = adamw(aligner, config.optim)
-        decays = {"weight_decay": config.optim.wd, "ratio": 1.0}
-        still = decays | {"weight_decay": 0.0}
-        quick = decays | {"ratio": config.domain.critic_lr, "betas": (CRITIC_MOMENTUM, config.optim.beta2)}
-        for learned, how in ((others, decays), (critics, quick), (list(self.balance.parameters()), still)):
-            if learned:
-                self.optimizer.add_param_group({"params": learned, **how})
+        self._build_optimizer()
         self.generator = torch.Generator(self.device)
-        self.reseed()
-        if found:
-            self._restore(checkpoint.load_state(found / checkpoint.STATE))
-            if distributed.main():
-                checkpoint.prune(self.checkpoints, self.saving.keep)
-        self.began = self.saved = time.perf_counter()
-        self.best_at = -1  # the step whose weights lie in ``checkpoints/best``, if this process has put them there
-        self.lines: IO[str] | None = None
+        self.seed_epoch()
+        if resume_from is not None:
+            self._restore(checkpoint.load_state(resume_from / checkpoint.STATE))
+        self.start_clock()
+
+    def _build_optimizer(self) -> None:
+        """AdamW of the aligner, the heads and the learned loss weights."""
+        optim = self.config.optim
+        critics = [] if self.adaptation is None else list(self.adaptation.critics.parameters())
+        heads = [] if self.adaptation is None else self.adaptation.others()
+        trained = [p for p in self.aligner.parameters() if p.requires_grad]
+        self.clipped_parameters = trained + critics + heads
+        self.optimizer = adamw(self.aligner, optim)
+        default = {"weight_decay": optim.wd, "ratio": 1.0}
+        critic = default | {"ratio": self.config.domain.critic_lr, "betas": (CRITIC_MOMENTUM, optim.beta2)}
+        no_decay = default | {"weight_decay": 0.0}
+        for parameters, settings in (
+            (heads, default),
+            (critics, critic),
+            (list(self.balance.parameters()), no_decay),
+        ):
+            if parameters:
+                self.optimizer.add_param_group({"params": parameters, **settings})
+
+    def snapshot(self) -> dict[str, Any]:
+        """Arguments of ``checkpoint.save`` for this moment. All processes must call it."""
+        self.stop_clock()
+        tensors = weights.weights_of(self.aligner)
+        optimizer = parallel.full_state(self.optimizer.state_dict())
+        states = {name: distributed.gather_states(state) for name, state in checkpoint.generator_states().items()}
+        generators = [{name: state[rank] for name, state in states.items()} for rank in range(distributed.world())]
+        return vars(self.cursor) | {
+            "weights": tensors,
+            "optimizer": optimizer,
+            "generators": generators,
+            "scaler": self.scaler.state_dict(),
+            "pair_generator": self.generator.get_state(),
+            "balance": self.balance.state_dict(),
+            "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(parallel.spread(state.pop("optimizer"), self.optimizer))
-        drawn = state.pop("drawn")
-        checkpoint.set_generators(drawn[distributed.rank() if len(drawn) == distributed.world() else 0])
+        """Restores the result of ``snapshot``, except the weights."""
+        self.optimizer.load_state_dict(parallel.shard_state(state.pop("optimizer"), self.optimizer))
+        generators = state.pop("generators")
+        same_world = len(generators) == distributed.world()
+        checkpoint.set_generator_states(generators[distributed.rank() if same_world else 0])
         self.scaler.load_state_dict(state.pop("scaler"))
         self.balance.load_state_dict(state.pop("balance"))
-        heads = state.pop("adaptation")
+        adaptation = state.pop("adaptation")
         if self.adaptation is not None:
-            self.adaptation.load_state_dict(heads)
-        pairs = state.pop("pairs")
+            self.adaptation.load_state_dict(adaptation)
+        pair_generator = state.pop("pair_generator")
         self.cursor = Cursor(**state)
         if self.cursor.batch:
-            self.generator.set_state(pairs)
+            self.generator.set_state(pair_generator)
         else:
-            self.reseed()
+            self.seed_epoch()
 
-    def reseed(self) -> None:
-        """The generator of sub-batches and hard negatives is a function of seed and epoch, alike on every process."""
+    def seed_epoch(self) -> None:
+        """Seeds the generator of sub-batches and hard negatives by run seed and epoch, equally on every process."""
         self.generator.manual_seed(self.config.seed * 1_000_003 + self.cursor.epoch)
 
-    @contextmanager
-    def log(self) -> Iterator[None]:
-        """The run's log, open: what a killed run logged after its last checkpoint is dropped, so that no step appears twice."""
-        if not distributed.main():
-            yield
-            return
-        path = self.folder / "metrics.jsonl"
-        _cut_log(path, self.cursor)
-        with path.open("a", buffering=1) as self.lines:  # a line at once: others read along
-            yield
+    @property
+    def finished(self) -> bool:
+        """No step is left, validation has not improved for ``optim.patience`` epochs, or a fatal warning was raised."""
+        cursor, patience = self.cursor, self.config.optim.patience
+        mid_epoch = cursor.batch > 0  # an epoch that has begun ends with its validation, also after the last step
+        out_of_steps = cursor.step >= self.total_steps and not mid_epoch
+        out_of_patience = patience > 0 and cursor.epoch - 1 - cursor.best_epoch >= patience
+        return out_of_steps or out_of_patience or health_checks.is_fatal(cursor.warnings)
 
-    def write(self, entry: Mapping[str, Any]) -> None:
-        if self.lines is not None:
-            self.lines.write(json.dumps(entry) + "\n")
+    def training_seconds(self) -> float:
+        """Training time so far, without validation."""
+        return self.cursor.seconds + time.perf_counter() - self._clock_start
 
-    def goes_on(self) -> bool:
-        cursor = self.cursor
-        left = (
-            cursor.step < self.total or cursor.batch > 0
-        )  # an epoch that has begun ends with its validation, after the last step too
-        return left and not _out_of_patience(cursor, self.config.optim.patience) and not sentinel.ended(cursor.warnings)
+    def start_clock(self) -> None:
+        """Starts measuring training time from now."""
+        self._clock_start = time.perf_counter()
 
-    def seconds(self) -> float:
-        """Of training so far, validation left out."""
-        return self.cursor.seconds + time.perf_counter() - self.began
-
-    def pause(self) -> None:
-        """Stops the clock of training."""
-        self.cursor.seconds = self.seconds()
-        self.began = time.perf_counter()
-
-    def judge(
-        self, found: Mapping[str, str], figures: Mapping[str, float], oracle: Mapping[str, float] | None = None
-    ) -> None:
-        """Ends an epoch: what validation says of it (and the oracle), and whether it is the best so far."""
-        cursor = self.cursor
-        cursor.warnings = sentinel.renew(cursor.warnings, found, cursor.step)
-        share = round(cursor.waited / max(cursor.seconds - cursor.before, 1e-9), 3)
-        entry = {"step": cursor.step, "epoch": cursor.epoch, "validation": dict(figures), "waiting": share}
-        if advice := starved(cursor.waited, cursor.seconds - cursor.before, self.config.workers):
-            entry["advice"] = advice
-        if oracle is not None:
-            entry["oracle"] = dict(oracle)
-            told = distributed.broadcast(float(oracle[self.config.eval.select]))
-            if told > cursor.oracle or cursor.oracle_epoch < 0:
-                cursor.oracle, cursor.oracle_epoch = told, cursor.epoch
-                self.keep("oracle")
-        self.write(entry | ({"warnings": cursor.warnings} if cursor.warnings else {}))
-        score = distributed.broadcast(float(figures[self.config.eval.select]))
-        if score > cursor.best or not math.isfinite(cursor.best):
-            cursor.best, cursor.best_epoch = score, cursor.epoch
-            self.keep("best")
-            self.best_at = cursor.step
-        cursor.epoch += 1
-        cursor.batch, cursor.waited, cursor.before, cursor.cross, cursor.critics = 0, 0.0, cursor.seconds, [], []
-        self.reseed()
-        self.began = time.perf_counter()
-
-    def keep(self, name: str) -> None:
-        """The weights of this moment under a name; all processes take part, the first one writes."""
-        tensors = weights.weights_of(self.aligner)
-        heads = None if self.adaptation is None else weights.weights_of(self.adaptation)
-        if distributed.main():
-            checkpoint.save_best(self.checkpoints, tensors, heads, name)
-
-    def answer(self, asked: interrupts.StopSignal) -> None:
-        """Between two steps: saves when it is time to, and ends the run when somebody asked for it."""
-        due = 0 < self.saving.minutes * 60 <= time.perf_counter() - self.saved and distributed.main()
-        code = int(distributed.all_reduce_max(asked.signal or int(due)))
-        if code:
-            self.save()
-        if code > 1:
-            raise interrupts.ended(
-                code, f"saved at step {self.cursor.step} of {self.total}; go on with --resume latest"
-            )
-
-    def save(self) -> None:
-        """A checkpoint of this moment. All processes take part, the first one writes."""
-        self.pause()
-        self.saved = self.began
-        tensors = weights.weights_of(self.aligner)
-        optimizer = parallel.gathered(self.optimizer.state_dict())
-        mine = checkpoint.generators()
-        every = {name: distributed.gather_states(state) for name, state in mine.items()}
-        drawn = [{name: states[number] for name, states in every.items()} for number in range(distributed.world())]
-        if self.lines is not None:
-            self.lines.flush()
-            os.fsync(self.lines.fileno())
-            state = vars(self.cursor) | {"scaler": self.scaler.state_dict(), "pairs": self.generator.get_state()}
-            state |= {
-                "balance": self.balance.state_dict(),
-                "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
-            }
-            stored = self.checkpoints / "best" / weights.WEIGHTS if self.best_at == self.cursor.step else None
-            checkpoint.save(self.checkpoints, tensors, optimizer, drawn, self.saving.keep, stored, **state)
-
-
-def starved(waited: float, spent: float, workers: int) -> str:
-    """What to do about steps that wait for data more than a tenth of the time (seconds of an epoch); "" when they do not."""
-    if waited <= STARVED * spent or spent < 5:  # of a shorter epoch the share says little
-        return ""
-    return f"waiting for data {100 * waited / spent:.0f} % of the time; next: --workers {workers + 2}, or prepare with --image-size"
-
-
-def _out_of_patience(cursor: Cursor, patience: int) -> bool:
-    return patience > 0 and cursor.epoch - 1 - cursor.best_epoch >= patience
-
-
-def _cut_log(path: Path, cursor: Cursor) -> None:
-    """Drops what a killed run logged after its last checkpoint, so that no step and no validation appears twice."""
-    if path.exists():
-        kept = []
-        for line in path.read_text("utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                entry = json.loads(line)
-                if entry["step"] <= cursor.step and ("validation" not in entry or entry["epoch"] < cursor.epoch):
-                    kept.append(line)
-        write_bytes(path, "".join(kept if cursor.step else ()).encode())
+    def stop_clock(self) -> None:
+        """Adds the time since the clock started to the cursor, and starts it again."""
+        self.cursor.seconds = self.training_seconds()
+        self.start_clock()

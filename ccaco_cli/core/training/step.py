@@ -1,4 +1,4 @@
-"""One update: the only file that joins model and losses."""
+"""One training step: the only module that joins the model and the losses."""
 
 from __future__ import annotations
 
@@ -8,165 +8,149 @@ import torch
 from torch import Tensor, nn
 
 from ccaco_cli.core import distributed
-from ccaco_cli.core.config import DomainConfig, LossConfig, ParallelConfig
+from ccaco_cli.core.config import LossConfig, ParallelConfig
 from ccaco_cli.core.losses import domain
 from ccaco_cli.core.losses.balance import Balance
-from ccaco_cli.core.losses.total import Alignment, sample_pairs, total_loss
+from ccaco_cli.core.losses.parts import part_weights
+from ccaco_cli.core.losses.total import Alignment, LossInputs, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.wholebatch import paired_rows
-from ccaco_cli.core.types import Embedding, Features, LocalTokens, PairBatch
+from ccaco_cli.core.model.global_batch import paired_rows
+from ccaco_cli.core.training.gather import gather_embeddings, gather_local_tokens, query_rows
+from ccaco_cli.core.types import Embedding, Features, PairBatch
 
-ADVERSARIAL = "dann"
-"""The term of a domain loss that asks for a domain classifier."""
-
-
-def terms(config: DomainConfig) -> tuple[str, ...]:
-    """The terms of a run's domain loss. Raises ConfigError: no such loss."""
-    return domain.domain_terms(config.loss)
+DOMAIN_ACCURACY = "domain_accuracy"
+"""Accuracy of the domain classifiers 0..1 in the results of a step; not a loss."""
 
 
-def losses(
-    aligner: Aligner,
-    batch: PairBatch,
-    config: LossConfig,
-    beta: float,
-    generator: torch.Generator | None = None,
-    adaptation: Adaptation | None = None,
-    progress: float = 0.0,
-    balance: Balance | None = None,
-    parallel: ParallelConfig | None = None,
-) -> dict[str, Tensor]:
-    """Every loss part of one batch (DESIGN section 3).
+class StepLosses(nn.Module):
+    """Computes the losses of one batch: encode, gather over processes, cross branch, weighted sum.
 
-    batch       of this process; the losses see the batch of all processes together
-    beta        the weight of the cross loss at this step; at 0 the cross branch does not run
-    generator   draws sub-batch and hard negatives, alike on every process
-    adaptation  heads of a run across domains; ``progress`` is the share 0..1 of the run that is done
-    balance     multiplies the weights of the parts; None = as the configs give them
-    Returns     {"contrastive", "cross", "domain", "label", "total"}: scalars, those that the configs ask for; and "domain_accuracy" 0..1,
-                no loss, where there is a domain classifier
+    A module, since DDP and FSDP wrap the forward of one.
+
+    Args:
+        aligner: the model.
+        config: weights and settings of the losses.
+        parallel: how the batches of several processes are joined.
+        adaptation: heads of a run across domains.
+        balance: multiplies the weights of the parts; None = weights of the config.
     """
-    parallel = parallel or ParallelConfig()
-    first, second = aligner.modalities
-    given, at, pairs_here = {first: batch.a, second: batch.b}, {first: batch.at_a, second: batch.at_b}, len(batch.rows)
-    aligned = config.alpha > 0 or beta > 0
-    with paired_rows(pairs_here):
-        encoded = {
-            m: aligner.encode(m, x)
-            for m, x in given.items()
-            if aligned or (adaptation is not None and m in adaptation.reads)
-        }
-    vectors = {m: x if at[m] is None else x[at[m]] for m, (x, _) in encoded.items()}
-    paired = {
-        m: together(x[:pairs_here], parallel) for m, x in vectors.items()
-    }  # behind them lie samples without a partner
-    alignment = None
-    if aligned:
-        a, b = paired[first], paired[second]
-        group, scale = distributed.gather(batch.group), aligner.logit_scale()
-        alignment = Alignment(a, b, group, scale, rows=_queries(batch, parallel), vectors=aligner.config.vectors)
-        if beta > 0:
-            pairs = sample_pairs(a, b, alignment.group, config, generator)
-            local_a, local_b = (
-                _chosen(aligner, m, encoded[m][1], at[m], pairs.rows, pairs_here, parallel) for m in (first, second)
-            )
-            alignment = replace(alignment, crossed=aligner.cross(local_a, local_b, pairs.index), pairs=pairs)
-    if adaptation is None:
-        return total_loss(alignment, config, beta, balance)
-    lone = {m: together(x[pairs_here:], parallel).z for m, x in vectors.items()}
-    every = {m: torch.cat([x.z, lone[m]]) for m, x in paired.items()}
-    codes, rows = distributed.gather(batch.domain), distributed.gather(batch.rows)
-    further, accuracy = _adapted(every, codes, rows, adaptation, progress)
-    return total_loss(alignment, config, beta, balance, further) | accuracy
-
-
-def together(embedding: Embedding, parallel: ParallelConfig) -> Embedding:
-    """The embeddings of all processes as one batch, on every process. A single process gets its own back."""
-    if distributed.world() == 1:
-        return embedding
-    pooled, z = (distributed.gather(x, through=parallel.gather_with_grad) for x in (embedding.pooled, embedding.z))
-    return Embedding(z, pooled)
-
-
-def _chosen(
-    aligner: Aligner,
-    modality: str,
-    features: Features,
-    at: Tensor | None,
-    rows: Tensor,
-    pairs_here: int,
-    parallel: ParallelConfig,
-) -> LocalTokens:
-    """Prepared tokens of the chosen rows of the batch of all processes.
-
-    Every process then runs the cross branch on all of them: it is a sub-batch of fixed size, and each loss stays exact, with dropout too.
-    """
-    if distributed.world() == 1:
-        return aligner.local_tokens(modality, features[rows if at is None else at[rows]])
-    mine, place = distributed.shares(rows, pairs_here)
-    prepared = aligner.local_tokens(modality, features[mine])
-    tokens = distributed.gather(distributed.padded(prepared.tokens), through=parallel.gather_with_grad)
-    mask = distributed.gather(distributed.padded(prepared.mask.to(torch.uint8))).bool()
-    return LocalTokens(tokens, mask)[place]  # type: ignore[no-any-return]
-
-
-def _queries(batch: PairBatch, parallel: ParallelConfig) -> slice | None:
-    if distributed.world() == 1 or not parallel.local_loss:
-        return None
-    rows = len(batch.group)
-    return slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
-
-
-def shared(aligner: Aligner) -> list[Tensor]:
-    """The last parameters that the loss parts share: the projections of both sides (``GradNorm`` compares gradients there)."""
-    return [p for side in aligner.sides.values() for p in side.heads[0].project.parameters()]  # type: ignore[union-attr,index]
-
-
-def _adapted(
-    every: dict[str, Tensor], domain_of: Tensor, rows: Tensor, adaptation: Adaptation, progress: float
-) -> tuple[dict[str, tuple[float, Tensor]], dict[str, Tensor]]:
-    """The heads read embeddings z [n, E] of all processes: of every sample the pairs come first, and ``domain_of`` and ``rows`` are theirs."""
-    config, factor = adaptation.config, domain.ramp(progress)
-    parts, right = [], []
-    for modality in adaptation.domains:
-        features, codes = adaptation.features(every[modality]), adaptation.domain(every[modality], domain_of)
-        logits = None
-        if modality in adaptation.critics:
-            logits = adaptation.critics[modality](domain.reverse(features, factor))
-            right.append((logits.argmax(1) == codes).float().mean())
-        parts.append(domain.domain_loss(config.loss, domain.DomainFeatures(features, codes, factor, logits)))
-    further = {"domain": (adaptation.weights["domain"], torch.stack(parts).mean())} if parts else {}
-    if adaptation.classify:
-        logits = adaptation.predict(every[adaptation.classify][: len(rows)])
-        label = domain.classification(logits, adaptation.label[rows])
-        further["label"] = (adaptation.weights["label"], label)
-    return further, {"domain_accuracy": torch.stack(right).mean()} if right else {}
-
-
-class Losses(nn.Module):
-    """``losses`` as a module, for engines that take hold of a model by its forward (DDP, FSDP)."""
 
     def __init__(
         self,
         aligner: Aligner,
         config: LossConfig,
-        parallel: ParallelConfig,
+        parallel: ParallelConfig | None = None,
         adaptation: Adaptation | None = None,
         balance: Balance | None = None,
     ):
         super().__init__()
-        self.aligner, self.config, self.parallel, self.adaptation, self.balance = (
-            aligner,
-            config,
-            parallel,
-            adaptation,
-            balance,
-        )
+        self.aligner, self.config, self.adaptation, self.balance = aligner, config, adaptation, balance
+        self.parallel = parallel or ParallelConfig()
 
     def forward(
         self, batch: PairBatch, beta: float, generator: torch.Generator | None = None, progress: float = 0.0
     ) -> dict[str, Tensor]:
-        return losses(
-            self.aligner, batch, self.config, beta, generator, self.adaptation, progress, self.balance, self.parallel
+        """The losses of the joined batches of all processes.
+
+        Args:
+            batch: pairs of this process.
+            beta: weight of the cross loss at this step; at 0 the cross branch does not run.
+            generator: draws sub-batch and hard negatives, equally on every process.
+            progress: how much of the run is done, 0..1.
+        Returns:
+            Loss part -> scalar, "total", and "domain_accuracy" (0..1) if there is a domain classifier.
+        """
+        pairs = len(batch.rows)
+        features, embeddings = self._encode(batch, beta)
+        paired = {m: gather_embeddings(x[:pairs], self.parallel) for m, x in embeddings.items()}
+        inputs = LossInputs(None)
+        if self._aligns(beta):
+            alignment = self._alignment(batch, paired)
+            if beta > 0:
+                alignment = self._with_cross(alignment, batch, features, generator)
+            inputs = LossInputs(alignment)
+        if self.adaptation is None:
+            return total_loss(inputs, self.config, part_weights(self.config, beta), self.balance)
+        # samples without a partner follow the pairs, in each batch and in the joined one
+        unpaired = {m: gather_embeddings(x[pairs:], self.parallel) for m, x in embeddings.items()}
+        z = {m: torch.cat([x.z, unpaired[m].z]) for m, x in paired.items()}
+        inputs, metrics = _with_heads(inputs, self.adaptation, z, batch, progress)
+        weights = part_weights(self.config, beta, self.adaptation.weights)
+        return total_loss(inputs, self.config, weights, self.balance) | metrics
+
+    def _aligns(self, beta: float) -> bool:
+        return self.config.alpha > 0 or beta > 0
+
+    def _encode(self, batch: PairBatch, beta: float) -> tuple[dict[str, Features], dict[str, Embedding]]:
+        """Tower outputs of every sample, and embeddings with one row per pair.
+
+        Of the modalities that the losses read.
+        """
+        sides = zip(self.aligner.modalities, (batch.a, batch.b), (batch.at_a, batch.at_b), strict=True)
+        features: dict[str, Features] = {}
+        embeddings: dict[str, Embedding] = {}
+        with paired_rows(len(batch.rows)):
+            for modality, samples, sample_index in sides:
+                if self._aligns(beta) or (self.adaptation is not None and modality in self.adaptation.reads):
+                    embedding, features[modality] = self.aligner.encode(modality, samples)
+                    embeddings[modality] = embedding if sample_index is None else embedding[sample_index]
+        return features, embeddings
+
+    def _alignment(self, batch: PairBatch, paired: dict[str, Embedding]) -> Alignment:
+        a, b = (paired[modality] for modality in self.aligner.modalities)
+        return Alignment(
+            a,
+            b,
+            group=distributed.gather(batch.group),
+            logit_scale=self.aligner.logit_scale(),
+            query_rows=query_rows(batch, self.parallel),
+            vectors=self.aligner.config.vectors,
         )
+
+    def _with_cross(
+        self, alignment: Alignment, batch: PairBatch, features: dict[str, Features], generator: torch.Generator | None
+    ) -> Alignment:
+        """Draws pairs of the joined batch and runs the cross branch on them."""
+        pairs = sample_pairs(alignment.a, alignment.b, alignment.group, self.config, generator)
+        tokens_a, tokens_b = (
+            gather_local_tokens(
+                self.aligner, modality, features[modality], sample_index, pairs.rows, len(batch.rows), self.parallel
+            )
+            for modality, sample_index in zip(self.aligner.modalities, (batch.at_a, batch.at_b), strict=True)
+        )
+        return replace(alignment, crossed=self.aligner.cross(tokens_a, tokens_b, pairs.index), pairs=pairs)
+
+
+def _with_heads(
+    inputs: LossInputs, adaptation: Adaptation, z: dict[str, Tensor], batch: PairBatch, progress: float
+) -> tuple[LossInputs, dict[str, Tensor]]:
+    """Runs the domain classifiers and the label predictor.
+
+    Args:
+        z: modality -> [n, E], embeddings of all processes; the pairs come first.
+        batch: of this process.
+    Returns:
+        Loss inputs with domain features and label logits; {"domain_accuracy": 0..1} if there is a classifier.
+    """
+    domain_of_pair, rows = distributed.gather(batch.domain), distributed.gather(batch.rows)
+    ramp = domain.ramp(progress)
+    domains, accuracies = [], []
+    for modality in adaptation.domains:
+        features, codes = adaptation.features(z[modality]), adaptation.domain(z[modality], domain_of_pair)
+        logits = None
+        if modality in adaptation.critics:
+            logits = adaptation.critics[modality](domain.reverse(features, ramp))
+            accuracies.append((logits.argmax(1) == codes).float().mean())
+        domains.append(domain.DomainFeatures(features, codes, ramp, logits))
+    inputs = replace(inputs, domain_loss=adaptation.config.loss, domains=domains)
+    if adaptation.classify:
+        label_logits = adaptation.predict(z[adaptation.classify][: len(rows)])
+        inputs = replace(inputs, label_logits=label_logits, labels=adaptation.label[rows])
+    return inputs, {DOMAIN_ACCURACY: torch.stack(accuracies).mean()} if accuracies else {}
+
+
+def shared_parameters(aligner: Aligner) -> list[Tensor]:
+    """The last parameters that all loss parts share: the projections of both sides (``GradNorm`` compares gradients
+    there)."""
+    return [p for side in aligner.sides.values() for p in side.heads[0].project.parameters()]  # type: ignore[union-attr,index]

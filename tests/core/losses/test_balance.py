@@ -8,8 +8,11 @@ import torch
 
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.losses.balance import BALANCES, PARTS, WEIGHT_RATE, Balance, beta_at, build
-from ccaco_cli.core.losses.total import total_loss
+from ccaco_cli.core.losses.balance import BALANCES, WEIGHT_RATE, Balance, beta_at, build
+from ccaco_cli.core.losses.parts import LOSS_PARTS, part_weights
+from ccaco_cli.core.losses.total import LossInputs, total_loss
+
+PARTS = tuple(LOSS_PARTS)
 
 
 def test_beta_waits_for_the_contrastive_half_then_rises() -> None:
@@ -29,7 +32,7 @@ def test_a_fixed_beta_does_not_wait_and_a_cosine_rises_softly() -> None:
 @pytest.mark.parametrize("name", BALANCES)
 def test_every_balance_starts_from_the_weights_of_the_config(name: str) -> None:
     found = build(LossConfig(balance=name))
-    assert [float(found.weigh(part, 0.7)) for part in PARTS] == pytest.approx([0.7] * len(PARTS))
+    assert [float(found.scaled_weight(part, 0.7)) for part in PARTS] == pytest.approx([0.7] * len(PARTS))
     assert float(found.penalty(PARTS)) == 0
 
 
@@ -45,12 +48,14 @@ def test_uncertainty_finds_the_weights_that_the_paper_promises() -> None:
     optimizer = torch.optim.Adam(found.parameters(), lr=0.05)
     for _ in range(500):
         optimizer.zero_grad()
-        total = sum(found.weigh(part, 1.0) * loss for part, loss in losses.items()) + found.penalty(list(losses))
+        total = sum(found.scaled_weight(part, 1.0) * loss for part, loss in losses.items()) + found.penalty(
+            list(losses)
+        )
         total.backward()
         optimizer.step()
     # d/ds (exp(-s) loss + s / 2) = 0 at exp(-s) = 1 / (2 loss)
-    assert [float(found.weigh(part, 1.0)) for part in losses] == pytest.approx([1 / 8, 2.0], rel=0.02)
-    assert float(found.weigh("domain", 1.0)) == 1, "a part that is not there learns nothing"
+    assert [float(found.scaled_weight(part, 1.0)) for part in losses] == pytest.approx([1 / 8, 2.0], rel=0.02)
+    assert float(found.scaled_weight("domain", 1.0)) == 1, "a part that is not there learns nothing"
 
 
 def test_uncertainty_gradient() -> None:
@@ -59,7 +64,7 @@ def test_uncertainty_gradient() -> None:
     def total(loss: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(found, {"log_variance": s}, (loss,))
 
-    found.forward = lambda loss: found.weigh("cross", 0.5) * loss + found.penalty(["cross"])  # type: ignore[method-assign]
+    found.forward = lambda loss: found.scaled_weight("cross", 0.5) * loss + found.penalty(["cross"])  # type: ignore[method-assign]
     inputs = (
         torch.tensor(2.0, dtype=torch.double, requires_grad=True),
         torch.randn(3, dtype=torch.double, requires_grad=True),
@@ -82,10 +87,10 @@ def gradnorm(steps: int, slopes: tuple[float, float], asymmetry: float = 0.0) ->
 
 def test_gradnorm_makes_gradients_of_one_size() -> None:
     found, _ = gradnorm(400, (3.0, 1.0))
-    weights = [float(found.weigh(part, 1.0)) for part in ("contrastive", "cross")]
+    weights = [float(found.scaled_weight(part, 1.0)) for part in ("contrastive", "cross")]
     assert weights == pytest.approx([0.5, 1.5], abs=3 * WEIGHT_RATE)
     assert sum(weights) == pytest.approx(2)
-    assert float(found.weigh("domain", 1.0)) == 1
+    assert float(found.scaled_weight("domain", 1.0)) == 1
 
 
 def test_gradnorm_counts_the_weights_of_the_config() -> None:
@@ -95,7 +100,9 @@ def test_gradnorm_counts_the_weights_of_the_config() -> None:
         found.observe(
             {"contrastive": 1.0 * shared[0], "cross": 1.0 * shared[0]}, {"contrastive": 3.0, "cross": 1.0}, [shared]
         )
-    assert float(found.weigh("contrastive", 3.0)) == pytest.approx(float(found.weigh("cross", 1.0)), abs=0.2)
+    assert float(found.scaled_weight("contrastive", 3.0)) == pytest.approx(
+        float(found.scaled_weight("cross", 1.0)), abs=0.2
+    )
 
 
 def test_gradnorm_prefers_the_part_that_learns_more_slowly() -> None:
@@ -105,7 +112,7 @@ def test_gradnorm_prefers_the_part_that_learns_more_slowly() -> None:
         fast = 1.0 - 0.9 * step / 100
         losses = {"contrastive": shared[0] - 1 + fast, "cross": 1.0 * shared[0]}  # same gradients, other values
         found.observe(losses, {"contrastive": 1.0, "cross": 1.0}, [shared])
-    assert found.weigh("cross", 1.0) > 1.3 * found.weigh("contrastive", 1.0)
+    assert found.scaled_weight("cross", 1.0) > 1.3 * found.scaled_weight("contrastive", 1.0)
 
 
 def test_gradnorm_leaves_a_part_that_is_alone_and_a_sick_step() -> None:
@@ -131,6 +138,6 @@ def test_the_total_uses_the_balance() -> None:
     )
     found = build(config)
     found.log_variance.data = torch.tensor([0.5, -1.0, 9.0])
-    parts = total_loss(given, config, 0.3, found)
+    parts = total_loss(LossInputs(given), config, part_weights(config, 0.3), found)
     wanted = 2 * math.exp(-0.5) * parts["contrastive"] + 0.3 * math.e * parts["cross"] - 0.25
     assert torch.allclose(parts["total"], wanted)

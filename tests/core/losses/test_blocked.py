@@ -83,12 +83,12 @@ def test_it_is_used_by_itself_and_not_for_small_batches(monkeypatch: pytest.Monk
     z, group = unit(40, 8), torch.arange(40)
     contrastive.info_nce(z, z, group, torch.tensor(1.0))
     assert not calls
-    monkeypatch.setattr(blocked, "LARGE", 40 * 40 - 1)
+    monkeypatch.setattr(blocked, "MAX_MATRIX_SCORES", 40 * 40 - 1)
     contrastive.info_nce(z, z, group, torch.tensor(1.0))
     assert len(calls) == 1
-    contrastive.own_rows_nce(z, z, group, torch.tensor(1.0), slice(0, 20))
+    contrastive.sharded_info_nce(z, z, group, torch.tensor(1.0), slice(0, 20))
     assert len(calls) == 1, "half of the rows fit"
-    contrastive.own_rows_nce(z, z, group, torch.tensor(1.0), slice(0, 40))
+    contrastive.sharded_info_nce(z, z, group, torch.tensor(1.0), slice(0, 40))
     assert len(calls) == 2
 
 

@@ -11,7 +11,7 @@ from ccaco_cli.core.losses.domain import (
     DOMAIN_LOSSES,
     KERNELS,
     TERMS,
-    Seen,
+    DomainFeatures,
     classification,
     coral,
     dann,
@@ -126,7 +126,7 @@ def test_gradients() -> None:
 
 def test_terms_are_added_and_ramped() -> None:
     features, domain, logits = normal(8, 3), torch.arange(8) // 4, normal(8, 2, seed=2)
-    seen = Seen(features, domain, 0.5, logits)
+    seen = DomainFeatures(features, domain, 0.5, logits)
     parts = {name: term(seen).item() for name, term in TERMS.items()}
     assert parts["mmd"] == pytest.approx(0.5 * mmd(features[:4], features[4:]).item())
     assert parts["dann"] == pytest.approx(dann(logits, domain).item()), "the reversal has its ramp"
@@ -138,7 +138,7 @@ def test_terms_are_added_and_ramped() -> None:
 
 def test_a_batch_of_one_domain_costs_nothing() -> None:
     features = normal(4, 3).requires_grad_()
-    found = domain_loss("mmd", Seen(features, torch.zeros(4, dtype=torch.long), 1.0))
+    found = domain_loss("mmd", DomainFeatures(features, torch.zeros(4, dtype=torch.long), 1.0))
     assert found.item() == 0.0
     found.backward()
 
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused() -> None:
         lambda: dann(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)),
         lambda: mmd(torch.zeros(3, 2), torch.zeros(3, 1)),
         lambda: coral(torch.zeros(1, 2), torch.zeros(3, 2)),
-        lambda: domain_loss("dann", Seen(torch.zeros(2, 2), torch.tensor([0, 1]), 1.0)),
+        lambda: domain_loss("dann", DomainFeatures(torch.zeros(2, 2), torch.tensor([0, 1]), 1.0)),
     ):
         with pytest.raises(LossInputError):
             call()

@@ -10,7 +10,8 @@ from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.contrastive import info_nce, sharded_info_nce
 from ccaco_cli.core.losses.pairing import Pairs
-from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, check_losses, sample_pairs, total_loss
+from ccaco_cli.core.losses.parts import part_weights
+from ccaco_cli.core.losses.total import CROSS_LOSSES, Alignment, LossInputs, check_losses, sample_pairs, total_loss
 from ccaco_cli.core.types import Crossed, Embedding
 
 
@@ -19,13 +20,17 @@ def encoded(seed: int, rows: int = 4) -> Embedding:
     return Embedding(z, z)
 
 
+def losses(inputs: Alignment, config: LossConfig, beta: float) -> dict[str, torch.Tensor]:
+    return total_loss(LossInputs(inputs), config, part_weights(config, beta))
+
+
 def alignment(crossed: Crossed, pairs: Pairs) -> Alignment:
     return Alignment(encoded(0), encoded(1), torch.arange(4), torch.tensor(10.0), crossed, pairs)
 
 
 def test_total_is_the_weighted_sum_of_named_parts() -> None:
     given = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
-    parts = total_loss(given, LossConfig(alpha=2.0), beta=0.3)
+    parts = losses(given, LossConfig(alpha=2.0), beta=0.3)
     assert set(parts) == {"contrastive", "cross", "total"}
     assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
 
@@ -38,7 +43,7 @@ def test_every_global_vector_learns_by_itself(rows: slice | None) -> None:
 
     (each_a, a), (each_b, b) = side(0), side(10)
     group, scale = torch.tensor([0, 0, 1, 2]), torch.tensor(10.0)
-    found = total_loss(Alignment(a, b, group, scale, rows=rows, vectors=3), LossConfig(), beta=0.0)["contrastive"]
+    found = losses(Alignment(a, b, group, scale, query_rows=rows, vectors=3), LossConfig(), beta=0.0)["contrastive"]
     alone = [
         info_nce(p, q, group, scale) if rows is None else sharded_info_nce(p, q, group, scale, rows)
         for p, q in zip(each_a, each_b, strict=True)
@@ -48,8 +53,8 @@ def test_every_global_vector_learns_by_itself(rows: slice | None) -> None:
 
 def test_a_half_with_weight_zero_is_not_there() -> None:
     given = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
-    assert set(total_loss(given, LossConfig(), beta=0.0)) == {"contrastive", "total"}
-    only = total_loss(given, LossConfig(alpha=0.0), beta=1.0)
+    assert set(losses(given, LossConfig(), beta=0.0)) == {"contrastive", "total"}
+    only = losses(given, LossConfig(alpha=0.0), beta=1.0)
     assert set(only) == {"cross", "total"}
     assert torch.allclose(only["total"], only["cross"])
 
@@ -61,20 +66,19 @@ def test_every_cross_loss_prefers_the_truth(name: str) -> None:
     if name == "mse":
         logit = torch.zeros(4)
         low, high = (
-            total_loss(alignment(Crossed(logit, drift=torch.tensor(d)), pairs), config, 1.0)["cross"]
-            for d in (0.1, 0.2)
+            losses(alignment(Crossed(logit, drift=torch.tensor(d)), pairs), config, 1.0)["cross"] for d in (0.1, 0.2)
         )
     else:
         truth = torch.eye(4) if pairs.label is None else pairs.label.float()
-        low, high = (total_loss(alignment(Crossed(s * truth), pairs), config, 1.0)["cross"] for s in (5.0, -5.0))
+        low, high = (losses(alignment(Crossed(s * truth), pairs), config, 1.0)["cross"] for s in (5.0, -5.0))
     assert low < high
 
 
 def test_unknown_names_and_missing_parts_are_refused() -> None:
     with pytest.raises(ConfigError, match="infonce"):
-        total_loss(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="sum"), 1.0)
+        losses(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="sum"), 1.0)
     with pytest.raises(ConfigError, match="residual"):
-        total_loss(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="mse"), 1.0)
+        losses(alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4))), LossConfig(cross="mse"), 1.0)
 
 
 def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
@@ -83,7 +87,7 @@ def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
     sides = [Embedding(v, v) for v in z]
     given = Alignment(*sides, torch.arange(4), torch.tensor(10.0), Crossed(logit), Pairs(torch.tensor([3, 0, 1])))
     config = LossConfig(teach=0.5)
-    parts = total_loss(given, config, beta=0.3)
+    parts = losses(given, config, beta=0.3)
     assert torch.allclose(parts["total"], parts["contrastive"] + 0.3 * parts["cross"] + 0.15 * parts["taught"])
     student = (10.0 * z[0][[3, 0, 1]] @ z[1][[3, 0, 1]].T).detach()
     each = [F.cross_entropy(s, (s + t).softmax(1).detach()) for s, t in ((student, logit), (student.T, logit.T))]
@@ -91,7 +95,7 @@ def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
     (gradient,) = torch.autograd.grad(parts["taught"], logit, allow_unused=True, retain_graph=True)
     assert gradient is None
     assert torch.autograd.grad(parts["taught"], z[0], retain_graph=True)[0][[3, 0, 1]].abs().sum() > 0
-    agreed = total_loss(replace(given, crossed=Crossed(torch.zeros(3, 3))), config, 0.3)["taught"]
+    agreed = losses(replace(given, crossed=Crossed(torch.zeros(3, 3))), config, 0.3)["taught"]
     assert torch.autograd.grad(agreed, z[0])[0].abs().max() < 1e-5, "a teacher that says the same teaches nothing"
 
 

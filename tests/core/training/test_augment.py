@@ -8,7 +8,7 @@ import torch
 from ccaco_cli.core import distributed
 from ccaco_cli.core.config import ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.training.augment import augment, check, pixels
+from ccaco_cli.core.training.augment import augment, augment_pixels, check
 from ccaco_cli.core.types import PairBatch
 from tests.processes import launch
 
@@ -65,8 +65,8 @@ def test_a_draw_is_the_same_again_and_leaves_the_global_generator_alone() -> Non
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (ModelConfig(text=TowerConfig(grayscale=0.5)), "only pictures"),
-        (ModelConfig(image=TowerConfig(crop=0.5, lock=True)), "sees each picture once"),
+        (ModelConfig(text=TowerConfig(grayscale=0.5)), "only images"),
+        (ModelConfig(image=TowerConfig(crop=0.5, lock=True)), "encodes each image only once"),
     ],
 )
 def test_what_cannot_be_is_refused(model: ModelConfig, said: str) -> None:
@@ -79,7 +79,7 @@ def halves() -> None:
         rank = distributed.rank()
         whole = batch(4, lone=2)
         seeds = torch.randint(2**62, [6], generator=torch.Generator().manual_seed(0))
-        wanted = pixels(whole.a["pixels"], TowerConfig(crop=0.5), seeds)
+        wanted = augment_pixels(whole.a["pixels"], TowerConfig(crop=0.5), seeds)
         mine = [2 * rank, 2 * rank + 1, 4 + rank]  # two pairs and one without a partner
         own = replace(batch(2), a={"pixels": whole.a["pixels"][mine]})
         assert torch.equal(changed(own, crop=0.5), wanted[mine])

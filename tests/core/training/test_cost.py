@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from ccaco_cli.core.config import RunConfig, override
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model.attention import Attention
 from ccaco_cli.core.training import cost, step
@@ -43,14 +44,14 @@ def measured(aligner: Any, batch: PairBatch, config: RunConfig) -> int:
     optimizer = adamw(aligner, config.optim)
     aligner.train()
     for _ in range(2):
-        with cost.Live() as live:
+        with cost.MemoryTracker() as live:
             for tensor in (
                 *aligner.parameters(),
                 *aligner.buffers(),
                 *(v for s in optimizer.state.values() for v in s.values()),
             ):
-                live.hold(tensor)
-            step.losses(aligner, batch, config.loss, config.loss.beta)["total"].backward()
+                live.track(tensor)
+            step.StepLosses(aligner, config.loss)(batch, config.loss.beta)["total"].backward()
         optimizer.step()
         optimizer.zero_grad()
     return live.peak
@@ -71,7 +72,7 @@ def measured(aligner: Any, batch: PairBatch, config: RunConfig) -> int:
 def test_the_peak_is_that_of_a_real_step(settings: dict[str, Any]) -> None:
     aligner, batch, config = model_and_batch(**settings)
     before = {k: v.clone() for k, v in aligner.state_dict().items()}
-    found = cost.of_step(aligner, batch, config)
+    found = cost.step_cost(aligner, batch, config)
     assert all(torch.equal(v, before[k]) for k, v in aligner.state_dict().items()), (
         "nothing is computed, nothing is changed"
     )
@@ -81,12 +82,12 @@ def test_the_peak_is_that_of_a_real_step(settings: dict[str, Any]) -> None:
 
 
 def test_operations_grow_with_the_batch_and_count_attention() -> None:
-    one, two = (cost.of_step(*model_and_batch(optim__batch_size=size, loss__beta=0.0)).flops for size in (8, 16))
+    one, two = (cost.step_cost(*model_and_batch(optim__batch_size=size, loss__beta=0.0)).flops for size in (8, 16))
     assert two == pytest.approx(2 * one, rel=0.01)
 
 
 def test_live_counts_what_lives() -> None:
-    with cost.Live() as live:
+    with cost.MemoryTracker() as live:
         kept = torch.zeros(256)
         for _ in range(3):
             gone = kept + 1
@@ -99,6 +100,6 @@ def test_live_counts_what_lives() -> None:
 
 def test_attention_still_works_after_an_estimate() -> None:
     aligner, batch, config = model_and_batch(model__fusion__kind="unified", model__fusion__attention="window")
-    cost.of_step(aligner, batch, config)
-    assert all(p.isfinite().all() for p in step.losses(aligner, batch, config.loss, 0.5).values())
+    cost.step_cost(aligner, batch, config)
+    assert all(p.isfinite().all() for p in step.StepLosses(aligner, config.loss)(batch, 0.5).values())
     assert isinstance(aligner.matcher.stream.stream.attention[0], Attention)

@@ -16,29 +16,29 @@ from ccaco_cli.core.data.loader import PairDataset
 from ccaco_cli.core.errors import ConfigError, DataError, Interrupted
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint, step
-from ccaco_cli.core.training.loop import TrainingSummary, check, fit
+from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
+from ccaco_cli.core.training.config_checks import check
+from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, TrainingSummary, fit, waiting_advice
 from ccaco_cli.core.training.optim import lr_at
-from ccaco_cli.core.training.state import Saving, starved
-from ccaco_cli.core.types import no_progress
+from ccaco_cli.core.types import OnProgress, no_progress
 
 BEST = f"checkpoints/best/{weights.WEIGHTS}"
 
 
 def start(
-    toy: Any, config: Any, folder: Path, evaluate: Callable[[Any], Mapping[str, float]] | None = None, **more: Any
+    toy: Any,
+    config: Any,
+    folder: Path,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    report_progress: OnProgress = no_progress,
+    **options: Any,
 ) -> TrainingSummary:
     folder.mkdir(exist_ok=True)
     runtime.seed(config.seed)
     aligner = toy.aligner(config)
-    data, plan = toy.data(config)
+    callbacks = TrainingCallbacks(evaluate or (lambda model: {"R-sum": 1.0}), report_progress=report_progress)
     return fit(
-        aligner,
-        data,
-        plan,
-        config,
-        folder,
-        evaluate or (lambda model: {"R-sum": 1.0}),
-        **{"on_progress": no_progress} | more,
+        aligner, TrainingData(*toy.data(config)), config, folder, callbacks, options=CheckpointOptions(**options)
     )
 
 
@@ -129,7 +129,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match=f"saved at step {killed_at} of") as caught:
-        start(toy, config, tmp_path / "part", scores(1, 3, 2), on_progress=end)
+        start(toy, config, tmp_path / "part", scores(1, 3, 2), report_progress=end)
     assert caught.value.code == 143
     assert [e["step"] for e in steps(tmp_path / "part")] == list(range(1, killed_at + 1))
     runtime.seed(987)
@@ -146,7 +146,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
         for n in ("part", "whole")
     )  # type: ignore[operator]
     for name in ("torch", "numpy", "python"):
-        assert torch.equal(one["drawn"][0][name], other["drawn"][0][name])
+        assert torch.equal(one["generators"][0][name], other["generators"][0][name])
     assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     for number, state in one["optimizer"]["state"].items():
         assert all(torch.equal(v, other["optimizer"]["state"][number][k]) for k, v in state.items())
@@ -158,7 +158,7 @@ def test_saved_every_so_many_minutes_and_as_many_as_asked(toy: Any, tmp_path: Pa
     def look(done: int, total: int | None, facts: Any) -> None:
         seen.append(sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")))
 
-    start(toy, toy.config(optim__epochs=1), tmp_path / "a", saving=Saving(minutes=1e-9, keep=2), on_progress=look)
+    start(toy, toy.config(optim__epochs=1), tmp_path / "a", report_progress=look, minutes=1e-9, keep=2)
     assert seen == [[], ["00000001-0000"], ["00000001-0000", "00000002-0000"]]
     assert sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")) == ["00000003-0000", "00000003-0001"]
 
@@ -170,7 +170,7 @@ def test_a_second_signal_ends_it_at_once(toy: Any, tmp_path: Path) -> None:
 
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="at once") as caught:
-        start(toy, toy.config(), tmp_path / "a", on_progress=end)
+        start(toy, toy.config(), tmp_path / "a", report_progress=end)
     assert caught.value.code == 130
     assert not (tmp_path / "a/checkpoints").exists()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
@@ -226,7 +226,7 @@ def test_patience_also_after_a_resume(toy: Any, tmp_path: Path) -> None:
 def test_the_log_has_one_line_a_step_with_every_part(toy: Any, tmp_path: Path) -> None:
     config = toy.config(optim__epochs=4, loss__alpha=2.0, loss__beta=0.5, loss__cross_start=0.5, loss__cross_ramp=0.25)
     told: list[tuple[int, int | None]] = []
-    start(toy, config, tmp_path / "a", on_progress=lambda done, total, facts: told.append((done, total)))
+    start(toy, config, tmp_path / "a", report_progress=lambda done, total, facts: told.append((done, total)))
     log = steps(tmp_path / "a")
     assert [e["step"] for e in log] == list(range(1, 13))
     assert [e["epoch"] for e in log] == [i // 3 for i in range(12)]
@@ -268,10 +268,10 @@ def test_accumulation_makes_fewer_updates_and_leaves_an_odd_batch_out(toy: Any, 
 def test_accumulated_gradients_are_the_mean_of_their_batches(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fixed(aligner: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
-        return {"total": aligner.log_scale * float(batch.rows.sum())}
+    def fixed(self: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        return {"total": self.aligner.log_scale * float(batch.rows.sum())}
 
-    monkeypatch.setattr(step, "losses", fixed)
+    monkeypatch.setattr(step.StepLosses, "forward", fixed)
     config = toy.config(optim__steps=1, optim__accum_freq=2, optim__grad_clip=0.0)
     start(toy, config, tmp_path / "a")
     plan = toy.data(config)[1].epoch(0)
@@ -286,13 +286,13 @@ def test_more_accumulation_than_an_epoch_has_is_refused(toy: Any, tmp_path: Path
 
 def test_every_epoch_has_its_own_order(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[int]] = []
-    real = step.losses
+    real = step.StepLosses.forward
 
-    def watch(aligner: Any, batch: Any, *rest: Any) -> Any:
+    def watch(self: Any, batch: Any, *rest: Any) -> Any:
         seen.append(batch.rows.tolist())
-        return real(aligner, batch, *rest)
+        return real(self, batch, *rest)
 
-    monkeypatch.setattr(step, "losses", watch)
+    monkeypatch.setattr(step.StepLosses, "forward", watch)
     config = toy.config(optim__epochs=2)
     start(toy, config, tmp_path / "a")
     plan = toy.data(config)[1]
@@ -330,8 +330,8 @@ def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
     runtime.seed(0)
     aligner = toy.aligner(config)
     before = {k: v.clone() for k, v in aligner.state_dict().items()}
-    data, plan = toy.data(config)
-    fit(aligner, data, plan, config, tmp_path, lambda model: {"R-sum": 0.0}, on_progress=no_progress)
+    callbacks = TrainingCallbacks(lambda model: {"R-sum": 0.0})
+    fit(aligner, TrainingData(*toy.data(config)), config, tmp_path, callbacks)
     moved = {k for k, v in aligner.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(k.startswith("sides.image.tower") for k in moved)
     assert {"sides.text.tower.linear.weight", "sides.image.heads.0.project.weight", "log_scale"} <= moved
@@ -347,7 +347,7 @@ def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
         ({"optim__epochs": 0}, "optim.epochs"),
         ({"optim__accum_freq": 0}, "optim.accum_freq"),
         ({"loss__alpha": 0.0, "loss__beta": 0.0}, "nothing to learn"),
-        ({"loss__beta": -1.0}, "none below"),
+        ({"loss__beta": -1.0}, "loss.beta .*0 or more"),
     ],
 )
 def test_settings_that_would_fail_later_are_refused_at_once(toy: Any, settings: dict[str, Any], words: str) -> None:
@@ -357,8 +357,8 @@ def test_settings_that_would_fail_later_are_refused_at_once(toy: Any, settings: 
 
 
 def test_waiting_for_data_is_told_with_what_helps() -> None:
-    assert starved(0.9, 10, 0) == ""
-    assert starved(3.0, 4.0, 0) == "", "too short to say"
-    told = starved(2.3, 10, 4)
+    assert waiting_advice(0.9, 10, 0) == ""
+    assert waiting_advice(3.0, 4.0, 0) == "", "too short to say"
+    told = waiting_advice(2.3, 10, 4)
     assert "23 %" in told
     assert "--workers 6" in told

@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan, part
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.losses.domain import ADVERSARIAL
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.training import checkpoint, parallel, step
-from ccaco_cli.core.training.loop import check, fit
-from ccaco_cli.core.types import Features, no_progress
+from ccaco_cli.core.training.config_checks import check
+from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, fit
+from ccaco_cli.core.types import Features
 from tests.processes import launch
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -79,7 +81,7 @@ def data_of(toy: Any, config: Any) -> tuple[Any, Any, Any]:
     plan = PairPlan(a, b, np.arange(16) // 2, config.optim.batch_size, config.seed, unpaired=(np.arange(16, 24), NONE))
     codes, label = torch.zeros(2, dtype=torch.long), torch.full((24,), -1)
     torch.manual_seed(4)
-    heads = Adaptation(config.domain, 8, {"image": 2}, codes, label, adversarial=config.domain.loss == step.ADVERSARIAL)
+    heads = Adaptation(config.domain, 8, {"image": 2}, codes, label, adversarial=config.domain.loss == ADVERSARIAL)
     return PairDataset(a, b, np.arange(24), np.arange(24) // 16), plan, heads
 
 
@@ -90,31 +92,25 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
             config = toy.config(optim__epochs=1, **SETTINGS[name])
             aligner = model(toy, config)
             data, plan, heads = data_of(toy, config)
-            engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel, heads), config)
+            engine = parallel.build_engine(step.StepLosses(aligner, config.loss, config.parallel, heads), config)
             batch = data[part(plan.epoch(0)[0], distributed.rank(), distributed.world())]
             torch.manual_seed(5)
             parts = engine(batch, config.loss.beta, torch.Generator().manual_seed(1), 0.5)
             parts["total"].backward()
-            engine.reduced()
-            found = {k: parallel.gathered(p.grad).clone() for k, p in aligner.named_parameters() if p.grad is not None}
+            engine.reduce_remaining()
+            found = {
+                k: parallel.full_state(p.grad).clone() for k, p in aligner.named_parameters() if p.grad is not None
+            }
             told = {f"loss.{k}": v.clone() for k, v in distributed.mean(parts).items()}
             folder = root / name
             if distributed.main():
                 folder.mkdir(parents=True)
                 save_file({k: v.contiguous() for k, v in (found | told).items()}, folder / "gradients")
-            distributed.wait()
+            distributed.barrier()
             aligner = model(toy, config)
             data, plan, heads = data_of(toy, config)
-            fit(
-                aligner,
-                data,
-                plan,
-                config,
-                folder,
-                lambda model: {"R-sum": 1.0},
-                adaptation=heads,
-                on_progress=no_progress,
-            )
+            callbacks = TrainingCallbacks(lambda model: {"R-sum": 1.0})
+            fit(aligner, TrainingData(data, plan), config, folder, callbacks, heads)
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[Any]]:
@@ -167,7 +163,7 @@ def wrong(toy: Any, root: Path) -> None:
         config = toy.config(loss__beta=0.0, parallel__local_loss=True, parallel__gather_with_grad=False)
         aligner = model(toy, config)
         data, plan = toy.data(config)
-        engine = parallel.engine(step.Losses(aligner, config.loss, config.parallel), config)
+        engine = parallel.build_engine(step.StepLosses(aligner, config.loss, config.parallel), config)
         engine(data[part(plan.epoch(0)[0], distributed.rank(), 2)], 0.0)["total"].backward()
         if distributed.main():
             save_file(

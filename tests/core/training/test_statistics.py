@@ -9,7 +9,7 @@ from ccaco_cli.core.config import LossConfig, ModelConfig
 from ccaco_cli.core.config_io import override
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import aligner as aligners
-from ccaco_cli.core.training.statistics import holders, reestimate
+from ccaco_cli.core.training.statistics import modules_with_statistics, reestimate
 
 SMALL = {"width": 16, "image.size": 64, "image.pool": "max"}
 """Smaller, and the zeros around a picture would weigh as much as its brightness."""
@@ -56,6 +56,6 @@ def test_a_model_of_one_domain_sees_the_other_as_it_saw_its_own(aligner: Any) ->
 def test_locked_towers_keep_theirs_and_a_side_without_any_is_refused() -> None:
     locked = override(ModelConfig(), {**SMALL, "image.lock": True, "image.center": "off"})
     found = aligners.build(locked, LossConfig(), ("image", "text"))[0]
-    assert holders(found, "image") == []
+    assert modules_with_statistics(found, "image") == []
     with pytest.raises(ConfigError, match=r"no running statistics.*image tower tiny"):
         reestimate(found, "image", [])

@@ -15,6 +15,10 @@ from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.training import step
 
 
+def losses(aligner: Any, config: Any, heads: Any = None) -> step.StepLosses:
+    return step.StepLosses(aligner, config, adaptation=heads)
+
+
 def batch(toy: Any, config: Any) -> Any:
     data, plan = toy.data(config)
     return data[plan.epoch(0)[0]]
@@ -23,7 +27,7 @@ def batch(toy: Any, config: Any) -> Any:
 def test_parts_are_the_losses_of_the_models_own_outputs(toy: Any) -> None:
     config = toy.config(loss__alpha=2.0, loss__cross_batch=0)
     aligner, given = toy.aligner(config).eval(), batch(toy, config)
-    parts = step.losses(aligner, given, config.loss, beta=0.3)
+    parts = losses(aligner, config.loss)(given, beta=0.3)
     (a, features_a), (b, features_b) = aligner.encode("image", given.a), aligner.encode("text", given.b)
     local = aligner.local_tokens("image", features_a), aligner.local_tokens("text", features_b)
     table = aligner.cross(*local).match_logit
@@ -40,7 +44,7 @@ def test_a_picture_that_is_read_once_counts_in_each_of_its_pairs(toy: Any, cross
     once = data[(rows, a, b)]
     often = replace(once, a=data.a.inputs(a), at_a=None)
     assert (len(once.a["tokens"]), len(often.a["tokens"])) == (8, 16)
-    found, wanted = (step.losses(aligner, x, config.loss, 0.3, torch.Generator().manual_seed(0)) for x in (once, often))
+    found, wanted = (losses(aligner, config.loss)(x, 0.3, torch.Generator().manual_seed(0)) for x in (once, often))
     assert set(found) == {"contrastive", "cross", "total"}
     assert all(torch.allclose(found[k], wanted[k], atol=1e-6) for k in wanted)
     weights = [aligner.sides[m].tower.linear.weight for m in ("image", "text")]
@@ -52,7 +56,7 @@ def test_without_weight_the_cross_branch_does_not_run(toy: Any, monkeypatch: pyt
     config = toy.config()
     aligner = toy.aligner(config)
     monkeypatch.setattr(aligner, "cross", None)
-    parts = step.losses(aligner, batch(toy, config), config.loss, beta=0.0)
+    parts = losses(aligner, config.loss)(batch(toy, config), beta=0.0)
     assert set(parts) == {"contrastive", "total"}
     parts["total"].backward()
     assert all(p.grad is None for p in aligner.matcher.parameters())
@@ -63,7 +67,7 @@ def test_every_cross_loss_trains_towers_through_the_cross_branch(toy: Any, name:
     config = toy.config(loss__alpha=0.0, loss__cross=name)
     aligner = toy.aligner(config).train()
     generator = torch.Generator().manual_seed(0)
-    parts = step.losses(aligner, batch(toy, config), config.loss, 1.0, generator)
+    parts = losses(aligner, config.loss)(batch(toy, config), 1.0, generator)
     assert set(parts) == {"cross", "total"}
     parts["total"].backward()
     for modality in ("image", "text"):
@@ -75,9 +79,7 @@ def test_the_generator_alone_draws_the_pairs(toy: Any) -> None:
     aligner, given = toy.aligner(config).eval(), batch(toy, config)
 
     def cross(seed: int) -> float:
-        return float(
-            step.losses(aligner, given, config.loss, 1.0, torch.Generator().manual_seed(seed))["cross"].detach()
-        )
+        return float(losses(aligner, config.loss)(given, 1.0, torch.Generator().manual_seed(seed))["cross"].detach())
 
     assert cross(1) == cross(1)
     assert len({cross(seed) for seed in range(5)}) > 1
@@ -107,8 +109,8 @@ def across(toy: Any, name: str, **more: Any) -> tuple[Any, Any, Any]:
 def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) -> None:
     config, given, heads = across(toy, name)
     aligner = toy.aligner(config).eval()
-    plain = step.losses(aligner, given, config.loss, 0.3, torch.Generator().manual_seed(0))
-    parts = step.losses(aligner, given, config.loss, 0.3, torch.Generator().manual_seed(0), heads, 0.5)
+    plain = losses(aligner, config.loss)(given, 0.3, torch.Generator().manual_seed(0))
+    parts = losses(aligner, config.loss, heads)(given, 0.3, torch.Generator().manual_seed(0), 0.5)
     assert {k: v for k, v in plain.items() if k != "total"} == {k: parts[k] for k in plain if k != "total"}, (
         "pairs are what they were"
     )
@@ -123,7 +125,7 @@ def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) 
 def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
     config, given, heads = across(toy, "dann")
     aligner = toy.aligner(config).eval()
-    step.losses(aligner, given, override(config.loss, {"alpha": 0.0}), 0.0, None, heads, 1.0)["total"].backward()
+    losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(given, 0.0, None, 1.0)["total"].backward()
     tower, critic = aligner.sides["image"].tower.linear.weight, heads.critics["image"][0].weight
     features = heads.features(aligner.encode("image", given.a)[0].z)
     plain = 0.5 * domain.dann(heads.critics["image"](features), torch.arange(16) // 8)
@@ -141,7 +143,7 @@ def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(
     monkeypatch.setattr(aligner, "encode", lambda m, x: seen.append(m) or real(m, x))
     heads.config = replace(heads.config, classify=2.0)
     heads.domains = {}
-    parts = step.losses(aligner, given, override(config.loss, {"alpha": 0.0}), 0.0, None, heads, 1.0)
+    parts = losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(given, 0.0, None, 1.0)
     assert seen == ["image"] and set(parts) == {"label", "total"}
     logits = heads.predict(real("image", given.a)[0].z[:8])
     assert torch.allclose(parts["label"], torch.nn.functional.cross_entropy(logits, heads.label[given.rows]))

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.model import weights
-from ccaco_cli.core.training import loop, sentinel
-from ccaco_cli.core.training.sentinel import inspect, renew, stop
-from ccaco_cli.core.types import Crossed, no_progress
+from ccaco_cli.core.training import health_checks, loop, step
+from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
+from ccaco_cli.core.training.health_checks import check_model, not_finite, update_warnings
+from ccaco_cli.core.types import Crossed
 
 BEST = f"checkpoints/best/{weights.WEIGHTS}"
 
@@ -35,16 +36,16 @@ def crossed_as(aligner: Any, monkeypatch: pytest.MonkeyPatch, logit: Any, weight
 
 def test_a_sound_model_gives_no_warning(toy: Any) -> None:
     aligner, batch = model_and_batch(toy)
-    assert inspect(aligner, batch, [1.0, 0.9], 2.0) == {}
-    assert inspect(aligner, batch, [], None) == {}
+    assert check_model(aligner, batch, {"cross": [1.0, 0.9]}, {"cross": 2.0}) == {}
+    assert check_model(aligner, batch, {}, {}) == {}
 
 
 def test_nan_and_constant_embeddings(toy: Any) -> None:
     aligner, batch = model_and_batch(toy, model__image__center="off")
     torch.nn.init.zeros_(aligner.sides["image"].heads[0].project.weight)
-    assert set(inspect(aligner, batch, [], None)) == {"constant-embeddings"}
+    assert set(check_model(aligner, batch, {}, {})) == {"constant-embeddings"}
     torch.nn.init.constant_(aligner.sides["text"].heads[0].project.weight, math.nan)
-    found = inspect(aligner, batch, [], None)
+    found = check_model(aligner, batch, {}, {})
     assert set(found) == {"constant-embeddings", "nan-embeddings"}
     assert "text" in found["nan-embeddings"]
     assert "image" in found["constant-embeddings"]
@@ -52,8 +53,9 @@ def test_nan_and_constant_embeddings(toy: Any) -> None:
 
 def test_a_loss_at_chance(toy: Any) -> None:
     aligner, batch = model_and_batch(toy)
-    assert "0.6365" in inspect(aligner, batch, [0.6365, 0.637], math.log(3) - 2 / 3 * math.log(2))["loss-at-chance"]
-    assert "loss-at-chance" not in inspect(aligner, batch, [0.6365, 0.5], math.log(3) - 2 / 3 * math.log(2))
+    chance = {"cross": math.log(3) - 2 / 3 * math.log(2)}
+    assert "0.6365" in check_model(aligner, batch, {"cross": [0.6365, 0.637]}, chance)["loss-at-chance"]
+    assert "loss-at-chance" not in check_model(aligner, batch, {"cross": [0.6365, 0.5]}, chance)
 
 
 def test_the_scale_at_its_clamp_counts_only_where_it_is_learned(toy: Any) -> None:
@@ -61,7 +63,7 @@ def test_the_scale_at_its_clamp_counts_only_where_it_is_learned(toy: Any) -> Non
         aligner, batch = model_and_batch(toy, loss__learn_temperature=learned)
         with torch.no_grad():
             aligner.log_scale.fill_(math.log(200))
-        assert set(inspect(aligner, batch, [], None)) == wanted
+        assert set(check_model(aligner, batch, {}, {})) == wanted
 
 
 def test_uniform_attention_only_over_real_tokens(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +78,10 @@ def test_uniform_attention_only_over_real_tokens(toy: Any, monkeypatch: pytest.M
         return torch.nn.functional.one_hot(torch.zeros(b.mask.shape, dtype=torch.long), a.mask.shape[1]).float()
 
     crossed_as(aligner, monkeypatch, logit, uniform)
-    assert set(inspect(aligner, batch, [1.0], None)) == {"attention-uniform"}
-    assert inspect(aligner, batch, [], None) == {}, "a branch that does not train is not looked at"
+    assert set(check_model(aligner, batch, {"cross": [1.0]}, {})) == {"attention-uniform"}
+    assert check_model(aligner, batch, {}, {}) == {}, "a branch that does not train is not looked at"
     crossed_as(aligner, monkeypatch, logit, peaked)
-    assert inspect(aligner, batch, [1.0], None) == {}
+    assert check_model(aligner, batch, {"cross": [1.0]}, {}) == {}
 
 
 def test_the_other_direction_is_read_along_the_looking_side(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,74 +91,75 @@ def test_the_other_direction_is_read_along_the_looking_side(toy: Any, monkeypatc
         return (b.mask.float() / b.mask.sum(1, keepdim=True))[:, :, None].expand(-1, -1, a.mask.shape[1])
 
     crossed_as(aligner, monkeypatch, torch.randn(8), uniform)
-    assert set(inspect(aligner, batch, [1.0], None)) == {"attention-uniform"}
+    assert set(check_model(aligner, batch, {"cross": [1.0]}, {})) == {"attention-uniform"}
 
 
 @pytest.mark.parametrize("logit", [torch.full((8,), 3.0), torch.full((8,), math.nan)])
 def test_a_cross_branch_that_says_nothing(toy: Any, monkeypatch: pytest.MonkeyPatch, logit: torch.Tensor) -> None:
     aligner, batch = model_and_batch(toy)
     crossed_as(aligner, monkeypatch, logit, lambda a, b: None)
-    assert set(inspect(aligner, batch, [1.0], None)) == {"attention-vanished"}
+    assert set(check_model(aligner, batch, {"cross": [1.0]}, {})) == {"attention-vanished"}
 
 
 def test_looking_changes_nothing(toy: Any) -> None:
     aligner, batch = model_and_batch(toy)
     before, state = {k: v.clone() for k, v in aligner.state_dict().items()}, torch.get_rng_state()
-    inspect(aligner, batch, [1.0], 1.0)
+    check_model(aligner, batch, {"cross": [1.0]}, {"cross": 1.0})
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in aligner.state_dict().items())
 
 
 def test_what_heals_is_dropped_and_what_stays_keeps_its_step() -> None:
-    first = renew([], {"a": "x", "b": "y"}, 10)
-    second = renew(first, {"b": "y again", "c": "z"}, 20)
+    first = update_warnings([], {"a": "x", "b": "y"}, 10)
+    second = update_warnings(first, {"b": "y again", "c": "z"}, 20)
     assert [(w["kind"], w["step"]) for w in second] == [("b", 10), ("c", 20)]
-    fatal = stop(25, {"total": torch.tensor(math.nan)}, 1.0)
+    fatal = not_finite(25, {"total": torch.tensor(math.nan)}, 1.0)
     assert fatal is not None
-    assert renew([fatal], {}, 30) == [fatal]
-    assert sentinel.ended([fatal])
-    assert not sentinel.ended(second)
+    assert update_warnings([fatal], {}, 30) == [fatal]
+    assert health_checks.is_fatal([fatal])
+    assert not health_checks.is_fatal(second)
 
 
 def test_stop_names_what_is_not_finite() -> None:
-    assert stop(1, {"total": torch.tensor(1.0)}, 2.0) is None
-    assert "cross" in stop(1, {"cross": torch.tensor(math.inf), "total": torch.tensor(1.0)}, 2.0)["what"]  # type: ignore[index]
-    assert "gradients" in stop(1, {"total": torch.tensor(1.0)}, math.nan)["what"]  # type: ignore[index]
+    assert not_finite(1, {"total": torch.tensor(1.0)}, 2.0) is None
+    assert "cross" in not_finite(1, {"cross": torch.tensor(math.inf), "total": torch.tensor(1.0)}, 2.0)["what"]  # type: ignore[index]
+    assert "gradients" in not_finite(1, {"total": torch.tensor(1.0)}, math.nan)["what"]  # type: ignore[index]
 
 
-def run(toy: Any, config: Any, folder: Path, **more: Any) -> loop.TrainingSummary:
+def run(toy: Any, config: Any, folder: Path, **options: Any) -> loop.TrainingSummary:
     folder.mkdir(exist_ok=True)
     runtime.seed(config.seed)
-    aligner = toy.aligner(config)
-    data, plan = toy.data(config)
+    aligner, data = toy.aligner(config), loop.TrainingData(*toy.data(config))
 
     def evaluate(model: Any) -> Mapping[str, float]:
         return {"R-sum": float(model.log_scale.detach())}
 
-    return loop.fit(aligner, data, plan, config, folder, evaluate, on_progress=no_progress, **more)
+    callbacks = loop.TrainingCallbacks(evaluate)
+    return loop.fit(aligner, data, config, folder, callbacks, options=CheckpointOptions(**options))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradients", "embeddings"])
 def test_a_run_that_falls_sick_ends_with_what_was_best_before(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    real, calls = loop.step.losses, []
+    real, calls = step.StepLosses.forward, []
 
-    def sick(aligner: Any, *rest: Any) -> dict[str, torch.Tensor]:
+    def failing(self: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        aligner = self.aligner
         calls.append(1)
         if len(calls) == 5:  # the second step of the second epoch
             if where == "embeddings":
                 torch.nn.init.constant_(aligner.sides["image"].heads[0].project.weight, math.nan)
-                return real(aligner, *rest)
+                return real(self, *rest)
             nan = (
                 aligner.log_scale * 0 + math.nan
                 if where == "loss"
                 else (aligner.log_scale - aligner.log_scale.detach()).sqrt()
             )
             return {"total": nan}
-        return real(aligner, *rest)
+        return real(self, *rest)
 
-    monkeypatch.setattr(loop.step, "losses", sick)
+    monkeypatch.setattr(step.StepLosses, "forward", failing)
     found = run(toy, toy.config(optim__epochs=4), tmp_path)
     assert found.steps == 4
     assert [(w["kind"], w["step"]) for w in found.warnings if w["kind"] == "not-finite"] == [("not-finite", 5)]
@@ -171,7 +174,7 @@ def test_a_run_that_falls_sick_ends_with_what_was_best_before(
 def test_a_run_sick_from_the_first_step_still_leaves_checkpoints(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop.step, "losses", lambda aligner, *rest: {"total": aligner.log_scale * math.nan})
+    monkeypatch.setattr(step.StepLosses, "forward", lambda self, *rest: {"total": self.aligner.log_scale * math.nan})
     found = run(toy, toy.config(), tmp_path)
     assert found.steps == 0
     assert (tmp_path / BEST).is_file()
@@ -180,21 +183,13 @@ def test_a_run_sick_from_the_first_step_still_leaves_checkpoints(
 def test_a_nan_validation_never_keeps_the_place_of_the_best(toy: Any, tmp_path: Path) -> None:
     config = toy.config(optim__epochs=3)
     runtime.seed(0)
-    data, plan = toy.data(config)
     figures = iter([math.nan, 2.0, 1.0])
-    found = loop.fit(
-        toy.aligner(config),
-        data,
-        plan,
-        config,
-        tmp_path,
-        lambda model: {"R-sum": next(figures)},
-        on_progress=no_progress,
-    )
+    callbacks = loop.TrainingCallbacks(lambda model: {"R-sum": next(figures)})
+    found = loop.fit(toy.aligner(config), loop.TrainingData(*toy.data(config)), config, tmp_path, callbacks)
     assert (found.best_epoch, found.best) == (1, 2.0)
 
 
 def test_an_adversary_that_has_won() -> None:
-    assert set(sentinel.adversary([1.0, 0.99, 0.97])) == {"adversary-won"}
-    assert "99.0%" in sentinel.adversary([0.99])["adversary-won"]
-    assert sentinel.adversary([1.0, 0.5]) == {} == sentinel.adversary([])
+    assert set(health_checks.check_domain_classifier([1.0, 0.99, 0.97])) == {"adversary-won"}
+    assert "99.0%" in health_checks.check_domain_classifier([0.99])["adversary-won"]
+    assert health_checks.check_domain_classifier([1.0, 0.5]) == {} == health_checks.check_domain_classifier([])
