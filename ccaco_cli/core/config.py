@@ -284,7 +284,7 @@ class ParallelConfig:
         "ddp",
         "Under torchrun: ddp (each process holds the model) or fsdp (each holds a part of it).",
         flag="--parallel",
-        choices="training.parallel:KINDS",
+        choices="training.parallel:ENGINES",
     )
     gather_with_grad: bool = setting(
         True,
