@@ -56,7 +56,6 @@ class Modality:
         query_help: help of the option ``--NAME FILE`` of ``ccaco retrieve``; empty = no such option.
         preprocessed_is_picture: what ``Tower.preprocess`` returns can be drawn under an attention map.
         picture_is_sample: ``picture`` gives what ``decode`` would, so that a stored thumbnail can be encoded again.
-        augmented: random crops and grayscale can be applied in training.
     """
 
     name: str
@@ -73,7 +72,6 @@ class Modality:
     query_help: str = ""
     preprocessed_is_picture: bool = False
     picture_is_sample: bool = False
-    augmented: bool = False
 
 
 MODALITIES: dict[str, Modality] = {
@@ -99,7 +97,6 @@ MODALITIES: dict[str, Modality] = {
             query_help="An image file as the query.",
             preprocessed_is_picture=True,
             picture_is_sample=True,
-            augmented=True,
         ),
         Modality(
             "text",

@@ -1,4 +1,4 @@
-"""How the tokens of two modalities meet: co-attention blocks and a single stream, with any kind of attention."""
+"""Fusion of the tokens of two modalities: co-attention blocks and a single stream, with any kind of attention."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from ccaco_cli.core.config import FusionConfig
-from ccaco_cli.core.model.attention import Attention, lines
-from ccaco_cli.core.model.layout import Segment, Sequence
+from ccaco_cli.core.model.attention import Attention, line_layouts
+from ccaco_cli.core.model.attention_kernels import Layouts
+from ccaco_cli.core.model.layout import Segment, SequenceLayout
 
 
 class CoAttentionBlock(nn.Module):
-    """Both sides look at each other, then think (ViLBERT's co-attentional layer, arXiv:1908.02265, fig. 2b; pre-norm).
+    """Each modality attends to the other, then an MLP follows (ViLBERT's co-attentional layer, arXiv:1908.02265, fig. 2b; pre-norm).
 
-    config  heads, dropout and kind of attention;
-            residual: keep the tokens and add what attention brings;
-            direction: both | b_to_a | a_to_b: who looks at whom; the side that does not look passes unchanged
+    Args:
+        width: D.
+        config: heads, dropout and kind of attention; ``residual``: add the attention output to the tokens;
+            ``direction``: both | b_to_a | a_to_b: which modality attends to which; the other one passes unchanged.
     """
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()
         self.residual = config.residual
-        self.looks = {"both": (True, True), "b_to_a": (False, True), "a_to_b": (True, False)}[config.direction]
+        self.attends = {"both": (True, True), "b_to_a": (False, True), "a_to_b": (True, False)}[config.direction]
         self.cross = nn.ModuleList(Attention(width, config) for _ in range(2))
-        self.norm_self, self.norm_other, self.norm_mlp = (
+        self.norm_query, self.norm_context, self.norm_mlp = (
             nn.ModuleList(nn.LayerNorm(width) for _ in range(2)) for _ in range(3)
         )
         self.mlp = nn.ModuleList(mlp(width, config.dropout) for _ in range(2))
@@ -35,28 +37,40 @@ class CoAttentionBlock(nn.Module):
         b: Tensor,
         mask_b: Tensor,
         *,
-        lie: tuple[Sequence, Sequence] | None = None,
+        layout: Layouts | None = None,
         weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """a [M, N_a, D], b [M, N_b, D], masks True = real, lie of both -> (a', b', attention of b over a [M, H, N_b, N_a] if asked)."""
-        lie_a, lie_b = lie or lines(a, b)
-        new_a = self._look(0, a, b, mask_b, (lie_a, lie_b), False)[0] if self.looks[0] else a
-        new_b, attention = self._look(1, b, a, mask_a, (lie_b, lie_a), weights) if self.looks[1] else (b, None)
+        """Fuses M pairs.
+
+        Args:
+            a, mask_a: [M, N_a, D] and [M, N_a] bool, True = real.
+            b, mask_b: [M, N_b, D] and [M, N_b] bool.
+            layout: layouts of a and b; None = lines.
+            weights: also return the attention of b over a.
+        Returns:
+            The new a and b, same shapes, and the attention [M, H, N_b, N_a] or None.
+        """
+        layout_a, layout_b = layout or line_layouts(a, b)
+        new_a, new_b, attention = a, b, None
+        if self.attends[0]:
+            new_a, _ = self._attend(0, a, b, mask_b, (layout_a, layout_b), weights=False)
+        if self.attends[1]:
+            new_b, attention = self._attend(1, b, a, mask_a, (layout_b, layout_a), weights=weights)
         return new_a, new_b, attention
 
-    def _look(
-        self, side: int, x: Tensor, other: Tensor, mask: Tensor, lie: tuple[Sequence, Sequence], weights: bool
+    def _attend(
+        self, side: int, x: Tensor, context: Tensor, mask: Tensor, layout: Layouts, *, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        brought, attention = self.cross[side](
-            self.norm_self[side](x), self.norm_other[side](other), mask, lie=lie, weights=weights
+        attn_out, attention = self.cross[side](
+            self.norm_query[side](x), self.norm_context[side](context), mask, layout=layout, weights=weights
         )
-        x = x + brought if self.residual else brought
-        thought = self.mlp[side](self.norm_mlp[side](x))
-        return (x + thought if self.residual else thought), attention
+        x = x + attn_out if self.residual else attn_out
+        mlp_out = self.mlp[side](self.norm_mlp[side](x))
+        return (x + mlp_out if self.residual else mlp_out), attention
 
 
 class Stream(nn.Module):
-    """A pre-norm transformer encoder (arXiv:2002.04745, fig. 1b) over any kind of attention."""
+    """A pre-norm transformer encoder (arXiv:2002.04745, fig. 1b) with any kind of attention."""
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()
@@ -68,33 +82,34 @@ class Stream(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor, lie: Sequence | None = None, *, weights: bool = False
+        self, x: Tensor, mask: Tensor, layout: SequenceLayout | None = None, *, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x [M, N, D], mask [M, N] True = real -> (the same shape, attention of the last layer [M, H, N, N] when asked)."""
-        both, found = (lie, lie) if lie else lines(x, x), None
-        for layer, (attend, norm, norm_mlp, think) in enumerate(
+        """x [M, N, D], mask [M, N] True = real -> the same shape, and the attention of the last layer [M, H, N, N] or None."""
+        layouts, attention = (layout, layout) if layout else line_layouts(x, x), None
+        last = len(self.attention) - 1
+        for layer, (attend, norm_attention, norm_mlp, layer_mlp) in enumerate(
             zip(self.attention, self.norm_attention, self.norm_mlp, self.mlp, strict=True)
         ):
-            inner = norm(x)
-            brought, found = attend(inner, inner, mask, lie=both, weights=weights and layer == len(self.attention) - 1)
-            x = x + self.drop(brought)
-            x = x + self.drop(think(norm_mlp(x)))
-        return x, found
+            normed = norm_attention(x)
+            attn_out, attention = attend(normed, normed, mask, layout=layouts, weights=weights and layer == last)
+            x = x + self.drop(attn_out)
+            x = x + self.drop(layer_mlp(norm_mlp(x)))
+        return x, attention
 
 
 def mlp(
-    width: int, dropout: float, out: int | None = None, *, dropout_of: type[nn.Dropout] = nn.Dropout
+    width: int, dropout: float, out: int | None = None, *, dropout_type: type[nn.Dropout] = nn.Dropout
 ) -> nn.Sequential:
-    """Two linear layers with GELU, hidden width 2D."""
+    """Two linear layers with GELU, hidden width 2D: [..., D] -> [..., ``out`` or D]."""
     return nn.Sequential(
-        nn.Linear(width, 2 * width), nn.GELU(), dropout_of(dropout), nn.Linear(2 * width, out or width)
+        nn.Linear(width, 2 * width), nn.GELU(), dropout_type(dropout), nn.Linear(2 * width, out or width)
     )
 
 
 def positions(segment: Segment, width: int) -> Tensor:
     """Sinusoidal position embeddings (arXiv:1706.03762, sec. 3.5) of a segment: [N, width], width even.
 
-    On a grid half of the width tells the row and half the column (as in MAE, arXiv:2111.06377); special tokens have none.
+    On a grid one half of the width encodes the row and one half the column (as in MAE, arXiv:2111.06377); special tokens get zeros.
     """
     if segment.grid is None:
         return _sinusoid(torch.arange(segment.count), width)
@@ -105,19 +120,19 @@ def positions(segment: Segment, width: int) -> Tensor:
     return torch.cat([torch.zeros(segment.special, width), cells])
 
 
-def _sinusoid(place: Tensor, width: int) -> Tensor:
-    angle = place[:, None] * 10_000 ** (-torch.arange(0, width, 2) / max(1, width))
+def _sinusoid(position: Tensor, width: int) -> Tensor:
+    angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2) / max(1, width))
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
 class SingleStream(nn.Module):
-    """One transformer over the tokens of both sides, with embeddings that say whose each token is and where (UNITER, arXiv:1909.11740)."""
+    """One transformer over the tokens of both modalities, with modality and position embeddings (UNITER, arXiv:1909.11740)."""
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()
-        # starts as small as the embedding of the side, so that what the tokens say is not drowned
-        self.place = nn.Parameter(torch.full((2, 1), 0.02))
-        self.side = nn.Parameter(0.02 * torch.randn(2, width))
+        # starts as small as the modality embedding, so that it does not outweigh the tokens
+        self.position_gain = nn.Parameter(torch.full((2, 1), 0.02))
+        self.modality = nn.Parameter(0.02 * torch.randn(2, width))
         self.stream = Stream(width, config)
 
     def forward(
@@ -127,19 +142,21 @@ class SingleStream(nn.Module):
         b: Tensor,
         mask_b: Tensor,
         *,
-        lie: tuple[Sequence, Sequence] | None = None,
+        layout: Layouts | None = None,
         weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """a [M, N_a, D], b [M, N_b, D] -> fused tokens of both, same shapes, and the attention of b over a [M, H, N_b, N_a] if asked."""
-        lie_a, lie_b = lie or lines(a, b)
-        joined = torch.cat([self._told(i, x, part) for i, (x, (part,)) in enumerate(((a, lie_a), (b, lie_b)))], 1)
-        fused, found = self.stream(joined, torch.cat([mask_a, mask_b], 1), lie_a + lie_b, weights=weights)
+        """Fuses M pairs; arguments and results as of ``CoAttentionBlock.forward``."""
+        layout_a, layout_b = layout or line_layouts(a, b)
+        embedded_a, embedded_b = self._embed(0, a, layout_a[0]), self._embed(1, b, layout_b[0])
+        fused, attention = self.stream(
+            torch.cat([embedded_a, embedded_b], 1), torch.cat([mask_a, mask_b], 1), layout_a + layout_b, weights=weights
+        )
         n = a.shape[1]
-        if found is not None:
-            found = found[:, :, n:, :n]
-            found = found / found.sum(-1, keepdim=True).clamp_min(1e-12)
-        return fused[:, :n], fused[:, n:], found
+        if attention is not None:
+            attention = attention[:, :, n:, :n]
+            attention = attention / attention.sum(-1, keepdim=True).clamp_min(1e-12)
+        return fused[:, :n], fused[:, n:], attention
 
-    def _told(self, side: int, x: Tensor, segment: Segment) -> Tensor:
-        where = positions(segment, x.shape[-1]).to(x)
-        return x + self.side[side] + self.place[side] * where
+    def _embed(self, side: int, x: Tensor, segment: Segment) -> Tensor:
+        """Adds the modality embedding and the position embeddings."""
+        return x + self.modality[side] + self.position_gain[side] * positions(segment, x.shape[-1]).to(x)

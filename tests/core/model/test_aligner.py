@@ -62,7 +62,7 @@ def test_cached_tokens_are_pooled_in_parts_as_they_would_be_at_once(pool: str, m
     mask[:, 0] = True
 
     def pooled(values: int) -> torch.Tensor:
-        monkeypatch.setattr(module, "VALUES_AT_ONCE", values)
+        monkeypatch.setattr(module, "POOL_VALUES", values)
         torch.manual_seed(1)
         found: torch.Tensor = side.pool(Features(tokens, mask, tokens[:, 0]))
         return found
@@ -193,9 +193,9 @@ def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:
     with pytest.raises(ConfigError, match="checkpointing"):
         aligner().set_grad_checkpointing()
     aligner(lock=True).set_grad_checkpointing()  # nothing to recompute
-    asked: list[bool] = []
-    model = aligner()
-    for side in model.sides.values():
-        side.tower.set_grad_checkpointing = asked.append  # type: ignore[union-attr,assignment]
-    model.set_grad_checkpointing()
-    assert asked == [True, True]
+    calls: list[bool] = []
+    towers = {
+        m: replace(tower(m, width), set_grad_checkpointing=calls.append) for m, width in (("image", 6), ("text", 10))
+    }
+    Aligner(towers, ModelConfig(width=8), LossConfig()).set_grad_checkpointing()
+    assert calls == [True, True]

@@ -5,18 +5,16 @@ import torch
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model import attention
-from ccaco_cli.core.model.attention import (
+from ccaco_cli.core.model import attention_kernels
+from ccaco_cli.core.model.attention import Attention, line_layouts, masked_mean
+from ccaco_cli.core.model.attention_kernels import (
     KINDS,
-    Attention,
-    flex,
-    lines,
-    masked_mean,
+    flex_window_attention,
     orthogonal_features,
     positive_features,
-    sliced,
+    sliced_window_attention,
 )
-from ccaco_cli.core.model.layout import Layout, Segment, Sequence, plan
+from ccaco_cli.core.model.layout import Layout, Segment, SequenceLayout, attention_plan
 
 GRID, LINE = (Segment(31, 1, (5, 6)),), (Segment(23),)
 """A class token and 5 x 6 patches; 23 words."""
@@ -35,13 +33,15 @@ def build(kind: str, **settings: object) -> Attention:
     return Attention(12, FusionConfig(heads=3, dropout=0.0, attention=kind, **settings))  # type: ignore[arg-type]
 
 
-def count(lie: Sequence) -> int:
-    return sum(part.count for part in lie)
+def count(layout: SequenceLayout) -> int:
+    return sum(part.count for part in layout)
 
 
-def tokens(lie: tuple[Sequence, Sequence], width: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def tokens(
+    layout: tuple[SequenceLayout, SequenceLayout], width: int = 12
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
-    x, context = (torch.randn(2, count(part), width) for part in lie)
+    x, context = (torch.randn(2, count(part), width) for part in layout)
     mask = torch.ones(context.shape[:2], dtype=torch.bool)
     mask[1, -3:] = False
     return x, context, mask
@@ -71,13 +71,13 @@ def test_masked_mean() -> None:
     assert masked_mean(tokens, mask).flatten().tolist() == pytest.approx([2.0, 0.0])
 
 
-def seen_by_hand(lie: tuple[Sequence, Sequence], side: int, spread: int) -> torch.Tensor:
+def seen_by_hand(layout: tuple[SequenceLayout, SequenceLayout], side: int, spread: int) -> torch.Tensor:
     """The windows written out token by token, from the words of ``plan``'s docstring."""
 
-    def place(lie: Sequence) -> list[tuple[int, int, int, int, int]]:
+    def place(layout: SequenceLayout) -> list[tuple[int, int, int, int, int]]:
         """(segment, block row, block column, block rows, block columns) of each token; block -1 = special."""
         found = []
-        for number, part in enumerate(lie):
+        for number, part in enumerate(layout):
             found += [(number, -1, -1, 0, 0)] * part.special
             for i in range(part.count - part.special):
                 if part.grid:
@@ -87,9 +87,9 @@ def seen_by_hand(lie: tuple[Sequence, Sequence], side: int, spread: int) -> torc
                     found.append((number, 0, i // side**2, 1, -(-part.count // side**2)))
         return found
 
-    def is_global(lie: Sequence) -> list[bool]:
+    def is_global(layout: SequenceLayout) -> list[bool]:
         found = []
-        for part in lie:
+        for part in layout:
             cells = part.count - part.special
             if part.grid:
                 n = max(1, int(spread**0.5))
@@ -104,9 +104,9 @@ def seen_by_hand(lie: tuple[Sequence, Sequence], side: int, spread: int) -> torc
     def along(b: int, n: int, other: int, m: int) -> bool:
         return b * m // n - 1 <= other < -(-(b + 1) * m // n) + 1
 
-    seen = torch.zeros(count(lie[0]), count(lie[1]), dtype=torch.bool)
-    for i, (one, free) in enumerate(zip(place(lie[0]), is_global(lie[0]), strict=True)):
-        for j, (other, shown) in enumerate(zip(place(lie[1]), is_global(lie[1]), strict=True)):
+    seen = torch.zeros(count(layout[0]), count(layout[1]), dtype=torch.bool)
+    for i, (one, free) in enumerate(zip(place(layout[0]), is_global(layout[0]), strict=True)):
+        for j, (other, shown) in enumerate(zip(place(layout[1]), is_global(layout[1]), strict=True)):
             _, row, column, rows, columns = one
             _, other_row, other_column, other_rows, other_columns = other
             if free or shown:
@@ -124,9 +124,9 @@ def seen_by_hand(lie: tuple[Sequence, Sequence], side: int, spread: int) -> torc
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("window", "spread"), [(4, 1), (5, 4), (9, 0), (64, 16)])
 def test_windows_are_those_of_the_definition(name: str, window: int, spread: int) -> None:
-    lie = CASES[name]
-    found = plan(*lie, window, spread, "cpu").pattern(count(lie[1]))
-    assert torch.equal(found, seen_by_hand(lie, int(window**0.5), spread))
+    layout = CASES[name]
+    found = attention_plan(*layout, window, spread, "cpu").mask(count(layout[1]))
+    assert torch.equal(found, seen_by_hand(layout, int(window**0.5), spread))
     assert found.any(0).all(), "every key is in somebody's window"
     assert window == 9 or found.all() == (window == 64)
 
@@ -136,15 +136,15 @@ def test_windows_are_those_of_the_definition(name: str, window: int, spread: int
 def test_the_window_kind_is_dense_attention_under_its_mask(
     name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "AT_ONCE", at_once)
-    lie = CASES[name]
+    monkeypatch.setattr(attention_kernels, "GATHERED_VALUES", at_once)
+    layout = CASES[name]
     found = build("window", window=4, spread=1)
-    x, context, mask = tokens(lie)
+    x, context, mask = tokens(layout)
     x.requires_grad_()
     context.requires_grad_()
-    pattern = plan(*lie, 4, 1, "cpu").pattern(context.shape[1])
-    got = found(x, context, mask, lie=lie)[0]
-    shown, weights = found(x, context, mask, lie=lie, weights=True)
+    pattern = attention_plan(*layout, 4, 1, "cpu").mask(context.shape[1])
+    got = found(x, context, mask, layout=layout)[0]
+    shown, weights = found(x, context, mask, layout=layout, weights=True)
     q, k, v = (
         f(t).unflatten(-1, (3, -1)).transpose(1, 2) for f, t in ((found.q, x), (found.k, context), (found.v, context))
     )
@@ -164,23 +164,27 @@ def test_the_window_kind_is_dense_attention_under_its_mask(
 
 @pytest.mark.parametrize("name", ["words over patches", "stream"])
 def test_flex_attention_sees_the_same_windows(name: str) -> None:
-    lie = CASES[name]
+    layout = CASES[name]
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, count(part), 2, 16) for part in (lie[0], lie[1], lie[1]))
-    mask = tokens(lie)[2]
-    way = plan(*lie, 4, 1, "cpu")
-    assert torch.allclose(flex(q, k, v, mask, 0.3, way), sliced(q, k, v, mask, 0.3, 0.0, way), atol=1e-5)
+    q, k, v = (torch.randn(2, count(part), 2, 16) for part in (layout[0], layout[1], layout[1]))
+    mask = tokens(layout)[2]
+    plan = attention_plan(*layout, 4, 1, "cpu")
+    assert torch.allclose(
+        flex_window_attention(q, k, v, mask, 0.3, plan),
+        sliced_window_attention(q, k, v, mask, 0.3, 0.0, plan),
+        atol=1e-5,
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_flex_attention_on_a_gpu_equals_the_slices() -> None:
-    lie = CASES["stream"]
-    x, context, mask = (t.cuda() for t in tokens(lie, 96))
+    layout = CASES["stream"]
+    x, context, mask = (t.cuda() for t in tokens(layout, 96))
     found = Attention(96, FusionConfig(heads=3, dropout=0.0, attention="window", window=16, spread=1)).cuda()
     shadow = torch.randn(x.shape, device="cuda")
-    on_gpu = found(x, context, mask, lie=lie)[0]
-    slow = found.cpu()(x.cpu(), context.cpu(), mask.cpu(), lie=lie)[0]
+    on_gpu = found(x, context, mask, layout=layout)[0]
+    slow = found.cpu()(x.cpu(), context.cpu(), mask.cpu(), layout=layout)[0]
     assert torch.allclose(on_gpu.cpu(), slow, atol=1e-3)
     assert all(
         g.isfinite().all()
@@ -204,10 +208,10 @@ def test_kinds_share_their_parameters() -> None:
 def test_every_kind_holds_masks_dropout_mixed_precision_and_self_attention(kind: str) -> None:
     found = build(kind, window=4, spread=1, redraw=0)
     x, context, mask = tokens((LINE, LINE))
-    clean = found(x, context, mask, lie=(LINE, LINE))[0]
-    dirty = found(x, torch.where(mask[..., None], context, 50.0), mask, lie=(LINE, LINE))[0]
+    clean = found(x, context, mask, layout=(LINE, LINE))[0]
+    dirty = found(x, torch.where(mask[..., None], context, 50.0), mask, layout=(LINE, LINE))[0]
     assert torch.allclose(clean, dirty, atol=1e-4), "padding is never seen"
-    assert torch.allclose(found(x, x, mask)[0], found(x, x, mask, lie=lines(x, x))[0])
+    assert torch.allclose(found(x, x, mask)[0], found(x, x, mask, layout=line_layouts(x, x))[0])
     found.dropout = 0.3
     assert torch.equal(found.eval()(x, context, mask)[0], clean), "nothing is dropped outside training"
     found.train()
@@ -271,9 +275,9 @@ def test_linear_attention_some_samples_at_a_time_is_the_same(monkeypatch: pytest
     context = context + torch.arange(6.0)[:, None, None] / 10
     whole = found(x, context, mask)[0]
     calls = []
-    monkeypatch.setattr(attention, "FEATURES_AT_ONCE", 4 * 256 * 3 * (23 + 31))
+    monkeypatch.setattr(attention_kernels, "CPU_FEATURES", 4 * 256 * 3 * (23 + 31))
     monkeypatch.setattr(
-        attention, "positive_features", lambda x, random: calls.append(len(x)) or positive_features(x, random)
+        attention_kernels, "positive_features", lambda x, random: calls.append(len(x)) or positive_features(x, random)
     )
     with torch.inference_mode():
         assert torch.allclose(found(x, context, mask)[0], whole, atol=1e-6)
@@ -305,21 +309,21 @@ def test_linear_attention_stands_large_and_equal_keys() -> None:
 
 def test_a_plan_made_while_encoding_serves_training() -> None:
     found = build("window", window=9, spread=2)
-    lie = ((Segment(17),), (Segment(19),))
+    layout = ((Segment(17),), (Segment(19),))
     x, context = torch.randn(1, 17, 12), torch.randn(1, 19, 12)
     mask = torch.ones(1, 19, dtype=torch.bool)
     with torch.inference_mode():
-        found(x, context, mask, lie=lie)
-    found(x, context, mask, lie=lie)[0].sum().backward()
+        found(x, context, mask, layout=layout)
+    found(x, context, mask, layout=layout)[0].sum().backward()
     assert found.k.weight.grad is not None
 
 
 def test_layouts_follow_what_a_cache_leaves_of_a_grid() -> None:
     vit = Layout(1, (14, 14))
-    assert vit.of(197) == Segment(197, 1, (14, 14))
-    assert vit.of(50) == Segment(50, 1, (7, 7))
-    assert vit.of(20) == Segment(20), "no grid fits: a line"
-    assert Layout(0, (4, 9)).of(36) == Segment(36, 0, (4, 9))
+    assert vit.segment(197) == Segment(197, 1, (14, 14))
+    assert vit.segment(50) == Segment(50, 1, (7, 7))
+    assert vit.segment(20) == Segment(20), "no grid fits: a line"
+    assert Layout(0, (4, 9)).segment(36) == Segment(36, 0, (4, 9))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ccaco_cli.core.config import FusionConfig
-from ccaco_cli.core.model.attention import KINDS
+from ccaco_cli.core.model.attention_kernels import KINDS
 from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, mlp, positions
 from ccaco_cli.core.model.layout import Segment
 
@@ -31,15 +31,15 @@ def test_the_block_written_out() -> None:
     a, b = tokens()
     found = block()
     new_a, new_b, attention = found(a, MASK_A, b, MASK_B, weights=True)
-    brought, weights = found.cross[1](found.norm_self[1](b), found.norm_other[1](a), MASK_A, weights=True)
-    wanted = b + brought
+    attn_out, weights = found.cross[1](found.norm_query[1](b), found.norm_context[1](a), MASK_A, weights=True)
+    wanted = b + attn_out
     wanted = wanted + found.mlp[1](found.norm_mlp[1](wanted))
     assert torch.allclose(new_b, wanted)
     assert torch.equal(attention, weights)
     assert attention.shape == (2, 2, 4, 3)
     assert attention[1, ..., 1:].abs().max() == 0
-    brought = found.cross[0](found.norm_self[0](a), found.norm_other[0](b), MASK_B)[0]
-    assert torch.allclose(new_a, a + brought + found.mlp[0](found.norm_mlp[0](a + brought)))
+    attn_out = found.cross[0](found.norm_query[0](a), found.norm_context[0](b), MASK_B)[0]
+    assert torch.allclose(new_a, a + attn_out + found.mlp[0](found.norm_mlp[0](a + attn_out)))
 
 
 def test_both_look_at_what_was_there_before() -> None:
@@ -52,8 +52,8 @@ def test_both_look_at_what_was_there_before() -> None:
 def test_without_residual_nothing_of_the_old_tokens_is_kept() -> None:
     a, b = tokens()
     found = block(residual=False)
-    brought = found.cross[0](found.norm_self[0](a), found.norm_other[0](b), MASK_B)[0]
-    assert torch.allclose(found(a, MASK_A, b, MASK_B)[0], found.mlp[0](found.norm_mlp[0](brought)))
+    attn_out = found.cross[0](found.norm_query[0](a), found.norm_context[0](b), MASK_B)[0]
+    assert torch.allclose(found(a, MASK_A, b, MASK_B)[0], found.mlp[0](found.norm_mlp[0](attn_out)))
 
 
 def test_padding_is_never_seen() -> None:
@@ -75,7 +75,7 @@ def test_the_single_stream_knows_whose_each_token_is() -> None:
     assert fused_b.shape == b.shape
     _, swapped_a, _ = stream(b, MASK_B, a, MASK_A)
     assert not torch.allclose(fused_a[MASK_A], swapped_a[MASK_A], atol=1e-3)
-    stream.side.data[1] = stream.side.data[0]
+    stream.modality.data[1] = stream.modality.data[0]
     fused_a, swapped_a = stream(a, MASK_A, b, MASK_B)[0], stream(b, MASK_B, a, MASK_A)[1]
     assert torch.allclose(fused_a[MASK_A], swapped_a[MASK_A], atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_the_single_stream_takes_every_kind_and_knows_where_patches_lie(kind: st
     a, b = torch.randn(2, 5, WIDTH), torch.randn(2, 4, WIDTH)
     every = torch.ones(2, 5, dtype=torch.bool)
     on_grid = (Segment(5, 1, (2, 2)),), (Segment(4),)
-    _, fused_b, weights = stream(a, every, b, MASK_B, lie=on_grid, weights=True)
+    _, fused_b, weights = stream(a, every, b, MASK_B, layout=on_grid, weights=True)
     assert fused_b.shape == b.shape
     assert torch.allclose(weights.mean(1)[MASK_B].sum(-1), torch.ones(int(MASK_B.sum())), atol=1e-4)
     on_a_line = stream(a, every, b, MASK_B)[1]

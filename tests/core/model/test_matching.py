@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model import matching
-from ccaco_cli.core.model.attention import KINDS
-from ccaco_cli.core.model.matching import MATCHERS, Matcher, build
+from ccaco_cli.core.model import matcher as matcher_module
+from ccaco_cli.core.model.attention_kernels import KINDS
+from ccaco_cli.core.model.matcher import Matcher
+from ccaco_cli.core.model.matching import MATCHERS, build
 from ccaco_cli.core.types import LocalTokens
 
 WIDTH = 16
@@ -79,7 +80,7 @@ def test_random_features_are_drawn_anew_in_training_only() -> None:
 def test_what_is_recomputed_is_the_same_and_less_is_kept(
     kind: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matching, "TOKENS_AT_ONCE", 2 * (9 + 6))
+    monkeypatch.setattr(matcher_module, "RECOMPUTED_TOKENS", 2 * (9 + 6))
     found = matcher(kind, attention=attention, direction="both", redraw=1).train()
     a, b = encoded(2, 9, 0), encoded(2, 6, 1)
     kept, scores, gradients = [], [], []

@@ -1,4 +1,4 @@
-"""Audio towers: a small one over log-mel spectrograms, and those of transformers (AST, CLAP, the wav2vec 2.0 family)."""
+"""Audio towers: a small one over log-mel spectrograms, and encoders of transformers (AST, CLAP, the wav2vec 2.0 family)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ import torch
 from torch import Tensor, nn
 from transformers import ASTFeatureExtractor, AutoFeatureExtractor
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.attention import masked_mean
-from ccaco_cli.core.model.towers.hf import grad_checkpointing, opened, save_all, told
-from ccaco_cli.core.model.towers.pictures import map_tokens
-from ccaco_cli.core.model.towers.temporal import MOMENTUM, Moments
-from ccaco_cli.core.model.towers.tower import ClipWindow, Tower, TowerSpec
+from ccaco_cli.core.model.towers.hf import (
+    architecture_json,
+    load_pretrained,
+    save_components,
+    set_grad_checkpointing,
+)
+from ccaco_cli.core.model.towers.image_base import feature_map_tokens
+from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
 from ccaco_cli.core.types import Features, Recording
 
 RATE, BINS, SECONDS = 16_000, 128, 10.0
-FRAME, HOP = 400, 160  # Kaldi's 25 ms every 10 ms
+FRAME, HOP = 400, 160
+"""Samples of a spectrogram frame and between frames: Kaldi's 25 ms every 10 ms."""
 CHANNELS, WIDTH, LAYERS = (16, 32, 64), 128, 2
 STRIDE = 2 ** len(CHANNELS)
-SHORTEST = 0.1
-"""Seconds; shorter sounds are filled up with silence, for no tower makes a token of less."""
+MIN_SECONDS = 0.1
+"""Shorter recordings are padded with silence, because no tower makes a token of less."""
 NORMALISATIONS: Mapping[str, tuple[float, float]] = {
     "audioset": (-4.2677393, 4.5689974),  # AST (arXiv:2104.01778), as published
     "kinetics-sounds": (-4.503877, 5.141276),  # as the published Kinetics-Sounds loaders have it (31 classes)
@@ -37,89 +44,102 @@ NORMALISATIONS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class LogMel:
-    """Recording -> float16 [n, 128], one log-mel spectrum every 10 ms, as AST takes them (Kaldi's filters at 16 kHz)."""
+    """Recording -> float16 [n, 128], one log-mel spectrum every 10 ms, as the input of AST (Kaldi's filters at 16 kHz)."""
 
     seconds: float
     mean: float
     std: float
 
     def __call__(self, recording: Recording) -> Tensor:
-        sound = _heard(recording, RATE, self.seconds)
-        count = 1 + (len(sound) - FRAME) // HOP
+        samples = _samples(recording, RATE, self.seconds)
+        count = 1 + (len(samples) - FRAME) // HOP
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the lowest of the 128 published filters are narrower than a bin
-            reader = ASTFeatureExtractor(num_mel_bins=BINS, max_length=count, mean=self.mean, std=self.std)
-            mel = reader(sound - sound.mean(), sampling_rate=RATE, return_tensors="pt")["input_values"][0]
+            extractor = ASTFeatureExtractor(num_mel_bins=BINS, max_length=count, mean=self.mean, std=self.std)
+            mel = extractor(samples - samples.mean(), sampling_rate=RATE, return_tensors="pt")["input_values"][0]
         return mel.half()  # type: ignore[no-any-return]
 
 
 class TinyAudioModule(nn.Module):
-    """Strided convolutions over time and pitch, all pitches of a moment (80 ms) made one token, and a transformer over the moments."""
+    """Strided convolutions over time and frequency, one token for each moment of 80 ms, and a transformer over the moments."""
 
     def __init__(self) -> None:
         super().__init__()
         sizes = zip((1, *CHANNELS), CHANNELS, strict=False)
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b, momentum=MOMENTUM), nn.ReLU())
-            for a, b in sizes
+            nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(outputs, momentum=BATCH_NORM_MOMENTUM),
+                nn.ReLU(),
+            )
+            for inputs, outputs in sizes
         )
         self.project = nn.Sequential(nn.Linear(CHANNELS[-1] * BINS // STRIDE, WIDTH), nn.LayerNorm(WIDTH))
-        self.moments = Moments(WIDTH, LAYERS)
+        self.temporal = TemporalTransformer(WIDTH, LAYERS)
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         maps, mask = inputs["values"].to(next(self.parameters()).dtype).unsqueeze(1), inputs["mask"]
         for conv in self.convs:
             mask = mask[:, ::2]
-            maps = (
-                conv(maps) * mask[:, None, :, None]
-            )  # so that the end of a sound does not depend on what stands behind it
-        tokens = self.moments(self.project(maps.transpose(1, 2).flatten(2)), mask)
+            # padding is zero after every layer, so that it has no effect on the end of a recording
+            maps = conv(maps) * mask[:, None, :, None]
+        tokens = self.temporal(self.project(maps.transpose(1, 2).flatten(2)), mask)
         return Features(tokens, mask, masked_mean(tokens, mask))
 
 
-def build_tiny(spec: TowerSpec, window: ClipWindow) -> Tower:
-    """``tiny``: trained from scratch in minutes on a CPU; tokens are moments of 80 ms."""
+def build_tiny(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds ``tiny``: trained from scratch in minutes on a CPU; tokens are moments of 80 ms."""
     if spec.name or spec.weights not in ("", RANDOM):
         raise TowerError("unknown tiny audio tower", where=spec, expected=f"tiny or tiny@{RANDOM}")
-    seconds = window.seconds or SECONDS
-    mel, module = LogMel(seconds, *_normalisation(window.normalisation or "audioset")), TinyAudioModule()
-    tokens = -(-int(seconds * 100) // STRIDE)
-    facts = fingerprint(module, "tiny", mel)
-    return Tower(spec, "audio", module, mel, WIDTH, tokens, None, False, facts, lambda folder: "tiny")
+    seconds = config.seconds or SECONDS
+    preprocess, module = LogMel(seconds, *_normalisation(config.normalisation or "audioset")), TinyAudioModule()
+    return Tower(
+        spec=spec,
+        modality="audio",
+        module=module,
+        preprocess=preprocess,
+        width=WIDTH,
+        tokens=-(-int(seconds * 100) // STRIDE),
+        grid=None,
+        pretrained=False,
+        fingerprint=fingerprint(module, "tiny", preprocess),
+        save_assets=lambda folder: "tiny",
+    )
 
 
 @dataclass(frozen=True)
-class HfSound:
-    """Recording -> what a transformers feature extractor makes of it, float16, time first.
+class HfAudioPreprocess:
+    """Recording -> output of a transformers feature extractor, float16, time first.
 
-    reader   the extractor; its repr tells all its settings
-    seconds  the most that is heard
+    Attributes:
+        extractor: its repr names all its settings.
+        seconds: the longest input; the rest of a recording is cut.
     """
 
-    reader: Any
+    extractor: Any
     seconds: float
 
     def __call__(self, recording: Recording) -> Tensor:
-        rate = int(self.reader.sampling_rate)
+        rate = int(self.extractor.sampling_rate)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = self.reader(_heard(recording, rate, self.seconds), sampling_rate=rate, return_tensors="np")
-        values = np.asarray(found[self.reader.model_input_names[0]][0], np.float16)
+            extracted = self.extractor(_samples(recording, rate, self.seconds), sampling_rate=rate, return_tensors="np")
+        values = np.asarray(extracted[self.extractor.model_input_names[0]][0], np.float16)
         return torch.from_numpy(values[0] if values.ndim == 3 else values)  # CLAP has a leading axis for its four views
 
 
 class HfAudioModule(nn.Module):
-    """Base of transformers' audio encoders: {"values" [B, N, ...], "mask" [B, N]} -> Features."""
+    """Base class of transformers' audio encoders: {"values" [B, N, ...], "mask" [B, N]} -> Features."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.body = model
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        grad_checkpointing(self.body, enable)
+        set_grad_checkpointing(self.body, enable)
 
     def grid(self) -> tuple[int, int] | None:
-        """(pitch, time) of its patches."""
+        """(frequency, time) of the patches; None = tokens are no grid."""
         return None
 
 
@@ -131,28 +151,25 @@ class AstModule(HfAudioModule):
         return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), tokens[:, 0])
 
     def grid(self) -> tuple[int, int]:
-        c = self.body.config
-        return (c.num_mel_bins - c.patch_size) // c.frequency_stride + 1, (
-            c.max_length - c.patch_size
-        ) // c.time_stride + 1
+        config = self.body.config
+        frequency = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        return frequency, (config.max_length - config.patch_size) // config.time_stride + 1
 
 
 class ClapModule(HfAudioModule):
-    """CLAP's audio side (arXiv:2211.06687): its last map; pooled is its own."""
+    """The audio encoder of CLAP (arXiv:2211.06687): its last feature map; pooled is its own."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         values = inputs["values"].to(self.body.dtype).unsqueeze(1)
-        found = self.body(
-            input_features=values, is_longer=torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
-        )
-        tokens, _, _ = map_tokens(found.last_hidden_state)
-        return Features(
-            tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), found.pooler_output
-        )
+        is_longer = torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
+        output = self.body(input_features=values, is_longer=is_longer)
+        tokens, _, _ = feature_map_tokens(output.last_hidden_state)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Features(tokens, mask, output.pooler_output)
 
 
-class WaveModule(HfAudioModule):
-    """wav2vec 2.0 (arXiv:2006.11477) and its like: a token each 20 ms of the wave itself; pooled is their mean."""
+class Wav2Vec2Module(HfAudioModule):
+    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token for each 20 ms of the waveform; pooled is their mean."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         mask = inputs["mask"]
@@ -164,47 +181,63 @@ class WaveModule(HfAudioModule):
         return Features(tokens, real, masked_mean(tokens, real))
 
 
-HF: Mapping[str, Callable[[Any], HfAudioModule]] = {
+HF_MODULES: Mapping[str, Callable[[Any], HfAudioModule]] = {
     "audio-spectrogram-transformer": AstModule,
     "clap": lambda model: ClapModule(model.audio_model),
     "clap_audio_model": ClapModule,
     **dict.fromkeys(
         ("wav2vec2", "hubert", "wavlm", "wav2vec2-conformer", "data2vec-audio", "unispeech", "unispeech-sat"),
-        WaveModule,
+        Wav2Vec2Module,
     ),
 }
-"""Model type -> how its tokens are read."""
+"""``model_type`` of transformers -> the module that reads its tokens."""
 
 
-def build_hf(spec: TowerSpec, window: ClipWindow) -> Tower:
-    """``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a family of ``HF``."""
-    config, reader, model = opened(spec, AutoFeatureExtractor)
-    if config.model_type not in HF:
+def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a model type in ``HF_MODULES``."""
+    hf_config, extractor, model = load_pretrained(spec, AutoFeatureExtractor)
+    if hf_config.model_type not in HF_MODULES:
         raise TowerError(
-            f"no audio tower is made of a {config.model_type} model",
+            f"a {hf_config.model_type} model is no audio tower",
             where=spec,
-            expected=nearest(config.model_type, HF),
+            expected=nearest(hf_config.model_type, HF_MODULES),
         )
-    if window.normalisation:
-        if not hasattr(reader, "mean"):
+    if config.normalisation:
+        if not hasattr(extractor, "mean"):
             raise TowerError(
                 "this tower has no log-mel normalisation", where=spec, expected="model.audio.normalisation left empty"
             )
-        reader.mean, reader.std = _normalisation(window.normalisation)
-    module = HF[config.model_type](model)
-    most = (
-        getattr(reader, "max_length", 0) * getattr(reader, "hop_length", HOP) / reader.sampling_rate
-    )  # of spectrograms of one length
-    most = getattr(reader, "nb_max_samples", 0) / reader.sampling_rate or most or SECONDS
-    sound = HfSound(reader, min(window.seconds, most) if window.seconds else most)
-    tokens, width = _measure(spec, module, sound)
-    facts = fingerprint(module, spec.family, told(model.config), sound)
-    save = partial(save_all, [config.save_pretrained, reader.save_pretrained])
-    return Tower(spec, "audio", module, sound, width, tokens, module.grid(), spec.weights != RANDOM, facts, save)
+        extractor.mean, extractor.std = _normalisation(config.normalisation)
+    module = HF_MODULES[hf_config.model_type](model)
+    max_seconds = _max_seconds(extractor)
+    preprocess = HfAudioPreprocess(extractor, min(config.seconds, max_seconds) if config.seconds else max_seconds)
+    tokens, width = _measure(spec, module, preprocess)
+    return Tower(
+        spec=spec,
+        modality="audio",
+        module=module,
+        preprocess=preprocess,
+        width=width,
+        tokens=tokens,
+        grid=module.grid(),
+        pretrained=spec.weights != RANDOM,
+        fingerprint=fingerprint(module, spec.family, architecture_json(model.config), preprocess),
+        save_assets=partial(save_components, [hf_config.save_pretrained, extractor.save_pretrained]),
+        set_grad_checkpointing=module.set_grad_checkpointing,
+    )
 
 
-def _measure(spec: TowerSpec, module: HfAudioModule, sound: HfSound) -> tuple[int, int]:
-    """(tokens, width) of the longest sound that a tower takes, found by running it on silence."""
+def _max_seconds(extractor: Any) -> float:
+    """Returns the longest input of a feature extractor: of CLAP in samples, of AST in frames, else 10 s."""
+    frames_seconds = (
+        getattr(extractor, "max_length", 0) * getattr(extractor, "hop_length", HOP) / extractor.sampling_rate
+    )
+    samples_seconds = getattr(extractor, "nb_max_samples", 0) / extractor.sampling_rate
+    return samples_seconds or frames_seconds or SECONDS
+
+
+def _measure(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioPreprocess) -> tuple[int, int]:
+    """Encodes silence of the longest input to learn (tokens, width) of a tower."""
 
     class Silence:
         def samples(self, rate: int, seconds: float) -> Any:
@@ -213,19 +246,22 @@ def _measure(spec: TowerSpec, module: HfAudioModule, sound: HfSound) -> tuple[in
     training = module.training
     try:
         with torch.no_grad():
-            values = sound(Silence())[None]  # type: ignore[arg-type]
+            values = preprocess(Silence())[None]  # type: ignore[arg-type]
             tokens = module.eval()({"values": values, "mask": torch.ones(values.shape[:2], dtype=torch.bool)}).tokens
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TowerError(
-            f"this tower takes no such sound ({first_line(error)})", where=spec, expected="another model.audio.seconds"
+            f"this tower cannot encode audio of this length ({first_line(error)})",
+            where=spec,
+            expected="another model.audio.seconds",
         ) from error
     module.train(training)
     return tokens.shape[1], tokens.shape[2]
 
 
-def _heard(recording: Recording, rate: int, seconds: float) -> Any:
-    sound = recording.samples(rate, seconds)
-    return np.pad(sound, (0, max(0, round(rate * SHORTEST) - len(sound))))
+def _samples(recording: Recording, rate: int, seconds: float) -> Any:
+    """The start of a recording, at least ``MIN_SECONDS`` long: float32 [n]."""
+    samples = recording.samples(rate, seconds)
+    return np.pad(samples, (0, max(0, round(rate * MIN_SECONDS) - len(samples))))
 
 
 def _normalisation(name: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Text and image towers of transformers: any AutoModel that gives ``last_hidden_state``, by name on the hub or from a folder."""
+"""Text and image towers of transformers: any AutoModel with ``last_hidden_state``, by name on the hub or from a folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,259 +20,302 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.open_clip import masked_mean, vocabulary, words_of
-from ccaco_cli.core.model.towers.pictures import (
-    Encoding,
+from ccaco_cli.core.model.attention import masked_mean
+from ccaco_cli.core.model.towers.image_base import (
+    ImageEncoding,
+    ImageModule,
     ImagePreprocess,
-    PictureModule,
-    map_tokens,
-    own_pooled,
-    picture_tower,
+    feature_map_tokens,
+    image_tower,
+    pooled_if_token_width,
 )
-from ccaco_cli.core.model.towers.positions import lengthen_embeddings
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.model.towers.open_clip import hf_word_spans, vocabulary_hash
+from ccaco_cli.core.model.towers.positions import extend_embeddings
+from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec, WordSpans
 from ccaco_cli.core.model.towers.weights import (
     RANDOM,
+    check_state_keys,
     fingerprint,
-    fit,
-    hub,
+    hub_access,
+    load_state,
     read_state,
-    refuse_misfit,
-    refuse_modality,
     weights_file,
 )
 from ccaco_cli.core.types import Features
 
-PART = {"image": "vision", "text": "text"}
-NO_LIMIT = 1 << 20  # tokenizers without a limit say 1e30
+BODY = {"image": "vision_model", "text": "text_model"}
+"""Modality -> attribute of a CLIP-like model that holds its encoder."""
+NO_LIMIT = 1 << 20
+"""Tokenizers without a limit report 1e30 tokens."""
 
 
-class HfText(nn.Module):
-    """Token states of a transformers text encoder; pooled is the masked mean, or what a CLIP-like model pools itself."""
+class HfTextModule(nn.Module):
+    """Token states of a transformers text encoder; pooled is the masked mean, or the pooled output of a CLIP-like model.
 
-    def __init__(self, model: Any, *, own_pool: bool):
+    Args:
+        model: the transformers model.
+        use_pooler: take the model's own pooled output.
+    """
+
+    def __init__(self, model: Any, *, use_pooler: bool):
         super().__init__()
-        self.body, self.own_pool = model, own_pool
-        self.layers: int = getattr(model.config, "num_hidden_layers", 0)
-        self.depths = [self.layers]
+        self.body, self.use_pooler = model, use_pooler
+        self.num_layers: int = getattr(model.config, "num_hidden_layers", 0)
+        self.selected_layers: Sequence[int] = [self.num_layers]
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        ids, mask, below = inputs["ids"], inputs["mask"], self.depths[:-1]
-        found = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(below))
-        tokens = found.last_hidden_state
-        if below:  # of many models only the last layer's states are normed
-            states = (F.layer_norm(found.hidden_states[number], tokens.shape[-1:]) for number in below)
+        ids, mask, lower_layers = inputs["ids"], inputs["mask"], self.selected_layers[:-1]
+        output = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(lower_layers))
+        tokens = output.last_hidden_state
+        if lower_layers:  # many models normalise the states of the last layer only
+            states = (F.layer_norm(output.hidden_states[layer], tokens.shape[-1:]) for layer in lower_layers)
             tokens = torch.cat([*states, tokens], -1)
-        pooled = own_pooled(found.pooler_output, tokens) if self.own_pool else None
+        pooled = pooled_if_token_width(output.pooler_output, tokens) if self.use_pooler else None
         return Features(tokens, mask, masked_mean(tokens, mask) if pooled is None else pooled)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        grad_checkpointing(self.body, enable)
+        set_grad_checkpointing(self.body, enable)
 
-    def lengthen(self, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
-        """Room for ``count`` tokens, learned positions by ``rule`` (``positions.RULES``)."""
-        lengthen_embeddings(self.body, count, rule)
+    def select_hidden_states(self, layers: Sequence[int]) -> None:
+        self.selected_layers = layers
+
+    def extend_context(self, count: int, rule: PositionRule) -> None:
+        extend_embeddings(self.body, count, rule)
 
 
-class HfPicture(PictureModule):
-    """Patch tokens of a transformers vision encoder after its last norm (special tokens first), or its last map."""
+class HfImageModule(ImageModule):
+    """Patch tokens of a transformers vision encoder after its last norm (special tokens first), or its last feature map."""
 
-    def __init__(self, model: Any, picture: ImagePreprocess):
-        super().__init__(picture)
+    def __init__(self, model: Any, preprocess: ImagePreprocess):
+        super().__init__(preprocess)
         self.body = model
-        self.cells = _cells(model.config, picture.size)
-        config_size = getattr(model.config, "image_size", picture.size[0])
+        self.grid = _patch_grid(model.config, preprocess.size)
+        config_size = getattr(model.config, "image_size", preprocess.size[0])
         resized = (
-            picture.size[0] != config_size and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+            preprocess.size[0] != config_size
+            and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         )
         self.options = {"interpolate_pos_encoding": True} if resized else {}
-        # CLIP norms its class token only; the patches get the same norm, so that all tokens live in one space.
+        # CLIP normalises its class token only; the patches get the same norm, so that all tokens lie in one space.
         self.norm_last = model.config.model_type == "clip_vision_model"
 
-    def encode(self, pixels: Tensor) -> Encoding:
-        found = self.body(pixel_values=pixels, **self.options)
-        tokens = found.last_hidden_state
+    def encode(self, pixels: Tensor) -> ImageEncoding:
+        output = self.body(pixel_values=pixels, **self.options)
+        tokens = output.last_hidden_state
         if tokens.dim() == 4:
-            return map_tokens(tokens)
+            return feature_map_tokens(tokens)
         if self.norm_last:
             tokens = self.body.post_layernorm(tokens)
-        grid = self.cells if self.cells and math.prod(self.cells) <= tokens.shape[1] else None
-        special = grid is None or math.prod(grid) < tokens.shape[1]
-        return tokens, tokens[:, 0] if special else own_pooled(getattr(found, "pooler_output", None), tokens), grid
+        grid = self.grid if self.grid and math.prod(self.grid) <= tokens.shape[1] else None
+        if grid is None or math.prod(grid) < tokens.shape[1]:
+            return tokens, tokens[:, 0], grid  # the first token is a class token
+        return tokens, pooled_if_token_width(getattr(output, "pooler_output", None), tokens), grid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        grad_checkpointing(self.body, enable)
+        set_grad_checkpointing(self.body, enable)
 
 
 @dataclass(frozen=True)
 class HfTokens:
-    """list[str] -> {"ids" int64 [n, L], "mask" bool [n, L], "cut" bool [n] True = was longer}, padded to the longest of the list."""
+    """``TextTokenizer`` of a transformers tokenizer."""
 
     tokenizer: Any
     context_length: int
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
         )
-        mask = found["attention_mask"].bool()
-        if found.encodings:
-            cut = torch.tensor([bool(encoding.overflowing) for encoding in found.encodings])
-        else:  # tokenizers written in Python do not say
+        mask = encoded["attention_mask"].bool()
+        if encoded.encodings:
+            cut = torch.tensor([bool(encoding.overflowing) for encoding in encoded.encodings])
+        else:  # tokenizers written in Python do not report what they cut
             cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
-        return {"ids": found["input_ids"], "mask": mask, "cut": cut}
+        return {"ids": encoded["input_ids"], "mask": mask, "cut": cut}
 
-    def words(self, text: str) -> list[tuple[str, list[int]]]:
-        """The words of a text and the places of their tokens; tokens of no word (start, end) are left out."""
-        return words_of(self.tokenizer, text, self.context_length)
-
-    def __repr__(self) -> str:
-        return f"HfTokens({vocabulary(self.tokenizer)} {self.context_length})"
+    def word_spans(self, text: str) -> WordSpans:
+        return hf_word_spans(self.tokenizer, text, self.context_length)
 
     def portable(self) -> tuple[str, dict[str, Any]] | None:
-        """As ``ClipTokens.portable``."""
         if not self.tokenizer.is_fast:
             return None
-        made = tokenizers.Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        made.no_padding()
-        made.enable_truncation(self.context_length)
-        return made.to_str(), {"clean": "none", "pad_id": self.tokenizer.pad_token_id, "pad_to": 0}
+        converted = tokenizers.Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        converted.no_padding()
+        converted.enable_truncation(self.context_length)
+        return converted.to_str(), {"clean": "none", "pad_id": self.tokenizer.pad_token_id, "pad_to": 0}
+
+    def with_context_length(self, count: int) -> HfTokens:
+        return replace(self, context_length=count)
+
+    def __repr__(self) -> str:
+        return f"HfTokens({vocabulary_hash(self.tokenizer)} {self.context_length})"
 
 
-def build(spec: TowerSpec, modality: str, size: int, context_length: int) -> Tower:
-    """``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``; of CLIP-like models the side that is asked for.
+def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds the image tower of ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``.
 
-    Text: ``last_hidden_state``, pooled by masked mean (as sentence encoders are), by its own end-of-text state for CLIP-like models.
-    Image: pooled is the class token, or the pooler's output or the mean where there is none.
-    ``save_assets`` writes the config and the tokenizer or image processor.
+    Pooled is the class token; where there is none, the output of the model's pooler, or the mean.
+    ``save_assets`` writes the config and the image processor.
     """
-    refuse_modality(spec, modality, ("image", "text"))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
-    config, reader, model = opened(spec, AutoTokenizer if modality == "text" else AutoImageProcessor)
-    joint = hasattr(model, f"{PART[modality]}_model")
-    body = getattr(model, f"{PART[modality]}_model") if joint else model
-    if "add_pooling_layer" in inspect.signature(type(body).__init__).parameters:
-        body.pooler = None  # trained on other tasks, and without gradient here
-    facts = told(body.config)
-    save = partial(save_all, [config.save_pretrained, reader.save_pretrained])
-    pretrained = spec.weights != RANDOM
-    if modality == "image":
-        picture = geometry(reader, size, spec)
-        return picture_tower(
-            spec, HfPicture(body, picture), picture, pretrained=pretrained, facts=(facts,), save_assets=save
-        )
+    hf_config, processor, model = load_pretrained(spec, AutoImageProcessor)
+    body, _ = _encoder(model, "image")
+    preprocess = image_preprocess(processor, config.size, spec)
+    module = HfImageModule(body, preprocess)
+    return image_tower(
+        spec,
+        module,
+        preprocess,
+        pretrained=spec.weights != RANDOM,
+        facts=(architecture_json(body.config),),
+        save_assets=partial(save_components, [hf_config.save_pretrained, processor.save_pretrained]),
+        set_grad_checkpointing=module.set_grad_checkpointing,
+    )
 
-    reader.padding_side = reader.truncation_side = "right"
-    if reader.pad_token is None:
-        reader.pad_token = reader.eos_token
+
+def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds the text tower of ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``.
+
+    Tokens are ``last_hidden_state``; pooled is their masked mean (as of sentence encoders), or the end-of-text state of CLIP-like models.
+    ``save_assets`` writes the config and the tokenizer.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
+    hf_config, hf_tokenizer, model = load_pretrained(spec, AutoTokenizer)
+    body, clip_like = _encoder(model, "text")
+    hf_tokenizer.padding_side = hf_tokenizer.truncation_side = "right"
+    if hf_tokenizer.pad_token is None:
+        hf_tokenizer.pad_token = hf_tokenizer.eos_token
     limits = [
-        reader.model_max_length,
+        hf_tokenizer.model_max_length,
         getattr(body.config, "max_position_embeddings", NO_LIMIT),
-        context_length or NO_LIMIT,
+        config.context_length or NO_LIMIT,
     ]
-    tokens = HfTokens(reader, int(min(limits)))
-    module = HfText(body, own_pool=joint)
+    tokenizer = HfTokens(hf_tokenizer, int(min(limits)))
+    module = HfTextModule(body, use_pooler=clip_like)
     return Tower(
         spec=spec,
         modality="text",
         module=module,
-        preprocess=tokens,
+        preprocess=tokenizer,
         width=body.config.hidden_size,
-        tokens=tokens.context_length,
+        tokens=tokenizer.context_length,
         grid=None,
-        pretrained=pretrained,
-        fingerprint=fingerprint(module, spec.family, facts, tokens),
-        save_assets=save,
+        pretrained=spec.weights != RANDOM,
+        fingerprint=fingerprint(module, spec.family, architecture_json(body.config), tokenizer),
+        save_assets=partial(save_components, [hf_config.save_pretrained, hf_tokenizer.save_pretrained]),
+        tokenizer=tokenizer,
+        set_grad_checkpointing=module.set_grad_checkpointing,
+        hidden_states=module.num_layers + 1,
+        select_hidden_states=module.select_hidden_states,
+        extend_context=module.extend_context,
     )
 
 
-def opened(spec: TowerSpec, readers: Any) -> tuple[Any, Any, Any]:
-    """(config, reader, model) of ``hf:NAME|FOLDER[@REVISION|FILE|none]``; ``readers`` = the Auto class of what prepares its inputs."""
-    looks_local = spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
-    name = str(Path(spec.name).expanduser()) if looks_local else spec.name
-    if looks_local and not Path(name).is_dir():
+def _encoder(model: Any, modality: str) -> tuple[Any, bool]:
+    """Returns the encoder of one modality, and whether the model is CLIP-like (has one for each modality)."""
+    clip_like = hasattr(model, BODY[modality])
+    body = getattr(model, BODY[modality]) if clip_like else model
+    if "add_pooling_layer" in inspect.signature(type(body).__init__).parameters:
+        body.pooler = None  # it was trained on other tasks, and would get no gradient here
+    return body, clip_like
+
+
+def load_pretrained(spec: TowerSpec, auto_processor: Any) -> tuple[Any, Any, Any]:
+    """Loads ``hf:NAME|FOLDER[@REVISION|FILE|none]``.
+
+    Args:
+        auto_processor: the Auto class of the preprocessing (AutoTokenizer, AutoImageProcessor, AutoFeatureExtractor).
+    Returns:
+        (config, processor, model) of transformers.
+    """
+    is_path = spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
+    name = str(Path(spec.name).expanduser()) if is_path else spec.name
+    if is_path and not Path(name).is_dir():
         raise TowerError("no model folder here", where=name, expected="a folder with config.json, or a name on the hub")
     if not spec.name:
         raise TowerError("no model is named", where=spec, expected="hf:NAME or hf:FOLDER")
     file = weights_file(spec)
     revision = "main" if file or spec.weights in ("", RANDOM) else spec.weights
-    with hub(spec):
+    with hub_access(spec):
         config = AutoConfig.from_pretrained(name, revision=revision)
-        reader = readers.from_pretrained(name, revision=revision)
-        model = _model(spec, name, config, revision, load=spec.weights != RANDOM and file is None)
+        processor = auto_processor.from_pretrained(name, revision=revision)
+        model = _load_model(spec, name, config, revision, load=spec.weights != RANDOM and file is None)
     if file:
-        fit(model, read_state(file), file, ("pooler.",))
-    return config, reader, model
+        load_state(model, read_state(file), file, ("pooler.",))
+    return config, processor, model
 
 
-def told(config: Any) -> str:
-    """What names an architecture in a fingerprint."""
-    kind = {
-        k: v
-        for k, v in config.to_dict().items()
-        if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-    }
-    return json.dumps(kind, sort_keys=True, default=str)
+def architecture_json(config: Any) -> str:
+    """The config of a transformers model, without name and versions, as it enters a fingerprint."""
+    volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+    architecture = {k: v for k, v in config.to_dict().items() if k not in volatile}
+    return json.dumps(architecture, sort_keys=True, default=str)
 
 
-def _model(spec: TowerSpec, name: str, config: Any, revision: str, *, load: bool) -> Any:
+def _load_model(spec: TowerSpec, name: str, config: Any, revision: str, *, load: bool) -> Any:
     if not load:
         return AutoModel.from_config(config)
-    shown = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    verbosity, progress_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        model, found = AutoModel.from_pretrained(name, revision=revision, output_loading_info=True, dtype=torch.float32)
+        model, info = AutoModel.from_pretrained(name, revision=revision, output_loading_info=True, dtype=torch.float32)
     finally:
-        hf_logging.set_verbosity(shown[0])
-        if shown[1]:
+        hf_logging.set_verbosity(verbosity)
+        if progress_bar:
             hf_logging.enable_progress_bar()
-    # transformers fills what a checkpoint lacks with random numbers and says so in a log line only.
-    refuse_misfit([k for k in found["missing_keys"] if "pooler." not in k], (), (), spec)
+    # transformers fills missing weights with random numbers and reports it in a log line only
+    check_state_keys([k for k in info["missing_keys"] if "pooler." not in k], (), (), spec)
     return model
 
 
-def geometry(processor: Any, size: int, spec: TowerSpec) -> ImagePreprocess:
-    """The geometry and numbers of a transformers image processor."""
+def image_preprocess(processor: Any, size: int, spec: TowerSpec) -> ImagePreprocess:
+    """Reads the geometry and the normalisation of a transformers image processor.
+
+    Args:
+        size: pixels of the square input; 0 = the processor's own.
+    Raises:
+        TowerError: it scales pixels to a range other than 0..1.
+    """
     if abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         raise TowerError(
             "this image processor is not supported", where=spec, expected="pixels scaled to 0..1", next="timm:NAME"
         )
-    asked, crop = processor.size, getattr(processor, "crop_size", None)
-    short = asked.get("shortest_edge")
-    percent = getattr(processor, "crop_pct", None) or 1.0  # ConvNeXt's way to say: larger, then crop
-    if short is None:
-        final = (asked["height"], asked["width"])
+    target, crop = processor.size, getattr(processor, "crop_size", None)
+    short_side = target.get("shortest_edge")
+    crop_share = getattr(processor, "crop_pct", None) or 1.0  # ConvNeXt resizes to a larger image, then crops
+    if short_side is None:
+        final = (target["height"], target["width"])
         resize: tuple[int, ...] = final
     else:
         cropped = getattr(processor, "do_center_crop", False) and crop
-        final = (crop["height"], crop["width"]) if cropped and crop else (short, short)
-        resize = (int(short / percent),)
+        final = (crop["height"], crop["width"]) if cropped and crop else (short_side, short_side)
+        resize = (int(short_side / crop_share),)
     if size:
-        resize = (size, size) if short is None else (round(size * resize[0] / min(final)),)
+        resize = (size, size) if short_side is None else (round(size * resize[0] / min(final)),)
         final = (size, size)
-    how = Image.Resampling(processor.resample).name.lower()
-    normal = getattr(processor, "do_normalize", True)
-    mean, std = (tuple(processor.image_mean), tuple(processor.image_std)) if normal else ((0.0,) * 3, (1.0,) * 3)
-    return ImagePreprocess(final, resize, how, mean, std)
+    interpolation = Image.Resampling(processor.resample).name.lower()
+    normalised = getattr(processor, "do_normalize", True)
+    mean, std = (tuple(processor.image_mean), tuple(processor.image_std)) if normalised else ((0.0,) * 3, (1.0,) * 3)
+    return ImagePreprocess(final, resize, interpolation, mean, std)
 
 
-def _cells(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+def _patch_grid(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, int):
         patch = (patch, patch)
     return (size[0] // patch[0], size[1] // patch[1]) if patch else None
 
 
-def grad_checkpointing(model: Any, enable: bool) -> None:
-    kind = (
-        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    )  # renamed within transformers 5
+def set_grad_checkpointing(model: Any, enable: bool) -> None:
+    """Turns gradient checkpointing of a transformers model on or off (the method was renamed within transformers 5)."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
 
 
-def save_all(savers: list[Callable[[Path], Any]], folder: Path) -> str:
+def save_components(savers: list[Callable[[Path], Any]], folder: Path) -> str:
+    """``Tower.save_assets`` of transformers towers: runs every saver on the folder and returns the SPEC."""
     folder.mkdir(parents=True, exist_ok=True)
     for save in savers:
         save(folder)

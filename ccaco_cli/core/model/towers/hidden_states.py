@@ -1,9 +1,8 @@
-"""Several states of a tower side by side in each token: what a word is by itself, beside what it means in its sentence."""
+"""Tokens made of several hidden states of a text tower: early states describe the word itself, late ones the word in its sentence."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -12,29 +11,33 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.model.towers.weights import fingerprint
 
 
-def depths(states: int, layers: int) -> list[int]:
-    """Which states of a tower of so many layers, evenly spaced: 0 is what goes into the first, ``layers`` what comes out of the last.
+def evenly_spaced_layers(states: int, layers: int) -> list[int]:
+    """Chooses ``states`` layer numbers from 0 (the input of the first layer) to ``layers`` (the output of the last).
 
     (1, 6) -> [6]; (2, 6) -> [0, 6]; (3, 6) -> [0, 3, 6]
     """
-    return [layers] if states == 1 else [layers * nth // (states - 1) for nth in range(states)]
+    return [layers] if states == 1 else [layers * index // (states - 1) for index in range(states)]
 
 
-def deepened(tower: Tower, states: int) -> Tower:
-    """A tower whose tokens hold so many of its states (ELMo, arXiv:1802.05365, weighs them; here the projections behind the tower do).
+def with_hidden_states(tower: Tower, states: int) -> Tower:
+    """Concatenates several hidden states in each token (ELMo, arXiv:1802.05365, weighs them; here the later projections do).
 
-    states  negative: at most so many, as many as the tower has
-    Raises  TowerError: none, more than there are, or a tower that gives its last state only
+    Args:
+        tower: a tower; one with a single state is returned as it is when ``states`` allows it.
+        states: number of states; negative = at most so many, as many as the tower has.
+    Returns:
+        Tower with width ``states`` * W.
+    Raises:
+        TowerError: no state, more than the tower has, or a tower that returns its last state only.
     """
-    module: Any = tower.module
-    key, most = f"model.{tower.modality}.states", module.layers + 1 if hasattr(module, "depths") else 1
+    key, available = f"model.{tower.modality}.states", tower.hidden_states
     if states < 0:
-        states = min(-states, most)
+        states = min(-states, available)
     if states == 1:
         return tower
-    if most == 1:
+    if tower.select_hidden_states is None or available == 1:
         raise TowerError("this tower gives its last state only", where=tower.spec, expected=f"{key} = 1")
-    if not 1 <= states <= most:
-        raise TowerError(f"{states} states do not fit", where=tower.spec, expected=f"{key} from 1 to {most}")
-    module.depths = depths(states, module.layers)
+    if not 1 <= states <= available:
+        raise TowerError(f"{states} states do not fit", where=tower.spec, expected=f"{key} from 1 to {available}")
+    tower.select_hidden_states(evenly_spaced_layers(states, available - 1))
     return replace(tower, width=states * tower.width, fingerprint=fingerprint(nn.Module(), tower.fingerprint, states))

@@ -1,4 +1,4 @@
-"""Texts of very different length in one batch: each is encoded among texts of its own length, so that little of the work is padding."""
+"""Texts of very different length in one batch: each bucket of similar lengths is encoded by itself, with little padding."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from torch import nn
 
 from ccaco_cli.core.types import Features
 
-LONG = 128
-"""Tokens of the longest text from which it pays; a shorter batch is one call, as ever."""
-PAYS = 0.75
-"""Share of the padded batch that must be left of the work."""
+MIN_LENGTH = 128
+"""Tokens of the longest text from which buckets are used; a shorter batch is one call."""
+MAX_WORK = 0.75
+"""Buckets are used only where they compute at most this share of the tokens of the padded batch."""
 
 
-def by_length(tower: nn.Module, inputs: dict[str, Any]) -> Features:
-    """What ``tower(inputs)`` gives, from one call for each bucket of lengths (each at most 1.4 times the last).
+def encode_by_length(tower: nn.Module, inputs: dict[str, Any]) -> Features:
+    """Computes ``tower(inputs)`` with one call for each bucket of lengths (a bucket's longest text is up to 1.4 times its shortest).
 
-    inputs   {"ids" [B, L], "mask" [B, L]}, and "lengths" [B] int64, the real tokens of each text: all real tokens stand in front
-    Returns  Features with tokens [B, L, W], zeros where a text has ended
+    Args:
+        tower: module of a text tower.
+        inputs: {"ids": [B, L], "mask": [B, L], "lengths": [B] int64, the real tokens of each text}; real tokens come first.
+    Returns:
+        Features with tokens [B, L, W]; tokens behind the end of a text are zero.
     """
-    given = {k: inputs[k] for k in ("ids", "mask")}
+    token_inputs = {k: inputs[k] for k in ("ids", "mask")}
     lengths, longest = inputs["lengths"].tolist(), inputs["ids"].shape[1]
     buckets = defaultdict(list)
     for row, length in enumerate(lengths):
         buckets[math.ceil(2 * math.log2(max(length, 16)))].append(row)
     work = sum(len(rows) * max(lengths[row] for row in rows) for rows in buckets.values())
-    if longest < LONG or work > PAYS * longest * len(lengths):
-        found: Features = tower(given)
-        return found
+    if longest < MIN_LENGTH or work > MAX_WORK * longest * len(lengths):
+        features: Features = tower(token_inputs)
+        return features
     order = torch.tensor([row for rows in buckets.values() for row in rows], device=inputs["ids"].device)
     parts = []
     for rows in buckets.values():
         end = max(lengths[row] for row in rows)
-        part = tower({k: v[rows][:, :end] for k, v in given.items()})
+        part = tower({k: v[rows][:, :end] for k, v in token_inputs.items()})
         padding = longest - part.tokens.shape[1]
         parts.append((F.pad(part.tokens, (0, 0, 0, padding)), F.pad(part.mask, (0, padding)), part.pooled))
     return Features(*(torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True)))

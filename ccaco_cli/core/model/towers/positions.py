@@ -1,77 +1,87 @@
-"""Learned positions for more tokens than a tower was trained with: by a named rule, instead of cutting what is longer in silence."""
+"""Learned positions for more tokens than a tower was trained with, by a named rule, in place of silently cutting longer texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.model.towers.tower import PositionRule, Tower
 from ccaco_cli.core.model.towers.weights import fingerprint
 
-KEPT = 20
-"""First positions that ``stretch`` leaves as they are: those that short captions have trained well (arXiv:2403.15378, sec. 3.1)."""
+UNCHANGED = 20
+"""First positions that ``stretch`` leaves unchanged: short captions have trained them well (arXiv:2403.15378, sec. 3.1)."""
 
 
 def interpolate(table: Tensor, count: int) -> Tensor:
-    """[n, W] -> [count, W], linearly over the whole length."""
+    """[n, W] -> [count, W], linear interpolation over the whole length."""
     return F.interpolate(table.T[None], size=count, mode="linear", align_corners=True)[0].T
 
 
 def stretch(table: Tensor, count: int) -> Tensor:
-    """The first 20 stay, the others are interpolated (knowledge-preserved stretching, Long-CLIP, arXiv:2403.15378, eq. 3)."""
-    kept = min(KEPT, len(table) // 2)
-    return torch.cat([table[:kept], interpolate(table[kept:], count - kept)])
+    """Leaves the first 20 rows and interpolates the others (knowledge-preserved stretching, Long-CLIP, arXiv:2403.15378, eq. 3)."""
+    unchanged = min(UNCHANGED, len(table) // 2)
+    return torch.cat([table[:unchanged], interpolate(table[unchanged:], count - unchanged)])
 
 
 def repeat(table: Tensor, count: int) -> Tensor:
-    """Copies, one behind the other, so that what is near stays near (Longformer, arXiv:2004.05150, sec. 5)."""
+    """Repeats the table, so that neighbours stay neighbours (Longformer, arXiv:2004.05150, sec. 5)."""
     return table.repeat(-(-count // len(table)), 1)[:count]
 
 
-RULES: dict[str, Callable[[Tensor, int], Tensor]] = {"stretch": stretch, "interpolate": interpolate, "repeat": repeat}
+RULES: dict[str, PositionRule] = {"stretch": stretch, "interpolate": interpolate, "repeat": repeat}
 
 
-def lengthen(tower: Tower, count: int, rule: str) -> Tower:
-    """A text tower that takes ``count`` tokens. Raises TowerError: an unknown rule, or a tower that cannot be lengthened."""
+def extend_context(tower: Tower, count: int, rule: str) -> Tower:
+    """Extends a text tower to ``count`` tokens.
+
+    Raises:
+        TowerError: an unknown rule, or a tower that declares no ``extend_context``.
+    """
     if rule not in RULES:
         raise TowerError("unknown rule for positions", where=f"positions = {rule!r}", expected=" | ".join(RULES))
-    module: Any = tower.module
-    if not hasattr(module, "lengthen"):
+    if tower.extend_context is None or tower.tokenizer is None:
         raise TowerError(
-            f"this tower takes {tower.tokens} tokens, and no more",
+            f"this tower takes at most {tower.tokens} tokens",
             where=tower.spec,
             expected="a shorter --context-length",
         )
     with torch.no_grad():
-        module.lengthen(count, RULES[rule])
-    preprocess = replace(tower.preprocess, context_length=count)  # type: ignore[type-var]
+        tower.extend_context(count, RULES[rule])
+    tokenizer = tower.tokenizer.with_context_length(count)
     return replace(
-        tower, preprocess=preprocess, tokens=count, fingerprint=fingerprint(module, tower.fingerprint, count)
+        tower,
+        preprocess=tokenizer,
+        tokenizer=tokenizer,
+        tokens=count,
+        fingerprint=fingerprint(tower.module, tower.fingerprint, count),
     )
 
 
-def lengthen_embeddings(body: nn.Module, count: int, rule: Callable[[Tensor, int], Tensor]) -> None:
-    """Lengthens every learned position table of a transformers encoder; one that has none (rotary, relative) needs nothing.
+def extend_embeddings(body: nn.Module, count: int, rule: PositionRule) -> None:
+    """Extends every learned position table of a transformers encoder; a model without one (rotary, relative) stays as it is.
 
-    Rows up to the padding's (RoBERTa numbers its positions from there) stay as they are.
+    The rows up to the one of the padding token stay as they are (RoBERTa numbers its positions from there).
     """
     for parent in list(body.modules()):
         for name in ("position_embeddings", "position_embedding"):
             table = getattr(parent, name, None)
             if isinstance(table, nn.Embedding):
-                offset = 0 if table.padding_idx is None else table.padding_idx + 1
-                weight = torch.cat([table.weight[:offset], rule(table.weight[offset:], count)])
-                longer = nn.Embedding(len(weight), weight.shape[1], table.padding_idx, _weight=weight)
-                setattr(parent, name, longer.requires_grad_(table.weight.requires_grad))
-                room = {
-                    "position_ids": torch.arange(len(weight)),
-                    "token_type_ids": torch.zeros(len(weight), dtype=torch.long),
-                }
-                for buffer in filter(lambda b: getattr(parent, b, None) is not None, room):
-                    parent.register_buffer(buffer, room[buffer][None], persistent=False)
+                _extend_table(parent, name, table, count, rule)
+
+
+def _extend_table(parent: nn.Module, name: str, table: nn.Embedding, count: int, rule: PositionRule) -> None:
+    """Replaces one table and the buffers of its length, where the model has them."""
+    offset = 0 if table.padding_idx is None else table.padding_idx + 1
+    weight = torch.cat([table.weight[:offset], rule(table.weight[offset:], count)])
+    longer = nn.Embedding(len(weight), weight.shape[1], table.padding_idx, _weight=weight)
+    setattr(parent, name, longer.requires_grad_(table.weight.requires_grad))
+    buffers = {
+        "position_ids": torch.arange(len(weight)),
+        "token_type_ids": torch.zeros(len(weight), dtype=torch.long),
+    }
+    for buffer in filter(lambda key: getattr(parent, key, None) is not None, buffers):
+        parent.register_buffer(buffer, buffers[buffer][None], persistent=False)

@@ -1,4 +1,4 @@
-"""A tower in another number format, for encoding: where a device multiplies narrow numbers faster."""
+"""A tower in another number format, for encoding on devices that multiply bf16 faster than float32."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ccaco_cli.core.types import Features
 
 
 class ReducedPrecision(nn.Module):
-    """A copy of a tower that computes in ``dtype``; what goes in and comes out is float32, as the tower's own."""
+    """A copy of a tower that computes in ``dtype``; inputs and outputs are float32, as those of the tower."""
 
     def __init__(self, tower: nn.Module, dtype: torch.dtype):
         super().__init__()
         self.tower, self.dtype = deepcopy(tower).to(dtype), dtype
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        found: Features = self.tower({name: _floats_to(tensor, self.dtype) for name, tensor in inputs.items()})
-        return found.map(lambda tensor: _floats_to(tensor, torch.float32))  # type: ignore[no-any-return]
+        features: Features = self.tower({name: _floats_to(tensor, self.dtype) for name, tensor in inputs.items()})
+        return features.map(lambda tensor: _floats_to(tensor, torch.float32))  # type: ignore[no-any-return]
 
 
 def _floats_to(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Time: what audio and video towers put over their tokens, one a moment."""
+"""The transformer over time of audio and video towers, whose tokens are moments of a clip."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 HEADS = 4
-MOMENTUM = 0.3
-"""Of the batch norms of small towers: a clip is many samples, and runs are short, so that statistics must follow the weights quickly."""
+BATCH_NORM_MOMENTUM = 0.3
+"""Of small towers. A clip is many samples and runs are short, so statistics must follow the weights quickly."""
 
 
-class Moments(nn.Module):
-    """Tokens of successive moments, each told when it is and what comes before and after it: a transformer that starts as the identity.
+class TemporalTransformer(nn.Module):
+    """Adds time to the tokens of successive moments: positions, and a transformer that starts as the identity.
 
-    Positions are sines and cosines (arXiv:1706.03762, section 3.5), so that a clip may be longer than those learned from; how much they
-    weigh is learned.
+    Positions are sinusoidal (arXiv:1706.03762, section 3.5), so that a clip can be longer than those of training; their gain is learned.
     """
 
     def __init__(self, width: int, layers: int, gain: float = 1.0):
@@ -24,19 +23,19 @@ class Moments(nn.Module):
         self.gain = nn.Parameter(torch.tensor(gain))
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, 0.1, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        for one in self.encoder.layers:
-            nn.init.zeros_(one.self_attn.out_proj.weight)  # type: ignore[union-attr, arg-type]
-            nn.init.zeros_(one.linear2.weight)  # type: ignore[union-attr, arg-type]
-            nn.init.zeros_(one.linear2.bias)  # type: ignore[union-attr, arg-type]
+        for encoder_layer in self.encoder.layers:
+            nn.init.zeros_(encoder_layer.self_attn.out_proj.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(encoder_layer.linear2.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(encoder_layer.linear2.bias)  # type: ignore[union-attr, arg-type]
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens [B, N, W], mask [B, N] True = real -> [B, N, W], zeros where the mask is False."""
-        placed = tokens + self.gain * positions(tokens.shape[1], tokens.shape[2]).to(tokens)
-        seen: Tensor = self.encoder(placed, src_key_padding_mask=~mask)
-        return seen * mask.unsqueeze(-1)
+        """tokens [B, N, W], mask [B, N] True = real -> [B, N, W], zero where the mask is False."""
+        positioned = tokens + self.gain * sinusoidal_positions(tokens.shape[1], tokens.shape[2]).to(tokens)
+        encoded: Tensor = self.encoder(positioned, src_key_padding_mask=~mask)
+        return encoded * mask.unsqueeze(-1)
 
 
-def positions(count: int, width: int) -> Tensor:
+def sinusoidal_positions(count: int, width: int) -> Tensor:
     """[count, width] sines and cosines of wavelengths from 2 pi to 10,000 * 2 pi."""
     rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
     angle = torch.arange(count)[:, None] * rate

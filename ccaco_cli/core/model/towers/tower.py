@@ -1,20 +1,31 @@
-"""What a tower is: an encoder of one modality that gives tokens, mask and a pooled vector."""
+"""A tower: the encoder of one modality, which returns tokens, their mask and a pooled vector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from ccaco_cli.core.errors import TowerError
+
+WordSpans = list[tuple[str, list[int]]]
+"""The words of a text, each with the positions of its tokens."""
+PositionRule = Callable[[Tensor, int], Tensor]
+"""(position table [n, W], count) -> table [count, W]; an entry of ``positions.RULES``."""
 
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """``family:name@weights`` taken apart; ``weights`` is a pretrained tag, a file, ``none`` or empty (the family's default)."""
+    """The parts of a SPEC, ``family:name@weights``.
+
+    Attributes:
+        family: key of the table of tower families of a modality.
+        name: model within the family; "" = the family's only or default model.
+        weights: a pretrained tag, a file, ``none`` (random), or "" for the family's default.
+    """
 
     family: str
     name: str
@@ -22,6 +33,7 @@ class TowerSpec:
 
     @classmethod
     def parse(cls, text: str) -> TowerSpec:
+        """Splits a SPEC. Raises TowerError: it has no family."""
         head, _, weights = text.partition("@")
         family, _, name = head.partition(":")
         if not family:
@@ -32,38 +44,62 @@ class TowerSpec:
         return self.family + (f":{self.name}" if self.name else "") + (f"@{self.weights}" if self.weights else "")
 
 
-@dataclass(frozen=True)
-class ClipWindow:
-    """What an audio or video tower takes in of a clip; 0 or empty = the tower's own.
+class TextTokenizer(Protocol):
+    """The preprocessing of a text tower.
 
-    size           pixels a side of a frame
-    seconds        the start of the clip; a shorter one is taken as it is
-    rate           frames a second
-    normalisation  of log-mel features, an entry of ``sound.NORMALISATIONS``
+    Attributes:
+        context_length: the most tokens of a text; longer texts are cut.
     """
 
-    size: int = 0
-    seconds: float = 0.0
-    rate: float = 0.0
-    normalisation: str = ""
+    @property
+    def context_length(self) -> int: ...
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        """Tokenizes n texts.
+
+        Returns:
+            {"ids": [n, L] int64, "mask": [n, L] bool, True = real token, "cut": [n] bool, True = the text was longer},
+            padded to the longest text of the list.
+        """
+        ...
+
+    def word_spans(self, text: str) -> WordSpans:
+        """Returns the words and their token positions, without special tokens; [] where the tokenizer cannot tell."""
+        ...
+
+    def portable(self) -> tuple[str, dict[str, Any]] | None:
+        """Returns (JSON for ``tokenizers.Tokenizer.from_str``, settings of ``query.json``), so that queries need no
+        other library; None where the tokenizer cannot be converted."""
+        ...
+
+    def with_context_length(self, count: int) -> Self:
+        """Returns the tokenizer with another context length."""
+        ...
 
 
 @dataclass(frozen=True)
 class Tower:
-    """One built encoder.
+    """One encoder and its declared capabilities. A capability that is None (or 1 state) is one that the tower does not have.
 
-    module      nn.Module: dict of input tensors -> Features (tokens [B, N, W], mask [B, N] True = real, pooled [B, W])
-    preprocess  one decoded sample -> what the loader stacks; image: PIL image -> uint8 [3, H, W];
-                text: list[str] -> {"ids" int64 [n, L], "mask" bool [n, L], "cut" bool [n]}, padded to the longest of the list;
-                cut says whose end did not fit;
-                audio, video: ``types.Recording`` -> [n, ...], time first, n as the clip is long. Picklable, and its repr tells all it does.
-                text towers' also have ``words``: text -> [(word, places of its tokens)], for explanations
-    width       W
-    tokens      the most tokens that a sample can have (context length, or grid height x width plus special tokens)
-    grid        (height, width) of the patch grid; the last height*width tokens are the patches, row by row; None where there is no grid
-    pretrained  True when weights were loaded
-    fingerprint sha256 of spec, weights and preprocessing: equal fingerprint = equal output
-    save_assets (folder) -> SPEC that rebuilds this architecture and preprocessing from that folder (without weights, no network)
+    Attributes:
+        spec: the SPEC that it was built from.
+        modality: name of the modality that it encodes.
+        module: dict of input tensors -> ``Features`` (tokens [B, N, W], mask [B, N], pooled [B, W]).
+        preprocess: one decoded sample -> what the loader stacks. image: PIL image -> uint8 [3, H, W]; text: ``TextTokenizer``;
+            audio, video: ``types.Recording`` -> [n, ...], time first, n grows with the clip.
+            It can be pickled, and its repr names every setting.
+        width: W.
+        tokens: the most tokens of a sample (context length, or grid height x width plus special tokens).
+        grid: (height, width) of the patch grid; the last height * width tokens are the patches, row by row; None = no grid.
+        pretrained: True when weights were loaded.
+        fingerprint: sha256 of architecture, weights and preprocessing; equal fingerprints give equal outputs.
+        save_assets: (folder) -> SPEC that rebuilds architecture and preprocessing from the folder, without weights or network.
+        input_size: (height, width) of the pixels that ``preprocess`` returns; None = inputs are no images of one size.
+        tokenizer: of text towers, the object that ``preprocess`` is, too.
+        set_grad_checkpointing: (enable) recomputes activations in the backward pass.
+        hidden_states: states that a token can be built from: one before the first layer and one after each layer; 1 = the last only.
+        select_hidden_states: (layer numbers) concatenates these states in each token; 0 = before the first layer.
+        extend_context: (count, rule) extends learned positions to ``count`` tokens.
     """
 
     spec: TowerSpec
@@ -76,3 +112,9 @@ class Tower:
     pretrained: bool
     fingerprint: str
     save_assets: Callable[[Path], str]
+    input_size: tuple[int, int] | None = None
+    tokenizer: TextTokenizer | None = None
+    set_grad_checkpointing: Callable[[bool], None] | None = None
+    hidden_states: int = 1
+    select_hidden_states: Callable[[Sequence[int]], None] | None = None
+    extend_context: Callable[[int, PositionRule], None] | None = None

@@ -1,4 +1,4 @@
-"""Video towers: a small one, any image tower over frames, and those of transformers (VideoMAE, ViViT, TimeSformer)."""
+"""Video towers: a small one, any image tower over frames, and encoders of transformers (VideoMAE, ViViT, TimeSformer)."""
 
 from __future__ import annotations
 
@@ -12,30 +12,39 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers import build as build_tower
-from ccaco_cli.core.model.towers.hf import geometry, grad_checkpointing, opened, save_all, told
-from ccaco_cli.core.model.towers.pictures import ImagePreprocess
-from ccaco_cli.core.model.towers.temporal import MOMENTUM, Moments
-from ccaco_cli.core.model.towers.tower import ClipWindow, Tower, TowerSpec
+from ccaco_cli.core.model.towers.hf import (
+    architecture_json,
+    image_preprocess,
+    load_pretrained,
+    save_components,
+    set_grad_checkpointing,
+)
+from ccaco_cli.core.model.towers.image_base import ImagePreprocess
+from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
 from ccaco_cli.core.types import Features, Recording
 
 SIZE, RATE, SECONDS = 32, 16.0, 10.0
 FRAMES_RATE = 2.0
-"""Frames a second that a published image tower is shown by default."""
+"""Default frames per second of an image tower over frames."""
 CHANNELS, WIDTH, LAYERS = (16, 32, 64), 128, 2
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Recording -> uint8 [n, 3, H, W], ``rate`` pictures a second of its first ``seconds``.
+    """Recording -> uint8 [n, 3, H, W], ``rate`` frames per second of its first ``seconds``.
 
-    fill  repeat the last picture up to ``count`` of them, for towers that take one number only
+    Attributes:
+        image_preprocess: PIL image -> uint8 [3, H, W].
+        fill: repeat the last frame up to ``count`` frames, for towers with a fixed number of frames.
     """
 
-    picture: Callable[[Any], Tensor]
+    image_preprocess: Callable[[Any], Tensor]
     rate: float
     seconds: float
     fill: bool = False
@@ -45,161 +54,200 @@ class Frames:
         return max(1, round(self.rate * self.seconds))
 
     def __call__(self, recording: Recording) -> Tensor:
-        seen = torch.stack([self.picture(frame) for frame in recording.frames(self.rate, self.seconds)])
-        missing = self.count - len(seen)
-        return torch.cat([seen, seen[-1:].expand(missing, -1, -1, -1)]) if self.fill and missing > 0 else seen
+        frames = torch.stack([self.image_preprocess(frame) for frame in recording.frames(self.rate, self.seconds)])
+        missing = self.count - len(frames)
+        return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if self.fill and missing > 0 else frames
 
 
 class FramesModule(nn.Module):
-    """An image encoder over every frame, one token each, and a transformer over the moments: {"values" uint8 [B, N, 3, H, W], "mask"}.
+    """An image encoder over every frame, one token each, and a transformer over time: {"values" uint8 [B, N, 3, H, W], "mask"}.
 
-    body  pixels (as its own preprocessing leaves them) uint8 [n, 3, H, W] -> [n, W]
+    Args:
+        body: module of an image tower of width W.
     """
 
     def __init__(self, body: nn.Module, width: int, layers: int, gain: float):
         super().__init__()
         self.body, self.width = body, width
-        self.moments = Moments(width, layers, gain)
+        self.temporal = TemporalTransformer(width, layers, gain)
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         mask = inputs["mask"]
-        seen = self.look(inputs["values"][mask])
-        tokens = self.moments(seen.new_zeros(*mask.shape, self.width).masked_scatter(mask.unsqueeze(-1), seen), mask)
+        frames = self.encode_frames(inputs["values"][mask])
+        tokens = frames.new_zeros(*mask.shape, self.width).masked_scatter(mask.unsqueeze(-1), frames)
+        tokens = self.temporal(tokens, mask)
         return Features(tokens, mask, masked_mean(tokens, mask))
 
-    def look(self, frames: Tensor) -> Tensor:
-        found: Tensor = self.body({"pixels": frames}).pooled
-        return found
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.body.set_grad_checkpointing(enable)  # type: ignore[operator]
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W] -> [n, W]."""
+        pooled: Tensor = self.body({"pixels": frames}).pooled
+        return pooled
 
 
 class TinyVideoModule(FramesModule):
-    """Three strided convolutions, all places of a frame made one token: where a thing is survives, and time is looked at afterwards."""
+    """Three strided convolutions; all cells of a frame become one token, so that positions in the frame survive; then a transformer
+    over time."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, picture: ImagePreprocess):
+    def __init__(self, preprocess: ImagePreprocess):
         layers: list[nn.Module] = []
-        for a, b in zip((3, *CHANNELS), CHANNELS, strict=False):
-            layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b, momentum=MOMENTUM), nn.ReLU()]
-        cells = (-(-picture.size[0] // 2 ** len(CHANNELS))) ** 2
+        for inputs, outputs in zip((3, *CHANNELS), CHANNELS, strict=False):
+            norm = nn.BatchNorm2d(outputs, momentum=BATCH_NORM_MOMENTUM)
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), norm, nn.ReLU()]
+        cells = (-(-preprocess.size[0] // 2 ** len(CHANNELS))) ** 2
         super().__init__(
             nn.Sequential(*layers, nn.Flatten(), nn.Linear(CHANNELS[-1] * cells, WIDTH), nn.LayerNorm(WIDTH)),
             WIDTH,
             LAYERS,
             1.0,
         )
-        for name, channels in (("mean", picture.mean), ("std", picture.std)):
+        for name, channels in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def look(self, frames: Tensor) -> Tensor:
-        found: Tensor = self.body((frames.to(self.mean.dtype) - self.mean) / self.std)
-        return found
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        raise TowerError("this tower has no gradient checkpointing", where="tiny", expected="another video tower")
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        tokens: Tensor = self.body((frames.to(self.mean.dtype) - self.mean) / self.std)
+        return tokens
 
 
-def build_tiny(spec: TowerSpec, window: ClipWindow) -> Tower:
-    """``tiny``: trained from scratch in minutes on a CPU; 16 frames of 32 pixels a second."""
+def build_tiny(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds ``tiny``: trained from scratch in minutes on a CPU; 16 frames of 32 pixels per second."""
     if spec.name or spec.weights not in ("", RANDOM):
         raise TowerError("unknown tiny video tower", where=spec, expected=f"tiny or tiny@{RANDOM}")
-    side = window.size or SIZE
-    picture = ImagePreprocess((side, side), (side,), "bilinear", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-    frames = Frames(picture, window.rate or RATE, window.seconds or SECONDS)
-    module = TinyVideoModule(picture)
-    facts = fingerprint(module, "tiny", frames)
-    return Tower(spec, "video", module, frames, WIDTH, frames.count, None, False, facts, lambda folder: "tiny")
+    side = config.size or SIZE
+    frame_preprocess = ImagePreprocess((side, side), (side,), "bilinear", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    frames = Frames(frame_preprocess, config.rate or RATE, config.seconds or SECONDS)
+    module = TinyVideoModule(frame_preprocess)
+    return Tower(
+        spec=spec,
+        modality="video",
+        module=module,
+        preprocess=frames,
+        width=WIDTH,
+        tokens=frames.count,
+        grid=None,
+        pretrained=False,
+        fingerprint=fingerprint(module, "tiny", frames),
+        save_assets=lambda folder: "tiny",
+    )
 
 
-def build_frames(spec: TowerSpec, window: ClipWindow) -> Tower:
-    """``frames:SPEC``: any image tower (``frames:timm:resnet18.a1_in1k``, ``frames:tiny``) over two frames a second; a token a frame.
+def build_frames(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds ``frames:SPEC``: any image tower (``frames:timm:resnet18.a1_in1k``, ``frames:tiny``) over two frames per second, a token each.
 
-    The layer over time starts as the identity and the positions small, so that a locked or pretrained tower starts with what it knows.
+    The layer over time starts as the identity and the positions small, so that a locked or pretrained tower starts with its own features.
     """
-    inner = build_tower(str(spec).removeprefix("frames:"), "image", size=window.size)
-    frames = Frames(inner.preprocess, window.rate or FRAMES_RATE, window.seconds or SECONDS)
-    module = FramesModule(inner.module, inner.width, 1, 0.1)
-    facts = fingerprint(module, "frames", inner.fingerprint, frames)
+    image_tower = build_tower(TowerConfig(str(spec).removeprefix("frames:"), size=config.size), "image")
+    frames = Frames(image_tower.preprocess, config.rate or FRAMES_RATE, config.seconds or SECONDS)
+    module = FramesModule(image_tower.module, image_tower.width, 1, 0.1)
 
     def save(folder: Any) -> str:
-        return f"frames:{inner.save_assets(folder)}"
+        return f"frames:{image_tower.save_assets(folder)}"
 
-    return Tower(spec, "video", module, frames, inner.width, frames.count, None, inner.pretrained, facts, save)
+    return Tower(
+        spec=spec,
+        modality="video",
+        module=module,
+        preprocess=frames,
+        width=image_tower.width,
+        tokens=frames.count,
+        grid=None,
+        pretrained=image_tower.pretrained,
+        fingerprint=fingerprint(module, "frames", image_tower.fingerprint, frames),
+        save_assets=save,
+        set_grad_checkpointing=image_tower.set_grad_checkpointing,
+    )
 
 
 @dataclass(frozen=True)
-class VideoShape:
-    """How a transformers video model orders its tokens: ``special`` ones first, then moment by moment, or place by place."""
+class VideoTokenOrder:
+    """The order of a transformers video model's tokens: ``special`` ones first, then moment by moment, or position by position."""
 
     special: int
     time_first: bool = True
 
 
-HF: Mapping[str, VideoShape] = {
-    "videomae": VideoShape(0),
-    "vivit": VideoShape(1),
-    "timesformer": VideoShape(1, time_first=False),
+HF_ORDERS: Mapping[str, VideoTokenOrder] = {
+    "videomae": VideoTokenOrder(0),
+    "vivit": VideoTokenOrder(1),
+    "timesformer": VideoTokenOrder(1, time_first=False),
 }
-"""Model type -> layout of its tokens."""
+"""``model_type`` of transformers -> order of its tokens."""
 
 
 class HfVideoModule(nn.Module):
-    """A transformers video encoder; the places of a moment are averaged, so that tokens are moments. Pooled is their mean."""
+    """A transformers video encoder; the patches of a moment are averaged, so that tokens are moments. Pooled is their mean.
+
+    Args:
+        preprocess: whose mean and std normalise the frames.
+        steps: moments of a clip (frames / tubelet size).
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, picture: ImagePreprocess, steps: int, layout: VideoShape):
+    def __init__(self, model: Any, preprocess: ImagePreprocess, steps: int, order: VideoTokenOrder):
         super().__init__()
-        self.body, self.steps, self.layout = model, steps, layout
-        for name, channels in (("mean", picture.mean), ("std", picture.std)):
+        self.body, self.steps, self.order = model, steps, order
+        for name, channels in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(name, torch.tensor(channels).view(1, 1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        found = self.body(pixel_values=(inputs["values"].to(self.mean.dtype) - self.mean) / self.std).last_hidden_state
-        found = found[:, self.layout.special :]
-        tokens = (
-            found.unflatten(1, (self.steps, -1)).mean(2)
-            if self.layout.time_first
-            else found.unflatten(1, (-1, self.steps)).mean(1)
-        )
+        pixels = (inputs["values"].to(self.mean.dtype) - self.mean) / self.std
+        patches = self.body(pixel_values=pixels).last_hidden_state[:, self.order.special :]
+        if self.order.time_first:
+            tokens = patches.unflatten(1, (self.steps, -1)).mean(2)
+        else:
+            tokens = patches.unflatten(1, (-1, self.steps)).mean(1)
         return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), tokens.mean(1))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        grad_checkpointing(self.body, enable)
+        set_grad_checkpointing(self.body, enable)
 
 
-def build_hf(spec: TowerSpec, window: ClipWindow) -> Tower:
-    """``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a family of ``HF``; its frames are spread over the window."""
-    config, reader, model = opened(spec, AutoImageProcessor)
-    if config.model_type not in HF:
+def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
+    """Builds ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a model type in ``HF_ORDERS``.
+
+    Its fixed number of frames is spread over ``config.seconds``.
+    """
+    hf_config, processor, model = load_pretrained(spec, AutoImageProcessor)
+    if hf_config.model_type not in HF_ORDERS:
         raise TowerError(
-            f"no video tower is made of a {config.model_type} model",
+            f"a {hf_config.model_type} model is no video tower",
             where=spec,
-            expected=nearest(config.model_type, HF),
+            expected=nearest(hf_config.model_type, HF_ORDERS),
         )
-    seconds = window.seconds or SECONDS
-    if window.rate and round(window.rate * seconds) != config.num_frames:
+    seconds = config.seconds or SECONDS
+    if config.rate and round(config.rate * seconds) != hf_config.num_frames:
         raise TowerError(
-            f"this tower takes {config.num_frames} frames", where=spec, expected="model.video.rate left at 0"
+            f"this tower takes {hf_config.num_frames} frames", where=spec, expected="model.video.rate left at 0"
         )
-    picture = geometry(reader, window.size, spec)
-    frames = Frames(picture, config.num_frames / seconds, seconds, fill=True)
-    size = getattr(config, "tubelet_size", 1)
-    steps = config.num_frames // (size[0] if isinstance(size, list | tuple) else size)
-    module = HfVideoModule(model, picture, steps, HF[config.model_type])
+    frame_preprocess = image_preprocess(processor, config.size, spec)
+    frames = Frames(frame_preprocess, hf_config.num_frames / seconds, seconds, fill=True)
+    tubelet = getattr(hf_config, "tubelet_size", 1)
+    steps = hf_config.num_frames // (tubelet[0] if isinstance(tubelet, list | tuple) else tubelet)
+    module = HfVideoModule(model, frame_preprocess, steps, HF_ORDERS[hf_config.model_type])
     try:
         with torch.no_grad():
-            values = torch.zeros(1, frames.count, 3, *picture.size, dtype=torch.uint8)
+            values = torch.zeros(1, frames.count, 3, *frame_preprocess.size, dtype=torch.uint8)
             width = module.eval()({"values": values}).tokens.shape[2]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TowerError(
-            f"this tower takes no such film ({first_line(error)})", where=spec, expected="model.video.size left at 0"
+            f"this tower cannot encode frames of this size ({first_line(error)})",
+            where=spec,
+            expected="model.video.size left at 0",
         ) from error
-    facts = fingerprint(module, spec.family, told(model.config), frames)
-    save = partial(save_all, [config.save_pretrained, reader.save_pretrained])
-    return Tower(spec, "video", module.train(), frames, width, steps, None, spec.weights != RANDOM, facts, save)
+    return Tower(
+        spec=spec,
+        modality="video",
+        module=module.train(),
+        preprocess=frames,
+        width=width,
+        tokens=steps,
+        grid=None,
+        pretrained=spec.weights != RANDOM,
+        fingerprint=fingerprint(module, spec.family, architecture_json(model.config), frames),
+        save_assets=partial(save_components, [hf_config.save_pretrained, processor.save_pretrained]),
+        set_grad_checkpointing=module.set_grad_checkpointing,
+    )

@@ -1,4 +1,4 @@
-"""Weights of towers: read from files, fitted with clear errors, fetched from a hub, and told apart by hash."""
+"""Weights of towers: reading files, loading with clear errors, access to a hub, and fingerprints."""
 
 from __future__ import annotations
 
@@ -25,31 +25,39 @@ FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
-    """The known names that look most like ``name``, for the ``expected`` of an error."""
+    """Lists the known names most similar to ``name``, for the ``expected`` of an error."""
     known = sorted(names)
-    found = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
-    return "one of " + ", ".join(found or known[: 3 * count]) + ("" if found or len(known) <= 3 * count else ", ...")
+    matches = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    ellipsis = "" if matches or len(known) <= 3 * count else ", ..."
+    return "one of " + ", ".join(matches or known[: 3 * count]) + ellipsis
 
 
 def weights_file(spec: TowerSpec) -> Path | None:
-    """The file that ``spec.weights`` names, or None when it is a tag, ``none`` or empty.
+    """Returns the file that ``spec.weights`` names, or None when it is a tag, ``none`` or empty.
 
-    Raises  TowerError: it looks like a path, and no file is there
+    Raises:
+        TowerError: it looks like a path, and no such file exists.
     """
     path = Path(spec.weights).expanduser()
     if spec.weights and path.is_file():
         return path
     if "/" in spec.weights or path.suffix in FILE_ENDINGS:
         raise TowerError(
-            "no weights file here", where=path, expected=f"a {' or '.join(FILE_ENDINGS[:3])} file", next=_without(spec)
+            "no weights file here",
+            where=path,
+            expected=f"a {' or '.join(FILE_ENDINGS[:3])} file",
+            next=_offline_alternative(spec),
         )
     return None
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """State dict of a .safetensors file or torch checkpoint (wrappers such as ``state_dict`` and ``module.`` taken off); never unpickles.
+    """Reads the state dict of a .safetensors file or torch checkpoint; never unpickles code.
 
-    Raises  TowerError: the file is no state dict
+    Wrappers such as ``state_dict`` and ``module.`` are removed.
+
+    Raises:
+        TowerError: the file is no state dict.
     """
     import timm.models
 
@@ -72,45 +80,56 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def fit(module: nn.Module, state: dict[str, torch.Tensor], where: object, head: tuple[str, ...] = ()) -> None:
+def load_state(
+    module: nn.Module, state: dict[str, torch.Tensor], where: object, head_prefixes: tuple[str, ...] = ()
+) -> None:
     """Loads ``state`` into ``module``, every key of it.
 
-    head    prefixes of the classifier, which a tower does not use: its keys may be absent, extra or of another shape
-    Raises  TowerError: names the first keys that are missing, unexpected or of another shape
+    Args:
+        where: file or SPEC named in errors.
+        head_prefixes: of the classifier, which a tower does not use; its keys may be absent, extra or of another shape.
+    Raises:
+        TowerError: names the first keys that are missing, unexpected or of another shape.
     """
-    own = module.state_dict()
-    state = {k: v for k, v in state.items() if not k.startswith(head) or (k in own and own[k].shape == v.shape)}
-    shapes = [
-        f"{k} {list(v.shape)} for {list(own[k].shape)}"
+    current = module.state_dict()
+    state = {
+        k: v
         for k, v in state.items()
-        if k in own and own[k].shape != v.shape
+        if not k.startswith(head_prefixes) or (k in current and current[k].shape == v.shape)
+    }
+    shapes = [
+        f"{k} {list(v.shape)} for {list(current[k].shape)}"
+        for k, v in state.items()
+        if k in current and current[k].shape != v.shape
     ]
     keys = None if shapes else module.load_state_dict(state, strict=False)
-    missing = [k for k in (keys.missing_keys if keys else own.keys() - state.keys()) if not k.startswith(head)]
-    refuse_misfit(missing, keys.unexpected_keys if keys else sorted(state.keys() - own.keys()), shapes, where)
+    missing = keys.missing_keys if keys else current.keys() - state.keys()
+    unexpected = keys.unexpected_keys if keys else sorted(state.keys() - current.keys())
+    check_state_keys([k for k in missing if not k.startswith(head_prefixes)], unexpected, shapes, where)
 
 
-def refuse_misfit(missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str], where: object) -> None:
-    """Raises TowerError naming the first keys of each kind; returns when there are none."""
+def check_state_keys(missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str], where: object) -> None:
+    """Raises TowerError that names the first keys of each kind; returns when there are none."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    said = [
+    faults = [
         f"{len(keys)} {kind} ({', '.join(sorted(keys)[:2])}{', ...' if len(keys) > 2 else ''})"
         for kind, keys in kinds.items()
         if keys
     ]
-    if said:
+    if faults:
         raise TowerError(
-            "weights do not fit this tower: " + ", ".join(said),
+            "weights do not fit this tower: " + ", ".join(faults),
             where=where,
             expected="a state dict of the same architecture",
         )
 
 
 @contextmanager
-def hub(spec: TowerSpec) -> Iterator[None]:
-    """Wraps what may download, so that without a network it fails in seconds, with one line, and still finds what is cached.
+def hub_access(spec: TowerSpec) -> Iterator[None]:
+    """Wraps code that may download: without a network it uses the cache, or fails within seconds, with one line.
 
-    Raises  TowerError: the files are neither at hand nor to be had
+    Raises:
+        TowerError: the files are neither in the cache nor on a hub within reach.
     """
     from huggingface_hub import constants
 
@@ -125,7 +144,7 @@ def hub(spec: TowerSpec) -> Iterator[None]:
             f"the files of this tower cannot be had ({first_line(error)})",
             where=spec,
             expected="a network, or the files in the cache",
-            next=_without(spec),
+            next=_offline_alternative(spec),
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
@@ -133,7 +152,7 @@ def hub(spec: TowerSpec) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module, *facts: object) -> str:
-    """sha256 of every tensor of a tower and of what else decides its output (family, name, preprocessing), each by its ``repr``."""
+    """Returns the sha256 of every tensor of a module and of the ``repr`` of ``facts`` (family, name, preprocessing ...)."""
     digest = hashlib.sha256(repr(facts).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -142,24 +161,18 @@ def fingerprint(module: nn.Module, *facts: object) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, kept to its first sentence."""
+    """Returns the first sentence of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")[:160]
 
 
-def refuse_modality(spec: TowerSpec, modality: str, known: Sequence[str]) -> None:
-    """Raises TowerError when the family has no tower for this modality."""
-    if modality not in known:
-        raise TowerError(f"family {spec.family} has no {modality} tower", where=spec, expected=" or ".join(known))
-
-
-def _without(spec: TowerSpec) -> str:
-    if spec.family == "hf":  # even random weights want the model's config
+def _offline_alternative(spec: TowerSpec) -> str:
+    if spec.family == "hf":  # even random weights need the model's config
         return "hf:FOLDER with a saved model, or tiny, which needs nothing"
     return f"{TowerSpec(spec.family, spec.name, RANDOM)} for random weights, or {spec.family}:{spec.name}@FILE for weights at hand"
 
 
 def _reachable(endpoint: str, seconds: float = 3.0) -> bool:
-    if urllib.request.getproxies():  # a proxy resolves names for us, so a failing name server says nothing
+    if urllib.request.getproxies():  # a proxy resolves the names, so the local name server does not matter
         return True
     address = urlsplit(endpoint)
     try:

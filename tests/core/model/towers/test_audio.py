@@ -11,12 +11,13 @@ import pytest
 import torch
 import transformers as hf
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.data.clips import Clip
-from ccaco_cli.core.data.loader import padded
+from ccaco_cli.core.data.loader import pad
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.audio import NORMALISATIONS
-from ccaco_cli.core.model.towers.tower import ClipWindow, Tower
+from ccaco_cli.core.model.towers.tower import Tower
 from tests.recordings import sound, tone
 from tests.towers import check_narrow
 
@@ -34,14 +35,14 @@ def short() -> Clip:
 
 
 def encode(tower: Tower, *recordings: Clip) -> Any:
-    inputs = padded([tower.preprocess(r) for r in recordings])
+    inputs = pad([tower.preprocess(r) for r in recordings])
     check_narrow(tower, inputs)
     with torch.no_grad():
         return tower.module.eval()(inputs)
 
 
 def test_tiny_gives_a_token_each_80_ms(long: Clip, short: Clip) -> None:
-    tower = build("tiny", "audio")
+    tower = build(TowerConfig("tiny"), "audio")
     mel = tower.preprocess(long)
     assert mel.dtype == torch.float16 and mel.shape == (98, 128)
     found = encode(tower, long, short)
@@ -57,7 +58,7 @@ def test_when_a_sound_comes_matters() -> None:
     early, late = np.zeros((2, 1, 16_000), np.float32)
     early[:, 1_000:3_000], late[:, 11_000:13_000] = (tone(0.125, 16_000) for _ in range(2))
     torch.manual_seed(0)
-    tower = build("tiny", "audio")
+    tower = build(TowerConfig("tiny"), "audio")
     z = torch.nn.functional.normalize(encode(tower, *(Clip(sound(s, 16_000)) for s in (early, late))).pooled, dim=-1)
     assert float(z[0] @ z[1]) < 0.999
 
@@ -67,16 +68,18 @@ def test_log_mel_is_what_the_published_extractor_gives(long: Clip) -> None:
     wanted = hf.ASTFeatureExtractor(max_length=98)(wave - wave.mean(), sampling_rate=16_000, return_tensors="pt")[
         "input_values"
     ][0]
-    torch.testing.assert_close(build("tiny", "audio").preprocess(long).float(), wanted, atol=5e-3, rtol=1e-3)
-    ours = build("tiny", "audio", window=ClipWindow(normalisation="kinetics-sounds")).preprocess(long).float()
+    torch.testing.assert_close(
+        build(TowerConfig("tiny"), "audio").preprocess(long).float(), wanted, atol=5e-3, rtol=1e-3
+    )
+    ours = build(TowerConfig("tiny", normalisation="kinetics-sounds"), "audio").preprocess(long).float()
     (mean, std), (mean_ks, std_ks) = NORMALISATIONS["audioset"], NORMALISATIONS["kinetics-sounds"]
     torch.testing.assert_close(ours, (wanted * 2 * std + mean - mean_ks) / (2 * std_ks), atol=5e-3, rtol=1e-3)
 
 
 def test_the_window_cuts(long: Clip) -> None:
-    tower = build("tiny", "audio", window=ClipWindow(seconds=0.5))
+    tower = build(TowerConfig("tiny", seconds=0.5), "audio")
     assert len(tower.preprocess(long)) == 48 and tower.tokens == 7
-    assert tower.fingerprint != build("tiny", "audio").fingerprint
+    assert tower.fingerprint != build(TowerConfig("tiny"), "audio").fingerprint
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def wave(kind: str, tmp_path: Path, norm: str) -> Path:
 
 
 def test_ast(ast: Path, long: Clip, short: Clip) -> None:
-    tower = build(f"hf:{ast}", "audio")
+    tower = build(TowerConfig(f"hf:{ast}"), "audio")
     found = encode(tower, long, short)
     assert tower.grid == (2, 5) and found.tokens.shape == (2, tower.tokens, 16) == (2, 12, 16) and found.mask.all()
     model = hf.AutoModel.from_pretrained(ast).eval()
@@ -131,7 +134,7 @@ def test_ast(ast: Path, long: Clip, short: Clip) -> None:
         wanted = model(**inputs).last_hidden_state[0]
     torch.testing.assert_close(found.tokens[0], wanted, atol=2e-2, rtol=1e-2)
     torch.testing.assert_close(found.pooled[0], wanted[0], atol=2e-2, rtol=1e-2)
-    other = build(f"hf:{ast}", "audio", window=ClipWindow(normalisation="kinetics-sounds"))
+    other = build(TowerConfig(f"hf:{ast}", normalisation="kinetics-sounds"), "audio")
     assert (
         other.fingerprint != tower.fingerprint
         and other.preprocess(long).float().mean() != tower.preprocess(long).float().mean()
@@ -139,7 +142,7 @@ def test_ast(ast: Path, long: Clip, short: Clip) -> None:
 
 
 def test_clap(clap: Path, long: Clip, short: Clip) -> None:
-    tower = build(f"hf:{clap}", "audio")
+    tower = build(TowerConfig(f"hf:{clap}"), "audio")
     found = encode(tower, long, short)
     assert (
         found.tokens.shape == (2, tower.tokens, tower.width)
@@ -156,7 +159,7 @@ def test_clap(clap: Path, long: Clip, short: Clip) -> None:
     ("kind", "norm"), [("wav2vec2", "group"), ("wav2vec2", "layer"), ("hubert", "layer"), ("wavlm", "group")]
 )
 def test_waves(kind: str, norm: str, tmp_path: Path, long: Clip, short: Clip) -> None:
-    tower = build(f"hf:{wave(kind, tmp_path, norm)}", "audio", window=ClipWindow(seconds=2.0))
+    tower = build(TowerConfig(f"hf:{wave(kind, tmp_path, norm)}", seconds=2.0), "audio")
     found = encode(tower, long, short)
     assert found.tokens.shape[2] == tower.width == 16 and tower.tokens >= found.tokens.shape[1] == int(
         found.mask[0].sum()
@@ -170,33 +173,33 @@ def test_waves(kind: str, norm: str, tmp_path: Path, long: Clip, short: Clip) ->
 
 
 def test_saved_and_built_again_without_the_source(ast: Path, tmp_path: Path, long: Clip) -> None:
-    tower = build(f"hf:{ast}", "audio")
+    tower = build(TowerConfig(f"hf:{ast}"), "audio")
     spec = tower.save_assets(tmp_path / "kept")
-    again = build(spec, "audio")
+    again = build(TowerConfig(spec), "audio")
     again.module.load_state_dict(tower.module.state_dict())
     torch.testing.assert_close(encode(again, long).tokens, encode(tower, long).tokens)
-    assert build("tiny", "audio").save_assets(tmp_path) == "tiny"
+    assert build(TowerConfig("tiny"), "audio").save_assets(tmp_path) == "tiny"
 
 
 @pytest.mark.parametrize(
-    ("spec", "window", "said"),
+    ("spec", "settings", "message"),
     [
-        ("tiny:big", ClipWindow(), "unknown tiny audio tower"),
-        ("tinny", ClipWindow(), "no such family of audio towers"),
-        ("tiny", ClipWindow(normalisation="imagenet"), "unknown normalisation.*audioset | kinetics-sounds"),
-        ("hf:/no/such/folder", ClipWindow(), "no model folder here"),
+        ("tiny:big", {}, "unknown tiny audio tower"),
+        ("tinny", {}, "unknown tower family"),
+        ("tiny", {"normalisation": "imagenet"}, "unknown normalisation.*audioset | kinetics-sounds"),
+        ("hf:/no/such/folder", {}, "no model folder here"),
     ],
 )
-def test_what_cannot_be_built(spec: str, window: ClipWindow, said: str) -> None:
-    with pytest.raises(TowerError, match=said):
-        build(spec, "audio", window=window)
+def test_what_cannot_be_built(spec: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TowerError, match=message):
+        build(TowerConfig(spec, **settings), "audio")
 
 
 def test_a_model_of_another_kind(tmp_path: Path) -> None:
     hf.ViTModel(hf.ViTConfig(image_size=32, patch_size=16, **SMALL)).save_pretrained(tmp_path)
     hf.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(TowerError, match="no audio tower is made of a vit model"):
-        build(f"hf:{tmp_path}", "audio")
+    with pytest.raises(TowerError, match="a vit model is no audio tower"):
+        build(TowerConfig(f"hf:{tmp_path}"), "audio")
     wave("wav2vec2", tmp_path, "group")
     with pytest.raises(TowerError, match="no log-mel normalisation"):
-        build(f"hf:{tmp_path}", "audio", window=ClipWindow(normalisation="audioset"))
+        build(TowerConfig(f"hf:{tmp_path}", normalisation="audioset"), "audio")

@@ -8,16 +8,17 @@ import pytest
 import torch
 import transformers as hf
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.hidden_states import depths
+from ccaco_cli.core.model.towers.hidden_states import evenly_spaced_layers
 from tests.core.model.towers.test_hf import SMALL, TEXTS, WORDS, save_tokenizer
 from tests.core.model.towers.test_open_clip import TEXT, VIT, folder
 from tests.towers import check_narrow
 
 
 def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
-    assert [depths(states, 6) for states in (1, 2, 3, 4, 7)] == [
+    assert [evenly_spaced_layers(states, 6) for states in (1, 2, 3, 4, 7)] == [
         [6],
         [0, 6],
         [0, 3, 6],
@@ -26,7 +27,7 @@ def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
     ]
     for layers in range(1, 25):
         for states in range(1, layers + 2):
-            found = depths(states, layers)
+            found = evenly_spaced_layers(states, layers)
             assert found == sorted(set(found))
             assert (len(found), found[-1]) == (states, layers)
 
@@ -41,7 +42,7 @@ def bert(tmp_path: Path) -> Path:
 
 
 def test_words_hold_the_states_of_their_layers(bert: Path) -> None:
-    plain, deep = (build(f"hf:{bert}", "text", states=states) for states in (1, 3))
+    plain, deep = (build(TowerConfig(f"hf:{bert}", states=states), "text") for states in (1, 3))
     assert (plain.width, deep.width) == (32, 96)
     assert plain.fingerprint != deep.fingerprint
     inputs = deep.preprocess(TEXTS)
@@ -61,7 +62,7 @@ def test_words_hold_the_states_of_their_layers(bert: Path) -> None:
 def test_both_libraries_texts_are_padded_without_effect(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "oc").mkdir()
     for spec in (f"hf:{bert}", f"open_clip:{folder(tmp_path / 'oc', VIT, layers=4)}@none"):
-        tower = build(spec, "text", states=3)
+        tower = build(TowerConfig(spec, states=3), "text")
         together = tower.module.eval()(tower.preprocess(TEXTS))
         assert together.tokens.shape[2] == tower.width == 3 * TEXT["width"]
         alone = tower.module(tower.preprocess(TEXTS[:1]))
@@ -80,13 +81,16 @@ def test_both_libraries_texts_are_padded_without_effect(bert: Path, tmp_path: Pa
 )
 def test_states_that_are_not_there(spec: str, modality: str, states: int, said: str) -> None:
     with pytest.raises(TowerError, match=said):
-        build(spec, modality, states=states)
+        build(TowerConfig(spec, states=states), modality)
 
 
 def test_at_most_so_many_are_as_many_as_there_are() -> None:
-    assert [build("tiny", "text", states=states).width // build("tiny", "text").width for states in (-1, -2, -9)] == [
+    assert [
+        build(TowerConfig("tiny", states=states), "text").width // build(TowerConfig("tiny"), "text").width
+        for states in (-1, -2, -9)
+    ] == [
         1,
         2,
         2,
     ]
-    assert build("tiny", "image", states=-3).width == build("tiny", "image").width
+    assert build(TowerConfig("tiny", states=-3), "image").width == build(TowerConfig("tiny"), "image").width

@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 import torch
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.length_bucketing import by_length
+from ccaco_cli.core.model.towers.length_bucketing import encode_by_length
 
 
 @pytest.fixture(scope="module")
 def tower() -> Any:
     torch.manual_seed(0)
-    made = build("tiny", "text", context_length=300)
+    made = build(TowerConfig("tiny", context_length=300), "text")
     made.module.eval()
     return made
 
@@ -22,7 +23,7 @@ def test_buckets_change_nothing_but_the_work(tower: Any) -> None:
     calls = []
     tower.module.register_forward_pre_hook(lambda module, given: calls.append(tuple(given[0]["ids"].shape)))
     wanted = tower.module(inputs)
-    found = by_length(tower.module, inputs | {"lengths": inputs["mask"].sum(1)})
+    found = encode_by_length(tower.module, inputs | {"lengths": inputs["mask"].sum(1)})
     assert torch.equal(found.mask, inputs["mask"])
     assert torch.allclose(found.tokens[found.mask], wanted.tokens[wanted.mask], atol=1e-5)
     assert torch.allclose(found.pooled, wanted.pooled, atol=1e-5)
@@ -35,6 +36,6 @@ def test_short_or_even_batches_are_one_call(tower: Any, words: tuple[int, ...]) 
     inputs = tower.preprocess(["word " * n for n in words])
     calls = []
     hook = tower.module.register_forward_pre_hook(lambda module, given: calls.append(tuple(given[0]["ids"].shape)))
-    by_length(tower.module, inputs | {"lengths": inputs["mask"].sum(1)})
+    encode_by_length(tower.module, inputs | {"lengths": inputs["mask"].sum(1)})
     hook.remove()
     assert len(calls) == 1

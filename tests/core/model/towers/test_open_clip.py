@@ -15,10 +15,12 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.open_clip import CONFIG, masked_mean
-from ccaco_cli.core.model.towers.pictures import ImagePreprocess
+from ccaco_cli.core.model.towers.image_base import ImagePreprocess
+from ccaco_cli.core.model.towers.open_clip import CONFIG
 from tests.towers import check_narrow
 
 TEXTS = ["a dog!", "an orange cat napping on a sofa", "word " * 40]
@@ -41,7 +43,7 @@ def photo() -> Image.Image:
 
 @pytest.mark.parametrize(("vision", "width", "grid", "tokens"), [(VIT, 64, (4, 4), 17), (RESNET, 256, (2, 2), 4)])
 def test_image_side(tmp_path: Path, vision: dict[str, Any], width: int, grid: tuple[int, int], tokens: int) -> None:
-    tower = build(f"open_clip:{folder(tmp_path, vision)}@none", "image")
+    tower = build(TowerConfig(f"open_clip:{folder(tmp_path, vision)}@none"), "image")
     assert (tower.width, tower.grid, tower.tokens, tower.pretrained) == (width, grid, tokens, False)
     inputs = {"pixels": torch.stack([tower.preprocess(photo())] * 2)}
     found = tower.module(inputs)
@@ -59,7 +61,7 @@ def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
     model = open_clip.create_model(name, load_weights=False).eval()
     file = tmp_path / "both.safetensors"
     save_file(model.state_dict(), file)
-    image, text = (build(f"open_clip:{tmp_path}@{file}", side) for side in ("image", "text"))
+    image, text = (build(TowerConfig(f"open_clip:{tmp_path}@{file}"), side) for side in ("image", "text"))
     recipe = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     with torch.no_grad():
         wanted = model.encode_image(recipe(photo())[None])
@@ -73,7 +75,7 @@ def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
 
 
 def test_padding_changes_nothing(tmp_path: Path) -> None:
-    tower = build(f"open_clip:{folder(tmp_path, VIT)}@none", "text")
+    tower = build(TowerConfig(f"open_clip:{folder(tmp_path, VIT)}@none"), "text")
     module, read = tower.module.eval(), pickle.loads(pickle.dumps(tower.preprocess))
     check_narrow(tower, read(TEXTS))
     with torch.no_grad():
@@ -89,7 +91,7 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_tower_that_looks_at_padding_is_always_padded_alike(tmp_path: Path) -> None:
-    tower = build(f"open_clip:{folder(tmp_path, VIT, no_causal_mask=True, pool_type='last')}@none", "text")
+    tower = build(TowerConfig(f"open_clip:{folder(tmp_path, VIT, no_causal_mask=True, pool_type='last')}@none"), "text")
     alone, together = tower.preprocess(TEXTS[:1]), tower.preprocess(TEXTS)
     assert alone["ids"].shape == (1, 20) and alone["mask"].sum() == 5
     with torch.no_grad():
@@ -101,8 +103,8 @@ def test_a_tower_that_looks_at_padding_is_always_padded_alike(tmp_path: Path) ->
 def test_assets_rebuild_architecture_and_preprocessing(tmp_path: Path, modality: str) -> None:
     squash = {"resize_mode": "squash", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"}
     spec = f"open_clip:{folder(tmp_path, {**VIT, 'patch_size': 16}, squash)}@none"
-    tower = build(spec, modality, size=48, context_length=11)
-    again = build(tower.save_assets(tmp_path / "assets" / "image"), modality)
+    tower = build(TowerConfig(spec, size=48, context_length=11), modality)
+    again = build(TowerConfig(tower.save_assets(tmp_path / "assets" / "image")), modality)
     again.module.load_state_dict(tower.module.state_dict())
     assert (again.width, again.tokens, again.grid) == (tower.width, tower.tokens, tower.grid)
     assert again.tokens == (10 if modality == "image" else 11)
@@ -126,7 +128,7 @@ def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ViT-B-32-quickgelu", "none", True),
     ):
         with pytest.raises(TowerError, match="stop here"):
-            build(f"open_clip:{name}@{tag}", "image")
+            build(TowerConfig(f"open_clip:{name}@{tag}"), "image")
         assert seen["force_quick_gelu"] is wanted, (name, tag)
 
 
@@ -136,25 +138,25 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file({**state, "ln_final.weight": torch.ones(7)}, file)
     with pytest.raises(TowerError, match=r"ln_final\.weight.*w\.safetensors"):
-        build(f"open_clip:{tmp_path}@{file}", "text")
+        build(TowerConfig(f"open_clip:{tmp_path}@{file}"), "text")
     save_file({k: v for k, v in state.items() if k != "visual.conv1.weight"}, file)
     with pytest.raises(TowerError, match=r"1 missing \(visual\.conv1\.weight\)"):
-        build(f"open_clip:{tmp_path}@{file}", "image")
+        build(TowerConfig(f"open_clip:{tmp_path}@{file}"), "image")
 
 
 def test_a_folder_without_weights_needs_none(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match="cannot be had"):
-        build(f"open_clip:{folder(tmp_path, VIT)}", "image")
+        build(TowerConfig(f"open_clip:{folder(tmp_path, VIT)}"), "image")
 
 
 def test_coca_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match="not supported"):
-        build(f"open_clip:{folder(tmp_path, VIT, embed_cls=True)}@none", "text")
+        build(TowerConfig(f"open_clip:{folder(tmp_path, VIT, embed_cls=True)}@none"), "text")
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_checkpointing_changes_nothing(tmp_path: Path, modality: str) -> None:
-    tower = build(f"open_clip:{folder(tmp_path, VIT)}@none", modality)
+    tower = build(TowerConfig(f"open_clip:{folder(tmp_path, VIT)}@none"), modality)
     inputs = tower.preprocess(TEXTS) if modality == "text" else {"pixels": tower.preprocess(photo())[None]}
     plain = tower.module(inputs).tokens
     tower.module.set_grad_checkpointing(True)  # type: ignore[operator]

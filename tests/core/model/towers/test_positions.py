@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.positions import RULES, interpolate, repeat, stretch
@@ -40,9 +41,9 @@ def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_transformers_tower_reads_past_its_length(encoder: Path, rule: str) -> None:
-    own = build(f"hf:{encoder}", "text")
+    own = build(TowerConfig(f"hf:{encoder}"), "text")
     assert own.preprocess([LONG, "a dog"])["cut"].tolist() == [True, False]
-    tower = build(f"hf:{encoder}", "text", context_length=100, positions=rule)
+    tower = build(TowerConfig(f"hf:{encoder}", context_length=100, positions=rule), "text")
     inputs = tower.preprocess([LONG, "a dog"])
     assert tower.tokens == 100
     assert inputs["cut"].tolist() == [False, False]
@@ -56,14 +57,14 @@ def test_a_transformers_tower_reads_past_its_length(encoder: Path, rule: str) ->
         short = own.module.eval()(own.preprocess(["a dog"]))
         torch.testing.assert_close(found.tokens[1, :4], short.tokens[0], atol=1e-5, rtol=1e-5)
     assert tower.fingerprint != own.fingerprint
-    rebuilt = build(tower.save_assets(encoder / "kept"), "text", context_length=100, positions=rule)
+    rebuilt = build(TowerConfig(tower.save_assets(encoder / "kept"), context_length=100, positions=rule), "text")
     rebuilt.module.load_state_dict(tower.module.state_dict())
 
 
 def test_an_open_clip_tower_reads_past_77() -> None:
     torch.manual_seed(0)
-    own = build("open_clip:ViT-S-32-alt@none", "text")
-    tower = build("open_clip:ViT-S-32-alt@none", "text", context_length=300)
+    own = build(TowerConfig("open_clip:ViT-S-32-alt@none"), "text")
+    tower = build(TowerConfig("open_clip:ViT-S-32-alt@none", context_length=300), "text")
     text = "a dog runs through the snow " * 30
     assert own.preprocess([text, "a dog"])["cut"].tolist() == [True, False]
     inputs = tower.preprocess([text, "a dog"])
@@ -74,7 +75,7 @@ def test_an_open_clip_tower_reads_past_77() -> None:
 
 
 def test_a_caption_that_just_fits_is_not_cut() -> None:
-    tower = build("tiny", "text", context_length=8)
+    tower = build(TowerConfig("tiny", context_length=8), "text")
     found = tower.preprocess(["a dog runs through the snow", "a dog runs through the snow now", "!"])
     assert found["cut"].tolist() == [False, True, False]
     assert found["mask"].sum(1).tolist() == [8, 8, 3]
@@ -83,4 +84,4 @@ def test_a_caption_that_just_fits_is_not_cut() -> None:
 
 def test_unknown_rules_are_refused(encoder: Path) -> None:
     with pytest.raises(TowerError, match=r"stretch \| interpolate \| repeat"):
-        build(f"hf:{encoder}", "text", context_length=100, positions="guess")
+        build(TowerConfig(f"hf:{encoder}", context_length=100, positions="guess"), "text")

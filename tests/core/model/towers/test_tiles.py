@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.tower import Tower
@@ -13,7 +14,7 @@ from ccaco_cli.core.model.towers.tower import Tower
 
 def made(tiles: str) -> Tower:
     torch.manual_seed(0)
-    tower = build("tiny", "image", size=32, tiles=tiles)
+    tower = build(TowerConfig("tiny", size=32, tiles=tiles), "image")
     tower.module.eval()
     return tower
 
@@ -57,4 +58,4 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 @pytest.mark.parametrize(("modality", "tiles"), [("image", "2"), ("image", "0x2"), ("text", "2x2")])
 def test_what_cannot_be_tiled_is_refused(modality: str, tiles: str) -> None:
     with pytest.raises(TowerError, match="tiles"):
-        build("tiny", modality, tiles=tiles)
+        build(TowerConfig("tiny", tiles=tiles), modality)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.tiny import Neighbours
+from ccaco_cli.core.model.towers.tiny import WordConvolutions
 from ccaco_cli.core.model.towers.tower import Tower
 from tests.towers import check_narrow
 
@@ -20,7 +21,7 @@ TEXTS = ["a dog", "an orange cat napping on a sofa! wow!!", "a very " + "very " 
 @pytest.fixture(scope="module")
 def text() -> Tower:
     torch.manual_seed(0)
-    tower = build("tiny", "text")
+    tower = build(TowerConfig("tiny"), "text")
     tower.module.eval()
     return tower
 
@@ -33,7 +34,7 @@ def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]
 
 
 def test_words_know_their_tokens(text: Tower) -> None:
-    said = text.preprocess.words("An orange xylophonist, napping!")  # type: ignore[attr-defined]
+    said = text.tokenizer.word_spans("An orange xylophonist, napping!")  # type: ignore[union-attr]
     assert [word for word, _ in said] == ["an", "orange", "xylophonist", ",", "napping", "!"]
     places = [place for _, at in said for place in at]
     length = int(text.preprocess(["An orange xylophonist, napping!"])["mask"].sum())
@@ -46,7 +47,7 @@ def test_words_know_their_tokens(text: Tower) -> None:
 )
 def test_image_tower(spec: str, size: int, grid: tuple[int, int], extra: int) -> None:
     torch.manual_seed(0)
-    tower = build(spec, "image", size=size)
+    tower = build(TowerConfig(spec, size=size), "image")
     found = tower.module(pixels(1, size or 64))
     assert tower.grid == grid and tower.tokens == grid[0] * grid[1] + extra
     assert found.tokens.shape == (4, tower.tokens, tower.width) and found.pooled.shape == (4, tower.width)
@@ -62,7 +63,7 @@ def test_one_seed_one_tower(spec: str, modality: str) -> None:
     made = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        made.append(build(spec, modality))
+        made.append(build(TowerConfig(spec), modality))
     assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
     for a, b in zip(made[0].module.parameters(), made[1].module.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -70,9 +71,9 @@ def test_one_seed_one_tower(spec: str, modality: str) -> None:
 
 def test_size_and_context_change_the_fingerprint() -> None:
     torch.manual_seed(0)
-    a = build("tiny", "text").preprocess
+    a = build(TowerConfig("tiny"), "text").preprocess
     torch.manual_seed(0)
-    b = build("tiny", "text", context_length=16).preprocess
+    b = build(TowerConfig("tiny", context_length=16), "text").preprocess
     assert repr(a) != repr(b)
 
 
@@ -114,7 +115,7 @@ def test_word_order_matters_to_pooled(text: Tower) -> None:
 def test_positions_reach_the_pooled_vector(spec: str) -> None:
     """A thing moved within a picture changes the mean of the tokens more with learned positions than with the same one everywhere."""
     torch.manual_seed(0)
-    module = build(spec, "image").module.eval()
+    module = build(TowerConfig(spec), "image").module.eval()
     picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     picture[0, :, 16:32, 16:32] = picture[1, :, 32:48, 32:48] = 255
 
@@ -134,7 +135,7 @@ def test_positions_reach_the_pooled_vector(spec: str) -> None:
 
 
 def test_building_leaves_running_statistics_alone() -> None:
-    state = build("tiny", "image").module.state_dict()
+    state = build(TowerConfig("tiny"), "image").module.state_dict()
     tracked = [v for k, v in state.items() if k.endswith("num_batches_tracked")]
     assert tracked and all(v == 0 for v in tracked)
 
@@ -142,7 +143,7 @@ def test_building_leaves_running_statistics_alone() -> None:
 @pytest.mark.parametrize(("spec", "modality"), [("tiny", "image"), ("tiny:hybrid", "image"), ("tiny", "text")])
 def test_every_parameter_learns_and_checkpointing_changes_nothing(spec: str, modality: str) -> None:
     torch.manual_seed(0)
-    tower = build(spec, modality)
+    tower = build(TowerConfig(spec), modality)
     inputs = pixels(2) if modality == "image" else tower.preprocess(TEXTS[:2])
     grads = []
     for on in (False, True):
@@ -157,7 +158,7 @@ def test_every_parameter_learns_and_checkpointing_changes_nothing(spec: str, mod
 
 def test_words_take_in_their_neighbours_and_padding_is_none() -> None:
     torch.manual_seed(0)
-    module = Neighbours(8).eval()
+    module = WordConvolutions(8).eval()
     states = torch.randn(1, 12, 8)
     mask = torch.arange(12)[None] < 9
     plain = module(states, mask)

@@ -14,9 +14,10 @@ import torchvision.models as zoo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.pictures import ImagePreprocess
+from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.model.towers.torchvision_timm import TorchvisionModule
 from tests.towers import check_narrow
 
@@ -40,7 +41,7 @@ def photo(width: int = 320, height: int = 250) -> Image.Image:
     ],
 )
 def test_tokens_are_the_last_map(spec: str, size: int, width: int, grid: tuple[int, int], extra: int) -> None:
-    tower = build(spec, "image", size=size)
+    tower = build(TowerConfig(spec, size=size), "image")
     assert (tower.width, tower.grid, tower.tokens) == (width, grid, grid[0] * grid[1] + extra)
     assert not tower.pretrained
     inputs = {"pixels": torch.stack([tower.preprocess(photo())] * 2)}
@@ -53,7 +54,7 @@ def test_tokens_are_the_last_map(spec: str, size: int, width: int, grid: tuple[i
 
 def test_torchvision_tokens_equal_the_model_s_own_features() -> None:
     torch.manual_seed(0)
-    tower = build("torchvision:resnet18@none", "image", size=96)
+    tower = build(TowerConfig("torchvision:resnet18@none", size=96), "image")
     torch.manual_seed(0)
     model = zoo.resnet18().eval()
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
@@ -69,7 +70,7 @@ def test_torchvision_tokens_equal_the_model_s_own_features() -> None:
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "efficientnet_b0"])
 def test_torchvision_preprocessing_is_its_own(name: str) -> None:
-    tower = build(f"torchvision:{name}@none", "image")
+    tower = build(TowerConfig(f"torchvision:{name}@none"), "image")
     recipe = zoo.get_model_weights(name)["IMAGENET1K_V1"].transforms(resize_size=224)
     found = (tower.preprocess(photo()) / 255 - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(
         3, 1, 1
@@ -80,7 +81,7 @@ def test_torchvision_preprocessing_is_its_own(name: str) -> None:
 def test_timm_preprocessing_is_its_own() -> None:
     from timm.data import create_transform, resolve_data_config
 
-    tower = build("timm:resnet18.a1_in1k@none", "image")
+    tower = build(TowerConfig("timm:resnet18.a1_in1k@none"), "image")
     config = resolve_data_config({}, model=timm.create_model("resnet18.a1_in1k"))
     wanted = create_transform(**{**config, "crop_pct": 1.0})(photo())
     picture: Any = tower.preprocess
@@ -91,12 +92,14 @@ def test_timm_preprocessing_is_its_own() -> None:
 
 
 def test_a_tag_in_the_name_keeps_its_preprocessing_offline(tmp_path: Path) -> None:
-    towers: Any = [build(f"torchvision:mobilenet_v2{tag}@none", "image") for tag in ("", ".IMAGENET1K_V2")]
+    towers: Any = [build(TowerConfig(f"torchvision:mobilenet_v2{tag}@none"), "image") for tag in ("", ".IMAGENET1K_V2")]
     classic, newer = towers
     assert (classic.preprocess.resize, newer.preprocess.resize) == ((224,), (224,))
     again = newer.save_assets(tmp_path)
     assert again == "torchvision:mobilenet_v2.IMAGENET1K_V2@none" and not list(tmp_path.iterdir())
-    assert build("timm:resnet18.a1_in1k@none", "image").save_assets(tmp_path) == "timm:resnet18.a1_in1k@none"
+    assert (
+        build(TowerConfig("timm:resnet18.a1_in1k@none"), "image").save_assets(tmp_path) == "timm:resnet18.a1_in1k@none"
+    )
 
 
 @pytest.mark.parametrize("family", ["torchvision", "timm"])
@@ -105,23 +108,23 @@ def test_weights_file_with_any_classifier(tmp_path: Path, family: str) -> None:
     model = zoo.resnet18(num_classes=7) if family == "torchvision" else timm.create_model("resnet18", num_classes=7)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     torch.manual_seed(1)
-    tower = build(f"{family}:resnet18@{tmp_path / 'w.safetensors'}", "image", size=64)
+    tower = build(TowerConfig(f"{family}:resnet18@{tmp_path / 'w.safetensors'}", size=64), "image")
     torch.manual_seed(2)
-    again = build(f"{family}:resnet18@{tmp_path / 'w.safetensors'}", "image", size=64)
+    again = build(TowerConfig(f"{family}:resnet18@{tmp_path / 'w.safetensors'}", size=64), "image")
     assert tower.pretrained and tower.fingerprint == again.fingerprint
-    assert tower.fingerprint != build(f"{family}:resnet18@none", "image", size=64).fingerprint
+    assert tower.fingerprint != build(TowerConfig(f"{family}:resnet18@none", size=64), "image").fingerprint
     assert torch.equal(tower.module.state_dict()["body.conv1.weight"], model.state_dict()["conv1.weight"])
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file(zoo.squeezenet1_0().state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(TowerError, match=r"missing \(bn1\.bias.*unexpected \(features.*w\.safetensors"):
-        build(f"torchvision:resnet18@{tmp_path / 'w.safetensors'}", "image")
+        build(TowerConfig(f"torchvision:resnet18@{tmp_path / 'w.safetensors'}"), "image")
 
 
 def test_a_picture_too_small_is_refused() -> None:
     with pytest.raises(TowerError, match="takes no pictures of 16 x 16"):
-        build("torchvision:squeezenet1_0@none", "image", size=16)
+        build(TowerConfig("torchvision:squeezenet1_0@none", size=16), "image")
 
 
 def test_torchvision_vit_keeps_its_class_token() -> None:
@@ -136,7 +139,7 @@ def test_torchvision_vit_keeps_its_class_token() -> None:
 
 
 def test_timm_checkpointing() -> None:
-    build("timm:resnet18@none", "image", size=64).module.set_grad_checkpointing(True)  # type: ignore[operator]
+    build(TowerConfig("timm:resnet18@none", size=64), "image").module.set_grad_checkpointing(True)  # type: ignore[operator]
 
 
 def test_real_squeezenet() -> None:
@@ -146,7 +149,7 @@ def test_real_squeezenet() -> None:
     file = Path(root).parent / "models/squeezenet1_0/model.safetensors"
     if not file.is_file():
         pytest.skip(f"no weights at {file}")
-    tower = build(f"torchvision:squeezenet1_0@{file}", "image")
+    tower = build(TowerConfig(f"torchvision:squeezenet1_0@{file}"), "image")
     assert (tower.width, tower.tokens, tower.grid, tower.pretrained) == (512, 169, (13, 13), True)
     model = zoo.squeezenet1_0().eval()
     model.load_state_dict(load_file(file))

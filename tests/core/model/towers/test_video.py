@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers as hf
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.data.clips import Clip
-from ccaco_cli.core.data.loader import padded
+from ccaco_cli.core.data.loader import pad
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.tower import ClipWindow, Tower
+from ccaco_cli.core.model.towers.tower import Tower
 from tests.recordings import film
 from tests.towers import check_narrow
 
@@ -32,7 +33,7 @@ def short() -> Clip:
 
 
 def encode(tower: Tower, *recordings: Clip) -> Any:
-    inputs = padded([tower.preprocess(r) for r in recordings])
+    inputs = pad([tower.preprocess(r) for r in recordings])
     check_narrow(tower, inputs)
     with torch.no_grad():
         return tower.module.eval()(inputs)
@@ -41,9 +42,9 @@ def encode(tower: Tower, *recordings: Clip) -> Any:
 @pytest.mark.parametrize("spec", ["tiny", "frames:tiny"])
 def test_a_token_a_frame_and_padding_changes_nothing(spec: str, long: Clip, short: Clip) -> None:
     torch.manual_seed(0)
-    tower = build(spec, "video", window=ClipWindow(size=32, rate=8.0, seconds=5.0))
+    tower = build(TowerConfig(spec, size=32, rate=8.0, seconds=5.0), "video")
     assert tower.preprocess(long).shape == (12, 3, 32, 32) and tower.preprocess(long).dtype == torch.uint8
-    for layer in tower.module.moments.encoder.layers:  # as after some training: time is looked at
+    for layer in tower.module.temporal.encoder.layers:  # as after some training: time is looked at
         torch.nn.init.normal_(layer.linear2.weight)
         torch.nn.init.normal_(layer.self_attn.out_proj.weight)
     found = encode(tower, long, short)
@@ -55,7 +56,7 @@ def test_a_token_a_frame_and_padding_changes_nothing(spec: str, long: Clip, shor
 
 def test_when_a_thing_is_seen_matters() -> None:
     torch.manual_seed(0)
-    tower = build("tiny", "video", window=ClipWindow(rate=8.0))
+    tower = build(TowerConfig("tiny", rate=8.0), "video")
     frames = torch.zeros(2, 8, 3, 32, 32, dtype=torch.uint8)
     frames[0, 1], frames[1, 6] = 255, 255
     with torch.no_grad():
@@ -65,19 +66,19 @@ def test_when_a_thing_is_seen_matters() -> None:
 
 def test_frames_start_with_what_the_image_tower_sees(long: Clip) -> None:
     torch.manual_seed(0)
-    tower = build("frames:torchvision:squeezenet1_1@none", "video", window=ClipWindow(size=64, rate=2.0))
+    tower = build(TowerConfig("frames:torchvision:squeezenet1_1@none", size=64, rate=2.0), "video")
     with torch.no_grad():
-        tower.module.moments.gain.zero_()
+        tower.module.temporal.gain.zero_()
         seen = tower.module.eval().body({"pixels": tower.preprocess(long)}).pooled
     torch.testing.assert_close(encode(tower, long).tokens[0], seen, atol=1e-5, rtol=1e-5)
     assert tower.width == 512
 
 
 def test_frames_are_built_again_from_their_assets(tmp_path: Path, long: Clip) -> None:
-    tower = build("frames:torchvision:squeezenet1_1@none", "video", window=ClipWindow(size=64))
+    tower = build(TowerConfig("frames:torchvision:squeezenet1_1@none", size=64), "video")
     spec = tower.save_assets(tmp_path)
     assert spec.startswith("frames:torchvision:squeezenet1_1") and spec.endswith("@none")
-    again = build(spec, "video", window=ClipWindow(size=64))
+    again = build(TowerConfig(spec, size=64), "video")
     again.module.load_state_dict(tower.module.state_dict())
     torch.testing.assert_close(encode(again, long).pooled, encode(tower, long).pooled)
 
@@ -101,7 +102,7 @@ def test_transformers(kind: str, tmp_path: Path, long: Clip, short: Clip) -> Non
     hf.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
         tmp_path
     )
-    tower = build(f"hf:{tmp_path}", "video", window=ClipWindow(seconds=1.0))
+    tower = build(TowerConfig(f"hf:{tmp_path}", seconds=1.0), "video")
     frames = tower.preprocess(short)
     assert frames.shape == (4, 3, 32, 32) and torch.equal(frames[1], frames[3]), "the last picture stays"
     found = encode(tower, long, short)
@@ -113,18 +114,18 @@ def test_transformers(kind: str, tmp_path: Path, long: Clip, short: Clip) -> Non
     moved = (before - after).norm(dim=-1)
     assert moved.argmax() == steps - 1, "tokens are in the order of time"
     with pytest.raises(TowerError, match="takes 4 frames"):
-        build(f"hf:{tmp_path}", "video", window=ClipWindow(rate=25.0))
-    assert build(tower.save_assets(tmp_path / "kept"), "video").tokens == steps
+        build(TowerConfig(f"hf:{tmp_path}", rate=25.0), "video")
+    assert build(TowerConfig(tower.save_assets(tmp_path / "kept")), "video").tokens == steps
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
         ("tiny:3d", "unknown tiny video tower"),
-        ("timm:resnet18", "no such family of video towers"),
+        ("timm:resnet18", "family timm has no video tower"),
         ("frames:tinny", "unknown tower family"),
     ],
 )
 def test_what_cannot_be_built(spec: str, said: str) -> None:
     with pytest.raises(TowerError, match=said):
-        build(spec, "video")
+        build(TowerConfig(spec), "video")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build, weights
 from ccaco_cli.core.model.towers.tower import TowerSpec
@@ -57,31 +58,31 @@ def test_refuses_what_is_no_state_dict_and_runs_no_code(tmp_path: Path, content:
         weights.read_state(tmp_path / "bad.safetensors")
 
 
-def test_fit_loads_every_key() -> None:
+def test_load_state_loads_every_key() -> None:
     torch.manual_seed(0)
     source, target = Net(), Net()
-    weights.fit(target, source.state_dict(), "x")
+    weights.load_state(target, source.state_dict(), "x")
     assert torch.equal(source.body.weight, target.body.weight)
 
 
-def test_fit_names_the_keys_that_do_not_fit() -> None:
+def test_load_state_names_the_keys_that_do_not_fit() -> None:
     state = Net().state_dict()
     missing = {k: v for k, v in state.items() if k != "body.bias"}
     with pytest.raises(TowerError, match=r"1 missing \(body\.bias\): some\.file"):
-        weights.fit(Net(), missing, "some.file")
+        weights.load_state(Net(), missing, "some.file")
     with pytest.raises(TowerError, match=r"1 unexpected \(extra\)"):
-        weights.fit(Net(), {**state, "extra": torch.ones(1)}, "x")
+        weights.load_state(Net(), {**state, "extra": torch.ones(1)}, "x")
     with pytest.raises(TowerError, match=r"1 of another shape \(body\.weight \[5, 3\] for \[4, 3\]\)"):
-        weights.fit(Net(), {**state, "body.weight": torch.ones(5, 3)}, "x")
+        weights.load_state(Net(), {**state, "body.weight": torch.ones(5, 3)}, "x")
 
 
-def test_fit_forgives_the_classifier_only() -> None:
+def test_load_state_forgives_the_classifier_only() -> None:
     state = Net().state_dict()
     other = {**state, "head.weight": torch.ones(9, 4), "head.more": torch.ones(1)}
     del other["head.bias"]
-    weights.fit(Net(), other, "x", ("head.",))
+    weights.load_state(Net(), other, "x", ("head.",))
     with pytest.raises(TowerError):
-        weights.fit(Net(), other, "x")
+        weights.load_state(Net(), other, "x")
 
 
 def test_fingerprint_tells_weights_and_facts_apart() -> None:
@@ -112,10 +113,10 @@ def test_without_a_network_it_fails_fast_in_one_line(
     monkeypatch.setattr(weights, "_reachable", lambda endpoint: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     before = constants.HF_HUB_OFFLINE
-    build("tiny", "image")  # pays for the imports
+    build(TowerConfig("tiny"), "image")  # pays for the imports
     start = time.monotonic()
     with pytest.raises(TowerError, match="cannot be had") as caught:
-        build(spec, modality)
+        build(TowerConfig(spec), modality)
     assert time.monotonic() - start < 8
     assert "\n" not in str(caught.value)
     assert caught.value.next and caught.value.next.startswith(

@@ -11,24 +11,24 @@ from PIL import Image
 from torch import Tensor
 
 from ccaco_cli.core.errors import TowerError
-from ccaco_cli.core.model.towers.pictures import (
-    Encoding,
+from ccaco_cli.core.model.towers.image_base import (
+    ImageEncoding,
+    ImageModule,
     ImagePreprocess,
-    PictureModule,
-    map_tokens,
-    own_pooled,
-    picture_tower,
+    feature_map_tokens,
+    image_tower,
+    pooled_if_token_width,
 )
 from ccaco_cli.core.model.towers.tower import TowerSpec
 
 PICTURE = ImagePreprocess((8, 8), (8,), "bicubic", (0.5, 0.25, 0.1), (0.5, 0.2, 0.1))
 
 
-class Pass(PictureModule):
-    def encode(self, pixels: Tensor) -> Encoding:
+class Pass(ImageModule):
+    def encode(self, pixels: Tensor) -> ImageEncoding:
         if pixels.shape[2] > 16:
             raise RuntimeError("too large")
-        return map_tokens(pixels)
+        return feature_map_tokens(pixels)
 
 
 def test_transform_crops_the_middle_of_the_short_side() -> None:
@@ -58,7 +58,7 @@ def test_pixels_are_normalised_as_torchvision_does() -> None:
 
 def test_map_tokens_run_row_by_row() -> None:
     maps = torch.arange(12.0).view(1, 2, 2, 3)
-    tokens, pooled, grid = map_tokens(maps)
+    tokens, pooled, grid = feature_map_tokens(maps)
     assert grid == (2, 3) and pooled is None
     assert tokens[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert tokens[0, 4].tolist() == [4, 10]
@@ -66,16 +66,16 @@ def test_map_tokens_run_row_by_row() -> None:
 
 def test_a_pooled_vector_of_another_width_is_not_taken() -> None:
     tokens = torch.zeros(2, 5, 7)
-    assert own_pooled(torch.zeros(2, 6), tokens) is None
-    assert own_pooled(None, tokens) is None
-    assert own_pooled(tokens[:, 0], tokens) is not None
+    assert pooled_if_token_width(torch.zeros(2, 6), tokens) is None
+    assert pooled_if_token_width(None, tokens) is None
+    assert pooled_if_token_width(tokens[:, 0], tokens) is not None
 
 
 def test_tower_is_measured_and_left_in_its_mode() -> None:
     module = Pass(PICTURE).train()
-    tower = picture_tower(TowerSpec("x", "y", ""), module, PICTURE, pretrained=False, facts=(), save_assets=str)
+    tower = image_tower(TowerSpec("x", "y", ""), module, PICTURE, pretrained=False, facts=(), save_assets=str)
     assert (tower.width, tower.tokens, tower.grid, module.training) == (3, 64, (8, 8), True)
     assert "mean" not in module.state_dict()
     wide = ImagePreprocess((32, 32), (32,), "bicubic", PICTURE.mean, PICTURE.std)
     with pytest.raises(TowerError, match=r"32 x 32 \(too large\)"):
-        picture_tower(TowerSpec("x", "y", ""), module, wide, pretrained=False, facts=(), save_assets=str)
+        image_tower(TowerSpec("x", "y", ""), module, wide, pretrained=False, facts=(), save_assets=str)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ccaco_cli.core import distributed
-from ccaco_cli.core.model.wholebatch import Dropout, InputDropout, WholeBatchNorm, synchronise
+from ccaco_cli.core.model.global_batch import GlobalBatchNorm, GlobalDropout, InputDropout, convert_batch_norms
 from tests.processes import launch
 
 
@@ -17,8 +17,8 @@ def test_alone_dropout_draws_what_torch_draws() -> None:
     torch.manual_seed(1)
     same = torch.nn.Dropout(0.4)(x)
     torch.manual_seed(1)
-    assert torch.equal(Dropout(0.4)(x), same)
-    assert torch.equal(Dropout(0.4).eval()(x), x)
+    assert torch.equal(GlobalDropout(0.4)(x), same)
+    assert torch.equal(GlobalDropout(0.4).eval()(x), x)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
@@ -45,7 +45,7 @@ def both() -> None:
     with distributed.process_group("cpu"):
         rank = distributed.rank()
         whole = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
-        for kind, ragged in product((Dropout, InputDropout), (False, True)):
+        for kind, ragged in product((GlobalDropout, InputDropout), (False, True)):
             torch.manual_seed(1)
             with distributed.single_process():
                 same = kind(0.4)(whole)[3 * rank :][:3]
@@ -54,7 +54,7 @@ def both() -> None:
             width = 2 if ragged and rank else 3
             assert torch.equal(kind(0.4)(own[:, :width]), same[:, :width])
         norm, plain = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
-        assert isinstance(synchronise(torch.nn.Sequential(norm), torch.device("cpu"))[0], WholeBatchNorm)  # type: ignore[index]
+        assert isinstance(convert_batch_norms(torch.nn.Sequential(norm), torch.device("cpu"))[0], GlobalBatchNorm)  # type: ignore[index]
         own = whole[3 * rank :][:3].clone().requires_grad_()
         given = whole.clone().requires_grad_()
         norm(own).pow(3).sum().backward()
