@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -67,7 +69,7 @@ def build_tower(spec: TowerSpec, config: TowerConfig) -> Tower:
 class ModelWithSignal(ModelConfig):
     """The one further place: the settings ``model.signal``."""
 
-    signal: TowerConfig = TowerConfig(spec="toy")
+    signal: TowerConfig = field(default_factory=lambda: TowerConfig(spec="toy"))
 
 
 @pytest.fixture
@@ -135,11 +137,7 @@ def test_the_config_has_one_section_for_each_modality() -> None:
 
 
 def test_every_function_of_every_entry_exists() -> None:
-    from importlib import import_module
-
     source = Path(import_module("ccaco_cli.core.modalities").__file__ or "").read_text("utf-8")
-    import re
-
     paths = re.findall(r'lazy\("([\w.]+):(\w+)"\)', source)
     assert len(paths) > 15
     for module, name in paths:

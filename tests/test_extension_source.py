@@ -41,7 +41,7 @@ def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType(f"{sources.__name__}.dummy")
     module.SOURCE = Source("dummy", ("image", "text"), "list.txt, one name a line", read)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(sources._LOCATIONS, "dummy", "dummy.SOURCE")
+    monkeypatch.setitem(sources.LOCATIONS, "dummy", "dummy.SOURCE")
 
 
 def test_a_source_is_one_entry(dummy: None, ccaco: Callable[..., Any], tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def pictures(seed: int = 0) -> Iterator[tuple[str, Image.Image]]:
     """(path, picture): plain is white on black; noisy is |background - plain|, the background of a random brightness and uniform noise."""
     digits = load_digits()
     rows = np.arange(len(digits.target))
-    train, rest = train_test_split(rows, test_size=0.3, random_state=seed, stratify=digits.target)
-    val, test = train_test_split(rest, test_size=2 / 3, random_state=seed, stratify=digits.target[rest])
+    train, held_out = train_test_split(rows, test_size=0.3, random_state=seed, stratify=digits.target)
+    val, test = train_test_split(held_out, test_size=2 / 3, random_state=seed, stratify=digits.target[held_out])
     rng = np.random.default_rng(seed)
     for split, chosen in (("train", train), ("val", val), ("test", test)):
         for row in chosen:
@@ -66,8 +66,8 @@ def main(folder: Path, seeds: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
         prepare("imagefolder", source_path=folder / "pictures", out=data / "digits", write=WriteOptions(workers=0))
-    with progress.bar("digits") as tell:
-        found = ablate(
+    with progress.bar("digits") as report_progress:
+        ablation = ablate(
             AblationRequest(
                 TrainRequest("digits", explicit=SETTINGS),
                 arms.expand("classifiers"),
@@ -78,15 +78,15 @@ def main(folder: Path, seeds: int) -> None:
             folder / "runs",
             jobs=2,
             data_root=data,
-            on_progress=tell,
+            on_progress=report_progress,
         )
-    results.show(found.table, "table", f"{folder}: noisy digits")
+    results.show(ablation.table, "table", f"{folder}: noisy digits")
     about = report_tables.ReportRequest([folder / "runs"], metric="class_accuracy", reference="classifier")
     results.show(report_tables.table(about, "domains"), "table", f"{folder}: across domains")
-    for cell, error in found.failures.items():
+    for cell, error in ablation.failures.items():
         progress.note(f"failed: {cell}: {error}")
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(Path(given[0] if given else "digits"), int(given[1]) if len(given) > 1 else 3)
+    arguments = sys.argv[1:]
+    main(Path(arguments[0] if arguments else "digits"), int(arguments[1]) if len(arguments) > 1 else 3)

@@ -27,16 +27,16 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode, reduced_precision
 from ccaco_cli.core.model import aligner as aligners
 
-given = record.arguments(__doc__, models="ViT-B-32,RN50", count=256, size=112, precision="auto", photos="")
+options = record.arguments(__doc__, models="ViT-B-32,RN50", count=256, size=112, precision="auto", photos="")
 runtime.limit_threads()
-count, device = (16 if given.quick else given.count), runtime.device(given.device)
-dtype = runtime.encoding_dtype(given.precision, device)
+count, device = (16 if options.quick else options.count), runtime.device(options.device)
+dtype = runtime.encoding_dtype(options.precision, device)
 kind_of = str(dtype).removeprefix("torch.")
-preprocess = open_clip.image_transform(given.size, is_train=False)
+preprocess = open_clip.image_transform(options.size, is_train=False)
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
     (root / "files").mkdir()
-    files = photos.folder(root / "files", count, given.photos)
+    files = photos.folder(root / "files", count, options.photos)
     source = photos.table(root, files)
 
     def prepared(image_size: int | None) -> shards.PairData:
@@ -50,18 +50,18 @@ with tempfile.TemporaryDirectory() as place:
         )
         return shards.open(out)
 
-    spent = record.seconds(lambda: prepared(given.size))
-    data = {"resized": shards.open(root / f"data-{given.size}"), "full-size": prepared(None)}
+    spent = record.seconds(lambda: prepared(options.size))
+    data = {"resized": shards.open(root / f"data-{options.size}"), "full-size": prepared(None)}
     captions = data["resized"].split("train").captions
 
     def measured(name: str) -> list[record.Row]:
         spec = f"open_clip:{name}@none"
-        settings = {"image.spec": spec, "text.spec": spec, "image.size": given.size, "width": 512}
+        settings = {"image.spec": spec, "text.spec": spec, "image.size": options.size, "width": 512}
         config = config_io.override(ModelConfig(), settings)
         torch.manual_seed(0)
         aligner, towers = aligners.build(config, LossConfig(), ("image", "text"))
         aligner.to(device).eval()
-        model = open_clip.create_model(name, force_image_size=given.size).to(device).eval()
+        model = open_clip.create_model(name, force_image_size=options.size).to(device).eval()
         tokenize = open_clip.get_tokenizer(name)
         # as ``ccaco embed`` has them, but for small pictures, which it would find decoded in a cache from the second time on
         media = {
@@ -87,16 +87,16 @@ with tempfile.TemporaryDirectory() as place:
 
         torch.backends.mha.set_fastpath_enabled(False)  # its operations are not counted
         with FlopCounterMode(display=False) as counter:
-            whole = encode(aligner, "image", media["resized"]).z
+            reference_z = encode(aligner, "image", media["resized"]).z
         torch.backends.mha.set_fastpath_enabled(True)
-        limit = record.operations(counter.get_total_flops(), given.device, kind_of)
-        turns = partial(record.in_turn, repeats=given.repeats, device=given.device)
+        limit = record.operations(counter.get_total_flops(), options.device, kind_of)
+        turns = partial(record.alternate, repeats=options.repeats, device=options.device)
         with reduced_precision(aligner, dtype):  # once a command, as loading a model is
             ours("image", media["resized"])
-            apart = 1 - torch.nn.functional.cosine_similarity(
-                torch.from_numpy(np.load(root / "ours.npy")).double(), whole.double()
+            difference = 1 - torch.nn.functional.cosine_similarity(
+                torch.from_numpy(np.load(root / "ours.npy")).double(), reference_z.double()
             )
-            facts.append(f"{name}: {kind_of} and float32 differ by {float(apart.max()):.1e} of cosine at most")
+            facts.append(f"{name}: {kind_of} and float32 differ by {float(difference.max()):.1e} of cosine at most")
             rows = [
                 turns(
                     f"{name}, {count} photos, {kind} shards",
@@ -110,15 +110,15 @@ with tempfile.TemporaryDirectory() as place:
             return [*rows, turns(f"{name}, {count} captions", partial(ours, "text", texts), text_loop, wanted=2)]
 
     facts: list[str] = []
-    rows = [row for name in given.models.split(",") for row in measured(name)]
+    rows = [row for name in options.models.split(",") for row in measured(name)]
 facts += [
-    f"our towers compute in {kind_of}, the peer's in float32; photos at {given.size} px",
+    f"our towers compute in {kind_of}, the peer's in float32; photos at {options.size} px",
     f"prepare (once, checks included): {record.time_text(spent)}",
 ]
 facts += [
-    f"{row.what}: the arithmetic alone would be {statistics.median(row.factors) * row.over_limit:.2f} times as fast as the peer"
+    f"{row.label}: the arithmetic alone would be {statistics.median(row.factors) * row.over_limit:.2f} times as fast as the peer"
     for row in rows
     if row.over_limit
 ]
 facts.append(f"peak memory of this process: {record.own_memory():,.0f} MiB")
-record.finish("Embedding", rows, given, facts=facts)
+record.finish("Embedding", rows, options, facts=facts)

@@ -1,9 +1,9 @@
 """Mutates every file format that ccaco reads, and counts how each damaged file ends: accepted, or refused in one clear line.
 
-Anything else (another exception, a hang, a crash of the process) is a find, and is printed with the seed that makes it again.
+Anything else (another exception, a hang, a crash of the process) is an error, and is printed with the seed that reproduces it.
 
     python examples/benchmarks/fuzz.py --inputs 10000
-    python examples/benchmarks/fuzz.py --inputs 1 --first SEED --only FORMAT      # one find again
+    python examples/benchmarks/fuzz.py --inputs 1 --first SEED --only FORMAT      # reproduce one error
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def _source(name: str, file: str, text: str | Callable[[Path], Path], *, of_fold
 
     def read(folder: Path) -> Any:
         where = folder if of_folder else folder / file
-        found = SOURCES[name].read(where, SourceOptions())
+        source_data = SOURCES[name].read(where, SourceOptions())
         rules = Rules(str(folder.resolve()), SOURCES[name].modalities)
-        return [check(record, rules) for record in found.records]
+        return [check(record, rules) for record in source_data.records]
 
     return Format(make, read)
 
@@ -226,9 +226,9 @@ def _resealed(name: str) -> Callable[[Path], None]:
         try:
             body = json.loads(file.read_text("utf-8"))
             for entry in body["files"]:
-                found = file.parent / entry["name"]
-                if found.resolve().is_relative_to(file.parent.resolve()) and found.is_file():
-                    entry |= {"sha256": manifest.sha256(found), "bytes": found.stat().st_size}
+                listed = file.parent / entry["name"]
+                if listed.resolve().is_relative_to(file.parent.resolve()) and listed.is_file():
+                    entry |= {"sha256": manifest.sha256(listed), "bytes": listed.stat().st_size}
             file.write_text(json.dumps(body | {"seal": manifest.seal(body)}), "utf-8")
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
             return
@@ -261,7 +261,9 @@ def _state(folder: Path) -> Path:
 
     from ccaco_cli.core.training import checkpoint
 
-    torch.save({"optimizer": {"state": {}}, "generators": [checkpoint.generator_states()], "step": 1, "epoch": 0}, folder / "s")
+    torch.save(
+        {"optimizer": {"state": {}}, "generators": [checkpoint.generator_states()], "step": 1, "epoch": 0}, folder / "s"
+    )
     return folder / "s"
 
 
@@ -302,7 +304,7 @@ def _result(folder: Path) -> Path:
     from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 
     score = np.random.default_rng(0).normal(size=(5, 5))
-    found = evaluate(
+    evaluation = evaluate(
         "full",
         np.arange(5),
         np.arange(5),
@@ -318,7 +320,7 @@ def _result(folder: Path) -> Path:
         "data": "0" * 64,
         "weight": 0.0,
     }
-    manifest.write_json(folder / "r.json", {**body, **found.as_dict(), "strata": {}, "per_item": {}})
+    manifest.write_json(folder / "r.json", {**body, **evaluation.as_dict(), "strata": {}, "per_item": {}})
     return folder / "r.json"
 
 
@@ -378,27 +380,27 @@ def formats() -> dict[str, Format]:
     }
 
 
-def attempt(one: Format, original: bytes, file: Path, folder: Path, seed: int) -> tuple[str, str]:
-    """One damaged file: (ending, what was said)."""
+def attempt(file_format: Format, original: bytes, file: Path, folder: Path, seed: int) -> tuple[str, str]:
+    """One damaged file: (ending, message)."""
 
     def too_long(number: int, frame: FrameType | None) -> None:
         raise TimeoutError("hang")
 
     file.unlink()  # a new file: the last one may still be mapped
     file.write_bytes(mutate(original, random.Random(seed)))
-    if one.seal:
-        one.seal(folder)
+    if file_format.seal:
+        file_format.seal(folder)
     signal.signal(signal.SIGPROF, too_long)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor's time: a busy machine hangs nothing
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # CPU time: on a busy machine nothing hangs
     try:
-        one.read(folder)
+        file_format.read(folder)
         return "a", ""
     except CcacoError as error:
-        said = str(error)
+        message = str(error)
         return (
-            ("r", said)
-            if said and "\n" not in said and len(said) < 2000
-            else ("t", f"not one clear line: {said[:300]!r}")
+            ("r", message)
+            if message and "\n" not in message and len(message) < 2000
+            else ("t", f"not one clear line: {message[:300]!r}")
         )
     except TimeoutError as error:
         return ("h" if str(error) == "hang" else "t"), traceback.format_exc(limit=-3)
@@ -408,26 +410,26 @@ def attempt(one: Format, original: bytes, file: Path, folder: Path, seed: int) -
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _chunk(name: str, one: Format, seeds: range, pipe: int) -> None:
-    """In a process of its own: a reader written in C may crash."""
+def _chunk(name: str, file_format: Format, seeds: range, pipe: int) -> None:
+    """Runs in its own process, because a reader written in C may crash."""
     with tempfile.TemporaryDirectory() as place, os.fdopen(pipe, "w") as out:
         folder = Path(place)
-        file = one.make(folder)
-        rest = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        file = file_format.make(folder)
+        other_files = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
         original = file.read_bytes()
-        one.read(folder)  # undamaged it is accepted; and what is imported late is imported now
+        file_format.read(folder)  # the undamaged file is accepted; lazy imports happen now
         for seed in seeds:
-            ending, said = attempt(one, original, file, folder, seed)
-            out.write(json.dumps([seed, ending, said]) + "\n")
+            ending, message = attempt(file_format, original, file, folder, seed)
+            out.write(json.dumps([seed, ending, message]) + "\n")
             out.flush()
-            for path, data in rest.items():
+            for path, data in other_files.items():
                 if path != file and path.name == "manifest.json":
                     path.write_bytes(data)
 
 
 def run(inputs: int, first: int = 0, only: str | None = None, say: Callable[[str], None] = print) -> Counter[str]:
-    """Tries damaged files in turn over all formats; returns how many ended how."""
-    known = {name: one for name, one in formats().items() if only in (None, name)}
+    """Tries damaged files of all formats; returns the number of each ending."""
+    selected = {name: file_format for name, file_format in formats().items() if only in (None, name)}
     for name in (
         "data.shards",
         "data.sources",
@@ -436,37 +438,37 @@ def run(inputs: int, first: int = 0, only: str | None = None, say: Callable[[str
         "training.parallel",
         "workflows.report",
     ):
-        importlib.import_module(f"ccaco_cli.core.{name}")  # once, and not in every process
+        importlib.import_module(f"ccaco_cli.core.{name}")  # once, not in each process
     counts: Counter[str] = Counter()
-    share = -(-inputs // len(known))
-    for name, one in known.items():
+    share = -(-inputs // len(selected))
+    for name, file_format in selected.items():
         seeds, end = first, first + min(share, inputs - sum(counts.values()))
         of_this: Counter[str] = Counter()
         while seeds < end:
             until = min(end, seeds + CHUNK)
-            for seed, ending, said in _in_a_process(name, one, range(seeds, until)):
+            for seed, ending, message in _in_a_process(name, file_format, range(seeds, until)):
                 of_this[ENDINGS[ending]] += 1
                 seeds = seed + 1
                 if ending in "thc":
-                    say(f"{ENDINGS[ending]}: {name}, seed {seed}\n{said}")
+                    say(f"{ENDINGS[ending]}: {name}, seed {seed}\n{message}")
         counts += of_this
         say(f"{name}: " + ", ".join(f"{word} {count}" for word, count in sorted(of_this.items())))
     return counts
 
 
-def _in_a_process(name: str, one: Format, seeds: range) -> list[tuple[int, str, str]]:
+def _in_a_process(name: str, file_format: Format, seeds: range) -> list[tuple[int, str, str]]:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
         try:
-            _chunk(name, one, seeds, writer)
+            _chunk(name, file_format, seeds, writer)
         except BaseException:
             traceback.print_exc()
         os._exit(0)
     os.close(writer)
     text, stuck = b"", False
-    while select.select([reader], [], [], 6 * SECONDS)[0]:  # what is written in C does not hear the alarm
+    while select.select([reader], [], [], 6 * SECONDS)[0]:  # code in C does not react to the alarm
         if not (more := os.read(reader, 1 << 16)):
             break
         text += more
@@ -475,14 +477,14 @@ def _in_a_process(name: str, one: Format, seeds: range) -> list[tuple[int, str, 
         os.kill(child, signal.SIGKILL)
     os.close(reader)
     _, status = os.waitpid(child, 0)
-    found = [tuple(json.loads(line)) for line in text.decode().splitlines(keepends=True) if line.endswith("\n")]
-    if len(found) < len(seeds):
-        found.append((seeds[len(found)], "h" if stuck else "c", f"the process ended with status {status}"))
-    return found
+    results = [tuple(json.loads(line)) for line in text.decode().splitlines(keepends=True) if line.endswith("\n")]
+    if len(results) < len(seeds):
+        results.append((seeds[len(results)], "h" if stuck else "c", f"the process ended with status {status}"))
+    return results
 
 
 def last_line(counts: Counter[str]) -> str:
-    """What came of it, in one line."""
+    """The result in one line."""
     tried = sum(counts.values())
     return (
         f"inputs {tried}, clear refusals {counts['refused']}, accepted {counts['accepted']}, "
@@ -493,10 +495,10 @@ def last_line(counts: Counter[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first input of every format")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first input of every file_format")
     parser.add_argument("--only", choices=sorted(formats()))
-    given = parser.parse_args()
-    counts = run(given.inputs, given.first, given.only)
+    options = parser.parse_args()
+    counts = run(options.inputs, options.first, options.only)
     print(last_line(counts))
     sys.exit(bool(counts["traceback"] + counts["hang"] + counts["crash"]))
 

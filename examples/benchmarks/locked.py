@@ -15,13 +15,13 @@ from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.workflows.train import train
 
-given = record.arguments(__doc__, count=400, tower="torchvision:squeezenet1_0@none", size=224, photos="")
+options = record.arguments(__doc__, count=400, tower="torchvision:squeezenet1_0@none", size=224, photos="")
 runtime.limit_threads()
-count = 60 if given.quick else given.count
+count = 60 if options.quick else options.count
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
     (root / "files").mkdir()
-    files = photos.folder(root / "files", count, given.photos)
+    files = photos.folder(root / "files", count, options.photos)
     source = photos.table(root, files)
     lines = source.read_text().splitlines()  # every tenth photo for validation
     source.write_text(
@@ -29,12 +29,12 @@ with tempfile.TemporaryDirectory() as place:
     )
     prepare("table", source_path=source, out=root / "data", options=SourceOptions(), write=WriteOptions(workers=0))
     settings = {
-        "model.image.spec": given.tower,
-        "model.image.size": given.size,
+        "model.image.spec": options.tower,
+        "model.image.size": options.size,
         "optim.batch_size": 32,
         "eval.small": 10**6,
     }
-    settings |= {"model.text.lock": True, "optim.epochs": 1, "loss.beta": 0.0, "device": given.device}
+    settings |= {"model.text.lock": True, "optim.epochs": 1, "loss.beta": 0.0, "device": options.device}
     number = 0
 
     def run(lock: bool, **more: object) -> float:
@@ -42,17 +42,17 @@ with tempfile.TemporaryDirectory() as place:
         number += 1
         explicit = settings | {"model.image.lock": lock} | more
         return record.seconds(
-            lambda: train(TrainRequest(str(root / "data"), explicit=explicit), root / f"runs/{number}"), given.device
+            lambda: train(TrainRequest(str(root / "data"), explicit=explicit), root / f"runs/{number}"), options.device
         )
 
     first = run(True)
-    taken = record.pairs(lambda turn: (run(True), run(False)), given.repeats)
+    taken = record.pairs(lambda turn: (run(True), run(False)), options.repeats)
     middle = [sorted(side)[len(side) // 2] for side in zip(*taken, strict=True)]
     finished = manifest.open(
         root / f"runs/{number - 1}", kind="run"
     ).facts  # the last that read its tokens from the cache
     floor = record.operations(
-        6 * finished["parameters"] * count, given.device
+        6 * finished["parameters"] * count, options.device
     )  # of the heads: one way there, two ways back
     factors = [b / a for a, b in taken]
     rows = [
@@ -78,6 +78,6 @@ with tempfile.TemporaryDirectory() as place:
 record.finish(
     "Locked towers and ablation",
     rows,
-    given,
+    options,
     facts=[f"first run, the cache made on the way: {record.time_text(first)}; both sides count scoring too"],
 )

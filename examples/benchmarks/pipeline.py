@@ -10,7 +10,6 @@ import photos
 import record
 import torch
 import webdataset
-from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from PIL import Image
 
 from ccaco_cli.core import runtime
@@ -19,12 +18,13 @@ from ccaco_cli.core.data.loader import Column, MediaColumn, PixelColumn
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 
-given = record.arguments(__doc__, count=512, size=112, photos="")
+options = record.arguments(__doc__, count=512, size=112, photos="")
 runtime.limit_threads()
-count = 64 if given.quick else given.count
+count = 64 if options.quick else options.count
 half = ((0.5,) * 3, (0.5,) * 3)
-picture = ImagePreprocess((given.size, given.size), (given.size,), "bicubic", *half)
+picture = ImagePreprocess((options.size, options.size), (options.size,), "bicubic", *half)
 
 
 def by_files(files: list[Path]) -> None:
@@ -50,10 +50,10 @@ def decoder(column: MediaColumn) -> float:
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
     (root / "files").mkdir()
-    files = photos.folder(root / "files", count, given.photos)
+    files = photos.folder(root / "files", count, options.photos)
     source = photos.table(root, files)
     rows, splits = [], {}
-    for what, resized in (("full-size shards", None), (f"shards of --image-size {given.size}", given.size)):
+    for label, resized in (("full-size shards", None), (f"shards of --image-size {options.size}", options.size)):
         out = root / f"data-{resized}"
         prepare(
             "table",
@@ -65,35 +65,39 @@ with tempfile.TemporaryDirectory() as place:
         split = splits[resized] = shards.open(out).split("train")
         column = MediaColumn(split, "image", picture)
         turn = (lambda c=column: by_column(c)), lambda: by_files(files)
-        rows.append(record.in_turn(what, *turn, given.repeats, wanted=5 if resized else None, limit=decoder(column)))
+        rows.append(
+            record.alternate(label, *turn, options.repeats, wanted=5 if resized else None, limit=decoder(column))
+        )
     order = np.random.default_rng(0).permutation(count)  # a training epoch; tar shards are read in their own order
     with webdataset.TarWriter(str(root / "photos.tar")) as tar:
         for number, file in enumerate(files):
             tar.write({"__key__": f"{number:05d}", "jpg": file.read_bytes(), "txt": photos.CAPTION})
 
-    whole = splits[None]
+    full_size = splits[None]
 
     def by_shards() -> None:
         for first in range(0, count, 64):
             chosen = order[first : first + 64]
-            whole.media("image", chosen), [whole.captions[i] for i in whole.caption_start[chosen]]
+            full_size.media("image", chosen), [full_size.captions[i] for i in full_size.caption_start[chosen]]
 
     def by_tar() -> None:
         for _ in webdataset.WebDataset(str(root / "photos.tar"), shardshuffle=False).to_tuple("jpg", "txt").batched(64):
             pass
 
     limit = record.bytes_(sum(file.stat().st_size for file in files))
-    what = "bytes and captions, shuffled, against webdataset"
-    rows.append(record.in_turn(what, by_shards, by_tar, given.repeats, wanted=5, limit=limit))
+    label = "bytes and captions, shuffled, against webdataset"
+    rows.append(record.alternate(label, by_shards, by_tar, options.repeats, wanted=5, limit=limit))
     column = PixelColumn(split, "image", picture, root / "cache")
-    what = "decoded pixels by memory map"
+    label = "decoded pixels by memory map"
     limit = record.bytes_(column.pixels.nbytes)
     rows.append(
-        record.in_turn(what, lambda: by_column(column), lambda: by_files(files), given.repeats, wanted=100, limit=limit)
+        record.alternate(
+            label, lambda: by_column(column), lambda: by_files(files), options.repeats, wanted=100, limit=limit
+        )
     )
 record.finish(
     "Input pipeline",
     rows,
-    given,
-    facts=[f"{count} photos, {given.size} px, one process; ours gives uint8, normalised on the device"],
+    options,
+    facts=[f"{count} photos, {options.size} px, one process; ours gives uint8, normalised on the device"],
 )

@@ -47,13 +47,13 @@ def measure(folder: Path, out: Path, workers: int) -> None:
     from ccaco_cli.core.data.shards import WriteOptions
 
     clock = time.perf_counter()
-    made = prepare("webdataset", source_path=folder, out=out, write=WriteOptions(workers=workers))
+    dataset = prepare("webdataset", source_path=folder, out=out, write=WriteOptions(workers=workers))
     seconds = time.perf_counter() - clock
-    samples = sum(split["samples"] for split in made.facts["splits"].values())
-    own, children = (
+    samples = sum(split["samples"] for split in dataset.facts["splits"].values())
+    own_peak, children = (
         resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    csv.writer(sys.stdout).writerow((samples, own, children, round(samples / seconds)))
+    csv.writer(sys.stdout).writerow((samples, own_peak, children, round(samples / seconds)))
 
 
 def main(sizes: list[int]) -> None:

@@ -13,17 +13,21 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 
-given = record.arguments(__doc__, model="ViT-B-32", sizes="112:8,64:24", batch=32, photos="")
-name, batch, sizes = given.model, given.batch, [part.split(":") for part in given.sizes.split(",")]  # pixels and steps
-if given.quick:
+options = record.arguments(__doc__, model="ViT-B-32", sizes="112:8,64:24", batch=32, photos="")
+name, batch, sizes = (
+    options.model,
+    options.batch,
+    [part.split(":") for part in options.sizes.split(",")],
+)  # pixels and steps
+if options.quick:
     name, batch, sizes = "RN50", 8, [["64", "2"]]
-wanted = {"112": 1 / 0.73, "64": 1 / 0.46} if given.device == "cpu" else {}
+wanted = {"112": 1 / 0.73, "64": 1 / 0.46} if options.device == "cpu" else {}
 rows: list[record.Row] = []
 
 
 def compare(root: Path, size: str, count: int) -> list[record.Row]:
     (root / "files").mkdir()
-    source = photos.table(root, photos.folder(root / "files", count + 8, given.photos))
+    source = photos.table(root, photos.folder(root / "files", count + 8, options.photos))
     lines = source.read_text("utf-8").splitlines()
     source.write_text(
         "\n".join([*lines[: count + 1], *(line.removesuffix("train") + "val" for line in lines[count + 1 :])]) + "\n",
@@ -34,16 +38,16 @@ def compare(root: Path, size: str, count: int) -> list[record.Row]:
     )  # the peer scores nothing; ours scores eight photos
     prepare("table", source_path=source, out=root / "data", options=SourceOptions(), write=WriteOptions(workers=0))
     spec = f"open_clip:{name}@none"
-    shared = f"--batch-size {batch} --epochs 1 --lr 1e-4 --device {given.device}"
+    shared = f"--batch-size {batch} --epochs 1 --lr 1e-4 --device {options.device}"
     ours = f"-m ccaco_cli train --dataset {root}/data --arm clip --image-tower {spec} --text-tower {spec} --image-size {size}"
     ours += f" {shared} --logs {root}/ours --name TURN-{size}"
     peer = f"-m open_clip_train.main --dataset-type csv --train-data {root}/train.csv --csv-separator , --csv-img-key filepath"
     peer += f" --csv-caption-key title --model {name} --force-image-size {size} {shared} --workers 1 --logs {root}/theirs --precision "
-    peer += "fp32" if given.device == "cpu" else "amp_bf16"
+    peer += "fp32" if options.device == "cpu" else "amp_bf16"
     commands = ([sys.executable, *ours.split()], [sys.executable, *peer.split()])
-    what = f"{name} at {size} px, {count // batch} steps of {batch}"
+    label = f"{name} at {size} px, {count // batch} steps of {batch}"
     return record.in_processes(
-        what, *commands, given.repeats, wanted_cpu=wanted.get(size), leaves=[root / "ours", root / "theirs"]
+        label, *commands, options.repeats, wanted_cpu=wanted.get(size), leaves=[root / "ours", root / "theirs"]
     )
 
 
@@ -51,5 +55,5 @@ for size, steps in sizes:
     with tempfile.TemporaryDirectory() as place:
         rows += compare(Path(place), size, int(steps) * batch)
 record.finish(
-    "Whole training process", rows, given, facts=["full-size photos; ours also scores its model and stores both"]
+    "Whole training process", rows, options, facts=["full-size photos; ours also scores its model and stores both"]
 )

@@ -15,6 +15,7 @@ from ccaco_cli.core.data.sources.sugarcrepe import TYPES
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments import cross_dataset
 from ccaco_cli.core.reporting import comparison, report_tables
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import PairRecord
 
@@ -63,7 +64,7 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
     (found,) = results.find_runs([runs])
     assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
     assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
-    table = report_tables.table(report_tables.ReportRequest([own]))
+    table = as_dicts(report_tables.table(report_tables.ReportRequest([own])))
     assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [
         28
     ]
@@ -78,7 +79,8 @@ def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path
         body["per_item"][f"choice_{kind}"] = [1 - right for right in body["per_item"][f"choice_{kind}"]]
         body["metrics"][f"choice_{kind}_accuracy"] = 1 - body["metrics"][f"choice_{kind}_accuracy"]
     (tmp_path / "other.json").write_text(json.dumps(body))
-    rows = {row["metric"]: row for row in comparison.pair(results.find_runs([own, tmp_path / "other.json"]))}
+    measured = results.find_runs([own, tmp_path / "other.json"])
+    rows = {row["metric"]: row for row in as_dicts(comparison.comparison_rows(measured))}
     for kind in TYPES:
         row = rows[f"choice_{kind}_accuracy"]
         assert row["reference_value"] + row["other_value"] == pytest.approx(1.0)

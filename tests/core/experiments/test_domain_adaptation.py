@@ -20,6 +20,7 @@ from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.reporting import domain_tables, report_tables
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows import report
@@ -243,9 +244,9 @@ def test_the_supervised_arms_have_classes_and_no_words(root: Path, settings: dic
     per = results.load_result(run[0]).per_query("class_accuracy")
     assert per.mean == pytest.approx(found["metrics"]["test.classes"]["class_accuracy"])
     assert len(per.cluster) == 6, "a picture each"
-    rows = domain_tables.classes(run, "test")
-    assert {r["class"] for r in rows} == set(COLOURS)
-    assert np.mean([r["class_accuracy"] for r in rows]) == pytest.approx(
+    rows = domain_tables.class_rows(run, "test")
+    assert {row.label for row in rows} == set(COLOURS)
+    assert np.mean([row.accuracy for row in rows]) == pytest.approx(
         found["metrics"]["test.classes"]["mean_class_accuracy"]
     )
 
@@ -256,12 +257,12 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
     asked = TrainRequest("squares", explicit=settings | {"optim.epochs": 1, "domain.oracle": True})
     found = ablate(AblationRequest(asked, ["source-only", "+adabn"], 2), tmp_path / "a", data_root=root)
     assert not found.failures
-    assert [row["verdict"] == "reference" for row in found.table] == [True, False], (
+    assert [row["verdict"] == "reference" for row in as_dicts(found.table)] == [True, False], (
         "source-only is what others are held against"
     )
-    rows = domain_tables.table(results.find_runs([tmp_path / "a"]), "text_to_image_R@1", None)
-    assert [row["arm"] for row in rows] == ["source-only", "+adabn"]
-    base, other = rows
+    rows = domain_tables.domain_rows(results.find_runs([tmp_path / "a"]), "text_to_image_R@1", None)
+    assert [row.arm for row in rows] == ["source-only", "+adabn"]
+    base, other = as_dicts(rows)
     metrics = [manifest.open(tmp_path / f"a/+adabn-s{s}", kind="run").facts["metrics"] for s in (0, 1)]
 
     def mean(split: str) -> float:
@@ -277,21 +278,21 @@ def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
         == rows
     )
     with pytest.raises(ConfigError, match="no such metric: recall"):
-        domain_tables.table(results.find_runs([tmp_path / "a"]), "recall", None)
+        domain_tables.domain_rows(results.find_runs([tmp_path / "a"]), "recall", None)
     with pytest.raises(DataError, match=r"reference arm: clip; expected source-only \| \+adabn"):
-        domain_tables.table(results.find_runs([tmp_path / "a"]), "R-sum", "clip")
+        domain_tables.domain_rows(results.find_runs([tmp_path / "a"]), "R-sum", "clip")
 
 
 def test_what_needs_a_target_says_so(run: Path, dann: Path) -> None:
     for call in (
-        lambda: domain_tables.table(results.find_runs([run]), "R-sum", None),
-        lambda: report_tables.looks(report_tables.ReportRequest([run])),
+        lambda: domain_tables.domain_rows(results.find_runs([run]), "R-sum", None),
+        lambda: report_tables.domain_embeddings(report_tables.ReportRequest([run])),
     ):
         with pytest.raises(DataError, match=r"no target domain.*--target-domain NAME"):
             call()
     with pytest.raises(DataError, match="classified nothing"):
-        domain_tables.classes(results.find_runs([run]), "test")
-    ((name, look),) = report_tables.looks(report_tables.ReportRequest([dann]))
+        domain_tables.class_rows(results.find_runs([run]), "test")
+    ((name, look),) = report_tables.domain_embeddings(report_tables.ReportRequest([dann]))
     assert name == "dann" and set(look["before"]["image"]["domain"]) == {"source", "target"}
     assert len(look["after"]["image"]["points"]) == 24 + 12
 
@@ -301,8 +302,8 @@ def test_what_needs_a_target_says_so(run: Path, dann: Path) -> None:
     [
         ({"domain.sides": "image,audio", "domain.loss": "mmd"}, r"no such side.*expected image,text"),
         ({"domain.sides": "text", "domain.sources": "paper", "domain.loss": "mmd"}, "two source domains or more"),
-        ({"domain.loss": "mdm"}, "unknown domain loss"),
-        ({"domain.weight": -1.0}, "weight 0 or more"),
+        ({"domain.loss": "mdm"}, r"domain\.loss.*none \| dann"),
+        ({"domain.weight": -1.0}, r"domain\.weight.*0 or more"),
         ({"domain.stats": "both"}, r"source \| target"),
         ({"domain.target": "silk"}, "no such domain"),
         ({"domain.stats": "target", "model.image.lock": True, "model.image.center": "off"}, "no running statistics"),

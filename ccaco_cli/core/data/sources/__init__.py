@@ -1,6 +1,6 @@
 """The data sets that ``ccaco prepare`` knows.
 
-A new one is a module with a ``Source``, and one entry in ``_LOCATIONS``.
+A new one is a module with a ``Source``, and one entry in ``LOCATIONS``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from ccaco_cli.core.data.sources.source import Source
 
-_LOCATIONS = {
+LOCATIONS = {
     "scenes": "scenes.SOURCE",
     "scenes-styles": "scenes.STYLES_SOURCE",
     "coco": "coco.SOURCE",
@@ -27,23 +27,25 @@ _LOCATIONS = {
     "sugarcrepe": "sugarcrepe.SOURCE",
 }
 
+"""Name on the command line -> module and variable of the ``Source``."""
+
 
 class _Lazy(Mapping[str, Source]):
     """Imports a source at its first use, so that listing the names costs nothing."""
 
     def __getitem__(self, name: str) -> Source:
-        module, _, attribute = _LOCATIONS[name].partition(".")
+        module, _, attribute = LOCATIONS[name].partition(".")
         source: Source = getattr(import_module(f"{__name__}.{module}"), attribute)
         return source
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_LOCATIONS)
+        return iter(LOCATIONS)
 
     def __len__(self) -> int:
-        return len(_LOCATIONS)
+        return len(LOCATIONS)
 
     def __contains__(self, name: object) -> bool:
-        return name in _LOCATIONS
+        return name in LOCATIONS
 
 
 SOURCES: Mapping[str, Source] = _Lazy()
