@@ -1,9 +1,11 @@
-"""Contrastive models added up: the honest control of every gain that a second stage brings at more cost."""
+"""Ensembles of contrastive models: their mean cosine is the fair control for a second stage, because both cost more
+than one model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,19 +13,38 @@ import torch
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.experiments.cross_dataset import seen_by
+from ccaco_cli.core.experiments.cross_dataset import encode_split
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.score import SplitScorer, store
+from ccaco_cli.core.scoring.score import store
+from ccaco_cli.core.scoring.split_scorer import SplitEncodings, SplitScorer
 from ccaco_cli.core.types import Embedding, EncodedSamples, OnProgress, no_progress
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """Finished runs of one arm whose cosines are averaged.
+
+    Attributes:
+        label, seed: identity of the ensemble in tables.
+        runs: folders of the runs.
+    """
+
+    label: str
+    seed: int
+    runs: Sequence[Path]
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}-s{self.seed}"
+
+
 def can_ensemble(config: RunConfig) -> bool:
-    """Whether an arm's models can be added up: they are contrastive only, and of one domain."""
+    """True for arms whose models can be averaged: contrastive only, and without a target domain."""
     return config.method == "gradient" and config.loss.alpha > 0 and not config.loss.beta and not config.domain.target
 
 
 def ensemble_label(label: str, size: int) -> str:
-    """The row of a table that an ensemble of an arm's models belongs to."""
+    """The row of a table that an ensemble of models of an arm belongs to."""
     return f"{label},ensemble={size}"
 
 
@@ -37,25 +58,29 @@ def score_all(
     device: str = "auto",
     on_progress: OnProgress = no_progress,
 ) -> list[Path]:
-    """``score`` of every ensemble of ``size`` seeds (0 = of none); label -> seed -> finished run.
+    """Scores every ensemble of ``size`` seeds of each arm.
 
-    folder   receives ``LABEL,ensemble=SIZE-sSEED/``
-    Returns  the result files
+    Args:
+        arms: label -> seed -> finished run.
+        size: 0 = no ensembles.
+        folder: receives ``LABEL,ensemble=SIZE-sSEED/``.
+    Returns:
+        The result files.
     """
-    wanted = [
-        (ensemble_label(label, size), seed, [runs[one] for one in ring])
+    ensembles = [
+        Ensemble(ensemble_label(label, size), seed, [runs[member] for member in seeds])
         for label, runs in arms.items()
-        for seed, ring in (members(list(runs), size) if 0 < size <= len(runs) else {}).items()
+        for seed, seeds in (members(list(runs), size) if 0 < size <= len(runs) else {}).items()
     ]
-    found = []
-    for number, (label, seed, models) in enumerate(wanted):
-        on_progress(number, len(wanted), {"what": "ensembles"})
-        found.append(score(label, seed, models, data, split, folder / f"{label}-s{seed}", device=device))
-    return found
+    files = []
+    for number, ensemble in enumerate(ensembles):
+        on_progress(number, len(ensembles), {"what": "ensembles"})
+        files.append(score_ensemble(ensemble, data, split, folder / ensemble.name, device=device))
+    return files
 
 
 def members(seeds: Sequence[int], size: int) -> dict[int, tuple[int, ...]]:
-    """Seed of an ensemble -> the seeds of its models: each seed with those that follow it, in a ring, every set once.
+    """Seed of an ensemble -> seeds of its models: each seed with the seeds that follow it, cyclically; every set once.
 
     >>> members([0, 1, 2], 2)
     {0: (0, 1), 1: (1, 2), 2: (2, 0)}
@@ -66,10 +91,8 @@ def members(seeds: Sequence[int], size: int) -> dict[int, tuple[int, ...]]:
     return {seed: ring for seed, ring in rings.items() if next(s for s in rings if set(rings[s]) == set(ring)) == seed}
 
 
-def score(
-    label: str,
-    seed: int,
-    models: Sequence[Path],
+def score_ensemble(
+    ensemble: Ensemble,
     data: PairData,
     split: str,
     folder: Path,
@@ -77,44 +100,42 @@ def score(
     device: str = "auto",
     on_progress: OnProgress = no_progress,
 ) -> Path:
-    """Scores the sum of the cosines of some runs on a split, by the code that scored each of them.
+    """Scores the mean cosine of the runs of an ensemble on a split, with the code that scored each run.
 
-    label, seed  under which the result stands in tables
-    models       finished runs of one arm
-    folder       receives ``SPLIT.cosine.json``, which is left alone where it is of these very models already
-    Returns      the result file
+    Args:
+        folder: receives ``SPLIT.cosine.json``; a file there that comes from the same runs is kept.
+    Returns:
+        The result file.
     """
-    runs = [manifest.open(path, kind="run") for path in models]
-    of = {run.path.name: run.sha256 for run in runs}
+    runs = [manifest.open(path, kind="run") for path in ensemble.runs]
+    sha256_of_runs = {run.path.name: run.sha256 for run in runs}
     file = folder / f"{split}.cosine.json"
-    if file.is_file() and (results.read(file) or {}).get("members") == of:
+    if file.is_file() and (results.read(file) or {}).get("members") == sha256_of_runs:
         return file
-    each = []
-    for path in models:
-        seen, _, config, _ = seen_by(path, data, split, device, on_progress)
-        each.append(seen)
-    first = each[0]
-    # unit vectors side by side, and as long as one: their dot product is the mean of the cosines
-    sides = [torch.cat([getattr(one, side).z for one in each], dim=-1) / len(each) ** 0.5 for side in ("a", "b")]
-    a, b = (EncodedSamples(Embedding(z, z)) for z in sides)
-    found = replace(first, a=a, b=b, negatives=None, classes=None)
-    judge = SplitScorer(data.modalities, data.split(split), found, None, config, 0.0, tuned=False)
-    result = judge.stages()["cosine"][1]
-    measured, items = judge.pairs("cosine")
-    result = replace(result, metrics=result.metrics | measured)
+    encoded = [encode_split(path, data, split, device, on_progress) for path in ensemble.runs]
+    config = encoded[-1][2]
+    encodings = _concatenate([split_encodings for split_encodings, *_ in encoded])
+    scorer = SplitScorer(data.modalities, data.split(split), encodings, None, config, 0.0, tuned=False)
+    (result,) = (result for result in scorer.stages() if result.stage == "cosine")
     fitted = [run.facts["fitted"] for run in runs]
-    cost = {
-        "steps": fitted[0]["steps"],
-        "seconds": sum(one["seconds"] for one in fitted),
-        "samples_per_second": None,
-        "memory": None,
-    }
-    about = {
-        "run": f"{label}-s{seed}",
-        "members": of,
-        "fitted": cost,
+    origin = {
+        "run": ensemble.name,
+        "members": sha256_of_runs,
+        "fitted": {
+            "steps": fitted[0]["steps"],
+            "seconds": sum(summary["seconds"] for summary in fitted),
+            "samples_per_second": None,
+            "memory": None,
+        },
         "parameters": sum(run.facts["parameters"] for run in runs),
     }
-    named = replace(config, arm=label, seed=seed)
-    store(folder, data, named, split, "cosine", 0.0, "cosine", result, judge.strata(result), items, **about)
-    return file
+    config = replace(config, arm=ensemble.label, seed=ensemble.seed)
+    return store(folder, data, config, split, result.extended(*scorer.pairs("cosine")), **origin)
+
+
+def _concatenate(encodings: Sequence[SplitEncodings]) -> SplitEncodings:
+    """Unit vectors of several models as one unit vector: the dot product of two is the mean of their cosines."""
+    scale = len(encodings) ** 0.5
+    z_a, z_b = (torch.cat([getattr(e, side).z for e in encodings], dim=-1) / scale for side in ("a", "b"))
+    a, b = (EncodedSamples(Embedding(z, z)) for z in (z_a, z_b))
+    return replace(encodings[0], a=a, b=b, choices=None, classes=None)

@@ -24,7 +24,7 @@ from ccaco_cli.core.experiments.arms import SETS
 from ccaco_cli.core.experiments.fairness import check_fair
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.scoring.results import RUN_KEYS
-from ccaco_cli.core.scoring.score import CLASS_ACCURACY
+from ccaco_cli.core.scoring.split_scorer import CLASS_ACCURACY
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate, pools
 from ccaco_cli.core.experiments import arms
-from ccaco_cli.core.training import loop
+from ccaco_cli.core.training import config_checks
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check(config: RunConfig, data: PairData) -> None:
     Raises:
         ConfigError or DataError: no such method, validation metric or protocol, or the data does not fit the protocol.
     """
-    loop.check(config)
+    config_checks.check(config)
     one = np.ones((1, 1))
     known = evaluate("full", [0], [0], by_similarity(one, one, [0], [0]), data.modalities).metrics
     if config.eval.select not in known:

@@ -16,7 +16,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training.state import Saving
+from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
 
 STARTED = "started.json"
 """File in the folder of a run: the data set and the number of processes at its start."""
@@ -37,7 +37,7 @@ class TrainOptions:
 
     resume: bool = False
     accept_changes: bool = False
-    saving: Saving | None = None
+    saving: CheckpointOptions | None = None
     verify: str = manifest.QUICK
 
 

@@ -1,4 +1,6 @@
-"""Which pairs a model is asked to choose between, besides ranking a whole gallery: drawn once, the same for every model and arm."""
+"""Pairs on which a model makes single choices, besides ranking a gallery: a fixed draw, the same for every model and
+arm.
+"""
 
 from __future__ import annotations
 
@@ -13,77 +15,94 @@ from torch import Tensor
 from ccaco_cli.core.data.shards import Split
 
 Array = NDArray[Any]
+Choices = tuple[Tensor, Tensor]
+"""Index pairs (item of a, item of b), int64: the true pairs [n, 2], and the false pairs [n * m, 2], m for each true
+pair.
+"""
 
 
-def partners(group: Array, row_a: Array, row_b: Array) -> tuple[Tensor, Tensor]:
-    """Pairs of items [items of b, 2]: each item of b with its own partner, and with one of another group."""
+def matching_pairs(group: Array, row_a: Array, row_b: Array) -> Choices:
+    """Each item of b with its own item of a, and with an item of a of another group.
+
+    Args:
+        group: [rows] int64; rows of equal group have the same content.
+        row_a, row_b: [items] int64, the row of each item.
+    """
     if len(np.unique(group[row_a])) < 2:
         return _pairs([], []), _pairs([], [])
-    items, other = np.arange(len(row_b)), of_other_groups(group[row_a], group[row_b])
-    own = np.searchsorted(row_a, row_b)
-    return _pairs(own, items), _pairs(other, items)
+    items = np.arange(len(row_b))
+    true, false = np.searchsorted(row_a, row_b), draw_from_other_groups(group[row_a], group[row_b])
+    return _pairs(true, items), _pairs(false, items)
 
 
-def of_other_groups(pool: Array, own: Array) -> Array:
-    """For each group number of ``own`` [...] an item of ``pool`` [n] that is of another one: [...] int64, always the same draw.
+def draw_from_other_groups(pool: Array, groups: Array) -> Array:
+    """Draws for each group number an item of the pool that has another one; always the same draw.
 
-    There must be two groups in the pool.
+    Args:
+        pool: [n] group of each item; at least two different groups.
+        groups: group numbers of any shape.
+    Returns:
+        int64 indices into the pool, of the shape of ``groups``.
     """
     rng = np.random.default_rng(0)
-    found = rng.integers(len(pool), size=own.shape)
-    while (clash := pool[found] == own).any():
-        found[clash] = rng.integers(len(pool), size=int(clash.sum()))
-    return found
+    drawn = rng.integers(len(pool), size=groups.shape)
+    while (clash := pool[drawn] == groups).any():
+        drawn[clash] = rng.integers(len(pool), size=int(clash.sum()))
+    return drawn
 
 
-def among(ways: int, group: Array, row_a: Array, row_b: Array) -> tuple[Tensor, Tensor]:
-    """Pairs of items: each of a with its own (first) item of b [n, 2], and with ``ways - 1`` of as many other groups [n * (ways - 1), 2].
+def n_way_pairs(ways: int, group: Array, row_a: Array, row_b: Array) -> Choices:
+    """Each item of a with its own (first) item of b, and with items of b of ``ways - 1`` other groups.
 
-    Nothing when there are fewer groups than ways.
+    No pairs when there are fewer groups than ways.
     """
-    of_b = group[row_b]
-    by_group = np.argsort(of_b, kind="stable")
-    groups, start, count = np.unique(of_b[by_group], return_index=True, return_counts=True)
+    group_b = group[row_b]
+    by_group = np.argsort(group_b, kind="stable")
+    groups, start, count = np.unique(group_b[by_group], return_index=True, return_counts=True)
     if ways < 2 or len(groups) < ways:
         return _pairs([], []), _pairs([], [])
     rng = np.random.default_rng(0)
-    place = np.searchsorted(groups, group[row_a])
-    # all places but one's own: those from one's own on move up by one
+    own_group = np.searchsorted(groups, group[row_a])
+    # draw from all groups but the item's own: indices from its own group on move up by one
     drawn = np.stack([rng.choice(len(groups) - 1, ways - 1, replace=False) for _ in row_a])
-    drawn += drawn >= place[:, None]
-    others = by_group[start[drawn] + (rng.random(drawn.shape) * count[drawn]).astype(np.int64)]
+    drawn += drawn >= own_group[:, None]
+    false = by_group[start[drawn] + (rng.random(drawn.shape) * count[drawn]).astype(np.int64)]
     items = np.arange(len(row_a))
-    return _pairs(items, np.searchsorted(row_b, row_a)), _pairs(np.repeat(items, ways - 1), others.ravel())
+    return _pairs(items, np.searchsorted(row_b, row_a)), _pairs(np.repeat(items, ways - 1), false.ravel())
 
 
-def twins(split: Split, row_a: Array, row_b: Array) -> tuple[Tensor, Tensor]:
-    """Pairs of items [n, 2]: each item of a that has a near-twin with its own (first) item of b, and with its twin's."""
-    items: dict[int, list[int]] = {}
+def twin_pairs(split: Split, row_a: Array, row_b: Array) -> Choices:
+    """Each item of a that has a near-twin (an item of its family), with its own (first) item of b, and with that of the
+    twin.
+    """
+    families: dict[int, list[int]] = {}
     for item, family in enumerate(split.family[row_a]):
-        items.setdefault(int(family), []).append(item)
-    found = [
-        (one, row_a[one], row_a[other])
-        for family in items.values()
-        for one, other in zip(family, family[1:] + family[:1], strict=True)
-        if split.group[row_a[one]] != split.group[row_a[other]]
+        families.setdefault(int(family), []).append(item)
+    triples = [
+        (item, row_a[item], row_a[twin])
+        for family_items in families.values()
+        for item, twin in zip(family_items, family_items[1:] + family_items[:1], strict=True)
+        if split.group[row_a[item]] != split.group[row_a[twin]]
     ]
-    own, mine, its = np.array(found, np.int64).reshape(-1, 3).T
-    return _pairs(own, np.searchsorted(row_b, mine)), _pairs(own, np.searchsorted(row_b, its))
+    items, own_rows, twin_rows = np.array(triples, np.int64).reshape(-1, 3).T
+    return _pairs(items, np.searchsorted(row_b, own_rows)), _pairs(items, np.searchsorted(row_b, twin_rows))
 
 
-def swapped(split: Split, row_a: Array) -> tuple[Tensor, Tensor]:
-    """Pairs (thing, true caption) and (thing, swapped caption), for swapped captions that are captions of the split (of the twin)."""
-    pairs: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+def swapped_caption_pairs(split: Split, row_a: Array) -> Choices:
+    """Each item of a with a true caption, and with the same caption with its attributes swapped, for swapped captions
+    that are in the split.
+    """
+    true: list[tuple[int, int]] = []
+    false: list[tuple[int, int]] = []
     if split.modalities[1] == "text":
-        at: Mapping[str, int] = {text: item for item, text in enumerate(split.captions)}
+        item_of_text: Mapping[str, int] = {text: item for item, text in enumerate(split.captions)}
         for item, row in enumerate(row_a):
-            for said in split.meta(int(row)).get("binding") or ():
-                if all(text in at for text in said):
-                    for side, text in zip(pairs, said, strict=True):
-                        side.append((item, at[text]))
-    one, other = (torch.tensor(side, dtype=torch.long).view(-1, 2) for side in pairs)
-    return one, other
+            for true_caption, swapped_caption in split.meta(int(row)).get("binding") or ():
+                if true_caption in item_of_text and swapped_caption in item_of_text:
+                    true.append((item, item_of_text[true_caption]))
+                    false.append((item, item_of_text[swapped_caption]))
+    return torch.tensor(true, dtype=torch.long).view(-1, 2), torch.tensor(false, dtype=torch.long).view(-1, 2)
 
 
-def _pairs(one: Any, other: Any) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(one, np.int64), np.asarray(other, np.int64)], 1))
+def _pairs(items_a: Any, items_b: Any) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(items_a, np.int64), np.asarray(items_b, np.int64)], 1))

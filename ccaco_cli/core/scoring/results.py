@@ -1,4 +1,6 @@
-"""Finished runs and their stored results, found on disk and put in order: what every table is made of."""
+"""Finished runs and their stored results: found on disk, loaded, and ordered by data set, pool and arm. Every table is
+made of these.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,28 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config_io import flatten
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.evaluation import significance
+from ccaco_cli.core.evaluation.metric_table import find_metric
 from ccaco_cli.core.evaluation.metrics import RankResult, summary
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.evaluation.significance import PerQuery
 
-Row = dict[str, Any]
 RUN_KEYS = ("arm", "seed", "device", "workers")
 """Config keys in which the runs of one arm may differ."""
 SMALL = "small"
-"""The stage that every arm has, however slow its score: a gallery of the first rows only."""
+"""The stage of the small gallery (the first rows of the split). Every arm has it, also one whose score is too slow for
+the full gallery.
+"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, or one stored result of it.
+    """A finished run, or one stored result without its run.
 
-    path    the run's folder, or the result's file
-    label   its row in tables of arms: the arm, with the values of the grid where there was one
-    facts   of its manifest; of a lone result as much as the file says
-    config  resolved; {} of a lone result
+    Attributes:
+        path: the folder of the run, or the result file.
+        label: its row in tables of arms: the arm, with its values of the grid where there is one.
+        facts: of its manifest; for a result without its run, what the file says.
+        config: resolved; {} for a result without its run.
     """
 
     path: Path
@@ -50,13 +55,20 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What one run measured on one split, with per-query ranks.
+    """The result of a run on one split, with the ranks of each query.
 
-    data     sha256 of the data set's manifest
-    metrics  of its stage, fractions; None where it was NaN
-    strata   name -> one value a row of modality a, in the order of the pools
-    items    outcomes of single choices, 0 or 1: ``matching`` a caption; ``matching_N_way``, ``twin``, ``binding`` and ``class``, with the
-             picture of each in ``binding_row`` and so on
+    Attributes:
+        run: the run that was scored.
+        split: test, val ...
+        stage: cosine, two-stage, cross, small or classes.
+        dataset: name of the data set.
+        data: sha256 of the manifest of the data set.
+        evaluation: ranks and metrics of the pools.
+        metrics: name -> value; fractions are 0..1; None for NaN.
+        strata: name -> one value per row of modality a, in the order of the pools.
+        items: outcomes (0 or 1) of single choices: ``matching`` has one per caption; ``matching_N_way``, ``twin``,
+            ``binding`` and ``class`` have
+            the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so on.
     """
 
     run: Run
@@ -71,55 +83,68 @@ class Result:
 
     @property
     def pool(self) -> str:
-        """The rule by which rows are each other's gallery."""
+        """The protocol that says which rows are in one gallery."""
         return self.evaluation.protocol
 
     def per_query(self, metric: str) -> PerQuery:
-        """The values whose mean is the metric, by picture. Raises ConfigError: no mean over queries or choices goes by that name."""
-        texts = np.concatenate([part.query_group for part in self.evaluation.b_to_a])
-        of = {"matching": texts} | {
-            key.removesuffix("_row"): np.asarray(rows) for key, rows in self.items.items() if key.endswith("_row")
+        """The values whose mean is the metric, clustered by image.
+
+        Raises:
+            ConfigError: no metric of this name is a mean over queries or choices.
+        """
+        clusters = {
+            name.removesuffix("_row"): np.asarray(rows) for name, rows in self.items.items() if name.endswith("_row")
         }
+        clusters["matching"] = np.concatenate([ranks.query_group for ranks in self.evaluation.b_to_a])
         name = metric.removesuffix("_accuracy")
-        right = np.asarray(self.items.get(name, ())) if name != metric else np.empty(0)
-        if len(right) and len(right) == len(of.get(name, ())):
-            return PerQuery.of(right, of[name])
+        outcomes = np.asarray(self.items.get(name, ())) if name != metric else np.empty(0)
+        if len(outcomes) and len(outcomes) == len(clusters.get(name, ())):
+            declared = find_metric(metric)
+            return PerQuery.of(outcomes, clusters[name], declared.higher_is_better if declared else True)
         return significance.per_query(metric, self.evaluation.directions())
 
 
-def find(paths: Iterable[Path]) -> list[Run]:
+def find_runs(paths: Iterable[Path]) -> list[Run]:
     """The finished runs at the paths, each once, in order.
 
-    paths   run folders, ablation folders (their cells), folders that hold runs, or result files
-    Raises  DataError: nothing finished there; ManifestError: a cell was trained anew since its ablation was completed
+    Args:
+        paths: run folders, ablation folders (their cells), folders that hold runs, or result files.
+    Raises:
+        DataError: no finished run at a path.
+        ManifestError: a cell was trained again after its ablation was completed.
     """
-    return list({run.path.resolve(): run for path in paths for run in _at(path)}.values())
+    return list({run.path.resolve(): run for path in paths for run in _runs_at(path)}.values())
 
 
-def failures(paths: Iterable[Path]) -> dict[str, int]:
-    """Label -> how many cells of the ablations among the paths have failed."""
-    found: dict[str, int] = {}
+def failed_cells(paths: Iterable[Path]) -> dict[str, int]:
+    """Label -> number of failed cells, over the ablations among the paths; labels without failures are left out."""
+    counts: dict[str, int] = {}
     for path in paths:
-        for cell in manifest.open(path, kind="ablation").facts["cells"] if _kind(path) == "ablation" else ():
-            found[cell["label"]] = found.get(cell["label"], 0) + ("error" in cell)
-    return {label: n for label, n in found.items() if n}
+        cells = manifest.open(path, kind="ablation").facts["cells"] if _kind(path) == "ablation" else ()
+        for cell in cells:
+            if "error" in cell:
+                counts[cell["label"]] = counts.get(cell["label"], 0) + 1
+    return counts
 
 
 def only_ablations(paths: Sequence[Path]) -> bool:
-    """True when each path is a completed ablation."""
+    """True when every path is a completed ablation."""
     return bool(paths) and all(_kind(path) == "ablation" for path in paths)
 
 
-def own_table(paths: Iterable[Path]) -> str | None:
-    """The table that suits results on a data set made for one question, such as ``choices``; None where they differ, or name none."""
-    named = {str(run.facts.get("evaluation") or "") for run in find(paths)}
-    return named.pop() or None if len(named) == 1 else None
+def default_table(paths: Iterable[Path]) -> str | None:
+    """The table that the data set of the results asks for, such as ``choices``; None where there is none, or
+    several.
+    """
+    names = {str(run.facts.get("evaluation") or "") for run in find_runs(paths)}
+    return names.pop() or None if len(names) == 1 else None
 
 
-def result(run: Run, split: str = "test", stage: str | None = None) -> Result:
-    """The stored result of a run: of its own score (``headline``) unless a stage is named.
+def load_result(run: Run, split: str = "test", stage: str | None = None) -> Result:
+    """Loads a stored result of a run: that of its headline stage unless another stage is named.
 
-    Raises DataError: no such result, or one that cannot be read
+    Raises:
+        DataError: no such result, or an unreadable file.
     """
     stage = stage or run.facts["headline"]
     file = run.path if run.path.is_file() else run.path / "results" / f"{split}.{stage}.json"
@@ -128,16 +153,14 @@ def result(run: Run, split: str = "test", stage: str | None = None) -> Result:
         known = " or ".join(sorted({name.partition(".")[0] for name in run.facts["metrics"]}))
         raise DataError(f"this run has no results on {split}", where=run.path, expected=known)
     try:
-        measured = {**body["metrics"], **run.facts["metrics"].get(f"{split}.{stage}", {})}
-        evaluation = Evaluation.from_dict(body)
         return Result(
             run,
             split,
             stage,
             body["dataset"],
             body["data"],
-            evaluation,
-            measured,
+            Evaluation.from_dict(body),
+            {**body["metrics"], **run.facts["metrics"].get(f"{split}.{stage}", {})},
             body.get("strata", {}),
             body.get("per_item", {}),
         )
@@ -146,148 +169,157 @@ def result(run: Run, split: str = "test", stage: str | None = None) -> Result:
 
 
 def comparable(runs: Sequence[Run], split: str) -> list[Result]:
-    """A result of each run, all on one pool: of its own score, or, where an arm is too slow for the whole gallery, on the small one."""
-    own = [result(run, split) for run in runs]
-    mixed = any(one.stage == SMALL for one in own) and any(one.stage != SMALL for one in own)
-    return [result(run, split, SMALL) for run in runs] if mixed else own
+    """One result of each run, all on one gallery: the small one if any run is too slow for the full gallery."""
+    headline = [load_result(run, split) for run in runs]
+    mixed = any(result.stage == SMALL for result in headline) and any(result.stage != SMALL for result in headline)
+    return [load_result(run, split, SMALL) for run in runs] if mixed else headline
 
 
 def by_pool(runs: Sequence[Run], split: str) -> dict[tuple[str, str], list[Result]]:
-    """(data set, pool) -> results: of every run's own score; and where those of one data set were not all measured on the whole gallery,
-    also of every run on the small one that all share. Raises as ``by_dataset``."""
-    found: dict[tuple[str, str], list[Result]] = {}
-    for dataset, own in by_dataset(result(run, split) for run in runs).items():
-        small = any(one.stage == SMALL for one in own)
-        also = [
-            result(one.run, split, SMALL)
-            for one in own
-            if small and one.stage != SMALL and f"{split}.{SMALL}" in one.run.facts["metrics"]
+    """(data set, pool) -> results.
+
+    Holds the headline result of every run. Where some runs of a data set were scored on the small gallery only, also
+    the result of all its runs
+    on that gallery.
+
+    Raises:
+        DataError: as ``by_dataset``.
+    """
+    pools: dict[tuple[str, str], list[Result]] = {}
+    for dataset, headline in by_dataset(load_result(run, split) for run in runs).items():
+        any_small = any(result.stage == SMALL for result in headline)
+        on_small = [
+            load_result(result.run, split, SMALL)
+            for result in headline
+            if any_small and result.stage != SMALL and f"{split}.{SMALL}" in result.run.facts["metrics"]
         ]
-        for one in [*own, *also]:
-            found.setdefault((dataset, one.pool), []).append(one)
-    for group in found.values():
+        for result in [*headline, *on_small]:
+            pools.setdefault((dataset, result.pool), []).append(result)
+    for group in pools.values():
         same_pool(group)
-    return found
+    return pools
 
 
 def by_dataset(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Results by the name of their data set. Raises DataError when one name stands for different data."""
+    """Name of the data set -> results. Raises DataError when results of one name come from different data."""
     groups: dict[str, list[Result]] = {}
-    for one in results:
-        groups.setdefault(one.dataset, []).append(one)
+    for result in results:
+        groups.setdefault(result.dataset, []).append(result)
     for group in groups.values():
         same_data(group)
     return groups
 
 
 def by_arm(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
-    """Label -> seed -> result, of one data set. Raises DataError: two results for one, or runs of one arm that were trained unlike."""
-    found: dict[str, dict[int, Result]] = {}
-    for one in results:
-        seeds = found.setdefault(one.run.label, {})
-        seed = int(one.run.facts["seed"])
+    """Label -> seed -> result, for results of one data set.
+
+    Raises:
+        DataError: two results of one arm and seed, or runs of one arm that were trained with different settings.
+    """
+    arms: dict[str, dict[int, Result]] = {}
+    for result in results:
+        label, seed = result.run.label, int(result.run.facts["seed"])
+        seeds = arms.setdefault(label, {})
         if seed in seeds:
             raise DataError(
-                f"two runs of arm {one.run.label} with seed {seed}",
-                where=f"{seeds[seed].run.path} and {one.run.path}",
+                f"two runs of arm {label} with seed {seed}",
+                where=f"{seeds[seed].run.path} and {result.run.path}",
                 expected="one run an arm and seed",
                 next="name the runs to compare, or use --compare",
             )
-        first = next(iter(seeds.values()), one)
-        if differing := _differing(first.run.config, one.run.config):
+        first = next(iter(seeds.values()), result)
+        if keys := _differing_keys(first.run.config, result.run.config):
             raise DataError(
-                f"runs of arm {one.run.label} were trained unlike",
-                where=f"{first.run.path} and {one.run.path} differ in {', '.join(differing)}",
+                f"runs of arm {label} were trained unlike",
+                where=f"{first.run.path} and {result.run.path} differ in {', '.join(keys)}",
                 next="name the runs to compare, or use --compare",
             )
-        seeds[seed] = one
-    return found
+        seeds[seed] = result
+    return arms
 
 
-def strata(one: Result, name: str) -> dict[Any, Result]:
-    """A result divided by a stratum: value -> the queries of that value against the whole gallery; pools are joined.
+def strata(result: Result, name: str) -> dict[Any, Result]:
+    """Divides a result by a stratum: value -> the queries of that value, ranked in the full gallery; pools are joined.
 
-    Text queries take the value of their picture: of the first one, where several mean the same. Choices of a picture take its value too.
-    Raises DataError: no such stratum, or not one value a row
+    A text query has the value of its image (of the first one, where several share a group). A choice has the value of
+    its image too.
+
+    Raises:
+        DataError: no such stratum, or not one value per row.
     """
-    forward, back = _joined(one.evaluation.a_to_b), _joined(one.evaluation.b_to_a)
-    values = list(one.strata.get(name, ()))
-    if len(values) != len(forward.rank):
-        known = " | ".join(one.strata) or "none in these results"
+    a_to_b, b_to_a = _joined(result.evaluation.a_to_b), _joined(result.evaluation.b_to_a)
+    values = list(result.strata.get(name, ()))
+    if len(values) != len(a_to_b.rank):
+        known = " | ".join(result.strata) or "none in these results"
         raise DataError(
-            f"{len(values)} values of {name} for {len(forward.rank)} rows",
-            where=one.run.path,
+            f"{len(values)} values of {name} for {len(a_to_b.rank)} rows",
+            where=result.run.path,
             expected=f"strata: {known}",
         )
-    of_group = dict(zip(forward.query_group.tolist()[::-1], values[::-1], strict=True))
-    of_text = [of_group.get(group) for group in back.query_group.tolist()]
-    found = {}
+    value_of_group = dict(zip(a_to_b.query_group.tolist()[::-1], values[::-1], strict=True))
+    values_of_b = [value_of_group.get(group) for group in b_to_a.query_group.tolist()]
+    parts = {}
     for value in sorted(set(values), key=lambda v: (type(v).__name__, v)):
-        ab, ba = _only(forward, [v == value for v in values]), _only(back, [v == value for v in of_text])
-        items = _choices_of(one, values, value)
-        metrics = summary(ab, ba, one.evaluation.names)
+        ranks_a = _select(a_to_b, [v == value for v in values])
+        ranks_b = _select(b_to_a, [v == value for v in values_of_b])
+        items = _select_items(result, values, value)
+        metrics = summary(ranks_a, ranks_b, result.evaluation.names)
         metrics |= {
-            f"{name}_accuracy": float(np.mean(right))
-            for name, right in items.items()
-            if not name.endswith("_row") and len(right)
+            f"{item}_accuracy": float(np.mean(outcomes))
+            for item, outcomes in items.items()
+            if not item.endswith("_row") and len(outcomes)
         }
-        part = replace(one.evaluation, a_to_b=(ab,), b_to_a=(ba,), metrics=metrics)
-        found[value] = replace(one, evaluation=part, metrics=metrics, items=items)
-    return found
+        evaluation = replace(result.evaluation, a_to_b=(ranks_a,), b_to_a=(ranks_b,), metrics=metrics)
+        parts[value] = replace(result, evaluation=evaluation, metrics=metrics, items=items)
+    return parts
 
 
-def _choices_of(one: Result, values: Sequence[Any], value: Any) -> dict[str, Any]:
-    """The outcomes, and their rows, of the choices that pictures of a value made."""
-    found: dict[str, Any] = {}
-    for name, rows in one.items.items():
+def _select_items(result: Result, values: Sequence[Any], value: Any) -> dict[str, Any]:
+    """The outcomes, and the rows, of the choices whose image has this value of a stratum."""
+    selected: dict[str, Any] = {}
+    for name, rows in result.items.items():
         if name.endswith("_row") and max(rows, default=0) < len(values):
             keep = np.array([values[row] == value for row in rows], bool)
-            own = name.removesuffix("_row")
-            found |= {own: np.asarray(one.items[own])[keep].tolist(), name: np.asarray(rows)[keep].tolist()}
-    return found
+            outcomes = np.asarray(result.items[name.removesuffix("_row")])
+            selected |= {name.removesuffix("_row"): outcomes[keep].tolist(), name: np.asarray(rows)[keep].tolist()}
+    return selected
 
 
-def mean_metrics(results: Iterable[Result]) -> Row:
-    """Mean over runs of each metric that any of them has; None where one of those is NaN or has no such metric."""
-    each = [one.metrics for one in results]
-    names = dict.fromkeys(name for metrics in each for name in metrics)
-    values = {name: [metrics.get(name) for metrics in each] for name in names}
-    return {
-        name: None if None in vs else float(np.mean([v for v in vs if v is not None])) for name, vs in values.items()
-    }
+def mean_metrics(results: Iterable[Result]) -> dict[str, float | None]:
+    """Mean of each metric over results; None where a result has no such metric, or NaN."""
+    metrics_of_each = [result.metrics for result in results]
+    means: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for metrics in metrics_of_each for name in metrics):
+        values = [metrics.get(name) for metrics in metrics_of_each]
+        numbers = [value for value in values if value is not None]
+        means[name] = float(np.mean(numbers)) if len(numbers) == len(values) else None
+    return means
 
 
-def aligned(rows: Sequence[Sequence[Row]]) -> list[Row]:
-    """Rows given in sections, joined so that all have the same columns in the same order; None where a row has no such value."""
-    sections = zip(*rows, strict=True)
-    names = [list(dict.fromkeys(name for part in section for name in part)) for section in sections]
-    return [{name: part.get(name) for part, ns in zip(row, names, strict=True) for name in ns} for row in rows]
-
-
-def _at(path: Path) -> list[Run]:
+def _runs_at(path: Path) -> list[Run]:
     if path.is_file():
-        return [_lone(path)]
+        return [_run_of_result_file(path)]
     kind = _kind(path)
     if kind == "run":
-        return [_run(path)]
+        return [_open_run(path)]
     if kind == "ablation":
-        whole = manifest.open(path, kind="ablation")
-        found = [
-            _run(path / cell["name"], cell["label"], cell["run"])
-            for cell in whole.facts["cells"]
+        ablation = manifest.open(path, kind="ablation")
+        runs = [
+            _open_run(path / cell["name"], cell["label"], cell["run"])
+            for cell in ablation.facts["cells"]
             if "error" not in cell
         ]
-        found += [_lone(path / entry["name"]) for entry in whole.files]  # of ensembles
+        runs += [_run_of_result_file(path / entry["name"]) for entry in ablation.files]  # of ensembles
     else:
-        found = [_run(p.parent) for p in sorted(path.glob(f"*/{manifest.NAME}")) if _kind(p.parent) == "run"]
-    if not found:
+        runs = [_open_run(p.parent) for p in sorted(path.glob(f"*/{manifest.NAME}")) if _kind(p.parent) == "run"]
+    if not runs:
         raise DataError(
             "no finished run here",
             where=path,
             expected="a run folder, or a folder of runs",
             next="ccaco train --dataset scenes",
         )
-    return found
+    return runs
 
 
 def _kind(path: Path) -> str:
@@ -295,7 +327,7 @@ def _kind(path: Path) -> str:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """What a result file says; None where it is damaged."""
+    """The content of a result file; None where it is damaged."""
     try:
         body = manifest.read_json(file)
     except ValueError:
@@ -303,66 +335,66 @@ def read(file: Path) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _run(path: Path, label: str = "", sha256: str = "") -> Run:
-    found = manifest.open(path, kind="run")
-    if sha256 and found.sha256 != sha256:
-        what = "this cell was trained anew since its ablation was completed"
-        raise ManifestError(what, where=path, expected=sha256[:12], next="the ccaco ablate command again")
-    return Run(path, label or found.facts["arm"], found.facts, found.config)
+def _open_run(path: Path, label: str = "", sha256: str = "") -> Run:
+    run = manifest.open(path, kind="run")
+    if sha256 and run.sha256 != sha256:
+        message = "this cell was trained anew since its ablation was completed"
+        raise ManifestError(message, where=path, expected=sha256[:12], next="the ccaco ablate command again")
+    return Run(path, label or run.facts["arm"], run.facts, run.config)
 
 
-def _lone(file: Path) -> Run:
+def _run_of_result_file(file: Path) -> Run:
     body = read(file) or {}
     if not {"split", "stage", "arm", "seed", "metrics", "per_query"} <= body.keys():
         raise DataError("this file is no result", where=file, expected="results/SPLIT.STAGE.json of a run")
     name = body.get("run") or (f"{file.parent.parent.name}/{file.stem}" if file.parent.name == "results" else file.stem)
     facts = {"name": name, "headline": body["stage"], "metrics": {f"{body['split']}.{body['stage']}": body["metrics"]}}
-    told = ("arm", "seed", "weight", "dataset", "evaluation", "fitted", "parameters")
-    return Run(file, body["arm"], facts | {k: body[k] for k in told if k in body})
+    keys = ("arm", "seed", "weight", "dataset", "evaluation", "fitted", "parameters")
+    return Run(file, body["arm"], facts | {key: body[key] for key in keys if key in body})
 
 
 def same_data(results: Sequence[Result]) -> None:
-    """Raises DataError: the results were not measured on the same split of the same data."""
-    _same(results, {"data set": lambda r: f"{r.dataset} {r.data[:12]}", "split": lambda r: r.split})
+    """Raises DataError when results come from different data sets or splits."""
+    _require_same(results, {"data set": lambda r: f"{r.dataset} {r.data[:12]}", "split": lambda r: r.split})
 
 
 def same_pool(results: Sequence[Result]) -> None:
-    """Raises DataError: the results were not measured on the same rows of the same data."""
+    """Raises DataError when results come from different rows: of another data set, split, protocol, pool size or
+    modality.
+    """
     same_data(results)
     facets: dict[str, Callable[[Result], Any]] = {
         "protocol": lambda r: r.pool,
         "pool sizes": lambda r: r.evaluation.pools,
+        "modalities": lambda r: r.evaluation.names,
     }
-    _same(results, facets | {"modalities": lambda r: r.evaluation.names})
+    _require_same(results, facets)
 
 
-def _same(results: Sequence[Result], facets: Mapping[str, Callable[[Result], Any]]) -> None:
-    for facet, of in facets.items():
-        for one in results[1:]:
-            if of(one) != of(results[0]):
+def _require_same(results: Sequence[Result], facets: Mapping[str, Callable[[Result], Any]]) -> None:
+    for facet, value_of in facets.items():
+        for result in results[1:]:
+            if value_of(result) != value_of(results[0]):
                 raise DataError(
                     f"results of different test pools cannot be compared ({facet})",
-                    where=f"{results[0].run.path}: {of(results[0])}; {one.run.path}: {of(one)}",
+                    where=f"{results[0].run.path}: {value_of(results[0])}; {result.run.path}: {value_of(result)}",
                     expected="one data set, split and protocol",
                     next="train both on the same prepared data set",
                 )
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    a, b = flatten(one), flatten(other)
+def _differing_keys(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> list[str]:
+    a, b = flatten(config_a), flatten(config_b)
     return [key for key in a.keys() | b.keys() if a and b and key not in RUN_KEYS and a.get(key) != b.get(key)]
 
 
 def _joined(pools: Sequence[RankResult]) -> RankResult:
-    rows = {
-        f.name: np.concatenate([getattr(p, f.name) for p in pools]) for f in fields(RankResult) if f.name != "gallery"
-    }
-    return RankResult(**rows, gallery=pools[0].gallery)
+    names = [f.name for f in fields(RankResult) if f.name != "gallery"]
+    columns = {name: np.concatenate([getattr(ranks, name) for ranks in pools]) for name in names}
+    return RankResult(**columns, gallery=pools[0].gallery)
 
 
-def _only(found: RankResult, keep: Sequence[bool]) -> RankResult:
-    chosen = np.asarray(keep, dtype=bool)
-    return RankResult(
-        **{f.name: getattr(found, f.name)[chosen] for f in fields(RankResult) if f.name != "gallery"},
-        gallery=found.gallery,
-    )
+def _select(ranks: RankResult, keep: Sequence[bool]) -> RankResult:
+    mask = np.asarray(keep, dtype=bool)
+    names = [f.name for f in fields(RankResult) if f.name != "gallery"]
+    return RankResult(**{name: getattr(ranks, name)[mask] for name in names}, gallery=ranks.gallery)

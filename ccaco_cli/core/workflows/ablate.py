@@ -27,8 +27,8 @@ from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.grid import AblationPlan, AblationRequest, Cell, config_digest, plan_ablation
 from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.reporting import comparison, report_tables
+from ccaco_cli.core.reporting.rows import ArmRow, RunRow
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.results import Row
 from ccaco_cli.core.types import OnProgress, no_progress
 from ccaco_cli.core.workflows.train import train
 
@@ -53,8 +53,8 @@ class Ablation:
         equal: arms that were left out: name -> the earlier arm that has the same settings with these towers.
     """
 
-    table: list[Row]
-    rows: list[Row]
+    table: Sequence[ArmRow]
+    rows: Sequence[RunRow]
     failures: dict[str, str] = field(default_factory=dict)
     equal: dict[str, str] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ def _ablate(
     dataset = request.train.dataset
     data = distributed.main_process_first(lambda: shards.open(prepared(dataset, data_root, report_progress)))
     plan = distributed.main_process_first(lambda: plan_ablation(request, data))
-    with distributed.on_main_process(lambda: lock.held(folder, "ablation")):
+    with distributed.on_main_process(lambda: lock.hold(folder, "ablation")):
         unfinished = [cell for cell in plan.cells if not _finished(folder / cell.name, cell, data)]
         if distributed.main():
             manifest.sweep(folder)
@@ -126,15 +126,15 @@ def _complete(
     trained = [cell for cell in plan.cells if cell.name not in failures]
     ensemble_files = _score_ensembles(request, trained, data, split, folder, report_progress)
     _write_manifest(folder, plan.cells, failures, data, ensemble_files)
-    table = comparison.arms(
-        results.find([folder]) if trained else [],
+    table = comparison.arm_rows(
+        results.find_runs([folder]) if trained else [],
         split=split,
         metric=request.metric,
         reference=plan.reference,
-        failed=results.failures([folder]),
+        failed=results.failed_cells([folder]),
     )
     paths = [folder / cell.name for cell in trained]
-    return Ablation(table, report_tables.rows([*paths, *ensemble_files], split=split), failures, plan.equal)
+    return Ablation(table, report_tables.run_rows([*paths, *ensemble_files], split=split), failures, plan.equal)
 
 
 def _score_ensembles(

@@ -48,7 +48,7 @@ def train(
             lambda: shards.open(prepared(request.dataset, data_root, report_progress), options.verify)
         )
         data, config = distributed.main_process_first(lambda: _resolve(request, data, folder))
-        with distributed.on_main_process(lambda: lock.held(folder, "run")):
+        with distributed.on_main_process(lambda: lock.hold(folder, "run")):
             if distributed.main():
                 manifest.sweep(folder)
             runtime.limit_threads(config.workers)

@@ -12,10 +12,11 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments import ensemble
 from ccaco_cli.core.experiments.grid import AblationRequest
-from ccaco_cli.core.experiments.methods import encodings
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.experiments.split_encoding import SplitEncoder
 from ccaco_cli.core.reporting.report_tables import ReportRequest, table
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.workflows.ablate import ablate
 
@@ -29,14 +30,16 @@ def test_every_set_of_seeds_once() -> None:
 def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
     found = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
-    rows = {row["arm"]: row for row in found.table}
+    rows = {row["arm"]: row for row in as_dicts(found.table)}
     assert list(rows) == ["ccaco", "clip", "clip,ensemble=2"], "an arm with a cross branch is no control"
     assert rows["clip,ensemble=2"]["seeds"] == 1 and rows["clip,ensemble=2"]["verdict"]
 
     data, cosines = shards.open(data_root / "scenes"), 0.0
     for seed in (0, 1):
         aligner, towers, config, _ = load_run(folder / f"clip-s{seed}", "cpu")
-        seen = encodings(data, "test", columns(data, "test", aligner, towers, config.model), aligner, towers, config)
+        seen = SplitEncoder(data, config, aligner, towers).encode(
+            "test", columns(data, "test", aligner, towers, config.model)
+        )
         cosines = cosines + (seen.a.z.double() @ seen.b.z.double().T).numpy()
     split = data.split("test")
     own = split.group[seen.row_a][:, None] == split.group[seen.row_b]
@@ -44,9 +47,10 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
     first = (best_own.max(0) > np.where(own, -np.inf, cosines).max(0)).mean()
     assert rows["clip,ensemble=2"]["text_to_image_R@1"] == pytest.approx(first)
 
-    one = next(run for run in results.find([folder]) if run.label == "clip,ensemble=2")
+    one = next(run for run in results.find_runs([folder]) if run.label == "clip,ensemble=2")
     assert (
-        one.facts["parameters"] == 2 * next(r for r in results.find([folder]) if r.label == "clip").facts["parameters"]
+        one.facts["parameters"]
+        == 2 * next(r for r in results.find_runs([folder]) if r.label == "clip").facts["parameters"]
     )
     before = one.path.stat().st_mtime_ns
     turned = ablate(
@@ -54,11 +58,11 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
         folder,
         data_root=data_root,
     )
-    assert {row["arm"]: row["verdict"] for row in turned.table}["clip,ensemble=2"] == "reference"
+    assert {row["arm"]: row["verdict"] for row in as_dicts(turned.table)}["clip,ensemble=2"] == "reference"
     again = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
     assert repr(again.table) == repr(found.table) and one.path.stat().st_mtime_ns == before, "scored once"
-    assert [row["run"] for row in again.rows if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
-    assert {row["arm"] for row in table(ReportRequest([folder]))} == set(rows), "the report has it too"
+    assert [row["run"] for row in as_dicts(again.rows) if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
+    assert {row["arm"] for row in as_dicts(table(ReportRequest([folder])))} == set(rows), "the report has it too"
     assert len(manifest.open(folder, kind="ablation", verify="full").files) == 1
     one.path.write_text(one.path.read_text().replace("cosine", "Cosine", 1))
     with pytest.raises(Exception, match=r"test\.cosine\.json"):

@@ -35,9 +35,9 @@ def test_what_does_not_fit_is_told_what_to_change(
     monkeypatch.setattr(runtime, "resident_memory", lambda: 0)
     settings = small | {"model.image.size": 128}
     first, *others = estimate(TrainRequest("scenes", explicit=settings), data_root=data_root)
-    assert first["fits"] is False
-    assert "--batch-size 4" in {row["what"] for row in others}
-    assert all(row["memory_MiB"] < first["memory_MiB"] for row in others)
+    assert first.fits is False
+    assert "--batch-size 4" in {row.change for row in others}
+    assert all(row.memory_mib < first.memory_mib for row in others)
 
 
 def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: Path) -> None:
@@ -48,8 +48,8 @@ def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: P
         )[0]
         for lock in (False, True)
     )
-    assert locked["GFLOPs"] < 0.5 * open_["GFLOPs"]
-    assert locked["parameters"] < open_["parameters"]
+    assert locked.gflops < 0.5 * open_.gflops
+    assert locked.parameters < open_.parameters
 
 
 def test_a_picture_with_several_captions_is_encoded_once(small: dict[str, Any], data_root: Path) -> None:
@@ -59,11 +59,11 @@ def test_a_picture_with_several_captions_is_encoded_once(small: dict[str, Any], 
         ]
         for n in (1, 2)
     )
-    assert one["GFLOPs"] < two["GFLOPs"] < 1.7 * one["GFLOPs"]
+    assert one.gflops < two.gflops < 1.7 * one.gflops
 
 
 def test_an_arm_without_steps_is_refused(data_root: Path) -> None:
-    with pytest.raises(ConfigError, match="only steps on pairs"):
+    with pytest.raises(ConfigError, match="only training by gradient descent"):
         estimate(TrainRequest("scenes", arm="handmade"), data_root=data_root)
 
 

@@ -15,6 +15,7 @@ from ccaco_cli.core.experiments.grid import AblationRequest, Cell, all_cells, re
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.workflows import ablate as module
 from ccaco_cli.core.workflows.ablate import ablate
 
@@ -121,11 +122,11 @@ def test_a_grid_file(tmp_path: Path) -> None:
 def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
     found = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
-    assert [(row["arm"], row["seeds"], row["verdict"]) for row in found.table] == [
+    assert [(row["arm"], row["seeds"], row["verdict"]) for row in as_dicts(found.table)] == [
         ("ccaco", 2, "reference"),
         ("clip", 2, "worse"),
     ]
-    assert [row["run"] for row in found.rows] == ["ccaco-s0", "clip-s0", "ccaco-s1", "clip-s1"]
+    assert [row["run"] for row in as_dicts(found.rows)] == ["ccaco-s0", "clip-s0", "ccaco-s1", "clip-s1"]
     told = manifest.open(folder, kind="ablation")
     assert [(c["name"], c["label"], c["arm"], c["seed"]) for c in told.facts["cells"]] == [
         (f"{arm}-s{seed}", arm, arm, seed) for seed in (0, 1) for arm in ("ccaco", "clip")
@@ -138,7 +139,7 @@ def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Pa
     trainer.calls.clear()
     again = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2, reference="clip", metric="image_to_text_R@1"), folder)
     assert trainer.calls == []
-    assert [row["verdict"] for row in again.table] == ["better", "reference"]
+    assert [row["verdict"] for row in as_dicts(again.table)] == ["better", "reference"]
 
 
 def test_killed_in_the_middle_it_finishes_the_rest_only(trainer: Trainer, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Train
     trainer.dying = {"clip-s0": RuntimeError("out of\nmemory"), "-contrastive-s0": ConfigError("no", where="x")}
     found = ablate(AblationRequest(TOY, ["ccaco", "clip", "-contrastive"], 1), folder)
     assert found.failures == {"clip-s0": "RuntimeError: out of memory", "-contrastive-s0": "no: x"}
-    assert [(row["arm"], row["seeds"], row["failed"], row["verdict"]) for row in found.table] == [
+    assert [(row["arm"], row["seeds"], row["failed"], row["verdict"]) for row in as_dicts(found.table)] == [
         ("ccaco", 1, 0, "reference"),
         ("clip", 0, 1, "failed"),
         ("-contrastive", 0, 1, "failed"),
@@ -185,7 +186,7 @@ def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Train
 def test_everything_failed(trainer: Trainer, tmp_path: Path) -> None:
     trainer.dying = {"clip-s0": RuntimeError("x")}
     found = ablate(AblationRequest(TOY, ["clip"], 1), tmp_path / "abl")
-    assert (found.rows, [row["verdict"] for row in found.table]) == ([], ["failed"])
+    assert (found.rows, [row["verdict"] for row in as_dicts(found.table)]) == ([], ["failed"])
 
 
 def test_another_config_or_data_set_is_trained_anew(trainer: Trainer, data: Any, tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pyt
     assert sorted(name for name, *_ in trainer.calls) == ["ccaco-s0", "ccaco-s1", "clip-s0", "clip-s1"]
     assert found.failures == {"clip-s1": "RuntimeError: x"}
     assert {place["CUDA_VISIBLE_DEVICES"] for place in seen} <= {"3", "7"}
-    assert [row["seeds"] for row in found.table] == [2, 1]
+    assert [row["seeds"] for row in as_dicts(found.table)] == [2, 1]
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, "6"), (2, "3"), (4, "1"), (9, "1")])

@@ -26,16 +26,16 @@ def ablation(fabricate: Any, cells: list[tuple[str, str]], failed: str = "") -> 
 def test_runs_of_an_ablation_are_its_cells_and_no_others(fabricate: Any) -> None:
     fabricate("stray", 1.0)
     root = ablation(fabricate, [("ccaco,beta=0.1", "ccaco,beta=0.1-s0"), ("clip", "clip-s0")], failed="vilbert")
-    assert [(run.label, run.name) for run in results.find([root])] == [
+    assert [(run.label, run.name) for run in results.find_runs([root])] == [
         ("ccaco,beta=0.1", "ccaco,beta=0.1-s0"),
         ("clip", "clip-s0"),
     ]
-    assert results.failures([root]) == {"vilbert": 1}
-    assert results.failures([root / "clip-s0"]) == {}
+    assert results.failed_cells([root]) == {"vilbert": 1}
+    assert results.failed_cells([root / "clip-s0"]) == {}
     assert results.only_ablations([root])
     assert not results.only_ablations([root, root / "clip-s0"])
     (root / manifest.NAME).unlink()
-    assert [run.name for run in results.find([root])] == ["ccaco,beta=0.1-s0", "clip-s0", "stray"], (
+    assert [run.name for run in results.find_runs([root])] == ["ccaco,beta=0.1-s0", "clip-s0", "stray"], (
         "an unfinished ablation is a folder of runs"
     )
 
@@ -44,52 +44,54 @@ def test_a_cell_that_was_trained_anew_is_not_passed_off_as_the_old_one(fabricate
     root = ablation(fabricate, [("clip", "clip-s0")])
     fabricate("clip-s0", 2.0, arm="clip")
     with pytest.raises(ManifestError, match="trained anew"):
-        results.find([root])
+        results.find_runs([root])
 
 
 def test_each_run_once(fabricate: Any) -> None:
     path = fabricate("a", 1.0)
-    assert [run.name for run in results.find([path, fabricate.root, path])] == ["a"]
+    assert [run.name for run in results.find_runs([path, fabricate.root, path])] == ["a"]
 
 
 def test_a_result_file_stands_alone(fabricate: Any, tmp_path: Path) -> None:
     file = fabricate("a", 1.0, seed=3) / "results/test.two-stage.json"
-    (run,) = results.find([file])
+    (run,) = results.find_runs([file])
     assert (run.name, run.label, run.dataset, run.facts["seed"]) == ("a/test.two-stage", "ccaco", "toy", 3)
     shutil.move(file, tmp_path / "alone.json")
-    (run,) = results.find([tmp_path / "alone.json"])
-    found = results.result(run)
+    (run,) = results.find_runs([tmp_path / "alone.json"])
+    found = results.load_result(run)
     assert (run.name, found.metrics) == ("alone", json.loads((tmp_path / "alone.json").read_text())["metrics"])
     with pytest.raises(DataError, match=r"no results on val.*expected test"):
-        results.result(run, "val")
+        results.load_result(run, "val")
     for text in ("{}", "no json", "[1]"):
         (tmp_path / "alone.json").write_text(text)
         with pytest.raises(DataError, match="no result"):
-            results.find([tmp_path / "alone.json"])
+            results.find_runs([tmp_path / "alone.json"])
 
 
 def test_a_missing_or_broken_result_is_named(fabricate: Any) -> None:
     path = fabricate("a", 1.0)
-    (run,) = results.find([path])
+    (run,) = results.find_runs([path])
     with pytest.raises(DataError, match=r"no results on dev.*test or val"):
-        results.result(run, "dev")
+        results.load_result(run, "dev")
     file = path / "results/test.two-stage.json"
     body = json.loads(file.read_text())
     file.write_text(json.dumps({k: v for k, v in body.items() if k != "data"}))
     with pytest.raises(DataError, match=r"unreadable result \(no 'data'\)"):
-        results.result(run)
+        results.load_result(run)
     file.write_text("{")
     with pytest.raises(DataError, match="no results on test"):
-        results.result(run)
+        results.load_result(run)
 
 
 def test_one_arm_is_one_config(fabricate: Any) -> None:
     paths = [fabricate("a-s0", 1.0), fabricate("a-s1", 1.0, seed=1, config={"device": "cpu"})]
-    measured = [results.result(run) for run in results.find(paths)]
+    measured = [results.load_result(run) for run in results.find_runs(paths)]
     assert list(results.by_arm(measured)["ccaco"]) == [0, 1]
     with pytest.raises(DataError, match=r"two runs of arm ccaco with seed 0: .*a-s0 and .*a-s0"):
         results.by_arm([measured[0], measured[0]])
-    other = [results.result(run) for run in results.find([fabricate("b", 1.0, seed=2, config={"loss.beta": 0.9})])]
+    other = [
+        results.load_result(run) for run in results.find_runs([fabricate("b", 1.0, seed=2, config={"loss.beta": 0.9})])
+    ]
     with pytest.raises(DataError, match=r"trained unlike: .*a-s0 and .*b differ in loss\.beta"):
         results.by_arm(measured + other)
 
@@ -97,11 +99,11 @@ def test_one_arm_is_one_config(fabricate: Any) -> None:
 def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
     from dataclasses import replace
 
-    (run,) = results.find([fabricate("a", 1.0)])
-    one = results.result(run)
+    (run,) = results.find_runs([fabricate("a", 1.0)])
+    one = results.load_result(run)
     a_to_b, b_to_a = one.evaluation.a_to_b[0], one.evaluation.b_to_a[0]
     halves = [
-        [results._only(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)]
+        [results._select(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)]
         for part in (a_to_b, b_to_a)
     ]
     folded = replace(one.evaluation, a_to_b=tuple(halves[0]), b_to_a=tuple(halves[1]))
@@ -115,19 +117,10 @@ def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
 def test_a_mean_over_seeds_hides_no_missing_figure(fabricate: Any) -> None:
     from dataclasses import replace
 
-    (run,) = results.find([fabricate("a", 1.0)])
-    one = results.result(run)
+    (run,) = results.find_runs([fabricate("a", 1.0)])
+    one = results.load_result(run)
     other = replace(one, metrics={"R-sum": 100.0, "text_to_image_R@1": None})
     found = results.mean_metrics([one, other])
     assert found["R-sum"] == pytest.approx((one.metrics["R-sum"] + 100) / 2)  # type: ignore[operator]
     assert found["text_to_image_R@1"] is None
     assert found["image_to_text_R@1"] is None
-
-
-def test_aligned_rows_have_the_same_columns() -> None:
-    found = results.aligned([({"a": 1}, {"x": 2}), ({"a": 3}, {"y": 4, "x": 5}), ({"b": 6}, {})])
-    assert [list(row.items()) for row in found] == [
-        [("a", 1), ("b", None), ("x", 2), ("y", None)],
-        [("a", 3), ("b", None), ("x", 5), ("y", 4)],
-        [("a", None), ("b", 6), ("x", None), ("y", None)],
-    ]

@@ -17,7 +17,8 @@ from ccaco_cli.core.errors import ConfigError, ManifestError
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
-from ccaco_cli.core.scoring.score import SplitEncodings, score
+from ccaco_cli.core.scoring.score import score
+from ccaco_cli.core.scoring.split_scorer import SplitEncodings
 from ccaco_cli.core.training import loop
 from ccaco_cli.core.types import Embedding, EncodedSamples
 from ccaco_cli.core.workflows.train import train

@@ -13,6 +13,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.workflows.ablate import ablate
 
 ARMS = ["ccaco", "clip"]
@@ -25,7 +26,7 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 1}), tmp_path / "abl"
     found = ablate(AblationRequest(asked, ARMS, 1), folder, data_root=data_root)
-    assert sorted((row["run"], row["arm"], row["seed"]) for row in found.rows) == [
+    assert sorted((row["run"], row["arm"], row["seed"]) for row in as_dicts(found.rows)) == [
         ("ccaco-s0", "ccaco", 0),
         ("clip-s0", "clip", 0),
     ]
@@ -36,7 +37,8 @@ def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp
     assert stamps(folder) == before, "finished cells are left alone"
     changed = TrainRequest("scenes", explicit=small | {"optim.steps": 2})
     assert [
-        row["steps"] for row in ablate(AblationRequest(changed, ["clip"], 1), folder, data_root=data_root).rows
+        row["steps"]
+        for row in as_dicts(ablate(AblationRequest(changed, ["clip"], 1), folder, data_root=data_root).rows)
     ] == [2]
 
 
@@ -47,7 +49,7 @@ def test_cells_at_once_are_those_of_cells_in_turn(small: dict[str, Any], data_ro
         ablate(AblationRequest(asked, ARMS, 1), tmp_path / str(jobs), jobs=jobs, data_root=data_root) for jobs in (1, 2)
     )
     assert at_once.failures == {}
-    for row, other in zip(in_turn.rows, at_once.rows, strict=True):
+    for row, other in zip(as_dicts(in_turn.rows), as_dicts(at_once.rows), strict=True):
         assert [other[key] for key in ("run", "arm", "seed", "steps")] == [
             row[key] for key in ("run", "arm", "seed", "steps")
         ]
@@ -103,7 +105,7 @@ def test_an_arm_with_the_settings_of_another_is_not_trained_again(
         tmp_path / "abl",
         data_root=data_root,
     )
-    assert [row["arm"] for row in found.table] == ["ccaco"]
+    assert [row["arm"] for row in as_dicts(found.table)] == ["ccaco"]
     assert found.equal == {"-collaboration": "ccaco"}
     assert not (tmp_path / "abl" / "-collaboration-s0").exists()
 

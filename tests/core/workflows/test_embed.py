@@ -16,7 +16,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.workflows import embed as embedding
-from ccaco_cli.core.workflows.embed import embed
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
 
 
@@ -52,7 +52,10 @@ def test_several_global_vectors_are_stored_and_searched_as_one(
     data_root: Path, small: dict[str, Any], tmp_path: Path
 ) -> None:
     train(TrainRequest("scenes", explicit=small | {"model.vectors": 2}), tmp_path / "two", data_root=data_root)
-    embed(tmp_path / "two", "scenes", out=tmp_path / "e", index=tmp_path / "two.idx", device="cpu", data_root=data_root)
+    embed(
+        EmbedRequest(tmp_path / "two", "scenes", out=tmp_path / "e", index=tmp_path / "two.idx", device="cpu"),
+        data_root=data_root,
+    )
     told = manifest.open(tmp_path / "e", kind="embeddings").facts["dim"]
     assert told == np.load(tmp_path / "e/img_emb/img_emb_0.npy").shape[1] == 2 * small["model.width"]
     opened = Index(tmp_path / "two.idx")
@@ -69,7 +72,7 @@ def test_finished_shards_are_kept_and_missing_ones_made_again(
     out = tmp_path / "e"
 
     def again() -> Manifest:
-        return embed(run, "scenes", out=out, device="cpu", data_root=data_root, shard=10)
+        return embed(EmbedRequest(run, "scenes", out=out, device="cpu", shard=10), data_root=data_root)
 
     again()
     first = bytes_of(out)
@@ -95,12 +98,12 @@ def test_a_folder_with_something_else_is_refused(
     before = bytes_of(embedded.path)
     for out, split, shard in ((embedded.path, "val", 10), (embedded.path, "test", 20), (tmp_path / "mine", "test", 10)):
         with pytest.raises(DataError, match="other embeddings lie here"):
-            embed(run, "scenes", split=split, out=out, device="cpu", data_root=data_root, shard=shard)
+            embed(EmbedRequest(run, "scenes", split=split, out=out, device="cpu", shard=shard), data_root=data_root)
     assert bytes_of(embedded.path) == before
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     for there in (index, tmp_path / "mine"):
         with pytest.raises(DataError, match="there already"):
-            embed(run, "scenes", out=tmp_path / "new", index=there, device="cpu", data_root=data_root)
+            embed(EmbedRequest(run, "scenes", out=tmp_path / "new", index=there, device="cpu"), data_root=data_root)
     assert not (tmp_path / "new").exists()
 
 
@@ -112,10 +115,9 @@ def test_what_an_interruption_leaves_of_an_index_is_cleared(
             "index": tmp_path / "i.idx",
             "rebuild": rebuild,
             "device": "cpu",
-            "data_root": data_root,
             "shard": 10,
         }
-        return embed(run, "scenes", out=tmp_path / "e", **settings)
+        return embed(EmbedRequest(run, "scenes", out=tmp_path / "e", **settings), data_root=data_root)
 
     def interrupted(*given: Any, **settings: Any) -> Any:
         if len(list((tmp_path / "e").rglob("text_emb_*.npy"))) == 3:
@@ -138,7 +140,7 @@ def test_what_an_interruption_leaves_of_an_index_is_cleared(
 
 def test_what_is_not_there_is_refused_before_anything_is_written(run: Path, data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'dev'.*train, val, test"):
-        embed(run, "scenes", split="dev", out=tmp_path / "e", device="cpu", data_root=data_root)
+        embed(EmbedRequest(run, "scenes", split="dev", out=tmp_path / "e", device="cpu"), data_root=data_root)
     with pytest.raises(ManifestError, match=r"no run here.*ccaco train"):
-        embed(tmp_path / "gone", "scenes", out=tmp_path / "e", device="cpu", data_root=data_root)
+        embed(EmbedRequest(tmp_path / "gone", "scenes", out=tmp_path / "e", device="cpu"), data_root=data_root)
     assert not list(tmp_path.iterdir())

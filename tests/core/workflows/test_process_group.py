@@ -15,7 +15,7 @@ from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
 from ccaco_cli.core.workflows.ablate import ablate
-from ccaco_cli.core.workflows.embed import embed
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
 from tests.manifests import edited
 from tests.processes import launch
@@ -54,7 +54,10 @@ def test_a_run_of_two_processes_is_the_run_of_one(
 
 
 def embed_one(run: Path, data_root: Path, folder: Path) -> None:
-    embed(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", data_root=data_root, shard=10)
+    embed(
+        EmbedRequest(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", shard=10),
+        data_root=data_root,
+    )
 
 
 def test_shards_and_index_of_two_processes_are_those_of_one(

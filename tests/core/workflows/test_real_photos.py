@@ -11,7 +11,7 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.workflows.embed import embed
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.retrieve import by_file, by_text
 from ccaco_cli.core.workflows.train import train
 
@@ -41,7 +41,9 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
         len(list((tmp_path / "photos/cache").iterdir())) == 9
     )  # of train, val and test: tokens of both towers, and the captions' own
 
-    embed(tmp_path / "run", str(tmp_path / "photos"), out=tmp_path / "shards", index=tmp_path / "photos.idx")
+    embed(
+        EmbedRequest(tmp_path / "run", str(tmp_path / "photos"), out=tmp_path / "shards", index=tmp_path / "photos.idx")
+    )
     index = Index(tmp_path / "photos.idx")
     assert index.exported is not None  # text queries need no torch
     ((_, hits),) = by_text(index, ["a dog runs through the snow"], k=10, rerank=None)

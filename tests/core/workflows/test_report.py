@@ -10,7 +10,8 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, GateError
-from ccaco_cli.core.reporting.report_tables import rows
+from ccaco_cli.core.reporting.report_tables import run_rows
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.workflows.report import failed, runs_of
 
 TABLE = [
@@ -21,7 +22,7 @@ TABLE = [
 
 def test_a_row_is_what_the_run_measured(run: Path) -> None:
     facts = manifest.open(run, kind="run").facts
-    (row,) = rows([run])
+    (row,) = as_dicts(run_rows([run]))
     assert row["stage"] == facts["headline"]
     assert (row["run"], row["arm"], row["seed"]) == ("first", "ccaco", 0)
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "total" in line][-1]
@@ -30,11 +31,11 @@ def test_a_row_is_what_the_run_measured(run: Path) -> None:
         last["contrastive"],
         last["cross"],
     )
-    both = rows([run], every_stage=True)
+    both = as_dicts(run_rows([run], every_stage=True))
     assert [r["stage"] for r in both] == ["cosine", "two-stage"]
     for r in both:
         assert facts["metrics"][f"test.{r['stage']}"].items() <= r.items()
-    assert rows([run], split="val")[0]["R-sum"] == facts["metrics"][f"val.{facts['headline']}"]["R-sum"]
+    assert run_rows([run], split="val")[0].metrics["R-sum"] == facts["metrics"][f"val.{facts['headline']}"]["R-sum"]
     assert row["steps"] == 6
     assert row["seconds"] > 0
 
@@ -46,7 +47,7 @@ def test_folders_of_runs_and_what_is_none(run: Path, data_root: Path, tmp_path: 
     (tmp_path / "many/broken").mkdir()
     (tmp_path / "many/broken/manifest.json").write_text("{")
     assert [p.name for p in runs_of(tmp_path / "many")] == ["a", "b"]
-    assert len(rows([tmp_path / "many", run])) == 3
+    assert len(run_rows([tmp_path / "many", run])) == 3
     for path in (
         tmp_path / "gone",
         data_root / "scenes",
@@ -55,9 +56,9 @@ def test_folders_of_runs_and_what_is_none(run: Path, data_root: Path, tmp_path: 
         tmp_path / "many/unfinished",
     ):
         with pytest.raises(DataError, match=r"no finished run here.*ccaco train"):
-            rows([path])
+            run_rows([path])
     with pytest.raises(DataError, match=r"no results on dev.*test or val"):
-        rows([run], split="dev")
+        run_rows([run], split="dev")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestError
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
 from ccaco_cli.core.evaluation.protocols import Evaluation
-from ccaco_cli.core.experiments import methods
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions, load_run
+from ccaco_cli.core.experiments.split_encoding import SplitEncoder
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.workflows.train import train
@@ -162,7 +162,7 @@ def test_the_best_epoch_is_scored_and_not_the_last(
     small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([2.0, 1.0])
-    monkeypatch.setattr(methods, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
+    monkeypatch.setattr(SplitEncoder, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
     train(TrainRequest("scenes", explicit=small | {"optim.lr": 0.02}), tmp_path / "r", data_root=data_root)
     aligner, towers, config, found = load_run(tmp_path / "r", "cpu")
     assert found.facts["fitted"]["best_epoch"] == 0

@@ -1,0 +1,275 @@
+"""Scores one split of one model: ranks of every stage, choices on single pairs, and classification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.shards import Split
+from ccaco_cli.core.evaluation.metrics import (
+    best_threshold,
+    choice_accuracy,
+    matching_accuracy,
+    similarity_ranks,
+    summary,
+    zero_shot,
+)
+from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.retrieval.match import match_logits
+from ccaco_cli.core.retrieval.rerank import COSINE, CROSS, TWO_STAGE, Scorer, score_kind
+from ccaco_cli.core.scoring import caption_choice, pair_sampling
+from ccaco_cli.core.scoring.two_stage import Shortlist, exhaustive, logit_scale, two_stage
+from ccaco_cli.core.types import EncodedSamples
+
+Array = NDArray[Any]
+PairScore = Callable[[Tensor], Tensor]
+"""Index pairs [M, 2] -> scores [M], higher = better match."""
+CLASS_ACCURACY = "class_accuracy"
+CLASS_METRICS = (CLASS_ACCURACY, "mean_class_accuracy")
+STRATA = ("things", "combination")
+"""Properties of a sample (``Split.meta``) by which results can be divided."""
+
+
+@dataclass(frozen=True)
+class SplitEncodings:
+    """The encoded samples of a split.
+
+    Attributes:
+        a, b: the items of both modalities (with tokens when the model has a cross branch).
+        row_a, row_b: [items] int64, the row of each item.
+        choices: caption choices of the split; None where it has none.
+        classes: vectors [A, E] of the items of a and [C, E] of the classes, whose dot product is the score; None
+            without classes.
+    """
+
+    a: EncodedSamples
+    b: EncodedSamples
+    row_a: Array
+    row_b: Array
+    choices: caption_choice.CaptionChoices | None = None
+    classes: tuple[Tensor, Tensor] | None = None
+
+    def first(self, rows: int) -> SplitEncodings:
+        """The items of the first rows, without choices and classes."""
+        items_a, items_b = np.flatnonzero(self.row_a < rows), np.flatnonzero(self.row_b < rows)
+        return SplitEncodings(self.a[items_a], self.b[items_b], self.row_a[items_a], self.row_b[items_b])
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """What one stage measured on a split.
+
+    Attributes:
+        stage: cosine, two-stage, cross, small or classes.
+        scoring: the score that ranked: cosine, two-stage, cross or classes.
+        weight: weight of the cross score in the two-stage score.
+        evaluation: ranks and metrics.
+        strata: name -> one value per row of modality a that is in the pool, in order.
+        items: name -> outcomes (0 or 1) of single choices, and their rows.
+    """
+
+    stage: str
+    scoring: str
+    weight: float
+    evaluation: Evaluation
+    strata: Mapping[str, list[Any]] = field(default_factory=dict)
+    items: Mapping[str, Any] = field(default_factory=dict)
+
+    def extended(self, metrics: Mapping[str, float], items: Mapping[str, Any]) -> StageResult:
+        """The same result with more metrics and items."""
+        evaluation = replace(self.evaluation, metrics={**self.evaluation.metrics, **metrics})
+        return replace(self, evaluation=evaluation, items={**self.items, **items})
+
+
+def classify(
+    split: Split, rows: Array, classes: tuple[Tensor, Tensor], modalities: tuple[str, str]
+) -> tuple[Evaluation, dict[str, list[int]]]:
+    """Classification as retrieval of the class: ranks of each labelled sample among all classes, and of each class
+    among the samples.
+
+    Args:
+        rows: [items] int64, the row of each item.
+        classes: vectors of items and classes, as in ``SplitEncodings``.
+    Returns:
+        Evaluation with ``class_accuracy``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each class that occurs,
+        0..1; and per item ``class``
+        (1 = correct) and ``class_row``.
+    Raises:
+        DataError: no item has a label.
+    """
+    z, class_z = classes
+    code = split.label[rows]
+    labelled = np.flatnonzero(code >= 0)
+    names = np.asarray(split.labels)
+    label, occurring = names[code[labelled]], np.unique(code[labelled])
+    ranks, class_metrics = zero_shot(z[labelled], class_z, label, split.labels)
+    class_ranks = similarity_ranks(class_z[occurring], z[labelled], names[occurring], label)
+    metrics = summary(ranks, class_ranks, (modalities[0], "class"))
+    metrics |= dict(zip(CLASS_METRICS, (class_metrics["accuracy"], class_metrics["mean_class_accuracy"]), strict=True))
+    metrics |= {name: value for name, value in class_metrics.items() if name.startswith("accuracy/")}
+    sizes = ((len(labelled), len(names)),)
+    evaluation = Evaluation("classes", (modalities[0], "class"), sizes, (ranks,), (class_ranks,), metrics)
+    return evaluation, {"class": ranks.hits(1).tolist(), "class_row": rows[labelled].tolist()}
+
+
+@dataclass(frozen=True)
+class SplitScorer:
+    """Scores one split of one model.
+
+    Attributes:
+        encodings: the encoded samples of the split.
+        aligner: None for a model that has vectors only.
+        weight: weight of the cross score in the two-stage score.
+        tuned: True when the weight was chosen on validation.
+        shortlists: of both directions, when they are computed already.
+        thresholds: score -> value above which a pair is classified as true.
+    """
+
+    modalities: tuple[str, str]
+    split: Split
+    encodings: SplitEncodings
+    aligner: Aligner | None
+    config: RunConfig
+    weight: float
+    tuned: bool
+    shortlists: tuple[Shortlist, Shortlist] | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    _pair_results: dict[str, tuple[dict[str, float], dict[str, Any]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def classes(self) -> StageResult | None:
+        """As ``classify``; None where no sample has a label."""
+        encodings = self.encodings
+        if encodings.classes is None or not (self.split.label[encodings.row_a] >= 0).any():
+            return None
+        evaluation, items = classify(self.split, encodings.row_a, encodings.classes, self.modalities)
+        return StageResult("classes", "classes", self.weight, evaluation, items=items)
+
+    def stages(self) -> list[StageResult]:
+        """The ranks of every stage that the model has, without choices on single pairs."""
+        loss, evaluation = self.config.loss, self.config.eval
+        test = self.split.name == "test"
+        protocol = evaluation.protocol if test else "full"
+        if loss.alpha == loss.beta == 0:
+            return []
+        if loss.alpha == 0:
+            limit = evaluation.small if test else evaluation.exhaustive
+            if len(self.split) <= limit:
+                return [self._stage(CROSS, CROSS, self._evaluate(CROSS, self.encodings, protocol))]
+            return [self._small(CROSS, limit)]
+        scorings = [COSINE, TWO_STAGE] if self.tuned else [COSINE]
+        stages = [self._stage(s, s, self._evaluate(s, self.encodings, protocol)) for s in scorings]
+        if test and len(self.split) > evaluation.small:
+            stages.append(self._small(score_kind(loss.alpha, loss.beta, self.weight), evaluation.small))
+        return stages
+
+    def _small(self, scoring: str, rows: int) -> StageResult:
+        """The stage that ranks only the first rows."""
+        evaluation = self._evaluate(scoring, self.encodings.first(rows), "full")
+        return self._stage("small", scoring, replace(evaluation, protocol=f"first-{rows}"))
+
+    def _stage(self, stage: str, scoring: str, evaluation: Evaluation) -> StageResult:
+        return StageResult(stage, scoring, self.weight, evaluation, self._strata(evaluation))
+
+    def _evaluate(self, scoring: str, encodings: SplitEncodings, protocol: str) -> Evaluation:
+        a, b = encodings.a, encodings.b
+        groups = self.split.group[encodings.row_a], self.split.group[encodings.row_b]
+        if self.aligner is None or scoring == COSINE:
+            return evaluate(protocol, *groups, by_similarity(a.z, b.z, *groups), self.modalities)
+        if scoring == CROSS:
+            return exhaustive(self.aligner, a, b, groups, protocol)
+        config = replace(self.config.eval, protocol=protocol)
+        return two_stage(self.aligner, a, b, groups, config, self.weight, self.shortlists)
+
+    def _strata(self, evaluation: Evaluation) -> dict[str, list[Any]]:
+        rows = self.encodings.row_a
+        if evaluation.protocol.startswith("first-"):
+            rows = rows[: evaluation.pools[0][0]]
+        metas = [self.split.meta(int(row)) for row in rows]
+        return {name: [m[name] for m in metas] for name in STRATA if metas and all(name in m for m in metas)}
+
+    def pairs(self, scoring: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """Accuracies (0..1) of one score on single pairs, and the outcome of every item; computed once per score.
+
+        ``matching_accuracy``: each item of b chooses between its own item of a and a random one of another group.
+        ``matching_sign_accuracy``: the sign of the logit of a matching head, on the same pairs.
+        ``matching_binary_accuracy``: is a pair a true one? On the same pairs, by a threshold that was chosen on
+        validation.
+        ``matching_N_way_accuracy``: each item of a chooses its own partner among N (``eval.ways``) drawn at random.
+        ``twin_accuracy``: each item of a chooses between its own partner and that of its near-twin (of its family).
+        ``binding_accuracy``: each item of a chooses between a caption and the same caption with its attributes swapped.
+        ``choice_.._accuracy``: as ``caption_choice.score_choices``.
+        """
+        if scoring not in self._pair_results:
+            self._pair_results[scoring] = self._score_pairs(scoring)
+        return self._pair_results[scoring]
+
+    def _score_pairs(self, scoring: str) -> tuple[dict[str, float], dict[str, Any]]:
+        encodings, score = self.encodings, self._pair_score(scoring)
+        metrics, items = self._matching(scoring, score)
+        for name, (true, false) in self._choices().items():
+            if len(true):
+                correct = choice_accuracy(score(true), score(false).view(len(true), -1))
+                metrics[f"{name}_accuracy"], items[name] = float(correct.mean()), correct.astype(int).tolist()
+                items[f"{name}_row"] = encodings.row_a[true[:, 0].numpy()].tolist()
+        if encodings.choices is not None:
+            score_texts = self._pair_score(scoring, encodings.choices.texts)
+            more_metrics, more_items = caption_choice.score_choices(encodings.choices, self.split.group, score_texts)
+            metrics, items = metrics | more_metrics, items | more_items
+        return metrics, items
+
+    def _matching(self, scoring: str, score: PairScore) -> tuple[dict[str, float], dict[str, Any]]:
+        """The metrics on pairs of items with their own partner and with a random one."""
+        true, false = self._matching_pairs()
+        if not len(true):
+            return {}, {}
+        pairs, label = torch.cat([true, false]), np.repeat([True, False], len(true))
+        scores = score(pairs)
+        correct = choice_accuracy(scores[: len(true)], scores[len(true) :])
+        metrics = {"matching_accuracy": float(correct.mean())}
+        if scoring in self.thresholds:
+            classified = matching_accuracy(scores - self.thresholds[scoring], label)
+            metrics["matching_binary_accuracy"] = float(classified.mean())
+        if self.config.loss.beta > 0 and self.config.loss.cross == "matching":
+            logit = scores if scoring == CROSS else self._pair_score(CROSS)(pairs)
+            metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, label).mean())
+        return metrics, {"matching": correct.astype(int).tolist()}
+
+    def _choices(self) -> dict[str, pair_sampling.Choices]:
+        """Name -> choices of items of a among items of b."""
+        ways, encodings = self.config.eval.ways, self.encodings
+        return {
+            f"matching_{ways}_way": pair_sampling.n_way_pairs(ways, self.split.group, encodings.row_a, encodings.row_b),
+            "twin": pair_sampling.twin_pairs(self.split, encodings.row_a, encodings.row_b),
+            "binding": pair_sampling.swapped_caption_pairs(self.split, encodings.row_a),
+        }
+
+    def threshold(self, scoring: str) -> float | None:
+        """The score above which a pair is best classified as true; None where no pair has a finite score."""
+        true, false = map(self._pair_score(scoring), self._matching_pairs())
+        return best_threshold(true, false) if true.isfinite().any() and false.isfinite().any() else None
+
+    def _matching_pairs(self) -> pair_sampling.Choices:
+        return pair_sampling.matching_pairs(self.split.group, self.encodings.row_a, self.encodings.row_b)
+
+    def _pair_score(self, scoring: str, texts: EncodedSamples | None = None) -> PairScore:
+        """The score of items of a with items of b, or with other texts."""
+        a, b, aligner = self.encodings.a, self.encodings.b if texts is None else texts, self.aligner
+
+        def cosine(index: Tensor) -> Tensor:
+            return (a.z[index[:, 0]].double() * b.z[index[:, 1]].double()).sum(-1)
+
+        scorer = Scorer.of(scoring, logit_scale(aligner), self.weight) if aligner is not None else Scorer.of(COSINE)
+        if aligner is None or not scorer.weight:
+            return lambda index: scorer(cosine(index))
+        tokens_a, tokens_b = a.local_tokens, b.local_tokens
+        return lambda index: scorer(cosine(index), match_logits(aligner, tokens_a, tokens_b, index))
