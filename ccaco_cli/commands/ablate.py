@@ -65,6 +65,7 @@ def ablate(
     ] = 1,
     data: options.Data = Path("data"),
     output_format: options.OutputFormat = None,
+    wide: options.Wide = False,
 ) -> None:
     """Train several arms with several seeds and compare them. An arm is one variant of the model.
 
@@ -89,7 +90,7 @@ def ablate(
     request = AblationRequest(shared, arm_names.expand(arms), seeds, values, metric, reference, ensemble or 0)
     with progress.bar("ablate") as report_progress:
         ablation = workflow(request, folder, jobs=jobs, data_root=data, on_progress=report_progress)
-    results.show(ablation.table, output_format, str(folder))
+    results.show(ablation.table, output_format, str(folder), wide=wide)
     for arm, equal_arm in ablation.equal.items():
         progress.note(f"{arm} has no row: with these towers it has the same settings as {equal_arm}")
     for cell, error in ablation.failures.items():

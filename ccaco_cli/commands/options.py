@@ -41,6 +41,12 @@ OutputFormat = Annotated[
         rich_help_panel="Output",
     ),
 ]
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide", help="Show every column on a terminal; by default those that fit.", rich_help_panel="Output"
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
 Metric = Annotated[
     str,

@@ -99,6 +99,7 @@ def report(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show a run that is still training, until it ends.")] = False,
     output_format: options.OutputFormat = None,
+    wide: options.Wide = False,
 ) -> None:
     """Show and compare the results of finished runs. Rows hold recalls, mAP, losses, time and memory.
 
@@ -117,7 +118,7 @@ def report(
         from ccaco_cli.core.experiments import cross_dataset
 
         with progress.bar(f"score on {on}") as report_progress:
-            runs = cross_dataset.on(
+            runs = cross_dataset.score_on(
                 runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=report_progress
             )
     request = report_tables.ReportRequest(runs, split, stages, by, metric, reference)
@@ -129,7 +130,7 @@ def report(
         _write_files(request, html, figure)
     rows = report_tables.table(request, "compare" if compare else table)
     failed_gates = workflow.broken(request, fail_if or ())
-    results.show(rows, output_format, f"Results on {split}")
+    results.show(rows, output_format, f"Results on {split}", wide=wide)
     for line in failed_gates:
         progress.note(f"gate: {line}")
     if failed_gates:
@@ -139,11 +140,11 @@ def report(
 def _write_files(request: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:
     """Writes the requested figure and page, in addition to the printed rows."""
     from ccaco_cli.core.reporting.page import gather
-    from ccaco_cli.view import charts, page, progress
+    from ccaco_cli.view import chart_files, page, progress
 
     with progress.bar("report") as report_progress:
         if figure:
-            charts.save(figure[0].value, figure[1], request, report_progress)
+            chart_files.save(figure[0].value, figure[1], request, report_progress)
         if html:
             page.refuse(html)
             page.write(html, gather(request, report_progress))

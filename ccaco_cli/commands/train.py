@@ -82,6 +82,7 @@ def train(
         ),
     ] = None,
     output_format: options.OutputFormat = None,
+    wide: options.Wide = False,
 ) -> None:
     """Train one model and score its best checkpoint. The built-in data set 'scenes' is prepared when it is missing.
 
@@ -97,7 +98,7 @@ def train(
     from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.experiments.run_folder import TrainOptions
     from ccaco_cli.core.reporting import report_tables
-    from ccaco_cli.core.training.state import Saving
+    from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
     from ccaco_cli.core.workflows import report
     from ccaco_cli.core.workflows.train import train as workflow
     from ccaco_cli.view import live, progress, results, tables
@@ -109,7 +110,8 @@ def train(
         from ccaco_cli.core.experiments.estimate import estimate as estimate_cost
 
         with progress.bar("estimate") as report_progress:
-            rows = estimate_cost(request, data_root=data, on_progress=report_progress)
+            estimates = estimate_cost(request, data_root=data, on_progress=report_progress)
+        rows = [step_estimate.as_dict() for step_estimate in estimates]
         tables.show(rows, list(rows[0]), output_format, "One step")
         return
     folder = logs / (name or f"{Path(dataset).name}-{arm}-s{request.seed}")
@@ -117,7 +119,7 @@ def train(
         run = workflow(
             request,
             folder,
-            TrainOptions(resume is not None, accept_changes, Saving(save_minutes, keep_checkpoints), verify),
+            TrainOptions(resume is not None, accept_changes, CheckpointOptions(save_minutes, keep_checkpoints), verify),
             data_root=data,
             on_progress=report_progress,
         )
@@ -126,7 +128,8 @@ def train(
     for warning in (w for w in run.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
     split = report.scored_on(run.facts["metrics"])
-    results.show(report_tables.run_rows([folder], split=split, every_stage=True), output_format, f"{folder} on {split}")
+    run_rows = report_tables.run_rows([folder], split=split, every_stage=True)
+    results.show(run_rows, output_format, f"{folder} on {split}", wide=wide)
     searchable = run.config["method"] == "gradient"  # the other methods store no model that embeds queries
     next_step = (
         (

@@ -1,11 +1,11 @@
-"""Heat maps over pictures: which words met which patches, with the measured faithfulness beside them."""
+"""Heat maps: the relevance of each image cell for each word, drawn over the image, with the measured faithfulness."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,16 +14,23 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import OnProgress
 
+if TYPE_CHECKING:
+    from ccaco_cli.core.reporting.hit_explanation import ExplainedHit
+
 COLUMNS = 6
 SIDE = 224
-"""Pixels of a picture's shorter side under a heat map; smaller pictures are enlarged."""
+"""Pixels of the shorter side of an image under a heat map; smaller images are enlarged."""
 NAME = "explain.json"
 
 
-def write(folder: Path, explained: Iterable[Any], total: int, on_progress: OnProgress) -> None:
-    """A picture for each explained answer (``Explained``), and then ``explain.json`` with the numbers of all.
+def write(folder: Path, hits: Iterable[ExplainedHit], total: int, on_progress: OnProgress) -> None:
+    """Writes one figure for each explained hit, and then ``explain.json`` with the numbers of all of them.
 
-    folder  made when it is not there; Raises DataError when something else than an earlier explanation lies in it
+    Args:
+        folder: created when it does not exist.
+        total: number of hits, for the progress.
+    Raises:
+        DataError: the folder holds anything else than an earlier explanation.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / NAME).is_file():
         raise DataError(
@@ -31,73 +38,77 @@ def write(folder: Path, explained: Iterable[Any], total: int, on_progress: OnPro
         )
     facts: list[dict[str, Any]] = []
     query, number = None, 0
-    for done, one in enumerate(explained, start=1):
+    for done, explained in enumerate(hits, start=1):
         if not facts:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / NAME).unlink(missing_ok=True)
-        number += one.query != query
-        query = one.query
+            (folder / NAME).unlink(missing_ok=True)  # numbers must not stand beside the figures of another call
+        number += explained.query != query
+        query = explained.query
         slug = re.sub(r"[^a-z0-9]+", "-", Path(query).stem.lower())[:40].strip("-")
-        file = folder / f"{number:02d}-{slug}-{one.hit.rank:02d}.png"
-        draw(file, one)
-        facts.append({"picture": file.name, **one.facts()})
+        file = folder / f"{number:02d}-{slug}-{explained.hit.rank:02d}.png"
+        draw(file, explained)
+        facts.append({"picture": file.name, **explained.facts()})
         on_progress(done, total, {})
     if facts:
         manifest.write_json(folder / NAME, facts)
 
 
-def draw(path: Path, one: Any) -> None:
-    """One explained answer: the picture, a heat map for each content word, and the score as cells are taken away."""
+def draw(path: Path, explained: ExplainedHit) -> None:
+    """Draws one explained hit: its image, a heat map for each content word, and the score while cells are hidden."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    why, trial = one.why, one.why.trial
-    picture = np.full((SIDE, SIDE, 3), 128, np.uint8) if one.picture is None else one.picture
-    panels = [
-        ("as seen", picture),
-        *((word, overlay(picture, heat)) for word, heat in zip(why.words, why.heat, strict=True)),
-    ]
+    explanation, trial = explained.explanation, explained.explanation.trial
+    image = np.full((SIDE, SIDE, 3), 128, np.uint8) if explained.image is None else explained.image
+    heat_maps = zip(explanation.words, explanation.heat, strict=True)
+    panels = [("model input", image), *((word, overlay(image, heat)) for word, heat in heat_maps)]
     columns = min(COLUMNS, len(panels) + 1)
     lines = -(-(len(panels) + 1) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(2.1 * columns, 2.5 * lines + 0.7), squeeze=False, layout="constrained"
-    )
+    size = (2.1 * columns, 2.5 * lines + 0.7)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
-    for axis, (name, shown) in zip(axes.flat, panels, strict=False):
-        axis.imshow(shown, interpolation="nearest")
+    for axis, (name, panel) in zip(axes.flat, panels, strict=False):
+        axis.imshow(panel, interpolation="nearest")
         axis.set_title(name, fontsize=10, parse_math=False)
     curve = axes.flat[len(panels)]
     curve.axis("on")
-    for name, values, style in (("relevant first", trial.deletion, "-"), ("random", trial.random, "--")):
+    for name, values, style in (("most relevant first", trial.deletion, "-"), ("random", trial.random, "--")):
         curve.plot(100 * (1 - trial.kept), values, style, label=name)
     curve.axhline(trial.score, color="0.6", linewidth=0.8)
     curve.set_xlabel("% of cells hidden", fontsize=8)
     curve.set_title("match score", fontsize=9)
     curve.tick_params(labelsize=7)
     curve.legend(fontsize=7, frameon=False)
-    said = (
-        f" · found: {one.hit.item['text']}"
-        if isinstance(one.hit.item.get("text"), str) and one.hit.item["text"] != one.query
-        else ""
-    )
-    silent = "" if one.weight else " (no say in this ranking)"
-    figure.suptitle(
-        f"{one.query}{said}\nrank {one.hit.rank} · {one.hit.item['id']} · match {trial.score:.2f}{silent} · {why.method} · "
-        f"deletion {trial.deletion_gain:+.2f}, insertion {trial.insertion_gain:+.2f} against random",
-        fontsize=9,
-        x=0.01,
-        ha="left",
-        parse_math=False,
-    )
+    figure.suptitle(_title(explained), fontsize=9, x=0.01, ha="left", parse_math=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+def _title(explained: ExplainedHit) -> str:
+    """What a figure shows, in two lines."""
+    trial, item, method = explained.explanation.trial, explained.hit.item, explained.explanation.method
+    caption = item.get("text")
+    hit = f" · hit: {caption}" if isinstance(caption, str) and caption != explained.query else ""
+    unused = "" if explained.weight else " (not used in this ranking)"
+    return (
+        f"{explained.query}{hit}\n"
+        f"rank {explained.hit.rank} · {item['id']} · match {trial.score:.2f}{unused} · {method} · "
+        f"gain over random cells: deletion {trial.deletion_gain:+.2f}, insertion {trial.insertion_gain:+.2f}"
+    )
+
+
 def overlay(picture: Any, heat: Any) -> Image.Image:
-    """A heat map over a picture: [H, W, 3] uint8 and [h, w] >= 0 -> RGB image, ``SIDE`` pixels or more; the hottest cell is brightest."""
+    """Draws a heat map over an image; the hottest cell is brightest.
+
+    Args:
+        picture: [H, W, 3] uint8.
+        heat: [h, w] float >= 0.
+    Returns:
+        RGB image with a shorter side of ``SIDE`` pixels or more.
+    """
     from matplotlib import colormaps
 
     base = Image.fromarray(picture)

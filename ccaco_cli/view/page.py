@@ -1,10 +1,10 @@
-"""The report as one self-contained HTML file: no network, light and dark, readable on a phone, usable without a mouse."""
+"""The report as one HTML file that loads nothing from the network and works on a phone and without a mouse."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,90 +14,94 @@ from PIL import Image
 from ccaco_cli import __version__
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.reporting.page import Inside, Page
-from ccaco_cli.view import charts, results
+from ccaco_cli.core.evaluation.metric_table import Unit, find_metric
+from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL
+from ccaco_cli.core.reporting.page import HeatMapExample, ModelDetails, PageData, SummaryMetric
+from ccaco_cli.core.reporting.rows import Cells, FaithfulnessRow, ReportRow
+from ccaco_cli.view import charts, layouts
 from ccaco_cli.view.heat import overlay
 from ccaco_cli.view.tables import percent, short
 from ccaco_cli.view.tables import text as as_text
 
 COST = ("run", "arm", "seed", "parameters", "steps", "seconds", "samples/s", "memory_MiB")
+HEAT_MAP_SIDE = 176
 
 
 def refuse(path: Path) -> None:
-    """Raises DataError: not an .html file (said before the work, not after)."""
+    """Raises DataError: the file is not an .html file (checked before the work, not after it)."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise DataError("the report page is a file of HTML", where=path, expected="FILE.html")
 
 
-def write(path: Path, page: Page) -> None:
-    """Renders the page to a file, whole or not at all."""
+def write(path: Path, page: PageData) -> None:
+    """Writes the page to a file, atomically."""
     manifest.write_bytes(path, render(page).encode())
 
 
-def render(page: Page) -> str:
+def render(page: PageData) -> str:
     """The page as text; everything that users or data sets wrote is escaped."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    shelf = Environment(
+    environment = Environment(
         loader=PackageLoader("ccaco_cli.view"),
         autoescape=select_autoescape(default=True),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shelf.globals |= {"short": short, "cell": cell}
-    inside = page.inside
+    environment.globals |= {"short": short, "cell": as_text}
+    model = page.model
     with charts.style(charts.INK):
         drawn = _charts(page)
-    return shelf.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         page=page,
         version=__version__,
         now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        tiles=[_tile(one) for one in page.headline],
-        runs=table(page.runs, hidden=(*COST[3:], "loss_total", "loss_contrastive", "loss_cross")),
-        arms=table(page.arms),
-        cost=grid([{k: row.get(k) for k in COST} for row in page.runs]),
+        tiles=[_tile(metric) for metric in page.summary],
+        runs=results_table(page.runs, hidden=(*COST[3:], *(f"loss_{name}" for name in (TOTAL, *LOSS_PARTS)))),
+        arms=results_table(page.arms),
+        cost=html_table([{name: row.as_dict().get(name) for name in COST} for row in page.runs]),
         charts=drawn,
-        inside=inside,
-        gallery=inside and _gallery(inside),
-        batch=inside and _batch(inside),
-        faith=inside and _faith(inside.faith, words=False),
-        faith_words=inside and _faith(inside.faith, words=True),
-        examples=[_example(one) for one in inside.examples] if inside else [],
+        model=model,
+        gallery=model and _gallery(model),
+        batch=model and _batch(model),
+        faithfulness=model and _faithfulness(model.faithfulness, by_word=False),
+        faithfulness_by_word=model and _faithfulness(model.faithfulness, by_word=True),
+        examples=[_example(example) for example in model.examples] if model else [],
     )
 
 
-def cell(name: str, value: Any) -> str:
-    """A value as people read it, in a table of the page."""
-    return as_text(name, value)
+def results_table(rows: Sequence[ReportRow], hidden: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Report rows as an ``html_table``; columns in which all rows agree are left out and named in ``shared``."""
+    laid = [layouts.layout_of(row).cells(row) for row in rows]
+    shared = layouts.shared_values(laid)
+    shown = [{k: v for k, v in cells.items() if k not in shared and k not in hidden} for cells in laid]
+    table = html_table(shown)
+    return table and table | {"shared": "; ".join(layouts.shared_titles(laid))}
 
 
-def table(rows: Sequence[Mapping[str, Any]], hidden: Sequence[str] = ()) -> dict[str, Any] | None:
-    """Rows of results as ``grid``, in the columns that the terminal shows too; what all rows share is said once, in ``said``."""
-    laid = [{k: v for k, v in row.items() if k not in hidden} for row in results.laid(rows, "markdown")]
-    same = {n: v.pop() for n in results.SAID_ONCE if len(v := {row.get(n) for row in laid} - {None, ""}) == 1}
-    found = grid([{k: v for k, v in row.items() if k not in same} for row in laid])
-    return found and found | {"said": "; ".join(results.SAID_ONCE[n].format(v) for n, v in same.items())}
+def html_table(rows: Sequence[Cells]) -> dict[str, Any] | None:
+    """A table for the template; None without rows.
 
+    Best and second best are marked by value, in columns of metrics in which rows differ.
 
-def grid(laid: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A table for the template: {"columns": [(name, is a number)], "rows": [[(name, value, mark)]]}; mark: best, second or nothing.
-
-    Best and second best are marked by value, in columns of metrics that more than one row has.
+    Returns:
+        {"columns": [(name, is a number)], "rows": [[(name, value, mark)]]}; mark: best | second | "".
     """
-    if not laid:
+    if not rows:
         return None
     names = [
-        n
-        for n in dict.fromkeys(name for row in laid for name in row)
-        if any(row.get(n) not in (None, "") for row in laid)
+        name
+        for name in dict.fromkeys(name for cells in rows for name in cells)
+        if any(cells.get(name) not in (None, "") for cells in rows)
     ]
-    names.sort(key=lambda name: name not in ("run", "arm"))  # the first column is the row's heading
+    names.sort(key=lambda name: name not in ("run", "arm"))  # the first column is the heading of the row
     marks: dict[str, list[float]] = {}
     for name in names:
-        values = {row[name] for row in laid if isinstance(row.get(name), float | int)}
-        if len(laid) > 1 and (percent(name) or name == "R-sum") and len(values) > 1:
+        values = {cells[name] for cells in rows if isinstance(cells.get(name), float | int)}
+        metric = find_metric(name)
+        if len(rows) > 1 and metric and metric.unit in (Unit.FRACTION, Unit.PERCENT_SUM) and len(values) > 1:
             marks[name] = sorted(values, reverse=True)[:2]
-    numbers = {name: all(isinstance(row.get(name), int | float | None) for row in laid) for name in names}
+    numbers = {name: all(isinstance(cells.get(name), int | float | None) for cells in rows) for name in names}
 
     def mark(name: str, value: Any) -> str:
         best = marks.get(name, [])
@@ -105,134 +109,132 @@ def grid(laid: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
     return {
         "columns": [(name, numbers[name]) for name in names],
-        "rows": [[(name, row.get(name), mark(name, row.get(name))) for name in names] for row in laid],
+        "rows": [[(name, cells.get(name), mark(name, cells.get(name))) for name in names] for cells in rows],
     }
 
 
-def _tile(one: Any) -> dict[str, str]:
-    scale = 100 if percent(one.metric) else 1
-    unit = " %" if percent(one.metric) else ""
-    said = f"{scale * one.low:.1f} – {scale * one.high:.1f}"
+def _tile(metric: SummaryMetric) -> dict[str, str]:
+    scale, unit = (100, " %") if percent(metric.metric) else (1, "")
     return {
-        "name": _spoken(one.metric),
-        "value": f"{scale * one.value:.1f}{unit}",
-        "interval": said,
-        "covers": one.covers,
+        "name": _metric_name(metric.metric),
+        "value": f"{scale * metric.value:.1f}{unit}",
+        "interval": f"{scale * metric.low:.1f} – {scale * metric.high:.1f}",
+        "covers": metric.covers,
     }
 
 
-def _spoken(metric: str) -> str:
+def _metric_name(metric: str) -> str:
     """``text_to_image_R@1`` -> ``text → image R@1``."""
-    head, to, rest = metric.partition("_to_")
-    return f"{head} → {rest.replace('_', ' ', 1)}" if to else metric.removesuffix("_accuracy").replace("_", " ")
+    source, to, target = metric.partition("_to_")
+    return f"{source} → {target.replace('_', ' ', 1)}" if to else metric.removesuffix("_accuracy").replace("_", " ")
 
 
-def _charts(page: Page) -> dict[str, str]:
-    found = {}
+def _charts(page: PageData) -> dict[str, str]:
+    drawn = {}
     if any(page.logs.values()):
-        found["curves"] = charts.inline(
-            charts.curves(page.logs), "Training curves: losses, weights and validation figures by step"
+        drawn["curves"] = charts.inline(
+            charts.curves(page.logs), "Training curves: losses, weights and validation metrics by step"
         )
     if page.recalls:
-        found["recall"] = charts.inline(
-            charts.recall(page.recalls), "Share of queries answered among the first k answers, both directions"
+        drawn["recall"] = charts.inline(
+            charts.recall(page.recalls), "Share of queries with a correct result among the first k, both directions"
         )
-    if inside := page.inside:
-        names = inside.modalities
-        found["similarity"] = charts.inline(
-            charts.similarity(inside.similarity[2]), f"Cosines between {names[1]} (rows) and {names[0]} (columns)"
+    if model := page.model:
+        names = model.modalities
+        drawn["similarity"] = charts.inline(
+            charts.similarity(model.similarity[2]), f"Cosines between {names[1]} (rows) and {names[0]} (columns)"
         )
-        rows, one, other = inside.plane
-        of_row = [inside.classes[1][row] for row in rows] if inside.classes else None
-        found["plane"] = charts.inline(
-            charts.plane(one, other, names, of_row), f"{names[0]} and {names[1]} of the shared space on a plane"
+        rows, points_a, points_b = model.embedding_map
+        row_class = [model.classes[1][row] for row in rows] if model.classes else None
+        drawn["map"] = charts.inline(
+            charts.embedding_map(points_a, points_b, names, row_class),
+            f"Map of the shared space: embeddings of {names[0]} and {names[1]} in two dimensions",
         )
-        if inside.confusion:
-            found["confusion"] = charts.inline(
-                charts.confusion(*inside.confusion), "Share of queries by class asked for and class found first"
+        if model.confusion:
+            drawn["confusion"] = charts.inline(
+                charts.confusion(*model.confusion),
+                "Share of queries by class of the query and class of the first result",
             )
-    return found
+    return drawn
 
 
-def _gallery(inside: Inside) -> dict[str, Any]:
-    """What the gallery's script reads."""
+def _gallery(model: ModelDetails) -> dict[str, Any]:
+    """The data that the gallery's script reads."""
+    first = model.modalities[0]
     directions = [
         {
-            "name": one.direction.replace("_to_", " → "),
-            "asks": 0 if one.direction.startswith(f"{inside.modalities[0]}_to_") else 1,
-            "items": one.items.tolist(),
-            "rank": [round(float(rank), 1) for rank in one.rank],
-            "top": one.top.tolist(),
-            "score": [[round(float(s), 3) for s in row] for row in one.score],
-            "right": one.right.astype(int).tolist(),
+            "name": ranked.direction.replace("_to_", " → "),
+            "querySide": 0 if ranked.direction.startswith(f"{first}_to_") else 1,
+            "queries": ranked.queries.tolist(),
+            "rank": [round(float(rank), 1) for rank in ranked.rank],
+            "top": ranked.top.tolist(),
+            "score": [[round(float(s), 3) for s in row] for row in ranked.score],
+            "correct": ranked.correct.astype(int).tolist(),
         }
-        for one in inside.answers
+        for ranked in model.ranked
     ]
-    pictures = [picture and base64.b64encode(picture).decode() for picture in inside.pictures]
+    pictures = [thumbnail and base64.b64encode(thumbnail).decode() for thumbnail in model.thumbnails]
     return {
         "directions": directions,
         "pictures": pictures,
-        "labels": list(map(list, inside.labels)),
-        "ids": list(inside.ids),
+        "labels": list(map(list, model.labels)),
+        "ids": list(model.ids),
     }
 
 
-def _batch(inside: Inside) -> list[dict[str, Any]]:
+def _batch(model: ModelDetails) -> list[dict[str, Any]]:
     """The true pairs of the similarity matrix, in its order."""
-    one, other, _ = inside.similarity
+    items_a, items_b, _ = model.similarity
     return [
-        {"picture": _uri(inside.pictures[i]), "id": inside.ids[i], "said": inside.labels[1][j]}
-        for i, j in zip(one, other, strict=True)
+        {"picture": _data_uri(model.thumbnails[a]), "id": model.ids[a], "text": model.labels[1][b]}
+        for a, b in zip(items_a, items_b, strict=True)
     ]
 
 
-def _faith(rows: Sequence[Mapping[str, Any]], words: bool) -> dict[str, Any] | None:
-    """Faithfulness and pointing over all, or pointing by word; pointing in percent, gains in units of the match score."""
-    laid = []
+def _faithfulness(rows: Sequence[FaithfulnessRow], by_word: bool) -> dict[str, Any] | None:
+    """Faithfulness over all words, or pointing by word; pointing in percent, gains in units of the match score."""
+    table = []
     for row in rows:
-        if bool(row["word"]) != words:
+        if bool(row.word) != by_word:
             continue
-        scale = 100 if row["measure"] == "pointing" else 1
-        number = {
-            k: None if row[k] is None else round(scale * row[k], 2)
-            for k in ("value", "low", "high", "random", "centre")
-        }
-        between = "" if number["low"] is None else f"{number['low']:.1f} – {number['high']:.1f}"
-        unit = "pointing, %" if row["measure"] == "pointing" else f"{row['measure']} gain"
-        head = {"word": row["word"], "method": row["method"]} if words else {"method": row["method"], "measure": unit}
-        laid.append(head | {"value": number["value"], "95 %": between})
-        laid[-1] |= {
-            "random": number["random"],
-            "middle": number["centre"],
-            "cases": row["cases"],
-            "against the best baseline": row["verdict"],
-        }
-    return grid(laid)
+        pointing = row.measure == "pointing"
+        scale = 100 if pointing else 1
+        identity: Cells = {"word": row.word, "method": row.method}
+        if not by_word:
+            identity = {"method": row.method, "measure": "pointing, %" if pointing else f"{row.measure} gain"}
+        interval = "" if row.low is None or row.high is None else f"{scale * row.low:.1f} – {scale * row.high:.1f}"
+        cells = identity | {"value": round(scale * row.value, 2), "95 %": interval}
+        cells |= {"random cell": round(scale * row.random, 2)}
+        cells |= {"image centre": None if row.centre is None else round(scale * row.centre, 2)}
+        table.append(cells | {"cases": row.cases, "against the better baseline": row.verdict})
+    return html_table(table)
 
 
-def _example(one: Any) -> dict[str, Any]:
-    trial = one.why.trial
+def _example(example: HeatMapExample) -> dict[str, Any]:
+    explanation, trial = example.explanation, example.explanation.trial
+    size = (HEAT_MAP_SIDE, HEAT_MAP_SIDE)
     maps = []
-    if one.picture is not None:
-        maps.append(
-            {"word": "as seen", "picture": _webp(Image.fromarray(one.picture).resize((176, 176))), "alt": one.id}
-        )
-        for word, heat in zip(one.why.words, one.why.heat, strict=True):
-            shown = overlay(one.picture, heat).resize((176, 176))
-            maps.append({"word": word, "picture": _webp(shown), "alt": f"Heat map of “{word}” over {one.id}"})
-    facts = {
+    if example.image is not None:
+        picture = _webp_uri(Image.fromarray(example.image).resize(size))
+        maps.append({"word": "model input", "picture": picture, "alt": example.id})
+        for word, heat in zip(explanation.words, explanation.heat, strict=True):
+            picture = _webp_uri(overlay(example.image, heat).resize(size))
+            maps.append({"word": word, "picture": picture, "alt": f"Heat map of “{word}” over {example.id}"})
+    return {
+        "text": example.text,
+        "id": example.id,
+        "maps": maps,
         "match": f"{trial.score:.2f}",
         "deletion": f"{trial.deletion_gain:+.2f}",
         "insertion": f"{trial.insertion_gain:+.2f}",
     }
-    return {"said": one.said, "id": one.id, "maps": maps} | facts
 
 
-def _webp(image: Image.Image) -> str | None:
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=70)
-    return _uri(out.getvalue())
+def _webp_uri(image: Image.Image) -> str | None:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=70)
+    return _data_uri(buffer.getvalue())
 
 
-def _uri(picture: bytes | None) -> str | None:
-    return f"data:image/webp;base64,{base64.b64encode(picture).decode()}" if picture else None
+def _data_uri(webp: bytes | None) -> str | None:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}" if webp else None

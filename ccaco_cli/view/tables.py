@@ -1,4 +1,4 @@
-"""Rows as a Rich table, CSV, JSON, Markdown or LaTeX."""
+"""Rows as a table on the terminal, CSV, JSON, Markdown or LaTeX."""
 
 from __future__ import annotations
 
@@ -11,11 +11,27 @@ from typing import Any
 
 from ccaco_cli.core import escape
 from ccaco_cli.core.evaluation.metric_table import is_fraction
+from ccaco_cli.view import terminal_table
+from ccaco_cli.view.terminal_table import TerminalColumn
 
 _RAW_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 """Control characters that JSON would let through to a terminal."""
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 Row = Mapping[str, Any]
+HEADINGS = {
+    "seconds": "time (s)",
+    "steps": "training (steps)",
+    "memory_MiB": "memory (MiB)",
+    "available_MiB": "available (MiB)",
+    "target_domain": "target domain",
+    "class_accuracy": "class accuracy",
+    "proxy_a_distance": "proxy A-distance",
+    "proxy_a_distance_before": "proxy A-distance before training",
+    "R-sum_seed_sd": "R-sum sd over seeds",
+}
+"""Column -> its heading, where that is more than its name."""
+PROSE = ("verdict", "B is", "warnings", "reasons", "protocol", "text", "expects", "what")
+"""Columns of sentences, which may be broken between words."""
 
 
 def default_format() -> str:
@@ -31,19 +47,46 @@ def show(
     *,
     header: bool = True,
 ) -> None:
-    """Prints rows on stdout; ``format`` None is ``default_format()``.
+    """Prints rows on stdout. A terminal table that is too wide is split into several, one below the other.
 
-    columns  which, in which order; fractions of metrics become percent in tables, CSV and JSON keep them as they are
-    header   of CSV: whether to print it
+    Args:
+        columns: the columns in order. Fractions become percent for people; CSV and JSON keep them as they are.
+        format: one of ``FORMATS``; None is ``default_format()``.
+        header: False leaves the first line of CSV out.
     """
     format = format or default_format()
     if format == "table":
-        _rich(rows, columns, title)
+        laid = [terminal_column(rows, name, key=number == 0) for number, name in enumerate(columns)]
+        write(terminal_table.render(laid, title and escape.printable(title), None, split=True))
     elif format == "csv":
-        sys.stdout.write(_csv(rows, columns, header))
+        write(_csv(rows, columns, header))
     else:
-        sys.stdout.write({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
+        write({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
+
+
+def write(text: str) -> None:
+    """Writes to stdout at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def terminal_column(
+    rows: Sequence[Row], name: str, *, heading: str | None = None, priority: int = 0, key: bool = False
+) -> TerminalColumn:
+    """One column of rows for a terminal; ``heading`` None is ``short(name)``."""
+    values = [row.get(name) for row in rows]
+    cells = [text(name, value) for value in values]
+    number = all(value is None or isinstance(value, int | float) or _is_number(value) for value in values)
+    heading = (heading or short(name)).replace(" - ", "-")  # one word
+    return TerminalColumn(heading, cells, number, name in PROSE, priority, key)
+
+
+def _is_number(value: Any) -> bool:
+    """True for a number that was formatted already, or is left out."""
+    try:
+        return isinstance(value, str) and (not value or float(value) is not None)
+    except ValueError:
+        return False
 
 
 def percent(name: str) -> bool:
@@ -65,31 +108,14 @@ def text(name: str, value: Any) -> str:
 
 
 def short(name: str) -> str:
-    """``text_to_image_R@1`` -> ``t2i R@1``."""
+    """The heading of a column: ``text_to_image_R@1`` -> ``t2i R@1``, ``seconds`` -> ``time (s)``."""
+    if name in HEADINGS:
+        return HEADINGS[name]
     head, to, rest = name.partition("_to_")
     if not to:
-        return name.removesuffix("_accuracy").replace("loss_", "loss ").replace("memory_", "")
+        return name.removesuffix("_accuracy").replace("loss_", "loss ")
     target, _, metric = rest.partition("_")
     return f"{head[0]}2{target[0]} {metric.replace('_', ' ')}"
-
-
-def _rich(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> None:
-    from rich.console import Console
-    from rich.markup import escape as plain
-    from rich.table import Table
-
-    table = Table(
-        title=None if title is None else plain(escape.printable(title)), title_justify="left", header_style="bold"
-    )
-    for name in columns:
-        numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(short(name), justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(plain(text(name, row.get(name))) for name in columns))
-    drawn = io.StringIO()  # Rich itself would end the process with 1 on a closed pipe
-    terminal = sys.stdout.isatty()
-    Console(file=drawn, force_terminal=terminal, width=None if terminal else 160).print(table)
-    sys.stdout.write(drawn.getvalue())
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.reporting import page
+from ccaco_cli.core.losses.parts import TOTAL, listed_parts
+from ccaco_cli.core.reporting.training_log import read_log
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
-LINES = ("total", "contrastive", "cross")
 
 
 def watch(paths: Sequence[Path], seconds: float = 1.0) -> None:
@@ -47,23 +47,23 @@ def running(paths: Sequence[Path]) -> list[Path]:
 
 
 def snapshot(paths: Sequence[Path]) -> Any:
-    """A Rich table: one row a run with its step, losses and validation as sparklines, and how long ago it last spoke."""
+    """A Rich table with one row per run: step, losses and validation as sparklines, and the age of the last log line."""
     from rich.table import Table
 
+    logs = {run: read_log(run) for run in running(paths)}
+    losses = (TOTAL, *listed_parts(name for entries in logs.values() for entry in entries for name in entry))
     table = Table(header_style="bold")
-    for name in ("run", "step", *LINES, "validation R-sum", "state"):
+    for name in ("run", "step", *losses, "validation R-sum", "state"):
         table.add_column(name, overflow="fold")
-    for run in running(paths):
-        entries = page.log(run)
+    for run, entries in logs.items():
         steps = [entry for entry in entries if "validation" not in entry]
         best = [
             entry["validation"]["R-sum"] for entry in entries if entry.get("validation", {}).get("R-sum") is not None
         ]
-        losses = [[entry[name] for entry in steps if name in entry] for name in LINES]
         table.add_row(
             run.name,
             f"{entries[-1]['step']:,}" if entries else "",
-            *(_line(values, 3) for values in losses),
+            *(_line([entry[name] for entry in steps if name in entry], 3) for name in losses),
             _line(best, 1),
             _state(run),
         )

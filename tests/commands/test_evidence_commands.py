@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ccaco_cli.core import manifest
+from ccaco_cli.core.reporting.rows import ArmRow
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_ablate_reads_sets_and_a_grid(ccaco: Any, tmp_path: Any, monkeypatch: py
 
     def workflow(request: Any, folder: Any, **more: Any) -> Any:
         asked.update(vars(request), folder=folder, **more)
-        row = {"arm": "clip", "seeds": 0, "failed": 1, "verdict": "failed"}
+        row = ArmRow("clip", failed=1)
         return module.Ablation([row], [], {"clip-s0": "it broke"})
 
     monkeypatch.setattr(module, "ablate", workflow)
@@ -99,7 +100,7 @@ def test_ablate_reads_sets_and_a_grid(ccaco: Any, tmp_path: Any, monkeypatch: py
         "x",
     )
     done = ccaco("ablate", "--arms", "clip, -contrastive,clip", "--seeds", 4, *flags, "--format", "csv")
-    assert (done.code, done.out) == (1, "arm,seeds,failed,verdict\nclip,0,1,failed\n")
+    assert (done.code, done.out) == (1, "dataset,pool,arm,seeds,verdict,failed\n,,clip,0,failed,1\n")
     assert done.err.splitlines()[0] == "failed: clip-s0: it broke"
     assert (asked["arms"], asked["seeds"], asked["folder"], asked["grid"]) == (
         ["clip", "-contrastive"],

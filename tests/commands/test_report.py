@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccaco_cli.core.reporting.report_tables import rows
+from ccaco_cli.core.reporting.report_tables import run_rows
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "markdown", "latex", "table"])
@@ -17,7 +17,7 @@ def test_every_format_shows_the_run(ccaco: Callable[..., Any], run: Path, format
     done = ccaco("report", run, "--format", format)
     assert (done.code, done.err) == (0, "")
     assert "first" in done.out
-    wanted = rows([run])[0]["text_to_image_R@5"]
+    wanted = run_rows([run])[0].metrics["text_to_image_R@5"]
     if format == "json":
         assert json.loads(done.out)[0]["text_to_image_R@5"] == wanted
     elif format == "csv":
@@ -51,9 +51,9 @@ def test_errors_are_one_line(ccaco: Callable[..., Any], run: Path, arguments: li
 def test_a_page_and_a_figure(
     ccaco: Callable[..., Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccaco_cli.core.reporting import inspection
+    from ccaco_cli.core.reporting import faithfulness
 
-    monkeypatch.setattr(inspection, "PAIRS", 4)
+    monkeypatch.setattr(faithfulness, "PAIRS", 4)
     done = ccaco("report", run, "--html", tmp_path / "run.html", "--figure", "curves", tmp_path / "curves.svg")
     assert done.code == 0
     assert done.err.splitlines() == [f"written: {tmp_path / 'curves.svg'}", f"written: {tmp_path / 'run.html'}"]

@@ -12,14 +12,14 @@ from PIL import Image
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.reporting.report_tables import ReportRequest
-from ccaco_cli.view import charts
+from ccaco_cli.view import chart_files, charts
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in charts.FIGURES if kind != "domains"]
+    "kind", [kind for kind in chart_files.FIGURES if kind != "domains"]
 )  # that needs a run across domains
 def test_every_figure_of_a_run(kind: str, run: Path, tmp_path: Path) -> None:
-    charts.save(kind, tmp_path / "new/figure.png", ReportRequest([run], by="things"))
+    chart_files.save(kind, tmp_path / "new/figure.png", ReportRequest([run], by="things"))
     pixels = np.asarray(Image.open(tmp_path / "new/figure.png").convert("L"))
     assert pixels.shape[1] > 400 and pixels.std() > 5
 
@@ -28,7 +28,7 @@ def test_every_figure_of_a_run(kind: str, run: Path, tmp_path: Path) -> None:
 def test_figures_for_papers(suffix: str, head: bytes, fabricate: Callable[..., Path], tmp_path: Path) -> None:
     runs = [fabricate("a", 1.0), fabricate("b", 2.0, arm="clip")]
     file = tmp_path / f"recall.{suffix}"
-    charts.save("recall", file, ReportRequest(runs))
+    chart_files.save("recall", file, ReportRequest(runs))
     assert file.read_bytes().startswith(head)
 
 
@@ -41,7 +41,7 @@ def test_what_cannot_be_drawn_says_so(fabricate: Callable[..., Path], tmp_path: 
         ("strata", "x.png", [one], "add --by things"),
     ):
         with pytest.raises(DataError, match=words):
-            charts.save(kind, tmp_path / file, ReportRequest(runs))
+            chart_files.save(kind, tmp_path / file, ReportRequest(runs))
         assert not (tmp_path / file).exists()
 
 
@@ -63,7 +63,7 @@ def test_a_row_a_run_and_both_domains_in_it() -> None:
         assert two.get_figheight() == 2 * one.get_figheight()
         (source, target), title = one.axes[1].collections, one.axes[1].get_title()
         assert target.get_offsets().mean() - source.get_offsets().mean() == pytest.approx(9.0, abs=1)
-        assert title == "dann, image, after training\nproxy A-distance 1.23, domains told apart 80 %"
+        assert title == "dann, image, after training\nproxy A-distance 1.23, domain accuracy 80 %"
         two.canvas.draw()  # a name that is no formula
         plt.close("all")
         with pytest.raises(DataError, match="no embeddings of two domains"):
@@ -86,7 +86,7 @@ def test_svg_for_a_page_takes_its_colour_and_speaks() -> None:
 
 def test_long_curves_are_averaged() -> None:
     x, y = charts._binned(range(1, 1001), [1.0] * 500 + [3.0] * 500)
-    assert len(x) <= charts.POINTS and np.mean(y) == pytest.approx(2.0)
+    assert len(x) <= charts.MAX_POINTS and np.mean(y) == pytest.approx(2.0)
     assert charts._binned([], []) == ([], [])
 
 

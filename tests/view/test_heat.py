@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.reporting.hit_explanation import Explained
+from ccaco_cli.core.reporting.hit_explanation import ExplainedHit
 from ccaco_cli.core.retrieval.explain import Explanation, Trial
 from ccaco_cli.core.retrieval.search import Hit
 from ccaco_cli.core.types import no_progress
 from ccaco_cli.view.heat import overlay, write
 
 
-def explained(query: str = "a cat", rank: int = 1, picture: bool = True) -> Explained:
+def explained(query: str = "a cat", rank: int = 1, picture: bool = True) -> ExplainedHit:
     trial = Trial(5.0, np.array([0.5]), np.array([1.0]), np.array([4.0]), np.array([3.0]))
-    why = Explanation("attention", ("cat",), np.eye(2)[None], trial)
+    explanation = Explanation("attention", ("cat",), np.eye(2)[None], trial)
     hit = Hit(rank, 3, 9.0, 0.5, 5.0, {"id": f"p{rank}", "text": ["t"]})
-    return Explained(query, hit, why, np.full((8, 8, 3), 90, np.uint8) if picture else None, 0.5)
+    return ExplainedHit(query, hit, explanation, np.full((8, 8, 3), 90, np.uint8) if picture else None, 0.5)
 
 
 def test_the_hottest_cell_is_the_brightest() -> None:
@@ -41,7 +41,9 @@ def test_a_picture_an_answer_and_the_numbers_last(tmp_path: Path) -> None:
     write(folder, [explained(), explained(rank=2, picture=False), explained("../a dog?")], 3, no_progress)
     facts = json.loads((folder / "explain.json").read_text())
     assert [one["picture"] for one in facts] == ["01-a-cat-01.png", "01-a-cat-02.png", "02-a-dog-01.png"]
-    assert all(Image.open(folder / one["picture"]).width > 200 for one in facts)
+    for row in facts:
+        with Image.open(folder / row["picture"]) as image:
+            assert image.width > 200
     assert (
         facts[0]["deletion_gain"] == 2.0
         and facts[0]["insertion_gain"] == 1.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccaco_cli.core.reporting import page as workflow
+from ccaco_cli.core.reporting import page as page_data
 from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.view import page
 
@@ -45,15 +45,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def gathered(run: Path) -> workflow.Page:
+def gathered(run: Path) -> page_data.PageData:
     """Of a real run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflow.look, "PAIRS", 20)
-        return workflow.gather(ReportRequest([run]))
+        patch.setattr(page_data.faithfulness, "PAIRS", 20)
+        return page_data.gather(ReportRequest([run]))
 
 
 @pytest.fixture(scope="module")
-def of_run(gathered: workflow.Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_run(gathered: page_data.PageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a real run."""
     file = tmp_path_factory.mktemp("page") / "run.html"
     page.write(file, gathered)
@@ -64,7 +64,7 @@ def of_run(gathered: workflow.Page, tmp_path_factory: pytest.TempPathFactory) ->
 def of_arms(fabricate: Callable[..., Path], tmp_path: Path) -> Path:
     """The page of three arms without models."""
     paths = [fabricate(arm, skill, arm=arm) for arm, skill in (("clip", 1.0), ("ccaco", 2.5), ("fusion", 0.2))]
-    page.write(tmp_path / "arms.html", workflow.gather(ReportRequest(paths)))
+    page.write(tmp_path / "arms.html", page_data.gather(ReportRequest(paths)))
     return tmp_path / "arms.html"
 
 
@@ -188,26 +188,26 @@ def test_a_phone_need_not_scroll_sideways(browser: Any, of_run: Path) -> None:
 
 
 def test_5000_queries_open_quickly(
-    browser: Any, gathered: workflow.Page, tmp_path: Path, record_property: Callable[..., None]
+    browser: Any, gathered: page_data.PageData, tmp_path: Path, record_property: Callable[..., None]
 ) -> None:
     small = gathered
-    assert small.inside
-    rows = np.arange(1000) % len(small.inside.pictures)
-    pictures, labels = [small.inside.pictures[i] for i in rows], [small.inside.labels[0][i] for i in rows]
-    fields = ("items", "rank", "top", "score", "right")
-    answers = replace(
-        small.inside.answers[0], **{f: np.repeat(getattr(small.inside.answers[0], f), 40, 0) for f in fields}
+    assert small.model
+    rows = np.arange(1000) % len(small.model.thumbnails)
+    pictures, labels = [small.model.thumbnails[i] for i in rows], [small.model.labels[0][i] for i in rows]
+    fields = ("queries", "rank", "top", "score", "correct")
+    ranked = replace(
+        small.model.ranked[0], **{f: np.repeat(getattr(small.model.ranked[0], f), 40, 0) for f in fields}
     )
     big = replace(
-        small.inside,
-        pictures=pictures,
+        small.model,
+        thumbnails=pictures,
         ids=labels,
-        labels=(labels, small.inside.labels[1]),
-        answers=[answers, small.inside.answers[1]],
+        labels=(labels, small.model.labels[1]),
+        ranked=[ranked, small.model.ranked[1]],
     )
     file = tmp_path / "big.html"
-    page.write(file, replace(small, inside=big))
-    assert len(answers.items) == 5000 and file.stat().st_size < 15e6
+    page.write(file, replace(small, model=big))
+    assert len(ranked.queries) == 5000 and file.stat().st_size < 15e6
     visit(browser, file)
     # the event ends a moment after the page counts as loaded
     end = "const end = performance.getEntriesByType('navigation')[0].loadEventEnd"

@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 
+from ccaco_cli.core.reporting.rows import DomainRow, RunRow
 from ccaco_cli.core.retrieval.search import Hit
 from ccaco_cli.view import results
 
 ROWS = [
-    {"run": "a", "seed": 1, "image_to_text_R@1": 0.5, "image_to_text_mean_rank": 3.0, "loss_total": 2.0},
-    {"run": "b", "extra": 7},
+    RunRow(
+        run="a",
+        dataset="toy",
+        arm="ccaco",
+        seed=1,
+        stage="cosine",
+        weight=None,
+        metrics={"image_to_text_R@1": 0.5, "image_to_text_mean_rank": 3.0},
+        losses={"loss_total": 2.0},
+    ),
+    RunRow("b", "toy", "clip", 1, "cosine", None, {"extra": 7}),
 ]
 ANSWERS = [
     (
@@ -32,7 +42,7 @@ def test_a_table_leaves_out_what_files_keep(capsys: pytest.CaptureFixture[str]) 
     assert next(csv.DictReader(io.StringIO(capsys.readouterr().out)))["image_to_text_mean_rank"] == "3.0"
     results.show(ROWS, "markdown", "t")
     head = capsys.readouterr().out.splitlines()[0]
-    assert head == "| run | i2t R@1 | extra |"
+    assert head == "| run | arm | stage | i2t R@1 | extra |"
     results.show([], "csv", "t")
     assert capsys.readouterr().out == ""
 
@@ -70,24 +80,25 @@ def test_answers_in_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_arms_across_domains_set_gain_beside_retention(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {
-        "dataset": "squares",
-        "sources": "paper",
-        "target_domain": "felt",
-        "arm": "+mmd",
-        "seeds": 2,
-        "metric": "text_to_image_R@1",
-    }
-    row |= {
-        "target": 0.25,
-        "low": 0.2,
-        "high": 0.3,
-        "gain": 0.05,
-        "reference": "source-only",
-        "source": 0.5,
-        "retention": 0.98,
-    }
-    row |= {"oracle (chosen on the target)": None, "proxy_a_distance": 0.5, "domain_accuracy": 0.625, "warnings": []}
+    row = DomainRow(
+        dataset="squares",
+        sources="paper",
+        target_domain="felt",
+        arm="+mmd",
+        seeds=2,
+        metric="text_to_image_R@1",
+        target=0.25,
+        low=0.2,
+        high=0.3,
+        gain=0.05,
+        reference="source-only",
+        source=0.5,
+        retention=0.98,
+        oracle=None,
+        proxy_a_distance=0.5,
+        domain_accuracy=0.625,
+        proxy_a_distance_before=1.5,
+    )
     results.show([row], "markdown", "t")
     head, _, line = capsys.readouterr().out.splitlines()
     told = dict(zip(head.split("|"), line.split("|"), strict=True))

@@ -1,21 +1,43 @@
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
+from ccaco_cli.core.evaluation.significance import Comparison, Estimate
+from ccaco_cli.core.reporting.rows import ArmEvidence, ArmRow, Stratum
 from ccaco_cli.view import progress, results
 
-ARM: dict[str, Any] = {
-    "dataset": "toy", "pool": "full", "arm": "clip", "seeds": 3, "queries": 180, "text_to_image_R@1": 0.251, "text_to_image_R@5": 0.5,
-    "text_to_image_mean_rank": 7.0, "R-sum": 301.26, "metric": "text_to_image_R@1", "value": 0.251, "low": 0.2, "high": 0.3,
-    "query_low": 0.21, "query_high": 0.29, "seed_sd": 0.01, "covers": "queries and seeds", "reference": "ccaco", "paired_seeds": 3,
-    "difference": -0.05, "difference_low": -0.1, "difference_high": -0.001, "difference_covers": "queries and seeds",
-    "p": 0.001, "p_holm": 0.002, "effect": -0.4, "verdict": "worse", "seconds": 12.0, "warnings": ["constant"], "failed": 0,
-}  # fmt: skip
+
+def comparison(value: float, low: float, high: float, verdict_p: float = 0.002) -> Comparison:
+    """A difference over three seeds."""
+    intervals = {"query_low": low, "query_high": high, "query_se": 0.01, "seed_sd": 0.01}
+    counts = {"seeds": 3, "clusters": 60, "confidence": 0.95}
+    return Comparison(value, low, high, **intervals, **counts, p=0.001, p_holm=verdict_p, effect=-0.4)
 
 
-def shown(capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], format: str = "markdown") -> list[str]:
+EVIDENCE = ArmEvidence(
+    metric="text_to_image_R@1",
+    value=0.251,
+    estimate=Estimate(0.251, 0.2, 0.3, 0.21, 0.29, 0.02, 0.01, seeds=3, clusters=60, confidence=0.95),
+    reference="ccaco",
+    paired_seeds=3,
+    comparison=comparison(-0.05, -0.1, -0.001),
+    verdict="worse",
+    seconds=12.0,
+    warnings=["constant"],
+)
+METRICS = {"text_to_image_R@1": 0.251, "text_to_image_R@5": 0.5, "text_to_image_mean_rank": 7.0, "R-sum": 301.26}
+ARM = ArmRow("clip", "toy", "full", seeds=3, queries=180, metrics=METRICS, evidence=EVIDENCE)
+LOST = ArmRow("late", failed=2)
+COLUMNS = (
+    *("dataset", "pool", "arm", "seeds", "queries", *METRICS, "metric", "value", "low", "high", "query_low"),
+    *("query_high", "seed_sd", "covers", "reference", "paired_seeds", "difference", "difference_low"),
+    *("difference_high", "difference_covers", "p", "p_holm", "effect", "verdict", "seconds", "warnings", "failed"),
+)
+
+
+def shown(capsys: pytest.CaptureFixture[str], rows: list[ArmRow], format: str = "markdown") -> list[str]:
     results.show(rows, format, "t")
     return capsys.readouterr().out.splitlines()
 
@@ -35,7 +57,7 @@ def test_an_arm_is_laid_out_for_people(capsys: pytest.CaptureFixture[str]) -> No
             "covers",
             "change against ccaco",
         ),
-        *("p (Holm)", "effect", "verdict", "seconds", "warnings"),
+        *("p (Holm)", "effect", "verdict", "time (s)", "warnings"),
     ]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         *(
@@ -55,8 +77,7 @@ def test_an_arm_is_laid_out_for_people(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_an_arm_without_evidence(capsys: pytest.CaptureFixture[str]) -> None:
-    lost = dict.fromkeys(ARM) | {"arm": "late", "seeds": 0, "verdict": "failed", "failed": 2}
-    lines = shown(capsys, [ARM, lost])
+    lines = shown(capsys, [ARM, LOST])
     assert [cell.strip() for cell in lines[-1][2:-2].split(" | ")] == [
         "",
         "",
@@ -68,29 +89,26 @@ def test_an_arm_without_evidence(capsys: pytest.CaptureFixture[str]) -> None:
         "",
         "2",
     ]
-    (only,) = shown(capsys, [lost])[2:]
+    (only,) = shown(capsys, [LOST])[2:]
     assert only == "| late | 0 | failed | 2 |"
 
 
 def test_a_table_says_once_what_all_rows_share(capsys: pytest.CaptureFixture[str]) -> None:
-    lost = dict.fromkeys(ARM) | {"arm": "late", "seeds": 0, "verdict": "failed", "failed": 2}
-    lines = shown(capsys, [ARM, lost], "table")
+    lines = shown(capsys, [ARM, LOST], "table")
     assert lines[0].strip() == "t; toy; pool full; 95 % intervals cover queries and seeds"
     assert "covers" not in "".join(lines[1:])
-    assert "pool" in "".join(shown(capsys, [ARM, ARM | {"pool": "first-200"}], "table")[1:5])
+    assert "pool" in "".join(shown(capsys, [ARM, replace(ARM, pool="first-200")], "table")[1:5])
 
 
 def test_csv_keeps_everything_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     head, line = shown(capsys, [ARM], "csv")
-    assert head == ",".join(ARM)
+    assert head == ",".join(COLUMNS)
     assert ",0.251," in line
     assert ",-0.05,-0.1,-0.001," in line
 
 
 def test_a_stratum_is_a_column(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {
-        k: v for key, value in ARM.items() for k, v in ({key: value} | ({"things": 4} if key == "arm" else {})).items()
-    }
+    row = replace(ARM, stratum=Stratum("things", 4))
     assert "| arm | things | seeds |" in shown(capsys, [row])[0]
 
 

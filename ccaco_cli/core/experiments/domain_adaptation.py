@@ -19,10 +19,9 @@ from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation import domains as domain_metrics
-from ccaco_cli.core.losses.domain import ADVERSARIAL, domain_terms
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.training import statistics
+from ccaco_cli.core.training import statistics, step
 
 SAMPLE_SIZE = 400
 """Samples of each domain on which the embeddings of two domains are compared and drawn."""
@@ -62,7 +61,7 @@ def build_heads(data: PairData, config: RunConfig) -> Adaptation | None:
         counts,
         codes,
         torch.from_numpy(split.label),
-        adversarial=ADVERSARIAL in domain_terms(domain.loss),
+        adversarial=step.uses_domain_classifier(domain),
         classify=classify,
         classes=classes,
     )
@@ -76,7 +75,7 @@ def _domain_codes(data: PairData, config: RunConfig) -> tuple[dict[str, int], to
         if modality not in data.modalities:
             raise ConfigError("no such side", where=f"--domain-sides {sides}", expected=",".join(data.modalities))
     codes = torch.zeros(len(split.domains), dtype=torch.long)
-    if not isinstance(data, AcrossDomains) or not domain_terms(config.domain.loss):
+    if not isinstance(data, AcrossDomains) or not step.uses_domain_loss(config.domain):
         return {}, codes
     for number, source in enumerate(data.sources):
         codes[split.domains.index(source)] = number

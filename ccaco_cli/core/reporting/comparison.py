@@ -1,22 +1,21 @@
-"""How arms differ, and whether that can be told from chance: from stored per-query ranks alone."""
+"""How arms differ, and whether a difference is more than chance: computed from stored per-query ranks alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metric_table import METRICS, Shown, is_shown
-from ccaco_cli.core.evaluation.significance import PerQuery
+from ccaco_cli.core.evaluation.significance import Comparison
 from ccaco_cli.core.experiments.fairness import check_fair
+from ccaco_cli.core.reporting.rows import ArmEvidence, ArmRow, ComparisonRow, Stratum
 from ccaco_cli.core.scoring.results import (
     Result,
-    Row,
     Run,
-    aligned,
     by_arm,
     by_pool,
     comparable,
@@ -25,13 +24,27 @@ from ccaco_cli.core.scoring.results import (
     strata,
 )
 
-Sections = tuple[Row, Row, Row]
-"""A row in parts: what it is, its metrics, the evidence."""
-FULL = "ccaco"
-"""The arm that others are held against, when it is there."""
+DEFAULT_REFERENCE = "ccaco"
+"""The arm that the others are compared with, where it is among them."""
+NOT_A_NUMBER = "NaN"
+"""The verdict where a metric is NaN."""
 
 
-def arms(
+@dataclass(frozen=True)
+class DatasetVerdict:
+    """The verdict on one arm against another on one data set.
+
+    Attributes:
+        verdict: ``better``, ``worse``, the words of ``significance.NOT_SEPARABLE``, or ``NaN`` where a metric is NaN.
+        summary: the difference, its interval and p, in words.
+    """
+
+    dataset: str
+    verdict: str
+    summary: str
+
+
+def arm_rows(
     runs: Sequence[Run],
     *,
     split: str = "test",
@@ -39,195 +52,205 @@ def arms(
     reference: str | None = None,
     by: str | None = None,
     failed: Mapping[str, int] | None = None,
-) -> list[Row]:
-    """One row an arm (and data set, pool, and value of a stratum): its figures, and what speaks for a difference from the reference arm.
+) -> list[ArmRow]:
+    """One row for each arm (and data set, pool, and value of a stratum), with the evidence for a difference.
 
-    metric     the one that is tested: ``R-sum``, ``text_to_image_R@1`` ...
-    reference  the arm that others are held against; None = ccaco where it is there, else the first
-    by         a stratum, such as ``things``; galleries stay whole, queries are divided. p is corrected over the arms of each value
-    failed     label -> cells without a result, told in the rows
-    Returns    means over seeds, fractions; ``low .. high`` covers what ``covers`` says, ``query_low .. query_high`` queries alone,
-               ``seed_sd`` seeds alone; ``difference`` is arm minus reference over the seeds that both have
-    Raises     DataError: different test pools, two runs of one arm and seed, no such arm, metric or stratum; ConfigError: as ``check_fair``
+    Args:
+        metric: the metric that is tested: ``R-sum``, ``text_to_image_R@1`` ...
+        reference: the arm that the others are compared with; None = ``ccaco`` where it is there, else the first arm.
+        by: a stratum, such as ``things``: queries are divided by it, galleries stay whole; p is corrected over the
+            arms of each value.
+        failed: arm -> number of runs that failed; shown in the rows.
+    Returns:
+        Means over seeds. The difference is arm minus reference over the seeds that both have.
+    Raises:
+        DataError: different test pools, two runs of one arm and seed, no such arm, metric or stratum.
+        ConfigError: as ``check_fair``.
     """
-    rows: list[Sections] = []
-    for group in by_pool(runs, split).values():
-        rows += _arms_of(group, metric, reference, by, failed or {})
-    met = {row[0]["arm"] for row in rows}
-    for label, n in (failed or {}).items():
-        if label not in met:
-            rows.append(
-                ({"dataset": None, "pool": None, "arm": label, "seeds": 0}, {}, {"verdict": "failed", "failed": n})
-            )
-    return aligned(rows)
+    failed = failed or {}
+    groups = by_pool(runs, split).values()
+    rows = [row for group in groups for row in _rows_of_pool(group, metric, reference, by, failed)]
+    finished = {row.arm for row in rows}
+    return rows + [ArmRow(arm, failed=n) for arm, n in failed.items() if arm not in finished]
 
 
-def pair(runs: Sequence[Run], split: str = "test") -> list[Row]:
-    """Two runs side by side, one row a metric, paired by query; p corrected by Holm over the metrics, ``difference`` = second minus first.
+def comparison_rows(runs: Sequence[Run], split: str = "test") -> list[ComparisonRow]:
+    """Two runs side by side, one row for each metric, paired by query; p corrected by Holm over the metrics.
 
-    Raises DataError: other test pools
+    Raises:
+        DataError: the test pools differ.
     """
-    reference, other = comparable(runs, split)
-    same_pool([reference, other])
+    first, second = comparable(runs, split)
+    same_pool([first, second])
     names = [
-        f"{direction}_{m}"
-        for direction in reference.evaluation.directions()
-        for m, metric in METRICS.items()
-        if Shown.COMPARE in metric.shown and metric.testable
+        f"{direction}_{metric}"
+        for direction in first.evaluation.directions()
+        for metric, entry in METRICS.items()
+        if Shown.COMPARE in entry.shown and entry.testable
     ]
-    names += [name for name, metric in METRICS.items() if Shown.COMPARE in metric.shown and metric.sum_of]
+    names += [name for name, entry in METRICS.items() if Shown.COMPARE in entry.shown and entry.sum_of]
     names += [
         f"{name}_accuracy"
-        for name, outcomes in reference.items.items()
-        if outcomes and other.items.get(name) and is_shown(f"{name}_accuracy", Shown.COMPARE)
+        for name, outcomes in first.items.items()
+        if not name.endswith("_row")
+        and outcomes
+        and second.items.get(name)
+        and is_shown(f"{name}_accuracy", Shown.COMPARE)
     ]
-    values = {name: (reference.per_query(name), other.per_query(name)) for name in names}
-    found = _corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})
-    return [
-        {
-            "metric": name,
-            "reference": _told(reference),
-            "other": _told(other),
-            "reference_value": a.mean,
-            "other_value": b.mean,
-        }
-        | _evidence(found[name])
-        for name, (a, b) in values.items()
-    ]
+    values = {name: (first.per_query(name), second.per_query(name)) for name in names}
+    comparisons = _corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})
+    labels = _result_name(first), _result_name(second)
+    return [ComparisonRow(name, *labels, a.mean, b.mean, comparisons[name]) for name, (a, b) in values.items()]
 
 
-def claim(
-    runs: Sequence[Run], name: str, reference: str, metric: str, split: str = "test"
-) -> list[tuple[str, str, str]]:
-    """The verdict on ``name`` against ``reference``, once for each data set: (data set, verdict, figures in words).
+def verdicts(runs: Sequence[Run], name: str, reference: str, metric: str, split: str = "test") -> list[DatasetVerdict]:
+    """The verdict on ``name`` against ``reference``, one for each data set that both were measured on.
 
-    name, reference  arms, over the seeds that both have; or two runs by their names, whatever their seeds and budgets
-    Returns          verdict ``better``, ``worse``, the words of ``significance.NOT_SEPARABLE``, or ``NaN`` where a figure is none
-    Raises           DataError: no such arm or run, never on one data set, no common seed, different test pools;
-                     ConfigError: no such metric, or as ``check_fair``
+    Args:
+        name, reference: arms, compared over the seeds that both have; or the names of two runs of any seed and budget.
+    Raises:
+        DataError: no such arm or run, no common data set, no common seed, different test pools.
+        ConfigError: no such metric, or as ``check_fair``.
     """
-    found = []
-    chosen = {one: _named(runs, one) for one in (reference, name)}
-    lone = not chosen.keys() & {run.label for run in runs}
-    if not lone:
-        check_fair({run.label: run.config for some in chosen.values() for run in some})
+    chosen = {label: _runs_named(runs, label) for label in (reference, name)}
+    single_runs = not chosen.keys() & {run.label for run in runs}
+    if not single_runs:
+        check_fair({run.label: run.config for group in chosen.values() for run in group})
     shared = {run.dataset for run in chosen[reference]} & {run.dataset for run in chosen[name]}
-    for dataset in sorted(shared):
-        both = [[run for run in chosen[one] if run.dataset == dataset] for one in chosen]
-        measured = comparable(both[0] + both[1], split)
-        same_pool(measured)
-        if any(value is None or value != value for r in measured for value in [r.metrics.get(metric, 0.0)]):
-            found.append((dataset, "NaN", f"{metric} is not a number"))
-            continue
-        old, new = (next(iter(by_arm(part).values())) for part in (measured[: len(both[0])], measured[len(both[0]) :]))
-        pairs = (
-            list(zip(old, new, strict=False)) if lone else [(seed, seed) for seed in sorted(old.keys() & new.keys())]
-        )
-        if not pairs:
-            raise DataError(
-                "no seed in common", where=f"{name} and {reference} on {dataset}", expected="runs paired by seed"
-            )
-        seen = significance.compare(
-            [old[a].per_query(metric) for a, _ in pairs], [new[b].per_query(metric) for _, b in pairs]
-        )
-        words = f"{metric} {seen.value:+.4g} [{seen.low:.4g}, {seen.high:.4g}], p = {seen.p:.2g}, {seen.covers}"
-        found.append((dataset, seen.verdict, words))
-    if not found:
+    if not shared:
         raise DataError("these two were never measured on the same data set", where=f"{name} and {reference}")
-    return found
+    return [_verdict(chosen, dataset, metric, split, single_runs) for dataset in sorted(shared)]
 
 
-def _arms_of(
-    group: list[Result], metric: str, reference: str | None, by: str | None, failed: Mapping[str, int]
-) -> list[Sections]:
-    labelled = by_arm(group)
-    check_fair({label: next(iter(seeds.values())).run.config for label, seeds in labelled.items()})
-    if reference and reference not in labelled and reference not in failed:
-        raise DataError("no finished run of the reference arm", where=reference, expected=" | ".join(labelled))
-    base = next(
-        name for name in (reference, FULL, *labelled) if name in labelled
-    )  # the column ``reference`` says which it became
+def _verdict(
+    chosen: Mapping[str, Sequence[Run]], dataset: str, metric: str, split: str, single_runs: bool
+) -> DatasetVerdict:
+    reference_runs, arm_runs = ([run for run in group if run.dataset == dataset] for group in chosen.values())
+    measured = comparable([*reference_runs, *arm_runs], split)
+    same_pool(measured)
+    values = [result.metrics.get(metric, 0.0) for result in measured]
+    if any(value is None or value != value for value in values):
+        return DatasetVerdict(dataset, NOT_A_NUMBER, f"{metric} is not a number")
+    count = len(reference_runs)
+    old, new = (next(iter(by_arm(part).values())) for part in (measured[:count], measured[count:]))
+    pairs = list(zip(old, new, strict=False)) if single_runs else [(s, s) for s in sorted(old.keys() & new.keys())]
+    if not pairs:
+        reference, name = chosen
+        where = f"{name} and {reference} on {dataset}"
+        raise DataError("no seed in common", where=where, expected="runs paired by seed")
+    difference = significance.compare(
+        [old[a].per_query(metric) for a, _ in pairs], [new[b].per_query(metric) for _, b in pairs]
+    )
+    interval = f"{difference.value:+.4g} [{difference.low:.4g}, {difference.high:.4g}]"
+    summary = f"{metric} {interval}, p = {difference.p:.2g}, {difference.covers}"
+    return DatasetVerdict(dataset, difference.verdict, summary)
+
+
+def _rows_of_pool(
+    group: Sequence[Result], metric: str, reference: str | None, by: str | None, failed: Mapping[str, int]
+) -> list[ArmRow]:
+    arms = by_arm(group)
+    check_fair({label: next(iter(seeds.values())).run.config for label, seeds in arms.items()})
+    if reference and reference not in arms and reference not in failed:
+        raise DataError("no finished run of the reference arm", where=reference, expected=" | ".join(arms))
+    # the row's column ``reference`` says which arm was chosen
+    reference = next(name for name in (reference, DEFAULT_REFERENCE, *arms) if name in arms)
     if not by:
-        return _compared(labelled, metric, base, {}, failed)
-    parts = {label: {seed: strata(one, by) for seed, one in seeds.items()} for label, seeds in labelled.items()}
+        return _compared(arms, metric, reference, failed)
+    parts = {label: {seed: strata(result, by) for seed, result in seeds.items()} for label, seeds in arms.items()}
     rows = []
-    for value in next(iter(parts[base].values())):
-        part = {label: {seed: one[value] for seed, one in seeds.items()} for label, seeds in parts.items()}
-        rows += _compared(part, metric, base, {by: value}, failed)
+    for value in next(iter(parts[reference].values())):
+        part = {label: {seed: by_value[value] for seed, by_value in seeds.items()} for label, seeds in parts.items()}
+        rows += _compared(part, metric, reference, failed, Stratum(by, value))
     return rows
 
 
 def _compared(
-    labelled: Mapping[str, Mapping[int, Result]], metric: str, base: str, stratum: Row, failed: Mapping[str, int]
-) -> list[Sections]:
-    figures = {label: {seed: one.per_query(metric) for seed, one in seeds.items()} for label, seeds in labelled.items()}
-    enough = len(next(iter(figures[base].values())).cluster) > 1  # one picture says nothing about others
-    paired = {label: sorted(seeds.keys() & figures[base].keys()) for label, seeds in figures.items() if label != base}
-    found = _corrected(
+    arms: Mapping[str, Mapping[int, Result]],
+    metric: str,
+    reference: str,
+    failed: Mapping[str, int],
+    stratum: Stratum | None = None,
+) -> list[ArmRow]:
+    values = {
+        label: {seed: result.per_query(metric) for seed, result in seeds.items()} for label, seeds in arms.items()
+    }
+    enough = len(next(iter(values[reference].values())).cluster) > 1  # one image has no spread between images
+    paired = {label: sorted(seeds.keys() & values[reference].keys()) for label, seeds in values.items()}
+    del paired[reference]
+    comparisons = _corrected(
         {
-            label: significance.compare([figures[base][s] for s in seeds], [figures[label][s] for s in seeds])
+            label: significance.compare([values[reference][s] for s in seeds], [values[label][s] for s in seeds])
             for label, seeds in paired.items()
             if seeds and enough
         }
     )
     rows = []
-    for label, seeds in labelled.items():
+    for label, seeds in arms.items():
         results = list(seeds.values())
-        queries = sum(len(ranks.rank) for pools in results[0].evaluation.directions().values() for ranks in pools)
-        head: Row = {
-            "dataset": results[0].dataset,
-            "pool": results[0].pool,
-            "arm": label,
-            **stratum,
-            "seeds": len(seeds),
-            "queries": queries,
-        }
-        rest: Row = {"metric": metric} | _figure(list(figures[label].values()), enough)
-        rest |= {"reference": base, "paired_seeds": len(paired.get(label, ()))}
-        rest |= {
-            f"difference_{k}" if k in ("low", "high", "covers") else k: v
-            for k, v in _evidence(found.get(label)).items()
-        }
-        if label not in found:
-            rest["verdict"] = "reference" if label == base else "no seed in common" if enough else "too few queries"
-        spent = [one.run.facts["fitted"]["seconds"] for one in results if "fitted" in one.run.facts]
-        warned = dict.fromkeys(w["kind"] for one in results for w in one.run.facts.get("warnings", ()))
-        rest |= {
-            "seconds": float(np.mean(spent)) if spent else None,
-            "warnings": list(warned),
-            "failed": failed.get(label, 0),
-        }
-        rows.append((head, mean_metrics(results), rest))
+        comparison = comparisons.get(label)
+        if comparison:
+            verdict = comparison.verdict
+        elif label == reference:
+            verdict = "reference"
+        else:
+            verdict = "no seed in common" if enough else "too few queries"
+        per_seed = list(values[label].values())
+        estimate = significance.estimate(per_seed) if enough else None
+        value = estimate.value if estimate else float(np.mean([values_of_seed.mean for values_of_seed in per_seed]))
+        seconds = [r.run.facts["fitted"]["seconds"] for r in results if "fitted" in r.run.facts]
+        evidence = ArmEvidence(
+            metric=metric,
+            value=value,
+            estimate=estimate,
+            reference=reference,
+            paired_seeds=len(paired.get(label, ())),
+            comparison=comparison,
+            verdict=verdict,
+            seconds=float(np.mean(seconds)) if seconds else None,
+            warnings=warning_kinds([result.run for result in results]),
+        )
+        row = ArmRow(
+            arm=label,
+            dataset=results[0].dataset,
+            pool=results[0].pool,
+            seeds=len(seeds),
+            queries=count_queries(results[0]),
+            stratum=stratum,
+            metrics=mean_metrics(results),
+            evidence=evidence,
+            failed=failed.get(label, 0),
+        )
+        rows.append(row)
     return rows
 
 
-def _figure(runs: Sequence[PerQuery], enough: bool) -> Row:
-    if not enough:
-        return {"value": float(np.mean([run.mean for run in runs]))} | dict.fromkeys(
-            ("low", "high", "query_low", "query_high", "seed_sd", "covers")
-        )
-    found = significance.estimate(runs)
-    shown = ("value", "low", "high", "query_low", "query_high", "seed_sd", "covers")
-    return {name: getattr(found, name) for name in shown}
+def count_queries(result: Result) -> int:
+    """Number of queries of a result, both directions and all pools."""
+    return sum(len(ranks.rank) for pools in result.evaluation.directions().values() for ranks in pools)
 
 
-def _evidence(found: significance.Comparison | None) -> Row:
-    shown = ("low", "high", "covers", "p", "p_holm", "effect", "verdict")
-    return {"difference": found and found.value} | {name: found and getattr(found, name) for name in shown}
+def warning_kinds(runs: Sequence[Run]) -> list[str]:
+    """The kinds of warnings of some runs, each once."""
+    return list(dict.fromkeys(warning["kind"] for run in runs for warning in run.facts.get("warnings", ())))
 
 
-def _corrected(found: Mapping[str, significance.Comparison]) -> dict[str, significance.Comparison]:
-    p = significance.holm([one.p for one in found.values()]) if found else ()
-    return {name: replace(one, p_holm=float(value)) for (name, one), value in zip(found.items(), p, strict=True)}
+def _corrected(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """The comparisons with p corrected by Holm over all of them."""
+    p_holm = significance.holm([comparison.p for comparison in comparisons.values()]) if comparisons else ()
+    return {
+        name: replace(comparison, p_holm=float(p))
+        for (name, comparison), p in zip(comparisons.items(), p_holm, strict=True)
+    }
 
 
-def _told(one: Result) -> str:
-    return one.run.name if one.run.path.is_file() else f"{one.run.name} ({one.stage})"
+def _result_name(result: Result) -> str:
+    return result.run.name if result.run.path.is_file() else f"{result.run.name} ({result.stage})"
 
 
-def _named(runs: Sequence[Run], name: str) -> list[Run]:
-    found = [run for run in runs if run.label == name] or [run for run in runs if run.name == name]
-    if not found:
+def _runs_named(runs: Sequence[Run], name: str) -> list[Run]:
+    chosen = [run for run in runs if run.label == name] or [run for run in runs if run.name == name]
+    if not chosen:
         known = dict.fromkeys([*(run.label for run in runs), *(run.name for run in runs)])
         raise DataError("no such arm or run here", where=name, expected=" | ".join(known))
-    return found
+    return chosen

@@ -1,4 +1,4 @@
-"""``ccaco retrieve --explain``: why each answer was found."""
+"""Explanations of search hits (``ccaco retrieve --explain``)."""
 
 from __future__ import annotations
 
@@ -10,77 +10,89 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ccaco_cli.core.encoding.samples import decoded
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import explain
 from ccaco_cli.core.retrieval.explain import Explanation
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import Hit, encode_query, from_file
+from ccaco_cli.core.retrieval.search import Hit, encode_query
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
-    """An answer, and why it was found.
+class ExplainedHit:
+    """A hit of a search and the explanation of its match score.
 
-    picture  [H, W, 3] uint8, what the model saw (a spectrogram of sound); None where the index keeps no media
-    weight   of the match score in the ranking; at 0 the explanation is of a score that had no say
+    Attributes:
+        image: [H, W, 3] uint8, what the model sees (a spectrogram of audio); None where the index has no media.
+        weight: of the match score in the ranking; with 0 the ranking does not use the score that is explained.
     """
 
     query: str
     hit: Hit
-    why: Explanation
-    picture: NDArray[np.uint8] | None
+    explanation: Explanation
+    image: NDArray[np.uint8] | None
     weight: float
 
     def facts(self) -> dict[str, Any]:
         """The numbers as JSON types."""
         hit = self.hit
-        found = {"query": self.query, "rank": hit.rank, "id": hit.item["id"], "score": hit.score, "cosine": hit.cosine}
-        return found | {"weight": self.weight} | self.why.facts()
+        ranking = {
+            "query": self.query,
+            "rank": hit.rank,
+            "id": hit.item["id"],
+            "score": hit.score,
+            "cosine": hit.cosine,
+        }
+        return ranking | {"weight": self.weight} | self.explanation.facts()
 
 
-def explained(index: Index, modality: str, query: str | Path, hits: Sequence[Hit], method: str) -> Iterator[Explained]:
-    """Why each answer was found: which words met which cells of the picture, and whether its match score rests on them.
+def explain_hits(
+    index: Index, modality: str, query: str | Path, hits: Sequence[Hit], method: str
+) -> Iterator[ExplainedHit]:
+    """Explains hits: the relevance of each image cell for each word, and whether the match score depends on it.
 
-    query  a text, or the file of a ``modality``, as given to ``by_text`` and ``by_file``
-    Raises DataError: an index without a cross branch, or of a tower without a grid; ConfigError: as ``explain.relevance``
+    Args:
+        query: a text, or a file of the ``modality``.
+    Raises:
+        DataError: an index without a cross branch, or of a tower without a grid.
+        ConfigError: as ``explain.relevance``.
     """
     first, second = index.modalities
-    towers = index.model[1]
+    aligner, towers, _ = index.model
     if not all(side.has_tokens for side in index.sides.values()):
         raise DataError(
             "this index holds vectors only, no tokens to explain",
             where=index.manifest.path,
             expected="an index of a run with beta > 0",
         )
-    backwards = modality == first
-    sample, asked = (
-        from_file(index, modality, query)
-        if isinstance(query, Path)
-        else (query, encode_query(index, modality, [query]))
-    )
-    query_tokens = asked.local_tokens
-    weight = 1.0 if index.headline == "cross" else index.weight
+    from_first = modality == first
+    query_tokens = encode_query(index, modality, [query]).local_tokens
+    sample = decoded(modality, query, towers[modality].preprocess)
+    weight = index.scorer.weight
     for hit in hits:
-        item_tokens = index.sides[second if backwards else first].local_tokens([hit.row])
-        a, b = (query_tokens, item_tokens) if backwards else (item_tokens, query_tokens)
-        kept = (
-            hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None
-        )  # of clips an index keeps posters, which no tower takes
-        seen = sample if backwards else MODALITIES[first].decode(kept) if kept else None
-        said = hit.item["text"] if backwards else sample
-        words = explain.spoken(towers[second], said) if second == "text" else []
-        grid = explain.cells(index.model[0], towers[first], int(a.mask.sum()))
-        why = explain.explain(index.model[0], a, b, grid, words, method)
-        yield Explained(str(query), hit, why, None if seen is None else as_seen(towers[first], seen), weight)
+        item_tokens = index.sides[second if from_first else first].local_tokens([hit.row])
+        a, b = (query_tokens, item_tokens) if from_first else (item_tokens, query_tokens)
+        # an index stores one frame of a video, which the video tower does not take
+        stored = hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None
+        first_sample = sample if from_first else MODALITIES[first].decode(stored) if stored else None
+        second_sample = hit.item["text"] if from_first else sample
+        words = explain.spoken(towers[second], second_sample) if second == "text" else []
+        grid = explain.cells(aligner, towers[first], int(a.mask.sum()), index.store_grid)
+        explanation = explain.explain(aligner, a, b, grid, words, method)
+        image = None if first_sample is None else model_input_image(towers[first], first_sample)
+        yield ExplainedHit(str(query), hit, explanation, image, weight)
 
 
-def as_seen(tower: Tower, sample: Any) -> NDArray[np.uint8]:
-    """What a tower sees of a decoded sample, as a picture [H, W, 3] uint8: the crop of an image, a spectrogram with low tones below."""
-    seen = np.asarray(tower.preprocess(sample))
-    if seen.dtype == np.uint8 and seen.shape[0] == 3:
-        return np.ascontiguousarray(seen.transpose(1, 2, 0))
-    bands = seen.astype(np.float64).T  # time first
+def model_input_image(tower: Tower, sample: Any) -> NDArray[np.uint8]:
+    """What a tower sees of a decoded sample, as an image [H, W, 3] uint8.
+
+    That is the crop of an image, or the spectrogram of audio with low frequencies at the bottom.
+    """
+    inputs = np.asarray(tower.preprocess(sample))
+    if inputs.dtype == np.uint8 and inputs.shape[0] == 3:
+        return np.ascontiguousarray(inputs.transpose(1, 2, 0))
+    bands = inputs.astype(np.float64).T  # time first
     grey = (bands - bands.min()) / max(float(np.ptp(bands)), 1e-9) * 255
     return np.repeat(grey[::-1, :, None].round(), 3, 2).astype(np.uint8)

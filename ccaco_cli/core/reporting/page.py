@@ -1,46 +1,55 @@
-"""Everything that the report page shows, gathered as plain values: from stored results alone, and from the model where it is at hand."""
+"""The data of the report page: from stored results, and from the model where it is available."""
 
 from __future__ import annotations
 
 import io
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ccaco_cli.core import config as configs
-from ccaco_cli.core import manifest
-from ccaco_cli.core.data.loader import DECODERS
+from ccaco_cli.core import config_io, manifest
 from ccaco_cli.core.errors import CcacoError
 from ccaco_cli.core.evaluation import significance
-from ccaco_cli.core.reporting import comparison, inspection, report_tables
-from ccaco_cli.core.reporting.hit_explanation import as_seen
-from ccaco_cli.core.reporting.inspection import Answers, LoadedRun
+from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.reporting import comparison, faithfulness, inspection, report_tables
+from ccaco_cli.core.reporting.faithfulness import ExplainedPair
+from ccaco_cli.core.reporting.hit_explanation import model_input_image
+from ccaco_cli.core.reporting.inspection import LoadedRun, RankedQueries
 from ccaco_cli.core.reporting.report_tables import ReportRequest
+from ccaco_cli.core.reporting.rows import ArmRow, FaithfulnessRow, RunRow
+from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.retrieval.explain import METHODS, Explanation
-from ccaco_cli.core.retrieval.index import POSTERS
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.results import Result, Row, Run
+from ccaco_cli.core.scoring.results import Result, Run
 from ccaco_cli.core.types import OnProgress, no_progress
 
 EXAMPLES = 4
 """Pairs whose heat maps are drawn."""
-CURVES = 8
-"""Runs whose training is drawn; of more than that, the first of each arm."""
-MANY = 1200
-SIDES = (112, 64)
-"""Pixels of a thumbnail's longer side, in pools of up to ``MANY`` pictures and in larger ones: a page must stay under 15 MB."""
+MAX_CURVES = 8
+"""Runs whose training curves are drawn; of more runs, the first of each arm."""
+LARGE_POOL = 1200
+THUMBNAIL_SIDES = (112, 64)
+"""Pixels of a thumbnail's longer side, in pools of up to ``LARGE_POOL`` items and in larger ones (a page must stay
+under 15 MB).
+"""
+PICTURE_SIDE = 224
+"""Pixels of the picture from which a thumbnail is made."""
+READABLE_WORDS = range(3, 7)
+"""Numbers of words whose heat maps fit in one line of the page."""
 
 
 @dataclass(frozen=True)
-class Headline:
-    """One figure of the arm that the page is about, with its interval (fractions, R-sum 0..600) and what that covers."""
+class SummaryMetric:
+    """One metric of the arm that the page is about: mean over seeds with its 95 % interval (fractions, R-sum 0..600).
+
+    Attributes:
+        covers: what the interval covers: queries, or queries and seeds.
+    """
 
     metric: str
     value: float
@@ -50,10 +59,14 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Where a run comes from.
 
-    command  as it was typed; inputs: name -> {"path", "sha256"}; config as TOML
+    Attributes:
+        command: as it was typed.
+        inputs: name -> {"path", "sha256"}.
+        config: as TOML.
+        weights: (file name, sha256) of each file of the run.
     """
 
     name: str
@@ -70,111 +83,126 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
-    """A true pair with its heat maps; ``picture`` [H, W, 3] uint8 as the model saw it, or None."""
+class HeatMapExample:
+    """A true pair with its heat maps.
 
-    said: str
+    Attributes:
+        image: [H, W, 3] uint8 as the model sees it, or None.
+    """
+
+    text: str
     id: str
-    picture: NDArray[np.uint8] | None
-    why: Explanation
+    image: NDArray[np.uint8] | None
+    explanation: Explanation
 
 
 @dataclass(frozen=True, eq=False)
-class Inside:
-    """What the model of one run was seen to do.
+class ModelDetails:
+    """What the model of one run does with single samples.
 
-    answers      both directions; ``pictures`` WebP bytes of each item of the first modality, None where it is not drawn
-    labels       of the items of either modality, in words; ids of the items of the first
-    similarity   (items of a, items of b, cosines [n, n])
-    plane        (rows, points of a, points of b); ``classes`` (what divides the rows, value of each row) or None
-    confusion    (names, shares [C, C]) or None
-    faith        rows of ``inspection.faithfulness`` and ``inspection.pointing`` by method
+    Attributes:
+        scoring: the score that ranks: cosine | two-stage | cross.
+        ranked: both directions.
+        thumbnails: WebP bytes of each item of the first modality; None where it cannot be drawn.
+        labels: a text for each item of either modality.
+        ids: of the items of the first modality.
+        similarity: (items of a, items of b, cosines [n, n]).
+        embedding_map: (rows [n], points of a [n, 2], points of b [n, 2]).
+        classes: (property, its value for each row), or None.
+        confusion: (class names, fractions [C, C]), or None.
+        faithfulness: rows of every method.
     """
 
     run: str
-    how: str
+    scoring: str
     modalities: tuple[str, str]
-    answers: Sequence[Answers]
-    pictures: Sequence[bytes | None]
+    ranked: Sequence[RankedQueries]
+    thumbnails: Sequence[bytes | None]
     labels: tuple[Sequence[str], Sequence[str]]
     ids: Sequence[str]
     similarity: tuple[Any, Any, Any]
-    plane: tuple[Any, Any, Any]
+    embedding_map: tuple[Any, Any, Any]
     classes: tuple[str, list[str]] | None
     confusion: tuple[list[str], Any] | None
-    faith: Sequence[Row]
-    examples: Sequence[Example]
+    faithfulness: Sequence[FaithfulnessRow]
+    examples: Sequence[HeatMapExample]
 
 
 @dataclass(frozen=True, eq=False)
-class Page:
-    """A report: of a run, of several, or of an ablation.
+class PageData:
+    """A report: of a run, of several runs, or of an ablation.
 
-    runs      the table of runs; ``arms`` the table of arms with the evidence, where there are several
-    logs      run -> entries of its ``metrics.jsonl``; of many runs, one an arm
-    recalls   name -> headline result, for the figure of recalls: one run of each arm, or every run of the only arm
-    missing   what is not on the page, and why
+    Attributes:
+        summary: the metrics at the top of the page.
+        runs: one row for each run; ``arms``: one for each arm, where there are several.
+        logs: run -> entries of its training log; of many runs, one run of each arm.
+        recalls: name -> result, for the chart of recalls: one run of each arm, or every run of the only arm.
+        model: None where no model could be loaded.
+        missing: what is not on the page, and why.
     """
 
     title: str
     split: str
-    headline: Sequence[Headline]
-    runs: Sequence[Row]
-    arms: Sequence[Row]
+    summary: Sequence[SummaryMetric]
+    runs: Sequence[RunRow]
+    arms: Sequence[ArmRow]
     logs: Mapping[str, Sequence[Mapping[str, Any]]]
     recalls: Mapping[str, Result]
-    origins: Sequence[Origin]
-    inside: Inside | None
+    provenance: Sequence[Provenance]
+    model: ModelDetails | None
     missing: Sequence[str]
 
 
-def gather(asked: ReportRequest, on_progress: OnProgress = no_progress) -> Page:
-    """Reads the results at the paths, and looks into the model of the arm that the page is about (its first seed).
+def gather(request: ReportRequest, on_progress: OnProgress = no_progress) -> PageData:
+    """Reads the results at the paths and inspects the model of the arm that the page is about (its first seed).
 
-    Raises DataError: nothing there, or no results on the split. What only some runs have is left out, with the reason in ``missing``
+    What only some runs have is left out, with the reason in ``missing``.
+
+    Raises:
+        DataError: no runs there, or no results on the split.
     """
-    runs = results.find(asked.paths)
-    rows = report_tables.rows(asked.paths, split=asked.split, every_stage=asked.stages)
+    runs = request.runs()
     missing: list[str] = []
-    arms: list[Row] = []
+    arms: Sequence[ArmRow] = []
     if len({run.label for run in runs}) > 1:
         try:
-            arms = report_tables.table(asked, "ablation")
+            arms = report_tables.arm_rows(request)
         except CcacoError as error:
             missing.append(f"The table of arms: {error}")
-    main = _main(runs, asked)
-    one_each = {run.label: run for run in reversed(runs)}
-    named = one_each if len(one_each) > 1 else {run.name: run for run in runs}
-    named = dict(sorted(named.items()))  # one order, one colour in every chart
-    found = {name: results.result(run, asked.split) for name, run in named.items()}
-    inside: Inside | None = None
+    main = _main_runs(runs, request)
+    first_of_arm = {run.label: run for run in reversed(runs)}
+    charted = first_of_arm if len(first_of_arm) > 1 else {run.name: run for run in runs}
+    charted = dict(sorted(charted.items()))  # one order, so that an arm has one colour in every chart
+    model: ModelDetails | None = None
     try:
-        inside = look_inside(inspection.open_run(main[0], asked.split, on_progress), missing, on_progress)
+        loaded = inspection.open_run(main[0], request.split, on_progress)
+        model = model_details(loaded, missing, on_progress)
     except CcacoError as error:
         missing.append(f"What needs the model (gallery, heat maps, similarity, map): {error}")
-    title = " and ".join(path.name or str(path) for path in asked.paths[:3]) + (" ..." if len(asked.paths) > 3 else "")
-    return Page(
-        title,
-        asked.split,
-        headline([results.result(run, asked.split) for run in main]),
-        rows,
-        arms,
-        {run.name: log(run.path) for run in (runs if len(runs) <= CURVES else named.values()) if run.path.is_dir()},
-        found,
-        [origin(run) for run in runs if run.path.is_dir()],
-        inside,
-        missing,
+    names = [path.name or str(path) for path in request.paths]
+    with_curves = runs if len(runs) <= MAX_CURVES else charted.values()
+    return PageData(
+        title=" and ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
+        split=request.split,
+        summary=summary_metrics([results.load_result(run, request.split) for run in main]),
+        runs=report_tables.run_rows(request.paths, split=request.split, every_stage=request.stages),
+        arms=arms,
+        logs={run.name: read_log(run.path) for run in with_curves if run.path.is_dir()},
+        recalls={name: results.load_result(run, request.split) for name, run in charted.items()},
+        provenance=[provenance(run) for run in runs if run.path.is_dir()],
+        model=model,
+        missing=missing,
     )
 
 
-def _main(runs: Sequence[Run], asked: ReportRequest) -> list[Run]:
-    """The runs of the arm that the page is about; one alone when they do not belong together."""
-    label = next(
-        (name for name in (asked.reference, comparison.FULL) if name in {run.label for run in runs}), runs[0].label
-    )
+def _main_runs(runs: Sequence[Run], request: ReportRequest) -> list[Run]:
+    """The runs of the arm that the page is about; only the first where they do not belong together."""
+    labels = {run.label for run in runs}
+    wanted = (request.reference, comparison.DEFAULT_REFERENCE)
+    label = next((name for name in wanted if name in labels), runs[0].label)
     chosen = [run for run in runs if run.label == label]
     try:
-        measured = [results.result(run, asked.split) for run in chosen]
+        measured = [results.load_result(run, request.split) for run in chosen]
         results.same_pool(measured)
         results.by_arm(measured)
     except CcacoError:
@@ -182,110 +210,112 @@ def _main(runs: Sequence[Run], asked: ReportRequest) -> list[Run]:
     return chosen
 
 
-def headline(measured: Sequence[Result]) -> list[Headline]:
-    """The figures that a page opens with: means over the seeds of one arm, with 95 % intervals."""
+def summary_metrics(measured: Sequence[Result]) -> list[SummaryMetric]:
+    """The metrics at the top of a page: means over the seeds of one arm, with 95 % intervals."""
     a, b = measured[0].evaluation.names
-    names = [f"{d}_{m}" for m in ("R@1", "R@10", "mAP") for d in (f"{b}_to_{a}", f"{a}_to_{b}")]
-    shown = []
+    names = [f"{direction}_{m}" for m in ("R@1", "R@10", "mAP") for direction in (f"{b}_to_{a}", f"{a}_to_{b}")]
+    summary = []
     for name in ["R-sum", *names, "matching_accuracy", "binding_accuracy"]:
         try:
-            found = significance.estimate([one.per_query(name) for one in measured])
+            estimate = significance.estimate([result.per_query(name) for result in measured])
         except CcacoError:
             continue  # this run did not measure it
-        shown.append(Headline(name, found.value, found.low, found.high, found.covers))
-    return shown
+        summary.append(SummaryMetric(name, estimate.value, estimate.low, estimate.high, estimate.covers))
+    return summary
 
 
-def log(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``metrics.jsonl``; a line that is still being written is left out."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text("utf-8").splitlines(keepends=True) if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def origin(run: Run) -> Origin:
-    """What a run's manifest says of where it comes from."""
-    found = manifest.open(run.path, kind="run")
-    command = shlex.join(["ccaco", *map(str, found.made_by.get("argv", ())[1:])])
-    return Origin(
-        run.name,
-        run.label,
-        found.sha256,
-        found.made_at,
-        command,
-        found.inputs,
-        {"ccaco": str(found.made_by.get("ccaco", "")), **found.made_by.get("libraries", {})},
-        str(found.made_by.get("device", "")),
-        configs.to_toml(configs.from_dict(found.config)),
-        [(entry["name"], entry["sha256"]) for entry in found.files],
-        [str(one["what"]) for one in found.facts.get("warnings", ())],
+def provenance(run: Run) -> Provenance:
+    """Where a run comes from, by its manifest."""
+    stored = manifest.open(run.path, kind="run")
+    made_by = stored.made_by
+    return Provenance(
+        name=run.name,
+        arm=run.label,
+        sha256=stored.sha256,
+        made_at=stored.made_at,
+        command=shlex.join(["ccaco", *map(str, made_by.get("argv", ())[1:])]),
+        inputs=stored.inputs,
+        libraries={"ccaco": str(made_by.get("ccaco", "")), **made_by.get("libraries", {})},
+        device=str(made_by.get("device", "")),
+        config=config_io.to_toml(config_io.from_dict(stored.config)),
+        weights=[(entry["name"], entry["sha256"]) for entry in stored.files],
+        warnings=[str(warning["what"]) for warning in stored.facts.get("warnings", ())],
     )
 
 
-def look_inside(looked: LoadedRun, missing: list[str], on_progress: OnProgress = no_progress) -> Inside:
-    """What the page shows of a model; reasons for what it cannot show join ``missing``."""
-    both = [inspection.answers(looked, backwards=back, on_progress=on_progress) for back in (False, True)]
-    divided: tuple[str, list[str]] | None = None
-    mixed: tuple[list[str], Any] | None = None
+def model_details(loaded: LoadedRun, missing: list[str], on_progress: OnProgress = no_progress) -> ModelDetails:
+    """What the page shows of a model; reasons for what it cannot show are added to ``missing``."""
+    ranked = [inspection.rank_queries(loaded, query_side=side, on_progress=on_progress) for side in (1, 0)]
+    classes: tuple[str, list[str]] | None = None
+    confusion: tuple[list[str], Any] | None = None
     try:
-        divided, mixed = inspection.classes(looked), inspection.confusion(looked)
+        classes, confusion = inspection.row_classes(loaded), inspection.confusion_matrix(loaded)
     except CcacoError as error:
         missing.append(f"The confusion of classes: {error}")
-    faith: list[Row] = []
-    examples: list[Example] = []
+    rows: list[FaithfulnessRow] = []
+    examples: list[HeatMapExample] = []
     for method in METHODS:
         try:
-            pairs = inspection.explained(looked, method, on_progress=on_progress)
+            pairs = faithfulness.explain_pairs(loaded, method, on_progress=on_progress)
         except CcacoError as error:
             missing.append(f"Heat maps by {method}: {error}")
             continue
-        faith += [
-            {"method": method} | row
-            for row in [*inspection.faithfulness(looked, pairs), *inspection.pointing(looked, pairs)]
-        ]
-        if not examples:
-            few = [pair for pair in pairs if 3 <= len(pair.why.words) <= 6] or pairs
-            ready = few[:: max(1, len(few) // EXAMPLES)][:EXAMPLES]
-            examples = [
-                Example(pair.said, looked.split.ids[pair.row], _seen(looked, pair.row), pair.why) for pair in ready
-            ]
-    split, rows = looked.split, looked.found.row_a
-    ids = [split.ids[row] for row in rows]
-    spoken = [split.captions[split.caption_start[row]] for row in rows] if looked.data.modalities[1] == "text" else ids
-    return Inside(
-        looked.run.name,
-        looked.how,
-        looked.data.modalities,
-        both,
-        thumbnails(looked),
-        (spoken, looked.texts()),
-        ids,
-        inspection.similarity(looked),
-        inspection.plane(looked),
-        divided,
-        mixed,
-        faith,
-        examples,
+        rows += [*faithfulness.faithfulness_rows(loaded, pairs), *faithfulness.pointing_rows(loaded, pairs)]
+        examples = examples or _heat_map_examples(loaded, pairs)
+    split = loaded.split
+    ids = [split.ids[row] for row in loaded.encodings.row_a]
+    has_captions = loaded.data.modalities[1] == "text"
+    first_captions = (
+        [split.captions[split.caption_start[row]] for row in loaded.encodings.row_a] if has_captions else ids
+    )
+    return ModelDetails(
+        run=loaded.run.name,
+        scoring=loaded.scoring,
+        modalities=loaded.data.modalities,
+        ranked=ranked,
+        thumbnails=thumbnails(loaded),
+        labels=(first_captions, loaded.texts()),
+        ids=ids,
+        similarity=inspection.similarity_matrix(loaded),
+        embedding_map=inspection.embedding_map(loaded),
+        classes=classes,
+        confusion=confusion,
+        faithfulness=rows,
+        examples=examples,
     )
 
 
-def _seen(looked: LoadedRun, row: int) -> NDArray[np.uint8] | None:
-    modality = looked.data.modalities[0]
-    if modality not in ("image", "audio"):
+def _heat_map_examples(loaded: LoadedRun, pairs: Sequence[ExplainedPair]) -> list[HeatMapExample]:
+    """Evenly chosen pairs whose heat maps are drawn, preferably with few words."""
+    readable = [pair for pair in pairs if len(pair.explanation.words) in READABLE_WORDS] or pairs
+    chosen = readable[:: max(1, len(readable) // EXAMPLES)][:EXAMPLES]
+    return [
+        HeatMapExample(pair.text, loaded.split.ids[pair.row], _model_input(loaded, pair.row), pair.explanation)
+        for pair in chosen
+    ]
+
+
+def _model_input(loaded: LoadedRun, row: int) -> NDArray[np.uint8] | None:
+    """The sample of the first modality as its tower sees it; None where that cannot be drawn."""
+    name = loaded.data.modalities[0]
+    modality = MODALITIES[name]
+    if not modality.preprocessed_is_picture:
         return None
-    return as_seen(looked.towers[modality], DECODERS[modality](looked.split.media(modality, [row])[0]))
+    return model_input_image(loaded.towers[name], modality.decode(loaded.split.media(name, [row])[0]))
 
 
-def thumbnails(looked: LoadedRun) -> list[bytes | None]:
-    """Small WebP pictures of the items of the first modality: a frame of a film, the outline of a sound."""
-    rows, modality = looked.found.row_a, looked.data.modalities[0]
-    if modality not in POSTERS:
+def thumbnails(loaded: LoadedRun) -> list[bytes | None]:
+    """Small WebP pictures of the items of the first modality: a frame of a video, the waveform of audio."""
+    rows, modality = loaded.encodings.row_a, loaded.data.modalities[0]
+    picture = MODALITIES[modality].picture
+    if picture is None:
         return [None] * len(rows)
-    side, found = SIDES[len(rows) > MANY], []
+    side = THUMBNAIL_SIDES[len(rows) > LARGE_POOL]
+    encoded: list[bytes | None] = []
     for row in rows:
-        image = POSTERS[modality](looked.split.media(modality, [row])[0])
+        image = picture(loaded.split.media(modality, [row])[0], PICTURE_SIDE)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        image.save(out, "WEBP", quality=70, method=2)
-        found.append(out.getvalue())
-    return list(found)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=70, method=2)
+        encoded.append(buffer.getvalue())
+    return encoded

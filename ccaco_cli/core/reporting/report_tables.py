@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,42 @@ import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation.metric_table import Shown, is_shown
+from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
+from ccaco_cli.core.reporting.rows import (
+    ArmMeanRow,
+    ArmRow,
+    ChoiceRow,
+    ClassRow,
+    ComparisonRow,
+    DomainRow,
+    FaithfulnessRow,
+    ReportRow,
+    RunCost,
+    RunRow,
+    Stratum,
+)
+from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.results import Result, Row, Run, aligned, by_arm, by_pool, mean_metrics, strata
+from ccaco_cli.core.scoring.results import Result, Run, by_arm, by_pool, mean_metrics, strata
 
-LOSSES = ("contrastive", "cross", "total")
+WHOLE_GALLERY_STAGES = ("cosine", "two-stage", "cross")
+"""The stages that are measured on the whole gallery. The small pool exists for arms that have no other result."""
+PER_CHOICE = "choice_"
+"""Prefix of the outcomes of choices between captions."""
 
 
 @dataclass(frozen=True)
 class ReportRequest:
     """What a report is about.
 
-    paths      runs, ablations, folders that hold runs, or result files
-    split      which results
-    stages     every stage of a run, not only its own score
-    by         a stratum by which queries are divided, such as ``things``
-    metric     the one that is tested in the ablation's table
-    reference  the arm that others are held against; None = ccaco where it is there, else the first
+    Attributes:
+        paths: runs, ablations, folders that hold runs, or result files.
+        split: the split whose results are shown.
+        stages: True shows every stage of a run, not only the score by which it ranks.
+        by: a stratum by which queries are divided, such as ``things``.
+        metric: the metric that is tested in the table of an ablation.
+        reference: the arm that the others are compared with; None = ``ccaco`` where it is there, else the first arm.
     """
 
     paths: Sequence[Path]
@@ -38,225 +56,206 @@ class ReportRequest:
     metric: str = "R-sum"
     reference: str | None = None
 
+    def runs(self) -> list[Run]:
+        """The finished runs at the paths. Raises DataError: there are none."""
+        return results.find_runs(self.paths)
 
-def table(asked: ReportRequest, name: str | None = None) -> list[Row]:
-    """The rows of a table of ``TABLES``; None = ``ablation`` where every path is one, what the results themselves name, else ``runs``.
+    @property
+    def where(self) -> str:
+        """The paths, for messages."""
+        return ", ".join(map(str, self.paths))
 
-    Raises ConfigError: no such table; DataError: nothing there, or results that cannot be set side by side
+
+def table(request: ReportRequest, name: str | None = None) -> Sequence[ReportRow]:
+    """The rows of a table of ``TABLES``.
+
+    Args:
+        name: None chooses ``ablation`` where every path is one, else the table that the results name, else ``runs``.
+    Raises:
+        ConfigError: no such table.
+        DataError: no results, or results that cannot be compared.
     """
-    chosen = name or (
-        "ablation"
-        if results.only_ablations(asked.paths) and not asked.stages
-        else results.own_table(asked.paths) or "runs"
-    )
-    if chosen not in TABLES:
-        raise ConfigError("no such table", where=chosen, expected=" | ".join(TABLES))
-    return TABLES[chosen](asked)
+    if name is None:
+        only_ablations = results.only_ablations(request.paths) and not request.stages
+        name = "ablation" if only_ablations else results.default_table(request.paths) or "runs"
+    if name not in TABLES:
+        raise ConfigError("no such table", where=name, expected=" | ".join(TABLES))
+    return TABLES[name](request)
 
 
-BLIND = ("", "text_only", "shuffled")
-"""A choice with its own picture, without one, and with another's."""
+def run_rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = False) -> list[RunRow]:
+    """One row for each run (and stage, with ``every_stage``): what it is, its metrics (fractions), and its cost.
 
-
-WHOLE = ("cosine", "two-stage", "cross")
-"""Stages that are measured on the whole gallery."""
-
-
-def rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = False) -> list[Row]:
-    """One row a run (and a stage, when asked): what it is, its metrics (fractions), and what it cost.
-
-    paths  run folders, ablation folders, folders that hold runs, or result files
+    Args:
+        paths: run folders, ablation folders, folders that hold runs, or result files.
     """
-    return aligned([row for run in results.find(paths) for row in _rows_of(run, split, every_stage)])
+    rows = [row for run in results.find_runs(paths) for row in _rows_of_run(run, split, every_stage)]
+    shown = (*listed_parts(name for row in rows for name in row.losses), TOTAL)
+    return [replace(row, losses={f"loss_{name}": row.losses.get(name) for name in shown}) for row in rows]
 
 
-def _runs(asked: ReportRequest) -> list[Row]:
-    if not asked.by:
-        return rows(asked.paths, split=asked.split, every_stage=asked.stages)
-    by = asked.by
-    found = [
-        results.result(run, asked.split, stage)
-        for run in results.find(asked.paths)
-        for stage in _stages(run, asked.split, asked.stages)
-    ]
-    return aligned(
-        [
-            ({**_identity(one.run, one.stage), by: value, "queries": _queries(part)}, dict(part.metrics))
-            for one in found
-            for value, part in strata(one, by).items()
-        ]
-    )
+def domain_embeddings(request: ReportRequest) -> list[tuple[str, dict[str, Any]]]:
+    """(run name, its stored embeddings of both domains before and after training) for each run.
+
+    Raises:
+        DataError: a run without a target domain.
+    """
+    return [(run.name, domain_tables.read_domain_embeddings(run)) for run in request.runs()]
 
 
-def _retrieval(asked: ReportRequest) -> list[Row]:
-    return _per_arm(asked, lambda name: is_shown(name, Shown.RETRIEVAL), spread="R-sum")
+def _runs(request: ReportRequest) -> list[RunRow]:
+    if not request.by:
+        return run_rows(request.paths, split=request.split, every_stage=request.stages)
+    rows = []
+    for run in request.runs():
+        for stage in _stages(run, request.split, request.stages):
+            for value, part in strata(results.load_result(run, request.split, stage), request.by).items():
+                stratum = Stratum(request.by, value)
+                queries = comparison.count_queries(part)
+                rows.append(_run_row(run, stage, dict(part.metrics), stratum=stratum, queries=queries))
+    return rows
 
 
-def _matching(asked: ReportRequest) -> list[Row]:
-    return _per_arm(asked, lambda name: is_shown(name, Shown.MATCHING), spread=None)
+def _retrieval(request: ReportRequest) -> list[ArmMeanRow]:
+    return _arm_means(request, lambda name: is_shown(name, Shown.RETRIEVAL), "R-sum")
 
 
-def _per_arm(asked: ReportRequest, wanted: Callable[[str], bool], spread: str | None) -> list[Row]:
-    """One row a data set, pool and arm: means over seeds."""
-    found = []
-    for (dataset, pool), group in by_pool(results.find(asked.paths), asked.split).items():
-        for label, seeds in by_arm(group).items():
-            metrics = {name: value for name, value in mean_metrics(seeds.values()).items() if wanted(name)}
-            each = [one.metrics[spread] for one in seeds.values()] if spread else []
-            sd = (
-                {f"{spread}_seed_sd": float(np.std(np.array(each, float), ddof=1)) if len(each) > 1 else None}
-                if spread
-                else {}
-            )
-            found.append(({"dataset": dataset, "pool": pool, "arm": label, "seeds": len(seeds)}, metrics, sd))
-    if not any(metrics for _, metrics, _ in found):
-        raise DataError(
-            "these runs have no such figures",
-            where=", ".join(map(str, asked.paths)),
-            expected="runs that measured them",
-        )
-    return aligned(found)
+def _matching(request: ReportRequest) -> list[ArmMeanRow]:
+    return _arm_means(request, lambda name: is_shown(name, Shown.MATCHING), None)
 
 
-def _choices(asked: ReportRequest) -> list[Row]:
-    """One row a run and kind of choice: accuracy beside the two blind ones; chance is a half."""
-    found: list[Row] = []
-    for run in results.find(asked.paths):
-        for stage in _stages(run, asked.split, asked.stages):
-            one = results.result(run, asked.split, stage)
+def _arm_means(request: ReportRequest, shown: Callable[[str], bool], spread_metric: str | None) -> list[ArmMeanRow]:
+    """One row for each data set, pool and arm: means over seeds of the metrics that are ``shown``."""
+    rows = []
+    for (dataset, pool), group in by_pool(request.runs(), request.split).items():
+        for arm, seeds in by_arm(group).items():
+            metrics = {name: value for name, value in mean_metrics(seeds.values()).items() if shown(name)}
+            spread = _seed_sd(list(seeds.values()), spread_metric) if spread_metric else None
+            rows.append(ArmMeanRow(dataset, pool, arm, len(seeds), metrics, spread_metric, spread))
+    if not any(row.metrics for row in rows):
+        raise DataError("these runs have no such figures", where=request.where, expected="runs that measured them")
+    return rows
+
+
+def _seed_sd(seeds: Sequence[Result], metric: str) -> float | None:
+    values = np.array([result.metrics[metric] for result in seeds], float)
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _choices(request: ReportRequest) -> list[ChoiceRow]:
+    """One row for each run and kind of choice, and one for the mean over kinds."""
+    rows = []
+    for run in request.runs():
+        for stage in _stages(run, request.split, request.stages):
+            result = results.load_result(run, request.split, stage)
             kinds = [
-                name.removesuffix("_row") for name in one.items if name.startswith("choice_") and name.endswith("_row")
+                name.removesuffix("_row")
+                for name in result.items
+                if name.startswith(PER_CHOICE) and name.endswith("_row")
             ]
-            for kind in [*kinds, *(["choice"] if kinds else [])]:
-                head = {
-                    "run": run.name,
-                    "dataset": run.dataset,
-                    "arm": run.label,
-                    "seed": run.facts["seed"],
-                    "stage": stage,
-                }
-                count = sum(len(one.items[k]) for k in (kinds if kind == "choice" else [kind]))
-                figures = {
-                    f"{how or 'choice'}_accuracy": one.metrics.get(f"{kind}{how and '_'}{how}_accuracy")
-                    for how in BLIND
-                }
-                found.append(
-                    {
-                        **head,
-                        "kind": kind.removeprefix("choice_") if kind in kinds else "mean",
-                        "items": count,
-                        **figures,
-                    }
-                )
-    if not found:
+            rows += [_choice_row(run, stage, result, kind, [kind]) for kind in kinds]
+            if kinds:
+                rows.append(_choice_row(run, stage, result, "choice", kinds))
+    if not rows:
         raise DataError(
-            "these results have no choices",
-            where=", ".join(map(str, asked.paths)),
-            expected="--on a data set such as sugarcrepe",
+            "these results have no choices", where=request.where, expected="--on a data set such as sugarcrepe"
         )
-    return found
+    return rows
 
 
-def _ablation(asked: ReportRequest) -> list[Row]:
-    return comparison.arms(
-        results.find(asked.paths),
-        split=asked.split,
-        metric=asked.metric,
-        reference=asked.reference,
-        by=asked.by,
-        failed=results.failures(asked.paths),
+def _choice_row(run: Run, stage: str, result: Result, name: str, kinds: Sequence[str]) -> ChoiceRow:
+    return ChoiceRow(
+        run=run.name,
+        dataset=run.dataset,
+        arm=run.label,
+        seed=run.facts["seed"],
+        stage=stage,
+        kind=name.removeprefix(PER_CHOICE) if name in kinds else "mean",
+        items=sum(len(result.items[kind]) for kind in kinds),
+        accuracy=result.metrics.get(f"{name}_accuracy"),
+        text_only_accuracy=result.metrics.get(f"{name}_text_only_accuracy"),
+        shuffled_accuracy=result.metrics.get(f"{name}_shuffled_accuracy"),
     )
 
 
-def looks(asked: ReportRequest) -> list[tuple[str, dict[str, Any]]]:
-    """Run -> its embeddings of both domains before and after training, as ``domain_adaptation.look`` stored them.
-
-    Raises DataError: a run without a target domain
-    """
-    return [(run.name, domain_tables.stored(run)) for run in results.find(asked.paths)]
-
-
-def _domains(asked: ReportRequest) -> list[Row]:
-    return domain_tables.table(results.find(asked.paths), asked.metric, asked.reference)
-
-
-def _classes(asked: ReportRequest) -> list[Row]:
-    return domain_tables.classes(results.find(asked.paths), asked.split)
+def arm_rows(request: ReportRequest) -> list[ArmRow]:
+    """One row for each arm, with the evidence for a difference from the reference arm."""
+    return comparison.arm_rows(
+        request.runs(),
+        split=request.split,
+        metric=request.metric,
+        reference=request.reference,
+        by=request.by,
+        failed=results.failed_cells(request.paths),
+    )
 
 
-def _compared(asked: ReportRequest) -> list[Row]:
-    found = [run for path in asked.paths for run in results.find([path])]
-    if len(found) != 2:
-        raise DataError(
-            f"{len(found)} runs to compare",
-            where=", ".join(map(str, asked.paths)),
-            expected="two runs, or two results of one",
-        )
-    return comparison.pair(found, asked.split)
+def _domains(request: ReportRequest) -> list[DomainRow]:
+    return domain_tables.domain_rows(request.runs(), request.metric, request.reference)
 
 
-def _faithfulness(asked: ReportRequest) -> list[Row]:
-    from ccaco_cli.core.reporting import inspection
-
-    return aligned([(row,) for run in results.find(asked.paths) for row in inspection.table(run, asked.split)])
+def _classes(request: ReportRequest) -> list[ClassRow]:
+    return domain_tables.class_rows(request.runs(), request.split)
 
 
-TABLES: dict[str, Callable[[ReportRequest], list[Row]]] = {
+def _compare(request: ReportRequest) -> list[ComparisonRow]:
+    # each path by itself: comparing a run with itself is two runs, not one
+    runs = [run for path in request.paths for run in results.find_runs([path])]
+    if len(runs) != 2:
+        raise DataError(f"{len(runs)} runs to compare", where=request.where, expected="two runs, or two results of one")
+    return comparison.comparison_rows(runs, request.split)
+
+
+def _faithfulness(request: ReportRequest) -> list[FaithfulnessRow]:
+    from ccaco_cli.core.reporting import faithfulness  # loads torch, which tables of stored results do not need
+
+    return [row for run in request.runs() for row in faithfulness.faithfulness_table(run, request.split)]
+
+
+TABLES: dict[str, Callable[[ReportRequest], Sequence[ReportRow]]] = {
     "runs": _runs,
     "retrieval": _retrieval,
     "matching": _matching,
     "choices": _choices,
-    "ablation": _ablation,
+    "ablation": arm_rows,
     "domains": _domains,
     "classes": _classes,
-    "compare": _compared,
+    "compare": _compare,
     "faithfulness": _faithfulness,
 }
 
 
-def _rows_of(run: Run, split: str, every_stage: bool) -> list[tuple[Row, Row, Row]]:
+def _rows_of_run(run: Run, split: str, every_stage: bool) -> list[RunRow]:
     facts = run.facts
-    losses = _last_losses(run.path / "metrics.jsonl")
-    cost: Row = {"parameters": facts.get("parameters")}
+    losses = _last_losses(run.path)
+    cost = RunCost(facts.get("parameters"))
     if fitted := facts.get("fitted"):
-        cost |= {"steps": fitted["steps"], "seconds": fitted["seconds"]}
-        cost |= {"samples/s": fitted["samples_per_second"], "memory_MiB": fitted["memory"]}
-    cost["warnings"] = list(dict.fromkeys(w["kind"] for w in facts.get("warnings", ())))
-    stages = _stages(run, split, every_stage)
-    return [(_identity(run, stage), dict(facts["metrics"][f"{split}.{stage}"]), losses | cost) for stage in stages]
+        rate, memory = fitted["samples_per_second"], fitted["memory"]
+        cost = RunCost(cost.parameters, fitted["steps"], fitted["seconds"], rate, memory, fitted=True)
+    warnings = comparison.warning_kinds([run])
+    return [
+        _run_row(run, stage, dict(facts["metrics"][f"{split}.{stage}"]), losses=losses, cost=cost, warnings=warnings)
+        for stage in _stages(run, split, every_stage)
+    ]
 
 
-def _stages(run: Run, split: str, every: bool) -> list[str]:
+def _run_row(run: Run, stage: str, metrics: dict[str, float | None], **columns: Any) -> RunRow:
+    weight = run.facts.get("weight") if stage == "two-stage" else None
+    return RunRow(run.name, run.dataset, run.label, run.facts["seed"], stage, weight, metrics, **columns)
+
+
+def _stages(run: Run, split: str, every_stage: bool) -> list[str]:
     stages = [name.partition(".")[2] for name in run.facts["metrics"] if name.startswith(f"{split}.")]
     if not stages:
         known = sorted({name.partition(".")[0] for name in run.facts["metrics"]})
         raise DataError(f"this run has no results on {split}", where=run.path, expected=" or ".join(known))
-    own = run.facts["headline"]
-    return (
-        [s for s in stages if s in (own, *WHOLE)] if every else [own]
-    )  # the small pool is for arms that have no other
+    headline = run.facts["headline"]
+    return [stage for stage in stages if stage in (headline, *WHOLE_GALLERY_STAGES)] if every_stage else [headline]
 
 
-def _identity(run: Run, stage: str) -> Row:
-    facts = run.facts
-    weight = facts.get("weight") if stage == "two-stage" else None
-    return {
-        "run": run.name,
-        "dataset": run.dataset,
-        "arm": run.label,
-        "seed": facts["seed"],
-        "stage": stage,
-        "weight": weight,
-    }
-
-
-def _queries(one: Result) -> int:
-    return sum(len(ranks.rank) for pools in one.evaluation.directions().values() for ranks in pools)
-
-
-def _last_losses(log: Path) -> Row:
-    last: Row = {f"loss_{name}": None for name in LOSSES}
-    for line in log.read_text("utf-8").splitlines() if log.is_file() else ():
-        entry = json.loads(line)
-        last |= {f"loss_{k}": entry[k] for k in LOSSES if k in entry}
-    return last
+def _last_losses(run: Path) -> dict[str, float | None]:
+    """Name of each logged loss -> its last value."""
+    losses: dict[str, float | None] = {}
+    for entry in read_log(run):
+        losses |= {name: entry[name] for name in (*LOSS_PARTS, TOTAL) if name in entry}
+    return losses

@@ -11,6 +11,7 @@ from typing import Any
 from ccaco_cli.core.data.dataset_stats import LEAKAGE, REJECTS
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.reporting.rows import SplitRow
 
 
 def listing() -> list[dict[str, str]]:
@@ -18,19 +19,16 @@ def listing() -> list[dict[str, str]]:
     return [{"name": s.name, "modalities": "-".join(s.modalities), "expects": s.expects} for s in SOURCES.values()]
 
 
-def summary(found: Manifest) -> list[dict[str, object]]:
-    """What a prepared data set holds, one row a split: counts; least, mean and most of what was measured; rejects and why; the protocol."""
-    told: dict[str, dict[str, Any]] = found.facts["inspection"]
-    measured = list(dict.fromkeys(name for part in told.values() for name in part if name != "rejects"))
-    rows: list[dict[str, object]] = []
-    for split, counts in found.facts["splits"].items():
-        spreads = {
-            f"{name}_{part}": told[split].get(name, {}).get(part)
-            for name in measured
-            for part in ("min", "mean", "max")
-        }
-        reasons = [f"{reason} {count}" for reason, count in told[split]["rejects"].items()]
-        rows.append({"split": split, **counts, **spreads, "reasons": reasons, "protocol": found.facts["protocol"]})
+def summary(data: Manifest) -> list[SplitRow]:
+    """What a prepared data set holds, one row for each split."""
+    inspection: dict[str, dict[str, Any]] = data.facts["inspection"]
+    measures = list(dict.fromkeys(name for split in inspection.values() for name in split if name != "rejects"))
+    rows = []
+    for split, counts in data.facts["splits"].items():
+        spreads = {name: inspection[split].get(name) for name in measures}
+        ranges = {name: spread and (spread["min"], spread["mean"], spread["max"]) for name, spread in spreads.items()}
+        reasons = [f"{reason} {count}" for reason, count in inspection[split]["rejects"].items()]
+        rows.append(SplitRow(split, counts, ranges, reasons, data.facts["protocol"]))
     return rows
 
 

@@ -11,7 +11,8 @@ from ccaco_cli.core.data.domains import SOURCE_TEST
 from ccaco_cli.core.errors import ConfigError, GateError
 from ccaco_cli.core.evaluation.significance import BETTER, WORSE
 from ccaco_cli.core.reporting import comparison
-from ccaco_cli.core.reporting.report_tables import ReportRequest, rows
+from ccaco_cli.core.reporting.report_tables import ReportRequest, run_rows
+from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.scoring import results
 
 _GATE = re.compile(r"\s*([\w@:./-]+)\s*(<=|>=|<|>|==)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -27,7 +28,7 @@ def scored_on(metrics: Mapping[str, object]) -> str:
 
 def runs_of(path: Path) -> list[Path]:
     """The finished runs at a path. Raises DataError when there are none."""
-    return [run.path for run in results.find([path])]
+    return [run.path for run in results.find_runs([path])]
 
 
 def broken(asked: ReportRequest, gates: Iterable[str]) -> list[str]:
@@ -41,7 +42,7 @@ def broken(asked: ReportRequest, gates: Iterable[str]) -> list[str]:
         if claim := _CLAIM.fullmatch(gate):
             lines += _claimed(asked, gate, *claim.groups())
         else:
-            lines += failed(rows(asked.paths, split=asked.split, every_stage=asked.stages), gate)
+            lines += failed(as_dicts(run_rows(asked.paths, split=asked.split, every_stage=asked.stages)), gate)
     return lines
 
 
@@ -70,9 +71,12 @@ def _claimed(
     asked: ReportRequest, gate: str, name: str, no: str | None, word: str, reference: str, metric: str
 ) -> list[str]:
     try:
-        verdicts = comparison.claim(results.find(asked.paths), name, reference, metric, asked.split)
+        verdicts = comparison.verdicts(results.find_runs(asked.paths), name, reference, metric, asked.split)
     except ConfigError as error:
         raise GateError(error.what, where=gate, expected=error.expected, next=error.next) from None
     wanted = BETTER if word == "better" else WORSE
-    met = [one for one in verdicts if one[1] == "NaN" or (one[1] == wanted) != bool(no)]
-    return [f"{name} against {reference} on {dataset}: {verdict}; {words} ({gate})" for dataset, verdict, words in met]
+    return [
+        f"{name} against {reference} on {result.dataset}: {result.verdict}; {result.summary} ({gate})"
+        for result in verdicts
+        if result.verdict == comparison.NOT_A_NUMBER or (result.verdict == wanted) != bool(no)
+    ]

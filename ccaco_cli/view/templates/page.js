@@ -45,10 +45,10 @@
   const matches = () => {
     const one = directions[$("g-direction").value], outcome = $("g-outcome").value, words = $("g-words").value.toLowerCase().split(/\s+/).filter(Boolean);
     const kept = [];
-    one.items.forEach((item, i) => {
+    one.queries.forEach((item, i) => {
       const rank = one.rank[i];
       if (outcome === "first" ? rank > 1.5 : outcome === "five" ? rank <= 1.5 || rank > 5.5 : outcome === "missed" ? rank <= 5.5 : false) return;
-      const said = `${labels[one.asks][item]} ${one.asks ? "" : ids[item]}`.toLowerCase();
+      const said = `${labels[one.querySide][item]} ${one.querySide ? "" : ids[item]}`.toLowerCase();
       if (words.every(word => said.includes(word))) kept.push(i);
     });
     if ($("g-order").value === "worst") kept.sort((a, b) => one.rank[b] - one.rank[a]);
@@ -61,14 +61,14 @@
     $("g-back").disabled = at === 0;
     $("g-next").disabled = at + small >= kept.length;
     $("g-list").replaceChildren(...kept.slice(at, at + small).map(i => {
-      const item = one.items[i], answers = one.asks ? 0 : 1;
+      const item = one.queries[i], answers = one.querySide ? 0 : 1;
       const head = make("h3");
-      const asked = one.asks ? null : picture(item);
+      const asked = one.querySide ? null : picture(item);
       if (asked) head.append(asked);
-      head.append(make("span", { textContent: one.asks ? labels[1][item] : ids[item] }));
+      head.append(make("span", { textContent: one.querySide ? labels[1][item] : ids[item] }));
       const hits = make("ol", { className: answers ? "hits texts" : "hits" });
       one.top[i].forEach((found, place) => {
-        const right = one.right[i][place], score = one.score[i][place];
+        const right = one.correct[i][place], score = one.score[i][place];
         const bar = make("i");
         bar.style.width = `${Math.max(2, 100 * (score - low) / (high - low || 1)).toFixed(1)}%`;
         const line = make("li", { className: right ? "right" : "" });

@@ -9,15 +9,30 @@ from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.significance import NOT_SEPARABLE
 from ccaco_cli.core.experiments.fairness import check_fair
-from ccaco_cli.core.reporting.comparison import arms, claim, pair
+from ccaco_cli.core.reporting.comparison import DatasetVerdict, arm_rows, comparison_rows, verdicts
+from ccaco_cli.core.reporting.rows import Cells, as_dicts
 from ccaco_cli.core.scoring import results
+
+
+def arms(measured: list[results.Run], **options: Any) -> list[Cells]:
+    """The rows as CSV and JSON have them."""
+    return as_dicts(arm_rows(measured, **options))
+
+
+def pair(measured: list[results.Run]) -> list[Cells]:
+    return as_dicts(comparison_rows(measured))
+
+
+def verdict(measured: list[results.Run], name: str, reference: str, metric: str) -> DatasetVerdict:
+    """The verdict on the first data set."""
+    return verdicts(measured, name, reference, metric)[0]
 
 
 def runs(fabricate: Any, skills: dict[str, float], seeds: int = 3, **more: Any) -> list[results.Run]:
     for arm, skill in skills.items():
         for seed in range(seeds):
             fabricate(f"{arm}-s{seed}", skill, arm=arm, seed=seed, **more)
-    return results.find([fabricate.root / f"{arm}-s{seed}" for arm in skills for seed in range(seeds)])
+    return results.find_runs([fabricate.root / f"{arm}-s{seed}" for arm in skills for seed in range(seeds)])
 
 
 def test_one_row_an_arm_with_what_speaks_for_a_difference(fabricate: Any) -> None:
@@ -36,7 +51,7 @@ def test_one_row_an_arm_with_what_speaks_for_a_difference(fabricate: Any) -> Non
         0.0,
     )
     clip = rows["clip"]
-    measured = {r.label: [results.result(one) for one in found if one.label == r.label] for r in found}
+    measured = {r.label: [results.load_result(one) for one in found if one.label == r.label] for r in found}
     own, full = ([one.evaluation.metrics["R-sum"] for one in measured[arm]] for arm in ("clip", "ccaco"))
     assert clip["R-sum"] == pytest.approx(sum(own) / 3)
     assert clip["value"] == pytest.approx(clip["R-sum"])
@@ -64,7 +79,7 @@ def test_only_seeds_that_both_have_are_paired(fabricate: Any) -> None:
     paths = [fabricate(f"ccaco-s{s}", 2.0, seed=s) for s in (2, 0, 1)]
     paths += [fabricate(f"clip-s{s}", 2.0, arm="clip", seed=s) for s in (1, 5)]
     paths += [fabricate("cross-s7", 2.0, arm="cross", seed=7)]
-    rows = {row["arm"]: row for row in arms(results.find(paths))}
+    rows = {row["arm"]: row for row in arms(results.find_runs(paths))}
     assert (rows["clip"]["seeds"], rows["clip"]["paired_seeds"]) == (2, 1)
     assert rows["clip"]["difference"] == 0, "seed 1 of both is the same run; another pairing would differ"
     assert rows["clip"]["difference_covers"] == "queries only: one seed"
@@ -87,7 +102,7 @@ def test_slow_arms_are_compared_on_the_gallery_that_all_share(fabricate: Any) ->
     found = runs(fabricate, {"ccaco": 3.0, "clip": 2.0}, seeds=2, small=True)
     for seed in range(2):
         path = fabricate(f"vilbert-s{seed}", 1.0, arm="vilbert", seed=seed, stage="small", small=True)
-        found += results.find([path])
+        found += results.find_runs([path])
     rows = [(row["pool"], row["arm"], row["queries"], row["verdict"] == "reference") for row in arms(found)]
     assert rows == [
         ("full", "ccaco", 180, True),
@@ -96,7 +111,7 @@ def test_slow_arms_are_compared_on_the_gallery_that_all_share(fabricate: Any) ->
         ("first-20", "ccaco", 60, True),
         ("first-20", "clip", 60, False),
     ]
-    assert claim(found, "ccaco", "vilbert", "R-sum")[0][1] == "better"
+    assert verdict(found, "ccaco", "vilbert", "R-sum").verdict == "better"
     assert pair([found[0], found[-1]])[0]["reference"] == "ccaco-s0 (small)"
 
 
@@ -111,14 +126,14 @@ def test_slow_arms_are_compared_on_the_gallery_that_all_share(fabricate: Any) ->
     ],
 )
 def test_unequal_arms_are_refused_by_name(fabricate: Any, setting: dict[str, Any], rule: str, next_to: str) -> None:
-    found = runs(fabricate, {"ccaco": 2.0}, seeds=1) + results.find(
+    found = runs(fabricate, {"ccaco": 2.0}, seeds=1) + results.find_runs(
         [fabricate("clip-s0", 1.0, arm="clip", config=setting)]
     )
     with pytest.raises(ConfigError, match=rf"differ in {rule}: ccaco .*; clip .*{next_to}"):
         arms(found)
     with pytest.raises(ConfigError, match=rule):
-        claim(found, "ccaco", "clip", "R-sum")
-    assert claim(found, "ccaco-s0", "clip-s0", "R-sum"), "two runs by name may be set side by side"
+        verdict(found, "ccaco", "clip", "R-sum")
+    assert verdict(found, "ccaco-s0", "clip-s0", "R-sum"), "two runs by name may be set side by side"
 
 
 def test_epochs_do_not_matter_where_steps_are_set() -> None:
@@ -140,13 +155,13 @@ def test_strata_divide_queries_and_not_galleries(fabricate: Any) -> None:
     assert [(row["things"], row["arm"], row["queries"]) for row in rows] == [
         (value, arm, n) for value, n in ((2, 90), (3, 87), (5, 3)) for arm in ("ccaco", "clip")
     ]
-    one = results.result(found[0])
+    one = results.load_result(found[0])
     parts = results.strata(one, "things")
     assert {part.evaluation.a_to_b[0].gallery for part in parts.values()} == {120}
     assert parts[3].evaluation.b_to_a[0].query_group.tolist() == [g for g in range(30, 59) for _ in range(2)]
     hits = one.evaluation.b_to_a[0].hits(1)
     assert parts[2].metrics["text_to_image_R@1"] == pytest.approx(hits[:60].mean())
-    both = [results.strata(results.result(run), "things")[2].metrics["text_to_image_R@1"] for run in found[:2]]
+    both = [results.strata(results.load_result(run), "things")[2].metrics["text_to_image_R@1"] for run in found[:2]]
     assert rows[0]["text_to_image_R@1"] == pytest.approx(sum(both) / 2)
     assert rows[1]["verdict"] == "worse"
     assert (rows[5]["verdict"], rows[5]["low"]) == ("too few queries", None)
@@ -158,15 +173,15 @@ def test_choices_are_tested_by_picture(fabricate: Any) -> None:
     items = {"binding": [1, 0] * 20, "binding_row": [i // 2 for i in range(40)], "matching": [1] * 120}
     sick = {"binding": [0, 0] * 20, "binding_row": items["binding_row"], "matching": [1, 0] * 60}
     paths = [fabricate("ccaco-s0", 1.0, items=items), fabricate("clip-s0", 1.0, arm="clip", items=sick)]
-    rows = arms(results.find(paths), metric="binding_accuracy")
+    rows = arms(results.find_runs(paths), metric="binding_accuracy")
     assert [(row["value"], row["difference"]) for row in rows] == [(0.5, None), (0.0, -0.5)]
-    assert claim(results.find(paths), "ccaco", "clip", "matching_accuracy")[0][1] == "better"
+    assert verdict(results.find_runs(paths), "ccaco", "clip", "matching_accuracy").verdict == "better"
     with pytest.raises(ConfigError, match="no such metric: sign_accuracy"):
-        arms(results.find(paths), metric="sign_accuracy")
+        arms(results.find_runs(paths), metric="sign_accuracy")
 
 
 def test_two_runs_metric_by_metric(fabricate: Any) -> None:
-    found = results.find(
+    found = results.find_runs(
         [fabricate("a", 1.0, seed=0), fabricate("b", 2.5, arm="clip", seed=1, config={"optim.epochs": 2})]
     )
     rows = {row["metric"]: row for row in pair(found)}
@@ -181,44 +196,45 @@ def test_two_runs_metric_by_metric(fabricate: Any) -> None:
     one = rows["text_to_image_R@1"]
     assert (one["reference"], one["other"]) == ("a (two-stage)", "b (two-stage)")
     assert one["difference"] == pytest.approx(one["other_value"] - one["reference_value"])
-    direct = significance.compare(*([results.result(run).per_query("text_to_image_R@1")] for run in found))
+    direct = significance.compare(*([results.load_result(run).per_query("text_to_image_R@1")] for run in found))
     assert one["p"] == direct.p
     assert {row["difference"] for row in pair([found[0], found[0]])} == {0.0}
 
 
-def test_claims_in_words(fabricate: Any) -> None:
+def test_verdicts(fabricate: Any) -> None:
     found = runs(fabricate, {"ccaco": 3.0, "clip": 1.0, "twin": 3.0}, seeds=2)
-    assert claim(found, "ccaco", "clip", "text_to_image_R@1")[0][:2] == ("toy", "better")
-    assert claim(found, "clip", "ccaco", "R-sum")[0][1] == "worse"
-    assert claim(found, "ccaco", "twin", "R-sum")[0][1] == NOT_SEPARABLE
-    assert claim(found, "ccaco-s0", "clip-s1", "R-sum")[0][1] == "better"
-    other = results.find(
+    first = verdict(found, "ccaco", "clip", "text_to_image_R@1")
+    assert (first.dataset, first.verdict) == ("toy", "better")
+    assert verdict(found, "clip", "ccaco", "R-sum").verdict == "worse"
+    assert verdict(found, "ccaco", "twin", "R-sum").verdict == NOT_SEPARABLE
+    assert verdict(found, "ccaco-s0", "clip-s1", "R-sum").verdict == "better"
+    other = results.find_runs(
         [fabricate("clip-s9", 1.0, arm="solo", seed=9), fabricate("far", 1.0, arm="far", dataset="sea")]
     )
     with pytest.raises(DataError, match="no seed in common"):
-        claim(found + other, "ccaco", "solo", "R-sum")
+        verdict(found + other, "ccaco", "solo", "R-sum")
     with pytest.raises(DataError, match="never measured on the same data set"):
-        claim(found + other, "ccaco", "far", "R-sum")
+        verdict(found + other, "ccaco", "far", "R-sum")
     with pytest.raises(DataError, match=r"no such arm or run here: cliff; expected ccaco \| clip"):
-        claim(found, "cliff", "clip", "R-sum")
+        verdict(found, "cliff", "clip", "R-sum")
     with pytest.raises(ConfigError, match="no such metric"):
-        claim(found, "ccaco", "clip", "R@1")
+        verdict(found, "ccaco", "clip", "R@1")
 
 
 def test_a_figure_that_is_no_number_is_said(fabricate: Any) -> None:
     found = runs(fabricate, {"clip": 1.0}, seeds=1)
     facts = {"metrics": {"test.two-stage": {"R-sum": None}}}
-    found += results.find([fabricate("sick-s0", 1.0, arm="sick", facts=facts)])
-    assert claim(found, "sick", "clip", "R-sum")[0][1] == "NaN"
+    found += results.find_runs([fabricate("sick-s0", 1.0, arm="sick", facts=facts)])
+    assert verdict(found, "sick", "clip", "R-sum").verdict == "NaN"
 
 
 def test_other_test_pools_are_refused(fabricate: Any, tmp_path: Path) -> None:
     found = runs(fabricate, {"ccaco": 1.0}, seeds=1)
-    other = results.find([fabricate("clip-s0", 1.0, arm="clip", data="e" * 64)])
-    for compare in (arms, pair, lambda both: claim(both, "ccaco", "clip", "R-sum")):
+    other = results.find_runs([fabricate("clip-s0", 1.0, arm="clip", data="e" * 64)])
+    for compare in (arms, pair, lambda both: verdict(both, "ccaco", "clip", "R-sum")):
         with pytest.raises(DataError, match=r"different test pools .*toy (d{12}; .*toy e{12}|e{12}; .*toy d{12});"):
             compare(found + other)
-    elsewhere = results.find([fabricate("clip-s0", 1.0, arm="clip", dataset="sea", root=tmp_path)])
+    elsewhere = results.find_runs([fabricate("clip-s0", 1.0, arm="clip", dataset="sea", root=tmp_path)])
     assert [(row["dataset"], row["verdict"]) for row in arms(found + elsewhere)] == [
         ("toy", "reference"),
         ("sea", "reference"),
@@ -231,5 +247,5 @@ def test_choices_are_divided_by_their_picture(fabricate: Any) -> None:
     run = fabricate(
         "ccaco-s0", 1.0, items={"binding": right, "binding_row": rows}, strata={"things": [2] * 10 + [3] * 50}
     )
-    found = arms(results.find([run]), by="things", metric="binding_accuracy")
+    found = arms(results.find_runs([run]), by="things", metric="binding_accuracy")
     assert [(row["things"], row["binding_accuracy"], row["value"]) for row in found] == [(2, 0.5, 0.5), (3, 0.0, 0.0)]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ccaco_cli.core.reporting import page, report_tables
 from ccaco_cli.core.reporting.report_tables import ReportRequest
+from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.scoring import results
 
 
@@ -20,15 +21,15 @@ def test_a_page_of_arms_without_models(fabricate: Any) -> None:
         for seed in (0, 1)
     ]
     found = page.gather(ReportRequest(paths))
-    assert [row["arm"] for row in found.arms] == ["ccaco", "clip"] and len(found.runs) == 4
+    assert [row.arm for row in found.arms] == ["ccaco", "clip"] and len(found.runs) == 4
     assert list(found.recalls) == ["ccaco", "clip"]
-    assert found.inside is None and any("What needs the model" in reason for reason in found.missing)
-    told = {one.metric: one for one in found.headline}
-    both = [results.result(run).metrics for run in results.find(paths[:2])]
+    assert found.model is None and any("What needs the model" in reason for reason in found.missing)
+    summary = {metric.metric: metric for metric in found.summary}
+    both = [results.load_result(run).metrics for run in results.find_runs(paths[:2])]
     for metric in ("R-sum", "text_to_image_R@1"):
-        assert told[metric].value == pytest.approx(np.mean([m[metric] for m in both]))
-        assert told[metric].low < told[metric].value < told[metric].high
-    assert told["R-sum"].covers == "queries and seeds"
+        assert summary[metric].value == pytest.approx(np.mean([m[metric] for m in both]))
+        assert summary[metric].low < summary[metric].value < summary[metric].high
+    assert summary["R-sum"].covers == "queries and seeds"
     assert found.logs["ccaco-0"][0]["contrastive"] == 2.0
 
 
@@ -39,22 +40,22 @@ def test_runs_that_cannot_be_compared_still_have_a_page(fabricate: Any) -> None:
 
 
 def test_a_page_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.inspection, "PAIRS", 6)
+    monkeypatch.setattr(page.faithfulness, "PAIRS", 6)
     found = page.gather(ReportRequest([run]))
-    assert found.inside is not None and not found.missing
-    inside = found.inside
-    assert [one.direction for one in inside.answers] == ["text_to_image", "image_to_text"]
-    assert inside.pictures[0] and Image.open(io.BytesIO(inside.pictures[0])).format == "WEBP"
-    assert len(inside.pictures) == len(inside.ids) == len(inside.labels[0]) == 25
-    assert {row["method"] for row in inside.faith} == {"attention", "gradient"}
-    assert inside.examples and inside.examples[0].picture is not None
-    origin = found.origins[0]
+    assert found.model is not None and not found.missing
+    model = found.model
+    assert [one.direction for one in model.ranked] == ["text_to_image", "image_to_text"]
+    assert model.thumbnails[0] and Image.open(io.BytesIO(model.thumbnails[0])).format == "WEBP"
+    assert len(model.thumbnails) == len(model.ids) == len(model.labels[0]) == 25
+    assert {row.method for row in model.faithfulness} == {"attention", "gradient"}
+    assert model.examples and model.examples[0].image is not None
+    origin = found.provenance[0]
     assert origin.command.split()[0] == "ccaco" and len(origin.sha256) == 64 and origin.inputs["dataset"]["sha256"]
     assert origin.config.startswith('dataset = "scenes"')
-    assert found.title == "first" and len(report_tables.rows([run])) == len(found.runs)
+    assert found.title == "first" and len(report_tables.run_rows([run])) == len(found.runs)
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
-    assert page.log(tmp_path) == [{"step": 1}]
-    assert page.log(tmp_path / "gone") == []
+    assert read_log(tmp_path) == [{"step": 1}]
+    assert read_log(tmp_path / "gone") == []

@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError, DataError, GateError
-from ccaco_cli.core.reporting.report_tables import ReportRequest, rows, table
+from ccaco_cli.core.reporting import report_tables
+from ccaco_cli.core.reporting.report_tables import ReportRequest
+from ccaco_cli.core.reporting.rows import Cells, as_dicts
 from ccaco_cli.core.workflows.report import broken
+
+
+def rows(paths: list[Path]) -> list[Cells]:
+    """The rows as CSV and JSON have them."""
+    return as_dicts(report_tables.run_rows(paths))
+
+
+def table(request: ReportRequest, name: str | None = None) -> list[Cells]:
+    return as_dicts(report_tables.table(request, name))
 
 
 def runs(fabricate: Any, **skills: float) -> ReportRequest:
