@@ -15,7 +15,7 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.settings import ConfigKey, check_choice, check_range, config_keys
 
 C = TypeVar("C")
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -88,4 +88,6 @@ def _toml(value: Any) -> str:
     """A value as it is written in TOML, on one line."""
     import tomli_w
 
-    return " ".join(tomli_w.dumps({"value": value}).removeprefix("value = ").split())
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
