@@ -46,7 +46,7 @@ RUN_DETAILS = ("seed", "weight", "parameters", "steps", "loss_total", "samples/s
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """The layout of one kind of row.
 
     Attributes:
@@ -69,7 +69,7 @@ class Layout:
         return NARROW_METRICS if priority is None and is_shown(column, Shown.NARROW) else priority
 
 
-def layout_of(row: ReportRow) -> Layout:
+def layout_of(row: ReportRow) -> RowLayout:
     """The layout of a row's class."""
     return LAYOUTS[type(row)]
 
@@ -173,38 +173,38 @@ def _split(row: SplitRow) -> Cells:
 
 
 _SCORES = {"R-sum": 0, **RECALLS, "class_accuracy": 2, "warnings": 1, "seconds": 4}
-LAYOUTS: dict[type[ReportRow], Layout] = {
-    RunRow: Layout(_run, {"run": 0, "stage": 1, **_SCORES, "arm": 6, "queries": 7}, ("run",)),
-    ArmRow: Layout(
+LAYOUTS: dict[type[ReportRow], RowLayout] = {
+    RunRow: RowLayout(_run, {"run": 0, "stage": 1, **_SCORES, "arm": 6, "queries": 7}, ("run",)),
+    ArmRow: RowLayout(
         _arm,
         {"dataset": 0, "pool": 0, "arm": 0, "verdict": 0, **_SCORES, "failed": 1, "seeds": 5, "change against *": 6},
         ("arm",),
     ),
-    ArmMeanRow: Layout(
+    ArmMeanRow: RowLayout(
         _run, {"dataset": 0, "pool": 0, "arm": 0, **_SCORES, "*_accuracy": 1, "seeds": 5, "*_seed_sd": 4}, ("arm",)
     ),
-    DomainRow: Layout(
+    DomainRow: RowLayout(
         _domain,
         {"dataset": 0, "sources": 0, "target_domain": 0, "arm": 0, "target (*": 0, "95 %": 1, "gain": 1, "warnings": 1}
         | {"source": 2, "retention": 2, "seeds": 5, "reference": 6},
         ("arm",),
     ),
-    ComparisonRow: Layout(
+    ComparisonRow: RowLayout(
         _comparison,
         {"metric": 0, "A: *": 0, "B: *": 0, "B - A": 0, "B is": 0, "95 %": 1, "p (Holm)": 2},
         ("metric",),
     ),
-    ChoiceRow: Layout(
+    ChoiceRow: RowLayout(
         _choice, {"run": 0, "kind": 0, "stage": 1, "*_accuracy": 1, "items": 3, "arm": 6}, ("run", "kind")
     ),
-    ClassRow: Layout(_class, {"run": 0, "class": 0, "class_accuracy": 0, "arm": 6}, ("run", "class")),
-    FaithfulnessRow: Layout(
+    ClassRow: RowLayout(_class, {"run": 0, "class": 0, "class_accuracy": 0, "arm": 6}, ("run", "class")),
+    FaithfulnessRow: RowLayout(
         _faithfulness,
         {"run": 0, "method": 0, "measure": 0, "word": 0, "value": 0, "verdict": 0, "95 %": 1}
         | {"random": 2, "centre": 3, "cases": 4},
         ("run", "method", "measure"),
     ),
-    SplitRow: Layout(_split, {}, ("split",)),
+    SplitRow: RowLayout(_split, {}, ("split",)),
 }
 """Class of row -> its layout."""
 

@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.config import DomainConfig
+from ccaco_cli.core.data.domain_names import SOURCE_TEST, TARGET_VAL
 from ccaco_cli.core.data.pairs import Array, PairData, Split
 from ccaco_cli.core.errors import ConfigError, DataError
 
-TARGET_VAL, SOURCE_TEST = "val-target", "test-source"
-ORACLE = "oracle"
-"""Name of the checkpoint, and of the results, that were chosen with the labels of the target domain."""
-DOMAIN_EMBEDDINGS = "domains.json"
-"""File in the results of a run: embeddings of both domains before and after training."""
 ORIGIN = {"train": "train", "val": "val", TARGET_VAL: "val", "test": "test", SOURCE_TEST: "test"}
 """Split of this view -> split of the data set that its rows come from."""
 TARGET_SPLITS = (TARGET_VAL, "test")

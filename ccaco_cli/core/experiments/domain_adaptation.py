@@ -13,7 +13,8 @@ import torch
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.domains import DOMAIN_EMBEDDINGS, AcrossDomains, split_names, unpaired_rows
+from ccaco_cli.core.data.domain_names import DOMAIN_EMBEDDINGS
+from ccaco_cli.core.data.domains import AcrossDomains, split_names, unpaired_rows
 from ccaco_cli.core.data.loader import NONE, Array, Column
 from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.encode import encode

@@ -18,7 +18,7 @@ from ccaco_cli.core import distributed, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import decode_image
-from ccaco_cli.core.data.domains import ORACLE, TARGET_VAL
+from ccaco_cli.core.data.domain_names import ORACLE, TARGET_VAL
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.encoding.columns import columns

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ccaco_cli.core.data.domains import DOMAIN_EMBEDDINGS, ORACLE, SOURCE_TEST
+from ccaco_cli.core.data.domain_names import DOMAIN_EMBEDDINGS, ORACLE, SOURCE_TEST
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.reporting.comparison import warning_kinds

@@ -11,7 +11,7 @@ from typing import Any
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.domains import ORACLE, SOURCE_TEST
+from ccaco_cli.core.data.domain_names import ORACLE, SOURCE_TEST
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.rerank import score_kind
