@@ -47,7 +47,7 @@ def running(paths: Sequence[Path]) -> list[Path]:
 
 
 def snapshot(paths: Sequence[Path]) -> Any:
-    """A Rich table with one row per run: step, losses and validation as sparklines, and the age of the last log line."""
+    """A Rich table with one row per run: step, losses and validation as sparklines, age of the last log line."""
     from rich.table import Table
 
     logs = {run: read_log(run) for run in running(paths)}

@@ -5,7 +5,7 @@ Nothing here imports torch at module level, so that reports and charts start fas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,11 +108,11 @@ def part_weights(config: LossConfig, beta: float, head_weights: Mapping[str, flo
     return {name: weight for name, weight in weights.items() if weight is not None}
 
 
-def logged_names() -> tuple[str, ...]:
-    """Names of all losses that a log may hold: the total, then the parts."""
-    return (TOTAL, *LOSS_PARTS)
+def listed_parts(logged: Iterable[str]) -> tuple[str, ...]:
+    """Names of the parts that tables of runs show: those that are in a log, and those that are always listed.
 
-
-def weight_keys() -> tuple[str, ...]:
-    """Keys of the parts' weights in ``metrics.jsonl``."""
-    return tuple(part.weight_key for part in LOSS_PARTS.values())
+    Args:
+        logged: names in the logs of the runs.
+    """
+    names = set(logged)
+    return tuple(name for name, part in LOSS_PARTS.items() if part.always_listed or name in names)

@@ -273,7 +273,7 @@ class Trainer:
             if (chance := loss_part.chance(config.loss, config.optim.batch_size)) is not None
         }
         heads_only = adaptation is not None and config.loss.alpha == config.loss.beta == 0
-        trained_modalities = adaptation.reads if adaptation is not None and heads_only else ()
+        trained_modalities = adaptation.modalities if adaptation is not None and heads_only else ()
         problems = health_checks.check_model(self.state.aligner, batch, metrics, chance_levels, trained_modalities)
         return problems | health_checks.check_domain_classifier(metrics.get(step.DOMAIN_ACCURACY, ()))
 

@@ -109,8 +109,8 @@ class TrainingState:
     def _build_optimizer(self) -> None:
         """AdamW of the aligner, the heads and the learned loss weights."""
         optim = self.config.optim
-        critics = [] if self.adaptation is None else list(self.adaptation.critics.parameters())
-        heads = [] if self.adaptation is None else self.adaptation.others()
+        critics = [] if self.adaptation is None else list(self.adaptation.domain_classifiers.parameters())
+        heads = [] if self.adaptation is None else self.adaptation.predictor_parameters()
         trained = [p for p in self.aligner.parameters() if p.requires_grad]
         self.clipped_parameters = trained + critics + heads
         self.optimizer = adamw(self.aligner, optim)

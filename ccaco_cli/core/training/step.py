@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ccaco_cli.core import distributed
-from ccaco_cli.core.config import LossConfig, ParallelConfig
+from ccaco_cli.core.config import DomainConfig, LossConfig, ParallelConfig
 from ccaco_cli.core.losses import domain
 from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.parts import part_weights
@@ -21,6 +21,16 @@ from ccaco_cli.core.types import Embedding, Features, PairBatch
 
 DOMAIN_ACCURACY = "domain_accuracy"
 """Accuracy of the domain classifiers 0..1 in the results of a step; not a loss."""
+
+
+def uses_domain_loss(config: DomainConfig) -> bool:
+    """Whether a run has a domain loss. Raises ConfigError: no such loss."""
+    return bool(domain.domain_terms(config.loss))
+
+
+def uses_domain_classifier(config: DomainConfig) -> bool:
+    """Whether the domain loss of a run is adversarial. Raises ConfigError: no such loss."""
+    return domain.ADVERSARIAL in domain.domain_terms(config.loss)
 
 
 class StepLosses(nn.Module):
@@ -92,7 +102,7 @@ class StepLosses(nn.Module):
         embeddings: dict[str, Embedding] = {}
         with paired_rows(len(batch.rows)):
             for modality, samples, sample_index in sides:
-                if self._aligns(beta) or (self.adaptation is not None and modality in self.adaptation.reads):
+                if self._aligns(beta) or (self.adaptation is not None and modality in self.adaptation.modalities):
                     embedding, features[modality] = self.aligner.encode(modality, samples)
                     embeddings[modality] = embedding if sample_index is None else embedding[sample_index]
         return features, embeddings
@@ -137,10 +147,10 @@ def _with_heads(
     ramp = domain.ramp(progress)
     domains, accuracies = [], []
     for modality in adaptation.domains:
-        features, codes = adaptation.features(z[modality]), adaptation.domain(z[modality], domain_of_pair)
+        features, codes = adaptation.features(z[modality]), adaptation.domain_labels(z[modality], domain_of_pair)
         logits = None
-        if modality in adaptation.critics:
-            logits = adaptation.critics[modality](domain.reverse(features, ramp))
+        if modality in adaptation.domain_classifiers:
+            logits = adaptation.domain_classifiers[modality](domain.reverse(features, ramp))
             accuracies.append((logits.argmax(1) == codes).float().mean())
         domains.append(domain.DomainFeatures(features, codes, ramp, logits))
     inputs = replace(inputs, domain_loss=adaptation.config.loss, domains=domains)

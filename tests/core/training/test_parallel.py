@@ -16,7 +16,7 @@ from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan, part
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.domain import ADVERSARIAL
 from ccaco_cli.core.model import weights
-from ccaco_cli.core.model.adaptation import Adaptation
+from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
 from ccaco_cli.core.training import checkpoint, parallel, step
 from ccaco_cli.core.training.config_checks import check
 from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, fit
@@ -81,7 +81,8 @@ def data_of(toy: Any, config: Any) -> tuple[Any, Any, Any]:
     plan = PairPlan(a, b, np.arange(16) // 2, config.optim.batch_size, config.seed, unpaired=(np.arange(16, 24), NONE))
     codes, label = torch.zeros(2, dtype=torch.long), torch.full((24,), -1)
     torch.manual_seed(4)
-    heads = Adaptation(config.domain, 8, {"image": 2}, codes, label, adversarial=config.domain.loss == ADVERSARIAL)
+    task = AdaptationTask({"image": 2}, codes, label, adversarial=config.domain.loss == ADVERSARIAL)
+    heads = Adaptation(config.domain, 8, task)
     return PairDataset(a, b, np.arange(24), np.arange(24) // 16), plan, heads
 
 

@@ -11,7 +11,7 @@ from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan
 from ccaco_cli.core.losses import contrastive, domain
 from ccaco_cli.core.losses.total import CROSS_LOSSES
-from ccaco_cli.core.model.adaptation import Adaptation
+from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
 from ccaco_cli.core.training import step
 
 
@@ -93,15 +93,10 @@ def across(toy: Any, name: str, **more: Any) -> tuple[Any, Any, Any]:
     given = PairDataset(a, b, np.arange(24), np.arange(24) // 16)[plan.epoch(0)[0]]
     torch.manual_seed(0)
     label = torch.arange(24) % 3
-    heads = Adaptation(
-        config.domain,
-        8,
-        {"image": 2},
-        torch.zeros(2, dtype=torch.long),
-        label,
-        adversarial=name in ("dann", "both"),
-        **more,
+    task = AdaptationTask(
+        {"image": 2}, torch.zeros(2, dtype=torch.long), label, adversarial=name in ("dann", "both"), **more
     )
+    heads = Adaptation(config.domain, 8, task)
     return config, given, heads.eval()
 
 
@@ -116,7 +111,7 @@ def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) 
     )
     assert torch.allclose(parts["total"], plain["total"] + 0.5 * parts["domain"])
     features = heads.features(aligner.encode("image", given.a)[0].z)
-    logits = heads.critics["image"](features) if len(heads.critics) else None
+    logits = heads.domain_classifiers["image"](features) if len(heads.domain_classifiers) else None
     seen = domain.DomainFeatures(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
     assert torch.allclose(parts["domain"], domain.domain_loss(name, seen))
     assert ("domain_accuracy" in parts) == (name in ("dann", "both"))
@@ -126,9 +121,9 @@ def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
     config, given, heads = across(toy, "dann")
     aligner = toy.aligner(config).eval()
     losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(given, 0.0, None, 1.0)["total"].backward()
-    tower, critic = aligner.sides["image"].tower.linear.weight, heads.critics["image"][0].weight
+    tower, critic = aligner.sides["image"].tower.linear.weight, heads.domain_classifiers["image"][0].weight
     features = heads.features(aligner.encode("image", given.a)[0].z)
-    plain = 0.5 * domain.dann(heads.critics["image"](features), torch.arange(16) // 8)
+    plain = 0.5 * domain.dann(heads.domain_classifiers["image"](features), torch.arange(16) // 8)
     up, down = torch.autograd.grad(plain, (tower, critic))
     assert torch.allclose(critic.grad, down, atol=1e-6)
     assert torch.allclose(tower.grad, -domain.ramp(1.0) * up, atol=1e-6)
