@@ -85,7 +85,15 @@ def embedded(run: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactor
     """Embeddings of the test split in shards of 10, and the index beside them (``path.parent / "scenes.idx"``)."""
     folder = tmp_path_factory.mktemp("embeddings")
     embed(
-        EmbedRequest(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", shard=10),
+        EmbedRequest(
+            run,
+            "scenes",
+            out=folder / "test",
+            index=folder / "scenes.idx",
+            device="cpu",
+            shard=10,
+            precision="fp32",  # auto is bf16 on some CPUs
+        ),
         data_root=data_root,
     )
     from ccaco_cli.core import manifest

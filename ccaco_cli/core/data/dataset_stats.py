@@ -186,10 +186,10 @@ def _refuse_duplicate_ids(folder: Path, ids: dict[str, list[Hashes]]) -> None:
         duplicates = [id for id, count in candidates.items() if count > 1]
         if duplicates:  # otherwise only the hashes are equal
             raise DataError(
-                "two samples have one id",
+                "two samples have the same id",
                 where=duplicates[0],
-                expected="an id for every sample",
-                next="mend the list of the data set",
+                expected="a unique id for every sample",
+                next="correct the list of the data set",
             )
 
 

@@ -89,7 +89,10 @@ def _resolve(source: Source, path: Path | None) -> Path | None:
         )
     if not path.exists():
         raise DataError(
-            "nothing there", where=path, expected=source.expects, next=f"ccaco prepare {source.name} --source PATH"
+            "no such file or folder",
+            where=path,
+            expected=source.expects,
+            next=f"ccaco prepare {source.name} --source PATH",
         )
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 

@@ -154,7 +154,7 @@ def refuse_overwrite(out: Path) -> None:
 
 def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float) -> None:
     if not stats.records:
-        raise DataError("the source has no records", expected="at least one", next="look at --source and --limit")
+        raise DataError("the source has no records", expected="at least one", next="check --source and --limit")
     if stats.rejected > max_rejects * stats.records or stats.rejected == stats.records:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.facts["rejects"].items())
         share = math.ceil(100 * stats.rejected / stats.records) / 100
@@ -162,7 +162,7 @@ def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float) -> No
             f"{stats.rejected} of {stats.records} samples rejected ({reasons})",
             where=partial / REJECTS,
             expected=f"at most {max_rejects:.2%}",
-            next="mend them" if stats.rejected == stats.records else f"mend them, or --max-rejects {share:g}",
+            next="correct them" if stats.rejected == stats.records else f"correct them, or --max-rejects {share:g}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Which way the items of a split reach the model: tokenised text, pixels, media decoded on the fly, or cached tokens."""
+"""How the items of a split reach the model: tokenised text, pixels, media decoded at each use, or cached tokens."""
 
 from __future__ import annotations
 
@@ -24,63 +24,68 @@ def columns(
     config: ModelConfig,
     on_progress: OnProgress = no_progress,
 ) -> dict[str, Column]:
-    """Both modalities' items of a split; tokens of locked towers come from the data set's cache (made on the first call).
+    """The items of both modalities of a split, by modality.
 
-    on_progress  told while tokens are computed, with ``facts["what"]``
+    The tokens of a locked tower come from the cache of the data set, which the first call fills.
+
+    Args:
+        towers: those of the aligner, by modality.
+        on_progress: called while tokens are computed, with ``facts["what"]``.
     """
     device = next(aligner.parameters()).device
-    return {
-        m: _column(data, split, m, aligner.sides[m].tower, towers[m], config, device, on_progress)
-        for m in data.modalities
-    }
+
+    def column(modality: str) -> Column:
+        tower = towers[modality]
+        lock = config.tower(modality).lock
+        uncached = _uncached(data, split, tower, lock, on_progress)
+        return _cached(data, split, tower, uncached, config, device, on_progress) if lock else uncached
+
+    return {modality: column(modality) for modality in data.modalities}
 
 
-def _column(
+def _cached(
     data: PairData,
     split: str,
-    modality: str,
-    module: Any,
     tower: Tower,
+    column: Column,
     config: ModelConfig,
     device: Any,
     on_progress: OnProgress,
 ) -> Column:
-    settings = config.tower(modality)
-    found = _raw(data, split, modality, tower, settings.lock, on_progress)
-    if not settings.lock:
-        return found
-    most = settings.cache_tokens if tower.grid else 0
+    """The tokens of a locked tower; ``column`` is read only where they are not cached yet."""
+    modality = tower.modality
+    max_tokens = config.tower(modality).cache_tokens if tower.grid else 0
     name = cache.key(
-        tower=tower.fingerprint, data=data.manifest.sha256, split=data.split(split).key, modality=modality, tokens=most
+        tower=tower.fingerprint,
+        data=data.manifest.sha256,
+        split=data.split(split).key,
+        modality=modality,
+        tokens=max_tokens,
     )
     what = f"{modality} tokens of {split}"
-    kept = cached(
-        module,
-        found,
+    tokens = cached(
+        tower.module,
+        column,
         data.manifest.path / "cache" / name,
         grid=tower.grid,
-        most=most,
+        max_tokens=max_tokens,
         device=device,
         on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": what}),
     )
-    kept.cut = getattr(found, "cut", 0)
-    return kept
+    tokens.cut = getattr(column, "cut", 0)
+    return tokens
 
 
-def _raw(data: PairData, split: str, modality: str, tower: Tower, lock: bool, on_progress: OnProgress) -> Column:
-    part = data.split(split)
+def _uncached(data: PairData, split: str, tower: Tower, lock: bool, on_progress: OnProgress) -> Column:
+    """The inputs of a tower."""
+    part, modality = data.split(split), tower.modality
     name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))
     path = data.manifest.path / "cache" / name
     kind = MODALITIES[modality].kind
     if kind == "text":
         return TextColumn(part, tower.preprocess, path)
-    if kind == "clip":
-        # of a locked tower the tokens are kept, and each clip is decoded for them once
-        return (
-            MediaColumn(part, modality, tower.preprocess)
-            if lock
-            else ClipColumn(part, modality, tower.preprocess, path, on_progress)
-        )
+    if kind == "clip" and not lock:  # a locked tower decodes each clip only once, for its token cache
+        return ClipColumn(part, modality, tower.preprocess, path, on_progress)
     if kind == "still" and tower.input_size is not None and max(tower.input_size) <= PIXELS_IN_CACHE:
         return PixelColumn(part, modality, tower.preprocess, path)
     return MediaColumn(part, modality, tower.preprocess)

@@ -1,4 +1,4 @@
-"""Where the prepared data set of a name lies."""
+"""Finds the prepared folder of a data set, and prepares embedded data sets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def locate(dataset: str, data_root: Path = Path("data")) -> Path:
-    """The prepared folder that NAME or FOLDER means.
+    """Finds the prepared folder of a data set.
 
-    An embedded source that is not there yet gives the folder where it belongs (``needs_prepare`` is then true).
-    Raises  DataError with the command that makes it
+    Args:
+        dataset: a name below ``data_root``, or a folder.
+    Returns:
+        The folder. That of an embedded source may not exist yet (``needs_prepare`` is then true).
+    Raises:
+        DataError: no such data set, or it is not prepared; names the command that prepares it.
     """
     home = data_root / dataset
-    found = next((path for path in (home, Path(dataset)) if manifest.exists(path)), None)
-    if found is not None:
-        return found
+    folder = next((path for path in (home, Path(dataset)) if manifest.exists(path)), None)
+    if folder is not None:
+        return folder
     if dataset in SOURCES:
         if SOURCES[dataset].embedded:
             return home
@@ -55,7 +59,8 @@ def needs_prepare(dataset: str, data_root: Path = Path("data")) -> bool:
 def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = no_progress) -> Path:
     """The prepared folder that NAME or FOLDER means; an embedded data set is prepared on the way when it is not there.
 
-    Raises  what ``locate`` and ``prepare`` raise
+    Raises:
+        what ``locate`` and ``prepare`` raise
     """
     path = locate(dataset, data_root)
     if not manifest.exists(path):

@@ -265,9 +265,9 @@ def test_a_split_name_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_twins_and_leakage(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="two samples have one id: id7"):
+    with pytest.raises(DataError, match="two samples have the same id: id7"):
         write(tmp_path / "t", [*records(10), *list(records(10))[7:8]])
-    with pytest.raises(DataError, match="two samples have one id: id8"):  # in two splits
+    with pytest.raises(DataError, match="two samples have the same id: id8"):  # in two splits
         write(tmp_path / "t", [*records(10), PairRecord("id8", "g", "test", {"image": picture(99)}, ["a"])])
     # id0 again in val (leaks); id1 again in train (does not)
     same = [

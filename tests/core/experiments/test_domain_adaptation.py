@@ -221,7 +221,7 @@ def test_a_target_without_any_caption_trains(settings: dict[str, Any], tmp_path:
         k.startswith("test.") for k in found["metrics"]
     )
     assert found["domains"]["after"]["image"]
-    assert report.scored_on(found["metrics"]) == "test-source"
+    assert report.scored_split(found["metrics"]) == "test-source"
     with pytest.raises(DataError, match=r"12 training samples have no caption: domain 'felt'.*--target-domain"):
         train(
             TrainRequest("squares", explicit={k: v for k, v in settings.items() if k != "domain.target"}),

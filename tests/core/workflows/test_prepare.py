@@ -134,7 +134,7 @@ def test_errors_name_the_next_command(tmp_path: Path) -> None:
         DataError, match=r"coco is not part of ccaco.*captions_train2017.json.*ccaco prepare coco --source PATH"
     ):
         prepare("coco", out=tmp_path / "d")
-    with pytest.raises(DataError, match="nothing there"):
+    with pytest.raises(DataError, match="no such file or folder"):
         prepare("coco", source_path=tmp_path / "none", out=tmp_path / "d")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "x").touch()

@@ -41,7 +41,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH")
     template = options.template or _TEMPLATE
     if "{}" not in template:
-        raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
+        raise DataError("the template has no {} for the class name", where=template, expected=f'"{_TEMPLATE}"')
     sounds = list(_sounds(root, _categories(root)))
     if not sounds:
         raise DataError(
@@ -109,7 +109,9 @@ def _categories(root: Path) -> dict[str, str]:
         return {}
     rows = list(csv.DictReader(read_lines(table)))
     if not rows or not {"filename", "category"} <= rows[0].keys():
-        raise DataError("a table of another shape", where=table, expected="the columns filename and category")
+        raise DataError(
+            "a table without the expected columns", where=table, expected="the columns filename and category"
+        )
     return {row["filename"]: row["category"].replace("_", " ") for row in rows}
 
 

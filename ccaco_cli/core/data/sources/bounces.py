@@ -22,7 +22,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         )
     if options.size < SMALLEST or options.size % 2:
         raise DataError(
-            "pictures of no use for a film",
+            "this image size is not possible for a video",
             where=options.size,
             expected=f"an even size of at least {SMALLEST}",
             next="--image-size 64",

@@ -29,7 +29,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         )
     rows = list(csv.DictReader(read_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or _COLUMNS - rows[0].keys():
-        raise DataError("a table of another shape", where=table, expected=f"the columns {', '.join(sorted(_COLUMNS))}")
+        raise DataError(
+            "a table without the expected columns", where=table, expected=f"the columns {', '.join(sorted(_COLUMNS))}"
+        )
 
     def records() -> Iterator[PairRecord]:
         for row in rows:

@@ -73,7 +73,7 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[
         key, tab, text = line.partition("\t")
         file, _, index = key.strip().partition("#")
         if not tab or not index.isdigit():
-            raise DataError("a line of another shape", where=f"{tokens}:{number}", expected="PHOTO.jpg#0<TAB>caption")
+            raise DataError("a line in another format", where=f"{tokens}:{number}", expected="PHOTO.jpg#0<TAB>caption")
         captions.setdefault(file, []).append((int(index), text))
     split_of: dict[str, str] = {}
     lists = []

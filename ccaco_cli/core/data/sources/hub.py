@@ -92,7 +92,9 @@ def _load(where: str, config: str, folder: Path | None) -> tuple[dict[str, Itera
         Exception
     ) as error:  # no network, no such name, an unknown layout: its readers raise many kinds of exceptions
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"datasets cannot read this ({why[:300]})", where=where, expected=_EXPECTS) from None
+        raise DataError(
+            f"the library datasets cannot read this ({why[:300]})", where=where, expected=_EXPECTS
+        ) from None
     return parts, builder.info.license or "", "" if folder else f"commit {builder.hash}"
 
 
@@ -105,7 +107,7 @@ def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Colu
     unknown = options.columns.keys() - _USUAL.keys()
     if unknown:
         raise DataError(
-            f"no such column of ours: {sorted(unknown)[0]}", where=where, expected=f"one of {', '.join(_USUAL)}"
+            f"unknown column name: {sorted(unknown)[0]}", where=where, expected=f"one of {', '.join(_USUAL)}"
         )
     wanted |= {ours: [name] if name in features else [] for ours, name in options.columns.items()}
     needed = ["image"] if wanted["label"] and not wanted["caption"] else ["image", "caption"]
@@ -153,7 +155,9 @@ def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
     except Exception as error:  # as in ``_load``
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
-            f"datasets stopped reading split {name} ({why[:300]})", where="hub", next="mend the files, or --limit N"
+            f"the library datasets failed to read split {name} ({why[:300]})",
+            where="hub",
+            next="correct the files, or --limit N",
         ) from None
 
 

@@ -22,7 +22,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
     template = options.template or _TEMPLATE
     if "{}" not in template:
-        raise DataError("a template without a place for the class name", where=template, expected=f'"{_TEMPLATE}"')
+        raise DataError("the template has no {} for the class name", where=template, expected=f'"{_TEMPLATE}"')
     if not any(entry.is_dir() for entry in root.iterdir()):
         raise DataError(
             "no class folder in this folder",

@@ -66,7 +66,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
     if not isinstance(body, dict) or not all(isinstance(body.get(key), list) for key in keys):
         raise DataError(
-            "a JSON file of another shape", where=path, expected=f"an object with the lists {', '.join(keys)}"
+            "a JSON file with other content", where=path, expected=f"an object with the lists {', '.join(keys)}"
         )
     return body
 

@@ -29,7 +29,7 @@ def _read(root: Path | None, options: SourceOptions, *, name: str, counts: Count
         )
     if options.size < SMALLEST:
         raise DataError(
-            "pictures too small to show anything",
+            "the images would be too small",
             where=options.size,
             expected=f"at least {SMALLEST} pixels",
             next="--image-size 64",

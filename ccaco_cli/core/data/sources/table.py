@@ -41,7 +41,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     unknown = options.columns.keys() - COLUMNS.keys()
     if unknown:
         raise DataError(
-            f"no such column of ours: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}"
+            f"unknown column name: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}"
         )
     readers = {".csv": _csv, ".tsv": _csv, ".txt": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(root.suffix.lower())
@@ -144,7 +144,7 @@ def _csv(file: Path, wanted: Mapping[str, str], separator: str | None) -> _Read:
         return table.column_names, table
     except (pa.ArrowInvalid, UnicodeError) as error:
         raise DataError(
-            f"a table that cannot be read ({error})", where=file, expected="a header and as many cells in every row"
+            f"unreadable table ({error})", where=file, expected="a header, and the same number of cells in every row"
         ) from None
 
 

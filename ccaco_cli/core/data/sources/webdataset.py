@@ -115,7 +115,7 @@ def expand_braces(pattern: str) -> list[str]:
     elif closed and "," in inside:
         choices = inside.split(",")
     else:
-        raise DataError("a pattern that cannot be read", where=pattern, expected="{00000..00099} or {a,b}")
+        raise DataError("invalid pattern", where=pattern, expected="{00000..00099} or {a,b}")
     return [f"{head}{choice}{end}" for end in expand_braces(tail) for choice in choices]
 
 

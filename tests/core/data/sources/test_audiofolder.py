@@ -42,7 +42,7 @@ def test_class_folders_and_split_folders(tmp_path: Path) -> None:
     )
     assert rows["valid/sea_waves/2.ogg"].split == "val" and rows["loose.mp3"].captions == []
     assert next(iter(SOURCE.read(tmp_path, SourceOptions(template="I hear {}")).records)).captions == []
-    with pytest.raises(DataError, match="a place for the class name"):
+    with pytest.raises(DataError, match=r"has no \{\} for the class name"):
         SOURCE.read(tmp_path, SourceOptions(template="a sound"))
     with pytest.raises(DataError, match=r"no such fold: --fold 2; expected a set in folds"):
         SOURCE.read(tmp_path, SourceOptions(fold=2))

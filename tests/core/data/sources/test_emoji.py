@@ -37,7 +37,7 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no emoji styles here"):
         SOURCE.read(tmp_path, OPTIONS)
     (tmp_path / "emoji.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(DataError, match=r"a table of another shape.*codepoint"):
+    with pytest.raises(DataError, match=r"a table without the expected columns.*codepoint"):
         SOURCE.read(tmp_path, OPTIONS)
 
 

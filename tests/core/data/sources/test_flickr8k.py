@@ -76,7 +76,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     ):
         SOURCE.read(tmp_path, OPTIONS)
     (tmp_path / "Flickr8k.token.txt").write_text("a.jpg\tno number\n")
-    with pytest.raises(DataError, match=r"a line of another shape.*:1"):
+    with pytest.raises(DataError, match=r"a line in another format.*:1"):
         SOURCE.read(tmp_path, OPTIONS)
     (tmp_path / "dataset_flickr8k.json").write_text("[1")
     with pytest.raises(DataError, match="not a JSON file"):

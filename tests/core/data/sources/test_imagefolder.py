@@ -69,7 +69,7 @@ def test_refusals(tmp_path: Path) -> None:
         SOURCE.read(tmp_path, SourceOptions())
     with pytest.raises(DataError, match="no folder here"):
         SOURCE.read(tmp_path / "a.jpg", SourceOptions())
-    with pytest.raises(DataError, match="without a place for the class name"):
+    with pytest.raises(DataError, match=r"has no \{\} for the class name"):
         SOURCE.read(tmp_path, SourceOptions(template="a photo"))
 
 

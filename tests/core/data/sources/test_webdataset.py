@@ -160,7 +160,7 @@ def test_braces() -> None:
     assert expand_braces("{x,y}/{1..2}.tar") == ["x/1.tar", "y/1.tar", "x/2.tar", "y/2.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
     for bad in ("{1..2", "{a}", "{0..99999999999}"):
-        with pytest.raises(DataError, match="a pattern that cannot be read"):
+        with pytest.raises(DataError, match="invalid pattern"):
             expand_braces(bad)
 
 
