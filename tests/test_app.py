@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,24 @@ def test_version_and_help(ccaco: Callable[..., Any]) -> None:
         assert all(
             name in done.out + done.err for name in ("prepare", "train", "ablate", "embed", "retrieve", "report")
         )
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [("ccaco tr", {"train"}), ("ccaco re", {"retrieve", "report"}), ("ccaco train --lock-", {"--lock-image"})],
+)
+def test_the_shell_completes_commands_and_options(words: str, completions: set[str]) -> None:
+    position = str(len(words.split()) - 1)
+    completing = {"_CCACO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": position}
+    done = subprocess.run(
+        [sys.executable, "-c", "from ccaco_cli.app import app; app(prog_name='ccaco')"],
+        capture_output=True,
+        text=True,
+        env=os.environ | completing,
+        check=True,
+    )
+    assert completions <= set(done.stdout.split()), done.stderr
+    assert all(word.startswith(words.split()[-1]) for word in done.stdout.split())
 
 
 def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def report(
     if html or figure:
         _write_files(request, html, figure)
     rows = report_tables.table(request, "compare" if compare else table)
-    failed_gates = workflow.broken(request, fail_if or ())
+    failed_gates = workflow.failed_gates(request, fail_if or ())
     results.show(rows, output_format, f"Results on {split}", wide=wide)
     for line in failed_gates:
         progress.note(f"gate: {line}")

@@ -61,6 +61,7 @@ def train(
         typer.Option(
             "--save-every-minutes",
             min=0,
+            max=10_000,
             help="Also save checkpoints within an epoch, at this interval.",
             show_default="each epoch",
             rich_help_panel="Run",
@@ -127,7 +128,7 @@ def train(
         progress.note(f"resumed although {change}")
     for warning in (w for w in run.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
-    split = report.scored_on(run.facts["metrics"])
+    split = report.scored_split(run.facts["metrics"])
     run_rows = report_tables.run_rows([folder], split=split, every_stage=True)
     results.show(run_rows, output_format, f"{folder} on {split}", wide=wide)
     searchable = run.config["method"] == "gradient"  # the other methods store no model that embeds queries

@@ -63,7 +63,7 @@ def test_counts_on_stdout_and_the_next_command_on_stderr(ccaco: Callable[..., An
     [
         (("scnes",), ["no such data set: scnes", "scenes"]),
         (("flickr8k",), ["not part of ccaco", "--source"]),
-        (("flickr8k", "--source", "gone"), ["nothing there", "gone"]),
+        (("flickr8k", "--source", "gone"), ["no such file or folder", "gone"]),
         (("scenes", "--image-size", "16"), ["too small"]),
         (("scenes", "--source", "tests"), ["generated and reads no files"]),
         (("scenes", "--max-rejects", "a few"), ["--max-rejects", "1%"]),

@@ -115,7 +115,10 @@ def test_errors_are_one_line_and_leave_nothing(
 
 
 def test_usage_errors_end_with_2(ccaco: Callable[..., Any]) -> None:
-    for arguments in (["train", "--no-such-flag"], ["train", "--epochs", "many"], ["retrieve", "x"], ["dance"]):
+    for arguments in (
+        *(["train", "--no-such-flag"], ["train", "--epochs", "many"], ["retrieve", "x"], ["dance"]),
+        *(["train", "--save-every-minutes", number] for number in ("nan", "inf", "-1")),
+    ):
         done = ccaco(*arguments)
         assert (done.code, done.out) == (2, "")
         assert "Traceback" not in done.err
