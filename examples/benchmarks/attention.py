@@ -1,11 +1,11 @@
-"""Time and memory of the attention kinds, beside dense, for H image tokens x L text tokens: forward, and forward with backward.
+"""Time and memory of the kinds of attention for H image tokens x L text tokens: forward, and forward with backward.
 
-    python examples/benchmarks/attention.py                      # up to 65,536 x 4,096, as far as memory goes
+    python examples/benchmarks/attention.py                      # up to 65,536 x 4,096, as far as memory allows
     python examples/benchmarks/attention.py --quick              # the three smallest
     python examples/benchmarks/attention.py --device cuda
 
-Both directions are run (words over patches, patches over words), as co-attention does. The kinds take turns within one run, so that the
-ratios stand on a busy machine too; the times do not. Memory is the peak of live tensors, inputs included.
+Both directions are run (words over patches, patches over words), as in co-attention. The kinds run alternately, so
+the ratios also hold on a busy machine; the times do not. Memory is the peak of live tensors, inputs included.
 """
 
 from __future__ import annotations
@@ -40,29 +40,28 @@ def main() -> None:
     parser.add_argument(
         "--most", type=float, default=60.0, help="skip what is expected to take longer than so many seconds a pass"
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
     runtime.limit_threads()
-    device = runtime.device(asked.device)
+    device = runtime.device(options.device)
     print(
-        f"torch {torch.__version__}, {_machine(device)}, width {WIDTH}, {FusionConfig().heads} heads, one sample, float32\n"
+        f"torch {torch.__version__}, {_machine(device)}, width {WIDTH}, {FusionConfig().heads} heads, "
+        "one sample, float32\n"
     )
-    print(
-        "| H x L | kind | forward | ratio | forward + backward | ratio | peak MiB | ratio |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| H x L | kind | forward | ratio | forward + backward | ratio | peak MiB | ratio |\n" + "|---" * 8 + "|")
     times: dict[str, list[tuple[int, int, float]]] = {kind: [] for kind in KINDS}
-    for side, words in SHAPES[: 3 if asked.quick else None]:
+    for side, words in SHAPES[: 3 if options.quick else None]:
         patches = side * side
-        found = {kind: _measure(kind, side, words, device, asked, times[kind]) for kind in KINDS}
-        dense = found["dense"]
-        for kind, got in found.items():
-            if got is None:
+        results = {kind: _measure(kind, side, words, device, options, times[kind]) for kind in KINDS}
+        dense = results["dense"]
+        for kind, result in results.items():
+            if result is None:
                 print(f"| {patches:,} x {words:,} | {kind} | too long or too large | | | | | |", flush=True)
                 continue
-            times[kind].append((patches, words, got[1]))
+            times[kind].append((patches, words, result[1]))
             cells = [
                 cell
                 for value, other, form in zip(
-                    got, dense or (None,) * 3, ("{:.1f} ms", "{:.1f} ms", "{:,.0f}"), strict=True
+                    result, dense or (None,) * 3, ("{:.1f} ms", "{:.1f} ms", "{:,.0f}"), strict=True
                 )
                 for cell in (form.format(value), f"{value / other:.2f}" if other else "")
             ]
@@ -81,15 +80,15 @@ def _measure(
     side: int,
     words: int,
     device: torch.device,
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
     before: list[tuple[int, int, float]],
 ) -> tuple[float, float, float] | None:
     """(ms forward, ms forward and backward, MiB at the peak), or None when it would not fit or end."""
     patches = side * side
     if before:
-        h, n, took = before[-1]
+        h, n, seconds_per_pass = before[-1]
         growth = (patches * words) / (h * n) if kind == "dense" else (patches + words) / (h + n)
-        if took / 1000 * growth > asked.most:
+        if seconds_per_pass / 1000 * growth > options.most:
             return None
     torch.manual_seed(0)
     attend = torch.nn.ModuleList(Attention(WIDTH, FusionConfig(attention=kind, dropout=0.0)) for _ in range(2)).to(
@@ -113,8 +112,8 @@ def _measure(
     try:
         memory = _memory(both, device)
         with torch.no_grad():
-            one = _time(forward, device, asked.seconds)
-        return one, _time(both, device, asked.seconds), memory
+            forward_ms = _time(forward, device, options.seconds)
+        return forward_ms, _time(both, device, options.seconds), memory
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if "memory" not in str(error):
             raise
@@ -136,15 +135,15 @@ def _memory(run: object, device: torch.device) -> float:
 
 def _time(run: object, device: torch.device, seconds: float) -> float:
     """Median milliseconds."""
-    took: list[float] = []
+    seconds_per_pass: list[float] = []
     begun = time.perf_counter()
-    while len(took) < 2 or (time.perf_counter() - begun < seconds and len(took) < 50):
+    while len(seconds_per_pass) < 2 or (time.perf_counter() - begun < seconds and len(seconds_per_pass) < 50):
         clock = time.perf_counter()
         run()  # type: ignore[operator]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        took.append(1000 * (time.perf_counter() - clock))
-    return statistics.median(took[1:])
+        seconds_per_pass.append(1000 * (time.perf_counter() - clock))
+    return statistics.median(seconds_per_pass[1:])
 
 
 def _slope(points: list[tuple[float, float]]) -> float:

@@ -1,11 +1,13 @@
-"""The known effect of domain-adversarial training, on data that every installation has: scikit-learn's digits, and the same on noise.
+"""Known effect of domain-adversarial training: scikit-learn's digits, and the same digits on noise.
 
 usage: python examples/benchmarks/domain_digits.py [FOLDER] [SEEDS]
-  FOLDER (default: digits) receives pictures, data set and runs; the same command goes on after an interruption. SEEDS (default: 3).
+  FOLDER (default: digits) receives images, data set and runs; the same command continues after an interruption.
+  SEEDS (default: 3).
 
-Every digit is in one split, in whatever domain. A label predictor learns from the plain digits; of the noisy ones, whose background has any
-brightness and on bright paper inverts the digit (as MNIST-M is made, arXiv:1505.07818), training sees pictures only. Prints accuracy on the
-noisy test digits with its 95 % interval, against the classifier that does not adapt, and what is left on plain ones.
+Each digit is in one split, in both domains. A label predictor is trained on the plain digits. Of the noisy digits,
+training sees only the images; their background has any brightness, and on a bright background the digit is inverted
+(as in MNIST-M, arXiv:1505.07818). Prints the accuracy on the noisy test digits with its 95 % interval, compared
+with the classifier without adaptation, and the accuracy on plain digits.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ SETTINGS = {
 
 
 def pictures(seed: int = 0) -> Iterator[tuple[str, Image.Image]]:
-    """(path, picture): plain is white on black; noisy is |background - plain|, the background of a random brightness and uniform noise."""
+    """Yields (path, image). Plain is white on black; noisy is |background - plain|, with random brightness and uniform
+    noise."""
     digits = load_digits()
     rows = np.arange(len(digits.target))
     train, held_out = train_test_split(rows, test_size=0.3, random_state=seed, stratify=digits.target)

@@ -1,5 +1,8 @@
-"""Embedding photos and captions: ours (prepared shards, captions cut to the longest, bf16 where the device is faster at it) against a plain
-PIL loop over files with open_clip."""
+"""Embedding photos and captions: ccaco against a plain PIL loop over files with open_clip.
+
+ccaco reads prepared shards, cuts captions to the longest of the batch, and uses bf16 where the device is faster
+with it.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ with tempfile.TemporaryDirectory() as place:
         aligner.to(device).eval()
         model = open_clip.create_model(name, force_image_size=options.size).to(device).eval()
         tokenize = open_clip.get_tokenizer(name)
-        # as ``ccaco embed`` has them, but for small pictures, which it would find decoded in a cache from the second time on
+        # as in ``ccaco embed``, except for small images, which it reads decoded from a cache from the second run on
         media = {
             kind: MediaColumn(found.split("train"), "image", towers["image"].preprocess) for kind, found in data.items()
         }
@@ -116,7 +119,8 @@ facts += [
     f"prepare (once, checks included): {record.time_text(spent)}",
 ]
 facts += [
-    f"{row.label}: the arithmetic alone would be {statistics.median(row.factors) * row.over_limit:.2f} times as fast as the peer"
+    f"{row.label}: the arithmetic alone would be {statistics.median(row.factors) * row.over_limit:.2f} times as fast "
+    "as the peer"
     for row in rows
     if row.over_limit
 ]

@@ -1,4 +1,4 @@
-"""Retrieval metrics at the size of COCO's test split: ours (all ranks, mAP, ties) against CLIP_benchmark's recalls."""
+"""Retrieval metrics at the size of COCO's test split: ccaco (ranks, mAP, ties) against CLIP_benchmark's recalls."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ except (
         )
 
 
-given = record.arguments(__doc__, pictures=5000, captions=5, width=512, large=0)
-pictures = 500 if given.quick else given.pictures
+options = record.arguments(__doc__, pictures=5000, captions=5, width=512, large=0)
+pictures = 500 if options.quick else options.pictures
 DRAWN = """
 import torch, torch.nn.functional as F
 from ccaco_cli.core.evaluation.tiles import both_ranks
@@ -46,64 +46,69 @@ text = image[owner].add_(F.normalize(torch.randn(len(owner), {width}, generator=
 text /= text.norm(dim=1, keepdim=True)
 """  # a model that has learned
 space: dict[str, torch.Tensor] = {}
-exec(DRAWN.format(pictures=pictures, captions=given.captions, width=given.width), space)
-image, text, owner = space["image"].to(given.device), space["text"].to(given.device), space["owner"]
-kept: dict[str, dict[str, float]] = {}
+exec(DRAWN.format(pictures=pictures, captions=options.captions, width=options.width), space)
+image, text, owner = space["image"].to(options.device), space["text"].to(options.device), space["owner"]
+recalls: dict[str, dict[str, float]] = {}
 
 
 def ours() -> None:
-    kept["ours"] = summary(*both_ranks(image, text, torch.arange(pictures), owner))
+    recalls["ours"] = summary(*both_ranks(image, text, torch.arange(pictures), owner))
 
 
-def theirs() -> None:
+def peer() -> None:
     scores = text @ image.t()
     positive = torch.zeros_like(scores, dtype=torch.bool)
     positive[torch.arange(len(scores)), owner] = True
-    found = {}
+    figures = {}
     for k in (1, 5, 10):
         for name, table, truth in (("image", scores, positive), ("text", scores.T, positive.T)):
-            hits = batchify(recall_at_k, table, truth, 64, given.device, k=k) > 0
-            found[f"{name}_retrieval_recall@{k}"] = hits.float().mean().item()
-    kept["theirs"] = found
+            hits = batchify(recall_at_k, table, truth, 64, options.device, k=k) > 0
+            figures[f"{name}_retrieval_recall@{k}"] = hits.float().mean().item()
+    recalls["theirs"] = figures
 
 
 limit = record.operations(
-    2 * pictures * len(owner) * given.width, given.device, "float32" if given.device == "cpu" else "float64"
+    2 * pictures * len(owner) * options.width, options.device, "float32" if options.device == "cpu" else "float64"
 )
 rows = [
-    record.in_turn(
+    record.alternate(
         f"{pictures:,} x {len(owner):,}: ranks, mAP, recalls",
         ours,
-        theirs,
-        given.repeats,
+        peer,
+        options.repeats,
         wanted=7,
-        device=given.device,
+        device=options.device,
         limit=limit,
     )
 ]
-apart = max(
-    abs(kept["ours"][f"{a}_R@{k}"] - kept["theirs"][f"{b}_retrieval_recall@{k}"])
+difference = max(
+    abs(recalls["ours"][f"{a}_R@{k}"] - recalls["theirs"][f"{b}_retrieval_recall@{k}"])
     for a, b in (("text_to_image", "image"), ("image_to_text", "text"))
     for k in (1, 5, 10)
 )
-facts = [f"largest difference of recalls: {apart:.5f}"]
-if given.device == "cpu":
-    drawn = DRAWN.format(pictures=pictures, captions=given.captions, width=given.width)
+facts = [f"largest difference of recalls: {difference:.5f}"]
+if options.device == "cpu":
+    drawn = DRAWN.format(pictures=pictures, captions=options.captions, width=options.width)
     begin = f"{drawn}\nimage[:64] @ text[:64].T\n# begin\n"
-    peer = "scores = text @ image.t()\npositive = torch.zeros_like(scores, dtype=torch.bool)\n"
-    peer += "positive[torch.arange(len(scores)), owner] = True\n"
-    peer += "for k in (1, 5, 10):\n    for t, p in ((scores, positive), (scores.T, positive.T)):\n        for s in range(0, len(t), 64):\n"
-    peer += "            one = F.one_hot(t[s:s+64].topk(k, dim=1)[1], t.shape[1])\n            (one * p[s:s+64][:, None]).sum((1, 2))"
-    mine = f"both_ranks(image, text, torch.arange({pictures}), owner)"
-    rows.append(record.memory_row("memory", record.memory(begin + mine), record.memory(begin + peer), wanted=30))
-if given.large:  # 123287: COCO whole
-    whole = DRAWN.format(pictures=given.large, captions=5, width=given.width)
-    big = f"{whole}\n# begin\nboth_ranks(image, text, torch.arange({given.large}), owner)"
-    vectors = 6 * given.large * given.width * 4 / 2**20
+    peer_code = "scores = text @ image.t()\npositive = torch.zeros_like(scores, dtype=torch.bool)\n"
+    peer_code += "positive[torch.arange(len(scores)), owner] = True\n"
+    peer_code += "for k in (1, 5, 10):\n    for t, p in ((scores, positive), (scores.T, positive.T)):\n"
+    peer_code += "        for s in range(0, len(t), 64):\n"
+    peer_code += "            one_hot = F.one_hot(t[s:s+64].topk(k, dim=1)[1], t.shape[1])\n"
+    peer_code += "            (one_hot * p[s:s+64][:, None]).sum((1, 2))"
+    ours_code = f"both_ranks(image, text, torch.arange({pictures}), owner)"
+    rows.append(
+        record.memory_row("memory", record.memory(begin + ours_code), record.memory(begin + peer_code), wanted=30)
+    )
+if options.large:  # 123287: COCO whole
+    inputs_code = DRAWN.format(pictures=options.large, captions=5, width=options.width)
+    big = f"{inputs_code}\n# begin\nboth_ranks(image, text, torch.arange({options.large}), owner)"
+    vectors = 6 * options.large * options.width * 4 / 2**20
     begun = time.perf_counter()
     more = record.memory(big)
     spent = record.time_text(time.perf_counter() - begun)
     facts.append(
-        f"{given.large:,} x {5 * given.large:,} in blocks: {more:,.0f} MiB beside the {vectors:,.0f} of the vectors, {spent}"
+        f"{options.large:,} x {5 * options.large:,} in blocks: {more:,.0f} MiB beside the {vectors:,.0f} of the "
+        f"vectors, {spent}"
     )
-record.finish("Evaluation", rows, given, facts=facts)
+record.finish("Evaluation", rows, options, facts=facts)

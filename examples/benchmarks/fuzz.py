@@ -1,6 +1,7 @@
-"""Mutates every file format that ccaco reads, and counts how each damaged file ends: accepted, or refused in one clear line.
+"""Mutates every file format that ccaco reads, and counts how each damaged file ends.
 
-Anything else (another exception, a hang, a crash of the process) is an error, and is printed with the seed that reproduces it.
+A file may be accepted, or refused in one clear line. Anything else (another exception, a hang, a crash of the
+process) is an error, and is printed with the seed that reproduces it.
 
     python examples/benchmarks/fuzz.py --inputs 10000
     python examples/benchmarks/fuzz.py --inputs 1 --first SEED --only FORMAT      # reproduce one error
@@ -495,7 +496,7 @@ def last_line(counts: Counter[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first input of every file_format")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first input of every format")
     parser.add_argument("--only", choices=sorted(formats()))
     options = parser.parse_args()
     counts = run(options.inputs, options.first, options.only)

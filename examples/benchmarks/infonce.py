@@ -1,4 +1,4 @@
-"""InfoNCE of large batches: ours (blocked) against open_clip's ClipLoss (the whole matrix), forward and backward."""
+"""InfoNCE of large batches: ccaco (in blocks) against open_clip's ClipLoss (full matrix), forward and backward."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from open_clip.loss import ClipLoss
 
 from ccaco_cli.core.losses.contrastive import info_nce
 
-given = record.arguments(__doc__, batch=16384, width=512)
-batch = 4096 if given.quick else given.batch
+options = record.arguments(__doc__, batch=16384, width=512)
+batch = 4096 if options.quick else options.batch
 z_a, z_b = (
-    F.normalize(torch.randn(batch, given.width, device=given.device), dim=-1).requires_grad_() for _ in range(2)
+    F.normalize(torch.randn(batch, options.width, device=options.device), dim=-1).requires_grad_() for _ in range(2)
 )
-scale, group = torch.tensor(50.0, device=given.device, requires_grad=True), torch.arange(batch, device=given.device)
+scale, group = torch.tensor(50.0, device=options.device, requires_grad=True), torch.arange(batch, device=options.device)
 
 
 def ours() -> torch.Tensor:
@@ -23,7 +23,7 @@ def ours() -> torch.Tensor:
     return loss
 
 
-def theirs() -> torch.Tensor:
+def peer() -> torch.Tensor:
     loss = ClipLoss()(z_a, z_b, scale)
     loss.backward()
     return loss
@@ -35,25 +35,25 @@ def gradient(call) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
     return [call().detach(), *(leaf.grad.clone() for leaf in (z_a, z_b, scale))]
 
 
-apart = max(float((a - b).abs().max()) for a, b in zip(gradient(ours), gradient(theirs), strict=True))
-limit = record.operations(4 * 2 * batch**2 * given.width, given.device)
+difference = max(float((a - b).abs().max()) for a, b in zip(gradient(ours), gradient(peer), strict=True))
+limit = record.operations(4 * 2 * batch**2 * options.width, options.device)
 rows = [
-    record.in_turn(
-        f"time, B = {batch:,}, E = {given.width}",
+    record.alternate(
+        f"time, B = {batch:,}, E = {options.width}",
         ours,
-        theirs,
-        given.repeats,
+        peer,
+        options.repeats,
         wanted=1.7,
-        device=given.device,
+        device=options.device,
         limit=limit,
     )
 ]
-if given.device == "cpu":
+if options.device == "cpu":
     begin = f"""
 import torch, torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from ccaco_cli.core.losses.contrastive import info_nce
-z_a, z_b = (F.normalize(torch.randn({batch}, {given.width}), dim=-1).requires_grad_() for _ in range(2))
+z_a, z_b = (F.normalize(torch.randn({batch}, {options.width}), dim=-1).requires_grad_() for _ in range(2))
 (z_a[:8] @ z_b[:8].T).sum().backward()
 # begin
 """
@@ -67,11 +67,11 @@ z_a, z_b = (F.normalize(torch.randn({batch}, {given.width}), dim=-1).requires_gr
     ]
 else:
     used = []
-    for call in (ours, theirs):
+    for call in (ours, peer):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         used.append((torch.cuda.max_memory_allocated() - before) / 2**20)
 rows.append(record.memory_row(f"memory, B = {batch:,}", used[0], used[1], wanted=15))
 size = f"four products of 2 B^2 E; the matrix would hold {4 * batch**2 / 2**20:,.0f} MiB"
-record.finish("InfoNCE", rows, given, facts=[f"largest difference of loss and gradients: {apart:.1e}", size])
+record.finish("InfoNCE", rows, options, facts=[f"largest difference of loss and gradients: {difference:.1e}", size])

@@ -1,4 +1,4 @@
-"""Locked towers: an epoch from cached tokens against one that runs the towers; and arms of one ablation that share the cache."""
+"""Locked towers: an epoch from cached tokens against one that runs them; arms of an ablation that share the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input pipeline: pictures from JPEG files by PIL against our shards, and the bytes of tar shards by webdataset against ours."""
+"""The input pipeline: JPEG files read by PIL against shards, and tar shards read by webdataset against shards."""
 
 from __future__ import annotations
 

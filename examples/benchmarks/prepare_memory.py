@@ -1,9 +1,10 @@
-"""Peak memory of `ccaco prepare` against the number of samples: it should be flat.
+"""Peak memory of `ccaco prepare` against the number of samples: it should be constant.
 
     python examples/benchmarks/prepare_memory.py 1000 10000 100000 1000000
 
-Makes tar shards of 32-pixel pictures in a temporary folder (one of 1,000 samples, linked under as many names as are needed) and prepares
-them in a process of its own for each size. Prints CSV: samples, peak resident MiB of the process and of its largest worker, samples/s.
+Writes tar shards of 32-pixel images into a temporary folder (one shard of 1,000 samples, linked under several
+names) and prepares them in one process per size. Prints CSV: samples, peak resident MiB of the process and of its
+largest worker, samples/s.
 """
 
 from __future__ import annotations

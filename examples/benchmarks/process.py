@@ -1,4 +1,4 @@
-"""A whole training process: ``ccaco train`` against ``open_clip_train.main``, same photos, model, batch and epochs."""
+"""A complete training process: ``ccaco train`` against ``open_clip_train.main``, with the same photos and model."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def compare(root: Path, size: str, count: int) -> list[record.Row]:
     prepare("table", source_path=source, out=root / "data", options=SourceOptions(), write=WriteOptions(workers=0))
     spec = f"open_clip:{name}@none"
     shared = f"--batch-size {batch} --epochs 1 --lr 1e-4 --device {options.device}"
-    ours = f"-m ccaco_cli train --dataset {root}/data --arm clip --image-tower {spec} --text-tower {spec} --image-size {size}"
-    ours += f" {shared} --logs {root}/ours --name TURN-{size}"
-    peer = f"-m open_clip_train.main --dataset-type csv --train-data {root}/train.csv --csv-separator , --csv-img-key filepath"
-    peer += f" --csv-caption-key title --model {name} --force-image-size {size} {shared} --workers 1 --logs {root}/theirs --precision "
+    ours = f"-m ccaco_cli train --dataset {root}/data --arm clip --image-tower {spec} --text-tower {spec}"
+    ours += f" --image-size {size} {shared} --logs {root}/ours --name TURN-{size}"
+    peer = f"-m open_clip_train.main --dataset-type csv --train-data {root}/train.csv --csv-separator ,"
+    peer += f" --csv-img-key filepath --csv-caption-key title --model {name} --force-image-size {size} {shared}"
+    peer += f" --workers 1 --logs {root}/theirs --precision "
     peer += "fp32" if options.device == "cpu" else "amp_bf16"
     commands = ([sys.executable, *ours.split()], [sys.executable, *peer.split()])
     label = f"{name} at {size} px, {count // batch} steps of {batch}"

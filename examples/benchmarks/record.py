@@ -1,4 +1,4 @@
-"""What the benchmarks share: ours and the peer in turn, ratios of pairs, and one section of RESULTS.md a topic, replaced in place."""
+"""Shared code of the benchmarks: comparisons of ccaco ("ours") with another tool ("peer"), written to RESULTS.md."""
 
 from __future__ import annotations
 
@@ -27,11 +27,18 @@ LIBRARIES = ("torch", "open_clip_torch", "numpy", "faiss-cpu", "onnxruntime", "p
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. ``factors`` are peer over ours of each pair (above 1 = ours is better); ``wanted`` is the least asked for;
-    ``over_limit`` is our time over what the machine would need if nothing but the arithmetic or the reading took any; ``seconds`` are
-    the medians of ours and the peer's."""
+    """One comparison.
 
-    what: str
+    Attributes:
+        label: what was measured.
+        ours, peer: both values, as text.
+        factors: peer / ours of each pair of runs; above 1 means that ours is better.
+        wanted: the smallest factor that satisfies the requirement.
+        over_limit: our time / the time of the arithmetic or the reading alone on this machine.
+        seconds: medians of ours and the peer's.
+    """
+
+    label: str
     ours: str
     peer: str
     factors: Sequence[float]
@@ -41,7 +48,7 @@ class Row:
 
 
 def arguments(doc: str, **more: Any) -> argparse.Namespace:
-    """--device, --quick (small sizes, to see that it runs), --repeats; ``more``: name -> default of further options."""
+    """The options --device, --quick and --repeats, and those of one topic (``more``: name -> default)."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs; nothing is written")
@@ -50,10 +57,10 @@ def arguments(doc: str, **more: Any) -> argparse.Namespace:
     )
     for name, default in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    found = parser.parse_args()
-    if found.quick:
-        found.repeats = min(2, found.repeats)
-    return found
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats = min(2, options.repeats)
+    return options
 
 
 def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
@@ -69,7 +76,7 @@ def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
 
 
 def pairs(run: Callable[[int], T], repeats: int) -> list[T]:
-    """What ``run(turn)`` measures, ``repeats`` times after one that does not count; slow ones fewer times, and once only at the least."""
+    """Results of ``run(turn)``: one warm-up that does not count, then ``repeats`` turns (fewer when slow)."""
     taken: list[T] = []
     begun = time.perf_counter()
     while len(taken) <= repeats and (not taken or time.perf_counter() - begun < ENOUGH):
@@ -77,8 +84,8 @@ def pairs(run: Callable[[int], T], repeats: int) -> list[T]:
     return taken[1:] or taken
 
 
-def in_turn(
-    what: str,
+def alternate(
+    label: str,
     ours: Callable[[], Any],
     peer: Callable[[], Any],
     repeats: int,
@@ -87,12 +94,12 @@ def in_turn(
     device: str = "cpu",
     limit: float | None = None,
 ) -> Row:
-    """Times both, one after the other, as often as ``pairs`` says; ``limit`` in seconds."""
+    """Times both alternately, as often as ``pairs`` says; ``limit`` in seconds."""
     taken = pairs(lambda turn: (seconds(ours, device), seconds(peer, device)), repeats)
     middle = [statistics.median(side) for side in zip(*taken, strict=True)]
     over = None if limit is None else middle[0] / limit
     return Row(
-        what,
+        label,
         time_text(middle[0]),
         time_text(middle[1]),
         [b / a for a, b in taken],
@@ -120,7 +127,7 @@ def bytes_(count: float) -> float:
 
 
 def in_processes(
-    what: str,
+    label: str,
     ours: Sequence[str],
     peer: Sequence[str],
     repeats: int,
@@ -130,11 +137,10 @@ def in_processes(
     limit: float | None = None,
     leaves: Sequence[Path] = (),
 ) -> list[Row]:
-    """The same for whole processes, from their start to their end: wall time (``limit`` is of it), and CPU time of all threads and workers.
+    """The same for complete processes: wall time (``limit`` refers to it), and CPU time of all threads and workers.
 
-    ``TURN`` in a command becomes the number of the turn, for names that must be new. ``leaves``: folders that a run leaves behind, cleared
-    after each, for checkpoints of ten runs fill a disk.
-    """
+    ``TURN`` in a command becomes the number of the turn, so that names are new. The folders ``leaves`` are deleted
+    after each run, because the checkpoints of ten runs fill a disk."""
 
     def run(command: Sequence[str], turn: int) -> tuple[float, float]:
         command = [part.replace("TURN", str(turn)) for part in command]
@@ -150,33 +156,33 @@ def in_processes(
     taken = pairs(lambda turn: (run(ours, turn), run(peer, turn)), repeats)
     rows = []
     for kind, (name, least, floor) in enumerate((("wall time", wanted, limit), ("CPU time", wanted_cpu, None))):
-        both = [(one[kind], other[kind]) for one, other in taken]
+        both = [(ours_run[kind], peer_run[kind]) for ours_run, peer_run in taken]
         middle = [statistics.median(side) for side in zip(*both, strict=True)]
         over = None if floor is None else middle[0] / floor
         rows.append(
-            Row(f"{what}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least, over)
+            Row(f"{label}: {name}", time_text(middle[0]), time_text(middle[1]), [b / a for a, b in both], least, over)
         )
     return rows
 
 
 def memory(code: str) -> float:
-    """MiB by which ``code`` raises the memory of a fresh process at its peak (Linux); a line ``# begin`` separates what does not count.
+    """Peak memory of ``code`` in a new process, in MiB (Linux); lines before ``# begin`` do not count.
 
-    Importing libraries has a peak of its own, so the kernel's mark is set back at that line.
+    Importing libraries has a peak of its own, so the kernel's counter is reset at that line.
     """
     before, after = code.split("# begin\n")
     read = "int(next(x for x in open('/proc/self/status') if x.startswith('{}')).split()[1])"
     begin = f"open('/proc/self/clear_refs', 'w').write('5')\n_before = {read.format('VmRSS')}"
-    whole = f"{before}\n{begin}\n{after}\nprint(({read.format('VmHWM')} - _before) / 1024)"
-    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
+    program = f"{before}\n{begin}\n{after}\nprint(({read.format('VmHWM')} - _before) / 1024)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return float(done.stdout.split()[-1])
 
 
-def memory_row(what: str, ours: float, peer: float, wanted: float | None = None) -> Row:
+def memory_row(label: str, ours: float, peer: float, wanted: float | None = None) -> Row:
     """MiB of both."""
-    return Row(what, f"{ours:,.0f} MiB", f"{peer:,.0f} MiB", [peer / max(ours, 1.0)], wanted)
+    return Row(label, f"{ours:,.0f} MiB", f"{peer:,.0f} MiB", [peer / max(ours, 1.0)], wanted)
 
 
 def own_memory() -> float:
@@ -189,7 +195,7 @@ def time_text(value: float) -> str:
 
 
 def finish(
-    topic: str, rows: Sequence[Row], given: argparse.Namespace, note: str = "", facts: Sequence[str] = ()
+    topic: str, rows: Sequence[Row], options: argparse.Namespace, note: str = "", facts: Sequence[str] = ()
 ) -> None:
     """Prints the table, and (unless --quick) puts it into RESULTS.md under ``## topic``."""
     lines = ["| what | ours | peer | peer / ours: median (min - max) | pairs | wanted |", "|---|---|---|---|---|---|"]
@@ -200,17 +206,17 @@ def finish(
             if row.wanted is None
             else f">= {row.wanted:g} {'yes' if statistics.median(row.factors) >= row.wanted else 'NO'}"
         )
-        lines.append(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {len(row.factors)} | {verdict} |")
+        lines.append(f"| {row.label} | {row.ours} | {row.peer} | {ratio} | {len(row.factors)} | {verdict} |")
     limits = [
-        f"limit: {row.what}: {row.over_limit:.1f} times the machine's own floor"
+        f"limit: {row.label}: {row.over_limit:.1f} times the machine's own floor"
         for row in rows
         if row.over_limit is not None
     ]
     lines += ["", *(f"- {fact}" for fact in (*limits, *facts)), *([note] if note else [])]
     command = shlex.join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    body = "\n".join([f"`{command}` on {stamp(given.device)}", "", *lines]).rstrip() + "\n"
+    body = "\n".join([f"`{command}` on {stamp(options.device)}", "", *lines]).rstrip() + "\n"
     print(f"## {topic}\n\n{body}")
-    if not given.quick:
+    if not options.quick:
         write(topic, body)
 
 
@@ -236,10 +242,10 @@ def stamp(device: str) -> str:
         if device.startswith("cuda")
         else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    found = []
+    versions = []
     for name in LIBRARIES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return f"{device} ({where}), Python {platform.python_version()}, {', '.join(found)}"
+    return f"{device} ({where}), Python {platform.python_version()}, {', '.join(versions)}"

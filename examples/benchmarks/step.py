@@ -1,4 +1,4 @@
-"""One training step of an open_clip model: ours against open_clip_train's loop (77 tokens a caption, per-tensor optimiser), and CCACO's."""
+"""One training step of an open_clip model: ccaco against open_clip_train's loop (77 tokens per caption)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ccaco_cli.core.training import step
 from ccaco_cli.core.training.optim import adamw
 from ccaco_cli.core.types import PairBatch
 
-given = record.arguments(
+options = record.arguments(
     __doc__, model="ViT-B-32", size=112, batch=32, context=77, torchcompile=0
 )  # 1: both sides compiled
 runtime.limit_threads()
-name, size, batch = ("RN50", 64, 4) if given.quick else (given.model, given.size, given.batch)
-spec, device = f"open_clip:{name}@none", runtime.device(given.device)
+name, size, batch = ("RN50", 64, 4) if options.quick else (options.model, options.size, options.batch)
+spec, device = f"open_clip:{name}@none", runtime.device(options.device)
 settings = {
     "model.image.spec": spec,
     "model.text.spec": spec,
@@ -41,7 +41,7 @@ every = torch.arange(batch)
 def trainer(beta: float):  # type: ignore[no-untyped-def]
     aligner, towers = aligners.build(config.model, config.loss, ("image", "text"))
     aligner.to(device).train()
-    if given.torchcompile:
+    if options.torchcompile:
         aligner.compile_towers()
     optimizer = adamw(aligner, config.optim)
     losses = step.StepLosses(aligner, replace(config.loss, beta=beta))
@@ -60,23 +60,23 @@ def trainer(beta: float):  # type: ignore[no-untyped-def]
 
 
 peer_model = open_clip.create_model(name, force_image_size=size).to(device).train()
-if given.torchcompile:
+if options.torchcompile:
     peer_model.compile()
 named = [(n, p) for n, p in peer_model.named_parameters() if p.requires_grad]
 excluded = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
-rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
+decayed = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
 peer_optimizer = torch.optim.AdamW(
-    [{"params": excluded, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}],
+    [{"params": excluded, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}],
     lr=1e-4,
     betas=(0.9, 0.98),
     eps=1e-6,
 )
-ids = open_clip.get_tokenizer(name)(texts, given.context)
+ids = open_clip.get_tokenizer(name)(texts, options.context)
 mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
 ready = (pixels.float() / 255 - mean) / std
 
 
-def theirs() -> None:
+def peer() -> None:
     """open_clip_train.train.train_one_epoch (3.x), one step: autocast on a GPU, clipping, clamp of the scale."""
     images, tokens = ready.to(device, non_blocking=True), ids.to(device, non_blocking=True)
     peer_optimizer.zero_grad()
@@ -89,28 +89,30 @@ def theirs() -> None:
         peer_model.logit_scale.clamp_(0, 4.6052)
 
 
-contrastive, whole = trainer(0.0), trainer(0.5)
+contrastive, joined = trainer(0.0), trainer(0.5)
 with FlopCounterMode(display=False) as counter:
     contrastive()
-limit = record.operations(counter.get_total_flops(), given.device, "float32" if given.device == "cpu" else "bfloat16")
-what = f"{name} at {size} px, batch {batch}"
+limit = record.operations(
+    counter.get_total_flops(), options.device, "float32" if options.device == "cpu" else "bfloat16"
+)
+label = f"{name} at {size} px, batch {batch}"
 rows = [
-    record.in_turn(
-        f"{what}: contrastive",
+    record.alternate(
+        f"{label}: contrastive",
         contrastive,
-        theirs,
-        given.repeats,
-        wanted=1.5 if given.device == "cpu" else 1.2,
-        device=given.device,
+        peer,
+        options.repeats,
+        wanted=1.5 if options.device == "cpu" else 1.2,
+        device=options.device,
         limit=limit,
     ),
-    record.in_turn(
-        f"{what}: contrastive (as peer) over full CCACO (as ours)",
-        whole,
+    record.alternate(
+        f"{label}: contrastive (as peer) over full CCACO (as ours)",
+        joined,
         contrastive,
-        given.repeats,
+        options.repeats,
         wanted=1 / 1.5,
-        device=given.device,
+        device=options.device,
     ),
 ]
 share = 100 / (rows[0].over_limit or 1)
@@ -119,8 +121,9 @@ speeds = ", ".join(
 )
 facts = [f"samples a second: {speeds}; model FLOP utilisation {share:.0f} % of one large matrix product's rate"]
 facts += [
-    f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, of {given.context} that the peer computes"
+    f"captions of {int(open_clip.get_tokenizer(name)(texts[:1]).ne(0).sum())} tokens, "
+    f"of {options.context} that the peer computes"
 ]
-if given.device != "cpu":
+if options.device != "cpu":
     facts.append(f"peak memory of the whole: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
-record.finish("Training step", rows, given, facts=facts)
+record.finish("Training step", rows, options, facts=facts)

@@ -1,4 +1,4 @@
-"""Stored tokens of a trained run: bytes an item, and R@1 after reranking, for each storage kind and grid."""
+"""Stored tokens of a trained run: bytes per item, and R@1 after reranking, for each storage kind and grid."""
 
 from __future__ import annotations
 
@@ -18,36 +18,40 @@ from ccaco_cli.core.retrieval import token_store
 from ccaco_cli.core.scoring.two_stage import two_stage
 from ccaco_cli.core.types import EncodedSamples, LocalTokens
 
-given = record.arguments(__doc__, run="runs/first", dataset="scenes", split="test", grids="0,16,4")
-aligner, towers, config, found = load_run(Path(given.run), given.device)
-data = shards.open(prepared(given.dataset))
-part = data.split(given.split)
-sides = columns(data, given.split, aligner, towers, config.model)
+options = record.arguments(__doc__, run="runs/first", dataset="scenes", split="test", grids="0,16,4")
+aligner, towers, config, run_manifest = load_run(Path(options.run), options.device)
+data = shards.open(prepared(options.dataset))
+part = data.split(options.split)
+sides = columns(data, options.split, aligner, towers, config.model)
 first, second = data.modalities
-weight = float(found.facts["weight"]) or 0.5  # where validation gave the cross branch no say, what one would cost it
+weight = (
+    float(run_manifest.facts["weight"]) or 0.5
+)  # where validation gave the cross branch no say, what one would cost it
 rows_of = [part.group[sides[m].row] for m in data.modalities]
 lines = []
-for grid in map(int, given.grids.split(",")):
-    whole = [
+for grid in map(int, options.grids.split(",")):
+    encoded_sides = [
         encode(aligner, m, sides[m], local_tokens=True, max_tokens=grid if m == first else 0) for m in data.modalities
     ]
     for store in token_store.STORES:
-        kept, size = [], []
-        for encoded in whole:
+        stored_sides, size = [], []
+        for encoded in encoded_sides:
             with tempfile.TemporaryDirectory() as place:
                 with token_store.Writer(Path(place), store) as writer:
                     writer.add(encoded.local_tokens.tokens.numpy(), encoded.local_tokens.mask.numpy())
                 size.append(sum(f.stat().st_size for f in Path(place).iterdir()) / len(encoded.z))
                 read, mask = map(torch.from_numpy, token_store.Tokens.open(Path(place)).read(np.arange(len(encoded.z))))
-            kept.append(EncodedSamples(encoded.embedding, LocalTokens(read, mask)))
-        metrics = two_stage(aligner, *kept, tuple(rows_of), config.eval, weight).metrics
+            stored_sides.append(EncodedSamples(encoded.embedding, LocalTokens(read, mask)))
+        metrics = two_stage(aligner, *stored_sides, tuple(rows_of), config.eval, weight).metrics
         figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items() if k.endswith("R@1"))
         lines.append(
             f"{store}, grid {grid or 'whole'}: {size[0]:,.0f} bytes a {first}, {size[1]:,.0f} a {second}; {figures}"
         )
 cosine = ", ".join(
-    f"{k} {100 * v:.1f} %" for k, v in found.facts["metrics"][f"{given.split}.cosine"].items() if k.endswith("R@1")
+    f"{k} {100 * v:.1f} %"
+    for k, v in run_manifest.facts["metrics"][f"{options.split}.cosine"].items()
+    if k.endswith("R@1")
 )
 record.finish(
-    "Stored tokens", [], given, facts=[f"none: 0 bytes; {cosine}", *lines, f"weight of the cross score {weight:g}"]
+    "Stored tokens", [], options, facts=[f"none: 0 bytes; {cosine}", *lines, f"weight of the cross score {weight:g}"]
 )

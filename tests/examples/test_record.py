@@ -42,7 +42,7 @@ def test_a_section_is_replaced_in_place_and_the_others_stay(record: ModuleType, 
 
 def test_pairs_are_run_in_turn_and_the_first_does_not_count(record: ModuleType) -> None:
     order: list[str] = []
-    row = record.in_turn("x", lambda: order.append("ours"), lambda: order.append("peer"), 3)
+    row = record.alternate("x", lambda: order.append("ours"), lambda: order.append("peer"), 3)
     assert order == ["ours", "peer"] * 4
     assert len(row.factors) == 3
 
