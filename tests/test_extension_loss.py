@@ -1,4 +1,4 @@
-"""A new loss part is one entry of ``LOSS_PARTS``: training, balance, logs, health checks, reports and charts read it."""
+"""A new loss part is one entry of ``LOSS_PARTS``, for training, balance, logs, health checks, reports and charts."""
 
 from __future__ import annotations
 

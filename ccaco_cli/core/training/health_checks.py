@@ -12,21 +12,8 @@ from torch import Tensor
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.types import LocalTokens, PairBatch
 
-
-class HealthWarning(TypedDict):
-    """One warning in ``metrics.jsonl`` and in the facts of a run.
-
-    Attributes:
-        step: the first step at which it was raised.
-        kind: a short name such as "loss-at-chance".
-        what: a sentence.
-    """
-
-    step: int
-    kind: str
-    what: str
-
-
+HealthWarning = TypedDict("HealthWarning", {"step": int, "kind": str, "what": str})  # noqa: UP013
+"""One warning in ``metrics.jsonl`` and in the facts of a run: the first step that raised it, its kind, a sentence."""
 NOT_FINITE = "not-finite"
 """The only kind that ends a run: later steps would be meaningless."""
 MAX_PAIRS = 64
@@ -40,8 +27,7 @@ CHANCE_RATIO = 0.98
 ADVERSARY_ACCURACY = 0.98
 """Accuracy of a domain classifier, over an epoch, from which the features no longer confuse it."""
 UNIFORM_ENTROPY = 0.975
-"""Attention counts as uniform above this fraction of the maximum entropy: attention that aligns nothing stays at
-0.98."""
+"""Attention counts as uniform above this fraction of the maximum entropy: useless attention stays at 0.98."""
 
 
 def is_fatal(warnings: Sequence[HealthWarning]) -> bool:
@@ -56,7 +42,7 @@ def not_finite(step: int, losses: Mapping[str, Tensor], gradient_norm: float) ->
     if not names:
         return None
     sentence = f"{', '.join(names)} not finite: training ended here, before this step"
-    return HealthWarning(step=step, kind=NOT_FINITE, what=sentence)
+    return {"step": step, "kind": NOT_FINITE, "what": sentence}
 
 
 def update_warnings(previous: Sequence[HealthWarning], current: Mapping[str, str], step: int) -> list[HealthWarning]:
@@ -67,7 +53,9 @@ def update_warnings(previous: Sequence[HealthWarning], current: Mapping[str, str
     """
     persistent = [w for w in previous if w["kind"] in current or w["kind"] == NOT_FINITE]
     known = {w["kind"] for w in persistent}
-    new = [HealthWarning(step=step, kind=kind, what=what) for kind, what in current.items() if kind not in known]
+    new: list[HealthWarning] = [
+        {"step": step, "kind": kind, "what": sentence} for kind, sentence in current.items() if kind not in known
+    ]
     return persistent + new
 
 

@@ -73,7 +73,7 @@ def test_uncertainty_gradient() -> None:
 
 
 def gradnorm(steps: int, slopes: tuple[float, float], asymmetry: float = 0.0) -> tuple[Balance, torch.Tensor]:
-    """Two losses whose gradients on the shared parameter are as steep as ``slopes``; the losses themselves do not change."""
+    """Two losses whose gradients on the shared parameter are ``slopes``; their values do not change."""
     found = build(LossConfig(balance="gradnorm", asymmetry=asymmetry))
     shared = torch.ones(1, requires_grad=True)
     for _ in range(steps):

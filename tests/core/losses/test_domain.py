@@ -62,7 +62,7 @@ def test_dann_by_hand_and_every_domain_weighs_alike() -> None:
 
 def test_mmd_by_hand() -> None:
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
-    # squared distances: within x 1, within y 9, between 0 and 9 and 1 and 4; the median of all pairs is 1 (torch takes the lower)
+    # squared distances: within x 1, within y 9, between 0, 9, 1, 4; the median is 1 (torch takes the lower)
     both = torch.cat([x, y])
     apart = ((both - both.T) ** 2)[~torch.eye(4, dtype=torch.bool)].median().item()
     total = 0.0

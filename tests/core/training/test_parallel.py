@@ -1,4 +1,4 @@
-"""Several processes give what one process gives with the same global batch: losses, gradients, and parameters after three steps."""
+"""Several processes give the losses, gradients and parameters of one process with the same global batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class NormTower(torch.nn.Module):
-    """A matrix and a batch norm over all tokens (no bias: its true gradient is zero, and Adam would make steps of what noise is left)."""
+    """A matrix and a batch norm over all tokens, without bias: its gradient is zero, and Adam would turn noise into steps."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
