@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 
-def load(path_or_spec: str | Path, device: str = "auto") -> Model:
+def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto") -> Model:
     """Loads the trained model of a run or of an index; see ``ccaco_cli.api.load``. Nothing heavy is imported before this call."""
     from ccaco_cli import api
 
-    return api.load(path_or_spec, device)
+    return api.load(path_or_spec, device, precision)

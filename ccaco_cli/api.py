@@ -16,6 +16,7 @@ from PIL import Image
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.checks import upright_rgb
+from ccaco_cli.core.encoding.encode import reduce_precision
 from ccaco_cli.core.encoding.samples import encode_samples
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.experiments.run_folder import load_run
@@ -35,12 +36,14 @@ SAMPLES = {"images": "image", "texts": "text", "audio": "audio", "video": "video
 """Keyword of the methods of ``Model`` -> modality."""
 
 
-def load(path_or_spec: str | Path, device: str = "auto") -> Model:
+def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto") -> Model:
     """Loads the trained model of a run or of an index.
 
     Args:
         path_or_spec: folder of a finished run (``runs/first``), or of an index (``photos.idx``), which holds its model.
         device: ``auto``, ``cpu``, ``cuda`` ...; a model of an index runs on the CPU, as it does in ``ccaco retrieve``.
+        precision: of the towers, as in ``ccaco embed``: ``auto`` (16 bits where the device is faster with it), ``fp32``, ``bf16``
+            or ``fp16``; a model of an index computes as its items were computed.
     Returns:
         The model, ready to encode.
     Raises:
@@ -52,6 +55,7 @@ def load(path_or_spec: str | Path, device: str = "auto") -> Model:
     runtime.limit_threads()
     if kind == "run":
         aligner, towers, config, run = load_run(path, device)
+        reduce_precision(aligner, runtime.encoding_dtype(precision, next(aligner.parameters()).device))
         return Model(aligner, towers, config, weight=float(run.facts.get("weight") or 0.0), run=run.sha256)
     if kind == "index":
         index = Index(path)
@@ -319,6 +323,8 @@ class Model:
         )
 
     def _match(self, a: EncodedSamples, b: EncodedSamples, index: torch.Tensor) -> Array:
+        if not len(index):
+            return np.zeros(0, np.float32)
         logits: Array = match_logits(self.aligner, a.local_tokens, b.local_tokens, index).numpy()
         return logits
 
@@ -375,7 +381,8 @@ def _as_audio(sample: Any) -> Any:
     if isinstance(sample, tuple) and len(sample) == 2:
         waveform, rate = np.asarray(sample[0]), sample[1]
         if waveform.ndim in (1, 2) and waveform.size and np.issubdtype(waveform.dtype, np.floating) and int(rate) > 0:
-            return _wav(waveform.astype(np.float32), int(rate))
+            mono = waveform if waveform.ndim == 1 else waveform.mean(0)
+            return _wav(mono.astype(np.float32), int(rate))
     raise _unknown_form(
         "audio", sample, "a path, bytes, or (array [n] or [channels, n] of floats in -1..1, samples per second)"
     )
@@ -408,11 +415,11 @@ def _unknown_form(modality: str, sample: Any, expected: str) -> DataError:
 
 
 def _wav(waveform: Array, rate: int) -> bytes:
-    """A WAV file of floats, so that arrays are resampled by the same decoder as files."""
+    """A WAV file of [n] floats, so that arrays are resampled by the same decoder as files."""
     from scipy.io import wavfile
 
     buffer = io.BytesIO()
-    wavfile.write(buffer, rate, np.ascontiguousarray(waveform if waveform.ndim == 1 else waveform.T))
+    wavfile.write(buffer, rate, waveform)
     return buffer.getvalue()
 
 

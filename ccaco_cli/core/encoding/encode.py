@@ -1,4 +1,4 @@
-"""From items to arrays: the encoder run over a column, in memory or into a token cache."""
+"""Encodes the items of a column, in batches: the one path from inputs to embeddings and tokens."""
 
 from __future__ import annotations
 
@@ -12,27 +12,38 @@ import torch
 
 from ccaco_cli.core import distributed
 from ccaco_cli.core.data.loader import Column
-from ccaco_cli.core.encoding.batching import BATCH, _ahead, _batches
+from ccaco_cli.core.encoding.batching import BATCH_SIZE, batch_positions, prefetch
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.model.towers.precision import ReducedPrecision
 from ccaco_cli.core.types import Embedding, EncodedSamples, LocalTokens, OnProgress, move, no_progress
 
+Array = np.ndarray[Any, Any]
+
+
+def reduce_precision(aligner: Aligner, dtype: torch.dtype, *, keep: str = "") -> None:
+    """Lets the towers of an aligner compute in ``dtype``, on copies of their weights; heads and cross branch stay float32.
+
+    Locked towers stay float32, because the token cache of a data set holds what they compute in it. The cosine of two vectors
+    changes by less than 1e-3.
+
+    Args:
+        keep: a modality whose tower stays float32.
+    """
+    for modality, side in aligner.sides.items():
+        if dtype != torch.float32 and modality != keep and not side.config.lock:  # type: ignore[union-attr]
+            side.tower = ReducedPrecision(side.tower, dtype)  # type: ignore[arg-type]
+
 
 @contextmanager
 def reduced_precision(aligner: Aligner, dtype: torch.dtype) -> Iterator[None]:
-    """Within it the towers of an aligner compute in ``dtype`` (``runtime.encoding_dtype``), on copies; heads and cross branch stay float32.
-
-    Vectors then differ from float32's by less than 1e-3 of cosine; float16 shards round by as much.
-    """
-    whole = {side: side.tower for side in aligner.sides.values()}
+    """``reduce_precision`` for the time of a block."""
+    towers = {side: side.tower for side in aligner.sides.values()}
     try:
-        if dtype != torch.float32:
-            for side, tower in whole.items():
-                side.tower = ReducedPrecision(tower, dtype)  # type: ignore[arg-type]
+        reduce_precision(aligner, dtype)
         yield
     finally:
-        for side, tower in whole.items():
+        for side, tower in towers.items():
             side.tower = tower
 
 
@@ -46,27 +57,30 @@ def encode(
     local_tokens: bool = False,
     max_tokens: int = 0,
     batch_size: int = 0,
-    share: bool = False,
+    across_processes: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> EncodedSamples:
     """Encodes items of a column, in evaluation mode.
 
-    items    [n] int64, default all
-    local_tokens  also compute the tokens that the cross branch needs (float16, padded to the longest)
-    batch_size  items at a time, 0 = what suits the device (``BATCH``)
-    share    the processes of a launcher divide the batches among them (all must call), and each gets the whole
-    max_tokens  average-pool the patch grid to at most so many tokens for the cross branch (``pool_grid``); 0 = keep all
-    Returns  EncodedSamples on the CPU in item order: vectors float32; tokens [n, N, D] float16, None unless ``local_tokens``
+    Args:
+        items: [n] int64, positions in the column; None = all.
+        local_tokens: also compute the tokens for the cross branch.
+        max_tokens: average-pool the patch grid to at most so many tokens for the cross branch; 0 = keep all.
+        batch_size: items at a time; 0 = what suits the device (``BATCH_SIZE``).
+        across_processes: the processes of a launcher divide the batches among them; all must call, and each gets all items.
+    Returns:
+        n samples on the CPU, in the order of ``items``: embeddings float32; tokens float16, padded to the longest.
     """
     aligner.eval()
     device = next(aligner.parameters()).device
     chosen = np.arange(len(column.row)) if items is None else np.asarray(items)
-    parts: list[tuple[np.ndarray[Any, Any], EncodedSamples]] = []
+    rank, world = (distributed.rank(), distributed.world()) if across_processes else (0, 1)
+    batches = batch_positions(column, chosen, batch_size or BATCH_SIZE.get(device.type, BATCH_SIZE["cuda"]))
+    encoded: list[tuple[Array, EncodedSamples]] = []
     done = 0
-    rank, world = (distributed.rank(), distributed.world()) if share else (0, 1)
-    size = batch_size or BATCH.get(device.type, BATCH["cuda"])
-    mine = itertools.islice(_batches(column, chosen, size), rank, None, world)
-    for positions, inputs in _ahead(lambda positions: column.inputs(chosen[positions]), mine):
+    for positions, inputs in prefetch(
+        lambda positions: column.inputs(chosen[positions]), itertools.islice(batches, rank, None, world)
+    ):
         embedding, features = aligner.encode(modality, move(inputs, device))
         tokens = None
         if local_tokens:
@@ -74,37 +88,32 @@ def encode(
                 features = pool_grid(features, aligner.sides[modality].grid, max_tokens)  # type: ignore[arg-type]
             prepared = aligner.local_tokens(modality, features)
             tokens = LocalTokens(prepared.tokens.half(), prepared.mask)
-        parts.append((positions, EncodedSamples(embedding.map(torch.Tensor.float), tokens).to("cpu")))
+        encoded.append((positions, EncodedSamples(embedding.map(torch.Tensor.float), tokens).to("cpu")))
         done += len(positions)
         on_progress(done, len(chosen), {})
-    if world == 1:
-        return _assemble(parts, len(chosen), *_sizes(parts))
-    # a process without a batch takes the sizes from the others; each fills its own rows, and all other rows are zero
-    sizes = (int(distributed.all_reduce_max(n)) for n in _sizes(parts))
-    return _assemble(parts, len(chosen), *sizes).map(distributed.sum_disjoint)  # type: ignore[no-any-return]
+    longest = max((part.local_tokens.mask.shape[1] for _, part in encoded if local_tokens), default=0)
+    if world > 1:
+        longest = int(distributed.all_reduce_max(longest))
+    samples = _empty(len(chosen), aligner, longest if local_tokens else None)
+    for positions, part in encoded:
+        _write(samples, torch.from_numpy(positions), part)
+    # every process has filled the rows of its own batches, and all its other rows are zero
+    return samples if world == 1 else samples.map(distributed.sum_disjoint)  # type: ignore[no-any-return]
 
 
-def _sizes(parts: list[tuple[Any, EncodedSamples]]) -> tuple[int, int, int]:
-    """(E of the embeddings, longest N and D of the tokens); zeros for what is not there."""
-    tokens = [part.tokens.tokens.shape for _, part in parts if part.tokens is not None]
-    embedding_size = parts[0][1].z.shape[1] if parts else 0
-    return (embedding_size, max(shape[1] for shape in tokens), tokens[0][2]) if tokens else (embedding_size, 0, 0)
+def _empty(count: int, aligner: Aligner, longest: int | None) -> EncodedSamples:
+    """Samples of zeros, with tokens unless ``longest`` is None."""
+    embedding = Embedding(torch.zeros(count, aligner.config.dim), torch.zeros(count, aligner.config.dim))
+    if longest is None:
+        return EncodedSamples(embedding)
+    tokens = torch.zeros(count, longest, aligner.config.width, dtype=torch.float16)
+    return EncodedSamples(embedding, LocalTokens(tokens, torch.zeros(count, longest, dtype=torch.bool)))
 
 
-def _assemble(
-    parts: list[tuple[Any, EncodedSamples]], count: int, embedding_size: int, longest: int, width: int
-) -> EncodedSamples:
-    """Parts of ``count`` items, each with the positions of its rows, as one record; tokens are padded to the longest."""
-    z, pooled = torch.zeros(count, embedding_size), torch.zeros(count, embedding_size)
-    tokens = None
-    if longest:
-        tokens = LocalTokens(
-            torch.zeros(count, longest, width, dtype=torch.float16), torch.zeros(count, longest, dtype=torch.bool)
-        )
-    for positions, part in parts:
-        index = torch.from_numpy(positions)
-        z[index], pooled[index] = part.embedding.z, part.embedding.pooled
-        if tokens is not None and part.tokens is not None:
-            n = part.tokens.mask.shape[1]
-            tokens.tokens[index, :n], tokens.mask[index, :n] = part.tokens.tokens, part.tokens.mask
-    return EncodedSamples(Embedding(z, pooled), tokens)
+def _write(samples: EncodedSamples, rows: torch.Tensor, part: EncodedSamples) -> None:
+    """Writes some rows in place; shorter tokens stay padded with zeros."""
+    samples.embedding.z[rows], samples.embedding.pooled[rows] = part.embedding.z, part.embedding.pooled
+    if part.tokens is not None:
+        count = part.tokens.mask.shape[1]
+        samples.local_tokens.tokens[rows, :count] = part.tokens.tokens
+        samples.local_tokens.mask[rows, :count] = part.tokens.mask

@@ -1,4 +1,4 @@
-"""Tokens of locked towers: computed once, pooled, and kept on disk."""
+"""Token caches: what a locked tower computes of a split, pooled, rounded to float16 and stored once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from ccaco_cli.core import ragged
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column
-from ccaco_cli.core.encoding.batching import BATCH, _ahead, _batches
-from ccaco_cli.core.model.token_pooling import as_cached
+from ccaco_cli.core.encoding.batching import BATCH_SIZE, batch_positions, prefetch
+from ccaco_cli.core.model.token_pooling import Grid, as_cached
 from ccaco_cli.core.types import OnProgress, move, no_progress
 
 PART, PART_BYTES = 4096, 1 << 27
-"""Most items of a part of a token cache, and about how many bytes: what a killed process has to do again."""
+"""Most items of one part of a cache, and about its bytes. A process that was killed computes one part again."""
 
 
 def cached(
@@ -24,32 +24,35 @@ def cached(
     column: Column,
     path: Path,
     *,
-    grid: tuple[int, int] | None,
-    most: int,
+    grid: Grid | None,
+    max_tokens: int,
     device: Any,
     on_progress: OnProgress = no_progress,
 ) -> CachedColumn:
-    """The column of a locked tower's tokens: computed once into ``path``, then read by memory map. A killed process's part of it stays.
+    """The column of a locked tower's tokens, computed on the first call and then read by memory map.
 
-    tower  module: inputs -> Features
-    grid   (height, width) of the patch grid, or None; larger grids are average-pooled to at most ``most`` tokens
+    A process that was killed leaves its finished parts, and the next call continues from them.
+
+    Args:
+        tower: module, inputs -> Features.
+        path: folder of the cache.
+        grid: patch grid of the tower's tokens, average-pooled to at most ``max_tokens``; None = no grid.
     """
     size = min(64, PART)
 
     @torch.inference_mode()
-    def some(first: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    def encode_part(start: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         nonlocal size
-        items = np.arange(first, min(first + size, len(column.row)))
+        items = np.arange(start, min(start + size, len(column.row)))
         tokens: list[Any] = [None] * len(items)
         pooled: list[Any] = [None] * len(items)
-        for positions, inputs in _ahead(
-            lambda positions: column.inputs(items[positions]), _batches(column, items, BATCH["cpu"])
+        for positions, inputs in prefetch(
+            lambda positions: column.inputs(items[positions]), batch_positions(column, items, BATCH_SIZE["cpu"])
         ):
-            told = as_cached(tower(move(inputs, device)), grid, most).to("cpu")
-            for place, one, mask, summary in zip(
-                positions, told.tokens.numpy(), told.mask.numpy(), told.pooled.numpy(), strict=True
-            ):
-                tokens[place], pooled[place] = one[mask], summary
+            features = as_cached(tower(move(inputs, device)), grid, max_tokens).to("cpu")
+            arrays = features.tokens.numpy(), features.mask.numpy(), features.pooled.numpy()
+            for place, item_tokens, item_mask, item_pooled in zip(positions, *arrays, strict=True):
+                tokens[place], pooled[place] = item_tokens[item_mask], item_pooled
         on_progress(int(items[-1]) + 1, len(column.row), {})
         values = np.concatenate(tokens)
         size = min(2 * size, PART) if values.nbytes < PART_BYTES else max(1, size // 2)
@@ -57,6 +60,6 @@ def cached(
 
     def write(folder: Path) -> None:
         tower.eval()
-        ragged.write(folder, len(column.row), some)
+        ragged.write(folder, len(column.row), encode_part)
 
     return CachedColumn(cache.folder(path, write, resumes=True), column.row, column.start)

@@ -63,13 +63,13 @@ class SplitEncoder:
         (modality_a, a), (modality_b, b) = columns.items()
         split, loss = self.data.split(name), self.config.loss
         if loss.alpha == loss.beta == 0:
-            encoded_a = encode(self.aligner, modality_a, a, share=True)
+            encoded_a = encode(self.aligner, modality_a, a, across_processes=True)
             classes = self._class_vectors(encoded_a, name)
             assert classes is not None
             return classify(split, a.row, classes, self.data.modalities)[0].metrics
         if loss.alpha > 0:
             encoded_a, encoded_b = (
-                encode(self.aligner, m, c, share=True) for m, c in ((modality_a, a), (modality_b, b))
+                encode(self.aligner, m, c, across_processes=True) for m, c in ((modality_a, a), (modality_b, b))
             )
             groups = split.group[a.row], split.group[b.row]
             rank_pool = by_similarity(encoded_a.z, encoded_b.z, *groups)
@@ -77,7 +77,7 @@ class SplitEncoder:
         rows = min(self.config.eval.exhaustive, len(split.group))
         items_a, items_b = (np.flatnonzero(column.row < rows) for column in (a, b))
         encoded_a, encoded_b = (
-            encode(self.aligner, m, c, items=items, local_tokens=True, share=True)
+            encode(self.aligner, m, c, items=items, local_tokens=True, across_processes=True)
             for m, c, items in ((modality_a, a, items_a), (modality_b, b, items_b))
         )
         groups = split.group[a.row[items_a]], split.group[b.row[items_b]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
-from ccaco_cli.core import config_io, manifest
+from ccaco_cli.core import config_io, manifest, runtime
 from ccaco_cli.core.config import ModelConfig, RunConfig
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
@@ -218,13 +218,22 @@ class Index:
     def model(self) -> tuple[Aligner, dict[str, Tower], RunConfig]:
         import torch
 
-        with torch.inference_mode(
-            False
-        ):  # whoever asks first may be in that mode, and explanations need gradients later
+        from ccaco_cli.core.encoding.encode import reduce_precision
+
+        with torch.inference_mode(False):  # the first caller may be in that mode, and explanations need gradients later
             found = load_model(self.folder / "model", self.modalities)
+            exported = "" if self.exported is None else self.exported.modality  # its graph computes in float32
+            reduce_precision(found[0], self._precision(), keep=exported)
         for side in self.sides.values():
             side.check(found[2].model.dim)
         return found
+
+    def _precision(self) -> Any:
+        """The dtype in which towers encode queries: that of the items where this CPU computes in it at full speed, else float32."""
+        import torch
+
+        stored = getattr(torch, self.manifest.facts.get("precision", "float32"))
+        return stored if stored == runtime.encoding_dtype("auto", torch.device("cpu")) else torch.float32
 
     def other(self, modality: str) -> str:
         """The modality that a query of this one finds. Raises DataError for one that the index does not hold."""

@@ -236,7 +236,7 @@ def _encode_modality(job: _Job, modality: str, index_folder: _IndexFolder | None
                     column,
                     items=items,
                     max_tokens=job.request.store_grid,
-                    share=True,
+                    across_processes=True,
                     local_tokens=with_tokens,
                     on_progress=report_progress,
                 )
@@ -338,6 +338,7 @@ def _build_index(job: _Job, folder: _IndexFolder) -> Manifest:
         "storage": storage,
         "query": exported,
         "store_grid": job.request.store_grid,
+        "precision": job.request.facts["precision"],
     }
     dataset = job.data.manifest
     indexes.complete(folder.root, folder.name, job.run, dataset, job.split.name, job.rows, job.config, **facts)

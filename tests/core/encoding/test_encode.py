@@ -9,7 +9,8 @@ import torch
 
 from ccaco_cli.core.data.loader import CachedColumn
 from ccaco_cli.core.encoding import token_cache
-from ccaco_cli.core.encoding.encode import _batches, encode, reduced_precision
+from ccaco_cli.core.encoding.batching import batch_positions
+from ccaco_cli.core.encoding.encode import encode, reduced_precision
 from ccaco_cli.core.encoding.token_cache import cached
 from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.types import Features
@@ -55,7 +56,7 @@ def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, s
     tower = toy.tower("x", width).module
     calls: list[int] = []
     tower.register_forward_hook(lambda *_: calls.append(1))
-    found = cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu")
+    found = cached(tower, column, tmp_path / "c", grid=None, max_tokens=0, device="cpu")
     assert (found.row == column.row).all()
     items = np.array([9, 2, 20])
     got, wanted = found.inputs(items), tower(column.inputs(items))
@@ -66,7 +67,7 @@ def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, s
     assert torch.allclose(got.pooled.float(), wanted.pooled, atol=2e-3)
     calls.clear()
     assert torch.equal(
-        cached(tower, column, tmp_path / "c", grid=None, most=0, device="cpu").inputs(items).tokens, got.tokens
+        cached(tower, column, tmp_path / "c", grid=None, max_tokens=0, device="cpu").inputs(items).tokens, got.tokens
     )
     assert not calls
 
@@ -112,13 +113,13 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(
 
         hook = tower.register_forward_pre_hook(count)
         try:
-            return cached(tower, column, folder, grid=None, most=0, device="cpu"), seen
+            return cached(tower, column, folder, grid=None, max_tokens=0, device="cpu"), seen
         except KeyboardInterrupt:
             return None, seen
         finally:
             hook.remove()
 
-    monkeypatch.setattr(token_cache, "BATCH", {"cpu": 5})
+    monkeypatch.setattr(token_cache, "BATCH_SIZE", {"cpu": 5})
     items = np.arange(len(column.row))
     whole, every = make(tmp_path / "whole", 10**6)
     assert every == len(items)
@@ -161,10 +162,10 @@ class Sized:
 
 
 def test_large_items_are_encoded_fewer_at_a_time() -> None:
-    words = [part.tolist() for part in _batches(Sized([30_000, 10, 20, 2_000, 40_000]), np.arange(5), 256)]
+    words = [part.tolist() for part in batch_positions(Sized([30_000, 10, 20, 2_000, 40_000]), np.arange(5), 256)]
     assert words == [[1, 2, 3], [0], [4]]
-    assert [len(part) for part in _batches(Sized([77] * 600), np.arange(600), 256)] == [256, 256, 88]
-    assert [len(part) for part in _batches(Sized(None, 224), np.arange(300), 256)] == [256, 44]
-    assert [len(part) for part in _batches(Sized(None, 4096), np.arange(2), 256)] == [1, 1]
-    assert [part.tolist() for part in _batches(Sized(None, 8), np.array([5, 3]), 1)] == [[0], [1]]
-    assert not list(_batches(Sized([]), np.arange(0), 256))
+    assert [len(part) for part in batch_positions(Sized([77] * 600), np.arange(600), 256)] == [256, 256, 88]
+    assert [len(part) for part in batch_positions(Sized(None, 224), np.arange(300), 256)] == [256, 44]
+    assert [len(part) for part in batch_positions(Sized(None, 4096), np.arange(2), 256)] == [1, 1]
+    assert [part.tolist() for part in batch_positions(Sized(None, 8), np.array([5, 3]), 1)] == [[0], [1]]
+    assert not list(batch_positions(Sized([]), np.arange(0), 256))
