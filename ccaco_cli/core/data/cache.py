@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,9 @@ def arrays(path: Path, compute: Callable[[], dict[str, np.ndarray[Any, Any]]]) -
 
 def damaged(path: Path, reason: str) -> ManifestError:
     """The error for a folder of arrays that cannot be read."""
-    return ManifestError(f"damaged arrays ({reason})", where=path, next=f"rm -r {path}, then the same command")
+    return ManifestError(
+        f"damaged arrays ({reason})", where=path, next=f"rm -r {shlex.quote(str(path))}, then the same command"
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 from collections import deque
@@ -149,7 +150,9 @@ def refuse_overwrite(out: Path) -> None:
         return
     if out.exists():
         problem = "a data set is there already" if manifest.exists(out) else "something else is there already"
-        raise DataError(problem, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {out}")
+        raise DataError(
+            problem, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {shlex.quote(str(out))}"
+        )
 
 
 def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float) -> None:
@@ -178,7 +181,9 @@ def _begin(partial: Path, plan: Mapping[str, Any]) -> None:
 
 def _changed(partial: Path) -> DataError:
     return DataError(
-        "the source changed since the interrupted run", where=partial, next=f"rm -r {partial}, then the same command"
+        "the source changed since the interrupted run",
+        where=partial,
+        next=f"rm -r {shlex.quote(str(partial))}, then the same command",
     )
 
 

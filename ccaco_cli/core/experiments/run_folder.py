@@ -4,6 +4,7 @@ run.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class RunFolder:
                 "an interrupted run lies here",
                 where=self.path,
                 expected="--resume latest, or a new --name",
-                next=f"add --resume latest, or rm -r {self.path}",
+                next=f"add --resume latest, or rm -r {shlex.quote(str(self.path))}",
             )
         self.changes = self._changes(config_file, started_file)
         if self.changes and not self.options.accept_changes:

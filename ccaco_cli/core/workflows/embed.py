@@ -5,6 +5,7 @@ index.
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -204,7 +205,10 @@ def _finished_embeddings(job: _Job) -> Manifest | None:
     filled = out.exists() and any(out.iterdir())  # a process that was killed early can leave an empty folder
     if filled and (not inputs_file.exists() or inputs_file.read_text("utf-8") != inputs):
         raise DataError(
-            "other embeddings lie here", where=out, expected="a new folder", next=f"--out OTHER, or rm -r {out}"
+            "other embeddings lie here",
+            where=out,
+            expected="a new folder",
+            next=f"--out OTHER, or rm -r {shlex.quote(str(out))}",
         )
     manifest.write_bytes(inputs_file, inputs.encode())
     return manifest.open(out, kind="embeddings") if manifest.exists(out) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -89,6 +90,6 @@ def _resolve(request: TrainRequest, data: PairData, folder: Path) -> tuple[PairD
             "this run is finished",
             where=folder,
             expected="a new name",
-            next=f"ccaco report {folder}, or choose another --name",
+            next=f"ccaco report {shlex.quote(str(folder))}, or choose another --name",
         )
     return data, config
