@@ -211,3 +211,12 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:
     assert again.sha256 == undisturbed.sha256 and again.files == undisturbed.files
     assert (tmp_path / "b" / "train-00000.arrow").stat().st_mtime_ns == when  # not made again
     assert again.facts["splits"]["train"]["samples"] == 3495 and again.facts["rejects"] == {"not a picture": 5}
+
+
+def test_next_steps_can_be_pasted_when_a_name_has_spaces(
+    ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("prepare", "scenes", "--limit", 5, "--image-size", 32, "--workers", 0, "--out", "my scenes")
+    assert ccaco(*command).err == "next: ccaco train --dataset 'my scenes'\n"
+    assert ccaco(*command).err.endswith("next: --out OTHER, or: rm -r 'my scenes'\n")
