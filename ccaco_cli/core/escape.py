@@ -10,8 +10,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: characters that move the cursor, change colours or the writing direction are shown as
-    escapes."""
+    """Text for a terminal: control characters and marks of writing direction are shown as escapes."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

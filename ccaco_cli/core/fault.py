@@ -6,8 +6,7 @@ import os
 import signal
 
 VARIABLE = "CCACO_FAULT"
-"""Environment variable POINT or POINT:N: the process kills itself (SIGKILL) when it reaches the point for the Nth
-time."""
+"""Environment variable with POINT or POINT:N: the process kills itself (SIGKILL) at the Nth passage of the point."""
 _counts: dict[str, int] = {}
 
 

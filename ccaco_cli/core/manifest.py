@@ -1,5 +1,4 @@
-"""Artefacts on disk: folders whose ``manifest.json`` is written last and atomically, so that its presence means
-"complete"."""
+"""Artefacts on disk: folders whose ``manifest.json`` is written last, so that its presence means "complete"."""
 
 from __future__ import annotations
 
@@ -131,8 +130,7 @@ def _sync(folder: Path) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON text of an artefact: keys keep their order; NaN and infinity become null, because JSON does not have
-    them."""
+    """JSON text of an artefact: keys keep their order; NaN and infinity, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: the contact sheets of a retrieval and of a data set."""
+"""Contact sheets: the hits of a search, and samples of a data set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ PIXELS = 224
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
-def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> None:
-    """Writes the pictures of ranked answers (``Hit``), one row of five and more a query, each under its rank and score.
+def contact_sheet(path: Path, results: Sequence[tuple[str, Sequence[Any]]]) -> None:
+    """Draws the hits of queries, five in a row, each with its rank, score and caption.
 
-    path    .png, .jpg, .pdf or .svg
-    Raises  DataError: another suffix
+    Args:
+        path: .png, .jpg, .pdf or .svg.
+        results: (query, its hits).
+    Raises:
+        DataError: another suffix.
     """
     check_suffix(path)
-    if not answers:
+    if not results:
         return
     import matplotlib
 
@@ -37,7 +40,7 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
 
     lines = [
         (query, hits[first : first + COLUMNS])
-        for query, hits in answers
+        for query, hits in results
         for first in range(0, max(1, len(hits)), COLUMNS)
     ]
     figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(2.2 * COLUMNS, 3.6 * len(lines)), squeeze=False)
@@ -66,16 +69,17 @@ def contact_sheet(path: Path, answers: Sequence[tuple[str, Sequence[Any]]]) -> N
 
 
 def check_suffix(path: Path) -> None:
-    """Raises DataError: no kind of picture that can be written."""
+    """Raises DataError: a figure cannot be written in this format."""
     if path.suffix.lower() not in SUFFIXES:
         raise DataError("no such kind of picture", where=path, expected=" | ".join(SUFFIXES))
 
 
 def preview(path: Path, data: PairData, rows: int = 3) -> None:
-    """Samples of every split, evenly spread over it, each with its id, domain and captions: a look at what a model will learn from.
+    """Draws evenly spaced samples of every split, each with its id, domain and captions.
 
-    path    as of ``contact_sheet``
-    rows    of five samples, shared out among the splits
+    Args:
+        path: as in ``contact_sheet``.
+        rows: rows of five samples, over all splits.
     """
     check_suffix(path)
     import matplotlib
@@ -84,7 +88,7 @@ def preview(path: Path, data: PairData, rows: int = 3) -> None:
     import matplotlib.pyplot as plt
     import numpy as np
 
-    lines = []
+    lines = []  # (split, samples of one line, whether it is the first line of the split)
     for name in data.splits:
         part = data.split(name)
         chosen = np.unique(np.linspace(0, len(part) - 1, COLUMNS * max(1, rows // len(data.splits))).astype(int))
@@ -104,13 +108,13 @@ def preview(path: Path, data: PairData, rows: int = 3) -> None:
             above.set_anchor("SW")
             for modality in [m for m in data.modalities if picture_of(m)][:1]:
                 above.imshow(picture_of(modality)(part.media(modality, [row])[0], PIXELS), interpolation="nearest")
-            said = part.captions[part.caption_start[row] : part.caption_start[row + 1]]
-            told = [
+            captions = part.captions[part.caption_start[row] : part.caption_start[row + 1]]
+            description = [
                 part.ids[row][-44:],
                 *filter(None, [part.domains[part.domain[row]]]),
-                *(f"- {textwrap.shorten(t, 80)}" for t in said[:5]),
+                *(f"- {textwrap.shorten(t, 80)}" for t in captions[:5]),
             ]
-            filled = [textwrap.fill(line, 42, subsequent_indent="  ", max_lines=2) for line in told]
+            filled = [textwrap.fill(line, 42, subsequent_indent="  ", max_lines=2) for line in description]
             below.text(0, 1, "\n".join(filled), transform=below.transAxes, fontsize=6, va="top", parse_math=False)
     _save(figure, path)
 

@@ -80,8 +80,7 @@ def damaged(path: Path, reason: str) -> ManifestError:
 
 @contextmanager
 def _temporary(path: Path, resumes: bool) -> Iterator[Path]:
-    """The temporary folder of ``folder``, used under its lock; what a killed process left there is continued or
-    deleted."""
+    """The temporary folder of ``folder``, used under its lock; the work of a killed process is continued or deleted."""
     temp = path.with_name(f".{path.name}.tmp")
     if not resumes:
         shutil.rmtree(temp, ignore_errors=True)

@@ -1,5 +1,6 @@
-"""Checks that each sample passes before it enters a data set: media are decoded once, captions cleaned, paths kept
-inside the source.
+"""Checks each sample before it enters a data set.
+
+Media are decoded once, captions are cleaned, and paths must stay inside the source folder.
 
 This module imports little, because every worker process of ``prepare`` loads it.
 """

@@ -1,5 +1,4 @@
-"""Statistics of a data set while it is prepared: counts, lengths, sizes, rejects and leakage, from its shards and
-their journals.
+"""Computes the statistics of a data set from its shards and journals: counts, lengths, sizes, rejects and leakage.
 
 One shard is read at a time. Of each sample three hashes of eight bytes are kept, so memory hardly grows with their
 number.
@@ -110,8 +109,7 @@ def journals(folder: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def compute_stats(folder: Path) -> DatasetStats:
-    """Counts everything in a folder of finished shards; writes its rejects.csv, and leakage.csv if there is any
-    leakage.
+    """Computes the statistics of finished shards; writes rejects.csv, and leakage.csv if there is leakage.
 
     Returns:
         Facts: splits {name: samples, groups, captions, rejects}; inspection {name: {captions_per_group, words, width,

@@ -43,8 +43,7 @@ class AcrossDomains(PairData):
         return _append_unpaired(sources, _of_domains(split, [self.target])) if name == "train" else sources
 
     def _relabelled(self, split: Split) -> Split:
-        """Numbers labels by the classes of the sources' training rows, so that nothing depends on the labels of the
-        target."""
+        """Numbers labels by the classes of the sources' training rows, so that labels of the target have no effect."""
         train = self.data.split("train")
         known = np.unique(_of_domains(train, self.sources).label)
         known = known[known >= 0]

@@ -30,8 +30,7 @@ Array = np.ndarray[Any, Any]
 CLIPS_PER_CHUNK = 64
 """Clips that are decoded at a time while a cache is written."""
 PIXELS_IN_CACHE = 128
-"""Images up to this many pixels per side are cached decoded (uint8, memory-mapped): decoding them again is slower
-than reading."""
+"""Images up to this many pixels per side are cached decoded (uint8), because decoding is slower than reading."""
 
 
 def stack(samples: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -207,8 +206,10 @@ class ClipColumn(MediaColumn):
 
 
 class CachedColumn:
-    """Tokens of a locked tower, read from a cache folder (``tokens.npy`` [total, W] float16, ``offsets.npy``,
-    ``pooled.npy``)."""
+    """Tokens of a locked tower, read from a cache folder.
+
+    The folder holds ``tokens.npy`` [total, W] float16, ``offsets.npy`` [items + 1] and ``pooled.npy`` [items, W].
+    """
 
     def __init__(self, path: Path, row: Array, start: Array):
         self.row, self.start = row, start
@@ -331,8 +332,7 @@ class PairDataset(Dataset[PairBatch]):
 
 
 def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:
-    """The part of a plan entry for one process: an equal share of its rows, in rank order, and of the unpaired items
-    after them."""
+    """The part of a plan entry for one process: an equal share of its rows and of its unpaired items, in rank order."""
     pairs = len(entry[0])
     rows, items_a, items_b = (
         np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry

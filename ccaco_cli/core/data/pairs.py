@@ -96,8 +96,7 @@ class Split:
 
     @cached_property
     def caption_start(self) -> Array:
-        """[n + 1] int64; row r has ``captions[caption_start[r] : caption_start[r + 1]]``; rows after ``paired`` have
-        none."""
+        """[n + 1] int64; row r has ``captions[caption_start[r] : caption_start[r + 1]]``."""
         return np.concatenate([[0], np.cumsum(self.caption_count)]).astype(np.int64)
 
     @cached_property

@@ -76,8 +76,7 @@ def find_source(name: str) -> Source:
 
 
 def _resolve(source: Source, path: Path | None) -> Path | None:
-    """The path of the source with symbolic links of its folders resolved, so that "inside the folder" is well
-    defined."""
+    """The path of the source with symbolic links resolved, so that "inside the folder" is well defined."""
     if source.embedded or source.resolves_path:
         return path
     if path is None:

@@ -53,8 +53,7 @@ FAMILIES = ("", "role", "", "", "colour", "", "", "shape", "")
 CAPTIONS, FULL_CAPTIONS = 5, 3
 SCALES = {"small": 0.37, "large": 0.44}
 FURTHER = {"small": 0.31, "large": 0.37}
-"""Side of an object's square as a share of the picture: ``SCALES`` before jitter for objects[0] and [1], ``FURTHER``
-for the others."""
+"""Side of an object's square as a share of the picture: of objects[0] and [1] (before jitter), and of the others."""
 
 _FLOATS = ("fish",)
 _CHASE = {"bird": "flying", "fish": "swimming"}
@@ -63,8 +62,15 @@ _RESTS = ("sofa", "box", "car", "house")
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """The content of a picture: objects, the relation of objects[0] to objects[1], the place, and the random numbers
-    of its layout."""
+    """The content of a picture.
+
+    Attributes:
+        objects: two to five.
+        relation: of objects[0] to objects[1].
+        place, variant: of the background.
+        jitter: random numbers of the layout, 0..1.
+        spots: (x, bottom) of objects[2:].
+    """
 
     objects: tuple[SceneObject, ...]
     relation: str
@@ -75,8 +81,7 @@ class Composition:
 
 
 def swap(scene: Composition, kind: str) -> Composition:
-    """The twin of a scene: objects[0] and objects[1] exchange places (role), colours (colour), or nouns and poses
-    (shape)."""
+    """The twin of a scene: objects[0] and [1] exchange places (role), colours (colour), or nouns and poses (shape)."""
     a, b, *others = scene.objects
     if kind == "role":
         a, b = b, a
@@ -93,8 +98,7 @@ def held_out(scene: Composition) -> bool:
 
 
 def compose(rng: random.Random, kind: str = "", *, allow_held_out: bool = False) -> tuple[Composition, ...]:
-    """Draws a scene and its twin of that kind (no twin if ``kind`` is empty), with the same layout numbers and space
-    for both."""
+    """Draws a scene and its twin of that kind (none if ``kind`` is ""); both have the same layout numbers."""
     while True:
         scene = _facts(rng, rng.choice(KINDS[kind]))
         family = (scene, swap(scene, kind)) if kind else (scene,)

@@ -34,8 +34,7 @@ from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
 MAX_SHARD_BYTES = 128 << 20
 EARLY_STOP_REJECTS = 1000
-"""A run that has already lost too many records stops early only after this many rejects; fewer are listed
-completely."""
+"""A run with too many rejects stops early only after this many; fewer rejects are listed completely."""
 _PLAN = "plan.json"
 
 

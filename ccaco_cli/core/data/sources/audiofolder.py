@@ -1,5 +1,7 @@
-"""Sound files in class folders, ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``, or in folds as in ESC-10 and ESC-50; captions
-from the classes."""
+"""Sound files in class folders, or in folds as in ESC-10 and ESC-50; the captions come from the classes.
+
+Layout: ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``.
+"""
 
 from __future__ import annotations
 

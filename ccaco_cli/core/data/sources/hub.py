@@ -162,8 +162,7 @@ def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _media(value: Any, folder: Path | None) -> Media | None:
-    """Bytes, a file of the local folder, or a function that downloads a file of the hub; None = the row has no
-    image."""
+    """Bytes, a local file, or a function that downloads a file of the hub; None = the row has no image."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
     for value in (data, path):
         if isinstance(value, bytes):

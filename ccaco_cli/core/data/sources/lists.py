@@ -1,5 +1,4 @@
-"""Readers of the list files of published data sets: text of any encoding, JSON, Karpathy's split files; splits by
-hash."""
+"""Reads the list files of published data sets (text, JSON, Karpathy's split files), and splits by hash."""
 
 from __future__ import annotations
 
@@ -72,8 +71,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _without_tokens(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drops the list of words that Karpathy's files hold beside every caption; it takes most of the memory and is not
-    used."""
+    """Drops the words that Karpathy's files repeat beside every caption: they take most of the memory."""
     entry.pop("tokens", None)
     return entry
 
@@ -115,8 +113,7 @@ def hash_split(key: str) -> str:
 
 
 def missing_part(counts: Mapping[str, int], published: Mapping[str, int]) -> str:
-    """Suffix of a protocol name whose lists are shorter than the published ones: "" or "; a part: test 500 of
-    1,000"."""
+    """Suffix of a protocol name if the lists are not the published ones: "" or "; a part: test 500 of 1,000"."""
     differing = [
         f"{name} {counts.get(name, 0):,} of {count:,}"
         for name, count in published.items()

@@ -1,5 +1,4 @@
-"""SugarCrepe: photos of COCO val2017, each with a correct caption and a hard negative; the task is to choose the
-correct one.
+"""SugarCrepe: photos of COCO val2017, each with a correct caption and a hard negative to choose from.
 
 Source: Hsieh et al., NeurIPS 2023, arXiv:2306.14610; the seven json files of github.com/RAIVNLab/sugar-crepe.
 """

@@ -1,5 +1,4 @@
-"""Tar shards as img2dataset writes them (webdataset layout): consecutive ``KEY.jpg``, ``KEY.txt`` and ``KEY.json``;
-never unpacked.
+"""Tar shards as img2dataset writes them: consecutive ``KEY.jpg``, ``KEY.txt`` and ``KEY.json``, never unpacked.
 
 This process reads the headers of a shard in sequence. The worker processes that check images read them directly from
 the tar.
