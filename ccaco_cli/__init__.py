@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ccaco_cli.api import Model
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 
 def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto") -> Model:
