@@ -83,7 +83,7 @@ def columns_of(cells: Sequence[Cells]) -> list[str]:
 def shared_values(cells: Sequence[Cells]) -> dict[str, Any]:
     """The columns of ``SHARED`` in which all rows agree, with their value."""
     values = {name: {row.get(name) for row in cells} - {None, ""} for name in SHARED}
-    return {name: found.pop() for name, found in values.items() if len(found) == 1}
+    return {name: distinct.pop() for name, distinct in values.items() if len(distinct) == 1}
 
 
 def shared_titles(cells: Sequence[Cells]) -> list[str]:
@@ -172,16 +172,16 @@ def _split(row: SplitRow) -> Cells:
     return cells | {"reasons": list(row.reasons), "protocol": row.protocol}
 
 
-_SCORES = {"R-sum": 0, **RECALLS, "class_accuracy": 2, "warnings": 1, "seconds": 4}
+_SCORES = {"R-sum": 0, **RECALLS, "class_accuracy": 2, "seconds": 4, "warnings": 5, "failed": 5}
 LAYOUTS: dict[type[ReportRow], RowLayout] = {
-    RunRow: RowLayout(_run, {"run": 0, "stage": 1, **_SCORES, "arm": 6, "queries": 7}, ("run",)),
+    RunRow: RowLayout(_run, {"run": 0, "stage": 1, **_SCORES, "arm": 6, "queries": 8}, ("run",)),
     ArmRow: RowLayout(
         _arm,
-        {"dataset": 0, "pool": 0, "arm": 0, "verdict": 0, **_SCORES, "failed": 1, "seeds": 5, "change against *": 6},
+        {"dataset": 0, "pool": 0, "arm": 0, "verdict": 0, **_SCORES, "seeds": 6, "change against *": 7},
         ("arm",),
     ),
     ArmMeanRow: RowLayout(
-        _run, {"dataset": 0, "pool": 0, "arm": 0, **_SCORES, "*_accuracy": 1, "seeds": 5, "*_seed_sd": 4}, ("arm",)
+        _run, {"dataset": 0, "pool": 0, "arm": 0, **_SCORES, "*_accuracy": 1, "seeds": 6, "*_seed_sd": 4}, ("arm",)
     ),
     DomainRow: RowLayout(
         _domain,

@@ -1,4 +1,4 @@
-"""What a run logs, sent on while it trains: the entries of ``metrics.jsonl`` under the same names, to TensorBoard or Weights & Biases."""
+"""Sends the training log of a run to TensorBoard or Weights & Biases while it trains, under the same names."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.types import OnProgress
 
 Sink = Callable[[int, Mapping[str, float]], None]
-"""Takes a step and what was logged at it."""
+"""Called with a step and its logged values."""
 
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Sink]:
-    """Event files in ``folder/tensorboard``, made with the first entry."""
+    """Event files in ``folder/tensorboard``, created with the first entry."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError:
-        raise _absent("tensorboard") from None
+        raise _not_installed("tensorboard") from None
     import time
 
     with ExitStack() as stack:
@@ -43,11 +43,11 @@ def tensorboard(folder: Path) -> Iterator[Sink]:
 
 @contextmanager
 def wandb(folder: Path) -> Iterator[Sink]:
-    """A run of the project ``ccaco``, begun with the first entry; WANDB_MODE, WANDB_PROJECT and the like are respected."""
+    """A run of the project ``ccaco``, started with the first entry; WANDB_MODE, WANDB_PROJECT and the like apply."""
     try:
         import wandb as library
     except ImportError:
-        raise _absent("wandb") from None
+        raise _not_installed("wandb") from None
     runs: list[Any] = []
 
     def log(step: int, values: Mapping[str, float]) -> None:
@@ -63,7 +63,7 @@ def wandb(folder: Path) -> Iterator[Sink]:
                 )
             except library.Error as error:
                 raise ConfigError(
-                    f"wandb would not begin a run ({' '.join(str(error).split())[:120]})",
+                    f"wandb did not start a run ({' '.join(str(error).split())[:120]})",
                     where="--report-to wandb",
                     expected="a key of WANDB_API_KEY, or WANDB_MODE=offline",
                 ) from None
@@ -79,16 +79,19 @@ def wandb(folder: Path) -> Iterator[Sink]:
 SINKS: dict[str, Callable[[Path], AbstractContextManager[Sink]]] = {"tensorboard": tensorboard, "wandb": wandb}
 
 
-def _absent(name: str) -> ConfigError:
+def _not_installed(name: str) -> ConfigError:
     return ConfigError(f"{name} is not installed", where=f"--report-to {name}", next=f"pip install 'ccaco[{name}]'")
 
 
 @contextmanager
-def report_to(names: Sequence[str], folder: Path, tell: OnProgress) -> Iterator[OnProgress]:
-    """An ``OnProgress`` of ``train`` that also sends what the run in ``folder`` has logged since it was last called.
+def report_to(names: Sequence[str], folder: Path, on_progress: OnProgress) -> Iterator[OnProgress]:
+    """An ``OnProgress`` for ``train`` that also sends what the run in ``folder`` has logged since the last call.
 
-    names   of ``SINKS``
-    Raises  ConfigError: a library that is not installed (before the run begins), or that refuses
+    Args:
+        names: keys of ``SINKS``.
+        on_progress: called with the same arguments.
+    Raises:
+        ConfigError: a library is not installed (raised before the run starts), or it refuses to start a run.
     """
     with ExitStack() as stack:
         sinks = [stack.enter_context(SINKS[name](folder)) for name in dict.fromkeys(names)]
@@ -99,27 +102,32 @@ def report_to(names: Sequence[str], folder: Path, tell: OnProgress) -> Iterator[
                 for sink in sinks:
                     sink(step, values)
 
-        def on_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
-            tell(done, total, facts)
+        def report_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+            on_progress(done, total, facts)
             if sinks and "what" not in facts:  # a step of training, not some preparation
                 tail.first = done if tail.first is None else tail.first
                 send()
 
-        yield on_progress
+        yield report_progress
         if tail.first is not None:
             send()
 
 
 @dataclass
 class Tail:
-    """New whole lines of a growing log; entries before the step ``first`` were sent by the run that was interrupted."""
+    """Reads the new complete lines of a growing log.
+
+    Attributes:
+        first: first step that is sent; earlier entries were sent before the run was interrupted.
+        offset: bytes that were read already.
+    """
 
     path: Path
     first: int | None = None
     offset: int = 0
 
     def read(self) -> list[tuple[int, dict[str, float]]]:
-        """(step, name -> value) of what was written since the last call; validation figures are called ``validation/NAME``."""
+        """(step, name -> value) of each entry since the last call; validation metrics are named ``validation/NAME``."""
         if not self.path.is_file():
             return []
         with self.path.open("rb") as file:
@@ -132,6 +140,6 @@ class Tail:
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    figures = {f"validation/{k}": v for k, v in (entry.get("validation") or {}).items()}
-    found = {k: v for k, v in {**entry, **figures}.items() if isinstance(v, int | float) and k != "step"}
-    return {k: float(v) for k, v in found.items()}
+    validation = {f"validation/{k}": v for k, v in (entry.get("validation") or {}).items()}
+    values = {**entry, **validation}
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "step"}

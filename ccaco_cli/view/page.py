@@ -57,7 +57,7 @@ def render(page: PageData) -> str:
         version=__version__,
         now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tiles=[_tile(metric) for metric in page.summary],
-        runs=results_table(page.runs, hidden=(*COST[3:], *(f"loss_{name}" for name in (TOTAL, *LOSS_PARTS)))),
+        runs=results_table(page.runs, hidden=hidden_columns()),
         arms=results_table(page.arms),
         cost=html_table([{name: row.as_dict().get(name) for name in COST} for row in page.runs]),
         charts=drawn,
@@ -127,6 +127,11 @@ def _metric_name(metric: str) -> str:
     """``text_to_image_R@1`` -> ``text → image R@1``."""
     source, to, target = metric.partition("_to_")
     return f"{source} → {target.replace('_', ' ', 1)}" if to else metric.removesuffix("_accuracy").replace("_", " ")
+
+
+def hidden_columns() -> tuple[str, ...]:
+    """Columns of runs that the page shows elsewhere: costs in a table of their own, losses as charts."""
+    return (*COST[3:], *(f"loss_{name}" for name in (TOTAL, *LOSS_PARTS)))
 
 
 def _charts(page: PageData) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Progress bars on stderr; they vanish when it is no terminal, or in CI."""
+"""Progress bars on stderr; none are drawn when stderr is not a terminal, or in CI."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ccaco_cli.core.types import OnProgress, no_progress
 
 @contextmanager
 def bar(title: str) -> Iterator[OnProgress]:
-    """An ``OnProgress`` that draws one bar for each thing it is told of (``facts["what"]``, ``facts["cell"]``), with rate and time left.
+    """An ``OnProgress`` that draws one bar for each task, with its rate and the time left.
 
-    ``facts["left"]`` are seconds until the whole work is done, where that is more than this bar.
+    ``facts["what"]`` and ``facts["cell"]`` name the task. ``facts["left"]`` is the time in seconds until all tasks are
+    done, where there are more than this one.
     """
     if not sys.stderr.isatty() or os.environ.get("CI") or launcher_rank()[0]:
         yield no_progress
@@ -44,22 +45,22 @@ def bar(title: str) -> Iterator[OnProgress]:
     with Progress(*shape, console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def tell(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
+        def report_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
             name = " ".join(str(facts[k]) for k in ("cell", "what") if k in facts) or title
             if name not in tasks:
-                for old in tasks.values():
-                    progress.update(old, visible=False)
+                for task in tasks.values():
+                    progress.update(task, visible=False)
                 tasks[name] = progress.add_task(name, facts="")
             numbers = {k: v for k, v in facts.items() if isinstance(v, int | float) and k != "left"}
-            shown = "  ".join(f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3f}" for k, v in numbers.items())
+            text = "  ".join(f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3f}" for k, v in numbers.items())
             if "left" in facts:
-                shown += f"  all done in {timedelta(seconds=round(facts['left']))}"
-            progress.update(tasks[name], completed=done, total=total, facts=shown, visible=True)
+                text += f"  all done in {timedelta(seconds=round(facts['left']))}"
+            progress.update(tasks[name], completed=done, total=total, facts=text, visible=True)
 
-        yield tell
+        yield report_progress
 
 
 def note(line: str) -> None:
-    """One line on stderr for the person at the terminal."""
-    if not launcher_rank()[0]:  # of several processes the first one speaks
+    """Prints one line on stderr."""
+    if not launcher_rank()[0]:  # only the main process of a launcher prints
         print(printable(line), file=sys.stderr, flush=True)

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ccaco_cli.core import escape
-from ccaco_cli.core.evaluation.significance import NOT_SEPARABLE
 from ccaco_cli.core.reporting.rows import Cells, ComparisonRow, DomainRow, ReportRow, SplitRow, as_dicts
 from ccaco_cli.view import layouts, tables, terminal_table
 
 SHORT_VERDICT = "not separable"
-"""On a terminal, for the words of ``NOT_SEPARABLE``; the note below the table has them."""
+"""On a terminal, for verdicts that begin with these words; the note below the table explains them."""
 
 
 def show(rows: Sequence[ReportRow], format: str | None, title: str, *, wide: bool = False) -> None:
@@ -44,6 +43,7 @@ def _show_on_terminal(rows: Sequence[ReportRow], cells: Sequence[Cells], title: 
     shared = layouts.shared_values(cells)
     names = [name for name in layouts.columns_of(cells) if name not in shared]
     titles = [title, *layouts.shared_titles(cells)]
+    cells = [_short_verdicts(line) for line in cells]
     columns = []
     for name in names:
         priority = layout.priority_of(name, row)
@@ -52,7 +52,7 @@ def _show_on_terminal(rows: Sequence[ReportRow], cells: Sequence[Cells], title: 
         label, colon, _ = name.partition(": ")  # a comparison's columns are A and B; the title says what they are
         titles += [name] if colon else []
         column = tables.terminal_column(
-            [_short_verdicts(line) for line in cells],
+            cells,
             name,
             heading=label if colon else None,
             priority=priority or 0,
@@ -65,7 +65,7 @@ def _show_on_terminal(rows: Sequence[ReportRow], cells: Sequence[Cells], title: 
 
 
 def _short_verdicts(cells: Cells) -> Cells:
-    return {name: SHORT_VERDICT if value == NOT_SEPARABLE else value for name, value in cells.items()}
+    return {name: SHORT_VERDICT if str(value).startswith(SHORT_VERDICT) else value for name, value in cells.items()}
 
 
 def _note(names: Sequence[str], cells: Sequence[Cells], hidden: bool) -> str:
@@ -76,8 +76,8 @@ def _note(names: Sequence[str], cells: Sequence[Cells], hidden: bool) -> str:
         notes.append("R@k: % of queries with a correct result among the first k.")
     if "R-sum" in names:
         notes.append("R-sum: sum of the six recalls.")
-    if any(NOT_SEPARABLE in row.values() for row in cells):
-        notes.append(f"{SHORT_VERDICT}: these queries and seeds show no difference beyond chance.")
+    if any(SHORT_VERDICT in row.values() for row in cells):
+        notes.append(f"{SHORT_VERDICT}: no difference beyond chance is shown.")
     if hidden:
         notes.append("More columns: --wide.")
     return " ".join(notes)

@@ -111,11 +111,11 @@ def short(name: str) -> str:
     """The heading of a column: ``text_to_image_R@1`` -> ``t2i R@1``, ``seconds`` -> ``time (s)``."""
     if name in HEADINGS:
         return HEADINGS[name]
-    head, to, rest = name.partition("_to_")
+    source, to, target_and_metric = name.partition("_to_")
     if not to:
-        return name.removesuffix("_accuracy").replace("loss_", "loss ")
-    target, _, metric = rest.partition("_")
-    return f"{head[0]}2{target[0]} {metric.replace('_', ' ')}"
+        return name.removesuffix("_accuracy").replace("_", " ")
+    target, _, metric = target_and_metric.partition("_")
+    return f"{source[0]}2{target[0]} {metric.replace('_', ' ')}"
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str], header: bool = True) -> str:

@@ -17,7 +17,11 @@ WIDTH = 24
 
 
 def watch(paths: Sequence[Path], seconds: float = 1.0) -> None:
-    """Redraws ``snapshot`` on stderr until every run is finished. Raises DataError: no run at a path."""
+    """Redraws ``snapshot`` on stderr until every run is finished.
+
+    Raises:
+        DataError: there is no run at a path.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -29,21 +33,23 @@ def watch(paths: Sequence[Path], seconds: float = 1.0) -> None:
 
 
 def running(paths: Sequence[Path]) -> list[Path]:
-    """The runs at the paths, finished or not: run folders, or folders (ablations too) that hold some.
+    """The runs at the paths, finished or not.
 
-    Raises DataError: none at a path
+    Args:
+        paths: run folders, or folders (ablations too) that hold some.
+    Raises:
+        DataError: there is no run at a path.
     """
-    found = []
+    runs: list[Path] = []
     for path in paths:
-        here = (
-            [path] if (path / "config.toml").is_file() else sorted(file.parent for file in path.glob("*/config.toml"))
-        )
-        if not here:
+        is_run = (path / "config.toml").is_file()
+        runs_here = [path] if is_run else sorted(file.parent for file in path.glob("*/config.toml"))
+        if not runs_here:
             raise DataError(
                 "no run has begun here", where=path, expected="a run folder", next="ccaco train --dataset scenes"
             )
-        found += here
-    return found
+        runs += runs_here
+    return runs
 
 
 def snapshot(paths: Sequence[Path]) -> Any:
@@ -71,11 +77,11 @@ def snapshot(paths: Sequence[Path]) -> Any:
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Values as bars of eight heights, averaged into at most ``width`` of them; what is not a number is a gap."""
+    """Values as bars of eight heights, averaged into at most ``width`` bars; a value that is not finite is a gap."""
     size = max(1, -(-len(values) // width))
     means = [sum(part) / len(part) for i in range(0, len(values), size) if (part := values[i : i + size])]
-    real = [v for v in means if abs(v) < float("inf")]
-    low, high = (min(real), max(real)) if real else (0.0, 0.0)
+    finite = [v for v in means if abs(v) < float("inf")]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     return "".join(
         BARS[round((v - low) / (high - low or 1) * (len(BARS) - 1))] if abs(v) < float("inf") else " " for v in means
     )
@@ -89,4 +95,4 @@ def _state(run: Path) -> str:
     if manifest.exists(run):
         return "finished"
     file = run / "metrics.jsonl"
-    return f"{max(0, round(time.time() - file.stat().st_mtime))} s ago" if file.is_file() else "begins"
+    return f"{max(0, round(time.time() - file.stat().st_mtime))} s ago" if file.is_file() else "starting"

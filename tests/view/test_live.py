@@ -109,6 +109,6 @@ def test_wandb_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with live.report_to(["wandb"], tmp_path / "fine", no_progress) as tell:
         tell(1, 1, {})
     assert Wandb.logged == [(1, {"total": 2.5}), "finished"]
-    with pytest.raises(ConfigError, match=r"wandb would not begin a run.*WANDB_MODE=offline"):
+    with pytest.raises(ConfigError, match=r"wandb did not start a run.*WANDB_MODE=offline"):
         with live.report_to(["wandb"], tmp_path / "refused", no_progress) as tell:
             tell(1, 1, {})

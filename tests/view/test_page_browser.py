@@ -1,4 +1,4 @@
-"""The page in a real browser without a screen: Chromium and its driver from the system's packages: apt install chromium chromium-driver."""
+"""The page in a real browser without a screen; it needs: apt install chromium chromium-driver."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_queries_are_filtered_ordered_and_paged(browser: Any, of_run: Path) -> N
     browser.execute_script("document.getElementById('g-next').click()")
     assert ask(browser, "document.getElementById('g-count').textContent").startswith("13 – 24")
     choose(browser, "g-words", "zebra-crossing")
-    assert ask(browser, "document.getElementById('g-count').textContent") == "no query like this"
+    assert ask(browser, "document.getElementById('g-count').textContent") == "no query matches"
     choose(browser, "g-words", "")
     choose(browser, "g-direction", "1")
     assert ask(browser, count) == 25 and ask(browser, "document.querySelectorAll('#g-list h3 img').length") == 12
@@ -195,9 +195,7 @@ def test_5000_queries_open_quickly(
     rows = np.arange(1000) % len(small.model.thumbnails)
     pictures, labels = [small.model.thumbnails[i] for i in rows], [small.model.labels[0][i] for i in rows]
     fields = ("queries", "rank", "top", "score", "correct")
-    ranked = replace(
-        small.model.ranked[0], **{f: np.repeat(getattr(small.model.ranked[0], f), 40, 0) for f in fields}
-    )
+    ranked = replace(small.model.ranked[0], **{f: np.repeat(getattr(small.model.ranked[0], f), 40, 0) for f in fields})
     big = replace(
         small.model,
         thumbnails=pictures,

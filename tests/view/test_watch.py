@@ -33,7 +33,7 @@ def test_runs_that_train_and_runs_that_are_done(run: Path, tmp_path: Path) -> No
     young = tmp_path / "runs/young"
     young.mkdir(parents=True)
     (young / "config.toml").write_text("")
-    assert "begins" in shown([tmp_path / "runs"])
+    assert "starting" in shown([tmp_path / "runs"])
     lines = [{"step": 1, "total": 2.0}, {"step": 2, "total": 1.0}, {"step": 2, "validation": {"R-sum": 12.5}}]
     (young / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "tot')
     text = shown([young, run])

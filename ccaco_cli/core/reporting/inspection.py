@@ -96,15 +96,9 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progres
     encoded = []
     for modality, column in columns(data, split, aligner, towers, config.model, on_progress).items():
         items = np.flatnonzero(column.row < rows) if small else None
-
-        def report_progress(
-            done: int, total: int | None, facts: Mapping[str, Any], what: str = f"encode {modality}"
-        ) -> None:
-            on_progress(done, total, {"what": what})
-
-        part = encode(
-            aligner, modality, column, items=items, local_tokens=config.loss.beta > 0, on_progress=report_progress
-        )
+        report_progress = _named(on_progress, f"encode {modality}")
+        with_tokens = config.loss.beta > 0
+        part = encode(aligner, modality, column, items=items, local_tokens=with_tokens, on_progress=report_progress)
         encoded.append((part, column.row if items is None else column.row[items]))
     (a, row_a), (b, row_b) = encoded
     body = json.loads((run.path / "results" / f"{split}.{measured.stage}.json").read_text("utf-8"))

@@ -58,7 +58,9 @@ def test_the_ranks_are_those_of_the_runs_own_result(loaded: LoadedRun) -> None:
 def test_a_batch_is_of_true_pairs_and_the_map_of_all(loaded: LoadedRun) -> None:
     items_a, items_b, table = inspection.similarity_matrix(loaded, 6)
     assert loaded.encodings.row_b[items_b].tolist() == loaded.encodings.row_a[items_a].tolist()
-    assert table[2, 4] == pytest.approx(float(loaded.encodings.b.z[items_b[2]] @ loaded.encodings.a.z[items_a[4]]), abs=1e-6)
+    assert table[2, 4] == pytest.approx(
+        float(loaded.encodings.b.z[items_b[2]] @ loaded.encodings.a.z[items_a[4]]), abs=1e-6
+    )
     rows, points, others = inspection.embedding_map(loaded, 12)
     assert points.shape == others.shape == (12, 2) and len(set(rows.tolist())) == 12
 
@@ -78,9 +80,7 @@ def test_faithfulness_rows(loaded: LoadedRun) -> None:
     assert rows[0].measure == "deletion" and rows[0].value == pytest.approx(np.mean(gains))
     assert rows[0].low < rows[0].value < rows[0].high
     for row in rows:
-        assert row.verdict == (
-            "better" if row.low > 0 else "worse" if row.high < 0 else faithfulness.NOT_SEPARABLE
-        )
+        assert row.verdict == ("better" if row.low > 0 else "worse" if row.high < 0 else faithfulness.NOT_SEPARABLE)
     assert all(row.verdict == "too few cases" for row in faithfulness.faithfulness_rows(loaded, pairs[:5]))
     points = faithfulness.pointing_rows(loaded, pairs)
     assert points[0].word == "" and points[0].cases == sum(row.cases for row in points[1:]) > 20

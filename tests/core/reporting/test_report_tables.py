@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from ccaco_cli.core.errors import ConfigError, DataError, GateError
 from ccaco_cli.core.reporting import report_tables
 from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.reporting.rows import Cells, as_dicts
-from ccaco_cli.core.workflows.report import broken
+from ccaco_cli.core.workflows.report import failed_gates
 
 
 def rows(paths: list[Path]) -> list[Cells]:
@@ -102,17 +104,17 @@ def test_two_runs_to_compare_and_no_more(fabricate: Any) -> None:
 def test_gates_that_claim(fabricate: Any) -> None:
     asked = runs(fabricate, ccaco=3.0, clip=1.0, twin=3.0)
     assert (
-        broken(
+        failed_gates(
             asked, ["ccaco not better than clip on text_to_image_R@1", "clip better than ccaco on R-sum", "R-sum<10"]
         )
         == []
     )
-    (line,) = broken(asked, ["ccaco not better than twin on R-sum"])
+    (line,) = failed_gates(asked, ["ccaco not better than twin on R-sum"])
     assert "ccaco against twin on toy: not separable" in line
     assert "(ccaco not better than twin on R-sum)" in line
     assert (
         len(
-            broken(
+            failed_gates(
                 asked,
                 [
                     "clip worse than ccaco on R-sum",
@@ -123,14 +125,15 @@ def test_gates_that_claim(fabricate: Any) -> None:
         )
         == 2
     )
-    assert len(broken(asked, ["R-sum<590"])) == 6
+    assert len(failed_gates(asked, ["R-sum<590"])) == 6
 
 
 def test_nan_fails_a_claim_either_way(fabricate: Any) -> None:
     sick = {"metrics": {"test.two-stage": {"R-sum": None}}}
     asked = ReportRequest([fabricate("clip", 1.0, arm="clip"), fabricate("sick", 1.0, arm="sick", facts=sick)])
     assert (
-        len(broken(asked, ["sick better than clip on R-sum", "sick not better than clip on R-sum", "R-sum>1e9"])) == 3
+        len(failed_gates(asked, ["sick better than clip on R-sum", "sick not better than clip on R-sum", "R-sum>1e9"]))
+        == 3
     )
 
 
@@ -140,4 +143,21 @@ def test_nan_fails_a_claim_either_way(fabricate: Any) -> None:
 )
 def test_claims_that_cannot_be_read(fabricate: Any, gate: str) -> None:
     with pytest.raises(GateError):
-        broken(runs(fabricate, ccaco=2.0, clip=1.0), [gate])
+        failed_gates(runs(fabricate, ccaco=2.0, clip=1.0), [gate])
+
+
+def test_tables_of_stored_results_load_no_torch(fabricate: Any) -> None:
+    """``ccaco report`` starts fast where it only reads results."""
+    request = runs(fabricate, ccaco=2.0, clip=1.0)
+    code = """
+import sys
+from ccaco_cli.app import main
+sys.argv = ["ccaco", "report", *sys.argv[1:], "--table", "ablation", "--format", "csv", "--fail-if", "R-sum<1"]
+try:
+    main()
+finally:
+    heavy = {"torch", "datasets", "pandas", "matplotlib"} & sys.modules.keys()
+    assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code, *request.paths], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 3)
