@@ -20,7 +20,7 @@ from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation import domains as domain_metrics
-from ccaco_cli.core.model.adaptation import Adaptation
+from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import statistics, step
 
@@ -56,16 +56,15 @@ def build_heads(data: PairData, config: RunConfig) -> Adaptation | None:
         )
     if not counts and not classify:
         return None
-    return Adaptation(
-        domain,
-        config.model.dim,
-        counts,
-        codes,
-        torch.from_numpy(split.label),
+    task = AdaptationTask(
+        domains=counts,
+        source_code=codes,
+        label=torch.from_numpy(split.label),
         adversarial=step.uses_domain_classifier(domain),
         classify=classify,
         classes=classes,
     )
+    return Adaptation(domain, config.model.dim, task)
 
 
 def _domain_codes(data: PairData, config: RunConfig) -> tuple[dict[str, int], torch.Tensor]:

@@ -192,8 +192,8 @@ def _cut_captions(
     if not parts:
         return []
     limit = f"longer than {towers['text'].tokens} tokens, and were cut"
-    what = f"{' and '.join(parts)} are {limit}; --context-length takes more"
-    return [{"step": 0, "kind": CUT, "what": what}]
+    message = f"{' and '.join(parts)} are {limit}; --context-length takes more"
+    return [{"step": 0, "kind": CUT, "what": message}]
 
 
 def classifier(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: OnProgress) -> FittedModel:
@@ -221,7 +221,7 @@ def cca(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: O
 
     def encode_split(name: str) -> SplitEncodings:
         part = data.split(name)
-        images, texts = solved.pictures(_image_features(data, name, on_progress)), solved.texts(part.captions)
+        images, texts = solved.images(_image_features(data, name, on_progress)), solved.texts(part.captions)
         return SplitEncodings(_samples(images), _samples(texts), np.arange(len(part)), part.caption_row)
 
     val = encode_split("val")
@@ -245,7 +245,7 @@ def _image_features(data: PairData, name: str, on_progress: OnProgress) -> Any:
     def compute() -> dict[str, Any]:
         rows = []
         for row in range(len(split)):
-            rows.append(handmade.picture(decode_image(split.media("image", [row])[0])))
+            rows.append(handmade.image_features(decode_image(split.media("image", [row])[0])))
             on_progress(row + 1, len(split), {"what": f"hand-made features of {name}"})
         return {"features": np.stack(rows)}
 

@@ -1,9 +1,13 @@
-"""What training across domains needs beside the aligner: domain classifiers and a label predictor. No part of a finished model."""
+"""Heads that are trained beside the aligner across domains: domain classifiers and a label predictor.
+
+A finished model does not contain them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,66 +19,86 @@ HIDDEN = 4
 DROPOUT = 0.5
 
 
-class Adaptation(nn.Module):
-    """Heads on the shared features.
+@dataclass(frozen=True, eq=False)
+class AdaptationTask:
+    """What the heads learn.
 
-    config       as the run has it
-    domains      modality -> how many domains its classifier tells apart, for each side that is aligned
-    classify     the modality that the label predictor reads
-    source_code  [domains of the data set] int64: number of a source among the sources
-    label        [rows of the training split] int64, class of each row; -1 = none
-    classes      0 = no label predictor
+    Attributes:
+        domains: modality -> number of domains that its classifier separates, for each modality that is aligned across
+            domains.
+        source_code: [domains of the data set] int64, number of each source domain among the sources.
+        label: [rows of the training split] int64, class of each row; -1 = none.
+        adversarial: train domain classifiers.
+        classify: the modality that the label predictor reads; "" = none.
+        classes: classes of the label predictor; 0 = no label predictor.
+    """
+
+    domains: Mapping[str, int]
+    source_code: Tensor
+    label: Tensor
+    adversarial: bool
+    classify: str = ""
+    classes: int = 0
+
+
+class Adaptation(nn.Module):
+    """Domain classifiers and a label predictor on the embeddings.
+
+    Args:
+        config: domain settings of the run.
+        width: E of the embeddings.
+        task: domains and classes.
     """
 
     source_code: Tensor
     label: Tensor
 
-    def __init__(
-        self,
-        config: DomainConfig,
-        width: int,
-        domains: Mapping[str, int],
-        source_code: Tensor,
-        label: Tensor,
-        *,
-        adversarial: bool,
-        classify: str = "",
-        classes: int = 0,
-    ):
+    def __init__(self, config: DomainConfig, width: int, task: AdaptationTask):
         super().__init__()
-        self.config, self.domains, self.classify = config, dict(domains), classify
-        self.critics = nn.ModuleDict({m: _critic(width, n) for m, n in domains.items()} if adversarial else {})
-        self.predictor = nn.Linear(width, classes) if classes else None
-        self.register_buffer("source_code", source_code, persistent=False)
-        self.register_buffer("label", label, persistent=False)
+        self.config, self.domains, self.classify = config, dict(task.domains), task.classify
+        classified = task.domains if task.adversarial else {}
+        self.domain_classifiers = nn.ModuleDict({m: _domain_classifier(width, n) for m, n in classified.items()})
+        self.predictor = nn.Linear(width, task.classes) if task.classes else None
+        self.register_buffer("source_code", task.source_code, persistent=False)
+        self.register_buffer("label", task.label, persistent=False)
 
     @property
-    def reads(self) -> set[str]:
-        """The modalities whose features the heads read."""
+    def modalities(self) -> set[str]:
+        """The modalities whose embeddings the heads read."""
         return {*self.domains, self.classify} - {""}
 
-    def others(self) -> list[nn.Parameter]:
-        """Parameters of the heads that are not adversaries."""
+    def predictor_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the label predictor."""
         return [] if self.predictor is None else list(self.predictor.parameters())
 
     @property
     def weights(self) -> dict[str, float]:
-        """Loss part -> the weight that the config gives it, of the parts that these heads add."""
+        """Loss part -> weight in the config, for the parts that these heads add."""
         parts = {"domain": self.config.weight} if self.domains else {}
         return parts | ({"label": self.config.classify} if self.classify else {})
 
     @staticmethod
     def features(z: Tensor) -> Tensor:
-        """[B, E]: the embedding at length sqrt(E). With its free length a loss could fall by shrinking, which does not change retrieval."""
+        """Scales embeddings [B, E] to length sqrt(E).
+
+        The length is fixed because a loss on vectors of free length can fall by shrinking them, which does not change
+        retrieval.
+        """
         return z * math.sqrt(z.shape[1])
 
-    def domain(self, z: Tensor, domain: Tensor) -> Tensor:
-        """[n] int64 codes of n samples, the first B of which are pairs with ``domain`` [B]: source 0 and target 1 where there are samples
-        of the target; else the sources' own numbers."""
-        pairs, every = len(domain), len(z)
-        if every == pairs:
+    def domain_labels(self, z: Tensor, domain: Tensor) -> Tensor:
+        """Returns the targets of the domain classifier.
+
+        Args:
+            z: [n, E]; the first B samples are pairs, further samples are of the target domain.
+            domain: [B] int64, domain of each pair.
+        Returns:
+            [n] int64: source 0 and target 1 where there are target samples, else the numbers of the source domains.
+        """
+        pairs, samples = len(domain), len(z)
+        if samples == pairs:
             return self.source_code[domain]
-        return (torch.arange(every, device=domain.device) >= pairs).long()
+        return (torch.arange(samples, device=domain.device) >= pairs).long()
 
     def predict(self, z: Tensor) -> Tensor:
         """Embeddings [B, E] -> class logits [B, C]."""
@@ -84,8 +108,9 @@ class Adaptation(nn.Module):
         return logits
 
 
-def _critic(width: int, domains: int) -> nn.Module:
-    """The domain classifier of the larger nets of DANN (arXiv:1505.07818, fig. 4): two hidden layers with ReLU and dropout."""
+def _domain_classifier(width: int, domains: int) -> nn.Module:
+    """The domain classifier of the larger nets of DANN (arXiv:1505.07818, fig. 4): two hidden layers with ReLU and
+    dropout."""
     hidden = HIDDEN * width
     layers = [
         nn.Linear(width, hidden),

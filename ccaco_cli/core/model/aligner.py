@@ -78,7 +78,8 @@ def _to_float32(t: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Maps the pooled vector [B, W] to one global vector [B, D], before normalisation: a projection and a residual MLP."""
+    """Maps the pooled vector [B, W] to one global vector [B, D], before normalisation: a projection and a residual
+    MLP."""
 
     def __init__(self, pooled_width: int, width: int, dropout: float):
         super().__init__()
@@ -142,7 +143,8 @@ class ModalityEncoder(nn.Module):
         Args:
             inputs: what the tower takes, or Features from a token cache (float16).
         Returns:
-            tokens [B, N, W], mask [B, N], pooled [B, W]. Those of a locked tower are the same whether they come from its cache or
+            tokens [B, N, W], mask [B, N], pooled [B, W]. Those of a locked tower are the same whether they come from
+            its cache or
             not: the grid pooled to ``cache_tokens``, and float16 unless they are centred.
         """
         if isinstance(inputs, Features):
@@ -159,8 +161,8 @@ class ModalityEncoder(nn.Module):
     def pool(self, features: Features) -> Tensor:
         """Pools Features to [B, W].
 
-        On a CPU, tokens of a locked tower are pooled some rows at a time in training, from dropout to sum within a core's cache: the same
-        numbers in a sixth of the time.
+        On a CPU, tokens of a locked tower are pooled some rows at a time in training, from dropout to sum within a
+        core's cache: the same numbers in a sixth of the time.
         """
         if self.config.pool == "cls":
             pooled: Tensor = self.input_dropout(_to_float32(features.pooled))
@@ -218,7 +220,8 @@ class Aligner(nn.Module):
         return self.sides[modality]  # type: ignore[return-value]
 
     def set_grad_checkpointing(self) -> None:
-        """Recomputes activations of the cross branch and of unlocked towers. Raises ConfigError: a tower without this capability."""
+        """Recomputes activations of the cross branch and of unlocked towers. Raises ConfigError: a tower without this
+        capability."""
         self.matcher.checkpointing = True
         for modality in self.modalities:
             encoder = self.encoder(modality)
@@ -249,8 +252,8 @@ class Aligner(nn.Module):
         Args:
             inputs: what the tower takes, or Features from a token cache.
         Returns:
-            The global vectors, and the tower's tokens [B, N, W], centred when the config says so: ``local_tokens`` prepares them
-            for the cross branch.
+            The global vectors, and the tower's tokens [B, N, W], centred when the config says so: ``local_tokens``
+            prepares them for the cross branch.
         """
         encoder, vectors = self.encoder(modality), self.config.vectors
         features = encoder.features(inputs)

@@ -34,7 +34,8 @@ class Attention(nn.Module):
             context: [B, M, D].
             mask: [B, M] bool, True = real token.
             layout: layouts of both; None = lines.
-            weights: also return the attention. The result is then computed from it, so that gradients reach it (for explanations).
+            weights: also return the attention. The result is then computed from it, so that gradients reach it (for
+                explanations).
         Returns:
             [B, N, D], and the attention [B, H, N, M] or None.
         """
@@ -52,7 +53,8 @@ class Attention(nn.Module):
 
 
 def apply_weights(weights: Tensor, v: Tensor) -> Tensor:
-    """Returns the output of ``Kernel.forward`` for given weights: weights [B, H, N, M], v [B, M, H, d] -> [B, N, H, d]."""
+    """Returns the output of ``Kernel.forward`` for given weights: weights [B, H, N, M], v [B, M, H, d] -> [B, N, H,
+    d]."""
     return torch.einsum("bhnm,bmhd->bnhd", weights, v.to(weights.dtype))
 
 

@@ -51,10 +51,12 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def weights(self, q: Tensor, k: Tensor, mask: Tensor, *, scale: float, layout: Layouts) -> Tensor:
-        """Returns the attention of ``forward``, [B, H, N, M], rows sum to 1. It costs N * M for every kind: for explanations."""
+        """Returns the attention of ``forward``, [B, H, N, M], rows sum to 1. It costs N * M for every kind: for
+        explanations."""
 
     def refresh(self) -> None:
-        """Draws new random numbers, once before each training step, so that ``forward`` can be recomputed within the step."""
+        """Draws new random numbers, once before each training step, so that ``forward`` can be recomputed within the
+        step."""
 
 
 class DenseKernel(Kernel):
@@ -73,10 +75,12 @@ class DenseKernel(Kernel):
 
 
 class WindowKernel(Kernel):
-    """Local windows and global tokens (Longformer, arXiv:2004.05150, sec. 3.1), squares on grids, by ``layout.attention_plan``.
+    """Local windows and global tokens (Longformer, arXiv:2004.05150, sec. 3.1), squares on grids, by
+    ``layout.attention_plan``.
 
-    Global tokens use the projections of the others (Longformer trains a second set), so that all kinds have the same parameters.
-    On a GPU and without dropout, FlexAttention (arXiv:2412.05496) skips blocks outside all windows; elsewhere slices are gathered.
+    Global tokens use the projections of the others (Longformer trains a second set), so that all kinds have the same
+    parameters. On a GPU and without dropout, FlexAttention (arXiv:2412.05496) skips blocks outside all windows;
+    elsewhere slices are gathered.
     """
 
     def __init__(self, width: int, config: FusionConfig):
@@ -97,11 +101,13 @@ class WindowKernel(Kernel):
 
 
 class LinearKernel(Kernel):
-    """FAVOR+ (Performer, arXiv:2009.14794): exp(q . k) as the mean of phi(q) phi(k) over positive orthogonal random features.
+    """FAVOR+ (Performer, arXiv:2009.14794): exp(q . k) as the mean of phi(q) phi(k) over positive orthogonal random
+    features.
 
-    The estimate (lemma 1 there) is unbiased. Its error falls as 1 / sqrt(features) and grows as exp of |q + k|^2: it suits soft
-    attention, not sharp attention. In training the features are redrawn with probability 1 / ``redraw`` per step, so that a resumed
-    run needs no counter. Dropout drops whole keys (there are no weights to drop), scaled so that the mean does not change.
+    The estimate (lemma 1 there) is unbiased. Its error falls as 1 / sqrt(features) and grows as exp of |q + k|^2: it
+    suits soft attention, not sharp attention. In training the features are redrawn with probability 1 / ``redraw`` per
+    step, so that a resumed run needs no counter. Dropout drops whole keys (there are no weights to drop), scaled so
+    that the mean does not change.
     """
 
     random: Tensor
@@ -145,7 +151,8 @@ class LinearKernel(Kernel):
         phi_q, phi_k = (positive_features(x.transpose(1, 2).float() * scale**0.5, self.random.float()) for x in (q, k))
         real = mask[:, None, :, None]
         phi_k = phi_k.masked_fill(~real, -torch.inf)
-        # a factor common to a query's features, or to all keys of a head, cancels in the quotient: removing it avoids overflow
+        # a factor common to a query's features, or to all keys of a head, cancels in the quotient: removing it avoids
+        # overflow
         phi_q = (phi_q - phi_q.amax(-1, keepdim=True).detach()).exp()
         phi_k = (phi_k - phi_k.amax((2, 3), keepdim=True).detach()).exp()
         return phi_q + 1e-6, (phi_k + 1e-6) * real

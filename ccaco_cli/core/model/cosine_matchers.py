@@ -44,9 +44,9 @@ class GatedTokens(NamedTuple):
 class Attended(CosineMatcher):
     """Gated attended similarity (after SCAN, arXiv:1803.08024, eq. 1-8).
 
-    t_w = unit(B x_w), v_p = unit(A x_p); a_wp = softmax_p(lambda t_w . v_p);
-    score = sum_w g_w cos(t_w, sum_p a_wp v_p), g = softmax over the attending modality's tokens of Linear(LN(x)).
-    A and B start as the identity: with random maps the first loss is 4.4 in place of 1.9. ``local`` returns g_w * t_w: the norm holds the gate, so that an index
+    t_w = unit(B x_w), v_p = unit(A x_p); a_wp = softmax_p(lambda t_w . v_p); score = sum_w g_w cos(t_w, sum_p a_wp
+    v_p), g = softmax over the attending modality's tokens of Linear(LN(x)). A and B start as the identity: with random
+    maps the first loss is 4.4 in place of 1.9. ``local`` returns g_w * t_w: the norm holds the gate, so that an index
     stores nothing else.
     """
 
@@ -88,7 +88,8 @@ class Attended(CosineMatcher):
         return self._score_rows(GatedTokens.split(a), GatedTokens.split(b), self.token_layouts(a, b), attention)
 
     def _score_table(self, queries: GatedTokens, keys: GatedTokens) -> Tensor:
-        """Scores every sample of ``queries`` against every sample of ``keys``: -> [samples of keys, samples of queries].
+        """Scores every sample of ``queries`` against every sample of ``keys``: -> [samples of keys, samples of
+        queries].
 
         Half of the tokens of a batch of captions is padding; only real tokens are computed.
         """
@@ -155,8 +156,8 @@ def _attention(cosines: Tensor, mask: Tensor, sharpness: Tensor) -> Tensor:
 def _attended_cosine(weights: Tensor, cosines: Tensor, keys: Tensor) -> Tensor:
     """Cosine of every query token with the weighted mean of its keys.
 
-    The attended vector itself is never computed: its product with the query is sum_p a_wp cos_wp, and its norm follows from the
-    Gram matrix of the keys.
+    The attended vector itself is never computed: its product with the query is sum_p a_wp cos_wp, and its norm follows
+    from the Gram matrix of the keys.
 
     Args:
         weights, cosines: [..., P, L].

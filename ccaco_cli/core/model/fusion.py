@@ -12,7 +12,8 @@ from ccaco_cli.core.model.layout import Segment, SequenceLayout
 
 
 class CoAttentionBlock(nn.Module):
-    """Each modality attends to the other, then an MLP follows (ViLBERT's co-attentional layer, arXiv:1908.02265, fig. 2b; pre-norm).
+    """Each modality attends to the other, then an MLP follows (ViLBERT's co-attentional layer, arXiv:1908.02265, fig.
+    2b; pre-norm).
 
     Args:
         width: D.
@@ -84,7 +85,8 @@ class Stream(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, layout: SequenceLayout | None = None, *, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x [M, N, D], mask [M, N] True = real -> the same shape, and the attention of the last layer [M, H, N, N] or None."""
+        """x [M, N, D], mask [M, N] True = real -> the same shape, and the attention of the last layer [M, H, N, N] or
+        None."""
         layouts, attention = (layout, layout) if layout else line_layouts(x, x), None
         last = len(self.attention) - 1
         for layer, (attend, norm_attention, norm_mlp, layer_mlp) in enumerate(
@@ -109,7 +111,8 @@ def mlp(
 def positions(segment: Segment, width: int) -> Tensor:
     """Sinusoidal position embeddings (arXiv:1706.03762, sec. 3.5) of a segment: [N, width], width even.
 
-    On a grid one half of the width encodes the row and one half the column (as in MAE, arXiv:2111.06377); special tokens get zeros.
+    On a grid one half of the width encodes the row and one half the column (as in MAE, arXiv:2111.06377); special
+    tokens get zeros.
     """
     if segment.grid is None:
         return _sinusoid(torch.arange(segment.count), width)
@@ -126,7 +129,8 @@ def _sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 class SingleStream(nn.Module):
-    """One transformer over the tokens of both modalities, with modality and position embeddings (UNITER, arXiv:1909.11740)."""
+    """One transformer over the tokens of both modalities, with modality and position embeddings (UNITER,
+    arXiv:1909.11740)."""
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()

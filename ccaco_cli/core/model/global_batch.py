@@ -1,4 +1,5 @@
-"""Layers that compute over the batch of all processes, so that several processes give what one would: dropout and batch norm."""
+"""Layers that compute over the batch of all processes, so that several processes give what one would: dropout and batch
+norm."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _pairs: ContextVar[int] = ContextVar("pairs", default=0)
 
 @contextmanager
 def paired_rows(pairs: int) -> Iterator[None]:
-    """Declares that a process's first ``pairs`` rows are pairs and the others have no partner: the global batch has all pairs first."""
+    """Declares that a process's first ``pairs`` rows are pairs and the others have no partner: the global batch has all
+    pairs first."""
     token = _pairs.set(pairs)
     try:
         yield
@@ -35,7 +37,8 @@ def global_rows(rows: int) -> Tensor:
 
 
 class GlobalDropout(nn.Dropout):
-    """Dropout whose mask is drawn for the global batch. Every process draws the same mask and applies its own rows of it."""
+    """Dropout whose mask is drawn for the global batch. Every process draws the same mask and applies its own rows of
+    it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [b, ...] or [b, N, ...] with N that differs between processes -> the same shape."""
@@ -53,8 +56,8 @@ class GlobalDropout(nn.Dropout):
 
 
 class InputDropout(GlobalDropout):
-    """Dropout of token values. On a CPU the mask is drawn in bytes, with p rounded to 1/256: torch's dropout draws one float per value,
-    and takes longer than the rest of a step on cached tokens."""
+    """Dropout of token values. On a CPU the mask is drawn in bytes, with p rounded to 1/256: torch's dropout draws one
+    float per value, and takes longer than the rest of a step on cached tokens."""
 
     def drop(self, x: Tensor) -> Tensor:
         threshold = round(256 * self.p)

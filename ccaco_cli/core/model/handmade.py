@@ -1,4 +1,4 @@
-"""Features made by hand, and their linear alignment: what could be done before networks were learned."""
+"""Handcrafted image features and their linear alignment with texts: a baseline without learned networks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from PIL import Image, ImageOps
 Array = NDArray[Any]
 SIDE, COLOURS = 64, 4
 DIMENSIONS = 256
-"""Principal components kept of either modality."""
+"""Principal components of each modality."""
 RIDGE = 0.1
-"""Added to their variances, as a share of the mean: directions that hardly vary are not blown up."""
+"""Added to their variances, as a share of the mean variance, so that directions of little variance are not
+amplified."""
 
 
-def picture(image: Image.Image) -> Array:
-    """Shape and colour of a picture: [F] float32.
+def image_features(image: Image.Image) -> Array:
+    """Describes the shape and colour of an image: [F] float32.
 
-    Histogram of oriented gradients (Dalal & Triggs, CVPR 2005: 9 directions, cells of 8 x 8 pixels, blocks of 2 x 2) of the picture
-    cropped and resized to 64 x 64, beside the square roots of the RGB histograms (4 bins a channel) of its four quarters.
+    A histogram of oriented gradients (Dalal & Triggs, CVPR 2005: 9 directions, cells of 8 x 8 pixels, blocks of 2 x 2)
+    of the image cropped and resized to 64 x 64, and the square roots of the RGB histograms (4 bins per channel) of its
+    four quarters.
     """
     from skimage.feature import hog
 
@@ -36,48 +38,57 @@ def picture(image: Image.Image) -> Array:
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """What ``align`` found: pictures [k, F] -> z [k, E] and texts -> z [k, E] (unit norm, float32), and how many numbers it learned."""
+class LinearAlignment:
+    """The result of ``align``.
 
-    pictures: Callable[[Array], Array]
+    Attributes:
+        images: image features [k, F] -> z [k, E] float32, unit norm.
+        texts: k texts -> z [k, E] float32, unit norm.
+        parameters: number of fitted numbers.
+    """
+
+    images: Callable[[Array], Array]
     texts: Callable[[Sequence[str]], Array]
     parameters: int
 
 
-def align(pictures: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -> Aligned:
-    """Canonical correlation analysis of picture features and TF-IDF of words (Hardoon et al., Neural Computation 16, 2004).
+def align(images: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -> LinearAlignment:
+    """Canonical correlation analysis of image features and TF-IDF of words (Hardoon et al., Neural Computation 16,
+    2004).
 
-    Whitened principal components of either side (with a ridge), then the singular vectors of their cross-covariance, each weighed by
-    its correlation.
+    Both modalities are reduced to whitened principal components (with a ridge). The singular vectors of their
+    cross-covariance then map them to a shared space, each weighted by its correlation.
 
-    pictures  [n, F], as ``picture`` gives them
-    texts     the m captions; row [m] int64, the picture of each
-    seed      of the randomised decompositions
+    Args:
+        images: [n, F], outputs of ``image_features``.
+        texts: the m captions.
+        row: [m] int64, the image of each caption.
+        seed: of the randomised decompositions.
     """
     from sklearn.decomposition import PCA, TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
-    table = words.fit_transform(texts)
-    most = min(DIMENSIONS, len(pictures) - 1)
-    # a sparse table cannot be centred without filling it: the first decomposition narrows it, the second centres what is left
-    svd = TruncatedSVD(min(most, table.shape[1] - 1), random_state=seed)
-    narrow = svd.fit_transform(table)
-    sides = [PCA(min(most, *x.shape), random_state=seed).fit(x) for x in (pictures, narrow)]
-    whiten = [1 / np.sqrt(side.explained_variance_ + RIDGE * side.explained_variance_.mean()) for side in sides]
-    x, y = ((side.transform(x) * scale) for side, x, scale in zip(sides, (pictures, narrow), whiten, strict=True))
+    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
+    tfidf = vectorizer.fit_transform(texts)
+    dimensions = min(DIMENSIONS, len(images) - 1)
+    # centring a sparse matrix would fill it: a first decomposition reduces it, the PCA after it centres the result
+    svd = TruncatedSVD(min(dimensions, tfidf.shape[1] - 1), random_state=seed)
+    reduced = svd.fit_transform(tfidf)
+    pcas = [PCA(min(dimensions, *x.shape), random_state=seed).fit(x) for x in (images, reduced)]
+    whiten = [1 / np.sqrt(pca.explained_variance_ + RIDGE * pca.explained_variance_.mean()) for pca in pcas]
+    x, y = ((pca.transform(data) * scale) for pca, data, scale in zip(pcas, (images, reduced), whiten, strict=True))
     u, correlation, v = np.linalg.svd(x[row].T @ y / len(row), full_matrices=False)
-    to_shared = [scale[:, None] * turn * correlation for scale, turn in zip(whiten, (u, v.T), strict=True)]
-    learned = svd.components_.size + sum(
-        side.components_.size + turn.size for side, turn in zip(sides, to_shared, strict=True)
+    to_shared = [scale[:, None] * basis * correlation for scale, basis in zip(whiten, (u, v.T), strict=True)]
+    parameters = svd.components_.size + sum(
+        pca.components_.size + matrix.size for pca, matrix in zip(pcas, to_shared, strict=True)
     )
-    return Aligned(
-        lambda new: _unit(sides[0].transform(new) @ to_shared[0]),
-        lambda new: _unit(sides[1].transform(svd.transform(words.transform(new))) @ to_shared[1]),
-        learned,
+    return LinearAlignment(
+        lambda new: _unit(pcas[0].transform(new) @ to_shared[0]),
+        lambda new: _unit(pcas[1].transform(svd.transform(vectorizer.transform(new))) @ to_shared[1]),
+        parameters,
     )
 
 
 def _unit(vectors: Array) -> Array:
-    found: Array = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-    return found
+    unit: Array = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return unit

@@ -16,7 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segment:
-    """``count`` consecutive tokens: ``special`` ones, then the cells of ``grid`` (height, width) row by row; None = a line."""
+    """``count`` consecutive tokens: ``special`` ones, then the cells of ``grid`` (height, width) row by row; None = a
+    line."""
 
     count: int
     special: int = 0
@@ -29,7 +30,8 @@ SequenceLayout = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tokens of one modality lie: ``special`` ones first, then the cells of ``grid`` (height, width), or a line."""
+    """How the tokens of one modality lie: ``special`` ones first, then the cells of ``grid`` (height, width), or a
+    line."""
 
     special: int = 0
     grid: tuple[int, int] | None = None
@@ -52,12 +54,13 @@ class AttentionPlan:
     """Which keys each query attends to, in blocks of ``size`` tokens; -1 pads every index tensor.
 
     Attributes:
-        windows: for each segment of the queries: query blocks [Q, size] of token indices, and the numbers [Q, K] of the key
-            blocks that each query block attends to.
+        windows: for each segment of the queries: query blocks [Q, size] of token indices, and the numbers [Q, K] of the
+            key blocks that each query block attends to.
         key_blocks: [KB, size] token indices of every key block, without the global keys.
         global_keys: [G] keys that every query attends to: special tokens, and some spread evenly over each segment.
         global_queries: [H] queries that attend to every key.
-        output_order: [N] position of each query's output in the concatenation of all query blocks and ``global_queries``.
+        output_order: [N] position of each query's output in the concatenation of all query blocks and
+            ``global_queries``.
     """
 
     windows: tuple[tuple[Tensor, Tensor], ...]
@@ -88,15 +91,16 @@ def attention_plan(
 ) -> AttentionPlan:
     """Plans the windows of ``queries`` over ``keys``.
 
-    Tokens form blocks of ``window`` tokens (rounded down to a square number, so that a block is a square of a grid, too).
-    Over its own line, a block attends to itself and one neighbour on each side; over its own grid, to its eight neighbours.
-    Over another sequence, it attends to the part at the same relative position, and one neighbour on each side. Every key is in
-    the window of some query, and the work grows with N + M.
+    Tokens form blocks of ``window`` tokens (rounded down to a square number, so that a block is a square of a grid,
+    too). Over its own line, a block attends to itself and one neighbour on each side; over its own grid, to its eight
+    neighbours. Over another sequence, it attends to the part at the same relative position, and one neighbour on each
+    side. Every key is in the window of some query, and the work grows with N + M.
 
     Args:
         queries, keys: layouts of both sequences.
         window: tokens of a block.
-        spread: global tokens of a segment besides its special ones; at least its first, so that every query has a real key.
+        spread: global tokens of a segment besides its special ones; at least its first, so that every query has a real
+            key.
         device: of the tensors of the plan.
     """
     side = max(1, math.isqrt(window))
@@ -127,7 +131,8 @@ def attention_plan(
 
 
 def _blocks(sequence: SequenceLayout, side: int) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Returns for each segment its blocks [n, side * side] of token indices, and their (rows, columns); a line has one row."""
+    """Returns for each segment its blocks [n, side * side] of token indices, and their (rows, columns); a line has one
+    row."""
     blocks, start = [], 0
     for segment in sequence:
         first = start + segment.special

@@ -1,7 +1,8 @@
 """What every matcher shares: the interface, and all pairs as a special case of listed pairs.
 
-A matcher computes one match logit for each pair from the local tokens of both samples. It has two steps, so that an index can store
-the result of the first and only the second runs at query time: ``local`` prepares the tokens of one modality, ``forward`` scores pairs.
+A matcher computes one match logit for each pair from the local tokens of both samples. It has two steps, so that an
+index can store the result of the first and only the second runs at query time: ``local`` prepares the tokens of one
+modality, ``forward`` scores pairs.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def build(width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LI
         config: kind, direction, heads and attention.
         layouts: of the tokens of both modalities.
     Raises:
-        ConfigError: an unknown kind or direction, heads that do not divide the width, or attention that the kind does not have.
+        ConfigError: an unknown kind or direction, heads that do not divide the width, or attention that the kind does
+            not have.
     """
     if config.kind not in MATCHERS:
         raise ConfigError(

@@ -14,64 +14,67 @@ from ccaco_cli.core.errors import ManifestError
 from ccaco_cli.core.manifest import write_bytes
 
 WEIGHTS, HEADS = "model.safetensors", "adaptation.safetensors"
-"""The model; heads that learned beside it and are no part of it."""
+"""Files of the model, and of the adaptation heads, which are no part of it."""
 
 
 def weights_of(model: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:
-    """Named tensors of a model, on the CPU, to be written before it learns on: those that lie there already are not copied.
+    """Returns the named tensors of a model on the CPU. Tensors that lie there already are not copied: write them before
+    the next step.
 
-    Frozen towers are left out unless ``everything`` (they are rebuilt from their SPEC).
+    Args:
+        everything: also the weights of frozen towers, which can be rebuilt from their SPEC.
     """
-    # fsdp's parts: every process must come here
-    whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in _kept(model, everything).items()}
-    found, seen = {}, set()
-    for name, tensor in whole.items():
+    # sharded tensors (fsdp) are gathered: every process must call this function
+    stored = _stored_tensors(model, everything)
+    gathered = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in stored.items()}
+    tensors, addresses = {}, set()
+    for name, tensor in gathered.items():
         flat = tensor.cpu().contiguous()
-        place = flat.untyped_storage().data_ptr()
-        found[name] = flat.clone() if place in seen else flat  # safetensors takes no two names for one memory
-        seen.add(place)
-    return found
+        address = flat.untyped_storage().data_ptr()
+        tensors[name] = flat.clone() if address in addresses else flat  # safetensors refuses two names for one memory
+        addresses.add(address)
+    return tensors
 
 
-def _kept(model: nn.Module, everything: bool) -> dict[str, Tensor]:
+def _stored_tensors(model: nn.Module, everything: bool) -> dict[str, Tensor]:
     frozen = () if everything else tuple(_frozen_prefixes(model))
     return {k: v.detach() for k, v in model.state_dict().items() if not k.startswith(frozen)}
 
 
 def save_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
-    """Writes weights atomically."""
+    """Writes weights atomically; ``everything`` as of ``weights_of``."""
     write_bytes(path, packed(weights_of(model, everything=everything)))
 
 
 def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
-    """Fills a model.
+    """Loads weights into a model; ``everything`` as when they were written.
 
-    Raises ManifestError: no such file, not safetensors, or tensors of another shape (the first differences are named)
+    Raises:
+        ManifestError: no such file, not safetensors, or other names or shapes (the first differences are named).
     """
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ManifestError(
             f"cannot read these weights ({error})", where=path, expected="a safetensors file", next="ccaco train"
         ) from None
-    wanted = _kept(model, everything)
-    faults = [f"{k} is missing" for k in wanted.keys() - found.keys()] + [
-        f"{k} is unknown" for k in found.keys() - wanted.keys()
-    ]
+    expected = _stored_tensors(model, everything)
+    faults = [f"{k} is missing" for k in expected.keys() - tensors.keys()]
+    faults += [f"{k} is unknown" for k in tensors.keys() - expected.keys()]
     faults += [
-        f"{k} is {list(found[k].shape)}, not {list(v.shape)}"
-        for k, v in wanted.items()
-        if k in found and found[k].shape != v.shape
+        f"{k} is {list(tensors[k].shape)}, not {list(v.shape)}"
+        for k, v in expected.items()
+        if k in tensors and tensors[k].shape != v.shape
     ]
     if faults:
-        what = f"a checkpoint of another shape: {'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}"
+        first_faults = f"{'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}"
         raise ManifestError(
-            what,
+            f"a checkpoint of another shape: {first_faults}",
             where=path,
             expected="weights made with this config",
             next="train again, or use the run's own config.toml",
         )
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(tensors, strict=False)
 
 
 def _frozen_prefixes(model: nn.Module) -> set[str]:

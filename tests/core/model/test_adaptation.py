@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ccaco_cli.core.config import DomainConfig
-from ccaco_cli.core.model.adaptation import Adaptation
+from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
 
 
 def embeddings(n: int, width: int = 8) -> torch.Tensor:
@@ -14,14 +14,8 @@ def embeddings(n: int, width: int = 8) -> torch.Tensor:
 
 def heads(**more: object) -> Adaptation:
     settings: dict[str, object] = {"adversarial": True, **more}
-    return Adaptation(
-        DomainConfig(loss="dann"),
-        8,
-        {"image": 2, "text": 3},
-        torch.tensor([2, 9, 0, 1]),
-        torch.tensor([1, -1, 0]),
-        **settings,
-    )  # type: ignore[arg-type]
+    task = AdaptationTask({"image": 2, "text": 3}, torch.tensor([2, 9, 0, 1]), torch.tensor([1, -1, 0]), **settings)  # type: ignore[arg-type]
+    return Adaptation(DomainConfig(loss="dann"), 8, task)
 
 
 def test_features_have_one_length() -> None:
@@ -31,24 +25,27 @@ def test_features_have_one_length() -> None:
 
 def test_codes_are_source_and_target_or_the_sources_own() -> None:
     domain = torch.tensor([3, 0, 2])
-    assert heads().domain(embeddings(5), domain).tolist() == [0, 0, 0, 1, 1]
-    assert heads().domain(embeddings(3), domain).tolist() == [1, 2, 0]
+    assert heads().domain_labels(embeddings(5), domain).tolist() == [0, 0, 0, 1, 1]
+    assert heads().domain_labels(embeddings(3), domain).tolist() == [1, 2, 0]
 
 
 def test_a_classifier_a_side_only_where_there_is_an_adversary() -> None:
     made = heads()
-    assert made.critics["image"](embeddings(4)).shape == (4, 2)
-    assert made.critics["text"](embeddings(4)).shape == (4, 3)
+    assert made.domain_classifiers["image"](embeddings(4)).shape == (4, 2)
+    assert made.domain_classifiers["text"](embeddings(4)).shape == (4, 3)
     assert not list(heads(adversarial=False).parameters())
 
 
 def test_a_label_predictor_where_classes_are_asked_for() -> None:
     made = heads(classify="image", classes=4)
     assert made.predict(embeddings(3)).shape == (3, 4)
-    assert made.reads == {"image", "text"}
+    assert made.modalities == {"image", "text"}
     with pytest.raises(RuntimeError, match="no label predictor"):
         heads().predict(embeddings(3))
 
 
 def test_only_what_learns_is_stored() -> None:
-    assert all(name.startswith(("critics.", "predictor.")) for name in heads(classify="image", classes=2).state_dict())
+    assert all(
+        name.startswith(("domain_classifiers.", "predictor."))
+        for name in heads(classify="image", classes=2).state_dict()
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ccaco_cli.core.model.handmade import align, picture
+from ccaco_cli.core.model.handmade import align, image_features
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 30)}
 SHAPES = ("square", "disc", "bar")
@@ -26,7 +26,7 @@ def drawn(colour: str, shape: str, seed: int) -> Image.Image:
 
 def test_features_are_finite_and_see_shape_and_colour() -> None:
     whats = (("red", "disc"), ("red", "disc"), ("blue", "disc"), ("red", "bar"))
-    one, same, other_colour, other_shape = (picture(drawn(colour, shape, 1)) for colour, shape in whats)
+    one, same, other_colour, other_shape = (image_features(drawn(colour, shape, 1)) for colour, shape in whats)
     assert one.dtype == np.float32
     assert one.ndim == 1
     assert np.isfinite(one).all()
@@ -38,7 +38,7 @@ def test_features_are_finite_and_see_shape_and_colour() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
 def test_pictures_of_other_modes_and_sizes_have_the_same_features_shape(mode: str) -> None:
-    assert picture(Image.new(mode, (7, 200))).shape == picture(Image.new("RGB", (64, 64))).shape
+    assert image_features(Image.new(mode, (7, 200))).shape == image_features(Image.new("RGB", (64, 64))).shape
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def world() -> tuple[np.ndarray, list[str], np.ndarray]:
     """120 pictures of one thing, two captions each."""
     rng = np.random.default_rng(0)
     whats = [(rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(120)]
-    pictures = np.stack([picture(drawn(c, s, i)) for i, (c, s) in enumerate(whats)])
+    pictures = np.stack([image_features(drawn(c, s, i)) for i, (c, s) in enumerate(whats)])
     texts = [text for c, s in whats for text in (f"a {c} {s}", f"there is one {s} and it is {c}")]
     return pictures, texts, np.repeat(np.arange(120), 2)
 
@@ -55,7 +55,7 @@ def test_new_pictures_find_their_words(world: tuple[np.ndarray, list[str], np.nd
     pictures, texts, row = world
     found = align(pictures, texts, row)
     every = [(c, s) for c in COLOURS for s in SHAPES]
-    z = found.pictures(np.stack([picture(drawn(c, s, 1000 + i)) for i, (c, s) in enumerate(every)]))
+    z = found.images(np.stack([image_features(drawn(c, s, 1000 + i)) for i, (c, s) in enumerate(every)]))
     words = found.texts([f"a {c} {s}" for c, s in every])
     assert z.shape == words.shape
     assert z.dtype == np.float32
@@ -68,7 +68,7 @@ def test_new_pictures_find_their_words(world: tuple[np.ndarray, list[str], np.nd
 def test_shuffled_pairs_teach_nothing(world: tuple[np.ndarray, list[str], np.ndarray]) -> None:
     pictures, texts, row = world
     found = align(pictures, texts, np.random.default_rng(1).permutation(row))
-    z, words = found.pictures(pictures), found.texts([f"a {c} {s}" for c in COLOURS for s in SHAPES])
+    z, words = found.images(pictures), found.texts([f"a {c} {s}" for c in COLOURS for s in SHAPES])
     said = [texts[2 * i] for i in range(120)]
     options = [f"a {c} {s}" for c in COLOURS for s in SHAPES]
     assert np.mean([options[k] == t for k, t in zip((z @ words.T).argmax(1), said, strict=True)]) < 0.35
@@ -79,5 +79,5 @@ def test_the_same_seed_gives_the_same_vectors_and_few_pictures_are_enough(
 ) -> None:
     pictures, texts, row = world
     one, other = (align(pictures[:6], texts[:12], row[:12], seed=3) for _ in range(2))
-    assert np.array_equal(one.pictures(pictures), other.pictures(pictures))
+    assert np.array_equal(one.images(pictures), other.images(pictures))
     assert np.isfinite(one.texts(["words never heard"])).all()

@@ -35,7 +35,8 @@ def build(config: TowerConfig, modality: str) -> Tower:
     Returns:
         Tower in training mode, on the CPU, float32; random weights come from torch's global generator.
     Raises:
-        TowerError: unknown family or name, a modality that the family does not have, weights that are missing or do not fit.
+        TowerError: unknown family or name, a modality that the family does not have, weights that are missing or do not
+            fit.
     """
     spec, known = TowerSpec.parse(config.spec), families(modality)
     if spec.family not in known:

@@ -1,4 +1,5 @@
-"""Audio towers: a small one over log-mel spectrograms, and encoders of transformers (AST, CLAP, the wav2vec 2.0 family)."""
+"""Audio towers: a small one over log-mel spectrograms, and encoders of transformers (AST, CLAP, the wav2vec 2.0
+family)."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ NORMALISATIONS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class LogMel:
-    """Recording -> float16 [n, 128], one log-mel spectrum every 10 ms, as the input of AST (Kaldi's filters at 16 kHz)."""
+    """Recording -> float16 [n, 128], one log-mel spectrum every 10 ms, as the input of AST (Kaldi's filters at 16
+    kHz)."""
 
     seconds: float
     mean: float
@@ -61,7 +63,8 @@ class LogMel:
 
 
 class TinyAudioModule(nn.Module):
-    """Strided convolutions over time and frequency, one token for each moment of 80 ms, and a transformer over the moments."""
+    """Strided convolutions over time and frequency, one token for each moment of 80 ms, and a transformer over the
+    moments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +147,8 @@ class HfAudioModule(nn.Module):
 
 
 class AstModule(HfAudioModule):
-    """Audio Spectrogram Transformer (arXiv:2104.01778): class and distillation token, then patches; pooled is the class token."""
+    """Audio Spectrogram Transformer (arXiv:2104.01778): class and distillation token, then patches; pooled is the class
+    token."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         tokens = self.body(input_values=inputs["values"].to(self.body.dtype)).last_hidden_state
@@ -169,7 +173,8 @@ class ClapModule(HfAudioModule):
 
 
 class Wav2Vec2Module(HfAudioModule):
-    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token for each 20 ms of the waveform; pooled is their mean."""
+    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token for each 20 ms of the waveform; pooled is their
+    mean."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         mask = inputs["mask"]

@@ -1,4 +1,5 @@
-"""Text and image towers of transformers: any AutoModel with ``last_hidden_state``, by name on the hub or from a folder."""
+"""Text and image towers of transformers: any AutoModel with ``last_hidden_state``, by name on the hub or from a
+folder."""
 
 from __future__ import annotations
 
@@ -7,12 +8,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -31,9 +30,9 @@ from ccaco_cli.core.model.towers.image_base import (
     image_tower,
     pooled_if_token_width,
 )
-from ccaco_cli.core.model.towers.open_clip import hf_word_spans, vocabulary_hash
 from ccaco_cli.core.model.towers.positions import extend_embeddings
-from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec, WordSpans
+from ccaco_cli.core.model.towers.text_tokenizers import HfTokens
+from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import (
     RANDOM,
     check_state_keys,
@@ -52,7 +51,8 @@ NO_LIMIT = 1 << 20
 
 
 class HfTextModule(nn.Module):
-    """Token states of a transformers text encoder; pooled is the masked mean, or the pooled output of a CLIP-like model.
+    """Token states of a transformers text encoder; pooled is the masked mean, or the pooled output of a CLIP-like
+    model.
 
     Args:
         model: the transformers model.
@@ -86,7 +86,8 @@ class HfTextModule(nn.Module):
 
 
 class HfImageModule(ImageModule):
-    """Patch tokens of a transformers vision encoder after its last norm (special tokens first), or its last feature map."""
+    """Patch tokens of a transformers vision encoder after its last norm (special tokens first), or its last feature
+    map."""
 
     def __init__(self, model: Any, preprocess: ImagePreprocess):
         super().__init__(preprocess)
@@ -117,42 +118,6 @@ class HfImageModule(ImageModule):
         set_grad_checkpointing(self.body, enable)
 
 
-@dataclass(frozen=True)
-class HfTokens:
-    """``TextTokenizer`` of a transformers tokenizer."""
-
-    tokenizer: Any
-    context_length: int
-
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        encoded = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
-        )
-        mask = encoded["attention_mask"].bool()
-        if encoded.encodings:
-            cut = torch.tensor([bool(encoding.overflowing) for encoding in encoded.encodings])
-        else:  # tokenizers written in Python do not report what they cut
-            cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
-        return {"ids": encoded["input_ids"], "mask": mask, "cut": cut}
-
-    def word_spans(self, text: str) -> WordSpans:
-        return hf_word_spans(self.tokenizer, text, self.context_length)
-
-    def portable(self) -> tuple[str, dict[str, Any]] | None:
-        if not self.tokenizer.is_fast:
-            return None
-        converted = tokenizers.Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        converted.no_padding()
-        converted.enable_truncation(self.context_length)
-        return converted.to_str(), {"clean": "none", "pad_id": self.tokenizer.pad_token_id, "pad_to": 0}
-
-    def with_context_length(self, count: int) -> HfTokens:
-        return replace(self, context_length=count)
-
-    def __repr__(self) -> str:
-        return f"HfTokens({vocabulary_hash(self.tokenizer)} {self.context_length})"
-
-
 def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds the image tower of ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``.
 
@@ -177,8 +142,8 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
 def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds the text tower of ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``.
 
-    Tokens are ``last_hidden_state``; pooled is their masked mean (as of sentence encoders), or the end-of-text state of CLIP-like models.
-    ``save_assets`` writes the config and the tokenizer.
+    Tokens are ``last_hidden_state``; pooled is their masked mean (as of sentence encoders), or the end-of-text state of
+    CLIP-like models. ``save_assets`` writes the config and the tokenizer.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
     hf_config, hf_tokenizer, model = load_pretrained(spec, AutoTokenizer)

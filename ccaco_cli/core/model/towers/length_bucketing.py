@@ -1,4 +1,5 @@
-"""Texts of very different length in one batch: each bucket of similar lengths is encoded by itself, with little padding."""
+"""Texts of very different length in one batch: each bucket of similar lengths is encoded by itself, with little
+padding."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ MAX_WORK = 0.75
 
 
 def encode_by_length(tower: nn.Module, inputs: dict[str, Any]) -> Features:
-    """Computes ``tower(inputs)`` with one call for each bucket of lengths (a bucket's longest text is up to 1.4 times its shortest).
+    """Computes ``tower(inputs)`` with one call for each bucket of lengths (a bucket's longest text is up to 1.4 times
+    its shortest).
 
     Args:
         tower: module of a text tower.
-        inputs: {"ids": [B, L], "mask": [B, L], "lengths": [B] int64, the real tokens of each text}; real tokens come first.
+        inputs: {"ids": [B, L], "mask": [B, L], "lengths": [B] int64, the real tokens of each text}; real tokens come
+            first.
     Returns:
         Features with tokens [B, L, W]; tokens behind the end of a text are zero.
     """

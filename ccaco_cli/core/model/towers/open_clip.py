@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import tokenizers
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
-from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from ccaco_cli.core.config import TowerConfig
@@ -32,8 +28,9 @@ from ccaco_cli.core.model.towers.image_base import (
     image_tower,
     pooled_if_token_width,
 )
+from ccaco_cli.core.model.towers.text_tokenizers import ClipTokens
 from ccaco_cli.core.model.towers.torchvision_timm import TimmModule
-from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec, WordSpans
+from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import (
     RANDOM,
     check_state_keys,
@@ -50,7 +47,8 @@ POOLED_AT_END = ("argmax", "eos")
 
 
 class VitModule(ImageModule):
-    """open_clip's VisionTransformer: [class token, patches] after its last norm; pooled as open_clip does, before the projection."""
+    """open_clip's VisionTransformer: [class token, patches] after its last norm; pooled as open_clip does, before the
+    projection."""
 
     def __init__(self, vit: VisionTransformer, preprocess: ImagePreprocess):
         super().__init__(preprocess)
@@ -73,7 +71,8 @@ class VitModule(ImageModule):
 
 
 class ResNetModule(ImageModule):
-    """open_clip's ModifiedResNet: its last feature map; pooled is the mean (its attention pool ends in the projection, so it is not used)."""
+    """open_clip's ModifiedResNet: its last feature map; pooled is the mean (its attention pool ends in the projection,
+    so it is not used)."""
 
     def __init__(self, resnet: ModifiedResNet, preprocess: ImagePreprocess):
         super().__init__(preprocess)
@@ -90,7 +89,8 @@ class TextModule(nn.Module):
 
     Args:
         text: the transformer; its projection is removed.
-        hide_padding: mask padding in a bidirectional tower. False for a published one (SigLIP) that was trained to attend to padding.
+        hide_padding: mask padding in a bidirectional tower. False for a published one (SigLIP) that was trained to
+            attend to padding.
         mean: pool by masked mean in place of the transformer's own pooling.
         word_mixing: applied to the word vectors [B, L, W] and the mask [B, L] before positions are added.
     """
@@ -145,99 +145,6 @@ class TextModule(nn.Module):
             text.attn_mask = text.build_causal_mask()
 
 
-@dataclass(frozen=True)
-class ClipTokens:
-    """``TextTokenizer`` of one of open_clip's tokenizers.
-
-    Attributes:
-        trim: pad to the longest text of the list, not to the context length. Exact for causal towers, where later tokens have no effect
-            on earlier ones.
-    """
-
-    tokenizer: Any
-    context_length: int
-    trim: bool = True
-
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        # one token more than the context shows which texts are cut; the last token is the end of text in any case
-        ids = self.tokenizer(list(texts), self.context_length + 1)
-        last, ids = ids[:, -1], ids[:, :-1]
-        tokenizer = self.tokenizer
-        simple = isinstance(tokenizer, open_clip.SimpleTokenizer)
-        cut = last == tokenizer.eot_token_id if simple else last != tokenizer.tokenizer.pad_token_id
-        ids[cut, -1] = last[cut]
-        if simple:
-            # Padding is 0, and so is "!": the last end-of-text token shows where a caption ends, not the ids.
-            padding = (ids == self.tokenizer.eot_token_id).flip(1).int().argmax(1, keepdim=True)
-            mask = torch.arange(ids.shape[1]) < ids.shape[1] - padding
-        else:
-            mask = ids != self.tokenizer.tokenizer.pad_token_id
-        longest = int(mask.sum(1).max()) if self.trim and len(texts) else ids.shape[1]
-        return {"ids": ids[:, :longest], "mask": mask[:, :longest], "cut": cut}
-
-    def word_spans(self, text: str) -> WordSpans:
-        if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
-            return hf_word_spans(self.tokenizer.tokenizer, text, self.context_length)
-        inputs = self([text])
-        words: WordSpans = []
-        span: list[int] = []
-        for position in range(1, int(inputs["mask"].sum()) - 1):
-            span.append(position)
-            if self.tokenizer.decoder[int(inputs["ids"][0, position])].endswith("</w>"):
-                words.append((self.tokenizer.decode(inputs["ids"][0, span].tolist()).strip(), span))
-                span = []
-        return words
-
-    def portable(self) -> tuple[str, dict[str, Any]] | None:
-        source = self.tokenizer
-        clean = getattr(getattr(source, "clean_fn", None), "__name__", "")
-        if (
-            not isinstance(source, open_clip.SimpleTokenizer)
-            or clean != "_clean_lower"
-            or source.reduction_fn is not None
-        ):
-            return None
-        start, end = ((name, source.encoder[name]) for name in ("<start_of_text>", "<end_of_text>"))
-        converted = tokenizers.Tokenizer(models.BPE(source.encoder, list(source.bpe_ranks), end_of_word_suffix="</w>"))
-        split = pre_tokenizers.Split(tokenizers.Regex(source.pat.pattern), "removed", invert=True)
-        converted.pre_tokenizer = pre_tokenizers.Sequence(
-            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-        converted.add_special_tokens([start[0], end[0]])
-        converted.post_processor = processors.TemplateProcessing(f"{start[0]} $A {end[0]}", special_tokens=[start, end])
-        converted.enable_truncation(self.context_length)
-        pad_to = 0 if self.trim else self.context_length
-        return converted.to_str(), {"clean": "clip", "pad_id": 0, "pad_to": pad_to}
-
-    def with_context_length(self, count: int) -> ClipTokens:
-        return replace(self, context_length=count)
-
-    def __repr__(self) -> str:
-        backend = getattr(self.tokenizer, "tokenizer", None)
-        vocabulary = vocabulary_hash(backend) if backend else ""
-        return f"ClipTokens({type(self.tokenizer).__name__} {vocabulary} {self.context_length} {self.trim})"
-
-
-def vocabulary_hash(tokenizer: Any) -> str:
-    """Hashes the whole definition of a transformers tokenizer (of a slow one, its vocabulary)."""
-    definition = (
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    )
-    return hashlib.sha256(definition.encode()).hexdigest()[:16]
-
-
-def hf_word_spans(tokenizer: Any, text: str, max_tokens: int) -> WordSpans:
-    """``TextTokenizer.word_spans`` of a transformers tokenizer; [] for a slow one, which does not report offsets."""
-    encoded = tokenizer(text, truncation=True, max_length=max_tokens)
-    if not tokenizer.is_fast:
-        return []
-    positions: dict[int, list[int]] = {}
-    for position, word in enumerate(encoded.word_ids()):
-        if word is not None:
-            positions.setdefault(word, []).append(position)
-    return [(text[slice(*encoded.word_to_chars(word))].strip(), span) for word, span in positions.items()]
-
-
 def text_tower(
     spec: TowerSpec,
     module: TextModule,
@@ -268,10 +175,12 @@ def text_tower(
 
 
 def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
-    """Builds the image tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]`` (with open_clip_config.json).
+    """Builds the image tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]`` (with
+    open_clip_config.json).
 
-    Tokens are patches at the model's own width (ViT: class token first); pooled is the model's vector before the projection where it has
-    the tokens' width, else the mean. ``save_assets`` writes open_clip_config.json (architecture, size, preprocessing).
+    Tokens are patches at the model's own width (ViT: class token first); pooled is the model's vector before the
+    projection where it has the tokens' width, else the mean. ``save_assets`` writes open_clip_config.json
+    (architecture, size, preprocessing).
     """
     model, model_config = _create(spec, config)
     preprocess = _image_preprocess(model.visual.preprocess_cfg, spec)
@@ -288,7 +197,8 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
-    """Builds the text tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]`` (with open_clip_config.json).
+    """Builds the text tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]`` (with
+    open_clip_config.json).
 
     Tokens are states after the last norm; pooled is the state that open_clip pools.
     ``save_assets`` writes open_clip_config.json, and the hub tokenizer if there is one.

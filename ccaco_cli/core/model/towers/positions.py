@@ -1,4 +1,5 @@
-"""Learned positions for more tokens than a tower was trained with, by a named rule, in place of silently cutting longer texts."""
+"""Learned positions for more tokens than a tower was trained with, by a named rule, in place of silently cutting longer
+texts."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ccaco_cli.core.model.towers.tower import PositionRule, Tower
 from ccaco_cli.core.model.towers.weights import fingerprint
 
 UNCHANGED = 20
-"""First positions that ``stretch`` leaves unchanged: short captions have trained them well (arXiv:2403.15378, sec. 3.1)."""
+"""First positions that ``stretch`` leaves unchanged: short captions have trained them well (arXiv:2403.15378, sec.
+3.1)."""
 
 
 def interpolate(table: Tensor, count: int) -> Tensor:
@@ -22,7 +24,8 @@ def interpolate(table: Tensor, count: int) -> Tensor:
 
 
 def stretch(table: Tensor, count: int) -> Tensor:
-    """Leaves the first 20 rows and interpolates the others (knowledge-preserved stretching, Long-CLIP, arXiv:2403.15378, eq. 3)."""
+    """Leaves the first 20 rows and interpolates the others (knowledge-preserved stretching, Long-CLIP,
+    arXiv:2403.15378, eq. 3)."""
     unchanged = min(UNCHANGED, len(table) // 2)
     return torch.cat([table[:unchanged], interpolate(table[unchanged:], count - unchanged)])
 
@@ -62,7 +65,8 @@ def extend_context(tower: Tower, count: int, rule: str) -> Tower:
 
 
 def extend_embeddings(body: nn.Module, count: int, rule: PositionRule) -> None:
-    """Extends every learned position table of a transformers encoder; a model without one (rotary, relative) stays as it is.
+    """Extends every learned position table of a transformers encoder; a model without one (rotary, relative) stays as
+    it is.
 
     The rows up to the one of the padding token stay as they are (RoBERTa numbers its positions from there).
     """

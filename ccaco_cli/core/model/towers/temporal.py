@@ -15,7 +15,8 @@ BATCH_NORM_MOMENTUM = 0.3
 class TemporalTransformer(nn.Module):
     """Adds time to the tokens of successive moments: positions, and a transformer that starts as the identity.
 
-    Positions are sinusoidal (arXiv:1706.03762, section 3.5), so that a clip can be longer than those of training; their gain is learned.
+    Positions are sinusoidal (arXiv:1706.03762, section 3.5), so that a clip can be longer than those of training; their
+    gain is learned.
     """
 
     def __init__(self, width: int, layers: int, gain: float = 1.0):

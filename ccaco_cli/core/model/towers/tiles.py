@@ -17,14 +17,16 @@ from ccaco_cli.core.model.towers.weights import fingerprint
 from ccaco_cli.core.types import Features
 
 TILES_PER_PASS = 16
-"""Tiles of one pass through the tower, over all images of the batch: it bounds the activations that are held at a time."""
+"""Tiles of one pass through the tower, over all images of the batch: it bounds the activations that are held at a
+time."""
 
 
 class TiledModule(nn.Module):
     """{"pixels": uint8 [B, 3, rows * h, columns * w]} -> Features.
 
-    Tokens are those of the downscaled image, then those of all tiles as one grid, row by row (as in LLaVA-NeXT's AnyRes); pooled is
-    the overview's. With gradient checkpointing a pass is recomputed in the backward pass (batch norms then update twice).
+    Tokens are those of the downscaled image, then those of all tiles as one grid, row by row (as in LLaVA-NeXT's
+    AnyRes); pooled is the overview's. With gradient checkpointing a pass is recomputed in the backward pass (batch
+    norms then update twice).
 
     Args:
         tower: module of an image tower.

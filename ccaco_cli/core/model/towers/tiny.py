@@ -1,4 +1,5 @@
-"""Small towers that train from scratch on a CPU in minutes, built from parts of open_clip and torchvision; no download."""
+"""Small towers that train from scratch on a CPU in minutes, built from parts of open_clip and torchvision; no
+download."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from ccaco_cli.core.model.towers.image_base import (
     feature_map_tokens,
     image_tower,
 )
-from ccaco_cli.core.model.towers.open_clip import ClipTokens, TextModule, VitModule, text_tower
+from ccaco_cli.core.model.towers.open_clip import TextModule, VitModule, text_tower
+from ccaco_cli.core.model.towers.text_tokenizers import ClipTokens
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, nearest
 
@@ -33,11 +35,13 @@ MLP_RATIO = 2.0
 
 
 class TinyImageModule(ImageModule):
-    """A residual CNN with learned positions; each token covers a 16 x 16 patch. ``tiny:hybrid`` adds a transformer over the tokens.
+    """A residual CNN with learned positions; each token covers a 16 x 16 patch. ``tiny:hybrid`` adds a transformer over
+    the tokens.
 
-    Patches of 4 x 4 pixels become channels at once: no pixel is lost before the first convolution, and no large map is computed.
-    Positions are added before the last stage. Added to the tokens they would be a constant in their mean, and the pooled vector would not
-    hold what is left of what. A final max pool joins four cells, because the cross branch compares every cell with every word.
+    Patches of 4 x 4 pixels become channels at once: no pixel is lost before the first convolution, and no large map is
+    computed. Positions are added before the last stage. Added to the tokens they would be a constant in their mean, and
+    the pooled vector would not hold what is left of what. A final max pool joins four cells, because the cross branch
+    compares every cell with every word.
     """
 
     def __init__(self, preprocess: ImagePreprocess, layers: int = 0):
@@ -69,8 +73,9 @@ class TinyImageModule(ImageModule):
 class WordConvolutions(nn.Module):
     """Mixes each word with its neighbours: residual convolutions over three words at a time (after arXiv:1408.5882).
 
-    Phrases such as "orange cat" are learned within a hundred steps. Attention alone takes thousands of steps to learn which words belong
-    together; until then the tower is a bag of words that cannot tell two captions of the same words apart.
+    Phrases such as "orange cat" are learned within a hundred steps. Attention alone takes thousands of steps to learn
+    which words belong together; until then the tower is a bag of words that cannot tell two captions of the same words
+    apart.
     """
 
     def __init__(self, width: int = WIDTH, layers: int = LAYERS):
@@ -143,7 +148,8 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def _check(spec: TowerSpec, modality: str, names: Iterable[str]) -> str:
-    """Returns the SPEC that rebuilds the tower. Raises TowerError: an unknown name, or weights, which tiny towers do not have."""
+    """Returns the SPEC that rebuilds the tower. Raises TowerError: an unknown name, or weights, which tiny towers do
+    not have."""
     if spec.name not in names:
         known = [f"tiny:{n}".rstrip(":") for n in names]
         raise TowerError(f"unknown tiny {modality} tower", where=spec, expected=nearest(str(spec), known))

@@ -1,6 +1,7 @@
 """Image towers of torchvision and timm: their last feature map as tokens, never the classifier on top.
 
-Images are resized to the crop itself, as CLIP does. A classifier's larger resize cuts the border away, which captions describe too.
+Images are resized to the crop itself, as CLIP does. A classifier's larger resize cuts the border away, which captions
+describe too.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ class TimmModule(ImageModule):
 def build_torchvision(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds ``torchvision:NAME[.TAG][@TAG|FILE|none]``: any classifier of torchvision.models.
 
-    ``@TAG`` (IMAGENET1K_V2) selects weights and preprocessing, ``.TAG`` the preprocessing only; without ``@`` the best weights are used.
-    Tokens are the last feature map (ResNet-50 at 224 px: 7 x 7 x 2048), row by row; pooled is their mean (ViT: the class token, first).
+    ``@TAG`` (IMAGENET1K_V2) selects weights and preprocessing, ``.TAG`` the preprocessing only; without ``@`` the best
+    weights are used. Tokens are the last feature map (ResNet-50 at 224 px: 7 x 7 x 2048), row by row; pooled is their
+    mean (ViT: the class token, first).
     """
     name, _, tag = spec.name.partition(".")
     if name not in (names := zoo.list_models(module=zoo)):
@@ -87,7 +89,8 @@ def build_torchvision(spec: TowerSpec, config: TowerConfig) -> Tower:
     file = weights_file(spec)
     if spec.weights not in ("", RANDOM) and file is None:
         tag = spec.weights
-    # Weights of unknown origin are assumed to follow the first (classic) recipe; a name without @ uses the newest weights.
+    # Weights of unknown origin are assumed to follow the first (classic) recipe; a name without @ uses the newest
+    # weights.
     tag = tag or ("DEFAULT" if not spec.weights else next(iter(known)))
     if tag not in known:
         raise TowerError(
@@ -115,8 +118,9 @@ def build_torchvision(spec: TowerSpec, config: TowerConfig) -> Tower:
 def build_timm(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds ``timm:NAME[.TAG][@TAG|FILE|none]``: any model of timm, without classifier.
 
-    ``.TAG`` or ``@TAG`` selects weights and preprocessing (``timm:resnet50.a1_in1k``); with ``@FILE`` and ``@none`` the preprocessing only.
-    Tokens are ``forward_features`` (prefix tokens such as the class token first); pooled is timm's own where it has their width, else the mean.
+    ``.TAG`` or ``@TAG`` selects weights and preprocessing (``timm:resnet50.a1_in1k``); with ``@FILE`` and ``@none`` the
+    preprocessing only. Tokens are ``forward_features`` (prefix tokens such as the class token first); pooled is timm's
+    own where it has their width, else the mean.
     """
     import timm
 
@@ -158,7 +162,8 @@ def build_timm(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def _last_tokens_node(model: nn.Module, size: int) -> str:
-    """Returns the last node below the classifier whose output is a map [1, W, h, w] of more than one cell, or tokens [1, N, W]."""
+    """Returns the last node below the classifier whose output is a map [1, W, h, w] of more than one cell, or tokens
+    [1, N, W]."""
     nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
     body_nodes = [n for n in nodes if n.partition(".")[0] not in HEADS]
     training = model.training

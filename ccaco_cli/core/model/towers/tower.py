@@ -79,25 +79,31 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder and its declared capabilities. A capability that is None (or 1 state) is one that the tower does not have.
+    """One encoder and its declared capabilities. A capability that is None (or 1 state) is one that the tower does not
+    have.
 
     Attributes:
         spec: the SPEC that it was built from.
         modality: name of the modality that it encodes.
-        module: dict of input tensors -> ``Features`` (tokens [B, N, W], mask [B, N], pooled [B, W]).
-        preprocess: one decoded sample -> what the loader stacks. image: PIL image -> uint8 [3, H, W]; text: ``TextTokenizer``;
+        module: dict of input tensors -> ``Features`` (tokens [B, N, W], mask [B, N], pooled [B, W]); it computes in the
+            dtype of its parameters, so that it can be converted to bf16.
+        preprocess: one decoded sample -> what the loader stacks. image: PIL image -> uint8 [3, H, W]; text:
+            ``TextTokenizer``;
             audio, video: ``types.Recording`` -> [n, ...], time first, n grows with the clip.
             It can be pickled, and its repr names every setting.
         width: W.
         tokens: the most tokens of a sample (context length, or grid height x width plus special tokens).
-        grid: (height, width) of the patch grid; the last height * width tokens are the patches, row by row; None = no grid.
+        grid: (height, width) of the patch grid; the last height * width tokens are the patches, row by row; None = no
+            grid.
         pretrained: True when weights were loaded.
         fingerprint: sha256 of architecture, weights and preprocessing; equal fingerprints give equal outputs.
-        save_assets: (folder) -> SPEC that rebuilds architecture and preprocessing from the folder, without weights or network.
+        save_assets: (folder) -> SPEC that rebuilds architecture and preprocessing from the folder, without weights or
+            network.
         input_size: (height, width) of the pixels that ``preprocess`` returns; None = inputs are no images of one size.
         tokenizer: of text towers, the object that ``preprocess`` is, too.
         set_grad_checkpointing: (enable) recomputes activations in the backward pass.
-        hidden_states: states that a token can be built from: one before the first layer and one after each layer; 1 = the last only.
+        hidden_states: states that a token can be built from: one before the first layer and one after each layer; 1 =
+            the last only.
         select_hidden_states: (layer numbers) concatenates these states in each token; 0 = before the first layer.
         extend_context: (count, rule) extends learned positions to ``count`` tokens.
     """

@@ -1,4 +1,5 @@
-"""Video towers: a small one, any image tower over frames, and encoders of transformers (VideoMAE, ViViT, TimeSformer)."""
+"""Video towers: a small one, any image tower over frames, and encoders of transformers (VideoMAE, ViViT,
+TimeSformer)."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Frames:
 
 
 class FramesModule(nn.Module):
-    """An image encoder over every frame, one token each, and a transformer over time: {"values" uint8 [B, N, 3, H, W], "mask"}.
+    """An image encoder over every frame, one token each, and a transformer over time: {"values" uint8 [B, N, 3, H, W],
+    "mask"}.
 
     Args:
         body: module of an image tower of width W.
@@ -85,8 +87,8 @@ class FramesModule(nn.Module):
 
 
 class TinyVideoModule(FramesModule):
-    """Three strided convolutions; all cells of a frame become one token, so that positions in the frame survive; then a transformer
-    over time."""
+    """Three strided convolutions; all cells of a frame become one token, so that positions in the frame survive; then a
+    transformer over time."""
 
     mean: Tensor
     std: Tensor
@@ -134,9 +136,11 @@ def build_tiny(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def build_frames(spec: TowerSpec, config: TowerConfig) -> Tower:
-    """Builds ``frames:SPEC``: any image tower (``frames:timm:resnet18.a1_in1k``, ``frames:tiny``) over two frames per second, a token each.
+    """Builds ``frames:SPEC``: any image tower (``frames:timm:resnet18.a1_in1k``, ``frames:tiny``) over two frames per
+    second, a token each.
 
-    The layer over time starts as the identity and the positions small, so that a locked or pretrained tower starts with its own features.
+    The layer over time starts as the identity and the positions small, so that a locked or pretrained tower starts with
+    its own features.
     """
     image_tower = build_tower(TowerConfig(str(spec).removeprefix("frames:"), size=config.size), "image")
     frames = Frames(image_tower.preprocess, config.rate or FRAMES_RATE, config.seconds or SECONDS)
@@ -162,7 +166,8 @@ def build_frames(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 @dataclass(frozen=True)
 class VideoTokenOrder:
-    """The order of a transformers video model's tokens: ``special`` ones first, then moment by moment, or position by position."""
+    """The order of a transformers video model's tokens: ``special`` ones first, then moment by moment, or position by
+    position."""
 
     special: int
     time_first: bool = True
@@ -177,7 +182,8 @@ HF_ORDERS: Mapping[str, VideoTokenOrder] = {
 
 
 class HfVideoModule(nn.Module):
-    """A transformers video encoder; the patches of a moment are averaged, so that tokens are moments. Pooled is their mean.
+    """A transformers video encoder; the patches of a moment are averaged, so that tokens are moments. Pooled is their
+    mean.
 
     Args:
         preprocess: whose mean and std normalise the frames.

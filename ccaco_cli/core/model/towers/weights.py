@@ -152,7 +152,8 @@ def hub_access(spec: TowerSpec) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module, *facts: object) -> str:
-    """Returns the sha256 of every tensor of a module and of the ``repr`` of ``facts`` (family, name, preprocessing ...)."""
+    """Returns the sha256 of every tensor of a module and of the ``repr`` of ``facts`` (family, name, preprocessing
+    ...)."""
     digest = hashlib.sha256(repr(facts).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -168,7 +169,8 @@ def first_line(error: Exception) -> str:
 def _offline_alternative(spec: TowerSpec) -> str:
     if spec.family == "hf":  # even random weights need the model's config
         return "hf:FOLDER with a saved model, or tiny, which needs nothing"
-    return f"{TowerSpec(spec.family, spec.name, RANDOM)} for random weights, or {spec.family}:{spec.name}@FILE for weights at hand"
+    random = TowerSpec(spec.family, spec.name, RANDOM)
+    return f"{random} for random weights, or {spec.family}:{spec.name}@FILE for weights at hand"
 
 
 def _reachable(endpoint: str, seconds: float = 3.0) -> bool:

@@ -113,7 +113,8 @@ def test_word_order_matters_to_pooled(text: Tower) -> None:
 
 @pytest.mark.parametrize("spec", ["tiny", "tiny:hybrid", "tiny:vit"])
 def test_positions_reach_the_pooled_vector(spec: str) -> None:
-    """A thing moved within a picture changes the mean of the tokens more with learned positions than with the same one everywhere."""
+    """A thing moved within a picture changes the mean of the tokens more with learned positions than with the same one
+    everywhere."""
     torch.manual_seed(0)
     module = build(TowerConfig(spec), "image").module.eval()
     picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)

@@ -1,4 +1,5 @@
-"""Video towers: the small one, image towers over frames, and small random models of transformers' families saved to a folder."""
+"""Video towers: the small one, image towers over frames, and small random models of transformers' families saved to a
+folder."""
 
 from __future__ import annotations
 

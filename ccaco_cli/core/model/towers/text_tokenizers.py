@@ -1,0 +1,145 @@
+"""Tokenizers of text towers, from open_clip and transformers, with one interface (``tower.TextTokenizer``)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import open_clip
+import tokenizers
+import torch
+from tokenizers import models, pre_tokenizers, processors
+from torch import Tensor
+
+from ccaco_cli.core.model.towers.tower import WordSpans
+
+
+@dataclass(frozen=True)
+class ClipTokens:
+    """``TextTokenizer`` of one of open_clip's tokenizers.
+
+    Attributes:
+        trim: pad to the longest text of the list, not to the context length. Exact for causal towers, where later
+            tokens have no effect on earlier ones.
+    """
+
+    tokenizer: Any
+    context_length: int
+    trim: bool = True
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        # one token more than the context shows which texts are cut; the last token is the end of text in any case
+        ids = self.tokenizer(list(texts), self.context_length + 1)
+        last, ids = ids[:, -1], ids[:, :-1]
+        tokenizer = self.tokenizer
+        simple = isinstance(tokenizer, open_clip.SimpleTokenizer)
+        cut = last == tokenizer.eot_token_id if simple else last != tokenizer.tokenizer.pad_token_id
+        ids[cut, -1] = last[cut]
+        if simple:
+            # Padding is 0, and so is "!": the last end-of-text token shows where a caption ends, not the ids.
+            padding = (ids == self.tokenizer.eot_token_id).flip(1).int().argmax(1, keepdim=True)
+            mask = torch.arange(ids.shape[1]) < ids.shape[1] - padding
+        else:
+            mask = ids != self.tokenizer.tokenizer.pad_token_id
+        longest = int(mask.sum(1).max()) if self.trim and len(texts) else ids.shape[1]
+        return {"ids": ids[:, :longest], "mask": mask[:, :longest], "cut": cut}
+
+    def word_spans(self, text: str) -> WordSpans:
+        if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return _hf_word_spans(self.tokenizer.tokenizer, text, self.context_length)
+        inputs = self([text])
+        words: WordSpans = []
+        span: list[int] = []
+        for position in range(1, int(inputs["mask"].sum()) - 1):
+            span.append(position)
+            if self.tokenizer.decoder[int(inputs["ids"][0, position])].endswith("</w>"):
+                words.append((self.tokenizer.decode(inputs["ids"][0, span].tolist()).strip(), span))
+                span = []
+        return words
+
+    def portable(self) -> tuple[str, dict[str, Any]] | None:
+        source = self.tokenizer
+        clean = getattr(getattr(source, "clean_fn", None), "__name__", "")
+        if (
+            not isinstance(source, open_clip.SimpleTokenizer)
+            or clean != "_clean_lower"
+            or source.reduction_fn is not None
+        ):
+            return None
+        start, end = ((name, source.encoder[name]) for name in ("<start_of_text>", "<end_of_text>"))
+        converted = tokenizers.Tokenizer(models.BPE(source.encoder, list(source.bpe_ranks), end_of_word_suffix="</w>"))
+        split = pre_tokenizers.Split(tokenizers.Regex(source.pat.pattern), "removed", invert=True)
+        converted.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        converted.add_special_tokens([start[0], end[0]])
+        converted.post_processor = processors.TemplateProcessing(f"{start[0]} $A {end[0]}", special_tokens=[start, end])
+        converted.enable_truncation(self.context_length)
+        pad_to = 0 if self.trim else self.context_length
+        return converted.to_str(), {"clean": "clip", "pad_id": 0, "pad_to": pad_to}
+
+    def with_context_length(self, count: int) -> ClipTokens:
+        return replace(self, context_length=count)
+
+    def __repr__(self) -> str:
+        backend = getattr(self.tokenizer, "tokenizer", None)
+        vocabulary = _vocabulary_hash(backend) if backend else ""
+        return f"ClipTokens({type(self.tokenizer).__name__} {vocabulary} {self.context_length} {self.trim})"
+
+
+@dataclass(frozen=True)
+class HfTokens:
+    """``TextTokenizer`` of a transformers tokenizer."""
+
+    tokenizer: Any
+    context_length: int
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        encoded = self.tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        mask = encoded["attention_mask"].bool()
+        if encoded.encodings:
+            cut = torch.tensor([bool(encoding.overflowing) for encoding in encoded.encodings])
+        else:  # tokenizers written in Python do not report what they cut
+            cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
+        return {"ids": encoded["input_ids"], "mask": mask, "cut": cut}
+
+    def word_spans(self, text: str) -> WordSpans:
+        return _hf_word_spans(self.tokenizer, text, self.context_length)
+
+    def portable(self) -> tuple[str, dict[str, Any]] | None:
+        if not self.tokenizer.is_fast:
+            return None
+        converted = tokenizers.Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        converted.no_padding()
+        converted.enable_truncation(self.context_length)
+        return converted.to_str(), {"clean": "none", "pad_id": self.tokenizer.pad_token_id, "pad_to": 0}
+
+    def with_context_length(self, count: int) -> HfTokens:
+        return replace(self, context_length=count)
+
+    def __repr__(self) -> str:
+        return f"HfTokens({_vocabulary_hash(self.tokenizer)} {self.context_length})"
+
+
+def _vocabulary_hash(tokenizer: Any) -> str:
+    """Hashes the whole definition of a transformers tokenizer (of a slow one, its vocabulary)."""
+    definition = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
+    return hashlib.sha256(definition.encode()).hexdigest()[:16]
+
+
+def _hf_word_spans(tokenizer: Any, text: str, max_tokens: int) -> WordSpans:
+    """``TextTokenizer.word_spans`` of a transformers tokenizer; [] for a slow one, which does not report offsets."""
+    encoded = tokenizer(text, truncation=True, max_length=max_tokens)
+    if not tokenizer.is_fast:
+        return []
+    positions: dict[int, list[int]] = {}
+    for position, word in enumerate(encoded.word_ids()):
+        if word is not None:
+            positions.setdefault(word, []).append(position)
+    return [(text[slice(*encoded.word_to_chars(word))].strip(), span) for word, span in positions.items()]
