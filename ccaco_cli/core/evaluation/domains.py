@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PENALTIES = (0.01, 1.0, 100.0)
-"""C of the linear classifiers; the best one counts, as in DANN's experiments."""
+"""Values of C of the linear classifiers; the highest accuracy counts, as in the experiments of DANN."""
 
 
 def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> dict[str, float]:
-    """How well a new linear classifier tells two domains apart: trained on half of the samples of each, tested on the
-    other halves.
+    """How well a linear classifier separates two domains: trained on half of the samples of each, tested on the
+    other half.
 
     source [n, E], target [m, E], n and m >= 4; both domains weigh alike
-    Returns  ``domain_accuracy`` 0..1, 0.5 = cannot be told apart, and ``proxy_a_distance`` = 2 (1 - 2 error) of the
-             same classifier
-             (arXiv:1505.07818, section 5.1), 0 (or a little below, by chance) .. 2
-    Raises   DataError: too few samples, or values that are not finite
+
+    Returns:
+        ``domain_accuracy`` 0..1, 0.5 = not separable, and ``proxy_a_distance`` = 2 (1 - 2 error) of the same
+        classifier (arXiv:1505.07818, section 5.1), 0 (or a little below, by chance) .. 2
+    Raises:
+        DataError: too few samples, or values that are not finite
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import balanced_accuracy_score
@@ -39,13 +41,13 @@ def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> d
     x, y = np.concatenate([source, target]), np.repeat([0, 1], [len(source), len(target)])
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(y == code)) for code in (0, 1)]
-    learn = np.concatenate([rows[: len(rows) // 2] for rows in order])
+    train = np.concatenate([rows[: len(rows) // 2] for rows in order])
     test = np.concatenate([rows[len(rows) // 2 :] for rows in order])
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", ConvergenceWarning
         )  # separable data and a large C: the accuracy is settled long before
-        fits = [LinearSVC(C=c, class_weight="balanced", random_state=seed).fit(x[learn], y[learn]) for c in PENALTIES]
+        fits = [LinearSVC(C=c, class_weight="balanced", random_state=seed).fit(x[train], y[train]) for c in PENALTIES]
     accuracy = max(float(balanced_accuracy_score(y[test], fit.predict(x[test]))) for fit in fits)
     return {"domain_accuracy": accuracy, "proxy_a_distance": 2 * (2 * accuracy - 1)}
 
@@ -57,5 +59,5 @@ def plane(z: NDArray[Any]) -> NDArray[Any]:
     centred = z - z.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     axes = axes[:2] * np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(1)])[:, None]
-    found: NDArray[Any] = centred @ axes.T
-    return found
+    coordinates: NDArray[Any] = centred @ axes.T
+    return coordinates

@@ -3,11 +3,10 @@ without a model.
 
 One tie rule everywhere (``TIE_RULE``). Retrieval metrics are *expected* values when equal scores are put in random
 order: a constant
-encoder scores exactly chance, for recall, rank and average precision alike. A score that is NaN or +inf is sick and
-always read to the
-query's harm: a positive with such a score is never a hit, a negative stands ahead of everything. -inf is sound (a
-candidate that was not
-scored). In choices and matching a tie or a NaN is simply wrong.
+encoder scores exactly chance, for recall, rank and average precision alike. A score of NaN or +inf is
+invalid and counts against the query: a positive with such a score is never a hit, and a negative ranks ahead of
+everything.
+-inf is valid (a candidate that was not scored). In choices and matching a tie or a NaN is wrong.
 """
 
 from __future__ import annotations
@@ -28,24 +27,25 @@ if TYPE_CHECKING:
     Array = NDArray[Any] | torch.Tensor
 
 TIE_RULE = "expected over random order of equal scores; NaN or +inf: a positive is never a hit, a negative stands ahead"
-RECALLS = (1, 5, 10)
+RECALLS = tuple(int(name.removeprefix("R@")) for name in METRICS["R-sum"].sum_of)
+"""k of the recalls that make up R-sum."""
 _TILE_SCORES = 2**22  # scores held at once: 16 MiB in float32, of which a block makes about four copies
 
 
 @dataclass(frozen=True, eq=False)
 class RankResult:
-    """What became of Q queries in one direction; every field but ``gallery`` is one value a query.
+    """The ranks of Q queries in one direction; every field but ``gallery`` has one value per query.
 
-    rank            [Q] float64, expected rank (from 1) of the first positive: ``above + 1 + tied_negatives /
-                    (tied_positives + 1)``;
-                    the last place of the gallery when no positive has a sound score
-    above           [Q] int64, negatives ahead of the best positive
-    tied_negatives  [Q] int64, negatives whose score equals the best positive's
-    tied_positives  [Q] int64, positives with that score, itself counted; 0 = never a hit
-    ap              [Q] float64, expected average precision over all positives
-    n_positives     [Q] int64
-    query_group     [Q], the thing that each query is about: the cluster of a significance test
-    gallery         how many rows each query was held against
+    Attributes:
+        rank: [Q] float64, expected rank (from 1) of the first positive: ``above + 1 + tied_negatives / (tied_positives
+            + 1)``; the last place of the gallery when no positive has a valid score
+        above: [Q] int64, negatives ahead of the best positive
+        tied_negatives: [Q] int64, negatives whose score equals the best positive's
+        tied_positives: [Q] int64, positives with that score, itself counted; 0 = never a hit
+        ap: [Q] float64, expected average precision over all positives
+        n_positives: [Q] int64
+        query_group: [Q], the group of each query, which is its cluster in a significance test
+        gallery: number of rows that each query ranks
     """
 
     rank: NDArray[np.float64]
@@ -58,8 +58,8 @@ class RankResult:
     gallery: int
 
     def hits(self, k: int) -> NDArray[np.float64]:
-        """[Q] probability in 0..1 that any positive is among the first k, equal scores being put in random order."""
-        places = np.clip(k - self.above, 0, None)  # how many of the k places the tied group gets
+        """[Q] probability in 0..1 that any positive is among the first k, with equal scores in random order."""
+        places = np.clip(k - self.above, 0, None)  # places among the first k that the tied group fills
         miss = np.ones(len(self.rank))
         for i in range(min(k, self.gallery)):  # C(t, j) / C(t + m, j), one place at a time
             left = np.clip(self.tied_negatives - i, 0, None)
@@ -112,18 +112,21 @@ def ranks(
 ) -> RankResult:
     """Ranks a gallery for every query, one block of queries at a time; the full Q x G matrix never exists.
 
-    score_block    rows of queries -> [q, G] scores, higher = better; NumPy, or torch on any device (counted there)
-    query_group    [Q] and gallery_group [G]: rows of equal group are each other's positives
-    block          queries at a time; None = what a tile of 4 million scores allows
-    Returns        RankResult; average precision under ties after McSherry & Najork, ECIR 2008, section 3
-    Raises         DataError: no queries, a query without a positive in the gallery, or a block of the wrong shape
+    Args:
+        score_block: rows of queries -> [q, G] scores, higher = better; NumPy, or torch on any device (counted there)
+        query_group: [Q] and gallery_group [G]: rows of equal group are each other's positives
+        block: queries at a time; None = what a tile of 4 million scores allows
+    Returns:
+        RankResult; average precision under ties after McSherry & Najork, ECIR 2008, section 3
+    Raises:
+        DataError: no queries, a query without a positive in the gallery, or a block of the wrong shape
     """
     import torch
 
     query, gallery = _ids(query_group), _ids(gallery_group)
     places, n_positives = positives(query, gallery)
     step = block or max(1, _TILE_SCORES // len(gallery))
-    done: list[list[torch.Tensor]] = []
+    blocks: list[list[torch.Tensor]] = []
     for start in range(0, len(query), step):
         rows = slice(start, min(start + step, len(query)))
         tile = torch.as_tensor(score_block(rows)).detach()
@@ -140,17 +143,21 @@ def ranks(
         score = tile.gather(
             1, torch.from_numpy(places[rows]).to(tile.device)
         )  # a second product could round otherwise, and break a tie
-        done.append([score.cpu(), *(part.cpu() for part in above_and_tied(tile, tile.shape[1], score))])
-    score, above, tied = (torch.cat(part) for part in zip(*done, strict=True))
-    return finish(score, n_positives, above, tied, query, len(gallery))
+        blocks.append([score.cpu(), *(part.cpu() for part in above_and_tied(tile, tile.shape[1], score))])
+    score, above, tied = (torch.cat(part) for part in zip(*blocks, strict=True))
+    return ranks_from_counts(score, n_positives, above, tied, query, len(gallery))
 
 
 def positives(query: ArrayLike, gallery: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each query's positives stand in the gallery.
+    """The columns of each query's positives in the gallery.
 
     query [Q], gallery [G] ids
-    Returns  [Q, P] columns, padded with any, P the most that one query has; [Q] how many each has
-    Raises   DataError: no queries, or a query without a positive in the gallery
+
+    Returns:
+        [Q, P] columns, where P is the largest number of positives of a query and the padding is arbitrary; and [Q] the
+        number of positives of each query
+    Raises:
+        DataError: no queries, or a query without a positive in the gallery
     """
     query, gallery = _ids(query), _ids(gallery)
     if not len(query):
@@ -215,7 +222,9 @@ def choice_accuracy(true_scores: ArrayLike, false_scores: ArrayLike) -> NDArray[
     NaN is wrong.
 
     true_scores [n]; false_scores [n, m] or [n]; chance is 1 / (m + 1)
-    Raises       DataError: shapes that do not fit, or nothing to choose from
+
+    Raises:
+        DataError: shapes that do not fit, or nothing to choose from
     """
     true, false = np.asarray(true_scores, dtype=float), np.asarray(false_scores, dtype=float)
     false = false[:, None] if false.ndim == 1 else false
@@ -228,13 +237,15 @@ def choice_accuracy(true_scores: ArrayLike, false_scores: ArrayLike) -> NDArray[
     return ((true[:, None] > false).all(1) & (true < np.inf)).astype(float)
 
 
-def n_way_accuracy(scores: ArrayLike, own: ArrayLike) -> NDArray[np.float64]:
+def n_way_accuracy(scores: ArrayLike, partner: ArrayLike) -> NDArray[np.float64]:
     """[n] 1.0 where a query chooses its own partner among N; a tie or a NaN is wrong, chance is 1 / N.
 
-    scores [n, N]; own [n] int, column of each query's partner
-    Raises DataError: shapes that do not fit, or N < 2
+    scores [n, N]; partner [n] int, column of each query's partner
+
+    Raises:
+        DataError: shapes that do not fit, or N < 2
     """
-    table, column = np.asarray(scores, dtype=float), np.asarray(own)
+    table, column = np.asarray(scores, dtype=float), np.asarray(partner)
     if table.ndim != 2 or column.shape != table.shape[:1] or not table.size or table.shape[1] < 2:
         raise DataError(
             "scores and partners do not fit", where=f"{table.shape} and {column.shape}", expected="[n, N >= 2] and [n]"
@@ -245,15 +256,17 @@ def n_way_accuracy(scores: ArrayLike, own: ArrayLike) -> NDArray[np.float64]:
             where=f"columns {column.min()}..{column.max()}",
             expected=f"< {table.shape[1]}",
         )
-    mine = np.arange(table.shape[1]) == column[:, None]
-    return choice_accuracy(table[mine], table[~mine].reshape(len(table), -1))
+    is_partner = np.arange(table.shape[1]) == column[:, None]
+    return choice_accuracy(table[is_partner], table[~is_partner].reshape(len(table), -1))
 
 
 def matching_accuracy(match_logit: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
     """[n] 1.0 where the sign of the logit says whether the pair belongs together; 0 and NaN are wrong.
 
     match_logit [n]; label [n] bool, as many true as false, so that chance is 0.5
-    Raises      DataError: shapes that do not fit, or unbalanced pairs
+
+    Raises:
+        DataError: shapes that do not fit, or unbalanced pairs
     """
     logit, same = np.asarray(match_logit, dtype=float), np.asarray(label, dtype=bool)
     if logit.ndim != 1 or logit.shape != same.shape:
@@ -266,15 +279,16 @@ def matching_accuracy(match_logit: ArrayLike, label: ArrayLike) -> NDArray[np.fl
 
 
 def best_threshold(true_scores: ArrayLike, false_scores: ArrayLike) -> float:
-    """The score above which a pair is best taken for a true one: halfway between two scores seen, the highest share of
-    right answers.
+    """The threshold that separates true and false pairs with the highest accuracy; it lies halfway between two scores.
 
-    true_scores [n], false_scores [m], weighed alike; scores that are not finite are left out
-    Raises      DataError: no finite score on either side
+    true_scores [n], false_scores [m], both with the same total weight; scores that are not finite are left out
+
+    Raises:
+        DataError: no finite score on either side
     """
     true, false = (
-        np.sort(scores[np.isfinite(scores)])
-        for scores in (np.asarray(true_scores, float), np.asarray(false_scores, float))
+        np.sort(values[np.isfinite(values)])
+        for values in (np.asarray(true_scores, float), np.asarray(false_scores, float))
     )
     if not len(true) or not len(false):
         raise DataError(
@@ -282,8 +296,8 @@ def best_threshold(true_scores: ArrayLike, false_scores: ArrayLike) -> float:
             where=f"{len(true)} true and {len(false)} false",
             expected="one of either",
         )
-    seen = np.unique(np.concatenate([true, false]))
-    cuts = np.concatenate([[seen[0] - 1], (seen[:-1] + seen[1:]) / 2, [seen[-1] + 1]])
+    scores = np.unique(np.concatenate([true, false]))
+    cuts = np.concatenate([[scores[0] - 1], (scores[:-1] + scores[1:]) / 2, [scores[-1] + 1]])
     right = 1 - np.searchsorted(true, cuts, "right") / len(true) + np.searchsorted(false, cuts, "right") / len(false)
     return float(cuts[right.argmax()])
 
@@ -295,9 +309,12 @@ def zero_shot(
     exactly k / C).
 
     z [n, E]; class_z [C, E], one prompt vector a class; label [n], the class name of each sample; classes, C names
-    Returns  per-sample ranks, and ``accuracy``, ``accuracy@5``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each
-             class met, 0..1
-    Raises   DataError: a label that is no class
+
+    Returns:
+        per-sample ranks, and ``accuracy``, ``accuracy@5``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each class
+        met, 0..1
+    Raises:
+        DataError: a label that is no class
     """
     result = similarity_ranks(z, class_z, label, np.asarray(classes))
     met, row = np.unique(result.query_group, return_inverse=True)
@@ -312,13 +329,13 @@ def zero_shot(
 
 
 def _ids(group: ArrayLike | torch.Tensor) -> NDArray[Any]:
-    found = group.cpu().numpy() if hasattr(group, "cpu") else np.asarray(group)
-    if found.ndim != 1:
-        raise DataError("groups must be a row of ids", where=f"shape {found.shape}", expected="one dimension")
-    return found
+    ids = group.cpu().numpy() if hasattr(group, "cpu") else np.asarray(group)
+    if ids.ndim != 1:
+        raise DataError("groups must be a row of ids", where=f"shape {ids.shape}", expected="one dimension")
+    return ids
 
 
-def finish(
+def ranks_from_counts(
     score: torch.Tensor,
     n_positives: NDArray[np.int64],
     above: torch.Tensor,
@@ -326,31 +343,32 @@ def finish(
     query_group: NDArray[Any],
     gallery: int,
 ) -> RankResult:
-    """Ranks and precision from what was counted.
+    """Ranks and average precision from counts.
 
-    score        [Q, P] of every positive, NaN read as +inf; what lies behind a query's ``n_positives`` is padding
-    above, tied  [Q, P] how many of the whole gallery score above that positive and equal to it (NaN read as +inf),
-                 itself counted
+    Args:
+        score: [Q, P] of every positive, NaN read as +inf; what lies behind a query's ``n_positives`` is padding
+        above, tied: [Q, P] how many of the whole gallery score above that positive and equal to it (NaN read as +inf),
+            itself counted
     """
     import torch
 
     n = torch.from_numpy(n_positives)[:, None]
     real = torch.arange(score.shape[1]) < n
-    sound = real & (score < torch.inf)
-    n_sound = sound.sum(1, keepdim=True)
-    value = torch.where(sound, score, -torch.inf)
-    above_sound, tied_sound = above_and_tied(torch.where(sound, score, torch.inf), n_sound, value)
-    # sick negatives stand ahead of all, as +inf does; sick positives stand behind, so they are taken out again
-    above_negatives, tied_negatives = above - (n - n_sound) - above_sound, tied - tied_sound
-    best = torch.where(sound, score.double().clamp_min(-1e300), -torch.inf).argmax(
+    valid = real & (score < torch.inf)
+    n_valid = valid.sum(1, keepdim=True)
+    value = torch.where(valid, score, -torch.inf)
+    above_valid, tied_valid = above_and_tied(torch.where(valid, score, torch.inf), n_valid, value)
+    # invalid negatives rank ahead of all, as +inf does; invalid positives rank last, so they are subtracted again
+    above_negatives, tied_negatives = above - (n - n_valid) - above_valid, tied - tied_valid
+    best = torch.where(valid, score.double().clamp_min(-1e300), -torch.inf).argmax(
         1, keepdim=True
-    )  # a sound -inf comes before a sick one
-    some = (n_sound[:, 0] > 0).numpy()
-    of_best = [part.gather(1, best)[:, 0].numpy() for part in (above_negatives, tied_negatives, tied_sound)]
+    )  # a valid -inf ranks before an invalid score
+    some = (n_valid[:, 0] > 0).numpy()
+    of_best = [part.gather(1, best)[:, 0].numpy() for part in (above_negatives, tied_negatives, tied_valid)]
     ahead = np.where(some, of_best[0], gallery - n_positives)
     tied_negative, tied_positive = (np.where(some, part, 0) for part in of_best[1:])
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, gallery + 1))])
-    counts = (above_negatives + above_sound, tied_negatives + tied_sound, above_sound, tied_sound, sound)
+    counts = (above_negatives + above_valid, tied_negatives + tied_valid, above_valid, tied_valid, valid)
     ap = _precision(harmonic, *(part.numpy() for part in counts)).sum(1) / n_positives
     rank = np.where(tied_positive > 0, ahead + 1.0 + tied_negative / (tied_positive + 1.0), float(gallery))
     return RankResult(rank, ahead, tied_negative, tied_positive, ap, n_positives, query_group, gallery)
@@ -364,7 +382,7 @@ def above_and_tied(
     """
     import torch
 
-    # NumPy's vectorised sort of rows is some 14 times as fast as torch's on a CPU.
+    # NumPy's vectorised sort of rows is about 14 times as fast as torch's on a CPU
     ascending = torch.from_numpy(np.sort(row.numpy(), axis=1)) if row.device.type == "cpu" else row.sort(dim=1).values
     ascending, value = ascending.contiguous(), value.contiguous()
     upto = torch.searchsorted(ascending, value, right=True)
@@ -377,17 +395,17 @@ def _precision(
     tied: NDArray[Any],
     above_positives: NDArray[Any],
     tied_positives: NDArray[Any],
-    sound: NDArray[Any],
+    valid: NDArray[Any],
 ) -> NDArray[np.float64]:
     """[q, P] expected precision at each positive: the mean over the n places i of its tied group
     of (R + 1 + (i - 1)(r - 1) / (n - 1)) / (N + i).
 
-    N, R items and positives above; n, r items and positives tied. 0 for a positive without a sound score.
+    N, R items and positives above; n, r items and positives tied. 0 for a positive without a valid score.
     """
     n = np.maximum(tied, 1)
-    total = np.where(sound, above + n, 1)
-    start = total - np.where(sound, n, 1)
+    total = np.where(valid, above + n, 1)
+    start = total - np.where(valid, n, 1)
     inverse = np.where(n == 1, 1.0 / (start + 1.0), harmonic[total] - harmonic[start])  # sum of 1 / (N + i)
     rising = np.where(n == 1, 0.0, n - (start + 1.0) * inverse)  # sum of (i - 1) / (N + i)
     expected = ((above_positives + 1) * inverse + (tied_positives - 1) / np.maximum(n - 1, 1) * rising) / n
-    return np.where(sound, expected, 0.0)
+    return np.where(valid, expected, 0.0)

@@ -1,6 +1,4 @@
-"""Named evaluation protocols: which rows are held against each other, so that a figure can be set beside a published
-one.
-"""
+"""Named evaluation protocols: which rows form a gallery, so that results can be compared with published ones."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows of modality a (pictures) and of modality b (captions) that are each other's gallery."""
+    """Rows of modality a (images) and of modality b (captions) that form one gallery."""
 
     a: NDArray[np.int64]
     b: NDArray[np.int64]
@@ -30,12 +28,13 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a protocol measured.
+    """The result of a protocol.
 
-    names    of the two modalities
-    pools    sizes of each pool, (rows of a, rows of b)
-    a_to_b   per-query ranks of each pool; b_to_a the other way
-    metrics  as ``metrics.summary`` names them, averaged over the pools
+    Attributes:
+        names: of the two modalities
+        pools: sizes of each pool, (rows of a, rows of b)
+        a_to_b: per-query ranks of each pool; b_to_a the other way
+        metrics: as ``metrics.summary`` names them, averaged over the pools
     """
 
     protocol: str
@@ -84,20 +83,20 @@ def full(group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
 
 
 def coco_5k(group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
-    """Karpathy's test split of COCO: 5,000 pictures, the first five captions of each (25,000 of 25,010), one pool."""
-    return _pictures(group_a, group_b, "coco-5k", pictures=5000, folds=1)
+    """Karpathy's test split of COCO: 5,000 images, the first five captions of each (25,000 of 25,010), one pool."""
+    return _image_pools(group_a, group_b, "coco-5k", images=5000, folds=1)
 
 
 def coco_1k(group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
-    """The same split in five folds of 1,000 pictures and 5,000 captions, in row order as VSE++ has it
+    """The same split in five folds of 1,000 images and 5,000 captions, in row order as VSE++ has it
     (arXiv:1707.05612), averaged.
     """
-    return _pictures(group_a, group_b, "coco-1k", pictures=5000, folds=5)
+    return _image_pools(group_a, group_b, "coco-1k", images=5000, folds=5)
 
 
 def flickr_1k(group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
-    """The test split of Flickr30k (or Flickr8k): 1,000 pictures, 5,000 captions, one pool."""
-    return _pictures(group_a, group_b, "flickr-1k", pictures=1000, folds=1)
+    """The test split of Flickr30k (or Flickr8k): 1,000 images, 5,000 captions, one pool."""
+    return _image_pools(group_a, group_b, "flickr-1k", images=1000, folds=1)
 
 
 PROTOCOLS: dict[str, Callable[[ArrayLike, ArrayLike], list[Pool]]] = {
@@ -111,8 +110,11 @@ PROTOCOLS: dict[str, Callable[[ArrayLike, ArrayLike], list[Pool]]] = {
 def pools(protocol: str, group_a: ArrayLike, group_b: ArrayLike) -> list[Pool]:
     """The pools of a protocol by name.
 
-    group_a, group_b  [rows] ids; a picture and its captions share one
-    Raises            ConfigError: no such protocol; DataError: rows that the protocol is not defined on
+    Args:
+        group_a, group_b: [rows] ids; an image and its captions share one
+    Raises:
+        ConfigError: no such protocol
+        DataError: rows that the protocol is not defined on
     """
     if protocol not in PROTOCOLS:
         raise ConfigError("no such protocol", where=protocol, expected=" | ".join(PROTOCOLS))
@@ -128,14 +130,24 @@ def evaluate(
 ) -> Evaluation:
     """Ranks every pool of a protocol both ways and averages the metrics over the pools.
 
-    rank_pool  (pool) -> per-query ranks a to b and b to a: ``by_similarity``, or a two-stage score
-    Raises     as ``pools``
+    Args:
+        rank_pool: (pool) -> per-query ranks a to b and b to a: ``by_similarity``, or a two-stage score
+    Raises:
+        as ``pools``
     """
     chosen = pools(protocol, group_a, group_b)
     a_to_b, b_to_a = zip(*map(rank_pool, chosen), strict=True)
     each = [summary(ab, ba, names) for ab, ba in zip(a_to_b, b_to_a, strict=True)]
-    averaged = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+    averaged = {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
     return Evaluation(protocol, names, tuple((len(p.a), len(p.b)) for p in chosen), a_to_b, b_to_a, averaged)
+
+
+def single_pair_evaluation(names: tuple[str, str]) -> Evaluation:
+    """The evaluation of one pair: it has every metric, so that names of metrics can be checked before any model
+    exists.
+    """
+    one_pair = np.ones((1, 1))
+    return evaluate("full", [0], [0], by_similarity(one_pair, one_pair, [0], [0]), names)
 
 
 def by_similarity(
@@ -150,16 +162,16 @@ def by_similarity(
     return rank_pool
 
 
-def _pictures(
-    group_a: ArrayLike, group_b: ArrayLike, protocol: str, *, pictures: int, folds: int, captions: int = 5
+def _image_pools(
+    group_a: ArrayLike, group_b: ArrayLike, protocol: str, *, images: int, folds: int, captions: int = 5
 ) -> list[Pool]:
     ids, of_caption = np.asarray(group_a), np.asarray(group_b)
     distinct = len(np.unique(ids))
-    if (len(ids), distinct) != (pictures, pictures):
+    if (len(ids), distinct) != (images, images):
         raise DataError(
-            f"{len(ids)} pictures ({distinct} distinct)",
+            f"{len(ids)} images ({distinct} distinct)",
             where=protocol,
-            expected=f"{pictures} distinct",
+            expected=f"{images} distinct",
             next="evaluate with protocol full",
         )
     by_id = np.argsort(of_caption, kind="stable")
@@ -168,10 +180,10 @@ def _pictures(
     if counts.min() < captions:
         short = int(counts.argmin())
         raise DataError(
-            f"{counts[short]} captions of picture {ids[short]}",
+            f"{counts[short]} captions of image {ids[short]}",
             where=protocol,
-            expected=f"{captions} or more of each ({captions * pictures} in all)",
+            expected=f"{captions} or more of each ({captions * images} in all)",
             next="evaluate with protocol full",
         )
     rows = by_id[starts[:, None] + np.arange(captions)]
-    return [Pool(fold, rows[fold].ravel()) for fold in np.split(np.arange(pictures), folds)]
+    return [Pool(fold, rows[fold].ravel()) for fold in np.split(np.arange(images), folds)]

@@ -1,9 +1,9 @@
-"""Whether a difference between two arms can be told from chance, computed from stored per-query values alone.
+"""Significance of the difference between two arms, computed from stored per-query values alone.
 
-Two things vary. *Queries*: another sample of pictures would give other figures; the five captions of a picture succeed
-and fail together,
-so the picture (cluster) is what is resampled. *Seeds*: another training run would give another model. Each is reported
-by itself
+There are two sources of variance. *Queries*: another sample of images would give other values; the captions of an image
+succeed and fail together, so images (clusters) are resampled. *Seeds*: another training run would give another model.
+Each
+is reported by itself
 (``query_low .. query_high``, ``seed_sd``); ``low .. high`` covers both.
 
 The joint interval is Student's t with the two variances added and Satterthwaite's degrees of freedom. A percentile
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ccaco_cli.core.evaluation.metrics import RankResult
 
 BETTER, WORSE, NOT_SEPARABLE = "better", "worse", "not separable with these queries and seeds"
-_BCA_CLUSTERS = 2000  # scipy's BCa costs clusters^2; beyond this its correction is lost in the bootstrap's own noise (percentiles then)
+# BCa costs clusters^2 in SciPy; with more clusters its correction is below the noise of the bootstrap (percentiles
+# then)
+_BCA_CLUSTERS = 2000
 _SIGNS = 2**22  # random signs held at once
 
 
@@ -38,9 +40,10 @@ class PerQuery:
     """One metric of one run, summed per cluster. The metric is the sum over M parts of (sum of values) / (number of
     queries).
 
-    cluster  [C], ascending ids of the things that queries are about
-    total    [C, M] float64, sum of the values of each cluster's queries
-    count    [C, M] int64, how many queries that is
+    Attributes:
+        cluster: [C], ascending ids of the groups of the queries
+        total: [C, M] float64, sum of the values of each cluster's queries
+        count: [C, M] int64, how many queries that is
     """
 
     cluster: NDArray[Any]
@@ -53,7 +56,9 @@ class PerQuery:
         """A metric that is a plain mean over queries.
 
         value [Q] finite; cluster [Q] ids
-        Raises DataError: lengths differ, no queries, or a value is not finite
+
+        Raises:
+            DataError: lengths differ, no queries, or a value is not finite
         """
         values, ids = np.asarray(value, dtype=np.float64), np.asarray(cluster)
         if values.ndim != 1 or values.shape != ids.shape or not len(values):
@@ -68,7 +73,7 @@ class PerQuery:
 
     @classmethod
     def joined(cls, parts: Sequence[PerQuery]) -> PerQuery:
-        """The sum of several metrics over the same things (R-sum: both directions of the same pictures)."""
+        """The sum of several metrics over the same groups (R-sum: both directions of the same images)."""
         names = np.unique(np.concatenate([part.cluster for part in parts]))
         width = sum(part.total.shape[1] for part in parts)
         total, count, column = np.zeros((len(names), width)), np.zeros((len(names), width), dtype=np.int64), 0
@@ -86,14 +91,15 @@ class PerQuery:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and how sure it is.
+    """A metric with its intervals.
 
-    value                  the mean over seeds
-    low, high              interval over queries and seeds; over queries alone when there is one seed
-    query_low, query_high  interval over queries, these trained models being given (bootstrap of clusters; BCa up to
-                           2,000)
-    query_se               standard error that goes with it
-    seed_sd                spread between seeds on these queries (sample standard deviation); NaN with one seed
+    Attributes:
+        value: the mean over seeds
+        low, high: interval over queries and seeds; over queries alone when there is one seed
+        query_low, query_high: interval over queries, for these trained models (bootstrap of clusters; BCa up to
+            2,000)
+        query_se: standard error that goes with it
+        seed_sd: spread between seeds on these queries (sample standard deviation); NaN with one seed
     """
 
     value: float
@@ -109,7 +115,7 @@ class Estimate:
 
     @property
     def covers(self) -> str:
-        """What ``low .. high`` speaks of, in words for the table."""
+        """What ``low .. high`` covers, in words for the table."""
         return "queries and seeds" if self.seeds > 1 else "queries only: one seed"
 
 
@@ -117,10 +123,11 @@ class Estimate:
 class Comparison(Estimate):
     """A difference, other minus reference, in the metric's own unit; intervals as in ``Estimate``.
 
-    p        two-sided, paired randomisation over clusters (differences averaged over seeds)
-    p_holm   corrected for the number of arms; equals p for a single comparison
-    effect   mean cluster difference over its standard deviation between clusters (Cohen's d_z); 0 without any
-             difference
+    Attributes:
+        p: two-sided, paired randomisation over clusters (differences averaged over seeds)
+        p_holm: corrected for the number of arms; equals p for a single comparison
+        effect: mean cluster difference over its standard deviation between clusters (Cohen's d_z); 0 without any
+            difference
     """
 
     p: float = 1.0
@@ -156,11 +163,13 @@ def per_query(metric: str, results: Mapping[str, RankResult | Sequence[RankResul
 
 
 def estimate(runs: Sequence[PerQuery], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """One arm's figure with its intervals.
+    """Estimates the metric of one arm with its intervals.
 
-    runs    one per training seed, all on the same queries
-    seed    of the resampling; the same call gives the same numbers
-    Raises  DataError: no runs, fewer than two clusters, or runs on different queries
+    Args:
+        runs: one per training seed, all on the same queries
+        seed: of the resampling; the same call gives the same numbers
+    Raises:
+        DataError: no runs, fewer than two clusters, or runs on different queries
     """
     _same_queries(runs)
     total, count = np.stack([run.total for run in runs]), runs[0].count
@@ -174,7 +183,7 @@ def estimate(runs: Sequence[PerQuery], *, confidence: float = 0.95, resamples: i
     if n_seeds == 1 or both == 0:
         low, high = query_low, query_high
     else:
-        from scipy import stats  # takes half a second, and a run by itself needs no evidence
+        from scipy import stats  # slow to import, and a single run does not need it
 
         freedom = both**2 / (by_query**2 / (n_clusters - 1) + by_seed**2 / (n_seeds - 1))
         half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * both**0.5
@@ -194,8 +203,10 @@ def compare(
     """Other minus reference, paired by query and by seed (run i of both was trained with seed i, on the same data
     order).
 
-    reference, other  one per training seed
-    Raises            DataError: other queries, another number of seeds, or fewer than two clusters
+    Args:
+        reference, other: one per training seed
+    Raises:
+        DataError: other queries, another number of seeds, or fewer than two clusters
     """
     if len(reference) != len(other):
         raise DataError(
@@ -206,13 +217,13 @@ def compare(
         )
     _same_queries([*reference, *other])
     differences = [replace(ref, total=new.total - ref.total) for ref, new in zip(reference, other, strict=True)]
-    found = estimate(differences, confidence=confidence, resamples=resamples, seed=seed)
+    change = estimate(differences, confidence=confidence, resamples=resamples, seed=seed)
     count = reference[0].count
     share = (np.mean([d.total for d in differences], axis=0) / count.sum(0)).sum(1)  # [C], adds up to the difference
     spread = float(share.std(ddof=1))
     p = _sign_flips(share, permutations, seed)
     effect = float(share.mean()) / spread if spread else float(np.sign(share.mean()) * np.inf if share.any() else 0.0)
-    return Comparison(**vars(found), p=p, p_holm=p, effect=effect, higher_is_better=reference[0].higher_is_better)
+    return Comparison(**vars(change), p=p, p_holm=p, effect=effect, higher_is_better=reference[0].higher_is_better)
 
 
 def compare_all(
@@ -221,14 +232,18 @@ def compare_all(
     """``compare`` of every arm with one reference on one metric, p corrected by Holm over the arms; ``options`` of
     ``compare``.
     """
-    found = {name: compare(reference, runs, **options) for name, runs in arms.items()}
-    corrected = holm([one.p for one in found.values()])
-    return {name: replace(one, p_holm=float(p)) for (name, one), p in zip(found.items(), corrected, strict=True)}
+    comparisons = {name: compare(reference, runs, **options) for name, runs in arms.items()}
+    corrected = holm([comparison.p for comparison in comparisons.values()])
+    return {
+        name: replace(comparison, p_holm=float(p))
+        for (name, comparison), p in zip(comparisons.items(), corrected, strict=True)
+    }
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """[n] p-values corrected step-down (Holm 1979): any below alpha keeps the chance of one false claim among all n
-    below alpha.
+    """Corrects p-values [n] by Holm's step-down method (1979), which controls the family-wise error rate.
+
+    SciPy has no such function: its ``false_discovery_control`` controls another error rate.
     """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
@@ -243,7 +258,7 @@ def verdict(comparison: Comparison, alpha: float | None = None) -> str:
 
     Separable needs both: a corrected p of at most alpha (default 1 - confidence), and an interval over queries and
     seeds without 0.
-    With one seed the words speak of these two trained models, not of the methods (``Comparison.covers``).
+    With one seed the verdict is about these two trained models, not about the methods (``Comparison.covers``).
     """
     limit = 1 - comparison.confidence if alpha is None else alpha
     if comparison.p_holm > limit or comparison.low <= 0 <= comparison.high:
@@ -261,13 +276,14 @@ def _of_pools(pools: Sequence[RankResult], names: Sequence[str], scale: float) -
 def _same_queries(runs: Sequence[PerQuery]) -> None:
     if not runs or len(runs[0].cluster) < 2:
         raise DataError(
-            "too little to estimate from", where=f"{len(runs)} runs", expected="one run or more, on two things or more"
+            "too little to estimate from", where=f"{len(runs)} runs", expected="one run or more, on two groups or more"
         )
     for run in runs[1:]:
         if not (np.array_equal(run.cluster, runs[0].cluster) and np.array_equal(run.count, runs[0].count)):
             raise DataError(
                 "the runs answered different queries",
-                where=f"{runs[0].count.sum()} queries on {len(runs[0].cluster)} things, and {run.count.sum()} on {len(run.cluster)}",
+                where=f"{runs[0].count.sum()} queries on {len(runs[0].cluster)} groups, "
+                f"and {run.count.sum()} on {len(run.cluster)}",
                 expected="one split and protocol",
                 next="evaluate them again on the same data set",
             )
@@ -289,7 +305,7 @@ def _over_queries(
 
     from scipy import stats
 
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (*total.T, *count.T),
         statistic,
         paired=True,
@@ -300,14 +316,19 @@ def _over_queries(
         method="BCa" if len(total) <= _BCA_CLUSTERS else "percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high), float(found.standard_error)
+    return (
+        float(interval.confidence_interval.low),
+        float(interval.confidence_interval.high),
+        float(interval.standard_error),
+    )
 
 
 def _sign_flips(share: NDArray[np.float64], permutations: int, seed: int) -> float:
-    """Two-sided p of sum(share) when each cluster's difference could as well have had the other sign.
+    """Two-sided p of sum(share) under the hypothesis that the sign of each cluster's difference is random.
 
-    The same test as ``scipy.stats.permutation_test(permutation_type="samples")``, in a twentieth of its time: an
-    ablation makes hundreds.
+    The same test as ``scipy.stats.permutation_test(permutation_type="samples")``, in a twentieth of its time; an
+    ablation
+    runs hundreds.
     """
     moved = share[share != 0]  # a cluster without a difference has no sign to flip
     if not len(moved):

@@ -1,5 +1,5 @@
-"""Ranks of both directions from one pass over the score matrix, tile by tile: each product is taken once, and the
-matrix never exists.
+"""Ranks of both directions from one pass over the score matrix, tile by tile: each product is computed once, and
+the full matrix is never in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ccaco_cli.core.evaluation.metrics import RankResult, above_and_tied, finish, positives, similarity_ranks
+from ccaco_cli.core.evaluation.metrics import RankResult, above_and_tied, positives, ranks_from_counts, similarity_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 TILE_SCORES = 2**18
 """Scores of one tile: 1 MiB in float32."""
-FEW = 16
-"""Most positives a query for which tiles are used: each is compared with every score that reaches the lowest of
+MAX_POSITIVES = 16
+"""Largest number of positives per query for which tiles are used: each is compared with every score that reaches the
+lowest of
 them.
 """
-_FEW_REACH = 16  # when one score in so many, or more, has to be looked at, sorting is quicker
-_PAIR_VALUES = 2**17  # numbers of the pairs whose products are taken one by one, at once: 1 MiB in float64
+_SORT_SHARE = 16  # sorting is faster when at least one score in 16 has to be compared
+_PAIR_VALUES = 2**17  # values of the pairs that are multiplied at once: 1 MiB in float64
 _ROUNDING = 2.0**-24  # of float32
 
 
@@ -37,41 +38,44 @@ def both_ranks(
 
     z_a [A, E], z_b [B, E] float of any width, unit norm; group_a [A], group_b [B]: rows of equal group are each other's
     positives
-    Returns  (a to b, b to a)
-    Raises   DataError: as ``ranks``
 
     A float32 product is wrong by less than (E + 8) 2^-24 of the norms (Higham, Accuracy and Stability of Numerical
     Algorithms, 2002,
-    section 3.1). Scores that far from every positive of their query are on their side of it for certain; the few others
-    are taken again
-    in float64, as the positives' own are, so equal vectors stay tied.
+    section 3.1). A score that differs by more from every positive of its query is certainly above or below it; the few
+    other scores are computed again in float64, like those of the positives, so that equal vectors stay tied.
+
+    Returns:
+        (a to b, b to a)
+    Raises:
+        DataError: as ``ranks``
     """
     import torch
 
     a, b = (torch.as_tensor(z).detach() for z in (z_a, z_b))
     ids = np.asarray(group_a), np.asarray(group_b)
     places = positives(*ids), positives(*ids[::-1])
-    if max(int(n.max()) for _, n in places) > FEW or a.device.type == "mps":  # Apple's GPUs have no float64
+    if max(int(n.max()) for _, n in places) > MAX_POSITIVES or a.device.type == "mps":  # Apple's GPUs have no float64
         return similarity_ranks(a, b, *ids), similarity_ranks(b, a, *ids[::-1])
     b = b.to(a.device)
-    one, other = _Side(a, b, ids[0], *places[0]), _Side(b, a, ids[1], *places[1])
-    bound = (a.shape[1] + 8) * _ROUNDING * one.norm * other.norm if a.device.type == "cpu" else 0.0
+    side_a, side_b = _Side(a, b, ids[0], *places[0]), _Side(b, a, ids[1], *places[1])
+    bound = (a.shape[1] + 8) * _ROUNDING * side_a.norm * side_b.norm if a.device.type == "cpu" else 0.0
     crowded = False
     for rows in _blocks(len(a), isqrt(tile_scores)):
         for columns in _blocks(len(b), isqrt(tile_scores)):
             tile = _Tile(a[rows], b[columns], 0.0 if crowded else bound)
-            one.count(tile, rows)
-            other.count(tile, columns, turned=True)
-            crowded = tile.crowded  # and so will the next one be
-    return one.result(len(b)), other.result(len(a))
+            side_a.count(tile, rows)
+            side_b.count(tile, columns, transposed=True)
+            crowded = tile.crowded  # and the next tile probably is, too
+    return side_a.result(len(b)), side_b.result(len(a))
 
 
 class _Side:
-    """One modality as queries [n, E], and what is known of them so far.
+    """One modality as queries [n, E], with the counts over the tiles so far.
 
-    score, above, tied  [n, P]: of every positive its score, and how many of the other side score above it and equal to
-                        it
-    norm                the largest that is finite
+    Attributes:
+        score, above, tied: [n, P]: of every positive its score, and how many of the other side score above it and equal
+            to it
+        norm: the largest that is finite
     """
 
     def __init__(
@@ -94,36 +98,38 @@ class _Side:
         )
         self.norm = float(norms[norms.isfinite()].max()) if norms.isfinite().any() else 0.0
 
-    def count(self, tile: _Tile, block: slice, turned: bool = False) -> None:
-        above, tied = tile.counts(self.score[block], turned)
+    def count(self, tile: _Tile, block: slice, transposed: bool = False) -> None:
+        above, tied = tile.counts(self.score[block], transposed)
         self.above[block] += above.cpu()
         self.tied[block] += tied.cpu()
 
     def result(self, gallery: int) -> RankResult:
-        return finish(self.score, self.n_positives, self.above, self.tied, self.group, gallery)
+        return ranks_from_counts(self.score, self.n_positives, self.above, self.tied, self.group, gallery)
 
 
 class _Tile:
     """Scores of rows [q, E] by columns [g, E], NaN read as +inf.
 
-    bound    how far they may be from the true ones; 0 = products in float64, rounded to float32
-    crowded  so many were near a positive that they were sorted
+    Attributes:
+        bound: largest error of a score; 0 = products in float64, rounded to float32
+        crowded: True when so many scores were near a positive that they were sorted
     """
 
     def __init__(self, rows: torch.Tensor, columns: torch.Tensor, bound: float):
         self.rows, self.columns, self.bound, self.crowded = rows, columns, bound, False
-        self.scores = _sound(rows.float() @ columns.float().T) if bound else self._exact()
+        self.scores = _valid(rows.float() @ columns.float().T) if bound else self._exact()
 
     def _exact(self) -> torch.Tensor:
-        return _sound((self.rows.double() @ self.columns.double().T).float())
+        return _valid((self.rows.double() @ self.columns.double().T).float())
 
-    def counts(self, value: torch.Tensor, turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row (of each column, if ``turned``), how many scores are above and equal to each of its values [q,
+    def counts(self, value: torch.Tensor, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row (of each column, if ``transposed``), how many scores are above and equal to each of its values
+        [q,
         P].
         """
         import torch
 
-        scores = self.scores.T if turned else self.scores
+        scores = self.scores.T if transposed else self.scores
         if scores.device.type != "cpu":
             value = value.to(scores.device)
             above, tied = (
@@ -133,22 +139,22 @@ class _Tile:
             return above, tied
         table, values = scores.numpy(), value.numpy()
         low, high = values - self.bound, values + self.bound
-        reach = table >= low.min(1, keepdims=True)  # few, once a model has learned
-        if np.count_nonzero(reach) * _FEW_REACH > reach.size:
+        reach = table >= low.min(1, keepdims=True)  # few for a trained model
+        if np.count_nonzero(reach) * _SORT_SHARE > reach.size:
             if self.bound:
                 self.scores, self.bound = self._exact(), 0.0
             self.crowded = True
-            return above_and_tied(self.scores.T if turned else self.scores, scores.shape[1], value)
+            return above_and_tied(self.scores.T if transposed else self.scores, scores.shape[1], value)
         order: Literal["C", "F"] = "C" if reach.flags.c_contiguous else "F"
         rows, columns = np.unravel_index(np.flatnonzero(reach.ravel(order)), reach.shape, order)
-        found = table[rows, columns]
+        scores_in_reach = table[rows, columns]
         if self.bound:
-            near = ((found[:, None] >= low[rows]) & (found[:, None] <= high[rows])).any(1)
-            pairs = (self.columns, self.rows) if turned else (self.rows, self.columns)
-            found[near] = _products(*pairs, rows[near], columns[near]).numpy()
+            near = ((scores_in_reach[:, None] >= low[rows]) & (scores_in_reach[:, None] <= high[rows])).any(1)
+            pairs = (self.columns, self.rows) if transposed else (self.rows, self.columns)
+            scores_in_reach[near] = _products(*pairs, rows[near], columns[near]).numpy()
         above, tied = (
             torch.from_numpy(
-                np.stack([np.bincount(rows[sign(found, v[rows])], minlength=len(table)) for v in values.T], 1)
+                np.stack([np.bincount(rows[sign(scores_in_reach, v[rows])], minlength=len(table)) for v in values.T], 1)
             )
             for sign in (np.greater, np.equal)
         )
@@ -161,8 +167,8 @@ def _blocks(count: int, step: int) -> Iterator[slice]:
 
 
 def _products(a: torch.Tensor, b: torch.Tensor, rows: Any, columns: Any) -> torch.Tensor:
-    """[n] float32: of pairs of rows of a [A, E] and b [B, E], in float64 and rounded once. A pair's is the same in any
-    company.
+    """[n] float32: of pairs of rows of a [A, E] and b [B, E], in float64 and rounded once. The product of a pair does
+    not depend on the other pairs.
     """
     import torch
 
@@ -172,10 +178,10 @@ def _products(a: torch.Tensor, b: torch.Tensor, rows: Any, columns: Any) -> torc
     )  # filled in place: small results kept one by one pin the heap they lie in
     for block in _blocks(len(rows), _PAIR_VALUES // max(1, a.shape[1])):
         scores[block] = (a[rows[block]].double() * b[columns[block]].double()).sum(1)
-    return _sound(scores)
+    return _valid(scores)
 
 
-def _sound(scores: torch.Tensor) -> torch.Tensor:
+def _valid(scores: torch.Tensor) -> torch.Tensor:
     import torch
 
     return scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)

@@ -115,8 +115,8 @@ def _changes(config: RunConfig) -> dict[str, dict[str, Any]]:
         if fusion.attention == "dense" and fusion.kind in ("attended", "coattention", "unified", "early"):
             changes["--attention window"] = {"model.fusion.attention": "window"}
     if len(changes) > 1:
-        together = {key: value for settings in changes.values() for key, value in settings.items()}
-        changes[" ".join(changes)] = together
+        combined = {key: value for settings in changes.values() for key, value in settings.items()}
+        changes[" ".join(changes)] = combined
     for divisor in (2, 4, 8):
         if batch // divisor >= 2:
             changes[f"--batch-size {batch // divisor}"] = {"optim.batch_size": batch // divisor}

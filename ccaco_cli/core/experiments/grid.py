@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ccaco_cli.core import config_io
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
+from ccaco_cli.core.evaluation.protocols import single_pair_evaluation
 from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.experiments import ensemble as ensembles
 from ccaco_cli.core.experiments.arms import SETS
@@ -225,10 +223,7 @@ def _check_table(request: AblationRequest, cells: Sequence[Cell], data: PairData
         raise ConfigError("the reference is none of the arms", where=request.reference, expected=" | ".join(labels))
     if request.metric == CLASS_ACCURACY:  # each run checks by itself whether its data has classes
         return
-    one = np.ones((1, 1))
-    per_query(
-        request.metric, evaluate("full", [0], [0], by_similarity(one, one, [0], [0]), data.modalities).directions()
-    )
+    per_query(request.metric, single_pair_evaluation(data.modalities).directions())
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

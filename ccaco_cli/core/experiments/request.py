@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ccaco_cli.core import recipes
 from ccaco_cli.core.config import ParallelConfig, RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate, pools
+from ccaco_cli.core.evaluation.protocols import pools, single_pair_evaluation
 from ccaco_cli.core.experiments import arms
 from ccaco_cli.core.training import config_checks
 
@@ -59,11 +57,10 @@ def check(config: RunConfig, data: PairData) -> None:
     """Checks settings that would otherwise fail only after the training.
 
     Raises:
-        ConfigError or DataError: no such method, validation metric or protocol, or the data does not fit the protocol.
+        ConfigError or DataError: no such validation metric or protocol, or the data does not fit the protocol.
     """
     config_checks.check(config)
-    one = np.ones((1, 1))
-    known = evaluate("full", [0], [0], by_similarity(one, one, [0], [0]), data.modalities).metrics
+    known = single_pair_evaluation(data.modalities).metrics
     if config.eval.select not in known:
         raise ConfigError(
             "no such validation metric", where=f"eval.select = {config.eval.select!r}", expected=" | ".join(known)

@@ -1,21 +1,20 @@
-"""``ccaco prepare``: a source, as published, becomes a data set on disk."""
+"""``ccaco prepare``: makes a data set on disk from a source as it is published."""
 
 from __future__ import annotations
-
-from ccaco_cli.core.data.preparation import out_name, prepare
-
-__all__ = ["listing", "notes", "out_name", "prepare", "summary"]
 
 from typing import Any
 
 from ccaco_cli.core.data.dataset_stats import LEAKAGE, REJECTS
+from ccaco_cli.core.data.preparation import out_name, prepare
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.reporting.rows import SplitRow
 
+__all__ = ["listing", "notes", "out_name", "prepare", "summary"]
+
 
 def listing() -> list[dict[str, str]]:
-    """Every source and what it expects to find, as rows."""
+    """Rows of all sources: name, modalities, and the files that each expects."""
     return [{"name": s.name, "modalities": "-".join(s.modalities), "expects": s.expects} for s in SOURCES.values()]
 
 
@@ -32,16 +31,16 @@ def summary(data: Manifest) -> list[SplitRow]:
     return rows
 
 
-def notes(found: Manifest) -> list[str]:
-    """What a person should know of a data set before training on it."""
+def notes(data: Manifest) -> list[str]:
+    """Sentences on leaked and rejected samples, to read before training."""
     lines = []
-    if leaks := found.facts["leakage"]:
+    if leaks := data.facts["leakage"]:
         lines.append(
-            f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {found.path / LEAKAGE}"
+            f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {data.path / LEAKAGE}"
         )
-    if rejects := found.facts["rejects"]:
+    if rejects := data.facts["rejects"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
         lines.append(
-            f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {found.path / REJECTS}"
+            f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {data.path / REJECTS}"
         )
     return lines

@@ -10,22 +10,27 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import Hit, ask, encode_query, search
 
-AT_ONCE = 64
+QUERY_BATCH = 64
+"""Text queries that are encoded at once."""
 
 
 def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None) -> Iterator[tuple[str, list[Hit]]]:
-    """(query, answers) in the order of the queries; blank lines are left out. Reads no further ahead than one batch."""
+    """Yields (query, hits) in the order of the queries, without blank ones; reads at most one batch of queries ahead.
+
+    Args:
+        k: hits per query.
+        rerank: length of the shortlist that the cross branch reorders; 0 = no reranking, None = as in the evaluation.
+    """
     index.other("text")
     if index.exported is None:
         runtime.limit_threads()
-    stream = (q.strip() for q in queries)
-    stream = (q for q in stream if q)
-    while batch := list(islice(stream, AT_ONCE)):
+    stripped = (text for query in queries if (text := query.strip()))
+    while batch := list(islice(stripped, QUERY_BATCH)):
         yield from zip(batch, ask(index, "text", batch, k, rerank), strict=True)
 
 
 def by_file(index: Index, modality: str, file: Path, *, k: int, rerank: int | None) -> list[Hit]:
-    """What belongs to a picture, a sound or a film: items of the index's other modality."""
+    """The items of the other modality that match a media file (image, audio or video)."""
     runtime.limit_threads()
     index.other(modality)
     return search(index, modality, encode_query(index, modality, [file]), k, rerank)[0]

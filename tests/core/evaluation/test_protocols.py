@@ -52,10 +52,10 @@ def test_coco_5k_takes_the_first_five_captions_whatever_their_order():
 @pytest.mark.parametrize(
     ("name", "pictures", "captions", "message"),
     [
-        ("coco-5k", 1000, 5, r"1000 pictures.*coco-5k.*expected 5000"),
-        ("coco-1k", 1000, 5, r"1000 pictures.*coco-1k.*expected 5000"),
-        ("flickr-1k", 1014, 5, r"1014 pictures.*flickr-1k.*expected 1000"),
-        ("flickr-1k", 1000, 4, r"4 captions of picture 0.*expected 5 or more.*5000 in all"),
+        ("coco-5k", 1000, 5, r"1000 images.*coco-5k.*expected 5000"),
+        ("coco-1k", 1000, 5, r"1000 images.*coco-1k.*expected 5000"),
+        ("flickr-1k", 1014, 5, r"1014 images.*flickr-1k.*expected 1000"),
+        ("flickr-1k", 1000, 4, r"4 captions of image 0.*expected 5 or more.*5000 in all"),
     ],
 )
 def test_other_sizes_are_refused_by_name(name, pictures, captions, message):
@@ -67,7 +67,7 @@ def test_repeated_pictures_and_missing_captions_are_refused():
     twice = np.arange(1000) // 2
     with pytest.raises(DataError, match="500 distinct"):
         protocols.pools("flickr-1k", twice, twice.repeat(5))
-    with pytest.raises(DataError, match="0 captions of picture 999"):
+    with pytest.raises(DataError, match="0 captions of image 999"):
         protocols.pools("flickr-1k", np.arange(1000), np.arange(999).repeat(6))
 
 

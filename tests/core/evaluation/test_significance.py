@@ -21,7 +21,9 @@ from ccaco_cli.core.evaluation.significance import (
 
 
 def runs(rate, seeds=3, clusters=200, each=5, noise=0.0, seed=0) -> list[PerQuery]:
-    """Hits of several seeds on the same pictures: easy and hard pictures are so for every seed; ``noise`` = spread between seeds."""
+    """Hits of several seeds on the same pictures: easy and hard pictures are so for every seed; ``noise`` = spread
+    between seeds.
+    """
     rng = np.random.default_rng(seed)
     ease = np.random.default_rng(99).standard_normal(clusters) * 0.15
     cluster = np.arange(clusters).repeat(each)
@@ -233,7 +235,7 @@ def test_bad_input_is_named():
         compare(a, runs(0.4, clusters=199))
     with pytest.raises(DataError, match="different queries"):
         compare(a, runs(0.4, each=4))
-    with pytest.raises(DataError, match="two things or more"):
+    with pytest.raises(DataError, match="two groups or more"):
         estimate([PerQuery.of([1, 0], [0, 0])])
     with pytest.raises(DataError, match="0 runs"):
         estimate([])

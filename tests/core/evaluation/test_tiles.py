@@ -83,7 +83,7 @@ def test_a_constant_encoder_scores_chance(width: int) -> None:
 def test_many_positives_and_lost_queries() -> None:
     rng = np.random.default_rng(2)
     label_a, label_b = rng.integers(3, size=80), rng.integers(3, size=90)
-    assert np.bincount(label_b).max() > tiles.FEW
+    assert np.bincount(label_b).max() > tiles.MAX_POSITIVES
     held_against_the_plain_way(unit(rng, 80), unit(rng, 90), label_a, label_b, 100)
     with pytest.raises(DataError, match="no positive"):
         both_ranks(unit(rng, 3), unit(rng, 2), [0, 1, 2], [0, 1])

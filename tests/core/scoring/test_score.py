@@ -157,7 +157,7 @@ def test_handmade_ends_as_an_ordinary_run_without_a_model(
 
 
 def test_an_unknown_method_leaves_nothing_behind(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such method.*gradient \| cca"):
+    with pytest.raises(ConfigError, match=r"'magic' does not fit: method; expected gradient \| cca"):
         train(TrainRequest("scenes", explicit=small | {"method": "magic"}), tmp_path / "r", data_root=data_root)
     assert not (tmp_path / "r").exists()
 

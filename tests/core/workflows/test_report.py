@@ -12,7 +12,8 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, GateError
 from ccaco_cli.core.reporting.report_tables import run_rows
 from ccaco_cli.core.reporting.rows import as_dicts
-from ccaco_cli.core.workflows.report import failed, runs_of
+from ccaco_cli.core.scoring import results
+from ccaco_cli.core.workflows.report import failed_rows
 
 TABLE = [
     {"run": "a", "arm": "clip", "R": 0.5, "loss": 2, "weight": None, "samples/s": 10.0},
@@ -46,7 +47,7 @@ def test_folders_of_runs_and_what_is_none(run: Path, data_root: Path, tmp_path: 
     (tmp_path / "many/unfinished").mkdir()
     (tmp_path / "many/broken").mkdir()
     (tmp_path / "many/broken/manifest.json").write_text("{")
-    assert [p.name for p in runs_of(tmp_path / "many")] == ["a", "b"]
+    assert [run.path.name for run in results.find_runs([tmp_path / "many"])] == ["a", "b"]
     assert len(run_rows([tmp_path / "many", run])) == 3
     for path in (
         tmp_path / "gone",
@@ -75,7 +76,7 @@ def test_folders_of_runs_and_what_is_none(run: Path, data_root: Path, tmp_path: 
     ],
 )
 def test_gates(gate: str, lines: list[str]) -> None:
-    found = failed(TABLE, gate)
+    found = failed_rows(TABLE, gate)
     assert [line[0] for line in found] == lines
     assert all(gate in line for line in found)
 
@@ -83,19 +84,19 @@ def test_gates(gate: str, lines: list[str]) -> None:
 @pytest.mark.parametrize("value", [math.nan, None])
 @pytest.mark.parametrize("sign", ["<", ">"])
 def test_nan_fails_every_gate(value: Any, sign: str) -> None:
-    assert len(failed([{"run": "a", "R": value}], f"R{sign}0")) == 1
+    assert len(failed_rows([{"run": "a", "R": value}], f"R{sign}0")) == 1
 
 
 @pytest.mark.parametrize("gate", ["", "R", "R<", "R<x", "R=0.4", "<0.4", "R<1e", "R<-", "R<0.4 and R>0", "R<1..2"])
 def test_a_condition_that_cannot_be_read(gate: str) -> None:
     with pytest.raises(GateError, match="cannot read"):
-        failed(TABLE, gate)
+        failed_rows(TABLE, gate)
 
 
 def test_a_column_that_is_not_there_or_no_number() -> None:
     with pytest.raises(GateError, match=r"no column Q.*R, loss"):
-        failed(TABLE, "Q<1")
+        failed_rows(TABLE, "Q<1")
     with pytest.raises(GateError, match="no column arm"):
-        failed(TABLE, "arm<1")
+        failed_rows(TABLE, "arm<1")
     with pytest.raises(GateError, match="no column samples/s"):
-        failed(TABLE, "samples/s<1")
+        failed_rows(TABLE, "samples/s<1")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.workflows.retrieve import AT_ONCE, by_file, by_text
+from ccaco_cli.core.workflows.retrieve import QUERY_BATCH, by_file, by_text
 
 
 def test_queries_are_answered_in_order_and_blank_lines_left_out(index: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_stream_is_read_no_further_than_needed(index: Path) -> None:
             number += 1
 
     assert len(list(islice(by_text(Index(index), endless(), k=1, rerank=0), 3))) == 3
-    assert len(taken) == AT_ONCE
+    assert len(taken) == QUERY_BATCH
 
 
 def test_a_picture_finds_captions_and_a_broken_one_is_refused(index: Path, tmp_path: Path) -> None:
