@@ -43,7 +43,7 @@ def test_new_loss_part_is_one_entry(
     data_root: Path, small: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOSS_PARTS, PART.name, PART)
-    folder = tmp_path / "with-uniformity"
+    folder = tmp_path / "extended"
     settings = small | {"optim.epochs": 1, "loss.balance": "gradnorm"}
     finished = train(TrainRequest("scenes", explicit=settings), folder, data_root=data_root)
 

@@ -74,28 +74,29 @@ class StepLosses(nn.Module):
         pairs = len(batch.rows)
         features, embeddings = self._encode(batch, beta)
         paired = {m: gather_embeddings(x[:pairs], self.parallel) for m, x in embeddings.items()}
-        inputs = LossInputs(None)
-        if self._aligns(beta):
-            alignment = self._alignment(batch, paired)
-            if beta > 0:
-                alignment = self._with_cross(alignment, batch, features, generator)
-            inputs = LossInputs(alignment)
-        if self.adaptation is None:
-            return total_loss(inputs, self.config, part_weights(self.config, beta), self.balance)
-        # samples without a partner follow the pairs, in each batch and in the joined one
-        unpaired = {m: gather_embeddings(x[pairs:], self.parallel) for m, x in embeddings.items()}
-        z = {m: torch.cat([x.z, unpaired[m].z]) for m, x in paired.items()}
-        inputs, metrics = _with_heads(inputs, self.adaptation, z, batch, progress)
-        weights = part_weights(self.config, beta, self.adaptation.weights)
+        alignment = self._alignment(batch, paired) if self._aligns(beta) else None
+        if alignment is not None and beta > 0:
+            alignment = self._with_cross(alignment, batch, features, generator)
+        inputs = LossInputs(alignment)
+        metrics: dict[str, Tensor] = {}
+        head_weights: dict[str, float] = {}
+        if self.adaptation is not None:
+            # samples without a partner follow the pairs, in each batch and in the joined one
+            unpaired = {m: gather_embeddings(x[pairs:], self.parallel) for m, x in embeddings.items()}
+            z = {m: torch.cat([x.z, unpaired[m].z]) for m, x in paired.items()}
+            inputs, metrics = _with_heads(inputs, self.adaptation, z, batch, progress)
+            head_weights = self.adaptation.weights
+        weights = part_weights(self.config, beta, head_weights)
         return total_loss(inputs, self.config, weights, self.balance) | metrics
 
     def _aligns(self, beta: float) -> bool:
         return self.config.alpha > 0 or beta > 0
 
     def _encode(self, batch: PairBatch, beta: float) -> tuple[dict[str, Features], dict[str, Embedding]]:
-        """Tower outputs of every sample, and embeddings with one row per pair.
+        """Encodes the modalities that the losses read.
 
-        Of the modalities that the losses read.
+        Returns:
+            Modality -> tower outputs of every sample, and modality -> embeddings with one row per pair.
         """
         sides = zip(self.aligner.modalities, (batch.a, batch.b), (batch.at_a, batch.at_b), strict=True)
         features: dict[str, Features] = {}
@@ -161,6 +162,6 @@ def _with_heads(
 
 
 def shared_parameters(aligner: Aligner) -> list[Tensor]:
-    """The last parameters that all loss parts share: the projections of both sides (``GradNorm`` compares gradients
-    there)."""
+    """The projections of both modalities: the last parameters that all loss parts share, where GradNorm reads
+    gradients."""
     return [p for side in aligner.sides.values() for p in side.heads[0].project.parameters()]  # type: ignore[union-attr,index]

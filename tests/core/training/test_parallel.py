@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class NormTower(torch.nn.Module):
-    """A matrix and a batch norm over all tokens, without bias: its gradient is zero, and Adam would turn noise into steps."""
+    """A matrix and a batch norm over all tokens, without bias, whose true gradient is zero: Adam would follow noise."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
