@@ -1,5 +1,5 @@
-# Sourced by examples/quickstart.sh and tests/run.sh: an environment with ccaco in it, made in .venv when there is none.
-# usage: . examples/environment.sh EXTRA      (run from the project's root)
+# Sourced by examples/quickstart.sh, tests/run.sh and .ci/wheel: activates an environment with ccaco; makes .venv when there is none.
+# usage: . examples/environment.sh EXTRA      (run in the root of the project)
 if [ -z "${VIRTUAL_ENV:-}" ]; then
   if [ ! -x .venv/bin/python ]; then
     echo "making .venv (first time only; about 2 minutes and 6 GB)" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, with style and types, in .venv (made when there is none). Arguments go to pytest.
+# Checks style and types and runs all tests, in .venv (made when there is none). Arguments go to pytest.
 # Real photos and sounds are used when CCACO_REAL_DATA names their folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 ruff check .
 ruff format --check .
 mypy
-# a process a core and one thread each: two that both compute with all cores wait for each other
+# one process per core with one thread each: processes that each compute on all cores wait for each other
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 pytest --numprocesses auto --dist loadfile "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Retrieval across domains: three emoji styles, each once the target, and coloured scenes -> sketches; five arms, three seeds.
+# Retrieval across domains: each of three emoji styles as the target, and coloured scenes -> sketches; five arms, three seeds.
 # usage: CCACO_REAL_DATA=FOLDER bash examples/benchmarks/domains.sh [FOLDER]   (emoji only where CCACO_REAL_DATA holds emoji_styles)
-#   FOLDER (default: domains) receives everything that is made; the same command goes on after an interruption.
+#   FOLDER (default: domains) receives all output; the same command continues after an interruption.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . examples/environment.sh test
@@ -19,7 +19,7 @@ if [ -n "${CCACO_REAL_DATA:-}" ]; then
     ccaco report "runs/emoji-$style" --table domains --metric class_accuracy --format markdown
   done
 fi
-for grey in 0.0 0.5; do # the share of the pictures that lose their colours in training
+for grey in 0.0 0.5; do # fraction of the training images that are turned grey
   name="scenes-sketch-$grey"
   ccaco ablate --dataset scenes-styles --source-domains colour --target-domain sketch "${shared[@]}" --set optim.steps=300 \
     --set model.image.grayscale=$grey --name "$name"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A 1,000-word caption and a 4,096 x 4,096 picture through train, embed and retrieve, by window and by linear attention; prints the peak
+# Takes a 1,000-word caption and a 4,096 x 4,096 image through train, embed and retrieve, with window and linear attention; prints the peak
 # memory of every command.   bash examples/benchmarks/long_inputs.sh [FOLDER] [SIDE] [WORDS] [TILE]
 set -euo pipefail
 folder=${1:-$(mktemp -d)} side=${2:-4096} words=${3:-1000} tile=${4:-512}
@@ -7,7 +7,7 @@ python=${PYTHON:-python}
 ccaco() { "$python" -m ccaco_cli "$@"; }
 mkdir -p "$folder"
 
-# eight pictures: noise, with one bright square each; the caption says where it lies, once, at the end of a long text
+# eight images: noise with one bright square each; the caption says where the square is, at the end of a long text
 "$python" - "$folder" "$side" "$words" <<'PYTHON'
 import sys
 from pathlib import Path
@@ -31,11 +31,11 @@ PYTHON
 [ -d "$folder/data" ] || ccaco prepare table --source "$folder/long.tsv" --out "$folder/data" --format csv
 for attention in window linear; do
   echo "== $attention: $side x $side, $words words, tiles of $tile"
-  asked=(--dataset "$folder/data" --arm unified --image-size "$side" --tile "$tile" --context-length 2048 --attention "$attention")
-  asked+=(--grad-checkpointing --batch-size 2 --epochs 1 --set loss.cross_batch=2 --set loss.cross_start=0 --set model.image.center=off)
-  ccaco train "${asked[@]}" --estimate --format csv
+  arguments=(--dataset "$folder/data" --arm unified --image-size "$side" --tile "$tile" --context-length 2048 --attention "$attention")
+  arguments+=(--grad-checkpointing --batch-size 2 --epochs 1 --set loss.cross_batch=2 --set loss.cross_start=0 --set model.image.center=off)
+  ccaco train "${arguments[@]}" --estimate --format csv
   for command in \
-    "train ${asked[*]} --logs $folder --name $attention --format csv" \
+    "train ${arguments[*]} --logs $folder --name $attention --format csv" \
     "embed --run $folder/$attention --dataset $folder/data --out $folder/$attention.emb --index $folder/$attention.idx"; do
     # shellcheck disable=SC2086
     "$python" - $command <<'PYTHON'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every benchmark, ours and the peer in turn, into RESULTS.md beside this script.
+# Runs every benchmark, ccaco and the other tool alternately, and writes the results into RESULTS.md beside this script.
 # usage: bash examples/benchmarks/run.sh [--device cuda] [--quick] [OPTION...]     (options go to every script)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,6 +12,6 @@ done
 if [ -d runs/first ]; then
   python examples/benchmarks/tokens.py "$@"
 else
-  echo "benchmark: tokens skipped, for it wants a trained run: ccaco train --dataset scenes --name first" >&2
+  echo "benchmark: tokens skipped, because it needs a trained run: ccaco train --dataset scenes --name first" >&2
 fi
 python examples/benchmarks/limits.py
