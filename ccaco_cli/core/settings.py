@@ -75,12 +75,10 @@ class ConfigKey:
 
     Attributes:
         key: dotted, for example ``model.image.lock``.
-        type: annotation of the field.
         modality: of a tower setting, else "".
     """
 
     key: str
-    type: Any
     default: Any
     setting: Setting
     modality: str = ""
@@ -118,18 +116,18 @@ def section(kind: type, **words: str) -> Any:
 
 def config_keys(kind: type, prefix: str = "", words: Mapping[str, str] | None = None) -> Iterator[ConfigKey]:
     """Every setting of a config class, nested ones included, in the order of declaration."""
-    hints = get_type_hints(kind)
+    types = get_type_hints(kind)
     for item in fields(kind):
-        key, hint = f"{prefix}{item.name}", hints[item.name]
-        if is_dataclass(hint):
+        key, field_type = f"{prefix}{item.name}", types[item.name]
+        if is_dataclass(field_type):
             inner = item.metadata.get("words") or {}
-            yield from config_keys(hint, f"{key}.", {"modality": item.name, **inner} if inner else None)  # type: ignore[arg-type]
+            inner_words = {"modality": item.name, **inner} if inner else None
+            yield from config_keys(field_type, f"{key}.", inner_words)  # type: ignore[arg-type]
             continue
         if "setting" not in item.metadata or item.default is MISSING:
             raise TypeError(f"{kind.__name__}.{item.name} must be declared with setting(default, help, ...)")
-        yield ConfigKey(
-            key, hint, item.default, _fill_in(item.metadata["setting"], words), words["modality"] if words else ""
-        )
+        declared = _fill_in(item.metadata["setting"], words)
+        yield ConfigKey(key, item.default, declared, words["modality"] if words else "")
 
 
 def _fill_in(declared: Setting, words: Mapping[str, str] | None) -> Setting:
