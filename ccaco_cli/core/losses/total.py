@@ -52,8 +52,7 @@ def _listwise(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig)
 def _mse(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> Tensor:
     """L_mse = mean ||F_v' - F_v||^2 + mean ||F_t' - F_t||^2 of tokens before (F) and after (F') the fusion.
 
-    It has a known flaw and is kept for comparison: F' - F is the attention output, so the loss shrinks it and aligns
-        nothing.
+    It has a known flaw and is kept for comparison: F' - F is the attention output, so the loss only shrinks it.
     """
     if crossed.drift is None:
         raise ConfigError(

@@ -92,15 +92,16 @@ def fit(
     adaptation: Adaptation | None = None,
     options: CheckpointOptions | None = None,
 ) -> TrainingSummary:
-    """Trains an aligner.
+    """Trains an aligner; writes ``checkpoints/best``, the last ``checkpoints/STEP-EPOCH`` and ``metrics.jsonl``.
 
-    Writes ``checkpoints/best``, the last ``checkpoints/STEP-EPOCH`` and ``metrics.jsonl`` to ``folder``.
-
-    A loss or gradient that is not finite ends the run before the weights are changed: the best weights until then are
-        kept.
+    A loss or gradient that is not finite ends the run before the weights are changed. The best weights so far are kept.
     Of several processes each reads its part of every batch; the main process writes files and reports progress.
 
     Args:
+        aligner: on its device; the result of the last step when the run ends.
+        data: samples and the batches of each epoch.
+        folder: the run folder.
+        callbacks: validation and progress.
         adaptation: heads of a run across domains; they are trained and saved with the aligner.
         options: when to save, and whether to continue from the latest checkpoint (on a CPU exact to the bit, also in
             mid-epoch).
