@@ -131,7 +131,8 @@ def build(run: Path, data_root: Path, folder: Path, **more: Any) -> None:
     all else goes to.
     """
     embedding.export = lambda *given, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
-    request = embedding.EmbedRequest(run, "scenes", folder / "e", index=folder / "i.idx", device="cpu", **more)
+    files = {"out": folder / "e", "index": folder / "i.idx"}
+    request = embedding.EmbedRequest(run, "scenes", **files, device="cpu", precision="fp32", **more)
     embedding.embed(request, data_root=data_root)
 
 

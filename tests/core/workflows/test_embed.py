@@ -72,7 +72,8 @@ def test_finished_shards_are_kept_and_missing_ones_made_again(
     out = tmp_path / "e"
 
     def again() -> Manifest:
-        return embed(EmbedRequest(run, "scenes", out=out, device="cpu", shard=10), data_root=data_root)
+        request = EmbedRequest(run, "scenes", out=out, device="cpu", shard=10, precision="fp32")
+        return embed(request, data_root=data_root)
 
     again()
     first = bytes_of(out)
@@ -116,6 +117,7 @@ def test_what_an_interruption_leaves_of_an_index_is_cleared(
             "rebuild": rebuild,
             "device": "cpu",
             "shard": 10,
+            "precision": "fp32",
         }
         return embed(EmbedRequest(run, "scenes", out=tmp_path / "e", **settings), data_root=data_root)
 

@@ -54,10 +54,8 @@ def test_a_run_of_two_processes_is_the_run_of_one(
 
 
 def embed_one(run: Path, data_root: Path, folder: Path) -> None:
-    embed(
-        EmbedRequest(run, "scenes", out=folder / "test", index=folder / "scenes.idx", device="cpu", shard=10),
-        data_root=data_root,
-    )
+    files = {"out": folder / "test", "index": folder / "scenes.idx"}
+    embed(EmbedRequest(run, "scenes", **files, device="cpu", shard=10, precision="fp32"), data_root=data_root)
 
 
 def test_shards_and_index_of_two_processes_are_those_of_one(
