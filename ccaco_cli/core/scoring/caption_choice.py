@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ccaco_cli.core.data.loader import TextColumn
 from ccaco_cli.core.data.shards import Split
-from ccaco_cli.core.evaluation.metrics import choice_accuracy
+from ccaco_cli.core.evaluation.choice_metrics import choice_accuracy
 from ccaco_cli.core.scoring.pair_sampling import draw_from_other_groups
 from ccaco_cli.core.types import EncodedSamples
 

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import Split
-from ccaco_cli.core.evaluation.metrics import (
-    best_threshold,
-    choice_accuracy,
-    matching_accuracy,
-    similarity_ranks,
-    summary,
-    zero_shot,
-)
+from ccaco_cli.core.evaluation.choice_metrics import best_threshold, choice_accuracy, matching_accuracy
+from ccaco_cli.core.evaluation.metrics import similarity_ranks, summary, zero_shot
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.match import match_logits

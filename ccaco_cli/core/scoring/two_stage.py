@@ -71,10 +71,17 @@ class Shortlist:
         finite_positive = positive & (score < torch.inf)
         best = torch.where(finite_positive, score, -torch.inf).amax(1, keepdim=True)
         chosen = (score > best) & ~positive, (score == best) & ~positive, (score == best) & finite_positive
-        above, tied, own = (cells.sum(1).numpy() for cells in chosen)
+        above, tied_negatives, tied_positives = (cells.sum(1).numpy() for cells in chosen)
         return _recall_sum(
             RankResult(
-                above + 1.0, above, tied, own, above * 0.0, own, np.asarray(self.group_query), len(self.z_gallery)
+                above + 1.0,
+                above,
+                tied_negatives,
+                tied_positives,
+                above * 0.0,
+                tied_positives,
+                np.asarray(self.group_query),
+                len(self.z_gallery),
             )
         )
 

@@ -153,7 +153,7 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
     """
     vectors.check(request.index_type)
     token_store.check(request.store_tokens)
-    dtype = request.dtype
+    runtime.encoding_dtype(request.precision, runtime.device(request.device))  # refuses an unknown precision at once
     with distributed.session(request.device, on_progress) as report_progress:
         aligner, towers, config, run = distributed.main_process_first(
             lambda: load_run(request.run, request.device, manifest.FULL)
@@ -167,15 +167,18 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
             split_columns = distributed.main_process_first(
                 lambda: columns(data, request.split, aligner, towers, config.model, report_progress)
             )
-            job = _Job(request, aligner, towers, config, run, data, split, split_columns)
-            finished = distributed.main_process_only(lambda: _finished_embeddings(job))
-            with _index_folder(request.index) as index_folder:
-                with reduced_precision(aligner, dtype):
-                    for modality in job.columns:
-                        _encode_modality(job, modality, index_folder, report_progress)
-                with distributed.main_process_continues():
-                    embeddings = finished or _write_manifest(job)
-                    return embeddings if index_folder is None else _build_index(job, index_folder)
+            return _embed(_Job(request, aligner, towers, config, run, data, split, split_columns), report_progress)
+
+
+def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
+    finished = distributed.main_process_only(lambda: _finished_embeddings(job))
+    with _index_folder(job.request.index) as index_folder:
+        with reduced_precision(job.aligner, job.request.dtype):
+            for modality in job.columns:
+                _encode_modality(job, modality, index_folder, report_progress)
+        with distributed.main_process_continues():
+            embeddings = finished or _write_manifest(job)
+            return embeddings if index_folder is None else _build_index(job, index_folder)
 
 
 def _check(request: EmbedRequest, run: Manifest, data: PairData) -> None:

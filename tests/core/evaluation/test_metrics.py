@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from ccaco_cli.core.errors import ConfigError, DataError
-from ccaco_cli.core.evaluation import metrics
+from ccaco_cli.core.evaluation import choice_metrics, metrics
 from ccaco_cli.core.evaluation.metrics import RankResult
 
 NAN, INF = float("nan"), float("inf")
@@ -282,7 +282,7 @@ def test_bad_input_is_named():
 
 
 def test_choice_ties_and_nan_are_wrong():
-    assert metrics.choice_accuracy([0.9, 0.5, 0.5, NAN, 0.5, INF], [0.1, 0.5, 0.6, 0.1, NAN, 0]).tolist() == [
+    assert choice_metrics.choice_accuracy([0.9, 0.5, 0.5, NAN, 0.5, INF], [0.1, 0.5, 0.6, 0.1, NAN, 0]).tolist() == [
         1,
         0,
         0,
@@ -290,33 +290,35 @@ def test_choice_ties_and_nan_are_wrong():
         0,
         0,
     ]
-    assert metrics.choice_accuracy([0.9, 0.9], [[0.1, 0.2], [0.1, 0.95]]).tolist() == [1, 0]
+    assert choice_metrics.choice_accuracy([0.9, 0.9], [[0.1, 0.2], [0.1, 0.95]]).tolist() == [1, 0]
     for true, false in (([1.0], [[]]), ([1.0, 2.0], [0.0]), ([], [])):
         with pytest.raises(DataError, match="do not fit"):
-            metrics.choice_accuracy(true, false)
+            choice_metrics.choice_accuracy(true, false)
 
 
 def test_n_way_accuracy():
     table = [[0.9, 0.1, 0.2], [0.9, 0.1, 0.2], [0.5, 0.1, 0.5], [0.1, NAN, 0.9]]
-    assert metrics.n_way_accuracy(table, [0, 1, 2, 2]).tolist() == [1, 0, 0, 0]
-    assert not metrics.n_way_accuracy(np.zeros((5, 4)), np.zeros(5, int)).any()  # a constant score chooses nobody
+    assert choice_metrics.n_way_accuracy(table, [0, 1, 2, 2]).tolist() == [1, 0, 0, 0]
+    assert not choice_metrics.n_way_accuracy(
+        np.zeros((5, 4)), np.zeros(5, int)
+    ).any()  # a constant score chooses nobody
     with pytest.raises(DataError, match="outside"):
-        metrics.n_way_accuracy(table, [0, 1, 2, 3])
+        choice_metrics.n_way_accuracy(table, [0, 1, 2, 3])
     with pytest.raises(DataError, match="do not fit"):
-        metrics.n_way_accuracy([[1.0]], [0])
+        choice_metrics.n_way_accuracy([[1.0]], [0])
 
 
 def test_best_threshold():
-    assert metrics.best_threshold([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]) == 2.5
-    assert metrics.best_threshold([2.0, 4.0, NAN], [1.0, 3.0, 3.5, 0.0]) in (1.5, 3.75)
-    assert metrics.best_threshold([1.0], [1.0]) in (0.0, 2.0)  # a constant opinion
+    assert choice_metrics.best_threshold([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]) == 2.5
+    assert choice_metrics.best_threshold([2.0, 4.0, NAN], [1.0, 3.0, 3.5, 0.0]) in (1.5, 3.75)
+    assert choice_metrics.best_threshold([1.0], [1.0]) in (0.0, 2.0)  # a constant opinion
     for true, false in (([NAN], [1.0]), ([], [1.0])):
         with pytest.raises(DataError, match="no scores"):
-            metrics.best_threshold(true, false)
+            choice_metrics.best_threshold(true, false)
 
 
 def test_matching_accuracy():
-    assert metrics.matching_accuracy([2.0, -1.0, 0.0, -3.0, 1.0, NAN], [1, 1, 1, 0, 0, 0]).tolist() == [
+    assert choice_metrics.matching_accuracy([2.0, -1.0, 0.0, -3.0, 1.0, NAN], [1, 1, 1, 0, 0, 0]).tolist() == [
         1,
         0,
         0,
@@ -324,9 +326,11 @@ def test_matching_accuracy():
         0,
         0,
     ]
-    assert metrics.matching_accuracy(np.ones(10), np.arange(10) % 2).mean() == 0.5  # a constant opinion scores chance
+    assert (
+        choice_metrics.matching_accuracy(np.ones(10), np.arange(10) % 2).mean() == 0.5
+    )  # a constant opinion scores chance
     with pytest.raises(DataError, match="2 true of 3"):
-        metrics.matching_accuracy([1.0, 1.0, 1.0], [1, 1, 0])
+        choice_metrics.matching_accuracy([1.0, 1.0, 1.0], [1, 1, 0])
 
 
 def test_zero_shot():
