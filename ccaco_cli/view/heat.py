@@ -76,7 +76,7 @@ def draw(path: Path, explained: ExplainedHit) -> None:
     curve = axes.flat[len(panels)]
     curve.axis("on")
     for name, values, style in (("most relevant first", trial.deletion, "-"), ("random", trial.random, "--")):
-        curve.plot(100 * (1 - trial.kept), values, style, label=name)
+        curve.plot(100 * (1 - trial.kept_shares), values, style, label=name)
     curve.axhline(trial.score, color="0.6", linewidth=0.8)
     curve.set_xlabel("% of cells hidden", fontsize=8)
     curve.set_title("match score", fontsize=9)

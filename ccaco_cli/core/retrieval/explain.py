@@ -1,7 +1,7 @@
-"""Why a pair matches: which words met which cells of the picture, and whether the score rests on what is shown.
+"""Why a pair matches: the relevance of each image cell for each word, and tests of that relevance.
 
-A heat map is a claim about the matcher. It is held against the matcher itself (``trial``: the most relevant cells go first, and the score
-must fall faster than with cells at random), and where it is known what lies where, against the picture (``point``).
+``hide_cells`` tests a heat map with the matcher: without the most relevant cells the score must fall faster than without
+random cells. ``point`` tests it with the image, where it is known which object is where.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.types import LocalTokens
 
 Array = NDArray[Any]
-KEPT = tuple(k / 10 for k in range(1, 10))
-"""Shares of the cells that are left at each step of a trial."""
+KEPT_SHARES = tuple(k / 10 for k in range(1, 10))
+"""Shares of the cells that are left at each step of a deletion test."""
 RANDOM_ORDERS = 5
-_LITTLE = """
-a an the this that these those some any each every no of in on at by for from to into onto with without and or but nor so as if than
-then there here is are was were be been being am do does did has have had it its he him his she her they them their we us our you your i
-me my who whom whose which what while where when during about near up down out off over under above below behind between through across
-around along against next beside inside underneath
+_FUNCTION_WORDS = """
+a an the this that these those some any each every no of in on at by for from to into onto with without and or but nor
+so as if than then there here is are was were be been being am do does did has have had it its he him his she her you
+they them their we us our your i me my who whom whose which what while where when during about near up down out off
+over under above below behind between through across around along against next beside inside underneath
 """
-FUNCTION_WORDS = frozenset(_LITTLE.split())
-"""Words that name nothing that could be pointed at."""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""Words that name nothing that an image could show."""
 
 
-def spoken(tower: Tower, text: str) -> list[tuple[str, list[int]]]:
+def word_spans(tower: Tower, text: str) -> list[tuple[str, list[int]]]:
     """The words of a text and the positions of their tokens; [] for a tower without a tokenizer."""
     return [] if tower.tokenizer is None else tower.tokenizer.word_spans(text)
 
 
-def content(words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, list[int]]]:
-    """Words (``spoken``) that name something."""
+def content_words(words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, list[int]]]:
+    """The words (``word_spans``) that are no function words or punctuation."""
     return [
-        (word, list(at)) for word, at in words if word.lower() not in FUNCTION_WORDS and any(c.isalnum() for c in word)
+        (word, list(positions))
+        for word, positions in words
+        if word.lower() not in FUNCTION_WORDS and any(c.isalnum() for c in word)
     ]
 
 
-def cells(aligner: Aligner, tower: Tower, tokens: int, max_tokens: int = 0) -> tuple[int, int]:
+def patch_grid(aligner: Aligner, tower: Tower, tokens: int, max_tokens: int = 0) -> tuple[int, int]:
     """(height, width) of the patch grid that the last of a sample's tokens lie on.
 
     Args:
@@ -71,14 +73,15 @@ def cells(aligner: Aligner, tower: Tower, tokens: int, max_tokens: int = 0) -> t
 
 
 def by_attention(attention: Tensor, logit: Tensor) -> Tensor:
-    """How much each token looks at each other one, mean over heads: [M, H, N_b, N_a] -> [M, N_b, N_a]; rows sum to 1."""
+    """Attention weights, mean over heads: [M, H, N_b, N_a] -> [M, N_b, N_a]; rows sum to 1."""
     return attention.mean(1)
 
 
 def by_gradient(attention: Tensor, logit: Tensor) -> Tensor:
-    """Attention times its gradient, positive part, mean over heads (Chefer et al., arXiv:2103.15679, eq. 5): what raised the score.
+    """Attention times its gradient, positive part, mean over heads (Chefer et al., arXiv:2103.15679, eq. 5).
 
-    Raises ConfigError: the score does not go through this attention
+    Raises:
+        ConfigError: the score does not depend on this attention.
     """
     (slope,) = torch.autograd.grad(logit.sum(), attention, allow_unused=True)
     if slope is None:
@@ -95,24 +98,28 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"attention": by_attent
 
 
 def relevance(aligner: Aligner, a: LocalTokens, b: LocalTokens, method: str) -> Tensor:
-    """How much each token of b has to do with each token of a, where row i of a and of b is one pair.
+    """Relevance of each token of a for each token of b, where row i of a and of b is one pair.
 
-    a, b     tokens of M samples each, on the CPU
-    Returns  [M, N_b, N_a] float32 >= 0, on the CPU
-    Raises   ConfigError: no such method, or a matcher without attention of b over a
+    Args:
+        a, b: tokens of M samples each, on the CPU.
+        method: an entry of ``METHODS``.
+    Returns:
+        [M, N_b, N_a] float32 >= 0, on the CPU.
+    Raises:
+        ConfigError: no such method, or a matcher without attention of b over a.
     """
     if method not in METHODS:
         raise ConfigError("no such way to explain", where=method, expected=" | ".join(METHODS))
     device = next(aligner.parameters()).device
     aligner.eval()
     with torch.enable_grad():
-        # copies: samples may have been made in inference mode, and gradients must flow even where no parameter learns
-        one, other = (
+        # copies, because tokens may come from inference mode, and gradients must flow even where no parameter is trained
+        copy_a, copy_b = (
             x.map(lambda t: t.to(device).float().clone().requires_grad_() if t.is_floating_point() else t.to(device))
             for x in (a, b)
         )
-        rows = torch.arange(len(one.mask), device=device)
-        crossed = aligner.cross(one, other, torch.stack([rows, rows], 1), attention=True)
+        rows = torch.arange(len(copy_a.mask), device=device)
+        crossed = aligner.cross(copy_a, copy_b, torch.stack([rows, rows], 1), attention=True)
         if crossed.attention is None:
             kind = aligner.config.fusion
             raise ConfigError(
@@ -120,44 +127,49 @@ def relevance(aligner: Aligner, a: LocalTokens, b: LocalTokens, method: str) -> 
                 where=f"model.fusion.kind = {kind.kind!r}, direction = {kind.direction!r}",
                 expected="attended, maxsim, residual, unified, or coattention that looks both ways or b_to_a",
             )
-        found = METHODS[method](crossed.attention, crossed.match_logit)
-    return found.detach().float().cpu()
+        token_relevance = METHODS[method](crossed.attention, crossed.match_logit)
+    return token_relevance.detach().float().cpu()
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What one pair's match score does as cells of a are hidden from the matcher (its tokens are masked, not its pixels).
+    """Match scores of one pair as cells of a are hidden from the matcher: their tokens are masked, not their pixels.
 
-    kept       [S] shares of the cells that are left
-    deletion   [S] scores when the most relevant went first; insertion [S] when they came first; random [S] mean over random orders
+    Attributes:
+        score: with all cells.
+        kept_shares: [S] shares of the cells that are left.
+        deletion: [S] scores when the most relevant cells are removed first.
+        insertion: [S] scores when the most relevant cells are added first.
+        random: [S] mean scores over random orders.
     """
 
     score: float
-    kept: Array
+    kept_shares: Array
     deletion: Array
     insertion: Array
     random: Array
 
     @property
     def deletion_gain(self) -> float:
-        """How much deeper the score falls than with random cells, mean over the steps, in units of the match score; above 0 = faithful."""
+        """Mean score with random cells minus that of ``deletion``, in units of the match score; above 0 = faithful."""
         return float((self.random - self.deletion).mean())
 
     @property
     def insertion_gain(self) -> float:
-        """How much faster it rises than with random cells; above 0 = faithful."""
+        """Mean score of ``insertion`` minus that with random cells; above 0 = faithful."""
         return float((self.insertion - self.random).mean())
 
 
-def trial(aligner: Aligner, a: LocalTokens, b: LocalTokens, order: Array, seed: int = 0) -> Trial:
+def hide_cells(aligner: Aligner, a: LocalTokens, b: LocalTokens, order: Array, seed: int = 0) -> Trial:
     """Deletion and insertion (Petsiuk et al., arXiv:1806.07421) on the cells of one sample.
 
-    a, b   tokens of one sample each
-    order  [C] places of the cells among a's tokens, most relevant first; tokens that are no cells stay
+    Args:
+        a, b: tokens of one sample each.
+        order: [C] positions of the cells among a's tokens, most relevant first; tokens that are no cells are not masked.
     """
     rng, count = np.random.default_rng(seed), len(order)
     orders = [order[::-1], order, *(rng.permutation(order) for _ in range(RANDOM_ORDERS))]
-    sizes = np.unique([min(count, max(1, round(share * count))) for share in KEPT])
+    sizes = np.unique([min(count, max(1, round(share * count))) for share in KEPT_SHARES])
     masks = a.mask.expand(1 + len(orders) * len(sizes), -1).clone()
     variants = [(row, size) for row in orders for size in sizes]
     for mask, (row, size) in zip(masks[1:], variants, strict=True):
@@ -173,9 +185,10 @@ def trial(aligner: Aligner, a: LocalTokens, b: LocalTokens, order: Array, seed: 
 class Explanation:
     """Why one pair matches.
 
-    words   content words of b, in order (one entry, the whole sample, where b is no text)
-    heat    [W, h, w] float32 >= 0, relevance of each cell for each word
-    trial   whether the score rests on the relevant cells
+    Attributes:
+        words: content words of b, in order; one entry, "(all)", where there are none.
+        heat: [W, h, w] float32 >= 0, relevance of each cell for each word.
+        trial: scores without the relevant cells, which show whether the match depends on them.
     """
 
     method: str
@@ -185,17 +198,17 @@ class Explanation:
 
     def facts(self) -> dict[str, Any]:
         """The numbers as JSON types."""
-        found = self.trial
+        trial = self.trial
         return {
             "method": self.method,
-            "match": found.score,
+            "match": trial.score,
             "words": [{"word": word, "heat": heat.tolist()} for word, heat in zip(self.words, self.heat, strict=True)],
-            "kept": found.kept.tolist(),
-            "deletion": found.deletion.tolist(),
-            "insertion": found.insertion.tolist(),
-            "random": found.random.tolist(),
-            "deletion_gain": found.deletion_gain,
-            "insertion_gain": found.insertion_gain,
+            "kept": trial.kept_shares.tolist(),
+            "deletion": trial.deletion.tolist(),
+            "insertion": trial.insertion.tolist(),
+            "random": trial.random.tolist(),
+            "deletion_gain": trial.deletion_gain,
+            "insertion_gain": trial.insertion_gain,
         }
 
 
@@ -209,24 +222,31 @@ def explain(
 ) -> Explanation:
     """Explains one pair.
 
-    a, b   tokens of one sample each, padding allowed; the last cells of a's real tokens lie on ``grid``
-    words  of b, with the places of their tokens; function words are left out. None at all = b is explained as a whole
+    Args:
+        a, b: tokens of one sample each, padding allowed; the last of a's real tokens are the cells of ``grid``.
+        words: of b, with the positions of their tokens; function words are left out. Without any, b is explained as a whole.
+        method: an entry of ``METHODS``.
     """
-    real = torch.nonzero(a.mask[0]).flatten().numpy()
-    where = real[len(real) - grid[0] * grid[1] :]
-    found = relevance(aligner, a, b, method)[0].numpy()
-    spoken = torch.nonzero(b.mask[0]).flatten().numpy()
-    said = content(words) or [("(all)", spoken.tolist())]
-    heat = np.stack([found[at][:, where].mean(0) for _, at in said])
-    order = where[np.argsort(-found[spoken][:, where].sum(0), kind="stable")]
-    return Explanation(method, tuple(word for word, _ in said), heat.reshape(-1, *grid), trial(aligner, a, b, order))
+    tokens_a = torch.nonzero(a.mask[0]).flatten().numpy()
+    tokens_b = torch.nonzero(b.mask[0]).flatten().numpy()
+    cells = tokens_a[len(tokens_a) - grid[0] * grid[1] :]
+    token_relevance = relevance(aligner, a, b, method)[0].numpy()
+    spans = content_words(words) or [("(all)", tokens_b.tolist())]
+    heat = np.stack([token_relevance[positions][:, cells].mean(0) for _, positions in spans])
+    order = cells[np.argsort(-token_relevance[tokens_b][:, cells].sum(0), kind="stable")]
+    trial = hide_cells(aligner, a, b, order)
+    return Explanation(method, tuple(word for word, _ in spans), heat.reshape(-1, *grid), trial)
 
 
 def point(heat: Array, box: Sequence[float]) -> tuple[float, float, float]:
-    """The pointing game (Zhang et al., arXiv:1608.00507), without tolerance: does the middle of the hottest cell lie in the box?
+    """The pointing game (Zhang et al., arXiv:1608.00507), without tolerance: is the centre of the hottest cell in the box?
 
-    heat [h, w]; box (x0, y0, x1, y1), shares of the picture's sides, y down
-    Returns (hit of the heat map, hit expected of a random cell, hit of the picture's middle), 0..1; equal heat shares the hit
+    Args:
+        heat: [h, w].
+        box: (x0, y0, x1, y1) as shares of the sides of the image, y down.
+    Returns:
+        Hit of the heat map, expected hit of a random cell, hit of the centre of the image; 0..1. Cells of equal heat share
+        the hit.
     """
     height, width = heat.shape
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")

@@ -115,7 +115,7 @@ def test_the_score_falls_faster_when_the_relevant_cells_go_and_slower_when_they_
     assert true.deletion_gain > 0.2 and true.insertion_gain > 0.2
     cells = np.arange(1, 13)
     order = np.array(sorted(cells, key=lambda place: place not in (6, 12)))  # the two cells that the words are about
-    one, other = explain.trial(model, a, b, order), explain.trial(model, a, b, order[::-1])  # type: ignore[arg-type]
+    one, other = explain.hide_cells(model, a, b, order), explain.hide_cells(model, a, b, order[::-1])  # type: ignore[arg-type]
     assert one.deletion_gain > 0 > other.deletion_gain
     assert other.deletion.tolist() == pytest.approx(one.insertion.tolist(), abs=1e-5)
 
@@ -126,7 +126,7 @@ def test_the_last_cell_and_tokens_that_are_no_cells_stay() -> None:
     seen: list[torch.Tensor] = []
     cross = model.cross
     model.cross = lambda a, b, index, **more: (seen.append(a.mask), cross(a, b, index, **more))[1]  # type: ignore[method-assign,assignment]
-    explain.trial(model, a, b, np.arange(1, 13))  # type: ignore[arg-type]
+    explain.hide_cells(model, a, b, np.arange(1, 13))  # type: ignore[arg-type]
     assert seen[0][:, 0].all() and (seen[0].sum(1) >= 2).all()
 
 
@@ -152,12 +152,12 @@ def tower(grid: tuple[int, int] | None) -> Tower:
 
 
 def test_the_grid_is_the_towers_or_what_the_cache_left_of_it() -> None:
-    assert explain.cells(Model(), tower((4, 4)), 16) == (4, 4)  # type: ignore[arg-type]
-    assert explain.cells(Model(), tower((4, 4)), 17) == (4, 4)  # type: ignore[arg-type]
-    assert explain.cells(Model(), tower((4, 4)), 10) == (3, 3)  # type: ignore[arg-type]
+    assert explain.patch_grid(Model(), tower((4, 4)), 16) == (4, 4)  # type: ignore[arg-type]
+    assert explain.patch_grid(Model(), tower((4, 4)), 17) == (4, 4)  # type: ignore[arg-type]
+    assert explain.patch_grid(Model(), tower((4, 4)), 10) == (3, 3)  # type: ignore[arg-type]
     for grid, tokens in ((None, 5), ((4, 4), 5)):
         with pytest.raises(DataError, match="lie on no grid"):
-            explain.cells(Model(), tower(grid), tokens)  # type: ignore[arg-type]
+            explain.patch_grid(Model(), tower(grid), tokens)  # type: ignore[arg-type]
 
 
 def test_the_pointing_game() -> None:
