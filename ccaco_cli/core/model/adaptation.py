@@ -109,8 +109,7 @@ class Adaptation(nn.Module):
 
 
 def _domain_classifier(width: int, domains: int) -> nn.Module:
-    """The domain classifier of the larger nets of DANN (arXiv:1505.07818, fig. 4): two hidden layers with ReLU and
-    dropout."""
+    """The domain classifier of DANN's larger networks (arXiv:1505.07818, fig. 4): two hidden layers with dropout."""
     hidden = HIDDEN * width
     layers = [
         nn.Linear(width, hidden),

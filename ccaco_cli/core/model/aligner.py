@@ -78,8 +78,7 @@ def _to_float32(t: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Maps the pooled vector [B, W] to one global vector [B, D], before normalisation: a projection and a residual
-    MLP."""
+    """Projection and residual MLP: pooled vector [B, W] -> one global vector [B, D], before normalisation."""
 
     def __init__(self, pooled_width: int, width: int, dropout: float):
         super().__init__()
@@ -220,8 +219,11 @@ class Aligner(nn.Module):
         return self.sides[modality]  # type: ignore[return-value]
 
     def set_grad_checkpointing(self) -> None:
-        """Recomputes activations of the cross branch and of unlocked towers. Raises ConfigError: a tower without this
-        capability."""
+        """Recomputes activations of the cross branch and of unlocked towers in the backward pass.
+
+        Raises:
+            ConfigError: an unlocked tower without this capability.
+        """
         self.matcher.checkpointing = True
         for modality in self.modalities:
             encoder = self.encoder(modality)

@@ -53,8 +53,7 @@ class Attention(nn.Module):
 
 
 def apply_weights(weights: Tensor, v: Tensor) -> Tensor:
-    """Returns the output of ``Kernel.forward`` for given weights: weights [B, H, N, M], v [B, M, H, d] -> [B, N, H,
-    d]."""
+    """Applies attention weights [B, H, N, M] to values v [B, M, H, d]: -> [B, N, H, d]."""
     return torch.einsum("bhnm,bmhd->bnhd", weights, v.to(weights.dtype))
 
 

@@ -51,12 +51,10 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def weights(self, q: Tensor, k: Tensor, mask: Tensor, *, scale: float, layout: Layouts) -> Tensor:
-        """Returns the attention of ``forward``, [B, H, N, M], rows sum to 1. It costs N * M for every kind: for
-        explanations."""
+        """Returns the attention of ``forward``, [B, H, N, M], rows sum to 1, at cost N * M: for explanations."""
 
     def refresh(self) -> None:
-        """Draws new random numbers, once before each training step, so that ``forward`` can be recomputed within the
-        step."""
+        """Draws new random numbers once before a training step, so that ``forward`` can be recomputed within it."""
 
 
 class DenseKernel(Kernel):
@@ -75,8 +73,7 @@ class DenseKernel(Kernel):
 
 
 class WindowKernel(Kernel):
-    """Local windows and global tokens (Longformer, arXiv:2004.05150, sec. 3.1), squares on grids, by
-    ``layout.attention_plan``.
+    """Local windows and global tokens of ``layout.attention_plan`` (Longformer, arXiv:2004.05150, sec. 3.1).
 
     Global tokens use the projections of the others (Longformer trains a second set), so that all kinds have the same
     parameters. On a GPU and without dropout, FlexAttention (arXiv:2412.05496) skips blocks outside all windows;
@@ -101,13 +98,12 @@ class WindowKernel(Kernel):
 
 
 class LinearKernel(Kernel):
-    """FAVOR+ (Performer, arXiv:2009.14794): exp(q . k) as the mean of phi(q) phi(k) over positive orthogonal random
-    features.
+    """FAVOR+ (Performer, arXiv:2009.14794): exp(q . k) is the mean of phi(q) phi(k) over random features.
 
-    The estimate (lemma 1 there) is unbiased. Its error falls as 1 / sqrt(features) and grows as exp of |q + k|^2: it
-    suits soft attention, not sharp attention. In training the features are redrawn with probability 1 / ``redraw`` per
-    step, so that a resumed run needs no counter. Dropout drops whole keys (there are no weights to drop), scaled so
-    that the mean does not change.
+    The features are positive and orthogonal; the estimate (lemma 1) is unbiased. Its error falls as 1 / sqrt(features)
+    and grows as exp of |q + k|^2: it suits soft attention, not sharp attention. In training the features are redrawn
+    with probability 1 / ``redraw`` per step, so that a resumed run needs no counter. Dropout drops whole keys (there
+    are no weights to drop), scaled so that the mean does not change.
     """
 
     random: Tensor

@@ -88,8 +88,7 @@ class Attended(CosineMatcher):
         return self._score_rows(GatedTokens.split(a), GatedTokens.split(b), self.token_layouts(a, b), attention)
 
     def _score_table(self, queries: GatedTokens, keys: GatedTokens) -> Tensor:
-        """Scores every sample of ``queries`` against every sample of ``keys``: -> [samples of keys, samples of
-        queries].
+        """Scores all pairs: K samples of ``keys`` and Q samples of ``queries`` -> [K, Q].
 
         Half of the tokens of a batch of captions is padding; only real tokens are computed.
         """

@@ -12,8 +12,7 @@ from ccaco_cli.core.model.layout import Segment, SequenceLayout
 
 
 class CoAttentionBlock(nn.Module):
-    """Each modality attends to the other, then an MLP follows (ViLBERT's co-attentional layer, arXiv:1908.02265, fig.
-    2b; pre-norm).
+    """Attention of each modality to the other, then an MLP (pre-norm; after ViLBERT, arXiv:1908.02265, fig. 2b).
 
     Args:
         width: D.
@@ -85,8 +84,7 @@ class Stream(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, layout: SequenceLayout | None = None, *, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x [M, N, D], mask [M, N] True = real -> the same shape, and the attention of the last layer [M, H, N, N] or
-        None."""
+        """x [M, N, D], mask [M, N] -> [M, N, D], and the attention of the last layer [M, H, N, N] or None."""
         layouts, attention = (layout, layout) if layout else line_layouts(x, x), None
         last = len(self.attention) - 1
         for layer, (attend, norm_attention, norm_mlp, layer_mlp) in enumerate(
@@ -129,8 +127,7 @@ def _sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 class SingleStream(nn.Module):
-    """One transformer over the tokens of both modalities, with modality and position embeddings (UNITER,
-    arXiv:1909.11740)."""
+    """A transformer over the tokens of both modalities and their positions (UNITER, arXiv:1909.11740)."""
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()

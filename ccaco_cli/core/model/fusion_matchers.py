@@ -14,8 +14,7 @@ from ccaco_cli.core.types import Crossed, LocalTokens
 
 
 class CoAttention(Matcher):
-    """Co-attention blocks, then one logit from the product of both means (ViLBERT's alignment head, arXiv:1908.02265,
-    sec. 3.2)."""
+    """Co-attention blocks, then one logit from the product of both means (ViLBERT, arXiv:1908.02265, sec. 3.2)."""
 
     kinds = tuple(KINDS)
 

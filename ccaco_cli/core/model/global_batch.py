@@ -1,5 +1,4 @@
-"""Layers that compute over the batch of all processes, so that several processes give what one would: dropout and batch
-norm."""
+"""Dropout and batch norm over the batch of all processes: several processes compute what one would."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ _pairs: ContextVar[int] = ContextVar("pairs", default=0)
 
 @contextmanager
 def paired_rows(pairs: int) -> Iterator[None]:
-    """Declares that a process's first ``pairs`` rows are pairs and the others have no partner: the global batch has all
-    pairs first."""
+    """Declares that only the first ``pairs`` rows of a process are pairs: the global batch has all pairs first."""
     token = _pairs.set(pairs)
     try:
         yield
@@ -37,8 +35,7 @@ def global_rows(rows: int) -> Tensor:
 
 
 class GlobalDropout(nn.Dropout):
-    """Dropout whose mask is drawn for the global batch. Every process draws the same mask and applies its own rows of
-    it."""
+    """Dropout over the global batch: every process draws the same mask, and applies the part of its own rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [b, ...] or [b, N, ...] with N that differs between processes -> the same shape."""

@@ -15,8 +15,7 @@ SIDE, COLOURS = 64, 4
 DIMENSIONS = 256
 """Principal components of each modality."""
 RIDGE = 0.1
-"""Added to their variances, as a share of the mean variance, so that directions of little variance are not
-amplified."""
+"""Share of the mean variance that is added to variances, so that small ones are not amplified."""
 
 
 def image_features(image: Image.Image) -> Array:
@@ -53,8 +52,7 @@ class LinearAlignment:
 
 
 def align(images: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -> LinearAlignment:
-    """Canonical correlation analysis of image features and TF-IDF of words (Hardoon et al., Neural Computation 16,
-    2004).
+    """Canonical correlation analysis of image features and TF-IDF (Hardoon et al., Neural Computation 16, 2004).
 
     Both modalities are reduced to whitened principal components (with a ridge). The singular vectors of their
     cross-covariance then map them to a shared space, each weighted by its correlation.

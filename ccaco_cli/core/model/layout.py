@@ -16,8 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segment:
-    """``count`` consecutive tokens: ``special`` ones, then the cells of ``grid`` (height, width) row by row; None = a
-    line."""
+    """``count`` tokens: ``special`` ones, then the cells of ``grid`` (height, width) row by row; None = a line."""
 
     count: int
     special: int = 0
@@ -30,8 +29,7 @@ SequenceLayout = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tokens of one modality lie: ``special`` ones first, then the cells of ``grid`` (height, width), or a
-    line."""
+    """Layout of one modality's tokens: ``special`` ones, then the cells of ``grid`` (height, width), or a line."""
 
     special: int = 0
     grid: tuple[int, int] | None = None
@@ -131,8 +129,7 @@ def attention_plan(
 
 
 def _blocks(sequence: SequenceLayout, side: int) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Returns for each segment its blocks [n, side * side] of token indices, and their (rows, columns); a line has one
-    row."""
+    """Returns for each segment: blocks [n, side * side] of token indices, and (rows, columns) of blocks."""
     blocks, start = [], 0
     for segment in sequence:
         first = start + segment.special

@@ -1,5 +1,4 @@
-"""Audio towers: a small one over log-mel spectrograms, and encoders of transformers (AST, CLAP, the wav2vec 2.0
-family)."""
+"""Audio towers: a small one over log-mel spectrograms, and AST, CLAP and wav2vec 2.0 of transformers."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ NORMALISATIONS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class LogMel:
-    """Recording -> float16 [n, 128], one log-mel spectrum every 10 ms, as the input of AST (Kaldi's filters at 16
-    kHz)."""
+    """Recording -> float16 [n, 128], one log-mel spectrum every 10 ms (as AST; Kaldi's filters, 16 kHz)."""
 
     seconds: float
     mean: float
@@ -63,8 +61,7 @@ class LogMel:
 
 
 class TinyAudioModule(nn.Module):
-    """Strided convolutions over time and frequency, one token for each moment of 80 ms, and a transformer over the
-    moments."""
+    """Strided convolutions over time and frequency, one token per 80 ms, and a transformer over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,8 +144,7 @@ class HfAudioModule(nn.Module):
 
 
 class AstModule(HfAudioModule):
-    """Audio Spectrogram Transformer (arXiv:2104.01778): class and distillation token, then patches; pooled is the class
-    token."""
+    """Audio Spectrogram Transformer (arXiv:2104.01778): two special tokens, then patches; pooled = the first."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         tokens = self.body(input_values=inputs["values"].to(self.body.dtype)).last_hidden_state
@@ -173,8 +169,7 @@ class ClapModule(HfAudioModule):
 
 
 class Wav2Vec2Module(HfAudioModule):
-    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token for each 20 ms of the waveform; pooled is their
-    mean."""
+    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token per 20 ms; pooled is their mean."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         mask = inputs["mask"]

@@ -1,5 +1,4 @@
-"""Text and image towers of transformers: any AutoModel with ``last_hidden_state``, by name on the hub or from a
-folder."""
+"""Text and image towers of transformers: any AutoModel with ``last_hidden_state``, from the hub or a folder."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ NO_LIMIT = 1 << 20
 
 
 class HfTextModule(nn.Module):
-    """Token states of a transformers text encoder; pooled is the masked mean, or the pooled output of a CLIP-like
-    model.
+    """Token states of a transformers text encoder; pooled is the masked mean, or the model's own.
 
     Args:
         model: the transformers model.
@@ -86,8 +84,7 @@ class HfTextModule(nn.Module):
 
 
 class HfImageModule(ImageModule):
-    """Patch tokens of a transformers vision encoder after its last norm (special tokens first), or its last feature
-    map."""
+    """Normalised patch tokens of a transformers vision encoder (special tokens first), or its last feature map."""
 
     def __init__(self, model: Any, preprocess: ImagePreprocess):
         super().__init__(preprocess)

@@ -1,5 +1,4 @@
-"""Tokens made of several hidden states of a text tower: early states describe the word itself, late ones the word in
-its sentence."""
+"""Tokens of several hidden states: early ones describe a word by itself, late ones in its sentence."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ def evenly_spaced_layers(states: int, layers: int) -> list[int]:
 
 
 def with_hidden_states(tower: Tower, states: int) -> Tower:
-    """Concatenates several hidden states in each token (ELMo, arXiv:1802.05365, weighs them; here the later projections
-    do).
+    """Concatenates several hidden states in each token (ELMo, arXiv:1802.05365, learns their weights).
 
     Args:
         tower: a tower; one with a single state is returned as it is when ``states`` allows it.

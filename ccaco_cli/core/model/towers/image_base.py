@@ -20,8 +20,7 @@ from ccaco_cli.core.types import Features
 
 Grid = tuple[int, int] | None
 ImageEncoding = tuple[Tensor, Tensor | None, Grid]
-"""(tokens [B, N, W], pooled [B, W] or None for the mean of the tokens, (height, width) of the grid of the last
-tokens)."""
+"""(tokens [B, N, W], pooled [B, W] or None = their mean, (height, width) of the grid of the last tokens)."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ def feature_map_tokens(feature_map: Tensor) -> ImageEncoding:
 
 
 def pooled_if_token_width(pooled: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """Returns a library's pooled vector [B, W], or None (the mean of the tokens is used) where its width is not that of
-    the tokens."""
+    """Returns a library's pooled vector [B, W], or None (then the mean is used) if its width is another one."""
     return pooled if pooled is not None and pooled.shape == (tokens.shape[0], tokens.shape[2]) else None
 
 

@@ -1,5 +1,4 @@
-"""Texts of very different length in one batch: each bucket of similar lengths is encoded by itself, with little
-padding."""
+"""Encoding texts of very different length: each bucket of similar lengths by itself, with little padding."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ MAX_WORK = 0.75
 
 
 def encode_by_length(tower: nn.Module, inputs: dict[str, Any]) -> Features:
-    """Computes ``tower(inputs)`` with one call for each bucket of lengths (a bucket's longest text is up to 1.4 times
-    its shortest).
+    """Computes ``tower(inputs)`` with one call per bucket (lengths within a bucket differ by up to 1.4 times).
 
     Args:
         tower: module of a text tower.

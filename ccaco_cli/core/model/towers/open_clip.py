@@ -47,8 +47,7 @@ POOLED_AT_END = ("argmax", "eos")
 
 
 class VitModule(ImageModule):
-    """open_clip's VisionTransformer: [class token, patches] after its last norm; pooled as open_clip does, before the
-    projection."""
+    """open_clip's VisionTransformer: normalised [class token, patches]; pooled is before the projection."""
 
     def __init__(self, vit: VisionTransformer, preprocess: ImagePreprocess):
         super().__init__(preprocess)
@@ -175,12 +174,11 @@ def text_tower(
 
 
 def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
-    """Builds the image tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]`` (with
-    open_clip_config.json).
+    """Builds the image tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]``.
 
-    Tokens are patches at the model's own width (ViT: class token first); pooled is the model's vector before the
-    projection where it has the tokens' width, else the mean. ``save_assets`` writes open_clip_config.json
-    (architecture, size, preprocessing).
+    FOLDER holds open_clip_config.json. Tokens are patches at the model's own width (ViT: class token first); pooled is
+    the model's vector before the projection where it has the tokens' width, else the mean. ``save_assets`` writes
+    open_clip_config.json (architecture, size, preprocessing).
     """
     model, model_config = _create(spec, config)
     preprocess = _image_preprocess(model.visual.preprocess_cfg, spec)
@@ -197,10 +195,9 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
-    """Builds the text tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]`` (with
-    open_clip_config.json).
+    """Builds the text tower of ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]``.
 
-    Tokens are states after the last norm; pooled is the state that open_clip pools.
+    FOLDER holds open_clip_config.json. Tokens are states after the last norm; pooled is the state that open_clip pools.
     ``save_assets`` writes open_clip_config.json, and the hub tokenizer if there is one.
     """
     model, model_config = _create(spec, config)

@@ -1,5 +1,4 @@
-"""Learned positions for more tokens than a tower was trained with, by a named rule, in place of silently cutting longer
-texts."""
+"""Learned positions for more tokens than a tower was trained with, by a named rule."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from ccaco_cli.core.model.towers.tower import PositionRule, Tower
 from ccaco_cli.core.model.towers.weights import fingerprint
 
 UNCHANGED = 20
-"""First positions that ``stretch`` leaves unchanged: short captions have trained them well (arXiv:2403.15378, sec.
-3.1)."""
+"""First positions that ``stretch`` keeps: short captions trained them well (arXiv:2403.15378, sec. 3.1)."""
 
 
 def interpolate(table: Tensor, count: int) -> Tensor:
@@ -65,8 +63,7 @@ def extend_context(tower: Tower, count: int, rule: str) -> Tower:
 
 
 def extend_embeddings(body: nn.Module, count: int, rule: PositionRule) -> None:
-    """Extends every learned position table of a transformers encoder; a model without one (rotary, relative) stays as
-    it is.
+    """Extends every learned position table of a transformers encoder; other kinds (rotary ...) need nothing.
 
     The rows up to the one of the padding token stay as they are (RoBERTa numbers its positions from there).
     """

@@ -17,8 +17,7 @@ from ccaco_cli.core.model.towers.weights import fingerprint
 from ccaco_cli.core.types import Features
 
 TILES_PER_PASS = 16
-"""Tiles of one pass through the tower, over all images of the batch: it bounds the activations that are held at a
-time."""
+"""Tiles of one pass through the tower, over all images of the batch; it limits the memory of activations."""
 
 
 class TiledModule(nn.Module):

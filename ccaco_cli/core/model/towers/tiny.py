@@ -1,5 +1,4 @@
-"""Small towers that train from scratch on a CPU in minutes, built from parts of open_clip and torchvision; no
-download."""
+"""Small towers without pretrained weights, of parts of open_clip and torchvision; they train in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ MLP_RATIO = 2.0
 
 
 class TinyImageModule(ImageModule):
-    """A residual CNN with learned positions; each token covers a 16 x 16 patch. ``tiny:hybrid`` adds a transformer over
-    the tokens.
+    """A residual CNN with learned positions, one token per 16 x 16 pixels; ``tiny:hybrid`` adds a transformer.
 
     Patches of 4 x 4 pixels become channels at once: no pixel is lost before the first convolution, and no large map is
     computed. Positions are added before the last stage. Added to the tokens they would be a constant in their mean, and
@@ -148,8 +146,7 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def _check(spec: TowerSpec, modality: str, names: Iterable[str]) -> str:
-    """Returns the SPEC that rebuilds the tower. Raises TowerError: an unknown name, or weights, which tiny towers do
-    not have."""
+    """Returns the SPEC that rebuilds the tower. Raises TowerError: an unknown name, or a SPEC with weights."""
     if spec.name not in names:
         known = [f"tiny:{n}".rstrip(":") for n in names]
         raise TowerError(f"unknown tiny {modality} tower", where=spec, expected=nearest(str(spec), known))

@@ -79,8 +79,7 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder and its declared capabilities. A capability that is None (or 1 state) is one that the tower does not
-    have.
+    """One encoder and its declared capabilities: a capability that is None is one that the tower lacks.
 
     Attributes:
         spec: the SPEC that it was built from.

@@ -1,5 +1,4 @@
-"""Video towers: a small one, any image tower over frames, and encoders of transformers (VideoMAE, ViViT,
-TimeSformer)."""
+"""Video towers: a small one, any image tower over frames, and VideoMAE, ViViT, TimeSformer of transformers."""
 
 from __future__ import annotations
 
@@ -61,8 +60,9 @@ class Frames:
 
 
 class FramesModule(nn.Module):
-    """An image encoder over every frame, one token each, and a transformer over time: {"values" uint8 [B, N, 3, H, W],
-    "mask"}.
+    """An image encoder over every frame, one token each, and a transformer over time.
+
+    Inputs are {"values": uint8 [B, N, 3, H, W], "mask": [B, N] bool}.
 
     Args:
         body: module of an image tower of width W.
@@ -166,8 +166,7 @@ def build_frames(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 @dataclass(frozen=True)
 class VideoTokenOrder:
-    """The order of a transformers video model's tokens: ``special`` ones first, then moment by moment, or position by
-    position."""
+    """Order of a video model's tokens: ``special`` ones, then moment by moment (``time_first``) or cell by cell."""
 
     special: int
     time_first: bool = True
@@ -182,8 +181,7 @@ HF_ORDERS: Mapping[str, VideoTokenOrder] = {
 
 
 class HfVideoModule(nn.Module):
-    """A transformers video encoder; the patches of a moment are averaged, so that tokens are moments. Pooled is their
-    mean.
+    """A transformers video encoder; tokens are moments (means of their patches), pooled is their mean.
 
     Args:
         preprocess: whose mean and std normalise the frames.

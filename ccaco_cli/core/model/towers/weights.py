@@ -152,8 +152,7 @@ def hub_access(spec: TowerSpec) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module, *facts: object) -> str:
-    """Returns the sha256 of every tensor of a module and of the ``repr`` of ``facts`` (family, name, preprocessing
-    ...)."""
+    """Returns the sha256 of every tensor of a module and of the ``repr`` of ``facts`` (family, preprocessing ...)."""
     digest = hashlib.sha256(repr(facts).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -19,7 +19,7 @@ from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.audio import NORMALISATIONS
 from ccaco_cli.core.model.towers.tower import Tower
 from tests.recordings import sound, tone
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -36,7 +36,7 @@ def short() -> Clip:
 
 def encode(tower: Tower, *recordings: Clip) -> Any:
     inputs = pad([tower.preprocess(r) for r in recordings])
-    check_narrow(tower, inputs)
+    check_reduced_precision(tower, inputs)
     with torch.no_grad():
         return tower.module.eval()(inputs)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "runs", "through", "the", "snow", "orange"]
 TEXTS = ["a dog", "the orange cat runs through the snow", "dog " * 40]
@@ -89,7 +89,7 @@ def test_text(bert: Path) -> None:
 def test_padding_changes_nothing(kind: str, request: pytest.FixtureRequest) -> None:
     tower = build(TowerConfig(f"hf:{request.getfixturevalue(kind)}"), "text")
     module = tower.module.eval()
-    check_narrow(tower, tower.preprocess(TEXTS))
+    check_reduced_precision(tower, tower.preprocess(TEXTS))
     with torch.no_grad():
         together = module(tower.preprocess(TEXTS))
         for row, one in enumerate(TEXTS):
@@ -128,7 +128,7 @@ def test_image(kind: str, request: pytest.FixtureRequest) -> None:
             else model.vision_model(pixel_values=values).pooler_output
         )
     torch.testing.assert_close(found.pooled, own, atol=1e-4, rtol=1e-4)
-    check_narrow(tower, {"pixels": pixels})
+    check_reduced_precision(tower, {"pixels": pixels})
     torch.testing.assert_close(found.tokens[:, 0], own, atol=1e-4, rtol=1e-4)
 
 

@@ -14,7 +14,7 @@ from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.hidden_states import evenly_spaced_layers
 from tests.core.model.towers.test_hf import SMALL, TEXTS, WORDS, save_tokenizer
 from tests.core.model.towers.test_open_clip import TEXT, VIT, folder
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 
 def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
@@ -56,7 +56,7 @@ def test_words_hold_the_states_of_their_layers(bert: Path) -> None:
         wanted = torch.nn.functional.layer_norm(states.hidden_states[number], (32,))
         torch.testing.assert_close(found.tokens[..., part][found.mask], wanted[found.mask], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.pooled[:, 64:], last.pooled)
-    check_narrow(deep, inputs)
+    check_reduced_precision(deep, inputs)
 
 
 def test_both_libraries_texts_are_padded_without_effect(bert: Path, tmp_path: Path) -> None:

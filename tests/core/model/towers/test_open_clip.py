@@ -21,7 +21,7 @@ from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.model.towers.open_clip import CONFIG
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 TEXTS = ["a dog!", "an orange cat napping on a sofa", "word " * 40]
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -51,7 +51,7 @@ def test_image_side(tmp_path: Path, vision: dict[str, Any], width: int, grid: tu
     found.pooled.sum().backward()
     unused = [n for n, p in tower.module.named_parameters() if p.grad is None]
     assert unused == []
-    check_narrow(tower, inputs)
+    check_reduced_precision(tower, inputs)
 
 
 def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
 def test_padding_changes_nothing(tmp_path: Path) -> None:
     tower = build(TowerConfig(f"open_clip:{folder(tmp_path, VIT)}@none"), "text")
     module, read = tower.module.eval(), pickle.loads(pickle.dumps(tower.preprocess))
-    check_narrow(tower, read(TEXTS))
+    check_reduced_precision(tower, read(TEXTS))
     with torch.no_grad():
         together = module(read(TEXTS))
         assert together.mask.sum(1).tolist() == [5, 9, 20]

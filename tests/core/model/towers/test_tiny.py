@@ -13,7 +13,7 @@ from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.tiny import WordConvolutions
 from ccaco_cli.core.model.towers.tower import Tower
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 TEXTS = ["a dog", "an orange cat napping on a sofa! wow!!", "a very " + "very " * 60 + "long caption"]
 
@@ -55,7 +55,7 @@ def test_image_tower(spec: str, size: int, grid: tuple[int, int], extra: int) ->
     assert found.tokens.isfinite().all() and not tower.pretrained
     assert tower.preprocess(Image.new("L", (90, 70))).shape == (3, size or 64, size or 64)
     assert tower.save_assets(Path("nowhere")) == spec
-    check_narrow(tower, pixels(1, size or 64))
+    check_reduced_precision(tower, pixels(1, size or 64))
 
 
 @pytest.mark.parametrize(("spec", "modality"), [("tiny", "image"), ("tiny:vit", "image"), ("tiny", "text")])
@@ -84,7 +84,7 @@ def test_text_inputs(text: Tower) -> None:
     assert found["mask"].sum(1).tolist() == [4, 12, 48]
     assert text.preprocess(TEXTS[:1])["ids"].shape == (1, 4)
     assert text.preprocess([""])["mask"].tolist() == [[True, True]]
-    check_narrow(text, found)
+    check_reduced_precision(text, found)
 
 
 def test_exclamation_marks_are_words_and_not_padding(text: Tower) -> None:

@@ -19,7 +19,7 @@ from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.model.towers.torchvision_timm import TorchvisionModule
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 
 def photo(width: int = 320, height: int = 250) -> Image.Image:
@@ -48,7 +48,7 @@ def test_tokens_are_the_last_map(spec: str, size: int, width: int, grid: tuple[i
     with torch.no_grad():
         found = tower.module.eval()(inputs)
     assert found.tokens.shape == (2, tower.tokens, width) and found.pooled.shape == (2, width) and found.mask.all()
-    check_narrow(tower, inputs)
+    check_reduced_precision(tower, inputs)
     assert not [n for n, _ in tower.module.named_parameters() if ".fc." in n or ".classifier." in n or ".heads." in n]
 
 

@@ -18,7 +18,7 @@ from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.tower import Tower
 from tests.recordings import film
-from tests.towers import check_narrow
+from tests.towers import check_reduced_precision
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -35,7 +35,7 @@ def short() -> Clip:
 
 def encode(tower: Tower, *recordings: Clip) -> Any:
     inputs = pad([tower.preprocess(r) for r in recordings])
-    check_narrow(tower, inputs)
+    check_reduced_precision(tower, inputs)
     with torch.no_grad():
         return tower.module.eval()(inputs)
 
