@@ -104,7 +104,7 @@ def test_a_clock_that_jumps(toy: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 def cache_tokens(toy: Any, folder: Path) -> None:
     token_cache.PART = 10
     column, tower = toy.columns()[1], toy.aligner(toy.config()).sides["text"].tower
-    token_cache.cached(tower, column, folder / "c", grid=None, most=0, device="cpu")
+    token_cache.cached(tower, column, folder / "c", grid=None, max_tokens=0, device="cpu")
 
 
 def test_token_cache(toy: Any, tmp_path: Path) -> None:

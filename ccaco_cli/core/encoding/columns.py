@@ -62,7 +62,7 @@ def _cached(
         modality=modality,
         tokens=max_tokens,
     )
-    what = f"{modality} tokens of {split}"
+    label = f"{modality} tokens of {split}"
     tokens = cached(
         tower.module,
         column,
@@ -70,7 +70,7 @@ def _cached(
         grid=tower.grid,
         max_tokens=max_tokens,
         device=device,
-        on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": what}),
+        on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": label}),
     )
     tokens.cut = getattr(column, "cut", 0)
     return tokens
