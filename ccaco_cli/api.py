@@ -1,24 +1,21 @@
-"""A trained model from Python: ``ccaco_cli.load("runs/first")``. A thin layer over the functions that the commands use."""
+"""A trained model from Python, ``ccaco_cli.load("runs/first")``: a thin layer over the functions of the commands."""
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.checks import upright_rgb
-from ccaco_cli.core.encoding.encode import reduce_precision
+from ccaco_cli.core.encoding.conversion import as_samples
+from ccaco_cli.core.encoding.encode import EncodeOptions, reduce_precision
 from ccaco_cli.core.encoding.samples import encode_samples
-from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
@@ -42,8 +39,8 @@ def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto"
     Args:
         path_or_spec: folder of a finished run (``runs/first``), or of an index (``photos.idx``), which holds its model.
         device: ``auto``, ``cpu``, ``cuda`` ...; a model of an index runs on the CPU, as it does in ``ccaco retrieve``.
-        precision: of the towers, as in ``ccaco embed``: ``auto`` (16 bits where the device is faster with it), ``fp32``, ``bf16``
-            or ``fp16``; a model of an index computes as its items were computed.
+        precision: of the towers, as in ``ccaco embed``: ``auto`` (16 bits where the device is faster with it),
+            ``fp32``, ``bf16`` or ``fp16``; a model of an index computes as its items were computed.
     Returns:
         The model, ready to encode.
     Raises:
@@ -82,8 +79,9 @@ def _kind(path: Path) -> str:
 class Model:
     """A trained aligner with its preprocessing.
 
-    Samples are given as lists. An image is a path, the bytes of a file, a PIL image or an array [H, W, 3] or [H, W] uint8. A text
-    is a str. Audio is a path, bytes, or (array [n] or [channels, n], samples per second). A video is a path, bytes, or
+    Samples are given as lists. An image is a path, the bytes of a file, a PIL image or an array [H, W, 3] or [H, W]
+    uint8. A text is a str. Audio is a path, bytes, or (array [n] or [channels, n], samples per second). A video is a
+    path, bytes, or
     (array [T, H, W, 3] uint8, frames per second).
 
     Attributes:
@@ -197,8 +195,8 @@ class Model:
     def score(self, a: Any, b: Any, *, batch_size: int = 0) -> Array:
         """Scores every pair by both stages, as ``ccaco retrieve`` scores the items that it reranks.
 
-        That is ``scale * cosine + weight * match`` with the weight that was chosen on validation; the cosine alone where that weight
-        is 0; the match logit alone for a model without a contrastive half.
+        That is ``scale * cosine + weight * match`` with the weight that was chosen on validation; the cosine alone
+        where that weight is 0; the match logit alone for a model without a contrastive half.
 
         Args:
             a: n samples of the first modality (``modalities[0]``, for example images).
@@ -235,7 +233,8 @@ class Model:
         """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
 
         Args:
-            index: folder of an index that this model was embedded into; None = the index that the model was loaded from.
+            index: folder of an index that this model was embedded into; None = the index that the model was loaded
+                from.
             images, texts, audio, video: the queries, by one of these keywords; a list, or one query alone.
             k: answers for each query.
             rerank: items that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
@@ -318,7 +317,7 @@ class Model:
             self.towers[modality],
             samples,
             local_tokens=local_tokens,
-            batch_size=batch_size,
+            options=EncodeOptions(batch_size=batch_size),
             on_progress=_print_progress(modality) if show_progress else no_progress,
         )
 
@@ -332,123 +331,6 @@ class Model:
         weight = "" if self.scorer.kind == CROSS else f", weight {self.scorer.weight:g}"
         towers = ", ".join(f"{m}: {tower.spec}" for m, tower in self.towers.items())
         return f"Model({towers}; {self.embedding_size} dimensions; score {self.scorer.kind}{weight})"
-
-
-def as_samples(modality: str, samples: Any) -> list[Any]:
-    """A list of samples as ``encode_samples`` takes them: texts, paths, bytes, PIL images or recordings.
-
-    Args:
-        samples: a list (or other iterable) of samples, or one sample alone, in any form that ``Model`` describes.
-    Raises:
-        DataError: a sample of another form.
-    """
-    convert = CONVERTERS[modality]
-    alone = isinstance(samples, str | Path | bytes | Image.Image | tuple)
-    if (
-        isinstance(samples, np.ndarray) and samples.dtype.kind != "U" and samples.ndim < 4
-    ):  # one image; 4 axes are a list of them
-        alone = True
-    return [convert(sample) for sample in ([samples] if alone else samples)]
-
-
-def _as_text(sample: Any) -> str:
-    if isinstance(sample, str):
-        return str(sample)
-    raise _unknown_form("text", sample, "a str")
-
-
-def _as_image(sample: Any) -> Any:
-    if isinstance(sample, str | Path):
-        return Path(sample)
-    if isinstance(sample, bytes):
-        return sample
-    if (
-        isinstance(sample, np.ndarray)
-        and sample.dtype == np.uint8
-        and (sample.ndim == 2 or sample.shape[2:] in ((3,), (4,)))
-    ):
-        sample = Image.fromarray(sample)
-    if isinstance(sample, Image.Image):
-        return upright_rgb(sample)
-    raise _unknown_form("image", sample, "a path, bytes, a PIL image, or an array [H, W, 3] or [H, W] uint8")
-
-
-def _as_audio(sample: Any) -> Any:
-    if isinstance(sample, str | Path):
-        return Path(sample)
-    if isinstance(sample, bytes):
-        return sample
-    if isinstance(sample, tuple) and len(sample) == 2:
-        waveform, rate = np.asarray(sample[0]), sample[1]
-        if waveform.ndim in (1, 2) and waveform.size and np.issubdtype(waveform.dtype, np.floating) and int(rate) > 0:
-            mono = waveform if waveform.ndim == 1 else waveform.mean(0)
-            return _wav(mono.astype(np.float32), int(rate))
-    raise _unknown_form(
-        "audio", sample, "a path, bytes, or (array [n] or [channels, n] of floats in -1..1, samples per second)"
-    )
-
-
-def _as_video(sample: Any) -> Any:
-    if isinstance(sample, str | Path):
-        return Path(sample)
-    if isinstance(sample, bytes):
-        return sample
-    if isinstance(sample, tuple) and len(sample) == 2:
-        frames, rate = np.asarray(sample[0]), float(sample[1])
-        if frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == np.uint8 and len(frames) and rate > 0:
-            return FrameSequence(frames, rate)
-    raise _unknown_form("video", sample, "a path, bytes, or (array [T, H, W, 3] uint8, frames per second)")
-
-
-CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "image": _as_image,
-    "text": _as_text,
-    "audio": _as_audio,
-    "video": _as_video,
-}
-"""Modality -> what makes a sample of a user a sample of ``encode_samples``."""
-
-
-def _unknown_form(modality: str, sample: Any, expected: str) -> DataError:
-    shape = f" of shape {list(sample.shape)} and type {sample.dtype}" if isinstance(sample, np.ndarray) else ""
-    return DataError(f"this is no {modality}", where=f"{type(sample).__name__}{shape}", expected=expected)
-
-
-def _wav(waveform: Array, rate: int) -> bytes:
-    """A WAV file of [n] floats, so that arrays are resampled by the same decoder as files."""
-    from scipy.io import wavfile
-
-    buffer = io.BytesIO()
-    wavfile.write(buffer, rate, waveform)
-    return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class FrameSequence:
-    """A video in memory, without sound (``types.Recording``).
-
-    Attributes:
-        pixels: [T, H, W, 3] uint8.
-        frame_rate: frames per second.
-    """
-
-    pixels: Array
-    frame_rate: float
-
-    def samples(self, rate: int, seconds: float) -> Any:
-        """Raises DataError: there is no sound track."""
-        raise DataError(
-            "no sound track", where="an array of frames", expected="audio samples, or a video file with sound"
-        )
-
-    def frames(self, rate: float, seconds: float) -> Iterator[Image.Image]:
-        """The frames shown at 0, 1/rate, 2/rate ... s of the first ``seconds``; PIL images, RGB."""
-        length = len(self.pixels) / self.frame_rate
-        for number in range(max(1, round(rate * seconds))):
-            time = number / rate
-            if number and time >= length - 1e-3:  # 1 ms of tolerance, as for files
-                return
-            yield Image.fromarray(self.pixels[min(int((time + 1e-3) * self.frame_rate), len(self.pixels) - 1)])
 
 
 def _print_progress(modality: str) -> OnProgress:

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 import ccaco_cli
-from ccaco_cli.api import FrameSequence, Model, as_samples
+from ccaco_cli.api import Model
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.clips import Clip
+from ccaco_cli.core.encoding.conversion import FrameSequence, as_samples
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index

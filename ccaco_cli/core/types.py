@@ -1,4 +1,7 @@
-"""The words that the rooms share. Shapes: B pairs, N tokens of either modality, W tower width, D model width, E shared width."""
+"""Types that all packages share.
+
+Shapes: B pairs, N tokens of either modality, W tower width, D model width, E embedding size.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,46 @@ Media = Path | bytes | Callable[[], bytes]
 
 
 class OnProgress(Protocol):
-    """Progress of long work, told to whoever asked: ``on_progress(done, total, facts)``. ``core`` knows no terminal."""
+    """A progress callback, because ``core`` does not print.
+
+    Args:
+        done, total: steps of the work; ``total`` is None when it is not known.
+        facts: what is being done (``facts["what"]``), and figures to show.
+    """
 
     def __call__(self, done: int, total: int | None, facts: Mapping[str, Any]) -> None: ...
 
 
 def no_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
-    """The ``OnProgress`` of a caller that does not listen."""
+    """The ``OnProgress`` that ignores everything."""
 
 
 class Recording(Protocol):
-    """A video or sound file as audio and video towers take it: each asks for the rate and length it wants."""
+    """A video or audio file that is decoded at the rate and length that a tower needs."""
 
     def samples(self, rate: int, seconds: float) -> Any:
-        """The start of the sound: float32 [n], mono, at ``rate`` Hz."""
+        """Decodes the first ``seconds`` of the audio: float32 [n], mono, at ``rate`` Hz."""
         ...
 
     def frames(self, rate: float, seconds: float) -> Iterator[Image]:
-        """The start of the film: the pictures seen at 0, 1/rate, 2/rate ... s."""
+        """Yields the frames shown at 0, 1/rate, 2/rate ... s of the first ``seconds``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PairRecord:
-    """One thing described in two modalities, as a source yields it.
+    """One sample in two modalities, as a source yields it.
 
-    id        unique within the data set; used in results and rejects
-    group     things of one group mean the same: never each other's negatives
-    split     train | val | test
-    media     modality -> where its bytes come from (every modality but text)
-    captions  the texts of the thing (empty for video-audio)
-    domain    style or origin; "" when the set has one only
-    label     class name; "" when the set has none
-    family    hard negatives of each other share a family (swapped twins); "" = alone
-    meta      anything else worth keeping, as JSON types
+    Attributes:
+        id: unique within the data set; used in results and rejects.
+        group: samples of one group mean the same, and are never negatives of each other.
+        split: train | val | test.
+        media: modality -> where its bytes come from (every modality except text).
+        captions: the texts of the sample (empty for video-audio).
+        domain: style or origin; "" when the data set has only one.
+        label: class name; "" when the data set has none.
+        family: samples that are hard negatives of each other share a family (swapped twins); "" = none.
+        meta: further facts, as JSON types.
     """
 
     id: str
@@ -85,11 +94,12 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Features(TensorRecord):
-    """What a tower says of B samples.
+    """Output of a tower for B samples.
 
-    tokens  [B, N, W] float
-    mask    [B, N] bool, True = real token
-    pooled  [B, W] float, the tower's own summary (class token, attention pool or masked mean)
+    Attributes:
+        tokens: [B, N, W] float.
+        mask: [B, N] bool, True = real token.
+        pooled: [B, W] float, as the tower pools (class token, attention pool or masked mean).
     """
 
     tokens: torch.Tensor
@@ -153,14 +163,15 @@ class EncodedSamples(TensorRecord):
 
 @dataclass(frozen=True, slots=True)
 class Crossed(TensorRecord):
-    """What the cross branch says of M pairs (or of all A x B pairs).
+    """Output of the cross branch for M pairs, or for all A x B pairs.
 
-    match_logit  [M] or [A, B] float, higher = better match
-    fused_a      [M, N_a, D] float or None
-    fused_b      [M, N_b, D] float or None
-    attention    [M, H, N_b, N_a] float or None: how much each token of b looks at each token of a, in each of H heads; where the score goes
-                 through it, it is part of the graph, so that gradients of ``match_logit`` can be taken there
-    drift        scalar or None: mean squared change that the fusion makes to the tokens (the source description's L_mse)
+    Attributes:
+        match_logit: [M] or [A, B] float, higher = better match.
+        fused_a: [M, N_a, D] float or None.
+        fused_b: [M, N_b, D] float or None.
+        attention: [M, H, N_b, N_a] float or None, the weights of b's tokens over a's tokens in each of H heads. Where the
+            match logit depends on it, it is part of the graph, so that its gradient can be taken.
+        drift: scalar or None, mean squared change of the tokens by the fusion (L_mse of the source description).
     """
 
     match_logit: torch.Tensor
@@ -172,14 +183,16 @@ class Crossed(TensorRecord):
 
 @dataclass(frozen=True, slots=True)
 class PairBatch(TensorRecord):
-    """B pairs on their way to the model.
+    """B pairs as the model takes them.
 
-    a, b    what ``Tower.module`` of either modality takes: a dict of tensors, or ``Features`` read from a token cache; samples without a
-            partner, where there are any, lie behind those that have one
-    rows    [B] int64, row of each pair in its split
-    group   [B] int64, equal = means the same
-    domain  [B] int64
-    at_a, at_b  int64 of the length that a and b would have if no sample served several pairs: which sample stands there; None = none does
+    Attributes:
+        a, b: inputs of both modalities, a dict of tensors for ``Tower.module`` or ``Features`` from a token cache. Samples
+            without a partner stand behind those with one.
+        rows: [B] int64, row of each pair in its split.
+        group: [B] int64, equal = means the same.
+        domain: [B] int64.
+        at_a, at_b: int64, position in a or b of the sample of each pair (then of each sample without a partner); None =
+            each sample belongs to one pair, and they are in order.
     """
 
     a: Any
@@ -196,7 +209,7 @@ class PairBatch(TensorRecord):
 
 
 def move(inputs: Any, device: Any) -> Any:
-    """Inputs of one modality (``Features`` or a dict of tensors) on another device."""
+    """Moves the inputs of one modality (``Features`` or a dict of tensors) to a device."""
     if isinstance(inputs, dict):
         return {k: v.to(device, non_blocking=True) for k, v in inputs.items()}
     return inputs.to(device)

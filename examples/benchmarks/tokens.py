@@ -11,7 +11,7 @@ import torch
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
-from ccaco_cli.core.encoding.encode import encode
+from ccaco_cli.core.encoding.encode import EncodeOptions, encode
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.retrieval import token_store
@@ -31,7 +31,8 @@ rows_of = [part.group[sides[m].row] for m in data.modalities]
 lines = []
 for grid in map(int, options.grids.split(",")):
     encoded_sides = [
-        encode(aligner, m, sides[m], local_tokens=True, max_tokens=grid if m == first else 0) for m in data.modalities
+        encode(aligner, m, sides[m], local_tokens=True, options=EncodeOptions(max_tokens=grid if m == first else 0))
+        for m in data.modalities
     ]
     for store in token_store.STORES:
         stored_sides, size = [], []

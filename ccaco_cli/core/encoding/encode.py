@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ Array = np.ndarray[Any, Any]
 
 
 def reduce_precision(aligner: Aligner, dtype: torch.dtype, *, keep: str = "") -> None:
-    """Lets the towers of an aligner compute in ``dtype``, on copies of their weights; heads and cross branch stay float32.
+    """Lets the towers of an aligner compute in ``dtype``, on copies of their weights; the rest stays float32.
 
-    Locked towers stay float32, because the token cache of a data set holds what they compute in it. The cosine of two vectors
-    changes by less than 1e-3.
+    Locked towers stay float32, because the token cache of a data set holds what they compute in it. The cosine of two
+    vectors changes by less than 1e-3.
 
     Args:
         keep: a modality whose tower stays float32.
@@ -47,6 +48,22 @@ def reduced_precision(aligner: Aligner, dtype: torch.dtype) -> Iterator[None]:
             side.tower = tower
 
 
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How items are encoded.
+
+    Attributes:
+        max_tokens: average-pool the patch grid to at most so many tokens for the cross branch; 0 = keep all.
+        batch_size: items at a time; 0 = what suits the device (``BATCH_SIZE``).
+        across_processes: the processes of a launcher divide the batches. All of them must call, and each gets all
+            items.
+    """
+
+    max_tokens: int = 0
+    batch_size: int = 0
+    across_processes: bool = False
+
+
 @torch.inference_mode()
 def encode(
     aligner: Aligner,
@@ -55,9 +72,7 @@ def encode(
     *,
     items: Any = None,
     local_tokens: bool = False,
-    max_tokens: int = 0,
-    batch_size: int = 0,
-    across_processes: bool = False,
+    options: EncodeOptions = EncodeOptions(),
     on_progress: OnProgress = no_progress,
 ) -> EncodedSamples:
     """Encodes items of a column, in evaluation mode.
@@ -65,17 +80,14 @@ def encode(
     Args:
         items: [n] int64, positions in the column; None = all.
         local_tokens: also compute the tokens for the cross branch.
-        max_tokens: average-pool the patch grid to at most so many tokens for the cross branch; 0 = keep all.
-        batch_size: items at a time; 0 = what suits the device (``BATCH_SIZE``).
-        across_processes: the processes of a launcher divide the batches among them; all must call, and each gets all items.
     Returns:
         n samples on the CPU, in the order of ``items``: embeddings float32; tokens float16, padded to the longest.
     """
     aligner.eval()
     device = next(aligner.parameters()).device
     chosen = np.arange(len(column.row)) if items is None else np.asarray(items)
-    rank, world = (distributed.rank(), distributed.world()) if across_processes else (0, 1)
-    batches = batch_positions(column, chosen, batch_size or BATCH_SIZE.get(device.type, BATCH_SIZE["cuda"]))
+    rank, world = (distributed.rank(), distributed.world()) if options.across_processes else (0, 1)
+    batches = batch_positions(column, chosen, options.batch_size or BATCH_SIZE.get(device.type, BATCH_SIZE["cuda"]))
     encoded: list[tuple[Array, EncodedSamples]] = []
     done = 0
     for positions, inputs in prefetch(
@@ -84,8 +96,8 @@ def encode(
         embedding, features = aligner.encode(modality, move(inputs, device))
         tokens = None
         if local_tokens:
-            if max_tokens:
-                features = pool_grid(features, aligner.sides[modality].grid, max_tokens)  # type: ignore[arg-type]
+            if options.max_tokens:
+                features = pool_grid(features, aligner.sides[modality].grid, options.max_tokens)  # type: ignore[arg-type]
             prepared = aligner.local_tokens(modality, features)
             tokens = LocalTokens(prepared.tokens.half(), prepared.mask)
         encoded.append((positions, EncodedSamples(embedding.map(torch.Tensor.float), tokens).to("cpu")))

@@ -1,4 +1,4 @@
-"""Samples that are in no data set (queries, prompts, inputs of the Python API), encoded exactly as the items of a data set are."""
+"""Encodes samples that are in no data set (queries, inputs of the Python API) exactly as the items of a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ccaco_cli.core.data.loader import Column, TextColumn, decode_media
-from ccaco_cli.core.encoding.encode import encode
+from ccaco_cli.core.encoding.encode import EncodeOptions, encode
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
@@ -76,8 +76,8 @@ def decoded(modality: str, sample: Any, preprocess: Any) -> Any:
         try:
             sample = sample.read_bytes()
         except OSError as error:
-            what = f"cannot read this file ({error.strerror or error})"
-            raise DataError(what, where=sample, expected=f"a readable {modality} file") from None
+            message = f"cannot read this file ({error.strerror or error})"
+            raise DataError(message, where=sample, expected=f"a readable {modality} file") from None
     return decode_media(modality, sample, preprocess) if isinstance(sample, bytes) else sample
 
 
@@ -94,8 +94,7 @@ def encode_samples(
     samples: Sequence[Any],
     *,
     local_tokens: bool = True,
-    max_tokens: int = 0,
-    batch_size: int = 0,
+    options: EncodeOptions = EncodeOptions(),
     on_progress: OnProgress = no_progress,
 ) -> EncodedSamples:
     """Encodes samples that are in no data set.
@@ -104,19 +103,11 @@ def encode_samples(
         tower: of their modality, whose preprocessing they get.
         samples: n texts, files, encoded bytes, or decoded samples.
         local_tokens: also compute the tokens for the cross branch.
-        max_tokens, batch_size: as ``encode`` takes them.
+        options: as ``encode`` takes them.
     Returns:
         Embeddings (and tokens) on the CPU, in the order of the samples.
     Raises:
         DataError: a file that cannot be read or decoded.
     """
     column = sample_column(tower, samples)
-    return encode(
-        aligner,
-        tower.modality,
-        column,
-        local_tokens=local_tokens,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        on_progress=on_progress,
-    )
+    return encode(aligner, tower.modality, column, local_tokens=local_tokens, options=options, on_progress=on_progress)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.encoding.encode import encode
+from ccaco_cli.core.encoding.encode import EncodeOptions, encode
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
@@ -23,6 +23,8 @@ from ccaco_cli.core.scoring import caption_choice
 from ccaco_cli.core.scoring.split_scorer import SplitEncodings, classify
 from ccaco_cli.core.scoring.two_stage import exhaustive
 from ccaco_cli.core.types import EncodedSamples, move
+
+ACROSS_PROCESSES = EncodeOptions(across_processes=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +65,13 @@ class SplitEncoder:
         (modality_a, a), (modality_b, b) = columns.items()
         split, loss = self.data.split(name), self.config.loss
         if loss.alpha == loss.beta == 0:
-            encoded_a = encode(self.aligner, modality_a, a, across_processes=True)
+            encoded_a = encode(self.aligner, modality_a, a, options=ACROSS_PROCESSES)
             classes = self._class_vectors(encoded_a, name)
             assert classes is not None
             return classify(split, a.row, classes, self.data.modalities)[0].metrics
         if loss.alpha > 0:
             encoded_a, encoded_b = (
-                encode(self.aligner, m, c, across_processes=True) for m, c in ((modality_a, a), (modality_b, b))
+                encode(self.aligner, m, c, options=ACROSS_PROCESSES) for m, c in ((modality_a, a), (modality_b, b))
             )
             groups = split.group[a.row], split.group[b.row]
             rank_pool = by_similarity(encoded_a.z, encoded_b.z, *groups)
@@ -77,7 +79,7 @@ class SplitEncoder:
         rows = min(self.config.eval.exhaustive, len(split.group))
         items_a, items_b = (np.flatnonzero(column.row < rows) for column in (a, b))
         encoded_a, encoded_b = (
-            encode(self.aligner, m, c, items=items, local_tokens=True, across_processes=True)
+            encode(self.aligner, m, c, items=items, local_tokens=True, options=ACROSS_PROCESSES)
             for m, c, items in ((modality_a, a, items_a), (modality_b, b, items_b))
         )
         groups = split.group[a.row[items_a]], split.group[b.row[items_b]]

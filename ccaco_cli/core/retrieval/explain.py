@@ -1,6 +1,7 @@
 """Why a pair matches: the relevance of each image cell for each word, and tests of that relevance.
 
-``hide_cells`` tests a heat map with the matcher: without the most relevant cells the score must fall faster than without
+``hide_cells`` tests a heat map with the matcher: without the most relevant cells the score must fall faster than
+    without
 random cells. ``point`` tests it with the image, where it is known which object is where.
 """
 
@@ -113,7 +114,8 @@ def relevance(aligner: Aligner, a: LocalTokens, b: LocalTokens, method: str) -> 
     device = next(aligner.parameters()).device
     aligner.eval()
     with torch.enable_grad():
-        # copies, because tokens may come from inference mode, and gradients must flow even where no parameter is trained
+        # copies, because tokens may come from inference mode, and gradients must flow even where no parameter
+        # is trained
         copy_a, copy_b = (
             x.map(lambda t: t.to(device).float().clone().requires_grad_() if t.is_floating_point() else t.to(device))
             for x in (a, b)
@@ -165,7 +167,8 @@ def hide_cells(aligner: Aligner, a: LocalTokens, b: LocalTokens, order: Array, s
 
     Args:
         a, b: tokens of one sample each.
-        order: [C] positions of the cells among a's tokens, most relevant first; tokens that are no cells are not masked.
+        order: [C] positions of the cells among a's tokens, most relevant first; tokens that are no cells are not
+            masked.
     """
     rng, count = np.random.default_rng(seed), len(order)
     orders = [order[::-1], order, *(rng.permutation(order) for _ in range(RANDOM_ORDERS))]
@@ -224,7 +227,8 @@ def explain(
 
     Args:
         a, b: tokens of one sample each, padding allowed; the last of a's real tokens are the cells of ``grid``.
-        words: of b, with the positions of their tokens; function words are left out. Without any, b is explained as a whole.
+        words: of b, with the positions of their tokens; function words are left out. Without any, b is explained as a
+            whole.
         method: an entry of ``METHODS``.
     """
     tokens_a = torch.nonzero(a.mask[0]).flatten().numpy()
@@ -239,14 +243,15 @@ def explain(
 
 
 def point(heat: Array, box: Sequence[float]) -> tuple[float, float, float]:
-    """The pointing game (Zhang et al., arXiv:1608.00507), without tolerance: is the centre of the hottest cell in the box?
+    """The pointing game (Zhang et al., arXiv:1608.00507), without tolerance: is the centre of the hottest cell in the
+    box?
 
     Args:
         heat: [h, w].
         box: (x0, y0, x1, y1) as shares of the sides of the image, y down.
     Returns:
-        Hit of the heat map, expected hit of a random cell, hit of the centre of the image; 0..1. Cells of equal heat share
-        the hit.
+        Hit of the heat map, expected hit of a random cell, hit of the centre of the image; 0..1. Cells of equal heat
+        share the hit.
     """
     height, width = heat.shape
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")

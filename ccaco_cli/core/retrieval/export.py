@@ -1,4 +1,5 @@
-"""Exports the query side of an index: the text tower with its head, and the matcher, as ONNX graphs that ``query.Exported`` runs."""
+"""Exports the query side of an index as ONNX graphs: the text tower with its head, and the matcher
+(``query.Exported``)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from ccaco_cli.core.retrieval.query import (
 from ccaco_cli.core.types import LocalTokens
 
 CLOSE = 1e-3
-"""Largest difference of cosines (and, relative to the largest, of match logits) between the exported and the trained model."""
+"""Largest difference of cosines between exported and trained model; of match logits, relative to the largest."""
 TRIED = 32
 MODALITY = "text"
 _NAMES = (
@@ -65,13 +66,18 @@ class _Matcher(nn.Module):
 def export(
     folder: Path, aligner: Aligner, towers: Mapping[str, Tower], samples: Sequence[str], *, matcher: bool
 ) -> dict[str, Any]:
-    """Writes the query side of a model into ``folder``, and keeps it only when it answers as the model itself does.
+    """Writes the query side of a model into ``folder``, and removes it when its results differ from those of the model.
 
-    aligner  on the CPU, in evaluation mode
-    samples  captions on which both are compared, end to end from the text
-    matcher  also export the cross branch
-    Returns  for the manifest: {"exported": True, "cosine_difference", "match_difference"} or {"exported": False, "why"}, without
-             "why" where there is no text; never raises for a model that cannot be exported, for it is searched as well by itself
+    A model that cannot be exported raises no error, because queries can use the model itself.
+
+    Args:
+        aligner: on the CPU, in evaluation mode.
+        samples: captions on which both are compared, end to end from the text.
+        matcher: also export the cross branch.
+    Returns:
+        For the manifest: {"exported": True, "cosine_difference", "match_difference"} or {"exported": False, "why"},
+            without
+        "why" where there is no text.
     """
     tower = towers.get(MODALITY)
     described = tower.tokenizer.portable() if tower is not None and tower.tokenizer is not None else None
@@ -89,31 +95,31 @@ def export(
             _write(folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS)
             if matcher:
                 _write(folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",))
-        found = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
-    except Exception as error:  # the exporter raises whatever a model makes it stumble over
+        differences = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
+    except Exception as error:  # the exporter raises many kinds of errors
         shutil.rmtree(folder)
-        return {"exported": False, "why": _root(error)}
-    if max(found.values()) > CLOSE:
+        return {"exported": False, "why": _root_cause(error)}
+    if max(differences.values()) > CLOSE:
         shutil.rmtree(folder)
-        return {"exported": False, "why": "it does not answer as the model does", **found}
-    return {"exported": True, **found}
+        return {"exported": False, "why": "its results differ from those of the model", **differences}
+    return {"exported": True, **differences}
 
 
-def _root(error: Exception) -> str:
-    """What an error began with, in one line: the exporter wraps it in pages of its own, in colour."""
+def _root_cause(error: Exception) -> str:
+    """The first error of a chain, in one line: the exporter wraps it in pages of coloured text."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _write(
-    path: Path, module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+    path: Path, module: nn.Module, arguments: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
 ) -> None:
     auto = torch.export.Dim.AUTO
     shapes = {name: {0: auto, 1: auto} for name in inputs}
     program = torch.onnx.export(
         module.eval(),
-        given,
+        arguments,
         input_names=inputs,
         output_names=outputs,
         dynamic_shapes=shapes,
@@ -136,9 +142,9 @@ def _pairs(aligner: Aligner, count: int, n_a: int, n_b: int) -> tuple[Tensor, ..
 
 
 def _differences(
-    found: Exported, aligner: Aligner, tower: Tower, texts: Sequence[str], *, matcher: bool
+    exported: Exported, aligner: Aligner, tower: Tower, texts: Sequence[str], *, matcher: bool
 ) -> dict[str, float]:
-    query = found.encode(texts)
+    query = exported.encode(texts)
     with torch.no_grad():
         embedding, features = aligner.encode(MODALITY, tower.preprocess(list(texts)))
         z = embedding.z.numpy()
@@ -146,8 +152,10 @@ def _differences(
         if matcher:
             pairs = _pairs(aligner, 5, 7, 9)
             logits = _Matcher(aligner)(*pairs).numpy()
-            got = found.match(*(part.numpy() for part in pairs))
-            differences["match_difference"] = float(np.abs(got - logits).max() / max(1.0, np.abs(logits).max()))
+            exported_logits = exported.match(*(part.numpy() for part in pairs))
+            differences["match_difference"] = float(
+                np.abs(exported_logits - logits).max() / max(1.0, np.abs(logits).max())
+            )
     if not np.array_equal(query.mask, features.mask.numpy()):
         return {"cosine_difference": float("inf")}
     return {name: value if np.isfinite(value) else float("inf") for name, value in differences.items()}

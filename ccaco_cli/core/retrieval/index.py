@@ -1,4 +1,4 @@
-"""The index of a split: vectors, tokens, items and the model itself in one folder, so that a query needs nothing else."""
+"""The index of a split: vectors, tokens, items and the model in one folder, which is all that a query needs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ REBUILD = "ccaco embed --run RUN --dataset NAME --index NAME.idx --rebuild"
 QUERY = "query"
 """Folder of the exported query side."""
 _COLUMNS = {("group", False): pa.int64(), ("thumbnail", False): pa.binary(), ("text", True): pa.list_(pa.string())}
-"""Types of an item's columns by name, and by whether they hold lists; all others are texts. A first part alone does not always tell."""
+"""(name, holds lists) -> type of a column of the items; all others are texts. The first part alone does not always
+tell."""
 
 
 def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig) -> None:
-    """Everything that encodes and matches a query: config, all weights (locked towers too), tokenizer files."""
+    """Stores everything that encodes and matches a query: config, all weights (locked towers too), tokenizer files."""
     from ccaco_cli.core.model import weights
 
     model = config.model
@@ -53,7 +54,7 @@ def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], conf
 
 
 def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower], RunConfig]:
-    """What ``save_model`` wrote, from wherever the folder lies now."""
+    """Loads what ``save_model`` wrote; the folder may have been moved."""
     from ccaco_cli.core.model import aligner as aligners
     from ccaco_cli.core.model import weights
 
@@ -75,14 +76,16 @@ def write_side(
     kind: str = "auto",
     queries: Any = None,
 ) -> dict[str, Any]:
-    """One modality of an index, beside the tokens for the cross branch that a ``token_store.Writer`` has left there, if the index has any.
+    """Writes one modality of an index, beside the tokens that a ``token_store.Writer`` has written there, if any.
 
-    z        [n, E] float16 or float32, unit norm
-    items    part after part, column name -> values (id, group, text ...), n rows in all; ``thumbnail`` holds JPEG bytes
-    store    how tokens are kept: an entry of ``token_store.STORES``, or none
-    kind     how vectors are searched (``vectors.write``)
-    queries  [m, E] vectors of the other modality, on which an approximate search is tuned
-    Returns  for the manifest: {"vectors": ..., "tokens": ...} with bytes an item of both
+    Args:
+        z: [n, E] float16 or float32, unit norm.
+        items: parts of column name -> values (id, group, text ...), n rows in all; ``thumbnail`` holds JPEG bytes.
+        store: how tokens are stored: an entry of ``token_store.STORES``, or none.
+        kind: how vectors are searched (``vectors.write``).
+        queries: [m, E] vectors of the other modality, on which an approximate search is tuned.
+    Returns:
+        For the manifest: {"vectors": ..., "tokens": ...} with the bytes of one item in both.
     """
     folder.mkdir(parents=True, exist_ok=True)
     built = vectors.write(folder, z, kind, queries)
@@ -112,7 +115,7 @@ def _bytes(folder: Path, names: Sequence[str]) -> int:
 
 
 class IndexSide:
-    """One modality of an opened index; vectors, tokens and items stay on disk until asked for."""
+    """One modality of an opened index. Vectors, tokens and items are read when they are first needed."""
 
     def __init__(self, folder: Path, rows: int | None = None):
         self.folder, self.rows = folder, rows
@@ -122,36 +125,36 @@ class IndexSide:
         try:
             return vectors.open(self.folder)
         except Exception as error:  # numpy and faiss raise many kinds for a broken file
-            what = f"unreadable vectors ({' '.join(str(error).split())[-80:]})"
-            raise ManifestError(what, where=self.folder, next=REBUILD) from None
+            message = f"unreadable vectors ({' '.join(str(error).split())[-80:]})"
+            raise ManifestError(message, where=self.folder, next=REBUILD) from None
 
     @cached_property
     def items(self) -> pa.Table:
         file = self.folder / "items.arrow"
         try:
-            found = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-            found.validate(full=True)  # offsets that leave the file would be read all the same, and end the process
-            return found
+            table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            table.validate(full=True)  # offsets beyond the file would be read without a check, and end the process
+            return table
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"unreadable items ({str(error)[:80]})", where=file, next=REBUILD) from None
 
     def check(self, width: int) -> None:
         """Raises ManifestError: vectors of another width than the model's, or of other rows than the items'."""
-        found, items = (self.vectors.ntotal, self.vectors.d), len(self.items)
+        shape, items = (self.vectors.ntotal, self.vectors.d), len(self.items)
         rows = items if self.rows is None else self.rows
-        if found != (rows, width) or items != rows:
-            what = f"vectors of shape {list(found)} and {items} items do not belong to this index"
-            raise ManifestError(what, where=self.folder, expected=f"[{rows}, {width}]", next=REBUILD)
+        if shape != (rows, width) or items != rows:
+            message = f"vectors of shape {list(shape)} and {items} items do not belong to this index"
+            raise ManifestError(message, where=self.folder, expected=f"[{rows}, {width}]", next=REBUILD)
 
     @cached_property
     def tokens(self) -> Tokens:
         try:
-            found = Tokens.open(self.folder)
-            found.check(len(self.items))
-            return found
+            tokens = Tokens.open(self.folder)
+            tokens.check(len(self.items))
+            return tokens
         except Exception as error:  # numpy raises many kinds for a broken file
-            what = f"unreadable tokens ({' '.join(str(error).split())[-80:]})"
-            raise ManifestError(what, where=self.folder, next=REBUILD) from None
+            message = f"unreadable tokens ({' '.join(str(error).split())[-80:]})"
+            raise ManifestError(message, where=self.folder, next=REBUILD) from None
 
     @property
     def has_tokens(self) -> bool:
@@ -165,20 +168,22 @@ class IndexSide:
         return LocalTokens(tokens, mask)
 
     def item(self, row: int) -> dict[str, Any]:
-        """Everything that is known of one row."""
-        found: dict[str, Any] = self.items.slice(row, 1).to_pylist()[0]
-        return found
+        """All columns of one row."""
+        columns: dict[str, Any] = self.items.slice(row, 1).to_pylist()[0]
+        return columns
 
 
 class Index:
-    """An opened index: one generation of it, whole, whatever is built in the meantime.
+    """An opened index: one complete generation of it, even while a new one is built.
 
-    verify  quick | full: whether every file is hashed first
-    Raises  ManifestError: the folder is none, was altered, or its parts do not belong together
+    Args:
+        verify: quick | full: whether every file is hashed first.
+    Raises:
+        ManifestError: the folder is no index, was altered, or its parts do not belong together.
     """
 
     def __init__(self, path: Path, verify: str = manifest.QUICK):
-        self.manifest, number = _whole(path, verify)
+        self.manifest, number = _open_generation(path, verify)
         if number is not None:
             weakref.finalize(self, os.close, number)
         try:
@@ -196,7 +201,7 @@ class Index:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """What ranks the answers, chosen when the model was evaluated."""
+        """The score that ranks hits, as it was chosen when the model was evaluated."""
         loss = self.manifest.config["loss"]
         kind = score_kind(loss["alpha"], loss["beta"], self.weight)
         return Scorer.of(kind, float(self.manifest.facts["scale"]), self.weight)
@@ -207,11 +212,9 @@ class Index:
         folder = self.folder / QUERY
         if not folder.is_dir():
             return None
-        given = self.manifest.config[
-            "model"
-        ]  # a text query waits for this: the whole config would take its time to read
+        settings = self.manifest.config["model"]  # not the complete config: reading it would delay a text query
         for side in self.sides.values():
-            side.check(ModelConfig(width=given["width"], vectors=given["vectors"]).dim)
+            side.check(ModelConfig(width=settings["width"], vectors=settings["vectors"]).dim)
         return query.Exported(folder)
 
     @cached_property
@@ -221,22 +224,23 @@ class Index:
         from ccaco_cli.core.encoding.encode import reduce_precision
 
         with torch.inference_mode(False):  # the first caller may be in that mode, and explanations need gradients later
-            found = load_model(self.folder / "model", self.modalities)
+            aligner, towers, config = load_model(self.folder / "model", self.modalities)
             exported = "" if self.exported is None else self.exported.modality  # its graph computes in float32
-            reduce_precision(found[0], self._precision(), keep=exported)
+            reduce_precision(aligner, self._precision(), keep=exported)
         for side in self.sides.values():
-            side.check(found[2].model.dim)
-        return found
+            side.check(config.model.dim)
+        return aligner, towers, config
 
     def _precision(self) -> Any:
-        """The dtype in which towers encode queries: that of the items where this CPU computes in it at full speed, else float32."""
+        """The dtype of towers for queries: that of the items where this CPU is fast in it, else float32."""
         import torch
 
-        stored = getattr(torch, self.manifest.facts.get("precision", "float32"))
+        dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        stored = dtypes.get(str(self.manifest.facts.get("precision")), torch.float32)
         return stored if stored == runtime.encoding_dtype("auto", torch.device("cpu")) else torch.float32
 
     def other(self, modality: str) -> str:
-        """The modality that a query of this one finds. Raises DataError for one that the index does not hold."""
+        """The modality of the items that a query of this modality searches. Raises DataError: not in this index."""
         if modality not in self.modalities:
             raise DataError(
                 f"this index holds no {modality}",
@@ -262,10 +266,14 @@ def thumbnail(modality: str, data: bytes) -> bytes:
 
 
 def begin(root: Path) -> tuple[Path, str]:
-    """Where the next generation of an index is written, after a killed builder's leftovers are cleared, and its name when it is whole."""
+    """Removes what a killed build has left, and starts the next generation of an index.
+
+    Returns:
+        The folder that it is written to, and its name once it is complete.
+    """
     manifest.sweep(root)
     sweep(root, _generation(root))
-    numbers = [int(found.name.rpartition("-")[2]) for found in root.glob("generation-*")]
+    numbers = [int(folder.name.rpartition("-")[2]) for folder in root.glob("generation-*")]
     name = f"generation-{max(numbers, default=0) + 1}"
     temp = root / f".{name}.tmp"
     temp.mkdir(parents=True)
@@ -273,7 +281,7 @@ def begin(root: Path) -> tuple[Path, str]:
 
 
 def sweep(root: Path, keep: str) -> None:
-    """Clears generations that are not the present one, and those that were never finished; one that is being read stays."""
+    """Removes generations except ``keep`` and those that are being read, and also those that were never finished."""
     for old in [*root.glob("generation-*"), *root.glob(".generation-*.tmp")]:
         if old.name != keep and _lock(old, exclusive=True):
             shutil.rmtree(old, ignore_errors=True)
@@ -284,7 +292,12 @@ def _generation(root: Path) -> str:
 
 
 def _lock(folder: Path, *, exclusive: bool = False) -> int | bool:
-    """A shared lock on a folder, held as long as the file number that is returned is open; or whether nobody holds one (exclusive)."""
+    """Locks a folder.
+
+    Returns:
+        The file number that holds a shared lock until it is closed, or False; with ``exclusive``: whether no process
+        holds one.
+    """
     try:
         import fcntl
 
@@ -302,19 +315,23 @@ def _lock(folder: Path, *, exclusive: bool = False) -> int | bool:
     return number
 
 
-def _whole(path: Path, verify: str) -> tuple[Manifest, int | None]:
-    """The manifest of an index and the hold on its generation: again, when the index was rebuilt between the two."""
+def _open_generation(path: Path, verify: str) -> tuple[Manifest, int | None]:
+    """Opens the manifest of an index and locks its generation; tries again when the index was rebuilt between the two.
+
+    Returns:
+        The manifest, and the file number that holds the lock (None where the system has no locks).
+    """
     for attempt in range(10):
         before = _stamp(path)
         try:
-            found = manifest.open(path, kind="index", verify=verify)
+            opened = manifest.open(path, kind="index", verify=verify)
         except ManifestError:
             if attempt < 9 and _stamp(path) != before:
                 continue
             raise
-        number = _lock(path / str(found.facts.get("generation")))
+        number = _lock(path / str(opened.facts.get("generation")))
         if _stamp(path) == before:
-            return found, None if isinstance(number, bool) else number
+            return opened, None if isinstance(number, bool) else number
         if not isinstance(number, bool):
             os.close(number)
     raise ManifestError("this index is rebuilt again and again", where=path, next="the same command, when it is done")
@@ -322,10 +339,10 @@ def _whole(path: Path, verify: str) -> tuple[Manifest, int | None]:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = (path / manifest.NAME).stat()
+        status = (path / manifest.NAME).stat()
     except OSError:
         return 0, 0
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def complete(

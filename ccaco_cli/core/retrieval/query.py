@@ -1,4 +1,4 @@
-"""The query side of an index without the library that trained it: exported graphs, a tokenizer, numpy. Nothing here imports torch."""
+"""The query side of an index without torch: exported ONNX graphs, a tokenizer, numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ PAIRS_AT_ONCE = 2048
 
 @dataclass(frozen=True)
 class Query:
-    """Encoded queries, as numpy arrays: z [n, E] float32, unit norm; tokens [n, L, D] float32; mask [n, L] bool."""
+    """Encoded queries.
+
+    Attributes:
+        z: [n, E] float32, unit norm.
+        tokens: [n, L, D] float32, for the cross branch.
+        mask: [n, L] bool, True = real token.
+    """
 
     z: Array
     tokens: Array
@@ -34,7 +40,8 @@ class Query:
 
 
 def _clip(text: str) -> str:
-    """open_clip's cleaning (``tokenizer._clean_lower``); its slow half changes nothing in printable ASCII without entities."""
+    """open_clip's cleaning (``tokenizer._clean_lower``), whose slow half does not change printable ASCII without
+    entities."""
     if "&" in text or not (text.isascii() and text.isprintable()):
         import html
 
@@ -45,13 +52,14 @@ def _clip(text: str) -> str:
 
 
 CLEAN: dict[str, Callable[[str], str]] = {"clip": _clip, "none": lambda text: text}
-"""What happens to a text before its tokenizer, by name."""
+"""Name -> what cleans a text before its tokenizer."""
 
 
 class Exported:
-    """The query side that lies in a folder (``export.export`` wrote it); each part is loaded when first needed.
+    """The query side in a folder that ``export.export`` wrote. Each part is loaded when it is first needed.
 
-    modality  of the queries that it encodes
+    Attributes:
+        modality: of the queries that it encodes.
     """
 
     def __init__(self, folder: Path):
@@ -64,22 +72,27 @@ class Exported:
         return (self.folder / MATCHER).exists()
 
     def encode(self, texts: Sequence[str]) -> Query:
-        """Texts -> Query, one batch, padded to its longest (or to the length that the tower was trained to see)."""
+        """Encodes texts as one batch, padded to its longest text (or to the length that the tower was trained with)."""
         clean, length = CLEAN[self.settings["clean"]], self.settings["pad_to"]
-        found = [one.ids for one in self._tokenizer.encode_batch([clean(text) for text in texts])]
-        longest = max(length, *map(len, found))
-        mask = np.arange(longest) < np.array([len(ids) for ids in found])[:, None]
+        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch([clean(text) for text in texts])]
+        longest = max(length, *map(len, token_ids))
+        mask = np.arange(longest) < np.array([len(row) for row in token_ids])[:, None]
         ids = np.full(mask.shape, self.settings["pad_id"], np.int64)
-        ids[mask] = np.concatenate(found)
+        ids[mask] = np.concatenate(token_ids)
         z, tokens = self._encoder.run(list(ENCODER_OUTPUTS), dict(zip(ENCODER_INPUTS, (ids, mask), strict=True)))
         return Query(z, tokens.astype(np.float16).astype(np.float32), mask)  # rounded as the tokens of items are
 
     def match(self, tokens_a: Array, mask_a: Array, tokens_b: Array, mask_b: Array) -> Array:
-        """Match logits of row i of a with row i of b: tokens [M, N, D] float32, as ``Aligner.local`` prepares them; mask [M, N] -> [M]."""
-        given = dict(zip(MATCHER_INPUTS, (tokens_a, mask_a, tokens_b, mask_b), strict=True))
+        """Match logits [M] of row i of a with row i of b.
+
+        Args:
+            tokens_a, tokens_b: [M, N, D] float32, as ``Aligner.local_tokens`` prepares them.
+            mask_a, mask_b: [M, N] bool.
+        """
+        inputs = dict(zip(MATCHER_INPUTS, (tokens_a, mask_a, tokens_b, mask_b), strict=True))
         parts = [slice(first, first + PAIRS_AT_ONCE) for first in range(0, len(tokens_a), PAIRS_AT_ONCE)]
         return np.concatenate(
-            [self._matcher.run(None, {name: array[part] for name, array in given.items()})[0] for part in parts]
+            [self._matcher.run(None, {name: array[part] for name, array in inputs.items()})[0] for part in parts]
         )
 
     @cached_property
@@ -99,7 +112,7 @@ class Exported:
 
 
 def session(path: Path) -> Any:
-    """An ONNX graph, ready to run on the CPU. Weights beside it are memory-mapped and used where they lie: no rewriting, no copies."""
+    """Opens an ONNX graph for the CPU. Its weights stay memory-mapped: they are neither rewritten nor copied."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""The score of a pair: ``scale * cosine + weight * match``. Search, evaluation, inspection and explanation all use it."""
+"""The score of a pair, ``scale * cosine + weight * match``, for search, evaluation, inspection and explanation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def score_kind(alpha: float, beta: float, weight: float) -> str:
         alpha, beta: weights of the contrastive and of the cross loss in training.
         weight: of the match logit, chosen on the validation split.
     Returns:
-        ``two-stage`` or ``cosine`` with a contrastive half; ``cross`` with a cross branch alone; ``classes`` with neither.
+        ``two-stage`` or ``cosine`` with a contrastive half; ``cross`` with a cross branch alone; ``classes`` with
+        neither.
     """
     if alpha > 0:
         return TWO_STAGE if weight > 0 else COSINE
@@ -38,7 +39,8 @@ class Scorer:
 
     @classmethod
     def of(cls, kind: str, scale: float = 1.0, weight: float = 0.0) -> Scorer:
-        """The scorer of a kind; ``scale`` and ``weight`` are those of a two-stage score, which is the cosine at weight 0."""
+        """The scorer of a kind; ``scale`` and ``weight`` are those of a two-stage score, which is the cosine at weight
+        0."""
         if kind == CROSS:
             return cls(CROSS, 0.0, 1.0)
         return cls(TWO_STAGE, scale, weight) if kind == TWO_STAGE and weight else cls(COSINE)

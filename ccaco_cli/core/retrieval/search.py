@@ -38,16 +38,18 @@ class Hit:
 
 
 def ask(index: Index, modality: str, samples: Sequence[Any], k: int, rerank: int | None = None) -> list[list[Hit]]:
-    """``search`` for texts or decoded media, encoded by the exported query side where there is one for them, else by the model itself."""
+    """Encodes queries by the exported query side, if there is one for the modality, else by the model, and searches."""
     light = index.exported is not None and index.exported.modality == modality
     query = index.exported.encode(samples) if index.exported and light else encode_query(index, modality, samples)
     return search(index, modality, query, k, rerank)
 
 
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
-    """Encodes queries exactly as the items of the index were encoded: preprocessing, token pooling, rounding, precision.
+    """Encodes queries exactly as the items of the index were encoded: preprocessing, token pooling, rounding,
+    precision.
 
-    A precision in which this CPU is slow, and queries of the exported modality, are the exceptions: they are encoded in float32,
+    A precision in which this CPU is slow, and queries of the exported modality, are the exceptions: they are encoded in
+        float32,
     whose cosines differ by less than 1e-3.
 
     Args:
@@ -57,10 +59,11 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
     Raises:
         DataError: a file that cannot be read or decoded.
     """
+    from ccaco_cli.core.encoding.encode import EncodeOptions
     from ccaco_cli.core.encoding.samples import encode_samples
 
     aligner, towers, _ = index.model
-    return encode_samples(aligner, towers[modality], samples, max_tokens=index.store_grid)
+    return encode_samples(aligner, towers[modality], samples, options=EncodeOptions(max_tokens=index.store_grid))
 
 
 def search(
@@ -68,9 +71,11 @@ def search(
 ) -> list[list[Hit]]:
     """Best k items of the other modality for each query.
 
-    query   of ``encode_query``, or of the exported query side
-    rerank  how many candidates the cross branch reorders; None = as many as in the run's evaluation, 0 = none
-    Returns one list a query, best first
+    Args:
+        query: of ``encode_query``, or of the exported query side.
+        rerank: candidates that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
+    Returns:
+        One list of hits for each query, best first.
     """
     side = index.sides[index.other(modality)]
     exhaustive = index.scorer.kind == CROSS
@@ -79,12 +84,12 @@ def search(
         rerank = int(settings["shortlist_back" if modality == index.modalities[0] else "shortlist"])
     if not side.has_tokens or not index.scorer.weight:
         rerank = 0
-    asked = query if isinstance(query, Query) else _arrays(query)
+    queries = query if isinstance(query, Query) else _arrays(query)
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
-    cosines, rows = side.vectors.search(asked.z, wanted)
+    cosines, rows = side.vectors.search(queries.z, wanted)
     return [
-        _rank(index, modality, asked[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
-        for i in range(len(asked.z))
+        _rank(index, modality, queries[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
+        for i in range(len(queries.z))
     ]
 
 

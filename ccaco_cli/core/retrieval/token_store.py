@@ -40,7 +40,8 @@ def check(store: str) -> None:
 
 
 class Writer:
-    """Tokens of one row after another, straight to ``folder``: none of them stays in memory. ``store`` is an entry of ``STORES``.
+    """Tokens of one row after another, straight to ``folder``: none of them stays in memory. ``store`` is an entry of
+    ``STORES``.
 
     A context, at whose end the files are there: none where nothing was added.
     """

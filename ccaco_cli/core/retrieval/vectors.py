@@ -1,4 +1,4 @@
-"""The vectors of an index: exact search by blocked products over a memory map, or an index of faiss, tuned by measurement."""
+"""The vectors of an index: exact search by blocked products over a memory map, or a faiss index with a tuned recall."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ccaco_cli.core.errors import ConfigError
 Array = np.ndarray[Any, Any]
 FILES = VECTORS, APPROXIMATE = "vectors.npy", "vectors.faiss"
 EXACT_BELOW = 1_000_000
-"""Rows up to which ``auto`` searches exactly: 0.2 s a query there, and memory bandwidth is the floor."""
+"""Rows up to which ``auto`` searches exactly: 0.2 s a query there, limited by memory bandwidth."""
 TARGET = 0.98
 QUERIES = 1000
 _SCORES = 2**20  # of one tile: 4 MiB, which stay in a core's cache
@@ -36,17 +36,24 @@ class Vectors(Protocol):
         ...
 
     def search(self, queries: Array, k: int) -> tuple[Array, Array]:
-        """queries [q, E] float32, unit norm -> (cosines, rows), both [q, k], best first; row -1 where an approximate index found fewer."""
+        """Finds the k best rows of each query.
+
+        Args:
+            queries: [q, E] float32, unit norm.
+        Returns:
+            (cosines, rows), both [q, k], best first; row -1 where an approximate index returns fewer.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Built:
-    """What building says of itself.
+    """A built vector index, as the manifest describes it.
 
-    type     flat | ivf | hnsw | ivfpq
-    recall   share of the exact best ten that it finds for the data's own queries, 0..1
-    setting  the search setting that was needed for it (lists probed, or candidates kept), 0 = none
+    Attributes:
+        type: flat | ivf | hnsw | ivfpq.
+        recall: share of the exact best ten that it returns for queries of the data set, 0..1.
+        setting: the search setting that this recall needs (lists probed, or candidates kept); 0 = none.
     """
 
     type: str
@@ -79,20 +86,20 @@ class Flat:
             better = np.flatnonzero(scores > best[:, -1:])  # all of the first tile, few of those behind it
             query, row = np.divmod(better, scores.shape[1])
             counts = np.bincount(query, minlength=len(queries))
-            found = np.full((len(queries), k + counts.max(initial=0)), -np.inf, np.float32)
-            rows = np.full(found.shape, -1)
-            new = np.arange(found.shape[1]) - k < counts[:, None]
+            candidates = np.full((len(queries), k + counts.max(initial=0)), -np.inf, np.float32)
+            rows = np.full(candidates.shape, -1)
+            new = np.arange(candidates.shape[1]) - k < counts[:, None]
             new[:, :k] = False
-            found[:, :k], rows[:, :k] = best, where
-            found[new], rows[new] = scores.ravel()[better], first + row
-            keep = _top(found, k)
-            best, where = np.take_along_axis(found, keep, 1), np.take_along_axis(rows, keep, 1)
+            candidates[:, :k], rows[:, :k] = best, where
+            candidates[new], rows[new] = scores.ravel()[better], first + row
+            top = _top(candidates, k)
+            best, where = np.take_along_axis(candidates, top, 1), np.take_along_axis(rows, top, 1)
         return best, where
 
 
 @dataclass
 class Approximate:
-    """A faiss index of the inner product; what it finds is scored again by the exact vectors [n, E]."""
+    """A faiss index of the inner product; its candidates are scored again by the exact vectors [n, E]."""
 
     index: Any
     exact: Array
@@ -137,12 +144,19 @@ def _top(scores: Array, k: int) -> Array:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One approximate index: how it is made, and how its search setting is raised."""
+    """One approximate index.
+
+    Attributes:
+        make: (rows, width) -> an empty faiss index.
+        tune: sets the search setting of an index.
+        start: smallest search setting.
+        max_setting: rows -> largest search setting.
+    """
 
     make: Callable[[int, int], Any]
     tune: Callable[[Any, int], None]
     start: int
-    most: Callable[[int], int]
+    max_setting: Callable[[int], int]
 
 
 def _lists(rows: int) -> int:
@@ -158,8 +172,8 @@ def _ivf(rows: int, width: int) -> Any:
 def _ivfpq(rows: int, width: int) -> Any:
     import faiss
 
-    most = min(width, max(16, width // 4))  # bytes of a row
-    parts = next(p for p in range(most, 0, -1) if width % p == 0)
+    max_bytes = min(width, max(16, width // 4))  # of a row
+    parts = next(p for p in range(max_bytes, 0, -1) if width % p == 0)
     bits = min(8, max(1, int(np.log2(max(2, rows // 39)))))
     return faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, _lists(rows), parts, bits, faiss.METRIC_INNER_PRODUCT)
 
@@ -195,12 +209,18 @@ def check(kind: str) -> None:
 
 
 def write(folder: Path, z: Array, kind: str, queries: Array | None, target: float = TARGET) -> Built:
-    """Writes vectors [n, E] (unit norm) and, for an approximate type, its index, with the smallest search setting that reaches the target.
+    """Writes vectors and, for an approximate type, its index with the smallest search setting that reaches the target.
 
-    kind     auto (exact below a million rows, else ivf) | flat | ivf | hnsw | ivfpq
-    queries  [m, E] vectors of the other modality: recall is measured on what will be asked, for random vectors say nothing of it
-    target   recall@10, 0..1; what was reached is in the answer
-    Raises   ConfigError: no such type
+    Args:
+        z: [n, E], unit norm.
+        kind: auto (exact below a million rows, else ivf) | flat | ivf | hnsw | ivfpq.
+        queries: [m, E] vectors of the other modality, on which recall is measured: random vectors would not tell the
+            recall of real queries. None = ``z`` itself.
+        target: recall@10, 0..1.
+    Returns:
+        The type, and the recall that was reached.
+    Raises:
+        ConfigError: no such type.
     """
     check(kind)
     vectors = np.array(z, np.float32, order="C")
@@ -209,26 +229,26 @@ def write(folder: Path, z: Array, kind: str, queries: Array | None, target: floa
     )  # float16 shards are unit norm to three digits only
     np.save(folder / VECTORS, vectors)
     name = kind if kind != "auto" else "flat" if len(vectors) < EXACT_BELOW else "ivf"
-    way = KINDS[name]
-    if way is None:
+    approximate = KINDS[name]
+    if approximate is None:
         return Built(name)
     import faiss
 
-    index = way.make(*vectors.shape)
+    index = approximate.make(*vectors.shape)
     rng = np.random.default_rng(0)
     index.train(vectors[np.sort(rng.permutation(len(vectors))[: 256 * _lists(len(vectors))])])
     index.add(vectors)
-    asked = vectors if queries is None else np.asarray(queries, np.float32)
-    asked = asked[np.sort(rng.permutation(len(asked))[:QUERIES])]
-    wanted = Flat(folder / VECTORS).search(asked, 10)[1]
-    setting, most = way.start, way.most(len(vectors))
+    test_queries = vectors if queries is None else np.asarray(queries, np.float32)
+    test_queries = test_queries[np.sort(rng.permutation(len(test_queries))[:QUERIES])]
+    wanted = Flat(folder / VECTORS).search(test_queries, 10)[1]
+    setting, max_setting = approximate.start, approximate.max_setting(len(vectors))
     while True:
-        way.tune(index, setting)
-        recall = _recall(Approximate(index, vectors).search(asked, 10)[1], wanted)
-        if recall >= target or setting >= most:
+        approximate.tune(index, setting)
+        recall = _recall(Approximate(index, vectors).search(test_queries, 10)[1], wanted)
+        if recall >= target or setting >= max_setting:
             faiss.write_index(index, str(folder / APPROXIMATE))  # with its setting
             return Built(name, round(recall, 4), setting)
-        setting = min(2 * setting, most)
+        setting = min(2 * setting, max_setting)
 
 
 def open(folder: Path) -> Vectors:
@@ -236,5 +256,5 @@ def open(folder: Path) -> Vectors:
     return Approximate.open(folder) if (folder / APPROXIMATE).exists() else Flat(folder / VECTORS)
 
 
-def _recall(found: Array, wanted: Array) -> float:
-    return float(np.mean([len(np.intersect1d(f, w)) / len(w) for f, w in zip(found, wanted, strict=True)]))
+def _recall(rows: Array, exact_rows: Array) -> float:
+    return float(np.mean([len(np.intersect1d(r, e)) / len(e) for r, e in zip(rows, exact_rows, strict=True)]))

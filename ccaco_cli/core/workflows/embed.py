@@ -24,7 +24,7 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.columns import columns
-from ccaco_cli.core.encoding.encode import encode, reduced_precision
+from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
@@ -242,8 +242,7 @@ def _encode_modality(job: _Job, modality: str, index_folder: _IndexFolder | None
                     modality,
                     column,
                     items=items,
-                    max_tokens=job.request.store_grid,
-                    across_processes=True,
+                    options=EncodeOptions(max_tokens=job.request.store_grid, across_processes=True),
                     local_tokens=with_tokens,
                     on_progress=report_progress,
                 )

@@ -10,7 +10,7 @@ import torch
 from ccaco_cli.core.data.loader import CachedColumn
 from ccaco_cli.core.encoding import token_cache
 from ccaco_cli.core.encoding.batching import batch_positions
-from ccaco_cli.core.encoding.encode import encode, reduced_precision
+from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.encoding.token_cache import cached
 from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.types import Features
@@ -20,7 +20,11 @@ def test_order_and_batching_do_not_matter(toy: Any) -> None:
     aligner, column = toy.aligner(toy.config()).train(), toy.columns()[1]
     told: list[tuple[int, int | None]] = []
     whole = encode(
-        aligner, "text", column, batch_size=7, on_progress=lambda done, total, facts: told.append((done, total))
+        aligner,
+        "text",
+        column,
+        options=EncodeOptions(batch_size=7),
+        on_progress=lambda done, total, facts: told.append((done, total)),
     )
     assert not aligner.training
     assert told[-1] == (48, 48)
@@ -29,7 +33,7 @@ def test_order_and_batching_do_not_matter(toy: Any) -> None:
         alone, _ = aligner.encode("text", column.inputs(np.array([item])))
         assert torch.allclose(whole.z[item], alone.z[0], atol=1e-6)
         assert torch.allclose(whole.embedding.pooled[item], alone.pooled[0], atol=1e-6)
-    some = encode(aligner, "text", column, items=[40, 3], batch_size=1)
+    some = encode(aligner, "text", column, items=[40, 3], options=EncodeOptions(batch_size=1))
     assert torch.allclose(some.z, whole.z[[40, 3]], atol=1e-6)
     assert whole.z.dtype == torch.float32
     assert torch.allclose(whole.z.norm(dim=1), torch.ones(48), atol=1e-6)
@@ -37,7 +41,7 @@ def test_order_and_batching_do_not_matter(toy: Any) -> None:
 
 def test_local_keeps_the_tokens_of_the_cross_branch(toy: Any) -> None:
     aligner, column = toy.aligner(toy.config()), toy.columns()[1]
-    found = encode(aligner, "text", column, local_tokens=True, batch_size=5).local_tokens
+    found = encode(aligner, "text", column, local_tokens=True, options=EncodeOptions(batch_size=5)).local_tokens
     assert found.tokens.dtype == torch.float16
     assert found.mask.sum(1).tolist() == column.length.tolist()
     assert not found.tokens[~found.mask].any()

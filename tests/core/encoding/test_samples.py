@@ -18,7 +18,7 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import PairData, WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.encoding.columns import columns
-from ccaco_cli.core.encoding.encode import encode
+from ccaco_cli.core.encoding.encode import EncodeOptions, encode
 from ccaco_cli.core.encoding.samples import encode_samples
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.model import aligner as aligners
@@ -139,9 +139,10 @@ def test_a_query_is_encoded_as_the_item_is(
     aligner, towers = aligners.build(config, LossConfig(), data.modalities)
     column = columns(data, "test", aligner, towers, config)[modality]
     for max_tokens in (0, 4):
-        items = encode(aligner, modality, column, items=ITEMS, local_tokens=True, max_tokens=max_tokens)
+        options = EncodeOptions(max_tokens)
+        items = encode(aligner, modality, column, items=ITEMS, local_tokens=True, options=options)
         for samples in samples_of(data, modality, tmp_path):
-            queries = encode_samples(aligner, towers[modality], samples, max_tokens=max_tokens)
+            queries = encode_samples(aligner, towers[modality], samples, options=options)
             assert torch.allclose(queries.z, items.z, atol=1e-3)
             assert torch.equal(queries.local_tokens.mask, items.local_tokens.mask)
             mask = items.local_tokens.mask

@@ -97,7 +97,9 @@ def test_rerank_reorders_the_first_n_and_leaves_the_rest(
         pair = [17, hit.row] if modality == "image" else [hit.row, 17]
         wanted = match_logits(aligner, sides["image"].local_tokens, sides["text"].local_tokens, np_index(pair)).item()
         assert hit.match == pytest.approx(wanted, abs=0.02)
-        assert hit.score == pytest.approx(float(aligner.logit_scale().detach()) * hit.cosine + 2.0 * hit.match, abs=1e-3)
+        assert hit.score == pytest.approx(
+            float(aligner.logit_scale().detach()) * hit.cosine + 2.0 * hit.match, abs=1e-3
+        )
     assert [h.score for h in hits[:6]] == sorted((h.score for h in hits[:6]), reverse=True)
     assert [h.rank for h in hits] == list(range(1, 13))
 
