@@ -130,7 +130,8 @@ from ranx import metrics
 query, gallery, scores = (np.asarray(part) for part in json.load(sys.stdin))
 qrels = [np.array([[i, 1] for i in np.flatnonzero(gallery == q)]) for q in query]
 run = [np.array([[i, row[i]] for i in np.argsort(-row)]) for row in scores]
-found = [metrics.average_precision(qrels, run), metrics.reciprocal_rank(qrels, run), *(metrics.hit_rate(qrels, run, k) for k in (1, 5, 10))]
+hit_rates = [metrics.hit_rate(qrels, run, k) for k in (1, 5, 10)]
+found = [metrics.average_precision(qrels, run), metrics.reciprocal_rank(qrels, run), *hit_rates]
 print(json.dumps([list(map(float, values)) for values in found]))
 """
 

@@ -1,4 +1,6 @@
-"""The main job on real photos with real towers, both locked: a small part of Flickr8k, far above chance in a few epochs."""
+"""The main job on real photos with real towers, both locked: a small part of Flickr8k, far above chance in a few
+epochs.
+"""
 
 from __future__ import annotations
 
