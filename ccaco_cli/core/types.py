@@ -73,9 +73,10 @@ class PairRecord:
 
 
 class TensorRecord:
-    """Base of dataclasses of tensors: moves and indexes every tensor field alike, those of nested records too."""
+    """Base of dataclasses of tensors: moves and indexes all tensor fields at once, also those of nested records."""
 
     def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """The record with ``fn`` applied to every tensor."""
         changed = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
@@ -86,7 +87,8 @@ class TensorRecord:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: Any) -> Any:
-        return self.map(lambda t: t.to(device, non_blocking=True))
+        """The record on a device (``move_tensor``)."""
+        return self.map(lambda t: move_tensor(t, device))
 
     def __getitem__(self, rows: Any) -> Any:
         return self.map(lambda t: t[rows])
@@ -169,8 +171,8 @@ class Crossed(TensorRecord):
         match_logit: [M] or [A, B] float, higher = better match.
         fused_a: [M, N_a, D] float or None.
         fused_b: [M, N_b, D] float or None.
-        attention: [M, H, N_b, N_a] float or None, the weights of b's tokens over a's tokens in each of H heads. Where the
-            match logit depends on it, it is part of the graph, so that its gradient can be taken.
+        attention: [M, H, N_b, N_a] float or None, the weights of b's tokens over a's tokens in each of H heads. Where
+            the match logit depends on it, it is part of the graph, so that its gradient can be taken.
         drift: scalar or None, mean squared change of the tokens by the fusion (L_mse of the source description).
     """
 
@@ -186,8 +188,8 @@ class PairBatch(TensorRecord):
     """B pairs as the model takes them.
 
     Attributes:
-        a, b: inputs of both modalities, a dict of tensors for ``Tower.module`` or ``Features`` from a token cache. Samples
-            without a partner stand behind those with one.
+        a, b: inputs of both modalities, a dict of tensors for ``Tower.module`` or ``Features`` from a token cache.
+            Samples without a partner stand behind those with one.
         rows: [B] int64, row of each pair in its split.
         group: [B] int64, equal = means the same.
         domain: [B] int64.
@@ -204,12 +206,23 @@ class PairBatch(TensorRecord):
     at_b: torch.Tensor | None = None
 
     def to(self, device: Any) -> PairBatch:
-        moved = self.map(lambda t: t.to(device, non_blocking=True))
-        return replace(moved, a=move(self.a, device), b=move(self.b, device))  # type: ignore[no-any-return]
+        """The batch on a device (``move_tensor``)."""
+        moved = self.map(lambda t: move_tensor(t, device))
+        return replace(moved, a=move(moved.a, device), b=move(moved.b, device))  # type: ignore[no-any-return]
+
+
+def move_tensor(tensor: torch.Tensor, device: Any) -> torch.Tensor:
+    """Moves a tensor to a device; the only place that starts copies in the background.
+
+    A copy to a GPU runs in the background if its source is in pinned memory. Every other copy is complete on return: a
+    copy to the CPU in the background would be read before its data has arrived.
+    """
+    in_background = tensor.device.type == "cpu" and str(device) != "cpu" and tensor.is_pinned()
+    return tensor.to(device, non_blocking=in_background)
 
 
 def move(inputs: Any, device: Any) -> Any:
-    """Moves the inputs of one modality (``Features`` or a dict of tensors) to a device."""
+    """Moves the inputs of one modality (``Features`` or a dict of tensors) to a device (``move_tensor``)."""
     if isinstance(inputs, dict):
-        return {k: v.to(device, non_blocking=True) for k, v in inputs.items()}
+        return {name: move_tensor(tensor, device) for name, tensor in inputs.items()}
     return inputs.to(device)

@@ -38,7 +38,8 @@ class Model(torch.nn.Module):
 
 
 def pair(model: Model) -> tuple[LocalTokens, LocalTokens]:
-    """A picture of a class token and 3 x 4 cells, and 7 words with padding; "zebra" (2) is cell 5 and "grass" (6) is cell 11."""
+    """A picture of a class token and 3 x 4 cells, and 7 words with padding; "zebra" (2) is cell 5 and "grass" (6) is
+    cell 11."""
     rng = torch.Generator().manual_seed(1)
     picture, text = torch.randn(1, 13, WIDTH, generator=rng), torch.randn(1, 9, WIDTH, generator=rng)
     picture[0, 1 + 5], picture[0, 1 + 11] = text[0, 2], text[0, 6]

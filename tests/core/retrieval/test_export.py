@@ -25,7 +25,8 @@ HARD = [
     "It's the dog's; they've, we'll, I'M & you're   TIRED!!",
     "caf\u00e9 na\u00efve \u00c9COLE \u5b57\u7b26 \U0001f600\U0001f600 10,000.50 a_b-c",
     "&lt;b&gt; &amp;amp; fish &amp; chips",
-    "\u00e2\u20ac\u0153mojibake\u00e2\u20ac\u009d \u201cquotes\u201d \u2013 tab\there\nnewline\u00a0nbsp \x1b[31mred\x1b[0m",
+    "\u00e2\u20ac\u0153mojibake\u00e2\u20ac\u009d \u201cquotes\u201d \u2013"
+    " tab\there\nnewline\u00a0nbsp \x1b[31mred\x1b[0m",
     "<start_of_text> inside <end_of_text> text",
     "\u0130stanbul stra\u00dfe \u01c4 \ufb01ne \uff21\uff22",
     "w" * 300 + " and many more words than fit " * 20,
@@ -88,10 +89,12 @@ def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_
 def test_a_text_query_imports_no_torch(index: Path) -> None:
     code = (
         "import sys; from ccaco_cli.app import main\n"
-        f"sys.argv = ['ccaco', 'retrieve', 'a red cat', '--index', {str(index)!r}, '-k', '2', '--rerank', '5', '--format', 'csv']\n"
+        f"sys.argv = ['ccaco', 'retrieve', 'a red cat', '--index', {str(index)!r}, '-k', '2', '--rerank', '5']\n"
+        "sys.argv += ['--format', 'csv']\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code, e.code\n"
-        "print('HEAVY', [m for m in ('torch', 'transformers', 'open_clip', 'faiss', 'pandas', 'datasets') if m in sys.modules])"
+        "heavy = ('torch', 'transformers', 'open_clip', 'faiss', 'pandas', 'datasets')\n"
+        "print('HEAVY', [m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
