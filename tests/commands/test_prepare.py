@@ -181,7 +181,7 @@ def test_leakage_is_told(ccaco: Callable[..., Any], tmp_path: Path) -> None:
         Image.new("RGB", (9, 9)).save(tmp_path / "s" / split / "dog" / f"{split}.png")
     done = ccaco("prepare", "imagefolder", "--source", tmp_path / "s", "--workers", 0, "--out", tmp_path / "d")
     assert done.code == 0 and "leakage: 1 media lie in several splits" in done.err
-    listed = list(csv.DictReader((tmp_path / "d" / "leakage.csv").open()))
+    listed = list(csv.DictReader((tmp_path / "d" / "leakage.csv").read_text("utf-8").splitlines()))
     assert [(row["split"], row["id"]) for row in listed] == [
         ("test", "test/dog/test.png"),
         ("train", "train/dog/train.png"),
@@ -202,7 +202,8 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:
     while not shard.with_suffix(".json").exists() and killed.poll() is None:
         time.sleep(0.005)
     killed.kill()
-    assert killed.wait() == -9 and not (tmp_path / "b").exists()
+    killed.communicate()
+    assert killed.returncode == -9 and not (tmp_path / "b").exists()
     when = shard.stat().st_mtime_ns
     for out in ("a", "b"):
         running = start(out)
