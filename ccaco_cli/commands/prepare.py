@@ -48,6 +48,14 @@ def prepare(
             help="table, hub: column of image, caption, split, domain, label or group.",
         ),
     ] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--image-root",
+            help="Folder of the listed images, sounds or videos, and of what links lead to.",
+            show_default="folder of --source",
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +133,7 @@ def prepare(
                 separator=separator,
                 size=size,
                 template=template or "",
+                media_root=media_root,
                 unpaired=split_names(unpaired or ""),
                 fold=fold,
             ),

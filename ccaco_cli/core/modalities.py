@@ -31,6 +31,11 @@ def _not_stored(*_: Any) -> Any:
     raise NotImplementedError("captions are no media")
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
 def keep_bytes(data: bytes, rules: Any) -> tuple[bytes, dict[str, float], dict[str, Any]]:
     """The check of a modality without a decoder: the bytes stay as they are."""
     return data, {}, {}
@@ -44,13 +49,17 @@ class Modality:
         name: key in data sets, model settings and results.
         kind: ``text``: captions. ``still``: one array of fixed shape per sample; small images are cached decoded.
             ``clip``: samples of different length, time first; they are cached decoded. ``array``: decoded at each use.
-        suffixes: file name endings, lower case, with the dot.
+        suffixes: file name endings that the decoder reads, lower case, with the dot.
+        unreadable_suffixes: endings of files of this modality that no decoder reads: such a file in a folder of samples
+            is a reject, where a file of another ending is only counted.
         check: (bytes, ``checks.Rules``) -> (bytes to store, measures, facts for ``meta``); raises DataError.
         decode: bytes -> what ``Tower.preprocess`` takes.
         decode_scaled: (bytes, shortest side in pixels) -> the same at a size that is still large enough; None = cannot.
         collate: list of preprocessed samples -> dict of tensors, what ``Tower.module`` takes.
         picture: (bytes, pixels) -> PIL image that shows the sample to people; None = cannot be shown.
         tower_families: family -> builder (``TowerSpec``, ``TowerConfig``) -> ``Tower``.
+        probe_samples: () -> a short and a longer decoded sample, on which every tower is checked when it is built; None
+            = towers of this modality are not checked.
         folder: start of the names of clip-retrieval's folders and files (``img_emb``).
         query: how ``ccaco retrieve`` takes a query of this modality.
         query_help: help of the option ``--NAME FILE`` of ``ccaco retrieve``; empty = no such option.
@@ -61,12 +70,14 @@ class Modality:
     name: str
     kind: Literal["text", "still", "clip", "array"]
     suffixes: tuple[str, ...] = ()
+    unreadable_suffixes: tuple[str, ...] = ()
     check: Function = keep_bytes
     decode: Function = _not_stored
     decode_scaled: Function | None = None
     collate: Function = field(default=lazy("data.loader:stack"))
     picture: Function | None = None
     tower_families: Mapping[str, Function] = field(default_factory=dict)
+    probe_samples: Function | None = None
     folder: str = ""
     query: str = ""
     query_help: str = ""
@@ -80,7 +91,18 @@ MODALITIES: dict[str, Modality] = {
         Modality(
             "image",
             "still",
-            suffixes=(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"),
+            suffixes=words(
+                """
+                .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .pfm
+                .avif .avifs
+                """
+            ),
+            unreadable_suffixes=words(
+                """
+                .heic .heif .jxl .jp2 .j2k .jpx .psd .svg .eps .ico .icns .tga .dds .exr .hdr .pcx .sgi .xbm .xpm .qoi
+                .wmf .emf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
+                """
+            ),
             check=lazy("data.checks:check_image"),
             decode=lazy("data.checks:decode_image"),
             decode_scaled=lazy("data.checks:decode_image"),
@@ -92,6 +114,7 @@ MODALITIES: dict[str, Modality] = {
                 "timm": lazy("model.towers.torchvision_timm:build_timm"),
                 "hf": lazy("model.towers.hf:build_image"),
             },
+            probe_samples=lazy("model.towers.probing:images"),
             folder="img",
             query="--image FILE",
             query_help="An image file as the query.",
@@ -106,13 +129,20 @@ MODALITIES: dict[str, Modality] = {
                 "open_clip": lazy("model.towers.open_clip:build_text"),
                 "hf": lazy("model.towers.hf:build_text"),
             },
+            probe_samples=lazy("model.towers.probing:captions"),
             folder="text",
             query='"a few words"',
         ),
         Modality(
             "audio",
             "clip",
-            suffixes=(".wav", ".ogg", ".oga", ".opus", ".mp3", ".flac", ".m4a", ".aac", ".aif", ".aiff"),
+            suffixes=words(
+                """
+                .wav .w64 .ogg .oga .opus .spx .mp3 .mp2 .m2a .mpa .flac .m4a .m4b .aac .ac3 .aif .aiff .aifc .afc .au
+                .caf .amr .mka .wma
+                """
+            ),
+            unreadable_suffixes=words(".mid .midi .wv .ape .dsf .ra .mpc .tta .aa .aax .voc .gsm .sph"),
             check=lazy("data.checks:check_audio"),
             decode=lazy("data.clips:Clip"),
             collate=lazy("data.loader:pad"),
@@ -121,6 +151,7 @@ MODALITIES: dict[str, Modality] = {
                 "tiny": lazy("model.towers.audio:build_tiny"),
                 "hf": lazy("model.towers.audio:build_hf"),
             },
+            probe_samples=lazy("model.towers.probing:recordings"),
             folder="audio",
             query="--audio FILE",
             query_help="A sound file as the query (of a video file, its sound track).",
@@ -129,7 +160,13 @@ MODALITIES: dict[str, Modality] = {
         Modality(
             "video",
             "clip",
-            suffixes=(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"),
+            suffixes=words(
+                """
+                .mp4 .mkv .mk3d .webm .avi .mov .m4v .3gp .3g2 .mj2 .f4v .flv .wmv .asf .mpg .mpeg .vob .ts .m2t .m2ts
+                .mts .ogv .264 .h264 .h26l .avc
+                """
+            ),
+            unreadable_suffixes=words(".rm .rmvb .swf .mxf .dv .yuv .y4m"),
             check=lazy("data.checks:check_video"),
             decode=lazy("data.clips:Clip"),
             collate=lazy("data.loader:pad"),
@@ -139,6 +176,7 @@ MODALITIES: dict[str, Modality] = {
                 "frames": lazy("model.towers.video:build_frames"),
                 "hf": lazy("model.towers.video:build_hf"),
             },
+            probe_samples=lazy("model.towers.probing:recordings"),
             folder="video",
             query="--video FILE",
             query_help="A video file as the query.",

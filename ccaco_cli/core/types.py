@@ -59,6 +59,7 @@ class PairRecord:
         label: class name; "" when the data set has none.
         family: samples that are hard negatives of each other share a family (swapped twins); "" = none.
         meta: further facts, as JSON types.
+        problem: why the source cannot give this sample; it is counted and listed among the rejects. "" = none.
     """
 
     id: str
@@ -70,6 +71,7 @@ class PairRecord:
     label: str = ""
     family: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 class TensorRecord:

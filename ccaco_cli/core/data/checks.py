@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,9 @@ Measures = Mapping[str, float]
 CheckedBytes = tuple[bytes, Measures, dict[str, Any]]
 """(bytes to store, measures for the statistics of ``prepare``, facts for ``meta[modality]``)."""
 SPLIT_NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
+OUTSIDE = "outside the source folder"
+"""Reason of a reject whose file lies in no folder that the user named."""
+MISSING = "missing file"
 _NAMES = ("id", "group", "domain", "label", "family")
 
 
@@ -42,6 +45,7 @@ class Rules:
 
     Attributes:
         root: real path of the source folder; files outside it are rejected. None = media are generated, not read.
+        media_root: real path of a second folder that files may lie in (``--image-root``).
         modalities: the two modalities of the data set.
         image_size: short side in pixels above which images and videos are re-encoded; None = keep the original bytes.
         unpaired: domains whose records may have no captions.
@@ -51,6 +55,12 @@ class Rules:
     modalities: tuple[str, str]
     image_size: int | None = None
     unpaired: frozenset[str] = frozenset()
+    media_root: str | None = None
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders that files may lie in; () = anywhere."""
+        return () if self.root is None else tuple(folder for folder in (self.root, self.media_root) if folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,8 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     measures: dict[str, float] = {}
     sha1 = ""
     try:
+        if record.problem:
+            raise DataError(record.problem)
         for name in _NAMES:
             if not row[name].isascii() and _printable(row[name]) != row[name]:
                 raise DataError("name is not UTF-8", where=row[name])
@@ -187,14 +199,14 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
         for modality in (m for m in rules.modalities if m != "text"):
             if modality not in record.media:
                 raise DataError(f"no {modality}")
-            data = _read(record.media[modality], rules.root)
+            data = _read(record.media[modality], rules.folders)
             sha1 = sha1 or hashlib.sha1(data, usedforsecurity=False).hexdigest()
             checked: CheckedBytes = modalities.check_of(modality)(data, rules)
             row[modality], media_measures, facts = checked
             measures |= media_measures
             meta |= {modality: facts} if facts else {}
     except DataError as error:
-        return Rejected(_printable(record.id), record.split, error.what, _location(record, rules.root, error))
+        return Rejected(_printable(record.id), record.split, error.what, _location(record, rules, error))
     row["meta"] = json.dumps(meta, sort_keys=True)
     changed = sum(text != "" and text != before for text, before in zip(cleaned, record.captions, strict=True))
     return Passed(row, measures, sha1, cleaned=changed, dropped=len(cleaned) - len(captions))
@@ -229,18 +241,23 @@ def _check_clip(modality: str, data: bytes, rules: Rules) -> CheckedBytes:
     return checked.data, measures, checked.facts
 
 
-def _read(media: Media, root: str | None) -> bytes:
+def is_within(path: str, folders: Iterable[str]) -> bool:
+    """True when a real path is one of these real folders, or lies below one."""
+    return any(os.path.commonpath([path, folder]) == folder for folder in folders)
+
+
+def _read(media: Media, folders: tuple[str, ...]) -> bytes:
     """The bytes of one medium.
 
-    Raises DataError: missing, outside ``root``, not a file, too large, unreadable or empty.
+    Raises DataError: missing, outside ``folders`` (if there are any), not a file, too large, unreadable or empty.
     """
     try:
         if isinstance(media, Path):
             real = os.path.realpath(media)
-            if root is not None and os.path.commonpath([real, root]) != root:
-                raise DataError("outside the source folder")
+            if folders and not is_within(real, folders):
+                raise DataError(OUTSIDE)
             if not os.path.exists(real):
-                raise DataError("missing file")
+                raise DataError(MISSING)
             if not os.path.isfile(real):
                 raise DataError("not a file")
             if os.path.getsize(real) > MAX_FILE_BYTES:
@@ -255,14 +272,12 @@ def _read(media: Media, root: str | None) -> bytes:
     return data
 
 
-def _location(record: PairRecord, root: str | None, error: DataError) -> str:
+def _location(record: PairRecord, rules: Rules, error: DataError) -> str:
     """The record's files as the source names them (without the machine's folders), and the decoder's message."""
     files = []
     for path in (media for media in record.media.values() if isinstance(media, Path)):
-        try:
-            files.append(path.relative_to(root or "").as_posix())
-        except ValueError:
-            files.append(path.as_posix())
+        folder = next((folder for folder in rules.folders or ("",) if path.is_relative_to(folder)), None)
+        files.append(path.as_posix() if folder is None else path.relative_to(folder).as_posix())
     message = [str(error.where)] if error.where is not None else []
     return _printable("; ".join([*dict.fromkeys(files), *message]))
 

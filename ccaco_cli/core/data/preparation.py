@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import DatasetInfo, WriteOptions
@@ -44,6 +45,7 @@ def prepare(
     source = find_source(name)
     shards.refuse_overwrite(Path(out))
     path = _resolve(source, source_path)
+    options = replace(options, media_root=_media_root(options.media_root))
     data = source.read(path, options)
     limit, counts = options.limit, data.counts.values()
     protocol = data.protocol if limit is None else f"{data.protocol}; at most {limit:,} samples a split"
@@ -51,9 +53,10 @@ def prepare(
         out_name(f"{name}:{option}"),
         source.modalities,
         facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": dict(data.facts)},
-        config={"source": name, **asdict(options)},
+        config={"source": name, **_config(options)},
         root=data.root or (None if path is None else path if path.is_dir() else path.parent),
         unpaired=options.unpaired,
+        media_root=options.media_root,
     )
     total = sum(n if limit is None else min(n, limit) for n in counts) if counts else None
     records = _limited(data.records, limit, data.splits or tuple(data.counts))
@@ -94,6 +97,24 @@ def _resolve(source: Source, path: Path | None) -> Path | None:
             next=f"ccaco prepare {source.name} --source PATH",
         )
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def _media_root(folder: Path | None) -> Path | None:
+    """The real path of the folder that the user names for media. Raises DataError: there is none."""
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise DataError(
+            "no such folder", where=f"--image-root {folder}", expected="the folder that the listed files lie in"
+        )
+    return folder.resolve()
+
+
+def _config(options: SourceOptions) -> dict[str, Any]:
+    """The options as the manifest stores them."""
+    config = asdict(options)
+    folder = config.pop("media_root")
+    return config if folder is None else {**config, "media_root": str(folder)}
 
 
 def _limited(records: Iterable[PairRecord], limit: int | None, splits: Collection[str]) -> Iterator[PairRecord]:

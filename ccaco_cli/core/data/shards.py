@@ -7,6 +7,7 @@ is the same, byte by byte.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from ccaco_cli.core import fault, lock, manifest
-from ccaco_cli.core.data.checks import SPLIT_NAME, Passed, Rejected, Rules
+from ccaco_cli.core.data.checks import MISSING, OUTSIDE, SPLIT_NAME, Passed, Rejected, Rules
 from ccaco_cli.core.data.dataset_stats import REJECTS, DatasetStats, compute_stats, journals
 from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
@@ -49,6 +50,7 @@ class DatasetInfo:
         config: what the records depend on; a partial data set with another config is deleted.
         root: real path of the source folder, which media paths may not leave; None = media are not files.
         unpaired: domains whose records may have no captions.
+        media_root: real path of a second folder that media paths may lie in.
     """
 
     name: str
@@ -57,6 +59,7 @@ class DatasetInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     root: Path | None = None
     unpaired: tuple[str, ...] = ()
+    media_root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,14 @@ def write(
         "rows": options.rows_per_shard,
         "image_size": options.image_size,
     }
-    root = str(info.root) if info.root is not None else None
-    rules = Rules(root, info.modalities, options.image_size, frozenset(info.unpaired))
+    root, media_root = (str(folder) if folder is not None else None for folder in (info.root, info.media_root))
+    rules = Rules(root, info.modalities, options.image_size, frozenset(info.unpaired), media_root)
     with lock.hold(out, "data set"):
         _begin(partial, plan)
         count = _ShardWriter(partial, rules, options, total, on_progress).write(records)
         try:
             stats = compute_stats(partial)
-            _refuse_losses(partial, stats, options.max_rejects)
+            _refuse_losses(partial, stats, options.max_rejects, info)
         except DataError:
             (partial / _PLAN).unlink()  # the source has to be corrected, so the next run starts from the beginning
             raise
@@ -154,18 +157,33 @@ def refuse_overwrite(out: Path) -> None:
         )
 
 
-def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float) -> None:
+def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float, info: DatasetInfo) -> None:
     if not stats.records:
         raise DataError("the source has no records", expected="at least one", next="check --source and --limit")
     if stats.rejected > max_rejects * stats.records or stats.rejected == stats.records:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.facts["rejects"].items())
         share = math.ceil(100 * stats.rejected / stats.records) / 100
+        next = "correct them" if stats.rejected == stats.records else f"correct them, or --max-rejects {share:g}"
         raise DataError(
             f"{stats.rejected} of {stats.records} samples rejected ({reasons})",
             where=partial / REJECTS,
             expected=f"at most {max_rejects:.2%}",
-            next="correct them" if stats.rejected == stats.records else f"correct them, or --max-rejects {share:g}",
+            next=_media_root_hint(partial / REJECTS, stats.records, info.root) + next,
         )
+
+
+def _media_root_hint(rejects: Path, records: int, root: Path | None) -> str:
+    """``--image-root FOLDER, or `` where files lie in another folder than the source; "" = that is not the reason."""
+    if root is None:
+        return ""
+    with rejects.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["reason"] in (OUTSIDE, MISSING)]
+    # a path may lead through a link that lies in the source folder
+    paths = [root / row["where"] for row in rows if row["reason"] == OUTSIDE and "\0" not in row["where"]]
+    folder = os.path.commonpath([os.path.dirname(os.path.realpath(path)) for path in paths]) if paths else ""
+    if folder not in ("", os.path.dirname(folder)):
+        return f"--image-root {shlex.quote(folder)}, or "
+    return "--image-root FOLDER_OF_THE_FILES, or " if 2 * len(rows) >= records else ""
 
 
 def _begin(partial: Path, plan: Mapping[str, Any]) -> None:

@@ -38,6 +38,12 @@ def notes(data: Manifest) -> list[str]:
         lines.append(
             f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {data.path / LEAKAGE}"
         )
+    if passed_over := data.facts.get("source", {}).get("passed_over"):
+        suffixes = ", ".join(f"{suffix or 'no suffix'} {n:,}" for suffix, n in passed_over["suffixes"].items())
+        if count := sum(passed_over["suffixes"].values()):
+            lines.append(f"{count:,} files are no samples and were not read ({suffixes})")
+        if passed_over["hidden"]:
+            lines.append(f"{passed_over['hidden']:,} hidden files and folders were not read")
     if rejects := data.facts["rejects"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
         lines.append(

@@ -5,13 +5,15 @@ Layout: ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split, media_below, read_lines
+from ccaco_cli.core.data.sources.delimited import open_delimited
+from ccaco_cli.core.data.sources.fields import text_from
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split
+from ccaco_cli.core.data.sources.media_files import PassedOver, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
@@ -36,6 +38,7 @@ class _Sound:
     split: str | None
     fold: int
     recording: str
+    problem: str = ""
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
@@ -44,10 +47,14 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     template = options.template or _TEMPLATE
     if "{}" not in template:
         raise DataError("the template has no {} for the class name", where=template, expected=f'"{_TEMPLATE}"')
-    sounds = list(_sounds(root, _categories(root)))
+    links_to, passed_over = (options.media_root,) if options.media_root else (), PassedOver()
+    sounds = list(_sounds(root, links_to, passed_over))
     if not sounds:
         raise DataError(
-            "no sound in this folder", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH"
+            f"no sound in this folder (it holds {passed_over})",
+            where=root,
+            expected=_EXPECTS,
+            next="ccaco prepare audiofolder --source PATH",
         )
     folds = sorted({sound.fold for sound in sounds})
     in_folds = folds[0] > 0 and len(folds) > 1 and not any(sound.split for sound in sounds)
@@ -69,7 +76,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         records=_records(sounds, template, test if in_folds else 0),
         protocol=protocol,
         facts={"template": template, "classes": len({sound.label for sound in sounds})}
-        | ({"test_fold": test} if in_folds else {}),
+        | ({"test_fold": test} if in_folds else {})
+        | passed_over.facts(),
     )
 
 
@@ -86,17 +94,22 @@ def _records(sounds: list[_Sound], template: str, test_fold: int) -> Iterator[Pa
             media={"audio": sound.path},
             captions=[template.format(sound.label), sound.label] if sound.label else [],
             label=sound.label,
+            problem=sound.problem,
         )
 
 
-def _sounds(root: Path, categories: dict[str, str]) -> Iterator[_Sound]:
-    for path in media_below(root, MODALITIES["audio"].suffixes):
+def _sounds(root: Path, links_to: tuple[Path, ...], passed_over: PassedOver) -> Iterator[_Sound]:
+    categories = _categories(root)
+    for file in media_below(root, MODALITIES["audio"], links_to=links_to, passed_over=passed_over):
+        path = file.path
         id = path.relative_to(root).as_posix()
         places = path.relative_to(root).parts[:-1]
         split = SPLIT_NAMES.get(places[0].lower()) if places else None
-        label = categories.get(path.name) or (_class_name(places[-1]) if places[1 if split else 0 :] else "")
+        label = _class_name(places[-1]) if places[1 if split else 0 :] else ""
+        label = categories.get(path.name, label)
         esc = _ESC.fullmatch(path.stem)
-        yield _Sound(path, id, label, split, int(esc["fold"]) if esc else 0, esc["recording"] if esc else path.stem)
+        fold, recording = (int(esc["fold"]), esc["recording"]) if esc else (0, path.stem)
+        yield _Sound(path, id, label, split, fold, recording, file.problem)
 
 
 def _class_name(folder: str) -> str:
@@ -105,16 +118,25 @@ def _class_name(folder: str) -> str:
 
 
 def _categories(root: Path) -> dict[str, str]:
-    """File name -> class, from ESC-50's ``meta/esc50.csv`` if it exists."""
+    """File name -> class ("" = missing), from ESC-50's ``meta/esc50.csv`` if it exists.
+
+    Raises DataError: other columns, or a file with two rows.
+    """
     table = root / "meta" / "esc50.csv"
     if not table.is_file():
         return {}
-    rows = list(csv.DictReader(read_lines(table)))
-    if not rows or not {"filename", "category"} <= rows[0].keys():
+    opened = open_delimited(table, ",", path_column="filename")
+    if any(opened.names.count(column) != 1 for column in ("filename", "category")):
         raise DataError(
             "a table without the expected columns", where=table, expected="the columns filename and category"
         )
-    return {row["filename"]: row["category"].replace("_", " ") for row in rows}
+    categories: dict[str, str] = {}
+    for cells in opened.rows:
+        row = dict(zip(opened.names, cells, strict=True))
+        if row["filename"] in categories:
+            raise DataError("a file with two rows", where=f"{table}: {row['filename']}", expected="one row a file")
+        categories[row["filename"]] = text_from(row["category"], "category").replace("_", " ")
+    return categories
 
 
 SOURCE = Source("audiofolder", ("audio", "text"), _EXPECTS, _read)

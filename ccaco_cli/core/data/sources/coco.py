@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ccaco_cli.core.data.sources.fields import FieldReader
 from ccaco_cli.core.data.sources.lists import (
-    captions_of,
+    REPEATED,
     hash_fraction,
     karpathy_images,
     missing_part,
     read_json,
+    repeated,
     revision_of,
 )
+from ccaco_cli.core.data.sources.media_files import locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -40,31 +43,35 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         (p for p in (root / "dataset_coco.json", root / "annotations" / "dataset_coco.json") if p.is_file()), None
     )
     if karpathy is not None:
-        return _karpathy(root, karpathy)
+        return _karpathy(root, karpathy, options.media_root)
     for year in ("2017", "2014"):
         files = {part: root / "annotations" / f"captions_{part}{year}.json" for part in ("train", "val")}
         files = {part: file for part, file in files.items() if file.is_file()}
         if files:
-            return _official(root, year, files)
+            return _official(root, year, files, options.media_root)
     raise DataError(
         "no COCO captions in this folder", where=root, expected=_EXPECTS, next="ccaco prepare coco --source PATH"
     )
 
 
-def _karpathy(root: Path, file: Path) -> SourceData:
+def _karpathy(root: Path, file: Path, media_root: Path | None) -> SourceData:
     images = karpathy_images(file)
+    twice = repeated(_karpathy_id(image) for image in images)
     unknown = {str(i["split"]) for i in images} - _KARPATHY_SPLITS.keys()
     if unknown:
         raise DataError(f"unknown split {sorted(unknown)[0]!r}", where=file, expected=", ".join(_KARPATHY_SPLITS))
 
     def records() -> Iterator[PairRecord]:
         for image in images:
-            split, captions = _KARPATHY_SPLITS[image["split"]], captions_of(image)
-            photo = _photo(root, image)
-            id = f"{image.get('filepath', '')}/{image['filename']}"
-            yield PairRecord(id, id, split, {"image": photo}, captions if split == "train" else captions[:5])
+            fields, id = FieldReader(), _karpathy_id(image)
+            split, captions = _KARPATHY_SPLITS[str(image["split"])], fields.captions(image["sentences"])
+            if id in twice:
+                fields.refuse(REPEATED)
+            captions = captions if split == "train" else captions[:5]
+            photo = _photo(root, image, media_root)
+            yield PairRecord(id, id, split, {"image": photo}, captions, problem=fields.problem)
 
-    counts = Counter(_KARPATHY_SPLITS[i["split"]] for i in images)
+    counts = Counter(_KARPATHY_SPLITS[str(i["split"])] for i in images)
     rule = "train+restval -> train; captions: all in train, the first five in val and test"
     return SourceData(
         records=records(),
@@ -75,18 +82,22 @@ def _karpathy(root: Path, file: Path) -> SourceData:
     )
 
 
-def _photo(root: Path, image: dict[str, Any]) -> Path:
+def _karpathy_id(image: dict[str, Any]) -> str:
+    return f"{image.get('filepath', '')}/{image['filename']}"
+
+
+def _photo(root: Path, image: dict[str, Any], media_root: Path | None) -> Path:
     """Path of a photo in Karpathy's list: in its 2014 folder, or under its 2017 name if only those photos are there."""
-    path = (
-        root / str(image.get("filepath", "")) / str(image["filename"])
-    )  # the name can have any length: then os.path.isfile is False, but Path.is_file raises
+    path = locate(f"{image.get('filepath', '')}/{image['filename']}".lstrip("/"), root, media_root)
+    # the name can have any length: then os.path.isfile is False, but Path.is_file raises
     if os.path.isfile(path) or not isinstance(image.get("cocoid"), int):
         return path
-    renamed = (root / folder / f"{image['cocoid']:012d}.jpg" for folder in ("train2017", "val2017"))
+    names = (f"{folder}/{image['cocoid']:012d}.jpg" for folder in ("train2017", "val2017"))
+    renamed = (locate(name, root, media_root) for name in names)
     return next((p for p in renamed if os.path.isfile(p)), path)
 
 
-def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
+def _official(root: Path, year: str, files: dict[str, Path], media_root: Path | None) -> SourceData:
     parts = {part: _captioned(file) for part, file in files.items()}
     train = sorted((hash_fraction(str(key)), key) for key in parts.get("train", {}))
     held_out = {key for _, key in train[: max(1, len(train) // 10)]}
@@ -96,9 +107,12 @@ def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
 
     def records() -> Iterator[PairRecord]:
         for part, images in parts.items():
-            for key, (name, captions) in images.items():
+            twice = repeated(name for name, _, _ in images.values())
+            for key, (name, captions, problem) in images.items():
                 id = f"{part}{year}/{name}"
-                yield PairRecord(id, id, split_of(part, key), {"image": root / f"{part}{year}" / name}, captions)
+                photo = locate(id, root, media_root)
+                problem = REPEATED if name in twice else problem
+                yield PairRecord(id, id, split_of(part, key), {"image": photo}, captions, problem=problem)
 
     rule = f"train{year} -> train, less a tenth, by hash of the image id -> val; val{year} -> test; all captions"
     suffix = missing_part({name: len(images) for name, images in parts.items()}, _OFFICIAL[year])
@@ -111,20 +125,28 @@ def _official(root: Path, year: str, files: dict[str, Path]) -> SourceData:
     )
 
 
-def _captioned(file: Path) -> dict[int, tuple[str, list[str]]]:
-    """Image id -> (file name, captions in the file's order)."""
+def _captioned(file: Path) -> dict[int, tuple[str, list[str], str]]:
+    """Image id -> (file name, captions in the file's order, problem of a caption or "").
+
+    Raises DataError: other content, or two images with one id, whose captions cannot be told apart.
+    """
     body = read_json(file, "images", "annotations")
     try:
-        images: dict[int, tuple[str, list[str]]] = {image["id"]: (image["file_name"], []) for image in body["images"]}
+        names: dict[int, str] = {image["id"]: str(image["file_name"]) for image in body["images"]}
+        captions: dict[int, list[str]] = {key: [] for key in names}
+        fields = {key: FieldReader() for key in names}
         for annotation in body["annotations"]:
-            images[annotation["image_id"]][1].append(str(annotation["caption"] or ""))
+            key = annotation["image_id"]
+            captions[key] += fields[key].captions(annotation["caption"]) or [""]
+        if len(names) < len(body["images"]):
+            raise KeyError("two images with one id")
     except (KeyError, TypeError) as error:
         raise DataError(
             f"not a COCO captions file ({error})",
             where=file,
             expected="images[].{id, file_name}, annotations[].caption",
         ) from None
-    return images
+    return {key: (name, captions[key], fields[key].problem) for key, name in names.items()}
 
 
 SOURCE = Source("coco", ("image", "text"), _EXPECTS, _read)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import read_lines, revision_of
+from ccaco_cli.core.data.sources.delimited import open_delimited
+from ccaco_cli.core.data.sources.fields import FieldReader
+from ccaco_cli.core.data.sources.lists import REPEATED, repeated, revision_of
+from ccaco_cli.core.data.sources.media_files import locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -27,25 +29,30 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError(
             "no emoji styles here", where=root, expected=_EXPECTS, next="ccaco prepare emoji-styles --source PATH"
         )
-    rows = list(csv.DictReader(read_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not rows or _COLUMNS - rows[0].keys():
+    opened = open_delimited(table, "\t", quoted=False)
+    rows = [dict(zip(opened.names, cells, strict=True)) for cells in opened.rows]
+    if not rows or any(opened.names.count(column) != 1 for column in _COLUMNS):
         raise DataError(
             "a table without the expected columns", where=table, expected=f"the columns {', '.join(sorted(_COLUMNS))}"
         )
+
+    twice = repeated(f"{style}/{row['codepoint']}" for row in rows for style in row["styles"].split(","))
 
     def records() -> Iterator[PairRecord]:
         for row in rows:
             for style in row["styles"].split(","):
                 code = row["codepoint"]
-                picture = root / _FILES.get(style, style + "/{}.png").format(code)
+                picture = locate(_FILES.get(style, style + "/{}.png").format(code), root, options.media_root)
+                fields = FieldReader(REPEATED if f"{style}/{code}" in twice else "")
                 yield PairRecord(
                     id=f"{style}/{code}",
                     group=code,
                     split=row["split"],
                     media={"image": picture},
-                    captions=[row["unicode_name"]],
+                    captions=fields.captions(row["unicode_name"]),
                     domain=style,
-                    label=row["category"],
+                    label=fields.text(row["category"], "category"),
+                    problem=fields.problem,
                 )
 
     return SourceData(

@@ -6,10 +6,20 @@ Source: Hodosh, Young & Hockenmaier, JAIR 47 (2013); Young et al., TACL 2 (2014)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import captions_of, karpathy_images, missing_part, read_lines, revision_of
+from ccaco_cli.core.data.sources.fields import FieldReader
+from ccaco_cli.core.data.sources.lists import (
+    REPEATED,
+    karpathy_images,
+    missing_part,
+    read_lines,
+    repeated,
+    revision_of,
+)
+from ccaco_cli.core.data.sources.media_files import locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -30,7 +40,16 @@ _LISTS = {
     "test": ("Flickr_8k.testImages.txt", "test.txt", "flickr30k_test.txt"),
 }
 _FOLDERS = ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-_Listed = dict[str, tuple[str, list[str]]]  # file name -> (split, captions)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A listed photo; ``problem`` is the reason why it cannot be used."""
+
+    file: str
+    split: str
+    captions: list[str]
+    problem: str = ""
 
 
 def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
@@ -40,7 +59,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     folder = root if root.is_dir() else root.parent
     json_file = root if root.suffix == ".json" else _first(root, (f"dataset_{name}.json",)) if root.is_dir() else None
     if json_file is not None:
-        listed: _Listed = {str(i["filename"]): (str(i["split"]), captions_of(i)) for i in karpathy_images(json_file)}
+        listed = _karpathy(json_file)
         read_from, unlisted = [json_file], 0
     else:
         tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
@@ -54,10 +73,10 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
         listed, lists, unlisted = _token_layout(folder, tokens, name)
         read_from = [tokens, *lists]
     counts: dict[str, int] = {}
-    for split, _ in listed.values():
-        counts[split] = counts.get(split, 0) + 1
+    for photo in listed:
+        counts[photo.split] = counts.get(photo.split, 0) + 1
     return SourceData(
-        records=_records(folder, listed),
+        records=_records(folder, listed, options.media_root),
         protocol=f"{name}: the published train, val and test lists, all captions of a "
         f"photo{missing_part(counts, _PUBLISHED[name])}",
         licence=_LICENCE,
@@ -67,7 +86,18 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     )
 
 
-def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[Path], int]:
+def _karpathy(file: Path) -> list[_Photo]:
+    images = karpathy_images(file)
+    twice = repeated(str(image["filename"]) for image in images)
+    photos = []
+    for image in images:
+        fields, name = FieldReader(REPEATED if str(image["filename"]) in twice else ""), str(image["filename"])
+        split, captions = fields.text(image["split"], "split"), fields.captions(image["sentences"])
+        photos.append(_Photo(name, split, captions, fields.problem))
+    return photos
+
+
+def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[list[_Photo], list[Path], int]:
     captions: dict[str, list[tuple[int, str]]] = {}
     for number, line in enumerate(read_lines(tokens), 1):
         key, tab, text = line.partition("\t")
@@ -75,7 +105,7 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[
         if not tab or not index.isdigit():
             raise DataError("a line in another format", where=f"{tokens}:{number}", expected="PHOTO.jpg#0<TAB>caption")
         captions.setdefault(file, []).append((int(index), text))
-    split_of: dict[str, str] = {}
+    splits_of: dict[str, list[str]] = {}
     lists = []
     for split, names in _LISTS.items():
         path = _first(folder, names)
@@ -88,17 +118,31 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[_Listed, list[
             )
         lists.append(path)
         # Flickr30k's lists name photos without their suffix
-        split_of |= {file if "." in file else f"{file}.jpg": split for file in map(str.strip, read_lines(path))}
-    # a listed photo without a caption stays, so that it is counted and listed among the rejects
-    listed = {file: (split, [text for _, text in sorted(captions.get(file, []))]) for file, split in split_of.items()}
-    return listed, lists, len(captions.keys() - split_of.keys())
+        for file in dict.fromkeys(map(str.strip, read_lines(path))):
+            splits_of.setdefault(file if "." in file else f"{file}.jpg", []).append(split)
+    listed = []
+    for file, splits in splits_of.items():
+        fields = FieldReader(REPEATED if len(splits) > 1 else "")
+        # a listed photo without a caption stays, so that it is counted and listed among the rejects
+        texts = [text for _, line in sorted(captions.get(file, [])) for text in fields.captions(line) or [""]]
+        listed += [_Photo(file, split, texts, fields.problem) for split in splits]
+    return listed, lists, len(captions.keys() - splits_of.keys())
 
 
-def _records(folder: Path, listed: _Listed) -> Iterator[PairRecord]:
-    photos = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
-    for file in sorted(listed):  # by name, so that both layouts give the same order
-        split, captions = listed[file]
-        yield PairRecord(id=file, group=file, split=split, media={"image": photos / file}, captions=captions)
+def _records(folder: Path, listed: list[_Photo], media_root: Path | None) -> Iterator[PairRecord]:
+    photos, other_photos = (
+        next((place / name for name in _FOLDERS if (place / name).is_dir()), place) if place else None
+        for place in (folder, media_root)
+    )
+    for photo in sorted(listed, key=lambda photo: photo.file):  # by name, so that both layouts give the same order
+        yield PairRecord(
+            id=photo.file,
+            group=photo.file,
+            split=photo.split,
+            media={"image": locate(photo.file, photos or folder, other_photos)},
+            captions=photo.captions,
+            problem=photo.problem,
+        )
 
 
 def _only_tokens(folder: Path) -> Path | None:

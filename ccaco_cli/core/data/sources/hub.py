@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_split, texts_of
+from ccaco_cli.core.data.sources.fields import FieldReader
+from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_split
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
@@ -40,20 +41,16 @@ class _Columns:
     labels: Any
     template: str
 
-    def captions(self, row: Mapping[str, Any], label: str) -> list[str]:
-        return (
-            texts_of(row[self.source["caption"]])
-            if "caption" in self.source
-            else [self.template.format(label)]
-            if label
-            else []
-        )
+    def captions(self, row: Mapping[str, Any], label: str, fields: FieldReader) -> list[str]:
+        if "caption" in self.source:
+            return fields.captions(row[self.source["caption"]])
+        return [self.template.format(label)] if label else []
 
-    def text(self, row: Mapping[str, Any], name: str) -> str:
+    def text(self, row: Mapping[str, Any], name: str, fields: FieldReader) -> str:
         value = row[self.source[name]] if name in self.source else None
         if name == "label" and isinstance(value, int) and hasattr(self.labels, "int2str"):
             return str(self.labels.int2str(value)).replace("_", " ") if value >= 0 else ""
-        return (texts_of(value) or [""])[0]
+        return fields.text(value, name)
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
@@ -135,17 +132,19 @@ def _records(
         if type((part.features or {}).get(picture)).__name__ == "Image":
             part = part.cast_column(picture, datasets.Image(decode=False))
         for number, row in enumerate(_rows(part, name)):
-            id, label = f"{name}/{number}", columns.text(row, "label")
-            split = columns.text(row, "split") or (hash_split(id) if single_split else name)
-            media = _media(row[picture], folder)
+            fields, id = FieldReader(), f"{name}/{number}"
+            label = columns.text(row, "label", fields)
+            split = columns.text(row, "split", fields) or (hash_split(id) if single_split else name)
+            media = _media(row[picture], folder, fields)
             yield PairRecord(
                 id,
-                columns.text(row, "group") or (label if "caption" not in columns.source else id),
+                columns.text(row, "group", fields) or (label if "caption" not in columns.source else id),
                 SPLIT_NAMES.get(split.lower(), split),
                 {} if media is None else {"image": media},
-                columns.captions(row, label),
-                domain=columns.text(row, "domain"),
+                columns.captions(row, label, fields),
+                domain=columns.text(row, "domain", fields),
                 label=label,
+                problem=fields.problem,
             )
 
 
@@ -161,15 +160,16 @@ def _rows(part: IterableDataset, name: str) -> Iterator[Mapping[str, Any]]:
         ) from None
 
 
-def _media(value: Any, folder: Path | None) -> Media | None:
+def _media(value: Any, folder: Path | None, fields: FieldReader) -> Media | None:
     """Bytes, a local file, or a function that downloads a file of the hub; None = the row has no image."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
     for value in (data, path):
         if isinstance(value, bytes):
             return value
+    path = fields.text(path, "image")
     if not path:
         return None
-    return folder / str(path) if folder is not None and "://" not in str(path) else partial(_fetch, str(path))
+    return folder / path if folder is not None and "://" not in path else partial(_fetch, path)
 
 
 def _fetch(path: str) -> bytes:

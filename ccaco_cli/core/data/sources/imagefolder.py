@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split, media_below
+from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split
+from ccaco_cli.core.data.sources.media_files import count_files, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
@@ -32,25 +33,36 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         )
     places = [root, *(entry for entry in root.iterdir() if entry.name.lower() in SPLIT_NAMES)]
     for name in options.unpaired:
-        if not any(picture for place in places for picture in media_below(place / name, MODALITIES["image"].suffixes)):
+        if not any(picture for place in places for picture in media_below(place / name, MODALITIES["image"])):
             expected = f"pictures in {root / name}, or in that folder of a split"
             raise DataError("no pictures of this domain", where=f"--unpaired-domains {name}", expected=expected)
+    links_to = (options.media_root,) if options.media_root else ()
+    samples, passed_over = count_files(root, MODALITIES["image"], links_to)
+    if not samples:
+        raise DataError(
+            f"no pictures in this folder (it holds {passed_over})",
+            where=root,
+            expected=_EXPECTS,
+            next="ccaco prepare imagefolder --source PATH",
+        )
     return SourceData(
-        records=_records(root, template, options.unpaired),
+        records=_records(root, template, options.unpaired, links_to),
         protocol="imagefolder (split folders where there are any; else 80/10/10 by hash of the path)",
-        facts={"template": template},
+        facts={"template": template, **passed_over.facts()},
     )
 
 
-def _records(root: Path, template: str, unpaired: Collection[str]) -> Iterator[PairRecord]:
-    for path in media_below(root, MODALITIES["image"].suffixes):
+def _records(root: Path, template: str, unpaired: Collection[str], links_to: tuple[Path, ...]) -> Iterator[PairRecord]:
+    for file in media_below(root, MODALITIES["image"], links_to=links_to):
+        path = file.path
         places = path.relative_to(root).parts[:-1]
         split = SPLIT_NAMES.get(places[0].lower()) if places else None
         if split:
             places = places[1:]
         id = path.relative_to(root).as_posix()
         if "/".join(places) in unpaired:
-            yield PairRecord(id, id, split or hash_split(id), {"image": path}, domain="/".join(places))
+            domain = "/".join(places)
+            yield PairRecord(id, id, split or hash_split(id), {"image": path}, domain=domain, problem=file.problem)
             continue
         label = places[-1].replace("_", " ") if places else ""
         yield PairRecord(
@@ -61,6 +73,7 @@ def _records(root: Path, template: str, unpaired: Collection[str]) -> Iterator[P
             captions=[template.format(label)] if label else [],
             domain="/".join(places[:-1]),
             label=label,
+            problem=file.problem,
         )
 
 

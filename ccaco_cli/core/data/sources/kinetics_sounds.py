@@ -8,14 +8,21 @@ that hosts them, so the number of missing clips is part of the protocol of the d
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, decode_text, hash_fraction, read_lines, revision_of
+from ccaco_cli.core.data.sources.lists import (
+    SPLIT_NAMES,
+    decode_text,
+    hash_fraction,
+    read_lines,
+    repeated,
+    revision_of,
+)
+from ccaco_cli.core.data.sources.media_files import MediaFile, PassedOver, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
@@ -41,23 +48,25 @@ VAL = 0.1
 
 @dataclass(frozen=True)
 class _Clip:
-    """A listed clip; ``path`` is None if the file is missing."""
+    """A listed clip; ``path`` is None if the file is missing, ``problem`` is why it cannot be used."""
 
     name: str
     label: str
     split: str
     path: Path | None
+    problem: str = ""
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
         raise DataError("no folder here", where=root, expected=_EXPECTS, next=_NEXT)
-    lists = _lists(root)
+    lists, passed_over = _lists(root), PassedOver()
+    files = list(_files(root, options.media_root, passed_over))
     if lists:
-        clips, classes, absent = _listed(root, lists)
+        clips, classes, absent = _listed(files, lists)
         revision = revision_of(*lists)
     else:
-        clips, classes, absent = _in_folders(root)
+        clips, classes, absent = _in_folders(root, [file for file in files if file.path.is_relative_to(root)])
         revision = ""
     missing = sorted(clip.name for clip in clips if clip.path is None)
     if len(missing) == len(clips):
@@ -76,6 +85,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         "listed": dict(listed),
         "missing": dict(lost),
         "missing_list": _hash(missing) if missing else "",
+        **passed_over.facts(),
     }
     here = [clip for clip in clips if clip.path is not None]
     return SourceData(
@@ -92,7 +102,7 @@ def _records(clips: list[_Clip]) -> Iterator[PairRecord]:
     for clip in clips:
         if clip.path is not None:
             media = {"video": clip.path, "audio": clip.path}
-            yield PairRecord(id=clip.name, group=clip.name, split=clip.split, media=media, label=clip.label)
+            yield PairRecord(clip.name, clip.name, clip.split, media, label=clip.label, problem=clip.problem)
 
 
 def _lists(root: Path) -> dict[Path, str]:
@@ -105,9 +115,11 @@ def _lists(root: Path) -> dict[Path, str]:
     return splits
 
 
-def _listed(root: Path, lists: dict[Path, str]) -> tuple[list[_Clip], list[str], list[str]]:
+def _listed(files: list[MediaFile], lists: dict[Path, str]) -> tuple[list[_Clip], list[str], list[str]]:
     """Clips of the lists, in their order; classes are numbers, because the lists do not name them."""
-    files = {_key(path.stem): path for path in _files(root)}
+    by_key: dict[tuple[str, int], list[MediaFile]] = {}
+    for file in files:
+        by_key.setdefault(_key(file.path.stem), []).append(file)
     has_val = "val" in lists.values()
     clips = []
     for table, split in lists.items():
@@ -121,27 +133,37 @@ def _listed(root: Path, lists: dict[Path, str]) -> tuple[list[_Clip], list[str],
                     where=f"{table.name}:{number}: {line[:60]}",
                     expected=expected,
                 )
-            clips.append(_Clip(name, label, _split(split, name, has_val), files.get(_key(name))))
+            here = by_key.get(_key(name), [])
+            here = [file for file in here if file.path.stem == name] or here
+            problem = "several files of one clip" if len(here) > 1 else here[0].problem if here else ""
+            path = here[0].path if here else None
+            clips.append(_Clip(name, label, _split(split, name, has_val), path, problem))
     twice = [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]
     if twice:
         raise DataError("a clip is listed twice", where=twice[0], expected="each clip once, in one list")
     return clips, sorted({clip.label for clip in clips}, key=int), []
 
 
-def _in_folders(root: Path) -> tuple[list[_Clip], list[str], list[str]]:
-    """Clips of class folders; ``class.txt`` (names separated by commas or line ends) chooses the classes."""
+def _in_folders(root: Path, files: list[MediaFile]) -> tuple[list[_Clip], list[str], list[str]]:
+    """Clips of class folders; ``class.txt`` (names separated by commas or line ends) chooses the classes.
+
+    Files of one name are told apart by their folder and suffix.
+    """
     wanted = _class_list(root)
     labelled = []
-    for path in _files(root):
-        places = path.relative_to(root).parts[:-1]
+    for file in files:
+        places = file.path.relative_to(root).parts[:-1]
         split = SPLIT_NAMES.get(places[0].lower(), "") if places else ""
         label = _class_name(places[-1]) if places[1 if split else 0 :] else ""
         if label and (wanted is None or label in wanted):
-            labelled.append((path, label, split))
+            labelled.append((file, label, split))
     splits = {split for _, _, split in labelled}
+    twice = repeated(file.path.stem for file, _, _ in labelled)
     clips = []
-    for path, label, split in labelled:
-        clips.append(_Clip(path.stem, label, _split(split, path.stem, "val" in splits), path))
+    for file, label, split in labelled:
+        path, stem = file.path, file.path.stem
+        name = path.relative_to(root).as_posix() if stem in twice else stem
+        clips.append(_Clip(name, label, _split(split, stem, "val" in splits), path, file.problem))
     classes = wanted if wanted is not None else sorted({clip.label for clip in clips})
     return clips, classes, sorted(set(classes) - {clip.label for clip in clips})
 
@@ -160,14 +182,12 @@ def _key(stem: str) -> tuple[str, int]:
     return (match["video"], int(match["start"])) if match else (stem, -1)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (
-            Path(folder, name)
-            for name in sorted(files)
-            if name.lower().endswith(MODALITIES["video"].suffixes) and not name.startswith(".")
-        )
+def _files(root: Path, media_root: Path | None, passed_over: PassedOver) -> Iterator[MediaFile]:
+    """The videos below the folder of the lists, and below the folder that the user names for media."""
+    links_to = (media_root,) if media_root else ()
+    yield from media_below(root, MODALITIES["video"], links_to=links_to, passed_over=passed_over)
+    if media_root is not None and not media_root.is_relative_to(root):
+        yield from media_below(media_root, MODALITIES["video"], links_to=(root,), passed_over=passed_over)
 
 
 def _class_list(root: Path) -> list[str] | None:

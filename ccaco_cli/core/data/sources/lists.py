@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 HASH_SPLITS = ("train", "val", "test")  # of ``hash_split``
-
-
-def media_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files with these suffixes below a folder, in order; hidden ones are left out.
-
-    A linked folder is not entered; it is yielded like a file, so that it is counted and listed among the rejects.
-    """
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        names = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
-        yield from (Path(folder, name) for name in sorted(names + links))
+REPEATED = "listed more than once"
+"""Reason of a reject: two samples have one name, so it is not known which caption belongs to which."""
 
 
 def decode_text(data: bytes) -> str:
@@ -51,7 +42,8 @@ def read_lines(path: Path) -> list[str]:
     """Lines of a list file without line ends and without blank lines; the encoding is detected line by line."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        lines = decode_text(data).splitlines()
+        # str.splitlines would also split at characters such as U+2028, which may be part of a caption
+        lines = re.split(r"\r\n|\r|\n", decode_text(data))
     else:
         lines = [decode_text(line) for line in data.splitlines()]
     return [line for line in lines if line.strip()]
@@ -60,7 +52,7 @@ def read_lines(path: Path) -> list[str]:
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """A JSON object with the lists ``keys``. Raises DataError: another content."""
     try:
-        body = parse_json(decode_text(path.read_bytes()), object_hook=_without_tokens)
+        body = parse_json(decode_text(path.read_bytes()), object_pairs_hook=_without_tokens)
     except ValueError as error:
         raise DataError(f"not a JSON file ({error})", where=path, expected="the file as published") from None
     if not isinstance(body, dict) or not all(isinstance(body.get(key), list) for key in keys):
@@ -70,8 +62,21 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     return body
 
 
-def _without_tokens(entry: dict[str, Any]) -> dict[str, Any]:
+def parse_strictly(text: str) -> Any:
+    """``parse_json``; raises ValueError also for an object with a repeated key, of which JSON would keep the last."""
+    return parse_json(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        raise ValueError(f"repeated key {min(repeated(key for key, _ in pairs))!r}")
+    return entry
+
+
+def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Drops the words that Karpathy's files repeat beside every caption: they take most of the memory."""
+    entry = _unique_keys(pairs)
     entry.pop("tokens", None)
     return entry
 
@@ -87,18 +92,9 @@ def karpathy_images(path: Path) -> list[dict[str, Any]]:
     return images
 
 
-def captions_of(image: dict[str, Any]) -> list[str]:
-    """Captions of one entry of a Karpathy split file, in its order."""
-    return [str(sentence.get("raw", "")) for sentence in image["sentences"]]
-
-
-def texts_of(value: Any) -> list[str]:
-    """The texts of a table cell, which holds bytes, a string, a number, a list of these, or nothing."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [text for item in value for text in texts_of(item)]
-    return [decode_text(value) if isinstance(value, bytes) else str(value)]
+def repeated(names: Iterable[str]) -> frozenset[str]:
+    """The names that occur more than once."""
+    return frozenset(name for name, count in Counter(names).items() if count > 1)
 
 
 def hash_fraction(key: str) -> float:

@@ -21,6 +21,7 @@ class SourceOptions:
         columns: of ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> name of the column.
         separator: of ``table``: CSV separator.
         template: of sources with classes: caption made from a class name; empty = the source's default.
+        media_root: folder of the files that a list names, or that links lead to, if it is not the folder of the list.
         fold: of ``audiofolder``: the test fold of a data set in folds; 0 = the last.
         name: of ``hub``: the part after the colon of ``hub:NAME``.
         unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class
@@ -33,6 +34,7 @@ class SourceOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
     template: str = ""
+    media_root: Path | None = None
     fold: int = 0
     name: str = ""
     unpaired: tuple[str, ...] = ()

@@ -7,27 +7,30 @@ the tar.
 from __future__ import annotations
 
 import glob
+import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ccaco_cli.core.data.checks import MAX_FILE_BYTES
+from ccaco_cli.core.data.sources.fields import CAPTION_KEYS, FieldReader
 from ccaco_cli.core.data.sources.lists import (
     HASH_SPLITS,
     SPLIT_NAMES,
     decode_text,
     hash_split,
-    texts_of,
+    parse_strictly,
+    repeated,
 )
+from ccaco_cli.core.data.sources.media_files import is_hidden
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.data.sources.tar_members import Member, TarSample, parse_member, split_members
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.manifest import parse_json
-from ccaco_cli.core.modalities import MODALITIES
-from ccaco_cli.core.types import Media, PairRecord
+from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = (
     "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as "
@@ -35,6 +38,11 @@ _EXPECTS = (
 )
 _MAX_TEXT_BYTES = 1 << 20  # of a caption or a json file
 _MAX_SHARDS = 1_000_000
+_TYPE_FILE = "dataset_type.txt"
+_SHARD_FILES = (_TYPE_FILE, "nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt")
+"""Files of CLIP_benchmark that describe a data set and are no samples."""
+TOO_LARGE = object()
+"""Stands for the content of a member that is too large to be read."""
 _META_KEYS = ("url", "key", "license")  # of a sample's json
 
 
@@ -126,48 +134,73 @@ def _split(file: Path) -> str:
 
 def _records(files: list[Path], limit: int | None) -> Iterator[PairRecord]:
     counts: Counter[str] = Counter()
-    for file in files:
+    for file, place in zip(files, _places(files), strict=True):
         split = _split(file)
-        for record in _samples(file, split):
+        for record in _samples(file, place, split):
             if limit is not None and split and counts[split] >= limit:
                 break  # the remaining records of the shard are not needed
             counts[split] += 1
             yield record
 
 
-def _samples(file: Path, split: str) -> Iterator[PairRecord]:
-    name = file.name.partition(".")[0]
-    place = f"{file.parent.name}/{name}" if file.parent.name.lower() in SPLIT_NAMES else name
-    key = ""
-    parts: dict[str, Any] = {}
+def _places(files: list[Path]) -> list[str]:
+    """The start of the ids of each shard's samples: its name, with its folders where shards have the same name."""
+    names = []
+    for file in files:
+        name = file.name.partition(".")[0]
+        names.append(f"{file.parent.name}/{name}" if file.parent.name.lower() in SPLIT_NAMES else name)
+    twice = repeated(names)
+    common = Path(os.path.commonpath([file.parent for file in files]))
+    return [
+        file.relative_to(common).as_posix() if name in twice else name for file, name in zip(files, names, strict=True)
+    ]
+
+
+def _samples(file: Path, place: str, split: str) -> Iterator[PairRecord]:
+    """The samples of a shard. Every member that is not hidden is part of a sample, or of a record with a problem."""
+    ids: Counter[str] = Counter()
+
+    def records(members: list[Member]) -> Iterator[PairRecord]:
+        for sample in split_members(members):
+            ids[sample.key] += 1
+            # a key that comes again later in the shard is another sample
+            suffix = f"#{ids[sample.key]}" if ids[sample.key] > 1 else ""
+            yield _record(f"{place}/{sample.key}{suffix}", split, sample, lines)
+
+    lines = _is_retrieval(file)
+    members: list[Member] = []
     try:
         plain = _is_uncompressed(file)
         with tarfile.open(file, "r:" if plain else "r|*") as tar:
-            for member in tar:
+            for header in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # otherwise the headers of all members stay in memory
-                if not member.isfile():
+                path = PurePosixPath(header.name)
+                if path.name == _TYPE_FILE:
+                    lines = _content(tar, header).strip().lower() == b"retrieval"
+                if not header.isfile() or is_hidden(path.name) or path.name in _SHARD_FILES:
                     continue
-                path = PurePosixPath(member.name)
-                stem, _, suffix = path.name.partition(".")
-                if (member_key := str(path.with_name(stem)) if stem else str(path)) != key and parts:
-                    yield _record(place, key, split, parts)
-                    parts = {}
-                key = member_key
-                kind = suffix.lower().rpartition(".")[2]
-                if f".{kind}" in MODALITIES["image"].suffixes:
-                    parts.setdefault(
-                        "image", Slice(file, member.offset_data, member.size) if plain else _content(tar, member)
-                    )
-                elif kind in ("txt", "json"):
-                    parts[kind] = _content(tar, member, _MAX_TEXT_BYTES)
+                member = parse_member(header.name)
+                if members and member.key != members[0].key:
+                    yield from records(members)
+                    members = []
+                members.append(replace(member, content=_media(tar, header, member.kind, file if plain else None)))
     except (tarfile.TarError, EOFError, OSError) as error:
-        if parts:
-            yield _record(place, key, split, parts)
+        yield from records(members)
         id = f"{place}/(the rest of {file.name})"
         yield PairRecord(id, id, split or "train", {"image": Damaged(str(error))}, ["what follows the damage"])
         return
-    if parts:
-        yield _record(place, key, split, parts)
+    yield from records(members)
+
+
+def _is_retrieval(file: Path) -> bool:
+    """Whether a ``dataset_type.txt`` beside the shard or its folder says that each line of a text is a caption.
+
+    This is the layout of CLIP_benchmark.
+    """
+    for folder in (file.parent, file.parent.parent):
+        if (folder / _TYPE_FILE).is_file():
+            return decode_text((folder / _TYPE_FILE).read_bytes()).strip().lower() == "retrieval"
+    return False
 
 
 def _is_uncompressed(file: Path) -> bool:
@@ -179,26 +212,47 @@ def _is_uncompressed(file: Path) -> bool:
     return True
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    file = tar.extractfile(member)
-    return b"" if file is None else file.read(max_bytes)
+def _media(tar: tarfile.TarFile, header: tarfile.TarInfo, kind: str, plain: Path | None) -> Any:
+    """What a record needs of a member: the image or where its bytes lie, the bytes of a text, or None."""
+    if kind == "image":
+        if plain is not None:
+            return Slice(plain, header.offset_data, header.size)
+        return _content(tar, header) if header.size <= MAX_FILE_BYTES else TOO_LARGE
+    if kind in ("txt", "json"):
+        return _content(tar, header) if header.size <= _MAX_TEXT_BYTES else TOO_LARGE
+    return None
 
 
-def _record(place: str, key: str, split: str, parts: dict[str, Any]) -> PairRecord:
+def _content(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(header)
+    return b"" if file is None else file.read()
+
+
+def _record(id: str, split: str, sample: TarSample, lines: bool) -> PairRecord:
+    fields = FieldReader(sample.problem)
+    if any(member.content is TOO_LARGE for member in sample.parts.values()):
+        fields.refuse("file too large")
+    contents = {kind: member.content for kind, member in sample.parts.items() if kind != "image"}
+    texts = {kind: decode_text(content) for kind, content in contents.items() if isinstance(content, bytes)}
+    facts: dict[str, Any] = {}
     try:
-        facts = dict(parse_json(decode_text(parts.get("json", b"{}"))))
+        facts = dict(parse_strictly(texts.get("json", "{}")))
     except (ValueError, TypeError):
-        facts = {}
-    captions = texts_of(parts["txt"]) if "txt" in parts else texts_of(facts.get("caption"))
-    id = f"{place}/{key}"
-    media: dict[str, Media] = {"image": parts["image"]} if "image" in parts else {}
+        if "txt" not in texts:
+            fields.refuse("unreadable json")
+    if "txt" in sample.parts:
+        text = texts.get("txt", "")
+        captions = fields.captions(text.splitlines() if lines else text)
+    else:
+        captions = fields.captions(next((facts[key] for key in CAPTION_KEYS if key in facts), None))
     return PairRecord(
         id,
         id,
         split or hash_split(id),
-        media,
+        {"image": sample.parts["image"].content} if "image" in sample.parts and not fields.problem else {},
         captions,
         meta={k: facts[k] for k in _META_KEYS if isinstance(facts.get(k), str)},
+        problem=fields.problem,
     )
 
 

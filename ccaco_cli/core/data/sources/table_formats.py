@@ -1,0 +1,158 @@
+"""The file formats of the source ``table``: each is read into an Arrow table of the columns that are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccaco_cli.core.data.sources.delimited import open_delimited
+from ccaco_cli.core.data.sources.fields import FieldReader
+from ccaco_cli.core.data.sources.lists import decode_text, parse_strictly
+from ccaco_cli.core.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 4096
+"""Rows that are Python objects at a time."""
+PROBLEM = "problem"
+"""Column of the reasons why rows cannot be read."""
+LISTS = (".json", ".jsonl")
+"""Formats whose lists may name the columns as BLIP and LAVIS do: ``[{"image": ..., "caption": ...}]``."""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """A table as it was read.
+
+    Attributes:
+        names: all column names, repeated ones too.
+        table: (columns: our name -> name in the file) -> Arrow table of our names, with the column ``PROBLEM`` where
+            values were checked.
+    """
+
+    names: list[str]
+    table: Callable[[Mapping[str, str]], pa.Table]
+
+
+def open_csv(file: Path, path_column: str, separator: str | None) -> RawTable:
+    """CSV and TSV. Raises DataError: the rows do not add up; it names the line."""
+    opened = open_delimited(file, separator, path_column=path_column)
+
+    def table(columns: Mapping[str, str]) -> pa.Table:
+        positions = {ours: opened.names.index(column) for ours, column in columns.items()}
+        rows = ({ours: cells[at] for ours, at in positions.items()} for cells in opened.rows)
+        return _arrow_table(rows, list(columns))
+
+    return RawTable(opened.names, table)
+
+
+def open_jsonl(file: Path, path_column: str, separator: str | None) -> RawTable:
+    """JSON lines: one object a line."""
+    names: dict[str, None] = {}
+    for row in _json_lines(file):
+        names |= dict.fromkeys(row)
+    return RawTable(list(names), lambda columns: _objects_table(_json_lines(file), columns))
+
+
+def open_json(file: Path, path_column: str, separator: str | None) -> RawTable:
+    """A JSON list of objects, as the annotations of BLIP and LAVIS are."""
+    try:
+        rows = parse_strictly(decode_text(file.read_bytes()))
+    except ValueError as error:
+        raise DataError(f"not a JSON file ({error})", where=file, expected="a list of objects") from None
+    wrong = next((n for n, row in enumerate(rows, 1) if not isinstance(row, dict)), 0) if isinstance(rows, list) else 0
+    if not isinstance(rows, list) or wrong:
+        raise DataError(
+            "a JSON file with other content",
+            where=f"{file}, entry {wrong}" if wrong else file,
+            expected='[{"image": "a.jpg", "caption": "a dog"}, ...]',
+            next="ccaco prepare --list",
+        )
+    names = dict.fromkeys(name for row in rows for name in row)
+    return RawTable(list(names), lambda columns: _objects_table(rows, columns))
+
+
+def open_parquet(file: Path, path_column: str, separator: str | None) -> RawTable:
+    """Parquet: only the columns that are used are read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def table(columns: Mapping[str, str]) -> pa.Table:
+        try:
+            read = parquet.read_table(file, columns=list(dict.fromkeys(columns.values())))
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise _no_parquet(error, file) from None
+        return pa.table({ours: read.column(column) for ours, column in columns.items()})
+
+    try:
+        return RawTable(parquet.read_schema(file).names, table)
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise _no_parquet(error, file) from None
+
+
+FORMATS: Mapping[str, Callable[[Path, str, str | None], RawTable]] = {
+    ".csv": open_csv,
+    ".tsv": open_csv,
+    ".txt": open_csv,
+    ".json": open_json,
+    ".jsonl": open_jsonl,
+    ".parquet": open_parquet,
+}
+"""Suffix -> (file, column of paths, separator) -> table."""
+
+
+def _no_parquet(error: Exception, file: Path) -> DataError:
+    return DataError(f"not a Parquet file ({error})", where=file, expected="a table as Arrow or pandas writes it")
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_strictly(decode_text(line))
+                if not isinstance(row, dict):
+                    raise ValueError(f"a {type(row).__name__}")
+            except ValueError as error:
+                raise DataError(
+                    f"not a JSON object ({error})", where=f"{file}:{number}", expected="one object a line"
+                ) from None
+            yield row
+
+
+def _objects_table(objects: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
+    """The table of JSON objects, whose values are read here because Arrow's columns have one type."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for values in objects:
+            fields = FieldReader()
+            row: dict[str, Any] = {}
+            for ours, column in columns.items():
+                value = values.get(column)
+                row[ours] = fields.captions(value) if ours == "caption" else fields.text(value, ours)
+            yield row | {PROBLEM: fields.problem}
+
+    return _arrow_table(rows(), [*columns, PROBLEM], lists=("caption",))
+
+
+def _arrow_table(rows: Iterable[Mapping[str, Any]], names: list[str], lists: tuple[str, ...] = ()) -> pa.Table:
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.list_(pa.string()) if name in lists else pa.string()) for name in names])
+    stream = iter(rows)
+    batches = []
+    while batch := [{name: _storable(row[name]) for name in names} for row in islice(stream, BATCH)]:
+        batches.append(pa.RecordBatch.from_pylist(batch, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def _storable(value: str | list[str]) -> str | list[str]:
+    """Texts without unpaired surrogates, which JSON can spell and UTF-8 cannot."""
+    if isinstance(value, list):
+        return [text.encode("utf-8", "ignore").decode() for text in value]
+    return value if value.isascii() else value.encode("utf-8", "ignore").decode()
