@@ -8,9 +8,8 @@ that a single process would have.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,13 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ccaco_cli.core import runtime
-from ccaco_cli.core.errors import CcacoError, ConfigError, LostProcess
+from ccaco_cli.core import lost_process, runtime
+from ccaco_cli.core.errors import CcacoError, ConfigError
 from ccaco_cli.core.types import OnProgress, no_progress
 
 T = TypeVar("T")
-DIAGNOSIS_TIMEOUT = timedelta(seconds=10)
-"""How long the remaining processes wait for a sign of life from each other before they report which process is lost."""
 NO_LIMIT = timedelta(days=30)
 _store: ContextVar[Any] = ContextVar("store", default=None)
 _single: ContextVar[bool] = ContextVar("single", default=False)
@@ -69,40 +66,53 @@ def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]
         device: as for ``runtime.device``; GPU tensors are exchanged by NCCL, all others by gloo.
         minutes: a process that does not answer for so long counts as lost.
     Raises:
+        ConfigError: the processes cannot connect, or several would share a GPU.
         LostProcess: another process has ended or hangs; the message names it.
     """
     this_rank, size = runtime.launcher_rank()
     if size <= 1 or dist.is_initialized():
         yield
         return
-    store = _connect(this_rank, size, device, timedelta(minutes=minutes))
+    gpu = device != "cpu" and runtime.device(device).type == "cuda"
+    store = _connect(this_rank, size, gpu, timedelta(minutes=minutes))
     tokens = _store.set(store), _barrier_count.set([0])
+    members = lost_process.Members(store, this_rank, size)
+    failed = True
     try:
-        yield
+        with members.abort_on_failure() if gpu else nullcontext():
+            yield
+        failed = False
     except CcacoError as error:
         error.rank = this_rank
-        _record_failure(store, this_rank, str(error))
+        members.record_failure(str(error))
         raise
     except ProcessEnded:
+        failed = False
         raise
     except (RuntimeError, OSError) as error:
-        if not _is_connection_error(error):
-            _record_failure(store, this_rank, f"{type(error).__name__}: {error}")
+        if not lost_process.is_connection_error(error):
+            members.record_failure(f"{type(error).__name__}: {error}")
             raise
-        dist.destroy_process_group()  # closes the connections, so that waiting processes get an error, too
-        raise _lost_process(store, this_rank, size, error) from None
+        _close(abort=gpu)  # first of all, so that waiting processes get an error, too
+        raise members.lost(error) from None
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _close(abort=gpu and failed)
         _store.reset(tokens[0])
         _barrier_count.reset(tokens[1])
 
 
-def _connect(this_rank: int, size: int, device: str, timeout: timedelta) -> Any:
+def _close(*, abort: bool) -> None:
+    """Closes the connections, if they are open; ``abort`` does not wait for collectives that have begun."""
+    if dist.is_initialized():
+        if abort:
+            lost_process.abort_collectives()
+        dist.destroy_process_group()
+
+
+def _connect(this_rank: int, size: int, gpu: bool, timeout: timedelta) -> Any:
     """Opens the process group; returns the key-value store that the processes share."""
-    gpu = device != "cpu" and torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(runtime.device("cuda"))
+    if gpu:  # a collective without an answer ends the process after the timeout, also while Python waits for the GPU
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     hosted_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -131,11 +141,25 @@ def single_process() -> Iterator[None]:
 
 @contextmanager
 def main_process_continues() -> Iterator[None]:
-    """Ends all processes but the main one (exit code 0), which runs the block by itself."""
-    if not main():
-        raise ProcessEnded(0)
-    with single_process():
+    """Runs the block on the main process by itself; the others wait until it is done, then end without a message.
+
+    They wait because NCCL closes its connections only together. Their exit code is 0, or 2 if the main process failed.
+    """
+    if world() == 1:
         yield
+        return
+    store, key, acknowledged = _store.get(), f"main/{_next_barrier()}", f"acknowledged/{_barrier_count.get()[0]}"
+    if not main():
+        succeeded = _main_process_succeeded(store, key)
+        if succeeded:
+            store.set(f"{acknowledged}/{rank()}", "yes")
+        raise ProcessEnded(0 if succeeded else 2)
+    keys = [f"{acknowledged}/{process}" for process in range(1, world())]
+    with _outcome_stored(store, key), single_process():
+        yield
+    with suppress(RuntimeError):  # a waiting process that was killed changes nothing
+        # this process may host the store: the others must have read the outcome before it ends
+        store.wait(keys, lost_process.DIAGNOSIS_TIMEOUT)
 
 
 @contextmanager
@@ -172,21 +196,31 @@ def main_process_only(work: Callable[[], T]) -> T | None:
     assert store is not None
     key = f"main/{_next_barrier()}"
     if main():
-        try:
-            result = work()
-        except BaseException:
-            store.set(key, "failed")
-            raise
-        store.set(key, "done")
-        return result
-    try:
-        store.wait([key], NO_LIMIT)
-        succeeded = store.get(key) == b"done"
-    except RuntimeError:  # the main process hosted the store and has ended
-        succeeded = False
-    if not succeeded:
+        with _outcome_stored(store, key):
+            return work()
+    if not _main_process_succeeded(store, key):
         raise ProcessEnded(2)
     return None
+
+
+@contextmanager
+def _outcome_stored(store: Any, key: str) -> Iterator[None]:
+    """Stores for the other processes whether the block succeeded."""
+    try:
+        yield
+    except BaseException:
+        store.set(key, "failed")
+        raise
+    store.set(key, "done")
+
+
+def _main_process_succeeded(store: Any, key: str) -> bool:
+    """Waits for the outcome that the main process stores."""
+    try:
+        store.wait([key], NO_LIMIT)
+        return bool(store.get(key) == b"done")
+    except RuntimeError:  # the main process hosted the store and has ended
+        return False
 
 
 def barrier() -> None:
@@ -331,39 +365,3 @@ def _all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError | ConnectionError) or any(
-        word in str(error) for word in ("gloo", "Connection closed", "Connection reset", "NCCL")
-    )
-
-
-def _record_failure(store: Any, this_rank: int, message: str) -> None:
-    """Stores the reason why this process ends, so that the others can report it."""
-    try:
-        store.set(f"left/{this_rank}", " ".join(message.split())[:300])
-    except RuntimeError:
-        return
-
-
-def _lost_process(store: Any, this_rank: int, size: int, error: BaseException) -> LostProcess:
-    """The error that names the lost processes: each process signs the store, and those without a signature are lost."""
-    silent = {number for number in range(size) if number != this_rank}
-    reasons: dict[int, str] = {}
-    try:
-        store.set(f"alive/{this_rank}", "yes")
-        end = time.monotonic() + DIAGNOSIS_TIMEOUT.total_seconds()
-        while silent and time.monotonic() < end:
-            for number in sorted(silent):
-                if store.check([f"left/{number}"]):
-                    reasons[number] = store.get(f"left/{number}").decode("utf-8", "replace")
-                if number in reasons or store.check([f"alive/{number}"]):
-                    silent.discard(number)
-            time.sleep(0.05)
-    except RuntimeError:  # the store itself is gone: the main process (or the launcher) hosted it
-        silent = {0}
-    lost = [f"process {number} of {size} ended: {reason}" for number, reason in reasons.items()]
-    lost += [f"process {number} of {size} ended without a message" for number in sorted(silent)]
-    message = "; ".join(lost) or f"the connection to the other processes broke ({' '.join(str(error).split())[:120]})"
-    return LostProcess(message, expected=f"{size} processes to the end", next="the same command with --resume latest")

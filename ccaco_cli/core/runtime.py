@@ -13,22 +13,52 @@ from ccaco_cli.core.errors import ConfigError
 def device(name: str) -> Any:
     """The torch device of a name; ``auto`` is cuda where there is a GPU, else cpu.
 
-    Under a launcher each process has its own GPU.
+    Under a launcher each process has its own GPU. The GPU becomes the current one: collectives and ``torch.cuda``
+    functions without a device argument use it.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or several processes would share a GPU.
     """
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", launcher_rank()[0])) % torch.cuda.device_count())
-    if name == "auto":
-        return torch.device("cpu")
+        chosen = torch.device("cuda", _process_gpu(torch.cuda.device_count()))
+    else:
+        chosen = _named_device("cpu" if name == "auto" else name)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _process_gpu(gpus: int) -> int:
+    """Number of the GPU of this process. Raises ConfigError: more processes on this machine than GPUs."""
+    local_rank = int(os.environ.get("LOCAL_RANK", launcher_rank()[0] % gpus))  # launchers such as mpirun do not set it
+    processes = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if processes > gpus:
+        raise ConfigError(
+            "more processes than GPUs on this machine",
+            where=f"{processes} processes, {gpus} GPUs",
+            expected=f"torchrun --nproc-per-node {gpus}, or --device cpu",
+        )
+    return local_rank
+
+
+def _named_device(name: str) -> Any:
+    """The torch device of a name. Raises ConfigError: no such device, or one GPU is named for several processes."""
+    import torch
+
     try:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError):
         raise ConfigError("no such device on this machine", where=name, expected="auto, cpu or cuda[:N]") from None
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", launcher_rank()[1]))
+    if chosen.type == "cuda" and processes > 1:
+        raise ConfigError(
+            "several processes cannot share one GPU",
+            where=f"--device {name} with {processes} processes",
+            expected="--device cuda, which gives each process its own",
+        )
     return chosen
 
 
@@ -100,12 +130,12 @@ def resident_memory() -> int:
 
 
 def available_memory(device: Any) -> int:
-    """Memory in bytes that a run may use: of the GPU, or of the machine (free plus used by this process) within its
-    container limit."""
+    """Memory in bytes that a run may use, of the GPU or of the machine (within its container limit): free memory plus
+    that of this process."""
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

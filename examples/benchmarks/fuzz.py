@@ -263,7 +263,13 @@ def _state(folder: Path) -> Path:
     from ccaco_cli.core.training import checkpoint
 
     torch.save(
-        {"optimizer": {"state": {}}, "generators": [checkpoint.generator_states()], "step": 1, "epoch": 0}, folder / "s"
+        {
+            "optimizer": {"state": {}},
+            "generators": [checkpoint.generator_states(torch.device("cpu"))],
+            "step": 1,
+            "epoch": 0,
+        },
+        folder / "s",
     )
     return folder / "s"
 

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from ccaco_cli.core import distributed
+from ccaco_cli.core import distributed, lost_process
 from ccaco_cli.core.errors import ConfigError, DataError, LostProcess
-from tests.processes import launch
+from tests.processes import free_port, launch
 
 
 def test_alone_everything_is_the_identity() -> None:
@@ -106,3 +108,71 @@ def test_a_launcher_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="torchrun"), distributed.process_group("cpu"):
         pass
+
+
+def scores_alone(folder: Path, fails: bool) -> None:
+    rank = os.environ["RANK"]
+    try:
+        with distributed.process_group("cpu"):
+            distributed.mean({"a": torch.ones(())})
+            with distributed.main_process_continues():
+                assert distributed.world() == 1
+                time.sleep(1.0)
+                (folder / "scored").touch()
+                if fails:
+                    raise DataError("no disk")
+    except distributed.ProcessEnded:
+        assert (folder / "scored").exists(), "the others stay until the main process is done"
+        (folder / f"{rank}").touch()
+        raise
+    except DataError:
+        raise SystemExit(3) from None
+    (folder / rank).touch()
+
+
+@pytest.mark.parametrize(("fails", "codes"), [(False, [0, 0, 0]), (True, [3, 2, 2])])
+def test_no_process_leaves_the_group_before_the_main_one_is_done(tmp_path: Path, fails: bool, codes: list[int]) -> None:
+    started = time.monotonic()
+    assert launch(3, scores_alone, tmp_path, fails) == codes
+    assert all((tmp_path / str(rank)).exists() for rank in (1, 2))
+    assert time.monotonic() - started < 60
+
+
+def stops_waiting(folder: Path) -> None:
+    """Process 1 is killed while the main one scores: that changes nothing for the main one."""
+    with distributed.process_group("cpu"):
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with distributed.main_process_continues():
+            (folder / "scored").touch()
+
+
+def test_the_main_process_finishes_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch(2, stops_waiting, tmp_path) == [0, -signal.SIGKILL]
+    assert (tmp_path / "scored").exists()
+
+
+def test_the_failure_of_another_process_aborts_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    aborted = threading.Event()
+    monkeypatch.setattr(lost_process, "WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(lost_process, "abort_collectives", aborted.set)
+    store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    first, second = (lost_process.Members(store, rank, 2) for rank in range(2))
+    with first.abort_on_failure():
+        first.record_failure("its own failure is not that of another process")
+        assert not aborted.wait(0.2)
+        second.record_failure("its disk broke")
+        assert aborted.wait(10)
+    assert "process 1 of 2 ended: its disk broke" in str(first.lost(RuntimeError("NCCL")))
+
+
+def test_nobody_watches_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    aborted: list[int] = []
+    monkeypatch.setattr(lost_process, "WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(lost_process, "abort_collectives", lambda: aborted.append(1))
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    stop = threading.Event()
+    stop.set()
+    lost_process.Members(store, 1, 2).record_failure("late")
+    lost_process.Members(store, 0, 2).watch(stop)
+    assert not aborted

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ccaco_cli.core.losses.precision import in_float32
+
 MAX_MATRIX_SCORES = 2**22
 """Largest score matrix that ``contrastive`` keeps in memory (16 MiB in float32); larger ones are computed here."""
 TILE = 1024
@@ -20,6 +22,7 @@ _MAX_EXPONENT = 75.0
 """exp(75) summed over more than 60,000 rows still fits float32."""
 
 
+@in_float32
 def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, query_rows: slice | None = None) -> Tensor:
     """``contrastive.info_nce`` with one tile of the matrix at a time, exact to float rounding.
 
@@ -32,8 +35,6 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, query
     Returns:
         Scalar in nats.
     """
-    wide = torch.promote_types(z_a.dtype, torch.float32)
-    z_a, z_b, logit_scale = z_a.to(wide), z_b.to(wide), logit_scale.to(wide)
     groups, position, size = torch.unique(group, return_inverse=True, return_counts=True)
     mean_a, mean_b = (
         (z.new_zeros(len(groups), z.shape[1]).index_add(0, position, z) / size[:, None])[position] for z in (z_a, z_b)
@@ -64,8 +65,8 @@ class _LogSums(torch.autograd.Function):
         with torch.autocast(a.device.type, enabled=False):
             shift = max(0.0, float(scale) - _MAX_EXPONENT)
             sums = _sums(a, b, scale, shift, a.dtype, both)
-            underflow = min(part.min() for part in sums) < torch.finfo(a.dtype).tiny
-            if underflow:  # all candidates of a query point away from it
+            in_range = min(part.min() for part in sums) >= torch.finfo(a.dtype).tiny
+            if not in_range:  # all candidates of a query point away from it
                 sums = _sums(a, b, scale, shift, torch.float64, both)
             ctx.save_for_backward(a, b, scale, *sums)
             ctx.shift = shift

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from ccaco_cli.core.errors import LossInputError
 from ccaco_cli.core.losses import blocked
+from ccaco_cli.core.losses.precision import in_float32
 
 
+@in_float32
 def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE over in-batch negatives (CLIP, arXiv:2103.00020, fig. 3).
 
@@ -32,9 +34,10 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Te
     check_finite(z_a, z_b)
     if len(z_a) ** 2 > blocked.MAX_MATRIX_SCORES:
         return blocked.info_nce(z_a, z_b, group, logit_scale)
-    return matrix_nce(logit_scale * z_a @ z_b.T, group, group)
+    return matrix_nce(scores(z_a, z_b, logit_scale), group, group)
 
 
+@in_float32
 def sharded_info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, query_rows: slice) -> Tensor:
     """``info_nce`` of one process's queries against all candidates (``--local-loss`` of open_clip).
 
@@ -52,8 +55,14 @@ def sharded_info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tenso
     directions = ((z_a[query_rows], z_b), (z_b[query_rows], z_a))
     positive = group[query_rows, None] == group[None, :]
     return torch.stack(
-        [_soft_cross_entropy(logit_scale * queries @ candidates.T, positive) for queries, candidates in directions]
+        [_soft_cross_entropy(scores(queries, candidates, logit_scale), positive) for queries, candidates in directions]
     ).mean()
+
+
+@in_float32
+def scores(z_a: Tensor, z_b: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines of all pairs: z_a [A, E] and z_b [B, E] -> [A, B] float32."""
+    return logit_scale * z_a @ z_b.T
 
 
 def check_finite(z_a: Tensor, z_b: Tensor) -> None:
@@ -64,6 +73,7 @@ def check_finite(z_a: Tensor, z_b: Tensor) -> None:
         )
 
 
+@in_float32
 def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:
     """Symmetric multi-positive cross-entropy of a score matrix.
 
@@ -77,6 +87,7 @@ def matrix_nce(logits: Tensor, group_a: Tensor, group_b: Tensor) -> Tensor:
     return (_soft_cross_entropy(logits, positive) + _soft_cross_entropy(logits.T, positive.T)) / 2
 
 
+@in_float32
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Symmetric cross-entropy between two score matrices (arXiv:1503.02531, eq. 1-2, at temperature 1).
 
@@ -86,9 +97,9 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar in nats, mean of both directions; its minimum is the teacher's entropy, where both matrices agree.
     """
     directions = ((student, teacher), (student.T, teacher.T))
-    return torch.stack([F.cross_entropy(s.float(), t.detach().float().softmax(1)) for s, t in directions]).mean()
+    return torch.stack([F.cross_entropy(s, t.detach().softmax(1)) for s, t in directions]).mean()
 
 
 def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     target = positive.float() / positive.sum(1, keepdim=True)
-    return -(target * F.log_softmax(logits.float(), dim=1)).sum(1).mean()
+    return -(target * F.log_softmax(logits, dim=1)).sum(1).mean()

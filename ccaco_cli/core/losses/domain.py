@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ccaco_cli.core.errors import ConfigError, LossInputError
+from ccaco_cli.core.losses.precision import in_float32
 
 KERNELS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Bandwidths of the kernels of ``mmd`` in units of the median squared distance."""
@@ -40,6 +41,7 @@ def ramp(progress: float) -> float:
     return 2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0
 
 
+@in_float32
 def dann(logits: Tensor, domain: Tensor) -> Tensor:
     """Cross-entropy of the domain classifier, with equal weight per domain (DANN, arXiv:1505.07818, section 4.2).
 
@@ -55,11 +57,12 @@ def dann(logits: Tensor, domain: Tensor) -> Tensor:
         raise LossInputError(
             f"shapes {tuple(logits.shape)} and {tuple(domain.shape)}", expected="[n, K] and [n], n >= 1"
         )
-    per_sample = F.cross_entropy(logits.float(), domain, reduction="none")
+    per_sample = F.cross_entropy(logits, domain, reduction="none")
     count = domain.bincount()
     return (per_sample / count[domain]).sum() / (count > 0).sum()
 
 
+@in_float32
 def mmd(x: Tensor, y: Tensor) -> Tensor:
     """Squared maximum mean discrepancy: mean of five RBF kernels around the median heuristic (DAN, arXiv:1502.02791).
 
@@ -74,7 +77,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
         LossInputError: shapes do not fit, or there is no row.
     """
     _check(x, y, 1)
-    both = torch.cat([x, y]).float() if x.dtype in (torch.float16, torch.bfloat16) else torch.cat([x, y])
+    both = torch.cat([x, y])
     square = (both * both).sum(1)
     distance = (square[:, None] + square[None] - 2 * both @ both.T).clamp_min(0)  # smooth at 0, unlike ``cdist``
     off_diagonal = distance.detach()[~torch.eye(len(both), dtype=torch.bool, device=both.device)]
@@ -84,6 +87,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
 
 
+@in_float32
 def coral(x: Tensor, y: Tensor) -> Tensor:
     """Squared Frobenius distance of the covariances over ``4 D^2`` (Deep CORAL, arXiv:1607.01719, eq. 1).
 
@@ -95,13 +99,11 @@ def coral(x: Tensor, y: Tensor) -> Tensor:
         LossInputError: shapes do not fit, or fewer than two rows.
     """
     _check(x, y, 2)
-    covariance_x, covariance_y = (
-        torch.cov(s.float().T if s.dtype in (torch.float16, torch.bfloat16) else s.T).reshape(s.shape[1], -1)
-        for s in (x, y)
-    )
+    covariance_x, covariance_y = (torch.cov(s.T).reshape(s.shape[1], -1) for s in (x, y))
     return (covariance_x - covariance_y).square().sum() / (4 * x.shape[1] ** 2)
 
 
+@in_float32
 def classification(logits: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy of the label predictor over the rows that have a label.
 
@@ -111,7 +113,7 @@ def classification(logits: Tensor, label: Tensor) -> Tensor:
     Returns:
         Scalar in nats; 0 if no row has a label.
     """
-    return F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum") / (label >= 0).sum().clamp_min(1)
+    return F.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / (label >= 0).sum().clamp_min(1)
 
 
 @dataclass(frozen=True)

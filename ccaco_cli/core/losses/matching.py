@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ccaco_cli.core.losses.precision import in_float32
 
+
+@in_float32
 def matching(match_logit: Tensor, label: Tensor) -> Tensor:
     """Binary cross-entropy of pair matching (ALBEF's ITM, arXiv:2107.07651, eq. 4, with one logit).
 
@@ -18,7 +21,7 @@ def matching(match_logit: Tensor, label: Tensor) -> Tensor:
     Returns:
         Scalar in nats.
     """
-    return F.binary_cross_entropy_with_logits(match_logit.float(), label.float())
+    return F.binary_cross_entropy_with_logits(match_logit, label.to(match_logit))
 
 
 def matching_chance(negatives: int) -> float:
@@ -26,6 +29,7 @@ def matching_chance(negatives: int) -> float:
     return math.log(1 + negatives) - negatives / (1 + negatives) * math.log(negatives)
 
 
+@in_float32
 def listwise(match_logit: Tensor, candidates: int) -> Tensor:
     """Softmax over one true and ``candidates - 1`` false partners of each query (ListNet's top-one loss, ICML 2007).
 
@@ -36,5 +40,5 @@ def listwise(match_logit: Tensor, candidates: int) -> Tensor:
     Returns:
         Scalar in nats; chance level log(candidates).
     """
-    logits = match_logit.float().view(-1, candidates)
+    logits = match_logit.view(-1, candidates)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

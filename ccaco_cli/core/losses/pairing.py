@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ccaco_cli.core.losses.precision import in_float32
+from ccaco_cli.core.types import move_tensor
+
 HARDNESS = 10.0
 """Negatives are drawn in proportion to exp(HARDNESS * cosine): hard, but seldom unlabelled positives."""
 
@@ -35,6 +38,7 @@ class PairSampler(Protocol):
         group: [B] int64.
         size: pairs of the batch that take part; 0 = all.
         negatives: false partners of each query, where the sampler draws any.
+        generator: of the CPU for equal draws on every device; None = the default one of the device.
     """
 
     def __call__(
@@ -48,6 +52,7 @@ class PairSampler(Protocol):
     ) -> Pairs: ...
 
 
+@in_float32
 def sample_hard_negatives(
     similarity: Tensor,
     group: Tensor,
@@ -69,9 +74,11 @@ def sample_hard_negatives(
         get -1.
     """
     allowed = (group if query_group is None else query_group)[:, None] != group[None, :]
-    noise = torch.rand(similarity.shape, generator=generator, device=similarity.device).clamp_min(1e-20)
+    drawn_on = similarity.device if generator is None else generator.device
+    noise = torch.rand(similarity.shape, generator=generator, device=drawn_on)
+    noise = move_tensor(noise, similarity.device).clamp_min(1e-20)
     gumbel = -torch.log(-torch.log(noise))  # the largest of logit + Gumbel noise are draws without replacement
-    keys = (HARDNESS * similarity.detach().float() + gumbel).masked_fill(~allowed, -torch.inf)
+    keys = (HARDNESS * similarity.detach() + gumbel).masked_fill(~allowed, -torch.inf)
     top, columns = keys.topk(min(count, similarity.shape[1]), dim=1)
     valid = torch.isfinite(top)
     available = valid.sum(1, keepdim=True).clamp_min(1)
@@ -95,6 +102,7 @@ def true_pairs(
     return Pairs(rows, torch.stack([diagonal, diagonal], 1), torch.ones_like(diagonal, dtype=torch.bool))
 
 
+@in_float32
 def hard_negative_pairs(
     z_a: Tensor, z_b: Tensor, group: Tensor, size: int, negatives: int, generator: torch.Generator | None = None
 ) -> Pairs:
@@ -125,5 +133,6 @@ def _subset(group: Tensor, size: int, generator: torch.Generator | None) -> Tens
     rows = torch.arange(batch, device=group.device)
     if size <= 0 or size >= batch:
         return rows
-    start = torch.randint(batch, (1,), generator=generator, device=group.device)
-    return (rows[:size] + start) % batch
+    drawn_on = group.device if generator is None else generator.device
+    start = torch.randint(batch, (1,), generator=generator, device=drawn_on)
+    return (rows[:size] + move_tensor(start, group.device)) % batch

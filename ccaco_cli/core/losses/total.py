@@ -60,7 +60,7 @@ def _mse(crossed: Crossed, pairs: Pairs, group: Tensor, config: LossConfig) -> T
             where="loss.cross = 'mse'",
             expected="model.fusion.kind residual or coattention",
         )
-    return crossed.drift
+    return crossed.drift.float()
 
 
 CROSS_LOSSES: dict[str, CrossLoss] = {
@@ -172,7 +172,7 @@ def distillation_loss(alignment: Alignment) -> Tensor | None:
     if alignment.crossed is None or alignment.pairs is None:
         return None
     rows = alignment.pairs.rows
-    student = alignment.logit_scale * alignment.a.z[rows] @ alignment.b.z[rows].T
+    student = contrastive.scores(alignment.a.z[rows], alignment.b.z[rows], alignment.logit_scale)
     return contrastive.distillation(student, student + alignment.crossed.match_logit)
 
 

@@ -25,6 +25,9 @@ Layouts = tuple[SequenceLayout, SequenceLayout]
 """Layouts of queries and keys."""
 GATHERED_VALUES = 1 << 24
 """Values of gathered keys that the window kind holds at a time; beyond, slices are recomputed in the backward pass."""
+FLEX_SHAPES = 6
+"""Shapes that FlexAttention is compiled for. torch compiles a function 8 times and then runs it uncompiled, which would
+hold all scores."""
 CPU_FEATURES = 1 << 20
 """Random features that the linear kind computes at a time on a CPU without gradients: they fit in a core's cache."""
 
@@ -76,8 +79,9 @@ class WindowKernel(Kernel):
     """Local windows and global tokens of ``layout.attention_plan`` (Longformer, arXiv:2004.05150, sec. 3.1).
 
     Global tokens use the projections of the others (Longformer trains a second set), so that all kinds have the same
-    parameters. On a GPU and without dropout, FlexAttention (arXiv:2412.05496) skips blocks outside all windows;
-    elsewhere slices are gathered.
+    parameters. On a GPU and without dropout, FlexAttention (arXiv:2412.05496) skips blocks outside all windows.
+    FlexAttention has no dropout and is compiled anew for every shape: with dropout (so in training, by default), and
+    for all shapes after the first ``FLEX_SHAPES``, slices are gathered. Neither holds the scores of all token pairs.
     """
 
     def __init__(self, width: int, config: FusionConfig):
@@ -88,7 +92,7 @@ class WindowKernel(Kernel):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float, dropout: float, layout: Layouts
     ) -> Tensor:
         plan = attention_plan(*layout, self.window, self.spread, str(q.device))
-        if q.is_cuda and not dropout and q.shape[-1] >= 16:
+        if q.is_cuda and not dropout and q.shape[-1] >= 16 and _flex_has_shape(q, k, plan):
             return flex_window_attention(q, k, v, mask, scale, plan)
         return sliced_window_attention(q, k, v, mask, scale, dropout, plan)
 
@@ -246,6 +250,18 @@ def flex_window_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: 
     return out.transpose(1, 2).index_select(1, plan.output_order)
 
 
+_flex_shapes: set[object] = set()
+
+
+def _flex_has_shape(q: Tensor, k: Tensor, plan: AttentionPlan) -> bool:
+    """Whether FlexAttention is compiled for the shapes of these arguments, or can still be."""
+    tables = (plan.key_blocks.shape, *(near.shape for _, near in plan.windows), len(plan.global_keys))
+    shape = (q.shape, k.shape, q.dtype, q.device, q.requires_grad, torch.is_grad_enabled(), tables)
+    if len(_flex_shapes) < FLEX_SHAPES:
+        _flex_shapes.add(shape)
+    return shape in _flex_shapes
+
+
 @lru_cache(maxsize=64)
 def _flex_block_mask(plan: AttentionPlan, compiled: bool) -> Any:
     """Builds FlexAttention's block mask of a plan."""
@@ -273,7 +289,7 @@ def _flex_block_mask(plan: AttentionPlan, compiled: bool) -> Any:
 def _flex_attention(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True) if compiled else flex_attention
 
 
 def positive_features(x: Tensor, random: Tensor) -> Tensor:

@@ -72,6 +72,6 @@ def augment(
     rows = len(inputs["pixels"])
     with paired_rows(len(batch.rows)):
         local_rows = global_rows(rows)
-    seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device).cpu()
+    seeds = torch.randint(2**62, [rows * distributed.world()], generator=generator, device=generator.device)
     pixels = augment_pixels(inputs["pixels"], config.image, seeds[local_rows])
     return replace(batch, **{side: inputs | {"pixels": pixels}})

@@ -23,23 +23,24 @@ STATE = "state.pt"
 """File of the optimiser, random generators and cursor."""
 
 
-def generator_states() -> dict[str, Tensor]:
-    """State of every random generator of this process: torch, its GPU, numpy, Python."""
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """State of every random generator of a process that computes on ``device``: torch, the GPU's, numpy, Python."""
     _, keys, *position = np.random.get_state()
     _, internal, gauss = random.getstate()
+    gpu_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8),
+        "cuda": gpu_state,
         "numpy": torch.tensor([*np.asarray(keys).tolist(), *position], dtype=torch.float64),  # 32-bit words: exact
         "python": torch.tensor([*internal, gauss is not None, gauss or 0.0], dtype=torch.float64),
     }
 
 
-def set_generator_states(states: dict[str, Tensor]) -> None:
-    """Restores ``generator_states``."""
+def set_generator_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Restores ``generator_states``; the state of a GPU's generator only where the run continues on a GPU."""
     torch.set_rng_state(states["torch"])
-    if len(states["cuda"]) and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if len(states["cuda"]) and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
     *keys, position, has_gauss, cached = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, np.uint32), int(position), int(has_gauss), cached))
     *internal, has_spare, gauss = states["python"].tolist()

@@ -100,7 +100,8 @@ class TrainingState:
         self.engine = parallel.build_engine(self.losses, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
         self._build_optimizer()
-        self.generator = torch.Generator(self.device)
+        # a generator of the CPU: it draws equal pairs on every device, and a run can be resumed on another device
+        self.generator = torch.Generator()
         self.seed_epoch()
         if resume_from is not None:
             self._restore(checkpoint.load_state(resume_from / checkpoint.STATE))
@@ -130,7 +131,7 @@ class TrainingState:
         self.stop_clock()
         tensors = weights.weights_of(self.aligner)
         optimizer = parallel.full_state(self.optimizer.state_dict())
-        states = {name: distributed.gather_states(state) for name, state in checkpoint.generator_states().items()}
+        states = {k: distributed.gather_states(v) for k, v in checkpoint.generator_states(self.device).items()}
         generators = [{name: state[rank] for name, state in states.items()} for rank in range(distributed.world())]
         return vars(self.cursor) | {
             "weights": tensors,
@@ -147,7 +148,7 @@ class TrainingState:
         self.optimizer.load_state_dict(parallel.shard_state(state.pop("optimizer"), self.optimizer))
         generators = state.pop("generators")
         same_world = len(generators) == distributed.world()
-        checkpoint.set_generator_states(generators[distributed.rank() if same_world else 0])
+        checkpoint.set_generator_states(generators[distributed.rank() if same_world else 0], self.device)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.balance.load_state_dict(state.pop("balance"))
         adaptation = state.pop("adaptation")

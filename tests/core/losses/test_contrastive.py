@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ccaco_cli.core.errors import LossInputError
-from ccaco_cli.core.losses.contrastive import info_nce, matrix_nce
+from ccaco_cli.core.losses.contrastive import info_nce, matrix_nce, sharded_info_nce
 
 ONE = torch.tensor(1.0)
 
@@ -108,3 +108,33 @@ def test_sick_rows_are_refused(sick: float) -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(LossInputError, match="shapes"):
         info_nce(unit(3, 2), unit(4, 2), torch.arange(3), ONE)
+
+
+@pytest.mark.parametrize("rows", [64, 2100], ids=["matrix", "tiles"])
+@pytest.mark.parametrize("local", [False, True], ids=["all queries", "local queries"])
+def test_under_autocast_the_gradient_is_that_of_float32(rows: int, local: bool) -> None:
+    z = unit(rows, 32).float()
+    vectors = [F.normalize(z + 0.02 * unit(rows, 32, seed=seed).float(), dim=-1) for seed in (1, 2)]  # a solved batch
+    group = torch.arange(rows)
+
+    def gradients(enabled: bool) -> list[torch.Tensor]:
+        z_a, z_b = (v.clone().requires_grad_() for v in vectors)
+        scale = torch.tensor(100.0, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            if local:
+                loss = sharded_info_nce(z_a, z_b, group, scale, slice(0, rows // 2))
+            else:
+                loss = info_nce(z_a, z_b, group, scale)
+        loss.backward()
+        assert z_a.grad is not None and z_b.grad is not None and scale.grad is not None
+        return [loss.detach(), z_a.grad, z_b.grad, scale.grad]
+
+    for result, expected in zip(gradients(True), gradients(False), strict=True):
+        assert (result - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_losses_of_16_bit_vectors_are_float32() -> None:
+    z = unit(6, 8).bfloat16()
+    loss = info_nce(z, z.roll(1, 0), torch.arange(6), torch.tensor(3.0))
+    assert loss.dtype == torch.float32
+    assert loss == info_nce(z.float(), z.roll(1, 0).float(), torch.arange(6), torch.tensor(3.0))

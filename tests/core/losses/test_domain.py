@@ -161,3 +161,19 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(LossInputError):
             call()
+
+
+@pytest.mark.parametrize("term", ["mmd", "coral"])
+def test_distances_have_the_gradient_of_float32_under_autocast(term: str) -> None:
+    domain = torch.arange(24) // 12
+
+    def gradient(enabled: bool) -> Tensor:
+        features = (normal(24, 8) + 5 + 0.1 * domain[:, None]).float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = domain_loss(term, DomainFeatures(features, domain, ramp=1.0))
+        loss.backward()
+        assert features.grad is not None
+        return features.grad
+
+    expected = gradient(False)
+    assert (gradient(True) - expected).norm() <= 1e-5 * expected.norm()

@@ -103,3 +103,27 @@ def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
 def test_a_teacher_without_a_matrix_or_a_pupil_is_refused(settings: dict[str, float | str]) -> None:
     with pytest.raises(ConfigError, match="teach"):
         check_losses(replace(LossConfig(teach=1.0), **settings))
+
+
+@pytest.mark.parametrize("name", CROSS_LOSSES)
+def test_every_part_has_the_gradient_of_float32_under_autocast(name: str) -> None:
+    config = LossConfig(cross=name, negatives=2, cross_batch=6, teach=1.0 if name == "infonce" else 0.0)
+    group, scale = torch.arange(8), torch.tensor(100.0)
+    a = encoded(0, rows=8)
+    logit = torch.randn(6, 6) if name == "infonce" else torch.randn(48)
+
+    def gradients(enabled: bool) -> list[torch.Tensor]:
+        z_a, z_b = a.z.clone().requires_grad_(), F.normalize(a.z + 0.1 * encoded(1, rows=8).z, dim=-1).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            embeddings = Embedding(z_a, z_a), Embedding(z_b, z_b)
+            pairs = sample_pairs(*embeddings, group, config, torch.Generator().manual_seed(0))
+            scored = logit if pairs.label is None else logit[: len(pairs.label)]
+            crossed = Crossed(scored, drift=(z_a[:2] * z_b[:2]).square().mean())
+            parts = losses(Alignment(*embeddings, group, scale, crossed, pairs), config, beta=1.0)
+        parts["total"].backward()
+        assert z_a.grad is not None and z_b.grad is not None
+        return [z_a.grad, z_b.grad, *(part.detach() for part in parts.values())]
+
+    for result, expected in zip(gradients(True), gradients(False), strict=True):
+        assert result.dtype == torch.float32
+        assert (result - expected).norm() <= 1e-5 * expected.norm()

@@ -98,7 +98,13 @@ def test_weights_that_lie_there_already_get_a_second_name(toy: Any, tmp_path: Pa
     checkpoint.save_best(tmp_path, weights.weights_of(model))
     best = tmp_path / "best" / weights.WEIGHTS
     folder = checkpoint.save(
-        tmp_path, weights.weights_of(model), {}, [checkpoint.generator_states()], same_weights=best, step=1, epoch=0
+        tmp_path,
+        weights.weights_of(model),
+        {},
+        [checkpoint.generator_states(torch.device("cpu"))],
+        same_weights=best,
+        step=1,
+        epoch=0,
     )
     assert (folder / weights.WEIGHTS).samefile(best)
     before = best.read_bytes()
@@ -109,7 +115,13 @@ def test_weights_that_lie_there_already_get_a_second_name(toy: Any, tmp_path: Pa
     assert (folder / weights.WEIGHTS).read_bytes() == before
     gone = tmp_path / "gone"
     again = checkpoint.save(
-        tmp_path, weights.weights_of(model), {}, [checkpoint.generator_states()], same_weights=gone, step=2, epoch=0
+        tmp_path,
+        weights.weights_of(model),
+        {},
+        [checkpoint.generator_states(torch.device("cpu"))],
+        same_weights=gone,
+        step=2,
+        epoch=0,
     )
     assert (again / weights.WEIGHTS).read_bytes() == before
 
@@ -133,7 +145,7 @@ def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
         root,
         weights.weights_of(model),
         optimizer.state_dict(),
-        [checkpoint.generator_states()],
+        [checkpoint.generator_states(torch.device("cpu"))],
         keep,
         step=step,
         **cursor,
@@ -144,7 +156,7 @@ def test_state_restores_optimiser_generators_and_cursor(toy: Any, tmp_path: Path
     random.gauss(0, 1), np.random.standard_normal()  # both keep a second number back
     found = checkpoint.load_state(save(toy, tmp_path, 7, epoch=2, best=float("-inf")) / checkpoint.STATE)
     drawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
-    checkpoint.set_generator_states(found.pop("generators")[0])
+    checkpoint.set_generator_states(found.pop("generators")[0], torch.device("cpu"))
     assert torch.equal(torch.rand(3), drawn[0])
     assert (np.random.standard_normal(3) == drawn[1]).all()
     assert (random.random(), random.gauss(0, 1)) == drawn[2:]

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import override
+from ccaco_cli.core.losses import blocked
+from ccaco_cli.core.losses.contrastive import info_nce
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model.attention import Attention
 from ccaco_cli.core.training import cost, step
@@ -103,3 +106,14 @@ def test_attention_still_works_after_an_estimate() -> None:
     cost.step_cost(aligner, batch, config)
     assert all(p.isfinite().all() for p in step.StepLosses(aligner, config.loss)(batch, 0.5).values())
     assert isinstance(aligner.matcher.stream.stream.attention[0], Attention)
+
+
+def test_the_estimate_of_a_large_batch_has_no_float64_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = int(blocked.MAX_MATRIX_SCORES**0.5) + 8
+    dtypes: list[torch.dtype] = []
+    exp = blocked._exp
+    monkeypatch.setattr(blocked, "_exp", lambda *arguments: dtypes.append(arguments[-1]) or exp(*arguments))
+    with FakeTensorMode(), cost.FakeStepTracker(rows):
+        z = torch.ones(rows, 8, requires_grad=True)
+        info_nce(z, z * 2, torch.arange(rows), torch.tensor(10.0)).backward()
+    assert set(dtypes) == {torch.float32}
