@@ -82,6 +82,7 @@ def signal(monkeypatch: pytest.MonkeyPatch) -> None:
         collate=lambda samples: {"signal": torch.stack(list(samples))},
         picture=picture,
         tower_families={"toy": build_tower},
+        probe_samples=lambda: [decode(signal_bytes(0)), decode(signal_bytes(1))],
         folder="signal",
     )
     monkeypatch.setitem(MODALITIES, "signal", entry)

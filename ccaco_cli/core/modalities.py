@@ -93,13 +93,13 @@ MODALITIES: dict[str, Modality] = {
             "still",
             suffixes=words(
                 """
-                .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .pfm
+                .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm
                 .avif .avifs
                 """
             ),
             unreadable_suffixes=words(
                 """
-                .heic .heif .jxl .jp2 .j2k .jpx .psd .svg .eps .ico .icns .tga .dds .exr .hdr .pcx .sgi .xbm .xpm .qoi
+                .heic .heif .jxl .dib .jp2 .j2k .jpx .psd .svg .eps .ico .icns .tga .dds .exr .hdr .pcx .sgi .xbm .xpm .qoi
                 .wmf .emf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
                 """
             ),

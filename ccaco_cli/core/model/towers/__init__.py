@@ -1,7 +1,7 @@
 """Towers by family.
 
 A new family is a module with a builder ``(TowerSpec, TowerConfig) -> Tower`` and one entry in ``tower_families`` of its
-modality (``core/modalities.py``).
+modality (``core/modalities.py``). ``build`` probes every tower before anything is written (``probing``).
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ccaco_cli.core.config import TowerConfig
-from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.errors import CcacoError, TowerError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.towers.hidden_states import with_hidden_states
 from ccaco_cli.core.model.towers.positions import extend_context
+from ccaco_cli.core.model.towers.probing import probe, probe_length
 from ccaco_cli.core.model.towers.tiles import with_tiles
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
-from ccaco_cli.core.model.towers.weights import nearest
+from ccaco_cli.core.model.towers.weights import first_line, nearest
 
 Builder = Callable[[TowerSpec, TowerConfig], Tower]
 
@@ -36,7 +37,7 @@ def build(config: TowerConfig, modality: str) -> Tower:
         Tower in training mode, on the CPU, float32; random weights come from torch's global generator.
     Raises:
         TowerError: unknown family or name, a modality that the family does not have, weights that are missing or do not
-            fit.
+            fit, or a model that does not pass the checks of ``probing``.
     """
     spec, known = TowerSpec.parse(config.spec), families(modality)
     if spec.family not in known:
@@ -46,7 +47,23 @@ def build(config: TowerConfig, modality: str) -> Tower:
         raise TowerError(
             f"family {spec.family} has no {modality} tower", where=config.spec, expected=nearest(spec.family, known)
         )
-    tower = known[spec.family](spec, config)
-    if modality == "text" and tower.tokens < config.context_length:
+    try:
+        tower = known[spec.family](spec, config)
+    except (CcacoError, MemoryError):
+        raise
+    except Exception as error:  # models of other libraries fail in different ways
+        raise TowerError(
+            f"no {modality} tower can be built of this model ({type(error).__name__}: {first_line(error)})",
+            where=config.spec,
+            expected=f"a model that encodes {modality} inputs",
+            next=f"another {modality} tower, such as tiny",
+        ) from error
+    extended = modality == "text" and tower.tokens < config.context_length
+    if extended:
         tower = extend_context(tower, config.context_length, config.positions)
-    return with_tiles(with_hidden_states(tower, config.states), config.tiles)
+    probe(tower)
+    if extended:
+        probe_length(tower)
+    tower = with_hidden_states(tower, config.states)
+    probe(tower)
+    return with_tiles(tower, config.tiles)  # not probed again: tiles are passes of the tower that was probed

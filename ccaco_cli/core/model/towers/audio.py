@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ASTFeatureExtractor, AutoFeatureExtractor
 
@@ -23,6 +24,7 @@ from ccaco_cli.core.model.towers.hf import (
     set_grad_checkpointing,
 )
 from ccaco_cli.core.model.towers.image_base import feature_map_tokens
+from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
@@ -101,6 +103,7 @@ def build_tiny(spec: TowerSpec, config: TowerConfig) -> Tower:
         width=WIDTH,
         tokens=-(-int(seconds * 100) // STRIDE),
         grid=None,
+        pooled_from="mean",
         pretrained=False,
         fingerprint=fingerprint(module, "tiny", preprocess),
         save_assets=lambda folder: "tiny",
@@ -131,6 +134,8 @@ class HfAudioPreprocess:
 class HfAudioModule(nn.Module):
     """Base class of transformers' audio encoders: {"values" [B, N, ...], "mask" [B, N]} -> Features."""
 
+    pooled_from: Pooling = "model"
+
     def __init__(self, model: Any):
         super().__init__()
         self.body = model
@@ -145,6 +150,8 @@ class HfAudioModule(nn.Module):
 
 class AstModule(HfAudioModule):
     """Audio Spectrogram Transformer (arXiv:2104.01778): two special tokens, then patches; pooled = the first."""
+
+    pooled_from = "first"
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         tokens = self.body(input_values=inputs["values"].to(self.body.dtype)).last_hidden_state
@@ -168,17 +175,43 @@ class ClapModule(HfAudioModule):
         return Features(tokens, mask, output.pooler_output)
 
 
+CONVOLUTIONS_READ_PADDING = ("data2vec-audio", "wav2vec2-conformer")
+"""Model types with convolutions between their layers or positions, which see the padding behind a recording."""
+
+
 class Wav2Vec2Module(HfAudioModule):
-    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token per 20 ms; pooled is their mean."""
+    """wav2vec 2.0 (arXiv:2006.11477) and similar encoders: one token per 20 ms; pooled is their mean.
+
+    Models whose norm or convolutions read padding encode the recordings of each length by themselves: those with a
+    group norm over time, which were trained without a mask, and those of ``CONVOLUTIONS_READ_PADDING``.
+    """
+
+    pooled_from = "mean"
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        group_norm = getattr(model.config, "feat_extract_norm", "layer") == "group"
+        self.reads_padding = group_norm or model.config.model_type in CONVOLUTIONS_READ_PADDING
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        mask = inputs["mask"]
-        # models with a group norm over time were trained without a mask
-        attend = mask.long() if getattr(self.body.config, "feat_extract_norm", "layer") == "layer" else None
-        tokens = self.body(inputs["values"].to(self.body.dtype), attention_mask=attend).last_hidden_state
+        values, mask = inputs["values"].to(self.body.dtype), inputs["mask"]
         counts = self.body._get_feat_extract_output_lengths(mask.sum(1))
+        if self.reads_padding:
+            tokens = self._encode_by_length(values, mask.sum(1), int(counts.max()))
+        else:
+            tokens = self.body(values, attention_mask=mask.long()).last_hidden_state
         real = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
         return Features(tokens, real, masked_mean(tokens, real))
+
+    def _encode_by_length(self, values: Tensor, lengths: Tensor, count: int) -> Tensor:
+        """values [B, N], lengths [B] -> [B, count, W]; zero behind the end of a recording."""
+        order, parts = [], []
+        for length in torch.unique(lengths).tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            tokens = self.body(values[rows, :length]).last_hidden_state
+            parts.append(F.pad(tokens, (0, 0, 0, count - tokens.shape[1])))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
 
 HF_MODULES: Mapping[str, Callable[[Any], HfAudioModule]] = {
@@ -224,6 +257,7 @@ def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
         fingerprint=fingerprint(module, spec.family, architecture_json(model.config), preprocess),
         save_assets=partial(save_components, [hf_config.save_pretrained, extractor.save_pretrained]),
         set_grad_checkpointing=module.set_grad_checkpointing,
+        pooled_from=module.pooled_from,
     )
 
 

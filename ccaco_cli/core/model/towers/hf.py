@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from ccaco_cli.core.config import TowerConfig
@@ -29,7 +30,9 @@ from ccaco_cli.core.model.towers.image_base import (
     image_tower,
     pooled_if_token_width,
 )
-from ccaco_cli.core.model.towers.positions import extend_embeddings
+from ccaco_cli.core.model.towers.pooling import Pooling, last_token
+from ccaco_cli.core.model.towers.positions import extend_embeddings, learned_positions
+from ccaco_cli.core.model.towers.probing import evaluation
 from ccaco_cli.core.model.towers.text_tokenizers import HfTokens
 from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import (
@@ -47,31 +50,69 @@ BODY = {"image": "vision_model", "text": "text_model"}
 """Modality -> attribute of a CLIP-like model that holds its encoder."""
 NO_LIMIT = 1 << 20
 """Tokenizers without a limit report 1e30 tokens."""
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+"""Names of the parameter that holds the class token."""
+CLIP_VISION = tuple(
+    f"{name}_vision_model"
+    for name in ("clip", "altclip", "chinese_clip", "clipseg", "metaclip_2", "mlcd", "owlvit", "owlv2", "xclip")
+)
+"""Models that normalise their class token only; the patches get the same norm, so that all tokens lie in one space."""
+PADDED_TEXT = ("siglip_text_model", "siglip2_text_model")
+"""Models that were trained to attend to padding, and that pool the last position of the full length."""
+UNUSED = ("pooler.", "decoder.")
+"""Parts of a model whose weights may be missing: published encoders of T5 have no decoder."""
+CAUSAL = 1e-5
+"""Largest relative change of the earlier tokens of a causal model when the last token of a text changes."""
+
+
+@dataclass(frozen=True)
+class TextPooling:
+    """How a transformers text encoder is padded and pooled.
+
+    Attributes:
+        pooled_from: the rule for pooled; ``model``: its own pooled output.
+        full_length: pad every text to this many tokens, without a mask; 0 = to the longest text of the batch.
+        pad_id: of padding.
+        use_pooler: take the model's own pooled output, where it has one of the tokens' width.
+    """
+
+    pooled_from: Pooling = "mean"
+    full_length: int = 0
+    pad_id: int = 0
+    use_pooler: bool = False
 
 
 class HfTextModule(nn.Module):
-    """Token states of a transformers text encoder; pooled is the masked mean, or the model's own.
+    """Token states of a transformers text encoder; pooled is the masked mean, the last real token or the model's own.
 
     Args:
         model: the transformers model.
-        use_pooler: take the model's own pooled output.
+        pooling: how texts are padded and pooled.
     """
 
-    def __init__(self, model: Any, *, use_pooler: bool):
+    def __init__(self, model: Any, pooling: TextPooling):
         super().__init__()
-        self.body, self.use_pooler = model, use_pooler
+        self.body, self.pooling = model, pooling
         self.num_layers: int = getattr(model.config, "num_hidden_layers", 0)
         self.selected_layers: Sequence[int] = [self.num_layers]
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         ids, mask, lower_layers = inputs["ids"], inputs["mask"], self.selected_layers[:-1]
-        output = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(lower_layers))
+        pooling, length, attention_mask = self.pooling, ids.shape[1], {"attention_mask": mask.long()}
+        if pooling.full_length:
+            ids, attention_mask = F.pad(ids, (0, pooling.full_length - length), value=pooling.pad_id), {}
+        output = self.body(input_ids=ids, output_hidden_states=bool(lower_layers), **attention_mask)
         tokens = output.last_hidden_state
         if lower_layers:  # many models normalise the states of the last layer only
             states = (F.layer_norm(output.hidden_states[layer], tokens.shape[-1:]) for layer in lower_layers)
             tokens = torch.cat([*states, tokens], -1)
-        pooled = pooled_if_token_width(output.pooler_output, tokens) if self.use_pooler else None
-        return Features(tokens, mask, masked_mean(tokens, mask) if pooled is None else pooled)
+        pooled = pooled_if_token_width(output.pooler_output, tokens) if pooling.use_pooler else None
+        if pooling.full_length and pooled is None:
+            pooled = tokens[:, -1]
+        tokens = tokens[:, :length]
+        if pooled is None:
+            pooled = last_token(tokens, mask) if pooling.pooled_from == "last" else masked_mean(tokens, mask)
+        return Features(tokens, mask, pooled)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         set_grad_checkpointing(self.body, enable)
@@ -81,34 +122,50 @@ class HfTextModule(nn.Module):
 
     def extend_context(self, count: int, rule: PositionRule) -> None:
         extend_embeddings(self.body, count, rule)
+        if self.pooling.full_length:
+            self.pooling = replace(self.pooling, full_length=count)
 
 
 class HfImageModule(ImageModule):
-    """Normalised patch tokens of a transformers vision encoder (special tokens first), or its last feature map."""
+    """Normalised patch tokens of a transformers vision encoder (special tokens first), or its last feature map.
+
+    Pooled is the class token; where there is none, the output of the model's pooler, or the mean.
+    """
 
     def __init__(self, model: Any, preprocess: ImagePreprocess):
         super().__init__(preprocess)
         self.body = model
-        self.grid = _patch_grid(model.config, preprocess.size)
+        self.patch_grid = _patch_grid(model.config, preprocess.size)
+        self.has_class_token = any(name.rpartition(".")[2] in CLASS_TOKENS for name, _ in model.named_parameters())
+        self.pooled_from = "first" if self.has_class_token else "model"
+        self.detections = getattr(model.config, "num_detection_tokens", 0)  # YOLOS has them behind its patches
         config_size = getattr(model.config, "image_size", preprocess.size[0])
-        resized = (
-            preprocess.size[0] != config_size
-            and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        )
+        parameters = inspect.signature(model.forward).parameters
+        resized = preprocess.size[0] != config_size and "interpolate_pos_encoding" in parameters
         self.options = {"interpolate_pos_encoding": True} if resized else {}
-        # CLIP normalises its class token only; the patches get the same norm, so that all tokens lie in one space.
-        self.norm_last = model.config.model_type == "clip_vision_model"
+        self.norm_last = model.config.model_type in CLIP_VISION
+        # masked autoencoders drop random patches: none is dropped, and equal steps of "noise" keep their order
+        self.masks_patches = "noise" in parameters and hasattr(model.config, "mask_ratio")
+        if self.masks_patches:
+            model.config.mask_ratio = 0.0
 
     def encode(self, pixels: Tensor) -> ImageEncoding:
-        output = self.body(pixel_values=pixels, **self.options)
+        options: dict[str, Any] = dict(self.options)
+        if self.masks_patches and self.patch_grid:
+            order = torch.arange(math.prod(self.patch_grid), device=pixels.device, dtype=torch.float32)
+            options["noise"] = order.expand(len(pixels), -1)
+        output = self.body(pixel_values=pixels, **options)
         tokens = output.last_hidden_state
         if tokens.dim() == 4:
             return feature_map_tokens(tokens)
         if self.norm_last:
             tokens = self.body.post_layernorm(tokens)
-        grid = self.grid if self.grid and math.prod(self.grid) <= tokens.shape[1] else None
-        if grid is None or math.prod(grid) < tokens.shape[1]:
-            return tokens, tokens[:, 0], grid  # the first token is a class token
+        if self.detections:
+            tokens = tokens[:, : -self.detections]
+        # hierarchical models have fewer tokens than patches, and no grid is declared for them
+        grid = self.patch_grid if self.patch_grid and math.prod(self.patch_grid) <= tokens.shape[1] else None
+        if self.has_class_token:
+            return tokens, tokens[:, 0], grid
         return tokens, pooled_if_token_width(getattr(output, "pooler_output", None), tokens), grid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -139,28 +196,41 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
 def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds the text tower of ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]``.
 
-    Tokens are ``last_hidden_state``; pooled is their masked mean (as of sentence encoders), or the end-of-text state of
-    CLIP-like models. ``save_assets`` writes the config and the tokenizer.
+    Tokens are ``last_hidden_state``, of an encoder-decoder those of its encoder. Pooled is their masked mean (as of
+    sentence encoders), of causal models the last real token, of CLIP-like models their own. ``save_assets`` writes the
+    config and the tokenizer.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
     hf_config, hf_tokenizer, model = load_pretrained(spec, AutoTokenizer)
     body, clip_like = _encoder(model, "text")
     hf_tokenizer.padding_side = hf_tokenizer.truncation_side = "right"
+    if hf_tokenizer.pad_token is None:  # padding is masked, so that any token can stand for it
+        hf_tokenizer.pad_token = hf_tokenizer.eos_token or hf_tokenizer.unk_token or hf_tokenizer.bos_token
     if hf_tokenizer.pad_token is None:
-        hf_tokenizer.pad_token = hf_tokenizer.eos_token
+        raise TowerError(
+            "the tokenizer of this model has no padding token", where=spec, expected="a pad_token or an eos_token in it"
+        )
     limits = [
         hf_tokenizer.model_max_length,
         getattr(body.config, "max_position_embeddings", NO_LIMIT),
+        learned_positions(body) or NO_LIMIT,
         config.context_length or NO_LIMIT,
     ]
-    tokenizer = HfTokens(hf_tokenizer, int(min(limits)))
-    module = HfTextModule(body, use_pooler=clip_like)
+    tokenizer = HfTokens(hf_tokenizer, int(min(limit for limit in limits if limit > 0)))  # XLNet's is -1: none
+    module = HfTextModule(body, TextPooling())
+    width, causal = _measure_text(module, tokenizer)
+    if body.config.model_type in PADDED_TEXT:
+        full_length = learned_positions(body) or tokenizer.context_length
+        module.pooling = TextPooling("model", full_length, hf_tokenizer.pad_token_id, use_pooler=True)
+    else:
+        rule: Pooling = "last" if causal else "model" if clip_like else "mean"
+        module.pooling = TextPooling(rule, use_pooler=clip_like)
     return Tower(
         spec=spec,
         modality="text",
         module=module,
         preprocess=tokenizer,
-        width=body.config.hidden_size,
+        width=width,
         tokens=tokenizer.context_length,
         grid=None,
         pretrained=spec.weights != RANDOM,
@@ -171,13 +241,32 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
         hidden_states=module.num_layers + 1,
         select_hidden_states=module.select_hidden_states,
         extend_context=module.extend_context,
+        pooled_from=module.pooling.pooled_from,
     )
+
+
+def _measure_text(module: HfTextModule, tokenizer: HfTokens) -> tuple[int, bool]:
+    """Encodes a text of a few words to learn the width, and whether the model is causal: then the last token of a text
+    has no effect on the earlier ones."""
+    ids = tokenizer(["a dog runs"])["ids"]
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0]
+    if torch.equal(changed, ids):  # a tokenizer that knows no words
+        changed[0, -1] = (ids[0, -1] + 1) % len(tokenizer.tokenizer)
+    both, mask = torch.cat([ids, changed]), torch.ones_like(ids, dtype=torch.bool).expand(2, -1)
+    with evaluation(module):
+        tokens = module({"ids": both, "mask": mask}).tokens
+    earlier, changed_earlier = tokens[:, :-1]
+    change = (earlier - changed_earlier).norm(dim=-1) / earlier.norm(dim=-1).clamp_min(1e-12)
+    return tokens.shape[2], ids.shape[1] > 1 and bool((change < CAUSAL).all())
 
 
 def _encoder(model: Any, modality: str) -> tuple[Any, bool]:
     """Returns the encoder of one modality, and whether the model is CLIP-like (has one for each modality)."""
     clip_like = hasattr(model, BODY[modality])
     body = getattr(model, BODY[modality]) if clip_like else model
+    if "decoder_input_ids" in inspect.signature(body.forward).parameters:  # an encoder-decoder such as T5
+        body = body.get_encoder()
     if "add_pooling_layer" in inspect.signature(type(body).__init__).parameters:
         body.pooler = None  # it was trained on other tasks, and would get no gradient here
     return body, clip_like
@@ -201,10 +290,14 @@ def load_pretrained(spec: TowerSpec, auto_processor: Any) -> tuple[Any, Any, Any
     revision = "main" if file or spec.weights in ("", RANDOM) else spec.weights
     with hub_access(spec):
         config = AutoConfig.from_pretrained(name, revision=revision)
+        if type(config) not in MODEL_MAPPING:
+            raise TowerError(
+                f"transformers has no encoder for a {config.model_type} model", where=spec, expected="an AutoModel"
+            )
         processor = auto_processor.from_pretrained(name, revision=revision)
         model = _load_model(spec, name, config, revision, load=spec.weights != RANDOM and file is None)
     if file:
-        load_state(model, read_state(file), file, ("pooler.",))
+        load_state(model, read_state(file), file, UNUSED)
     return config, processor, model
 
 
@@ -228,7 +321,7 @@ def _load_model(spec: TowerSpec, name: str, config: Any, revision: str, *, load:
         if progress_bar:
             hf_logging.enable_progress_bar()
     # transformers fills missing weights with random numbers and reports it in a log line only
-    check_state_keys([k for k in info["missing_keys"] if "pooler." not in k], (), (), spec)
+    check_state_keys([k for k in info["missing_keys"] if "pooler." not in k and not k.startswith(UNUSED)], (), (), spec)
     return model
 
 

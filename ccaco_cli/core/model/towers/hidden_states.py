@@ -40,4 +40,9 @@ def with_hidden_states(tower: Tower, states: int) -> Tower:
     if not 1 <= states <= available:
         raise TowerError(f"{states} states do not fit", where=tower.spec, expected=f"{key} from 1 to {available}")
     tower.select_hidden_states(evenly_spaced_layers(states, available - 1))
-    return replace(tower, width=states * tower.width, fingerprint=fingerprint(nn.Module(), tower.fingerprint, states))
+    return replace(
+        tower,
+        width=states * tower.width,
+        fingerprint=fingerprint(nn.Module(), tower.fingerprint, states),
+        pooled_from="model",
+    )

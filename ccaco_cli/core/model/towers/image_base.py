@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import fingerprint, first_line
 from ccaco_cli.core.types import Features
@@ -47,8 +48,13 @@ class ImagePreprocess:
 
 
 class ImageModule(nn.Module, ABC):
-    """Base class of image towers: {"pixels": uint8 [B, 3, H, W]} -> Features."""
+    """Base class of image towers: {"pixels": uint8 [B, 3, H, W]} -> Features.
 
+    Attributes:
+        pooled_from: how the pooled vector of ``encode`` follows from the tokens, where it returns one.
+    """
+
+    pooled_from: Pooling = "model"
     mean: Tensor
     std: Tensor
 
@@ -100,7 +106,7 @@ def image_tower(
     module.eval().to(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
-            tokens, _, grid = module.encode(torch.zeros(1, 3, *preprocess.size))
+            tokens, pooled, grid = module.encode(torch.zeros(1, 3, *preprocess.size))
     except (RuntimeError, AssertionError, ValueError) as error:
         size = f"pictures of {preprocess.size[0]} x {preprocess.size[1]}"
         raise TowerError(
@@ -119,5 +125,6 @@ def image_tower(
         fingerprint=fingerprint(module, spec.family, *facts, preprocess),
         save_assets=save_assets,
         input_size=preprocess.size,
+        pooled_from="mean" if pooled is None else module.pooled_from,
         set_grad_checkpointing=set_grad_checkpointing,
     )

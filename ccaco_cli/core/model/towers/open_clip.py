@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
@@ -28,6 +29,7 @@ from ccaco_cli.core.model.towers.image_base import (
     image_tower,
     pooled_if_token_width,
 )
+from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.text_tokenizers import ClipTokens
 from ccaco_cli.core.model.towers.torchvision_timm import TimmModule
 from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec
@@ -52,6 +54,7 @@ class VitModule(ImageModule):
     def __init__(self, vit: VisionTransformer, preprocess: ImagePreprocess):
         super().__init__(preprocess)
         self.body = vit
+        self.pooled_from = "first" if vit.attn_pool is None and vit.pool_type == "tok" else "model"
         vit.proj = None
 
     def encode(self, pixels: Tensor) -> ImageEncoding:
@@ -88,8 +91,10 @@ class TextModule(nn.Module):
 
     Args:
         text: the transformer; its projection is removed.
-        hide_padding: mask padding in a bidirectional tower. False for a published one (SigLIP) that was trained to
-            attend to padding.
+        hide_padding: mask padding in a bidirectional tower.
+        pad_id: a published bidirectional tower (SigLIP) was trained to attend to padding, and may pool the last
+            position: texts are padded with this id to the full length, whatever the length of the batch. None = causal,
+            or ``hide_padding``.
         mean: pool by masked mean in place of the transformer's own pooling.
         word_mixing: applied to the word vectors [B, L, W] and the mask [B, L] before positions are added.
     """
@@ -99,18 +104,22 @@ class TextModule(nn.Module):
         text: TextTransformer,
         *,
         hide_padding: bool = False,
+        pad_id: int | None = None,
         mean: bool = False,
         word_mixing: nn.Module | None = None,
     ):
         super().__init__()
         self.body, self.word_mixing = text, word_mixing
-        self.hide_padding, self.mean = hide_padding, mean
+        self.hide_padding, self.mean, self.pad_id = hide_padding, mean, pad_id
         text.text_projection = None
         self.num_layers = len(text.transformer.resblocks)
         self.selected_layers: Sequence[int] = [self.num_layers]
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         ids, mask, text = inputs["ids"], inputs["mask"], self.body
+        real_length = ids.shape[1]
+        if self.pad_id is not None:
+            ids = F.pad(ids, (0, text.num_pos - real_length), value=self.pad_id)
         length = ids.shape[1]
         attention_mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
         states = text.token_embedding(ids)
@@ -128,7 +137,15 @@ class TextModule(nn.Module):
         selected = outputs if self.selected_layers[0] else [states, *outputs]
         states = torch.cat([text.ln_final(state) for state in selected], -1)
         pooled = masked_mean(states, mask) if self.mean else text_global_pool(states, ids, text.pool_type, text.eos_id)
-        return Features(states, mask, pooled)
+        return Features(states[:, :real_length], mask, pooled)
+
+    @property
+    def pooled_from(self) -> Pooling:
+        """How ``pooled`` follows from the tokens; that of a padded tower may come from a position of padding."""
+        if self.mean:
+            return "mean"
+        rules: dict[str, Pooling] = {"first": "first", "argmax": "last", "eos": "last"}
+        return rules.get(self.body.pool_type, "model")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
@@ -170,6 +187,7 @@ def text_tower(
         hidden_states=module.num_layers + 1,
         select_hidden_states=module.select_hidden_states,
         extend_context=module.extend_context,
+        pooled_from=module.pooled_from,
     )
 
 
@@ -210,13 +228,15 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     with hub_access(spec):
         tokenizer = open_clip.get_tokenizer(name, context_length=text.context_length)
     trim = text.attn_mask is not None and text.pool_type in POOLED_AT_END
+    hub_tokenizer = getattr(tokenizer, "tokenizer", None)
+    pad_id = None if trim else getattr(hub_tokenizer, "pad_token_id", 0)
     return text_tower(
         spec,
-        TextModule(text),
+        TextModule(text, pad_id=pad_id),
         ClipTokens(tokenizer, text.context_length, trim=trim),
         pretrained=spec.weights != RANDOM,
         facts=(model_config["text_cfg"], model_config.get("quick_gelu", False)),
-        save_assets=partial(_save, _assets(model, model_config), getattr(tokenizer, "tokenizer", None)),
+        save_assets=partial(_save, _assets(model, model_config), hub_tokenizer),
     )
 
 

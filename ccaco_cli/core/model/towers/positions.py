@@ -62,21 +62,38 @@ def extend_context(tower: Tower, count: int, rule: str) -> Tower:
     )
 
 
+POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe")
+"""Names of the learned position tables of transformers encoders."""
+
+
+def learned_positions(body: nn.Module) -> int | None:
+    """Returns the most tokens that the learned position tables of an encoder allow, or None without such a table."""
+    tables = [getattr(parent, name, None) for parent in body.modules() for name in POSITION_TABLES]
+    return min(
+        (len(table.weight) - _offset(table) for table in tables if isinstance(table, nn.Embedding)), default=None
+    )
+
+
 def extend_embeddings(body: nn.Module, count: int, rule: PositionRule) -> None:
     """Extends every learned position table of a transformers encoder; other kinds (rotary ...) need nothing.
 
     The rows up to the one of the padding token stay as they are (RoBERTa numbers its positions from there).
     """
     for parent in list(body.modules()):
-        for name in ("position_embeddings", "position_embedding"):
+        for name in POSITION_TABLES:
             table = getattr(parent, name, None)
             if isinstance(table, nn.Embedding):
                 _extend_table(parent, name, table, count, rule)
 
 
+def _offset(table: nn.Embedding) -> int:
+    """The first row of a position: RoBERTa numbers its positions from the row behind the padding token."""
+    return 0 if table.padding_idx is None else table.padding_idx + 1
+
+
 def _extend_table(parent: nn.Module, name: str, table: nn.Embedding, count: int, rule: PositionRule) -> None:
     """Replaces one table and the buffers of its length, where the model has them."""
-    offset = 0 if table.padding_idx is None else table.padding_idx + 1
+    offset = _offset(table)
     weight = torch.cat([table.weight[:offset], rule(table.weight[offset:], count)])
     longer = nn.Embedding(len(weight), weight.shape[1], table.padding_idx, _weight=weight)
     setattr(parent, name, longer.requires_grad_(table.weight.requires_grad))

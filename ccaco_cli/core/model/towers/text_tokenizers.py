@@ -98,7 +98,12 @@ class HfTokens:
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
         encoded = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
+            list(texts),
+            padding="longest",
+            truncation=True,
+            max_length=self.context_length,
+            return_attention_mask=True,
+            return_tensors="pt",
         )
         mask = encoded["attention_mask"].bool()
         if encoded.encodings:

@@ -94,4 +94,5 @@ def with_tiles(tower: Tower, tiles: str) -> Tower:
         fingerprint=fingerprint(nn.Module(), tower.fingerprint, tiles),
         input_size=size,
         set_grad_checkpointing=module.set_grad_checkpointing,
+        pooled_from="model",  # the overview's
     )

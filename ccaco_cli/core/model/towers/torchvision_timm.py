@@ -40,6 +40,8 @@ class TorchvisionModule(ImageModule):
         probe_size: pixels a side at which the cut is searched: a size at which the last map has more than one cell.
     """
 
+    pooled_from = "first"
+
     def __init__(self, model: nn.Module, preprocess: ImagePreprocess, probe_size: int):
         super().__init__(preprocess)
         node = _last_tokens_node(model, probe_size)

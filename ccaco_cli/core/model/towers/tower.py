@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor, nn
 
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.pooling import Pooling
 
 WordSpans = list[tuple[str, list[int]]]
 """The words of a text, each with the positions of its tokens."""
@@ -105,6 +106,7 @@ class Tower:
             the last only.
         select_hidden_states: (layer numbers) concatenates these states in each token; 0 = before the first layer.
         extend_context: (count, rule) extends learned positions to ``count`` tokens.
+        pooled_from: how ``pooled`` follows from the tokens; it is checked when the tower is built.
     """
 
     spec: TowerSpec
@@ -123,3 +125,4 @@ class Tower:
     hidden_states: int = 1
     select_hidden_states: Callable[[Sequence[int]], None] | None = None
     extend_context: Callable[[int, PositionRule], None] | None = None
+    pooled_from: Pooling = "model"
