@@ -112,7 +112,7 @@ def _parse(file: Path, wide: bool, separator: str, quoted: bool) -> Iterator[_Pa
                 raise _unreadable(str(error), file, start, lines.number) from None
             if cells is None:
                 return
-            if "".join(lines.current).strip():
+            if "".join(lines.current).strip("\r\n"):
                 yield _ParsedRow(cells, start, lines.current)
 
 

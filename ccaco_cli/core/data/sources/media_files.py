@@ -85,7 +85,7 @@ def media_below(
         for entry in entries:
             if is_hidden(entry.name):
                 passed_over.hidden += 1
-            elif not entry.is_dir():
+            elif not _is_folder(entry):
                 yield from _sample(entry, modality, passed_over)
             elif not entry.is_symlink():
                 below.append((entry.path, ancestors | {os.path.realpath(entry.path)}))
@@ -112,6 +112,11 @@ def locate(name: str, folder: Path, media_root: Path | None) -> Path:
     if media_root is None or (not os.path.exists(media_root / name) and os.path.exists(folder / name)):
         return folder / name
     return media_root / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # for a link to itself the entry would raise
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _sample(entry: os.DirEntry[str], modality: Modality, passed_over: PassedOver) -> Iterator[MediaFile]:

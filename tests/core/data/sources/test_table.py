@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -128,3 +129,113 @@ def test_refusals_name_the_columns_there_are(tmp_path: Path) -> None:
         read(Path(__file__))
     with pytest.raises(DataError, match="no table here"):
         read(tmp_path)
+
+
+STRUCTS = [
+    ("a.jpg", {"raw": "a dog", "tokens": ["a", "dog"]}, ["a dog"]),
+    ("b.jpg", [{"raw": "one"}, {"raw": "two"}], ["one", "two"]),
+    ("c.jpg", '["one", "two"]', ["one", "two"]),
+    ("d.jpg", ["one", None], ["one", ""]),
+    ("e.jpg", float("nan"), [""]),
+    ("f.jpg", {"id": 3}, [""]),
+]
+
+
+@pytest.mark.parametrize("kind", ["t.jsonl", "t.json", "t.parquet"])
+@pytest.mark.parametrize(("image", "value", "captions"), STRUCTS)
+def test_structures_are_taken_apart_or_refused(
+    tmp_path: Path, kind: str, image: str, value: Any, captions: list[str]
+) -> None:
+    path = tmp_path / kind
+    rows = [{"filepath": image, "title": value}]
+    if kind == "t.parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        path.write_text(json.dumps(rows[0] if kind == "t.jsonl" else rows))
+    (record,) = SOURCE.read(path, SourceOptions()).records
+    assert (record.id, list(record.captions)) == (image, captions)
+    assert record.problem == ("caption is an object without a known key" if image == "f.jpg" else "")
+
+
+@pytest.mark.parametrize("kind", ["t.csv", "t.jsonl", "t.json", "t.parquet"])
+def test_missing_values_are_one_rule(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    table = pd.DataFrame(
+        {
+            "filepath": ["a.jpg", "b.jpg", None, None],
+            "title": [float("nan"), "nan", "no picture", "none again"],
+            "domain": ["x", float("nan"), None, "nan"],
+            "label": ["1", None, "NaN", ""],
+        }
+    )
+    if kind == "t.csv":
+        table.to_csv(path, index=False)
+    elif kind == "t.parquet":
+        table.to_parquet(path)
+    else:
+        rows = table.to_dict("records")
+        path.write_text("\n".join(map(json.dumps, rows)) if kind == "t.jsonl" else json.dumps(rows))  # writes NaN
+    rows = list(SOURCE.read(path, SourceOptions()).records)
+    assert [(r.id, list(r.captions), r.domain, r.label, len(r.media)) for r in rows] == [
+        ("a.jpg", [""], "x", "1", 1),
+        ("b.jpg", [""], "", "", 1),
+        ("row 3", ["no picture"], "", "", 0),
+        ("row 4", ["none again"], "", "", 0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["split", "domain", "label", "group"])
+def test_rows_of_one_file_must_agree(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"filepath,title,{name}\na.jpg,1,x\nb.jpg,2,x\na.jpg,3,y\nb.jpg,4,\n")
+    rows = {r.id: r.problem for r in SOURCE.read(path, SourceOptions()).records}
+    assert rows == {"a.jpg": f"rows of one file differ in {name}", "b.jpg": ""}
+
+
+def test_annotations_of_blip_and_lavis(tmp_path: Path) -> None:
+    path = tmp_path / "coco_karpathy_train.json"
+    path.write_text(
+        '[{"image": "a.jpg", "caption": "one", "image_id": "x"}, {"image": "b.jpg", "caption": ["two", "three"]}, '
+        '{"caption": "four", "image": "a.jpg"}]'
+    )
+    assert read(path) == [("a.jpg", hash_split("a.jpg"), ["one", "four"], "")] + [
+        ("b.jpg", hash_split("b.jpg"), ["two", "three"], "")
+    ]
+    assert read(path, columns={"image": "image", "caption": "caption"}) == read(path)
+    for text, words in (
+        ('{"images": []}', "a JSON file with other content"),
+        ('[{"image": "a"}, 3]', "entry 2"),
+        ("[", "not a JSON file"),
+        ('[{"image": "a", "image": "b"}]', "repeated key 'image'"),
+        ('[{"photo": "a"}]', "not one column 'image' for image.*one of photo"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read(path)
+
+
+def test_columns_of_other_types_are_refused_or_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"filepath": [{"bytes": b"x", "path": "a"}], "title": ["x"]}).to_parquet(path)
+    with pytest.raises(DataError, match=r"column 'filepath' holds struct.*ccaco prepare hub --source"):
+        read(path)
+    pd.DataFrame({"filepath": [7, 8], "title": [1.5, 2.0], "label": [[1], [1, 2]]}).to_parquet(path)
+    rows = list(SOURCE.read(path, SourceOptions()).records)
+    assert [(r.id, list(r.captions), r.label, r.problem) for r in rows] == [
+        ("7", ["1.5"], "1", ""),
+        ("8", ["2.0"], "", "several values of label in one row"),
+    ]
+
+
+def test_a_repeated_key_of_json_lines_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"filepath": "a.jpg", "title": "x"}\n{"filepath": "a.jpg", "title": "x", "title": "y"}\n')
+    with pytest.raises(DataError, match=r"repeated key 'title'.*t.jsonl:2"):
+        read(path)
+
+
+def test_a_stray_quote_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('filepath\ttitle\na.jpg\t"Hello there\nb.jpg\ttwo\nc.jpg\tthree\nd.jpg\t19" wheels\n')
+    with pytest.raises(DataError, match=r"unreadable table.*t.tsv:2-5"):
+        read(path)

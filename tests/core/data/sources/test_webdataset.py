@@ -14,6 +14,7 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.lists import hash_split
 from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.data.sources.tar_members import NO_MEMBER, SEVERAL
 from ccaco_cli.core.data.sources.webdataset import SOURCE, expand_braces
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -173,3 +174,88 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read(tmp_path / "empty")
     with pytest.raises(DataError, match="no tar shards here"):
         prepare("webdataset", out=tmp_path / "d")
+
+
+def outcome(folder: Path) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Of a prepared folder of shards: sample -> captions, and the reasons of the rejects. All members are counted."""
+    out = folder.with_name(f"{folder.name}-prepared")
+    prepared = prepare("webdataset", source_path=folder, out=out, write=WriteOptions(workers=0, max_rejects=0.99))
+    captions: dict[str, list[str]] = {}
+    data = shards.open(out)
+    for split in map(data.split, data.splits):
+        for row, text in zip(split.caption_row, split.captions, strict=True):
+            captions.setdefault(split.ids[row], []).append(text)
+    return captions, prepared.facts["rejects"]
+
+
+def test_keys_with_dots_stay_apart(tmp_path: Path) -> None:
+    parts = [((f"photo v1.{n}.jpg", picture(n)), (f"photo v1.{n}.txt", b"%d" % n)) for n in range(3)]
+    shard(tmp_path / "s" / "0.tar", [member for pair in parts for member in pair])
+    captions, rejects = outcome(tmp_path / "s")
+    assert captions == {f"0/photo v1.{n}": [str(n)] for n in range(3)} and not rejects
+
+
+@pytest.mark.parametrize(
+    ("members", "samples", "rejects"),
+    [
+        (["a.jpg", "a.txt", "a.jpg", "a.txt", "b.jpg", "b.txt"], ["0/b"], {SEVERAL: 2}),
+        (["a.jpg", "a.png", "a.txt", "b.jpg", "b.txt"], ["0/b"], {SEVERAL: 2}),
+        (["a.jpg", "a.txt", "b.jpg", "b.txt", "a.jpg", "a.txt"], ["0/a", "0/b", "0/a#2"], {}),
+        (["st.a.jpg", "st.b.txt", "b.jpg", "b.txt"], ["0/b"], {"no caption": 1, "no image": 1}),
+        (["a.heic", "a.txt", "b.jpg", "b.txt", "readme.md"], ["0/b"], {"no image": 1, NO_MEMBER: 1}),
+        ([".a.jpg", "__MACOSX/._a.jpg", "a.jpg", "a.txt"], ["0/a"], {}),
+    ],
+)
+def test_every_member_is_counted(
+    tmp_path: Path, members: list[str], samples: list[str], rejects: dict[str, int]
+) -> None:
+    contents = [(name, b"text" if name.endswith("txt") else picture(n)) for n, name in enumerate(members)]
+    shard(tmp_path / "s" / "0.tar", contents)
+    captions, reasons = outcome(tmp_path / "s")
+    assert sorted(captions) == sorted(samples) and reasons == rejects
+
+
+def test_shards_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+    for folder in "xy":
+        shard(tmp_path / "s" / folder / "0.tar", sample(0))
+    assert sorted(outcome(tmp_path / "s")[0]) == ["x/0.tar/000000000", "y/0.tar/000000000"]
+
+
+@pytest.mark.parametrize("place", [".", "test", "inside"])
+def test_a_line_is_a_caption_in_retrieval_sets_of_clip_benchmark(tmp_path: Path, place: str) -> None:
+    members = [("0.jpg", picture(0)), ("0.txt", b"a dog\ntwo dogs\n\nthree"), ("1.jpg", picture(1)), ("1.txt", b"one")]
+    if place == "inside":
+        members.insert(0, ("dataset_type.txt", b"retrieval\n"))
+    shard(tmp_path / "s" / "test" / "0.tar", members)
+    if place != "inside":
+        (tmp_path / "s" / place / "dataset_type.txt").write_text("retrieval")
+        (tmp_path / "s" / "test" / "nshards.txt").write_text("1")
+    captions, rejects = outcome(tmp_path / "s")
+    assert captions == {"test/0/0": ["a dog", "two dogs", "three"], "test/0/1": ["one"]} and not rejects
+    (tmp_path / "s" / "dataset_type.txt").write_text("classification")
+    shard(tmp_path / "t" / "0.tar", members[-4:])
+    assert outcome(tmp_path / "t")[0]["0/0"] == ["a dog two dogs three"], "elsewhere a text is one caption"
+
+
+@pytest.mark.parametrize(
+    ("body", "captions", "rejects"),
+    [
+        ('{"caption": NaN}', [], {"no caption": 1}),
+        ('{"caption": "nan"}', [], {"no caption": 1}),
+        ('{"caption": null}', [], {"no caption": 1}),
+        ('{"key": "x"}', [], {"no caption": 1}),
+        ('{"caption": {"raw": "a dog", "tokens": ["a", "dog"]}}', ["a dog"], {}),
+        ('{"sentences": [{"raw": "a dog"}, {"raw": "two"}]}', ["a dog", "two"], {}),
+        ('{"caption": "[\\"a dog\\", \\"two\\"]"}', ["a dog", "two"], {}),
+        ('{"caption": {"id": 3}}', [], {"caption is an object without a known key": 1}),
+        ('{"caption": "a", "caption": "b"}', [], {"unreadable json": 1}),
+        ("{", [], {"unreadable json": 1}),
+        ('{"caption": "' + "x" * (1 << 20) + '"}', [], {"file too large": 1}),
+    ],
+)
+def test_captions_of_a_json(tmp_path: Path, body: str, captions: list[str], rejects: dict[str, int]) -> None:
+    members = [("a.jpg", picture(0)), ("a.json", body.encode()), ("b.jpg", picture(1)), ("b.txt", b"b")]
+    shard(tmp_path / "s" / "0.tar", members)
+    texts, reasons = outcome(tmp_path / "s")
+    assert texts.pop("0/b") == ["b"] and reasons == rejects
+    assert texts == ({"0/a": captions} if captions else {})
