@@ -112,7 +112,9 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and args[0].device.type != "cpu" and result.device.type == "cpu":
+        is_move = func._overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.to)  # ``to`` in inference mode only
+        if is_move and args[0].device.type != "cpu" and result.device.type == "cpu":
+            flags = [argument for argument in args if isinstance(argument, bool)]  # non_blocking, copy
             self.copies += 1
-            self.background_copies += bool((kwargs or {}).get("non_blocking"))
+            self.background_copies += bool((kwargs or {}).get("non_blocking")) or True in flags[:1]
         return result

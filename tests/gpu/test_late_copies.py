@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ccaco_cli.core import manifest
@@ -85,9 +86,10 @@ def test_match_logits_and_relevance_are_complete(toy: Any, request: pytest.Fixtu
 
 def test_search_results_are_complete(index: Path, request: pytest.FixtureRequest) -> None:
     opened = Index(index)
-    expected = ask(opened, "text", ["a red ball", "two cats"], 5)
+    queries = {"text": ["a red ball", "two cats"], "image": [Image.new("RGB", (32, 32), "red")]}
+    expected = {modality: ask(opened, modality, samples, 5) for modality, samples in queries.items()}
     late_copies = request.getfixturevalue("late_copies")
-    assert ask(opened, "text", ["a red ball", "two cats"], 5) == expected
+    assert {modality: ask(opened, modality, samples, 5) for modality, samples in queries.items()} == expected
     assert not late_copies
 
 
