@@ -1,7 +1,8 @@
 """Mutates every file format that ccaco reads, and counts how each damaged file ends.
 
-A file may be accepted, or refused in one clear line. Anything else (another exception, a hang, a crash of the
-process) is an error, and is printed with the seed that reproduces it.
+A file may be accepted, or refused in one clear line. Of the odd inputs of ``fuzz_sources`` it is known what they hold:
+in an accepted one, every row and picture is a sample or a reject. Anything else (another exception, a hang, a crash of
+the process) is an error, and is printed with the seed that reproduces it.
 
     python examples/benchmarks/fuzz.py --inputs 10000
     python examples/benchmarks/fuzz.py --inputs 1 --first SEED --only FORMAT      # reproduce one error
@@ -10,6 +11,7 @@ process) is an error, and is printed with the seed that reproduces it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import json
@@ -30,6 +32,11 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import CcacoError
+
+if __package__:
+    from examples.benchmarks import fuzz_sources
+else:  # run as a script
+    import fuzz_sources  # type: ignore[no-redef]
 
 SECONDS = 10
 CHUNK = 100
@@ -59,11 +66,13 @@ class Format:
     make  folder -> the valid file in it that is mutated (other files may lie beside it)
     read  what ccaco does with it; given the folder
     seal  called after the mutation, for artefacts whose manifest lists the file's hash: as a hostile maker would
+    write  writes an odd file instead of a mutated one; returns the check of what was read
     """
 
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
     seal: Callable[[Path], None] | None = None
+    write: Callable[[Path, random.Random], Callable[[Any], None]] | None = None
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -337,6 +346,24 @@ def _read_result(folder: Path) -> Any:
     return report_tables.run_rows([folder / "r.json"])
 
 
+def _odd(source: str, name: str, write: Callable[[Path, random.Random], Callable[[Any], None]]) -> Format:
+    """A kind of odd inputs of a source."""
+
+    def make(folder: Path) -> Path:
+        fuzz_sources.lay_pictures(folder)
+        for seed in range(100):
+            write(folder / name, random.Random(seed))
+            with contextlib.suppress(CcacoError):
+                read(folder)
+                break
+        return folder / name
+
+    def read(folder: Path) -> fuzz_sources.Outcomes:
+        return fuzz_sources.outcomes(source, folder / name)
+
+    return Format(make, read, write=write)
+
+
 def formats() -> dict[str, Format]:
     """Name -> every format that ccaco reads."""
     image = {
@@ -370,6 +397,11 @@ def formats() -> dict[str, Format]:
             "table", "t.jsonl", '{"filepath": "images/a.jpg", "title": ["a", "b"]}\n' * 2, of_folder=False
         ),
         "parquet": _source("table", "t.parquet", _parquet, of_folder=False),
+        "quoted-table": _odd("table", "t.csv", fuzz_sources.quoted_table),
+        "odd-tar": _odd("webdataset", "s.tar", fuzz_sources.odd_tar),
+        "structures-json": _odd("table", "t.json", fuzz_sources.structures),
+        "structures-jsonl": _odd("table", "t.jsonl", fuzz_sources.structures),
+        "structures-parquet": _odd("table", "t.parquet", fuzz_sources.structures),
         "manifest": Format(_within(_dataset, "manifest.json"), _read_dataset),
         "manifest-resealed": Format(_within(_dataset, "manifest.json"), _read_dataset, _resealed("d")),
         "shard": Format(_within(_dataset, "*.arrow"), _read_dataset),
@@ -394,13 +426,17 @@ def attempt(file_format: Format, original: bytes, file: Path, folder: Path, seed
         raise TimeoutError("hang")
 
     file.unlink()  # a new file: the last one may still be mapped
-    file.write_bytes(mutate(original, random.Random(seed)))
+    verify = file_format.write(file, random.Random(seed)) if file_format.write else None
+    if verify is None:
+        file.write_bytes(mutate(original, random.Random(seed)))
     if file_format.seal:
         file_format.seal(folder)
     signal.signal(signal.SIGPROF, too_long)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # CPU time: on a busy machine nothing hangs
     try:
-        file_format.read(folder)
+        result = file_format.read(folder)
+        if verify is not None:
+            verify(result)
         return "a", ""
     except CcacoError as error:
         message = str(error)

@@ -201,3 +201,8 @@ def test_a_large_jpeg_is_decoded_smaller_when_less_is_enough() -> None:
             np.asarray(picture.resize((133, 100), Image.Resampling.BICUBIC), np.float64) for picture in (whole, scaled)
         )
         assert np.abs(one - other).mean() < 1.0, "of 255"
+
+
+def test_a_record_with_a_problem_is_rejected_for_it() -> None:
+    refused = check(PairRecord("x", "x", "train", {}, (), problem="listed more than once"), RULES)
+    assert isinstance(refused, Rejected) and (refused.id, refused.reason) == ("x", "listed more than once")

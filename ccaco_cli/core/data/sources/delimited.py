@@ -53,7 +53,7 @@ def open_delimited(
         with _open_text(file, wide) as text:
             header = text.readline()
     except UnicodeError as error:
-        raise _unreadable(str(error), file, 1, 1) from None
+        raise _unreadable(str(error), file, 1, quotes=False) from None
     if not header.strip():
         raise DataError("an empty table", where=file, expected="a header and rows")
     # open_clip's tables are tab-separated whatever their suffix, so the header decides
@@ -125,29 +125,34 @@ def _checked_rows(
     for row in rows:
         if len(row.cells) != width:
             last = row.start + len(row.lines) - 1
-            raise _unreadable(f"expected {width} cells, got {len(row.cells)}", file, row.start, last)
+            raise _unreadable(
+                f"expected {width} cells, got {len(row.cells)}", file, row.start, last, quotes=last > row.start
+            )
         if len(row.lines) > 1:
-            is_path = _same_kind_of_path(row.cells[at]) if at is not None else bool
-            complete = [
-                number
-                for number, line in enumerate(row.lines, row.start)
-                if len(cells := line.rstrip("\r\n").split(separator)) == width and is_path(cells[at or 0])
-            ]
-            if len(complete) > 1:
-                why = f"a quote in line {row.start} swallows line {complete[1]}, which is a row"
+            is_row = _row_test(row.cells[at] if at is not None else "", width, at or 0)
+            numbered = enumerate(row.lines, row.start)
+            rows_in_row = [number for number, line in numbered if is_row(_naive_cells(line, separator))]
+            if len(rows_in_row) > 1:
+                why = f"a quote in line {row.start} swallows line {rows_in_row[1]}, which is a row"
                 raise _unreadable(why, file, row.start)
         yield [_decoded(cell) for cell in row.cells]
 
 
-def _same_kind_of_path(path: str) -> Callable[[str], bool]:
-    """Whether a cell names a file like ``path``: the same suffix, or like it no suffix and no white space."""
-    suffix = os.path.splitext(path.strip())[1].lower()
+def _naive_cells(line: str, separator: str) -> list[str]:
+    """The cells of a line if quotes were ordinary characters."""
+    return [cell.strip().strip('"') for cell in line.split(separator)]
 
-    def is_path(cell: str) -> bool:
-        name = cell.strip().strip('"')
-        return bool(name) and os.path.splitext(name)[1].lower() == suffix and (bool(suffix) or " " not in name)
 
-    return is_path
+def _row_test(path: str, width: int, at: int) -> Callable[[list[str]], bool]:
+    """Whether the cells of a line are those of a row, which has the file name ``path`` at position ``at``.
+
+    A cell with the suffix of ``path`` is a file name. Where file names have no suffix, the line needs as many cells as
+    a row has.
+    """
+    suffix = os.path.splitext(path.strip().strip('"'))[1].lower()
+    if suffix:
+        return lambda cells: any(os.path.splitext(cell)[1].lower() == suffix for cell in cells)
+    return lambda cells: len(cells) == width and bool(cells[at]) and " " not in cells[at]
 
 
 def _decoded(cell: str) -> str:
@@ -157,11 +162,11 @@ def _decoded(cell: str) -> str:
     return decode_text(cell.encode("utf-8", "surrogateescape"))
 
 
-def _unreadable(why: str, file: Path, line: int, last: int = 0) -> DataError:
+def _unreadable(why: str, file: Path, line: int, last: int = 0, *, quotes: bool = True) -> DataError:
     lines = f"{line}" if last <= line else f"{line}-{last}"
     return DataError(
         f"unreadable table ({why})",
         where=f"{file}:{lines}",
         expected="a header, the same number of cells in every row, and quotes only around whole cells",
-        next=_MEND if last != line else "correct this line",
+        next=_MEND if quotes else "correct this line",
     )

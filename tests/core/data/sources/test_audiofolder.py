@@ -106,3 +106,23 @@ def test_esc10_as_distributed() -> None:
     assert counts["test"] == 80 and counts["train"] + counts["val"] == 160 and counts["val"] >= 8
     assert len({r.label for r in rows}) == 10 and {"sea waves", "rain", "person sneeze"} <= {r.label for r in rows}
     assert Counter(r.label for r in rows if r.split == "test") == dict.fromkeys({r.label for r in rows}, 8)
+
+
+def test_classes_of_the_table_that_are_missing_or_repeated(tmp_path: Path) -> None:
+    touch(tmp_path, "audio/1-100032-A-0.wav", "audio/2-100038-A-14.w64", "audio/3.mid", "audio/x.txt", "meta/none.txt")
+    header, table = "filename,fold,target,category\n", tmp_path / "meta/esc50.csv"
+    table.write_text(header + '1-100032-A-0.wav,1,0,"dog\nbark"\n2-100038-A-14.w64,2,14,\n')
+    data = SOURCE.read(tmp_path, SourceOptions())
+    rows = {r.id: (r.label, list(r.captions), r.problem) for r in data.records}
+    assert rows["audio/1-100032-A-0.wav"][0] == "dog\nbark"
+    assert rows["audio/2-100038-A-14.w64"] == ("", [], "")
+    assert rows["audio/3.mid"][2] == "no decoder for this kind of file"
+    assert data.facts["passed_over"] == {"suffixes": {".txt": 2, ".csv": 1}, "hidden": 0}
+    for text, words in (
+        ("1.wav,1,0,dog\n1.wav,1,0,cat\n", "a file with two rows"),
+        ('1.wav,1,0,"dog\n2.wav,1,0,cat\n', r"unreadable table.*esc50.csv:2"),
+        ("1.wav,1,0\n", r"unreadable table.*esc50.csv:2"),
+    ):
+        table.write_text(header + text)
+        with pytest.raises(DataError, match=words):
+            SOURCE.read(tmp_path, SourceOptions())

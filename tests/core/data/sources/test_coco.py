@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccaco_cli.core.data.sources.coco import SOURCE
+from ccaco_cli.core.data.sources.lists import REPEATED
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 
@@ -110,3 +111,28 @@ def test_real_annotations() -> None:
     texts = [text for r in rows for text in r.captions]
     assert (len(rows), len(texts), sum(t != t.strip() for t in texts)) == (100, 500, 52)
     assert {s: sum(r.split == s for r in rows) for s in ("train", "val", "test")} == {"train": 45, "val": 5, "test": 50}
+
+
+def test_repeated_photos_and_missing_captions(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
+    texts: list[object] = ["one", None, float("nan"), {"raw": "two"}]
+    annotations = [{"image_id": 2, "caption": text} for text in texts] + [{"image_id": 1, "caption": {"id": 3}}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    rows = list(SOURCE.read(tmp_path, OPTIONS).records)
+    assert [(r.id, list(r.captions), r.problem) for r in rows] == [
+        ("val2017/a.jpg", [""], REPEATED),
+        ("val2017/b.jpg", ["one", "", "", "two"], ""),
+        ("val2017/a.jpg", [], REPEATED),
+    ]
+    file.write_text(json.dumps({"images": [*images, {"id": 1, "file_name": "d.jpg"}], "annotations": []}))
+    with pytest.raises(DataError, match="two images with one id"):
+        SOURCE.read(tmp_path, OPTIONS)
+
+
+def test_karpathy_photos_that_are_listed_twice(tmp_path: Path) -> None:
+    image = {"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}]}
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [image, image, image | {"filename": "b.jpg"}]}))
+    rows = [(r.id, r.problem) for r in SOURCE.read(tmp_path, OPTIONS).records]
+    assert rows == [("val2014/a.jpg", REPEATED), ("val2014/a.jpg", REPEATED), ("val2014/b.jpg", "")]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ccaco_cli.core.data.sources.emoji import SOURCE
+from ccaco_cli.core.data.sources.lists import REPEATED
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 
@@ -47,3 +48,22 @@ def test_every_real_picture_is_found() -> None:
     assert len(rows) == 3 * 611 and len({r.group for r in rows}) == 611
     assert all(Path(str(r.media["image"])).is_file() for r in rows)
     assert len({(r.group, r.split) for r in rows}) == 611
+
+
+def test_repeated_rows_and_columns_and_missing_names(tmp_path: Path) -> None:
+    header = "codepoint\tunicode_name\tcategory\tsplit\tstyles\n"
+    rows = 'a\tone "\ta b\ttrain\tx,y\nb\tnan\t\ttrain\tx\na\ttwo\tc\tval\tx\n'
+    (tmp_path / "emoji.tsv").write_text(header + rows)
+    records = [(r.id, list(r.captions), r.label, r.problem) for r in SOURCE.read(tmp_path, OPTIONS).records]
+    assert records == [
+        ("x/a", ['one "'], "a b", REPEATED),
+        ("y/a", ['one "'], "a b", ""),
+        ("x/b", [], "", ""),
+        ("x/a", ["two"], "c", REPEATED),
+    ]
+    (tmp_path / "emoji.tsv").write_text(header.replace("category", "split") + rows)
+    with pytest.raises(DataError, match="a table without the expected columns"):
+        SOURCE.read(tmp_path, OPTIONS)
+    (tmp_path / "emoji.tsv").write_text(header + "a\tone\n")
+    with pytest.raises(DataError, match=r"unreadable table.*emoji.tsv:2"):
+        SOURCE.read(tmp_path, OPTIONS)

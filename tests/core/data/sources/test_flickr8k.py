@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccaco_cli.core.data.sources.flickr8k import FLICKR30K_SOURCE, SOURCE
+from ccaco_cli.core.data.sources.lists import REPEATED
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 
@@ -98,3 +99,35 @@ def test_real_lists_are_the_same_in_both_layouts() -> None:
         "val": 500,
         "test": 500,
     }
+
+
+def test_a_photo_that_is_listed_twice_is_rejected_both_times(tmp_path: Path) -> None:
+    images = [
+        {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "one"}]},
+        {"filename": "b.jpg", "split": "train", "sentences": [{"raw": None}, {"raw": "two"}, "three"]},
+        {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "other"}]},
+        {"filename": "c.jpg", "split": "val", "sentences": [{"id": 1}]},
+    ]
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+    rows = list(SOURCE.read(tmp_path, OPTIONS).records)
+    assert [(r.id, r.split, list(r.captions), r.problem) for r in rows] == [
+        ("a.jpg", "train", ["one"], REPEATED),
+        ("a.jpg", "test", ["other"], REPEATED),
+        ("b.jpg", "train", ["", "two", "three"], ""),
+        ("c.jpg", "val", [], "caption is an object without a known key"),
+    ]
+    (tmp_path / "dataset_flickr8k.json").write_text('{"images": [{"filename": "a", "filename": "b"}]}')
+    with pytest.raises(DataError, match="repeated key 'filename'"):
+        SOURCE.read(tmp_path, OPTIONS)
+
+
+def test_a_photo_in_two_split_lists_is_rejected(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    (tmp_path / "Flickr8k_text" / "Flickr_8k.testImages.txt").write_text("c.jpg\na.jpg\na.jpg\n")
+    rows = [(r.id, r.split, r.problem) for r in SOURCE.read(tmp_path, OPTIONS).records]
+    assert rows == [
+        ("a.jpg", "val", REPEATED),
+        ("a.jpg", "test", REPEATED),
+        ("b.jpg", "train", ""),
+        ("c.jpg", "test", ""),
+    ]

@@ -156,3 +156,29 @@ def test_what_cannot_be_read_is_one_error(tmp_path: Path) -> None:
 )
 def test_the_folder_of_a_name(name: str, folder: str) -> None:
     assert out_name(name) == folder
+
+
+@pytest.mark.parametrize(
+    ("values", "captions", "problem"),
+    [
+        ([{"raw": "a dog", "tokens": ["a", "dog"]}], ["a dog"], ""),
+        ([[{"raw": "a dog", "id": 1}, {"raw": "two", "id": 2}]], ["a dog", "two"], ""),
+        ([["a dog", "two"]], ["a dog", "two"], ""),
+        (['["a dog", "two"]'], ["a dog", "two"], ""),
+        ([float("nan")], [], ""),
+        ([[["a", "dog"]]], [], "caption is a list in a list"),
+        ([{"id": 1, "tokens": ["a"]}], [], "caption is an object without a known key"),
+    ],
+)
+def test_captions_are_taken_apart_or_refused(
+    tmp_path: Path, values: list[Any], captions: list[str], problem: str
+) -> None:
+    folder = parquet(tmp_path / "set", {"train": 1}, sentences=lambda i: values[i])
+    (row,) = read(folder)
+    assert (list(row.captions), row.problem) == (captions, problem)
+
+
+def test_a_split_column_holds_one_split_a_row(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "set", {"train": 2}, text=str, split=lambda i: ["val", "test"][: i + 1])
+    assert [(r.split, r.problem) for r in read(folder)][0] == ("val", "")
+    assert [r.problem for r in read(folder)][1] == "several values of split in one row"

@@ -145,3 +145,34 @@ def test_the_lists_as_distributed(tmp_path: Path) -> None:
     assert missing["train"] + missing.get("val", 0) == 14_798 and missing["test"] == 2_596
     assert data.protocol.startswith("kinetics-sounds-31 (the lists of OGM-GE")
     assert [r.id for r in data.records] == sorted(names, key=lambda n: n == names[0])
+
+
+def test_files_of_one_name_stay_apart_or_are_rejected(tmp_path: Path) -> None:
+    names = ("AAAAAAAAAAA_1", "BBBBBBBBBBB_2")
+    put(tmp_path / "f", f"train/x/{names[0]}.mp4", f"train/x/{names[0]}.mkv", f"train/y/{names[0]}.mp4")
+    put(tmp_path / "f", f"train/y/{names[1]}.mp4", "train/y/c.rmvb", "train/y/notes.md")
+    data = SOURCE.read(tmp_path / "f", SourceOptions())
+    assert {r.id: r.problem for r in data.records} == {
+        f"train/x/{names[0]}.mkv": "",
+        f"train/x/{names[0]}.mp4": "",
+        f"train/y/{names[0]}.mp4": "",
+        names[1]: "",
+        "c": "no decoder for this kind of file",
+    }
+    assert data.facts["passed_over"] == {"suffixes": {".md": 1}, "hidden": 0}
+    (tmp_path / "l").mkdir()
+    (tmp_path / "l" / "train.txt").write_text("".join(f"{name},10,0\n" for name in names))
+    put(
+        tmp_path / "l", f"a/{names[0]}.mp4", "b/AAAAAAAAAAA_000001_000011.mp4", f"a/{names[1]}.mp4", f"a/{names[1]}.mkv"
+    )
+    rows = {r.id: (r.problem, r.media["video"]) for r in SOURCE.read(tmp_path / "l", SourceOptions()).records}
+    assert rows[names[0]] == ("", tmp_path / "l" / "a" / f"{names[0]}.mp4"), "the file with exactly this name"
+    assert rows[names[1]][0] == "several files of one clip"
+
+
+def test_clips_may_lie_in_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.txt").write_text("AAAAAAAAAAA_1,10,0\n")
+    put(tmp_path, "clips/x/AAAAAAAAAAA_1.webm")
+    (row,) = SOURCE.read(tmp_path / "lists", SourceOptions(media_root=tmp_path / "clips")).records
+    assert row.media["video"] == tmp_path / "clips/x/AAAAAAAAAAA_1.webm"

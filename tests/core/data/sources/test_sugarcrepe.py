@@ -65,3 +65,15 @@ def test_real_items() -> None:
         "swap_obj": 1,
     }
     assert data.facts["items"] == counts and sum(len(r.meta["choices"]) for r in data.records) == 305
+
+
+@pytest.mark.parametrize("caption", [None, float("nan"), "nan", "", ["a", "b"], {"raw": "a"}])
+def test_a_choice_without_both_captions_is_refused(tmp_path: Path, caption: object) -> None:
+    lay_out(tmp_path / "s")
+    item = {"filename": "0.jpg", "caption": "a", "negative_caption": caption}
+    (tmp_path / "s" / "sugar_crepe" / "swap_att.json").write_text(json.dumps({"0": item}))
+    with pytest.raises(DataError, match=r"not a file of SugarCrepe items.*swap_att.json"):
+        SOURCE.read(tmp_path / "s", OPTIONS)
+    (tmp_path / "s" / "sugar_crepe" / "swap_att.json").write_text('{"0": 1, "0": 2}')
+    with pytest.raises(DataError, match="repeated key '0'"):
+        SOURCE.read(tmp_path / "s", OPTIONS)
