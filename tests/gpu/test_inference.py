@@ -30,8 +30,8 @@ class FakeColumn:
 
 
 def devices(samples: EncodedSamples) -> set[torch.device]:
-    found = {samples.embedding.z.device, samples.embedding.pooled.device}
-    return found | {samples.local_tokens.tokens.device, samples.local_tokens.mask.device}
+    tensors = (samples.embedding.z, samples.embedding.pooled, samples.local_tokens.tokens, samples.local_tokens.mask)
+    return {tensor.device for tensor in tensors}
 
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
