@@ -124,7 +124,9 @@ def _encode(tower: Tower, inputs: Inputs) -> Features:
         features: Features = tower.module(inputs)
     except Exception as error:  # models of other libraries fail in different ways
         raise _refusal(
-            tower, f"this tower cannot encode its {tower.modality} inputs ({type(error).__name__}: {first_line(error)})"
+            tower,
+            f"this tower cannot encode its {tower.modality} inputs ({type(error).__name__}: {first_line(error)})",
+            expected="the size and length that the model was trained with",
         ) from error
     return features
 
@@ -138,6 +140,7 @@ def _check_output(tower: Tower, inputs: Inputs, features: Features) -> None:
         f"a mask of {features.mask.dtype}": features.mask.dtype == torch.bool,
         f"pooled {list(features.pooled.shape)}": features.pooled.shape == (batch, tower.width),
         f"{count} tokens for a grid of {tower.grid}": tower.grid is None or math.prod(tower.grid) <= count,
+        "no class token before its patches": tower.pooled_from != "first" or math.prod(tower.grid or (0,)) < count,
         "a sample without real tokens": bool(features.mask.any(-1).all()),
     }
     wrong = [name for name, correct in shapes.items() if not correct]
@@ -178,5 +181,5 @@ def _distance(vectors: Tensor, expected: Tensor) -> float:
     return float(((vectors.float() - expected.float()).norm(dim=-1) / scale).nan_to_num(math.inf).max())
 
 
-def _refusal(tower: Tower, what: str, expected: str = "an output that depends on the sample only") -> TowerError:
-    return TowerError(what, where=tower.spec, expected=expected, next=f"another {tower.modality} tower, such as tiny")
+def _refusal(tower: Tower, fault: str, expected: str = "an output that depends on the sample only") -> TowerError:
+    return TowerError(fault, where=tower.spec, expected=expected, next=f"another {tower.modality} tower, such as tiny")

@@ -26,7 +26,7 @@ from ccaco_cli.core.model.towers.hf import (
 from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
-from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
+from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, nearest
 from ccaco_cli.core.types import Features, Recording
 
 SIZE, RATE, SECONDS = 32, 16.0, 10.0
@@ -234,22 +234,12 @@ def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
     tubelet = getattr(hf_config, "tubelet_size", 1)
     steps = hf_config.num_frames // (tubelet[0] if isinstance(tubelet, list | tuple) else tubelet)
     module = HfVideoModule(model, frame_preprocess, steps, HF_ORDERS[hf_config.model_type])
-    try:
-        with torch.no_grad():
-            values = torch.zeros(1, frames.count, 3, *frame_preprocess.size, dtype=torch.uint8)
-            width = module.eval()({"values": values}).tokens.shape[2]
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise TowerError(
-            f"this tower cannot encode frames of this size ({first_line(error)})",
-            where=spec,
-            expected="model.video.size left at 0",
-        ) from error
     return Tower(
         spec=spec,
         modality="video",
         module=module.train(),
         preprocess=frames,
-        width=width,
+        width=hf_config.hidden_size,
         tokens=steps,
         grid=None,
         pooled_from="mean",

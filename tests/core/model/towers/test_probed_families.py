@@ -16,12 +16,15 @@ from torch import Tensor
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.data.loader import pad
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.probing import RandomRecording
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.types import Features
+from ccaco_cli.core.workflows.train import train
 from tests.core.model.towers.test_hf import CLIP_IDS, SMALL, TEXTS, WORDS, save_tokenizer
 from tests.core.model.towers.test_open_clip import VIT, folder
+from tests.towers import check_reduced_precision
 
 VOCABULARY = {"vocab_size": len(WORDS)}
 POSITIONS = {"max_position_embeddings": 24}
@@ -96,6 +99,8 @@ def test_of_an_encoder_decoder_the_encoder_is_used(name: str, tmp_path: Path) ->
     assert tower.pooled_from == "mean"
     assert not [key for key, _ in tower.module.named_parameters() if "decoder" in key]
     check_neighbours(tower)
+    if name in ("t5", "bart"):
+        check_reduced_precision(tower, tower.preprocess(TEXTS))
     rebuilt = build(TowerConfig(tower.save_assets(tmp_path / "assets")), "text")
     rebuilt.module.load_state_dict(tower.module.state_dict())
     tower.module.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -150,6 +155,7 @@ def test_causal_models_pool_the_last_real_token(name: str, tmp_path: Path) -> No
         close(features.tokens[row, : len(expected)], expected)
         close(features.pooled[row], expected[-1])
     check_neighbours(tower)
+    check_reduced_precision(tower, tower.preprocess(TEXTS))
 
 
 def test_a_tokenizer_without_any_special_token_is_refused(tmp_path: Path) -> None:
@@ -294,6 +300,28 @@ def test_text_models_that_are_refused(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["t5", "gpt2", "siglip"])
+def test_corrected_texts_train(name: str, data_root: Path, small: dict[str, Any], tmp_path: Path) -> None:
+    make = siglip if name == "siglip" else {**ENCODER_DECODERS, **CAUSAL_MODELS}[name]
+    spec = save(make(), tmp_path / "model")
+    settings = small | {"model.text.spec": spec, "optim.epochs": 1}
+    run = train(TrainRequest("scenes", explicit=settings), tmp_path / "run", data_root=data_root)
+    assert run.facts["metrics"]
+
+
+def test_a_refused_tower_is_one_line_and_exit_code_2(
+    ccaco: Callable[..., Any], data_root: Path, tmp_path: Path
+) -> None:
+    spec = save(REFUSED_TEXT["fnet"][0](), tmp_path / "model")
+    done = ccaco(
+        *("train", "--dataset", "scenes", "--data", data_root, "--logs", tmp_path / "runs", "--name", "refused"),
+        *("--text-tower", spec, "--device", "cpu"),
+    )
+    assert done.code == 2
+    assert "the output of this tower changes with padding: hf:" in done.err.splitlines()[-1]
+    assert not (tmp_path / "runs" / "refused").exists()
+
+
 def encode_images(tower: Tower, count: int = 3) -> Features:
     height, width = tower.input_size or (0, 0)
     pixels = torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(0))
@@ -311,6 +339,7 @@ def test_a_masked_autoencoder_keeps_all_patches_in_order(tmp_path: Path) -> None
     assert (tower.tokens, tower.grid) == (17, (4, 4))
     first, second = encode_images(tower), encode_images(tower)
     assert torch.equal(first.tokens, second.tokens)
+    check_reduced_precision(tower, {"pixels": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)})
     # a ViT with the same weights has neither masking nor shuffling
     vit = hf.ViTModel(hf.ViTConfig(**SMALL, **IMAGE), add_pooling_layer=False).eval()
     missing = vit.load_state_dict(hf.AutoModel.from_pretrained(tmp_path).state_dict(), strict=False)
@@ -429,6 +458,12 @@ def test_recordings_do_not_depend_on_the_length_of_others(kind: str, norm: str, 
             close(together.pooled[row], alone.pooled[0], 1e-3)
             close(together.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], 1e-3)
             assert int(together.mask[row].sum()) == alone.tokens.shape[1]
+
+
+def test_a_video_model_with_frames_of_another_size_is_refused(tmp_path: Path) -> None:
+    spec = save(hf.VideoMAEModel(hf.VideoMAEConfig(**SMALL, **IMAGE, num_frames=4)), tmp_path, "image")
+    with pytest.raises(TowerError, match=r"cannot encode its video inputs.*expected the size"):
+        build(TowerConfig(spec, size=48, seconds=1.0), "video")
 
 
 @pytest.mark.parametrize("modality", ["audio", "video"])

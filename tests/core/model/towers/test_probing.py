@@ -18,6 +18,7 @@ from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model import towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers import probing
+from ccaco_cli.core.model.towers.pooling import first_token
 from ccaco_cli.core.model.towers.tiny import build_text
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
@@ -126,6 +127,13 @@ def test_a_wrong_declaration_is_refused(changes: dict[str, Any], message: str, p
         plant(FaultyModule(None), **changes)
 
 
+def test_a_class_token_must_exist(plant: Callable[..., Tower]) -> None:
+    module = FaultyModule(None, first_token)
+    with pytest.raises(TowerError, match="returns no class token before its patches"):
+        plant(module, pooled_from="first", grid=(1, 4))
+    assert plant(module, pooled_from="first", grid=(1, 3)).grid == (1, 3)
+
+
 def test_wrong_masks_and_pooled_vectors_are_refused(plant: Callable[..., Tower]) -> None:
     class OtherOutput(FaultyModule):
         def __init__(self, change: Callable[[Features], Features]):
@@ -204,6 +212,7 @@ def test_a_known_fingerprint_is_not_encoded_again(plant: Callable[..., Tower]) -
     ],
 )
 def test_every_small_tower_is_probed_and_passes(spec: str, modality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_passed", set())
     checked: list[str] = []
     monkeypatch.setattr(probing, "_check_output", lambda tower, *_: checked.append(tower.modality))
     assert towers.build(TowerConfig(spec), modality).modality == modality
