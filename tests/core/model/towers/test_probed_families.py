@@ -426,6 +426,11 @@ def test_timm_models_pass(name: str) -> None:
     close(encode_images(tower, 3).pooled[:1], encode_images(tower, 1).pooled)
 
 
+def test_a_timm_model_with_several_feature_maps_is_refused() -> None:
+    with pytest.raises(TowerError, match=r"no image tower can be built of this model.*timm:crossvit_9_240@none"):
+        build(TowerConfig("timm:crossvit_9_240@none"), "image")
+
+
 @pytest.mark.parametrize("pooling", [{}, {"pool_type": "avg"}, {"attentional_pool": True}])
 def test_open_clip_images_say_how_they_pool(pooling: dict[str, Any], tmp_path: Path) -> None:
     tower = build(TowerConfig(f"open_clip:{folder(tmp_path, VIT | pooling)}@none"), "image")
