@@ -41,9 +41,9 @@ def notes(data: Manifest) -> list[str]:
     if passed_over := data.facts.get("source", {}).get("passed_over"):
         suffixes = ", ".join(f"{suffix or 'no suffix'} {n:,}" for suffix, n in passed_over["suffixes"].items())
         if count := sum(passed_over["suffixes"].values()):
-            lines.append(f"{count:,} files are no samples and were not read ({suffixes})")
+            lines.append(f"files that are no samples were not read: {count:,} ({suffixes})")
         if passed_over["hidden"]:
-            lines.append(f"{passed_over['hidden']:,} hidden files and folders were not read")
+            lines.append(f"hidden files and folders were not read: {passed_over['hidden']:,}")
     if rejects := data.facts["rejects"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
         lines.append(

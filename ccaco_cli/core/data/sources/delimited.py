@@ -108,8 +108,11 @@ def _parse(file: Path, wide: bool, separator: str, quoted: bool) -> Iterator[_Pa
             lines.current = []
             try:
                 cells = next(reader, None)
-            except (csv.Error, UnicodeError) as error:
-                raise _unreadable(str(error), file, start, lines.number) from None
+            except UnicodeError as error:
+                raise _unreadable(str(error), file, start, lines.number, quotes=False) from None
+            except csv.Error as error:
+                why = "text after a closing quote" if "expected after" in str(error) else str(error)
+                raise _unreadable(why, file, start, lines.number) from None
             if cells is None:
                 return
             if "".join(lines.current).strip("\r\n"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccaco_cli.core.data.sources.fields import FieldReader
-from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_split
+from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, TYPE_FILE, hash_split, is_retrieval
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
@@ -35,15 +35,20 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class _Columns:
-    """Our names -> names of the columns (``source``); ``labels`` converts class numbers to names."""
+    """Our names -> names of the columns (``source``).
+
+    ``labels`` converts class numbers to names; with ``lines`` each line of a text is a caption.
+    """
 
     source: Mapping[str, str]
     labels: Any
     template: str
+    lines: bool = False
 
     def captions(self, row: Mapping[str, Any], label: str, fields: FieldReader) -> list[str]:
         if "caption" in self.source:
-            return fields.captions(row[self.source["caption"]])
+            value = row[self.source["caption"]]
+            return fields.captions(value.splitlines() if self.lines and isinstance(value, str) else value)
         return [self.template.format(label)] if label else []
 
     def text(self, row: Mapping[str, Any], name: str, fields: FieldReader) -> str:
@@ -62,6 +67,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     folder = Path(where).resolve() if Path(where).is_dir() else None
     parts, licence, revision = _load(where, config, folder)
     columns = _columns(where, next(iter(parts.values())), options)
+    if columns.source.get("caption") == "txt":
+        columns = replace(columns, lines=_is_retrieval(where, folder))
     single_split = len(parts) == 1 and "split" not in columns.source
     if options.limit is not None and not single_split and "split" not in columns.source:
         parts = {name: part.take(options.limit) for name, part in parts.items()}
@@ -170,6 +177,15 @@ def _media(value: Any, folder: Path | None, fields: FieldReader) -> Media | None
     if not path:
         return None
     return folder / path if folder is not None and "://" not in path else partial(_fetch, path)
+
+
+def _is_retrieval(where: str, folder: Path | None) -> bool:
+    """Whether the shards are a retrieval set of CLIP_benchmark, which has one caption a line."""
+    file = f"hf://datasets/{where}/{TYPE_FILE}" if folder is None else str(folder / TYPE_FILE)
+    try:
+        return is_retrieval(_fetch(file))
+    except Exception:  # most data sets have no such file; how the hub says this depends on its client
+        return False
 
 
 def _fetch(path: str) -> bytes:

@@ -24,6 +24,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 HASH_SPLITS = ("train", "val", "test")  # of ``hash_split``
+TYPE_FILE = "dataset_type.txt"
+"""File in which CLIP_benchmark says whether its shards are for classification or retrieval."""
 REPEATED = "listed more than once"
 """Reason of a reject: two samples have one name, so it is not known which caption belongs to which."""
 
@@ -90,6 +92,11 @@ def karpathy_images(path: Path) -> list[dict[str, Any]]:
                 "not a Karpathy split file", where=path, expected="images[].{filename, split, sentences[].raw}"
             )
     return images
+
+
+def is_retrieval(data: bytes) -> bool:
+    """Whether the content of a ``TYPE_FILE`` says that each line of a text is a caption."""
+    return decode_text(data).strip().lower() == "retrieval"
 
 
 def repeated(names: Iterable[str]) -> frozenset[str]:

@@ -21,8 +21,10 @@ from ccaco_cli.core.data.sources.fields import CAPTION_KEYS, FieldReader
 from ccaco_cli.core.data.sources.lists import (
     HASH_SPLITS,
     SPLIT_NAMES,
+    TYPE_FILE,
     decode_text,
     hash_split,
+    is_retrieval,
     parse_strictly,
     repeated,
 )
@@ -38,8 +40,7 @@ _EXPECTS = (
 )
 _MAX_TEXT_BYTES = 1 << 20  # of a caption or a json file
 _MAX_SHARDS = 1_000_000
-_TYPE_FILE = "dataset_type.txt"
-_SHARD_FILES = (_TYPE_FILE, "nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt")
+_SHARD_FILES = (TYPE_FILE, "nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt")
 """Files of CLIP_benchmark that describe a data set and are no samples."""
 TOO_LARGE = object()
 """Stands for the content of a member that is too large to be read."""
@@ -175,8 +176,8 @@ def _samples(file: Path, place: str, split: str) -> Iterator[PairRecord]:
             for header in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # otherwise the headers of all members stay in memory
                 path = PurePosixPath(header.name)
-                if path.name == _TYPE_FILE:
-                    lines = _content(tar, header).strip().lower() == b"retrieval"
+                if path.name == TYPE_FILE:
+                    lines = is_retrieval(_content(tar, header))
                 if not header.isfile() or is_hidden(path.name) or path.name in _SHARD_FILES:
                     continue
                 member = parse_member(header.name)
@@ -198,8 +199,8 @@ def _is_retrieval(file: Path) -> bool:
     This is the layout of CLIP_benchmark.
     """
     for folder in (file.parent, file.parent.parent):
-        if (folder / _TYPE_FILE).is_file():
-            return decode_text((folder / _TYPE_FILE).read_bytes()).strip().lower() == "retrieval"
+        if (folder / TYPE_FILE).is_file():
+            return is_retrieval((folder / TYPE_FILE).read_bytes())
     return False
 
 

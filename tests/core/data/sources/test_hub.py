@@ -182,3 +182,10 @@ def test_a_split_column_holds_one_split_a_row(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "set", {"train": 2}, text=str, split=lambda i: ["val", "test"][: i + 1])
     assert [(r.split, r.problem) for r in read(folder)][0] == ("val", "")
     assert [r.problem for r in read(folder)][1] == "several values of split in one row"
+
+
+def test_a_line_is_a_caption_in_retrieval_sets_of_clip_benchmark(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "set", {"test": 1}, txt=lambda i: "a dog\ntwo dogs")
+    assert [list(r.captions) for r in read(folder)] == [["a dog\ntwo dogs"]]
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    assert [list(r.captions) for r in read(folder)] == [["a dog", "two dogs"]]

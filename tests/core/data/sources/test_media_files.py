@@ -154,8 +154,8 @@ def test_samples_and_rejects_add_up_and_the_notes_count_the_others(tmp_path: Pat
     assert counted(data) == 4 and data.facts["rejects"] == {UNREADABLE: 1}
     assert "train/dog/x.heic" in (tmp_path / "d" / "rejects.csv").read_text()
     assert notes(data)[:2] == [
-        "1 files are no samples and were not read (.txt 1)",
-        "1 hidden files and folders were not read",
+        "files that are no samples were not read: 1 (.txt 1)",
+        "hidden files and folders were not read: 1",
     ]
 
 
