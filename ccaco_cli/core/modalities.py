@@ -99,8 +99,8 @@ MODALITIES: dict[str, Modality] = {
             ),
             unreadable_suffixes=words(
                 """
-                .heic .heif .jxl .dib .jp2 .j2k .jpx .psd .svg .eps .ico .icns .tga .dds .exr .hdr .pcx .sgi .xbm .xpm .qoi
-                .wmf .emf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
+                .heic .heif .jxl .dib .jp2 .j2k .jpx .psd .svg .eps .ico .icns .tga .dds .exr .hdr .pcx .sgi .xbm .xpm
+                .qoi .wmf .emf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
                 """
             ),
             check=lazy("data.checks:check_image"),
