@@ -340,6 +340,12 @@ def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Arra
     return rows, items_a, items_b
 
 
+def count_samples(entry: tuple[Array, Array, Array], world: int) -> int:
+    """Number of samples with a partner in a batch, over all processes; a sample with several captions counts once."""
+    rows = entry[0]
+    return len(np.unique(rows[: len(rows) // world * world]))
+
+
 def _share(column: Array, rank: int, world: int) -> Array:
     size = len(column) // world
     return column[rank * size : (rank + 1) * size]

@@ -27,6 +27,7 @@ from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.experiments import domain_adaptation
 from ccaco_cli.core.experiments.run_folder import RunFolder
 from ccaco_cli.core.experiments.split_encoding import SplitEncoder
+from ccaco_cli.core.memory import PeakMemory
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import handmade, weights
 from ccaco_cli.core.model.adaptation import Adaptation
@@ -36,6 +37,7 @@ from ccaco_cli.core.scoring.split_scorer import CLASS_ACCURACY, SplitEncodings
 from ccaco_cli.core.training import loop, statistics
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
 from ccaco_cli.core.training.health_checks import HealthWarning
+from ccaco_cli.core.training.state import StageStart
 from ccaco_cli.core.types import Embedding, EncodedSamples, OnProgress
 
 CUT = "captions-cut"
@@ -165,7 +167,8 @@ def _fit(
     def evaluation_on(name: str) -> Callable[[Aligner], Mapping[str, float]]:
         return lambda model: replace(encoder, aligner=model).validate(name, split_columns[name])
 
-    options = run_folder.options
+    options, stage = run_folder.options, run_folder.stage
+    start = StageStart() if stage is None else stage.start
     return loop.fit(
         encoder.aligner,
         loop.TrainingData(PairDataset(a, b, split.group, split.domain), plan),
@@ -177,7 +180,7 @@ def _fit(
             report_progress=on_progress,
         ),
         heads,
-        replace(options.saving or CheckpointOptions(), resume=options.resume),
+        replace(options.saving or CheckpointOptions(), resume=options.resume, stage=start),
     )
 
 
@@ -216,7 +219,8 @@ def cca(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: O
     start = time.perf_counter()
     split = data.split("train")
     train_features = _image_features(data, "train", on_progress)
-    solved = handmade.align(train_features, split.captions, split.caption_row, seed=config.seed)
+    with PeakMemory(torch.device("cpu")) as peak:
+        solved = handmade.align(train_features, split.captions, split.caption_row, seed=config.seed)
     seconds = time.perf_counter() - start
 
     def encode_split(name: str) -> SplitEncodings:
@@ -230,8 +234,7 @@ def cca(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: O
     metrics = evaluate("full", *groups, by_similarity(val.a.z, val.b.z, *groups), data.modalities).metrics
     line = json.dumps({"step": 0, "epoch": 0, "validation": metrics}) + "\n"
     manifest.write_bytes(run_folder.path / "metrics.jsonl", line.encode())
-    memory = loop.peak_memory(torch.device("cpu"))
-    fitted = loop.TrainingSummary(0, 0, metrics[config.eval.select], seconds, len(split) / seconds, memory)
+    fitted = loop.TrainingSummary(0, 0, metrics[config.eval.select], seconds, len(split) / seconds, peak.mib)
     return FittedModel(encode_split, None, fitted, {"towers": {}, "parameters": solved.parameters})
 
 

@@ -13,6 +13,8 @@ from ccaco_cli.core import config_io, distributed, fault, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
+from ccaco_cli.core.experiments import stages
+from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
@@ -48,11 +50,14 @@ class RunFolder:
     Attributes:
         path: the folder.
         options: whether to resume, how often to save.
+        stage: None for the first stage of a run.
         changes: what changed since the start of a resumed run, as sentences; filled when the changes were accepted.
     """
 
-    def __init__(self, path: Path, config: RunConfig, data: PairData, options: TrainOptions):
-        self.path, self.config, self.options = path, config, options
+    def __init__(
+        self, path: Path, config: RunConfig, data: PairData, options: TrainOptions, stage: Stage | None = None
+    ):
+        self.path, self.config, self.options, self.stage = path, config, options, stage
         self.started = {"dataset": data.manifest.sha256, "processes": distributed.world()}
         self.changes: list[str] = []
 
@@ -65,6 +70,7 @@ class RunFolder:
         """
         config_file, started_file = self.path / "config.toml", self.path / STARTED
         if not config_file.exists():
+            self._start_stage()
             manifest.write_json(started_file, self.started)
             fault.point("train.claimed")
             manifest.write_bytes(config_file, config_io.to_toml(self.config).encode())
@@ -77,6 +83,12 @@ class RunFolder:
                 next=f"add --resume latest, or rm -r {shlex.quote(str(self.path))}",
             )
         self.changes = self._changes(config_file, started_file)
+        self._refuse_changes()
+        if self.changes:
+            manifest.write_json(started_file, self.started)
+            manifest.write_bytes(config_file, config_io.to_toml(self.config).encode())
+
+    def _refuse_changes(self) -> None:
         if self.changes and not self.options.accept_changes:
             raise ConfigError(
                 f"cannot resume, for this was changed: {'; '.join(self.changes)}",
@@ -84,9 +96,18 @@ class RunFolder:
                 expected="the flags, data and processes of the first start",
                 next="choose another --name, or add --accept-changes",
             )
-        if self.changes:
-            manifest.write_json(started_file, self.started)
-            manifest.write_bytes(config_file, config_io.to_toml(self.config).encode())
+
+    def _start_stage(self) -> None:
+        """Starts a further stage of a finished run from its checkpoints, after the same checks as a resumed run."""
+        if self.stage is None:
+            return
+        previous = self.stage.previous
+        self.changes = stages.changes_since(previous, self.config, MAY_DIFFER)
+        if (old := previous.inputs["dataset"]["sha256"]) != self.started["dataset"]:
+            self.changes.append(f"the data set was {old[:12]}, is {str(self.started['dataset'])[:12]}")
+        self._refuse_changes()
+        self.stage.copy_checkpoints()
+        fault.point("train.stage_copied")
 
     def _changes(self, config_file: Path, started_file: Path) -> list[str]:
         before, now = config_io.load(config_file), config_io.flatten(asdict(self.config))

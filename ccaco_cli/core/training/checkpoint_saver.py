@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccaco_cli.core import distributed, interrupts
@@ -11,7 +11,7 @@ from ccaco_cli.core.interrupts import StopSignal
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.metrics_log import MetricsLog
-from ccaco_cli.core.training.state import TrainingState
+from ccaco_cli.core.training.state import StageStart, TrainingState
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class CheckpointOptions:
         minutes: also save after so many minutes; 0 = only after each epoch.
         keep: how many of the newest checkpoints are kept.
         resume: continue from the latest checkpoint, if there is one.
+        stage: where the current stage of the run began.
     """
 
     minutes: float = 0.0
     keep: int = 1
     resume: bool = False
+    stage: StageStart = field(default_factory=StageStart)
 
 
 class CheckpointSaver:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -17,11 +15,12 @@ from torch import Tensor
 
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.loader import PairDataset, PairPlan, load, part
+from ccaco_cli.core.data.loader import PairDataset, PairPlan, count_samples, load, part
 from ccaco_cli.core.errors import ConfigError, DataError, LossInputError
 from ccaco_cli.core.interrupts import StopSignal, catch_stop_signals
 from ccaco_cli.core.losses.balance import beta_at
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, part_weights
+from ccaco_cli.core.memory import PeakMemory
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, health_checks, parallel, step
@@ -29,7 +28,7 @@ from ccaco_cli.core.training.augment import augment
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions, CheckpointSaver
 from ccaco_cli.core.training.health_checks import HealthWarning
 from ccaco_cli.core.training.metrics_log import MetricsLog
-from ccaco_cli.core.training.optim import lr_at, set_lr
+from ccaco_cli.core.training.optim import set_lr
 from ccaco_cli.core.training.state import TrainingState
 from ccaco_cli.core.types import OnProgress, PairBatch, no_progress
 
@@ -68,8 +67,11 @@ class TrainingSummary:
     Attributes:
         best: highest validation figure; ``best_epoch`` is its epoch.
         seconds: training time without validation.
-        memory: peak in MiB.
+        samples_per_second: samples that were in the batches, per second of training; a sample with several captions
+            counts once.
+        memory: peak in MiB (``PeakMemory``), without the pages of mapped files such as cached tokens.
         warnings: health warnings that hold at the end.
+        epochs: epochs that were trained, over all stages.
         oracle_epoch: best epoch on the target's validation split; -1 = none.
     """
 
@@ -81,6 +83,7 @@ class TrainingSummary:
     memory: float
     warnings: tuple[HealthWarning, ...] = ()
     oracle_epoch: int = -1
+    epochs: int = 0
 
 
 def fit(
@@ -120,8 +123,12 @@ def fit(
             expected=f"at most {len(data.plan)}",
         )
     resume_from = checkpoint.latest(checkpoints) if options.resume else None
-    state = TrainingState(aligner, config, len(data.plan) // accum_freq, adaptation, resume_from)
-    with catch_stop_signals() as stop_signal, MetricsLog.open(folder / "metrics.jsonl", state.cursor) as log:
+    state = TrainingState(aligner, config, len(data.plan) // accum_freq, adaptation, resume_from, options.stage)
+    with (
+        PeakMemory(state.device) as peak,
+        catch_stop_signals() as stop_signal,
+        MetricsLog.open(folder / "metrics.jsonl", state.cursor) as log,
+    ):
         saver = CheckpointSaver(checkpoints, state, log, options)
         trainer = Trainer(state, data, callbacks, log, saver, stop_signal)
         while not state.finished:
@@ -129,7 +136,7 @@ def fit(
             trainer.validate(batch)
             saver.save()
             saver.save_if_due(stop_signal)
-    return _summary(state)
+    return _summary(state, peak)
 
 
 @dataclass
@@ -155,9 +162,10 @@ class Trainer:
         if not entries:  # stopped between the last step and its validation
             last_entry = self.data.plan.epoch(cursor.epoch)[cursor.batch - 1]
             batch = self.data.dataset[part(last_entry, distributed.rank(), distributed.world())].to(state.device)
-        for number in range(1, len(entries) + 1):
+        for number, entry in enumerate(entries, start=1):
             batch = _next_batch(batches)
             cursor.waiting += time.perf_counter() - waiting_since
+            cursor.samples += count_samples(entry, distributed.world())
             batch = augment(batch.to(state.device), config.model, state.aligner.modalities, state.generator)
             if not self._train_batch(batch, update=number % config.optim.accum_freq == 0):
                 break
@@ -178,7 +186,7 @@ class Trainer:
             False if the run must end, since a loss or gradient is not finite.
         """
         state, cursor, config = self.state, self.state.cursor, self.state.config
-        progress = cursor.step / state.total_steps
+        progress = state.progress()
         beta = beta_at(config.loss, progress)
         with nullcontext() if update else state.engine.accumulate():
             with runtime.autocast(config.optim.precision, state.device):
@@ -206,7 +214,7 @@ class Trainer:
     def _update(self, metrics: Mapping[str, Tensor], logged_weights: Mapping[str, float]) -> bool:
         """Updates the weights and logs the step; False if a gradient is not finite."""
         state, cursor, optim = self.state, self.state.cursor, self.state.config.optim
-        lr = lr_at(cursor.step, state.total_steps, optim)
+        lr = state.learning_rate()
         set_lr(state.optimizer, lr)
         state.engine.reduce_remaining()
         state.scaler.unscale_(state.optimizer)
@@ -223,7 +231,7 @@ class Trainer:
         scale = round(float(state.aligner.logit_scale().detach()), 4)
         settings = {**logged_weights, "lr": lr, "grad_norm": round(norm, 4), "logit_scale": scale}
         self.log.write({"step": cursor.step, "epoch": cursor.epoch, **values, **settings})
-        speed = cursor.step * optim.batch_size * optim.accum_freq / state.training_seconds()
+        speed = cursor.samples / max(state.training_seconds(), 1e-9)
         self.callbacks.report_progress(cursor.step, state.total_steps, {**values, "samples/s": speed})
         self.saver.save_if_due(self.stop_signal)
         return True
@@ -287,14 +295,6 @@ def waiting_advice(waiting: float, elapsed: float, workers: int) -> str:
     return f"waiting for data {share:.0f} % of the time; next: --workers {workers + 2}, or prepare with --image-size"
 
 
-def peak_memory(device: Any) -> float:
-    """Peak memory in MiB: of the GPU if the device is one, else of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def _next_batch(batches: Iterator[PairBatch]) -> PairBatch:
     try:
         return next(batches)
@@ -308,16 +308,16 @@ def _next_batch(batches: Iterator[PairBatch]) -> PairBatch:
         ) from None
 
 
-def _summary(state: TrainingState) -> TrainingSummary:
-    cursor, optim = state.cursor, state.config.optim
-    samples = cursor.step * optim.batch_size * optim.accum_freq
+def _summary(state: TrainingState, peak: PeakMemory) -> TrainingSummary:
+    cursor = state.cursor
     return TrainingSummary(
         steps=cursor.step,
         best_epoch=cursor.best_epoch,
         best=cursor.best,
         seconds=cursor.seconds,
-        samples_per_second=samples / max(cursor.seconds, 1e-9),
-        memory=peak_memory(state.device),
+        samples_per_second=cursor.samples / max(cursor.seconds, 1e-9),
+        memory=peak.mib,
         warnings=tuple(cursor.warnings),
         oracle_epoch=cursor.oracle_epoch,
+        epochs=cursor.epoch,
     )

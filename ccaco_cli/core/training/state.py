@@ -18,11 +18,24 @@ from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, health_checks, parallel
 from ccaco_cli.core.training.health_checks import HealthWarning
-from ccaco_cli.core.training.optim import adamw
+from ccaco_cli.core.training.optim import adamw, lr_at
 from ccaco_cli.core.training.step import StepLosses
 
 CRITIC_MOMENTUM = 0.5
 """AdamW's beta1 for domain classifiers: with more, adversarial training oscillates (arXiv:1511.06434, section 3)."""
+
+
+@dataclass(frozen=True)
+class StageStart:
+    """Where the current stage of a run began; (0, 0) for the first stage.
+
+    Attributes:
+        step: updates of the stages before.
+        epoch: epochs of the stages before.
+    """
+
+    step: int = 0
+    epoch: int = 0
 
 
 @dataclass
@@ -33,6 +46,7 @@ class Cursor:
         step: updates so far.
         epoch: current epoch, from 0.
         batch: next batch of this epoch.
+        samples: samples in all batches so far, over all processes; those without a partner are not counted.
         best, best_epoch: highest validation figure so far, and its epoch.
         oracle, oracle_epoch: the same on the target's validation split.
         seconds: training time without validation.
@@ -45,6 +59,7 @@ class Cursor:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    samples: int = 0
     best: float = float("-inf")
     best_epoch: int = -1
     oracle: float = float("-inf")
@@ -78,6 +93,7 @@ class TrainingState:
         updates_per_epoch: updates of a full epoch.
         adaptation: heads of a run across domains, or None.
         resume_from: a checkpoint folder to continue from, or None.
+        stage: where the current stage began.
     """
 
     def __init__(
@@ -87,7 +103,9 @@ class TrainingState:
         updates_per_epoch: int,
         adaptation: Adaptation | None = None,
         resume_from: Path | None = None,
+        stage: StageStart = StageStart(),
     ):
+        self.stage = stage
         self.aligner, self.adaptation, self.config = aligner, adaptation, config
         self.updates_per_epoch = updates_per_epoch
         self.total_steps = config.optim.steps or config.optim.epochs * updates_per_epoch
@@ -169,10 +187,20 @@ class TrainingState:
     def finished(self) -> bool:
         """No step is left, validation has not improved for ``optim.patience`` epochs, or a fatal warning was raised."""
         cursor, patience = self.cursor, self.config.optim.patience
+        since = max(cursor.best_epoch, self.stage.epoch - 1)  # a new stage has its own patience
         mid_epoch = cursor.batch > 0  # an epoch that has begun ends with its validation, also after the last step
         out_of_steps = cursor.step >= self.total_steps and not mid_epoch
-        out_of_patience = patience > 0 and cursor.epoch - 1 - cursor.best_epoch >= patience
+        out_of_patience = patience > 0 and cursor.epoch - 1 - since >= patience
         return out_of_steps or out_of_patience or health_checks.is_fatal(cursor.warnings)
+
+    def progress(self) -> float:
+        """Fraction of the steps of the first stage, by which losses are ramped; 1 in every later stage."""
+        return 1.0 if self.stage.step else self.cursor.step / self.total_steps
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step; every stage has a schedule of its own over its steps."""
+        start = self.stage.step
+        return lr_at(self.cursor.step - start, self.total_steps - start, self.config.optim)
 
     def training_seconds(self) -> float:
         """Training time so far, without validation."""
