@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccaco_cli.core import ragged
+from ccaco_cli.core import memory, ragged
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column
 from ccaco_cli.core.encoding.batching import BATCH_SIZE, batch_positions, prefetch
@@ -60,6 +60,7 @@ def cached(
 
     def write(folder: Path) -> None:
         tower.eval()
-        ragged.write(folder, len(column.row), encode_part)
+        with memory.keep_freed_memory():
+            ragged.write(folder, len(column.row), encode_part)
 
     return CachedColumn(cache.folder(path, write, resumes=True), column.row, column.start)

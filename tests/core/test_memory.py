@@ -1,0 +1,88 @@
+"""The anonymous peak of a block, and the allocator that keeps freed memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ccaco_cli.core import memory
+
+CPU = torch.device("cpu")
+SIZE = 64 << 20
+needs_statm = pytest.mark.skipif(not memory.anonymous_memory(), reason="the system does not report anonymous memory")
+needs_glibc = pytest.mark.skipif(memory._glibc() is None, reason="glibc with its default settings")
+
+
+@needs_statm
+def test_the_peak_holds_memory_that_was_freed_within_the_block() -> None:
+    before = memory.anonymous_memory() / 2**20
+    with memory.PeakMemory(CPU) as peak:
+        tensor = torch.ones(SIZE, dtype=torch.uint8)
+        time.sleep(10 * memory.SAMPLING_INTERVAL)
+        del tensor
+    assert before + 60 < peak.mib < before + 90
+
+
+@needs_statm
+def test_pages_of_mapped_files_do_not_count(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.ones(SIZE, np.uint8))
+    before = memory.anonymous_memory() / 2**20
+    with memory.PeakMemory(CPU) as peak:
+        mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+        assert mapped.max() == 1  # reads every page
+        time.sleep(10 * memory.SAMPLING_INTERVAL)
+    assert peak.mib < before + 16
+
+
+def test_the_resident_peak_where_anonymous_memory_is_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "STATM", tmp_path / "missing")
+    assert memory.anonymous_memory() == 0
+    with memory.PeakMemory(CPU) as peak:
+        pass
+    assert peak.mib == pytest.approx(memory._resident_peak(), rel=0.01)
+    assert peak.mib > 50
+
+
+def page_faults(repeats: int) -> int:
+    """Page faults of tensors that are allocated and freed again."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        torch.ones(SIZE, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@needs_glibc
+def test_freed_memory_is_used_again_within_the_block() -> None:
+    before = page_faults(8)
+    with memory.keep_freed_memory():
+        page_faults(16)  # aligned blocks need several rounds until one fits into the place of another
+        assert page_faults(8) < before / 8
+    assert page_faults(8) > before / 2
+
+
+@needs_glibc
+@needs_statm
+def test_freed_memory_is_returned_after_the_block_and_after_an_error() -> None:
+    before = memory.anonymous_memory()
+    with pytest.raises(ZeroDivisionError), memory.keep_freed_memory():
+        torch.ones(4 * SIZE, dtype=torch.uint8)
+        assert memory.anonymous_memory() > before + 3 * SIZE
+        raise ZeroDivisionError
+    assert memory.anonymous_memory() < before + SIZE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=1")]
+)
+def test_settings_of_the_environment_are_kept(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    assert memory._glibc() is None
+    with memory.keep_freed_memory():
+        pass
