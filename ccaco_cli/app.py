@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,9 +16,10 @@ from ccaco_cli import __version__
 from ccaco_cli.commands import ablate, embed, prepare, report, retrieve, train
 from ccaco_cli.commands.grouped_help import GroupedHelpCommand
 from ccaco_cli.core import interrupts
-from ccaco_cli.core.errors import CcacoError, Interrupted
-from ccaco_cli.core.escape import printable
+from ccaco_cli.core.errors import CcacoError, Interrupted, LostProcess
 from ccaco_cli.core.runtime import launcher_rank
+from ccaco_cli.core.text_input import check_utf8
+from ccaco_cli.view.streams import prepare_streams, write_message
 
 app = typer.Typer(
     name="ccaco",
@@ -31,7 +32,7 @@ app = typer.Typer(
 
 
 def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the exit codes of ``main``: Typer exits with 1 when a pipe such as ``| head`` closes."""
+    """Gives a command the exit codes of ``main``: Typer alone exits with 1 when it is interrupted."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -40,12 +41,10 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except KeyboardInterrupt as end:
             interruption = end if isinstance(end, Interrupted) else Interrupted()
-            if not launcher_rank()[0]:
-                print(f"ccaco: interrupted; {interruption.saved}", file=sys.stderr)
+            write_message(f"ccaco: interrupted; {interruption.saved}")
             raise typer.Exit(interruption.code) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+        except BrokenPipeError:  # not of stdout, which ``streams`` handles; Typer would end silently
+            raise LostProcess("a process that this one exchanges data with ended", next="the same command") from None
 
     return run
 
@@ -74,17 +73,29 @@ def main() -> None:
     """Runs the ``ccaco`` script. Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 SIGTERM."""
     if "WORLD_SIZE" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns in each process about intended settings
+    prepare_streams()
     if launcher_rank()[0]:  # only the main process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
+        _check_arguments(sys.argv[1:])
         app()
     except CcacoError as error:
-        if error.rank or not launcher_rank()[0]:
-            print(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{printable(str(error))}", file=sys.stderr)
+        write_message(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{error}", any_rank=bool(error.rank))
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be
         disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; expected free disk space; next: repeat the command, finished parts are kept" if disk_full else ""
         message = f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{hint}"
-        print(printable(message), file=sys.stderr)
+        write_message(message)
         sys.exit(2)
+
+
+def _check_arguments(words: Sequence[str]) -> None:
+    """Refuses arguments that are not UTF-8, because no artefact can store them; names of files to read are accepted.
+
+    Raises:
+        DataError: names the argument and the byte.
+    """
+    for number, word in enumerate(words, 1):
+        if not os.path.isfile(word.partition("=")[2] if word.startswith("--") and "=" in word else word):
+            check_utf8(word, f"argument {number}, {word!r}")

@@ -120,9 +120,10 @@ class Done:
 def ccaco(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """``ccaco(*arguments, stdin="")``: the real script, in this process."""
 
-    def call(*arguments: object, stdin: str = "") -> Done:
+    def call(*arguments: object, stdin: str | bytes = "") -> Done:
         monkeypatch.setattr(sys, "argv", ["ccaco", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
         capsys.readouterr()
         try:
             main()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ccaco_cli import __version__
-from ccaco_cli.core.reporting import report_tables
+from ccaco_cli.core.scoring import results
 
 
 def test_version_and_help(ccaco: Callable[..., Any]) -> None:
@@ -44,7 +44,7 @@ def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: p
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report_tables, "table", interrupted)
+    monkeypatch.setattr(results, "find_runs", interrupted)
     done = ccaco("report", "x")
     assert (done.code, done.out) == (130, "")
     assert done.err == "ccaco: interrupted; the same command goes on where it can\n"
@@ -54,7 +54,7 @@ def test_a_bug_is_not_hidden(ccaco: Callable[..., Any], monkeypatch: pytest.Monk
     def buggy(*arguments: Any, **more: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(report_tables, "table", buggy)
+    monkeypatch.setattr(results, "find_runs", buggy)
     with pytest.raises(ZeroDivisionError):
         ccaco("report", "x")
 

@@ -72,6 +72,7 @@ def retrieve(
     """
     from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.index import Index
+    from ccaco_cli.core.text_input import is_blank, read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import figures, progress, results
 
@@ -82,8 +83,10 @@ def retrieve(
             expected=f"sentences, -, or one of {flags} FILE",
             next="ccaco retrieve --help",
         )
+    if blank := [number for number, text in enumerate(query or (), 1) if is_blank(text)]:
+        raise DataError(f"query {blank[0]} is empty", expected="a sentence", next="ccaco retrieve --help")
     search_index = Index(index, verify)
-    queries = sys.stdin if query == ["-"] else query or ()
+    queries = read_lines(sys.stdin.buffer, "stdin") if query == ["-"] else query or ()
     query_hits = (
         [
             (str(file), workflow.by_file(search_index, modality, file, k=k, rerank=rerank))

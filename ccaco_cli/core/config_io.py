@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.settings import ConfigKey, check_choice, check_range, config_keys
+from ccaco_cli.core.text_input import decode_utf8
 
 C = TypeVar("C")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -21,7 +22,7 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", s
 def load(path: Path) -> dict[str, Any]:
     """Reads a TOML file as dotted overrides, ``{"loss.beta": 0.5}``."""
     try:
-        nested = tomllib.loads(path.read_text("utf-8"))
+        nested = tomllib.loads(decode_utf8(path.read_bytes(), path, error=ConfigError))
     except FileNotFoundError:
         raise ConfigError(
             "no such config file", where=path, expected="a TOML file", next="ccaco train --help"
@@ -30,7 +31,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"not TOML ({error})", where=path) from None
     return flatten(nested)
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from ccaco_cli.core.escape import printable
 from ccaco_cli.core.runtime import launcher_rank
 from ccaco_cli.core.types import OnProgress, no_progress
+from ccaco_cli.view.streams import write_message
 
 
 @contextmanager
@@ -61,6 +61,5 @@ def bar(title: str) -> Iterator[OnProgress]:
 
 
 def note(line: str) -> None:
-    """Prints one line on stderr."""
-    if not launcher_rank()[0]:  # only the main process of a launcher prints
-        print(printable(line), file=sys.stderr, flush=True)
+    """Prints one line on stderr, of the main process of a launcher only."""
+    write_message(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,6 +100,8 @@ def show_prepared(rows: Sequence[SplitRow], format: str | None, title: str) -> N
 def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | None) -> None:
     """Prints ranked hits while they come: one table for each query, or the rows of one CSV.
 
+    Stops when the process that reads stdout has ended, so that no further query is answered.
+
     Args:
         answers: (query, its hits) in order.
     """
@@ -108,17 +109,19 @@ def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | Non
     columns = ("query", "rank", "score", "cosine", "match", "id", "text")
     if format == "table":
         for query, hits in answers:
-            tables.show([_first_caption(_hit_cells(query, hit)) for hit in hits], columns[1:], "table", query)
+            if not tables.show([_first_caption(_hit_cells(query, hit)) for hit in hits], columns[1:], "table", query):
+                return
         return
     if format == "csv":
         for number, (query, hits) in enumerate(answers):
-            tables.show([_hit_cells(query, hit) for hit in hits], columns, "csv", header=number == 0)
+            if not tables.show([_hit_cells(query, hit) for hit in hits], columns, "csv", header=number == 0):
+                return
         return
     rows = (_hit_cells(query, hit) for query, hits in answers for hit in hits)
     if format == "json":
         for part in tables.json_parts(rows, columns):
-            sys.stdout.write(part)
-            sys.stdout.flush()
+            if not tables.write(part):
+                return
         return
     tables.show(list(rows), columns, format)
 

@@ -12,6 +12,7 @@ from typing import Any
 from ccaco_cli.core import escape
 from ccaco_cli.core.evaluation.metric_table import is_fraction
 from ccaco_cli.view import terminal_table
+from ccaco_cli.view.streams import write_result
 from ccaco_cli.view.terminal_table import TerminalColumn
 
 _RAW_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
@@ -46,28 +47,28 @@ def show(
     title: str | None = None,
     *,
     header: bool = True,
-) -> None:
+) -> bool:
     """Prints rows on stdout. A terminal table that is too wide is split into several, one below the other.
 
     Args:
         columns: the columns in order. Fractions become percent for people; CSV and JSON keep them as they are.
         format: one of ``FORMATS``; None is ``default_format()``.
         header: False leaves the first line of CSV out.
+    Returns:
+        False when the process that reads stdout has ended.
     """
     format = format or default_format()
     if format == "table":
         laid = [terminal_column(rows, name, key=number == 0) for number, name in enumerate(columns)]
-        write(terminal_table.render(laid, title and escape.printable(title), None, split=True))
-    elif format == "csv":
-        write(_csv(rows, columns, header))
-    else:
-        write({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
+        return write(terminal_table.render(laid, title and escape.printable(title), None, split=True))
+    if format == "csv":
+        return write(_csv(rows, columns, header))
+    return write({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
 
 
-def write(text: str) -> None:
-    """Writes to stdout at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def write(text: str) -> bool:
+    """Writes to stdout at once; False when the process that reads stdout has ended."""
+    return write_result(text)
 
 
 def terminal_column(

@@ -28,7 +28,28 @@ def test_answers_are_those_of_the_core(ccaco: Callable[..., Any], index: Path) -
 def test_queries_from_stdin_and_json(ccaco: Callable[..., Any], index: Path) -> None:
     done = ccaco("retrieve", "-", "-i", index, "-k", 1, "--format", "json", stdin="a cat\n\na dog\n")
     assert [row["query"] for row in json.loads(done.out)] == ["a cat", "a dog"]
-    assert ccaco("retrieve", "-", "-i", index, "--format", "csv").out == ""
+
+
+@pytest.mark.parametrize("stdin", ["", "\n\n", " \t\n\u200b\n"])
+@pytest.mark.parametrize("format", ["csv", "json", "table"])
+def test_an_empty_stdin_is_refused(ccaco: Callable[..., Any], index: Path, stdin: str, format: str) -> None:
+    done = ccaco("retrieve", "-", "-i", index, "--format", format, stdin=stdin)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("ccaco: no query: every line is empty; expected ") and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("query", ["", "  \t", "\u200b"])
+def test_an_empty_query_is_refused(ccaco: Callable[..., Any], index: Path, query: str) -> None:
+    done = ccaco("retrieve", "a dog", query, "-i", index)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "ccaco: query 2 is empty; expected a sentence; next: ccaco retrieve --help\n"
+
+
+@pytest.mark.parametrize("stdin", [b"a dog\ncaf\xe9\n", b"a dog\n\xff\xfea\n", b"a dog\na\0b\n"])
+def test_stdin_that_is_not_utf8_is_refused_with_its_line(ccaco: Callable[..., Any], index: Path, stdin: bytes) -> None:
+    done = ccaco("retrieve", "-", "-i", index, stdin=stdin)
+    assert (done.code, done.out) == (2, "")
+    assert "stdin, line 2, byte " in done.err and "expected UTF-8 text" in done.err and done.err.count("\n") == 1
 
 
 def test_a_picture_and_a_contact_sheet(ccaco: Callable[..., Any], index: Path, tmp_path: Path) -> None:

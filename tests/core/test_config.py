@@ -202,10 +202,14 @@ def test_files(tmp_path: Path) -> None:
     assert load(tmp_path / "c.toml") == {"seed": 3, "loss.beta": 0.5, "model.image.spec": "tiny"}
     (tmp_path / "bad.toml").write_text("seed = \n")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "latin.toml").write_bytes(b'seed = 3\narm = "caf\xe9"\n')
+    (tmp_path / "zero.toml").write_bytes(b"seed = 3\n\0\n")
     for name, words in (
         ("gone.toml", "no such config file"),
         ("bad.toml", "not TOML"),
-        ("bytes.toml", "not TOML"),
+        ("bytes.toml", "UTF-16 text, not UTF-8: .*bytes.toml, line 1, byte 1; "),
+        ("latin.toml", "not UTF-8 text .byte 0xe9.: .*latin.toml, line 2, byte 11; "),
+        ("zero.toml", "binary data where text was expected .byte 0x00.: .*zero.toml, line 2, byte 1; "),
         (".", "cannot read"),
     ):
         with pytest.raises(ConfigError, match=words):
