@@ -15,7 +15,7 @@ from ccaco_cli.commands import options
 def embed(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
     dataset: options.Dataset = "scenes",
-    split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
+    split: options.Split = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the shards.", show_default="embeddings/RUN-DATASET-SPLIT")
     ] = None,
@@ -64,10 +64,14 @@ def embed(
       ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
     """
     from ccaco_cli.core.modalities import MODALITIES
-    from ccaco_cli.core.workflows.embed import EmbedRequest
+    from ccaco_cli.core.workflows.embed import EmbedRequest, split_to_embed
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 
+    with progress.bar("embed") as report_progress:
+        split, note = split_to_embed(dataset, split, data, report_progress)
+    if note:
+        progress.note(note)
     out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"
     request = EmbedRequest(
         run,

@@ -47,6 +47,10 @@ Wide = Annotated[
         "--wide", help="Show every column on a terminal; by default those that fit.", rich_help_panel="Output"
     ),
 ]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", help="Split of the data set.", show_default="test, else val, else train"),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
 Metric = Annotated[
     str,

@@ -77,6 +77,12 @@ def prepare(
         int, typer.Option("--fold", min=0, help="audiofolder: test fold of a data set in folds; 0 means the last.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of generated data sets.")] = 0,
+    val: Annotated[
+        str, typer.Option("--val", help="Part of train that becomes val, by group, where the source has no val.")
+    ] = "0%",
+    test: Annotated[
+        str, typer.Option("--test", help="Part of train that becomes test, by group, where the source has no test.")
+    ] = "0%",
     max_rejects: Annotated[
         str, typer.Option("--max-rejects", help="Stop when a larger fraction of the samples is rejected.")
     ] = "1%",
@@ -109,6 +115,7 @@ def prepare(
     from ccaco_cli.core.data.domains import split_names
     from ccaco_cli.core.data.shards import WriteOptions
     from ccaco_cli.core.data.sources.source import SourceOptions
+    from ccaco_cli.core.data.split_shares import SplitShares
     from ccaco_cli.core.workflows import prepare as workflow
     from ccaco_cli.view import figures, progress, results, tables
 
@@ -137,6 +144,7 @@ def prepare(
                 unpaired=split_names(unpaired or ""),
                 fold=fold,
             ),
+            shares=SplitShares(options.parse_fraction(val, "--val"), options.parse_fraction(test, "--test")),
             on_progress=report_progress,
             write=WriteOptions(
                 image_size=image_size, workers=workers, max_rejects=options.parse_fraction(max_rejects, "--max-rejects")
@@ -150,6 +158,4 @@ def prepare(
     for line in workflow.notes(prepared):
         progress.note(line)
     dataset = out.name if out.parent == Path("data") else out
-    has_train_split = prepared.facts["splits"].get("train", {}).get("samples")
-    next_step = ("train", "--dataset", dataset) if has_train_split else ("report", "RUN", "--on", dataset)
-    progress.note(f"next: {options.command_line(*next_step)}")
+    progress.note(f"next: {workflow.next_step(prepared, dataset)}")

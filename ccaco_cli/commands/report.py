@@ -37,7 +37,7 @@ class Figure(StrEnum):
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, folders that contain runs, or result files.")],
-    split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
+    split: options.Split = None,
     on: Annotated[
         str | None,
         typer.Option(
@@ -111,6 +111,8 @@ def report(
       ccaco report runs/first --html first.html
     """
     from ccaco_cli.core.reporting import report_tables
+    from ccaco_cli.core.scoring import run_splits
+    from ccaco_cli.core.scoring.results import find_runs
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
 
@@ -121,6 +123,8 @@ def report(
             runs = cross_dataset.score_on(
                 runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=report_progress
             )
+    finished_runs = find_runs(runs)
+    split = split or run_splits.default_split(finished_runs)
     request = report_tables.ReportRequest(runs, split, stages, by, metric, reference)
     if watch:
         from ccaco_cli.view import watch as live_view
@@ -130,6 +134,8 @@ def report(
         _write_files(request, html, figure)
     rows = report_tables.table(request, "compare" if compare else table)
     failed_gates = workflow.failed_gates(request, fail_if or ())
+    for line in run_splits.missing_notes(finished_runs, split):
+        progress.note(line)
     results.show(rows, output_format, f"Results on {split}", wide=wide)
     for line in failed_gates:
         progress.note(f"gate: {line}")

@@ -35,7 +35,8 @@ def train(
         str | None,
         typer.Option(
             "--resume",
-            help="'latest': continue an interrupted run from its last checkpoint.",
+            help="'latest': continue an interrupted run from its last checkpoint; with more --epochs, train a "
+            "finished run further as NAME-stage2: new warm-up and cosine over the added steps.",
             show_default=False,
             rich_help_panel="Run",
         ),
@@ -95,6 +96,7 @@ def train(
       ccaco train --dataset scenes-styles --source-domains colour --target-domain sketch --domain-loss dann
     """
     from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.experiments import stages
     from ccaco_cli.core.experiments.methods import CUT
     from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.experiments.run_folder import TrainOptions
@@ -102,6 +104,7 @@ def train(
     from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
     from ccaco_cli.core.workflows import report
     from ccaco_cli.core.workflows.train import train as workflow
+    from ccaco_cli.core.workflows.train import train_notes
     from ccaco_cli.view import live, progress, results, tables
 
     if resume not in (None, "latest"):
@@ -116,7 +119,8 @@ def train(
         tables.show(rows, list(rows[0]), output_format, "One step")
         return
     folder = logs / (name or f"{Path(dataset).name}-{arm}-s{request.seed}")
-    with progress.bar(f"train {folder.name}") as bar, live.report_to(report_to or (), folder, bar) as report_progress:
+    target = stages.folder_to_train(folder, resume is not None)
+    with progress.bar(f"train {target.name}") as bar, live.report_to(report_to or (), target, bar) as report_progress:
         run = workflow(
             request,
             folder,
@@ -128,6 +132,9 @@ def train(
         progress.note(f"resumed although {change}")
     for warning in (w for w in run.facts["warnings"] if w["kind"] == CUT):
         progress.note(f"warning: {warning['what']}")
+    for line in train_notes(run):
+        progress.note(line)
+    folder = run.path
     split = report.scored_split(run.facts["metrics"])
     run_rows = report_tables.run_rows([folder], split=split, every_stage=True)
     results.show(run_rows, output_format, f"{folder} on {split}", wide=wide)

@@ -39,7 +39,7 @@ def _curves(request: ReportRequest, on_progress: OnProgress) -> Any:
 
 
 def _recall(request: ReportRequest, on_progress: OnProgress) -> Any:
-    return charts.recall({run.name: results.load_result(run, request.split) for run in request.runs()})
+    return charts.recall({run.name: results.load_result(run, request.split) for run in request.measured_runs()})
 
 
 def _strata(request: ReportRequest, on_progress: OnProgress) -> Any:
@@ -50,7 +50,7 @@ def _strata(request: ReportRequest, on_progress: OnProgress) -> Any:
             expected="a stratum",
             next="add --by things",
         )
-    runs = request.runs()
+    runs = request.measured_runs()
     pools = results.by_pool(runs, request.split)
     # the pool on which the largest number of arms was measured
     (_, pool), measured = max(pools.items(), key=lambda item: len({result.run.label for result in item[1]}))

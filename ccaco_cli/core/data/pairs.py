@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ccaco_cli.core import manifest
+from ccaco_cli.core.data.split_shares import prepare_command
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 
@@ -152,7 +153,10 @@ class PairData:
     def split(self, name: str) -> Split:
         """One split. Raises DataError that lists the splits: there is no such split."""
         if name not in self.splits:
-            raise DataError(f"no split {name!r}", where=self.manifest.path, expected=f"one of {', '.join(self.splits)}")
+            expected = f"one of {', '.join(self.splits)}"
+            can_divide = name in ("val", "test") and "train" in self.splits
+            next_step = prepare_command(self.manifest, [name]) if can_divide else None
+            raise DataError(f"no split {name!r}", where=self.manifest.path, expected=expected, next=next_step)
         start = sum(len(self._tables[before]) for before in self.splits[: self.splits.index(name)])
         rows = slice(start, start + len(self._tables[name]))
         codes, names = self._codes

@@ -12,7 +12,8 @@ from typing import Any
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import DatasetInfo, WriteOptions
 from ccaco_cli.core.data.sources import SOURCES
-from ccaco_cli.core.data.sources.source import Source, SourceOptions
+from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.data.split_shares import SplitShares, published_splits
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
@@ -25,6 +26,7 @@ def prepare(
     out: Path,
     options: SourceOptions | None = None,
     write: WriteOptions | None = None,
+    shares: SplitShares = SplitShares(),
     on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Reads a source, checks every sample, and writes the data set ``out``. The same call resumes an interrupted run.
@@ -35,6 +37,7 @@ def prepare(
         out: the new folder.
         options: of the source.
         write: re-encoding, processes, limits.
+        shares: of ``train`` that become ``val`` and ``test`` where the source has no such split.
     Returns:
         The manifest of the data set.
     Raises:
@@ -46,14 +49,14 @@ def prepare(
     shards.refuse_overwrite(Path(out))
     path = _resolve(source, source_path)
     options = replace(options, media_root=_media_root(options.media_root))
-    data = source.read(path, options)
+    data = _divided(source, path, options, shares)
     limit, counts = options.limit, data.counts.values()
     protocol = data.protocol if limit is None else f"{data.protocol}; at most {limit:,} samples a split"
     info = DatasetInfo(
         out_name(f"{name}:{option}"),
         source.modalities,
         facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": dict(data.facts)},
-        config={"source": name, **_config(options)},
+        config={"source": name, **_config(options), **({"split_shares": asdict(shares)} if shares.requested() else {})},
         root=data.root or (None if path is None else path if path.is_dir() else path.parent),
         unpaired=options.unpaired,
         media_root=options.media_root,
@@ -61,6 +64,32 @@ def prepare(
     total = sum(n if limit is None else min(n, limit) for n in counts) if counts else None
     records = _limited(data.records, limit, data.splits or tuple(data.counts))
     return shards.write(records, Path(out), info, write, total=total, on_progress=on_progress)
+
+
+def _divided(source: Source, path: Path | None, options: SourceOptions, shares: SplitShares) -> SourceData:
+    """The opened source, with the splits that it lacks taken from ``train``.
+
+    The source is read once more before, without its media, unless it knows its counts in advance.
+    """
+    data = source.read(path, options)
+    wanted = shares.requested()
+    if not wanted:
+        return data
+    if data.counts:
+        published = {name for name, count in data.counts.items() if count}
+    else:
+        published = published_splits(source.read(path, options).records, wanted)
+    missing = shares.missing(published)
+    if not missing.requested():
+        return data
+    return replace(
+        data,
+        records=missing.divide(data.records),
+        protocol=data.protocol + missing.protocol,
+        facts={**data.facts, "split_shares": missing.requested()},
+        counts={},
+        splits=tuple({**dict.fromkeys(data.splits), **missing.requested()}) if data.splits else (),
+    )
 
 
 def out_name(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
@@ -25,7 +26,7 @@ def score_on(
     paths: Iterable[Path],
     dataset: str,
     *,
-    split: str = "test",
+    split: str | None = None,
     every_stage: bool = False,
     device: str = "auto",
     data_root: Path = Path("data"),
@@ -37,6 +38,7 @@ def score_on(
     The weight of the cross score and the thresholds are those that the run chose on its own validation split.
 
     Args:
+        split: None = test, or val or train where the data set has no test.
         every_stage: return the files of all stages, not only of the headline stage.
     Returns:
         The result files.
@@ -44,6 +46,7 @@ def score_on(
         DataError: other modalities, or no such split; also what ``load_run`` and ``prepared`` raise.
     """
     data = shards.open(prepared(dataset, data_root, on_progress))
+    split = split or evaluation_split(data.splits)
     all_files: list[Path] = []
     for run in results.find_runs(paths):
         folder = run.path / "results" / "on" / f"{data.name}-{data.manifest.sha256[:12]}"

@@ -9,6 +9,7 @@ from typing import Any
 from ccaco_cli.core import recipes
 from ccaco_cli.core.config import ParallelConfig, RunConfig
 from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.data.split_shares import require_splits
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.protocols import pools, single_pair_evaluation
 from ccaco_cli.core.experiments import arms
@@ -59,6 +60,7 @@ def check(config: RunConfig, data: PairData) -> None:
     Raises:
         ConfigError or DataError: no such validation metric or protocol, or the data does not fit the protocol.
     """
+    require_splits(data.manifest, data.splits)
     config_checks.check(config)
     known = single_pair_evaluation(data.modalities).metrics
     if config.eval.select not in known:

@@ -161,7 +161,7 @@ def gather(request: ReportRequest, on_progress: OnProgress = no_progress) -> Pag
     Raises:
         DataError: no runs there, or no results on the split.
     """
-    runs = request.runs()
+    runs = request.measured_runs()
     missing: list[str] = []
     arms: Sequence[ArmRow] = []
     if len({run.label for run in runs}) > 1:

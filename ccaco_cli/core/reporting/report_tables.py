@@ -29,6 +29,7 @@ from ccaco_cli.core.reporting.rows import (
 from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Result, Run, by_arm, by_pool, mean_metrics, strata
+from ccaco_cli.core.scoring.run_splits import measured_runs
 
 WHOLE_GALLERY_STAGES = ("cosine", "two-stage", "cross")
 """The stages that are measured on the whole gallery. The small pool exists for arms that have no other result."""
@@ -60,6 +61,10 @@ class ReportRequest:
         """The finished runs at the paths. Raises DataError: there are none."""
         return results.find_runs(self.paths)
 
+    def measured_runs(self) -> list[Run]:
+        """The runs with results on the split. Raises DataError: there are none."""
+        return measured_runs(self.runs(), self.split)
+
     @property
     def where(self) -> str:
         """The paths, for messages."""
@@ -88,8 +93,13 @@ def run_rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = 
 
     Args:
         paths: run folders, ablation folders, folders that hold runs, or result files.
+        split: runs without results on it have one row without metrics.
+    Raises:
+        DataError: no run has results on the split.
     """
-    rows = [row for run in results.find_runs(paths) for row in _rows_of_run(run, split, every_stage)]
+    runs = results.find_runs(paths)
+    measured_runs(runs, split)
+    rows = [row for run in runs for row in _rows_of_run(run, split, every_stage)]
     shown = (*listed_parts(name for row in rows for name in row.losses), TOTAL)
     return [replace(row, losses={f"loss_{name}": row.losses.get(name) for name in shown}) for row in rows]
 
@@ -107,7 +117,7 @@ def _runs(request: ReportRequest) -> list[RunRow]:
     if not request.by:
         return run_rows(request.paths, split=request.split, every_stage=request.stages)
     rows = []
-    for run in request.runs():
+    for run in request.measured_runs():
         for stage in _stages(run, request.split, request.stages):
             for value, part in strata(results.load_result(run, request.split, stage), request.by).items():
                 stratum = Stratum(request.by, value)
@@ -127,7 +137,7 @@ def _matching(request: ReportRequest) -> list[ArmMeanRow]:
 def _arm_means(request: ReportRequest, shown: Callable[[str], bool], spread_metric: str | None) -> list[ArmMeanRow]:
     """One row for each data set, pool and arm: means over seeds of the metrics that are ``shown``."""
     rows = []
-    for (dataset, pool), group in by_pool(request.runs(), request.split).items():
+    for (dataset, pool), group in by_pool(request.measured_runs(), request.split).items():
         for arm, seeds in by_arm(group).items():
             metrics = {name: value for name, value in mean_metrics(seeds.values()).items() if shown(name)}
             spread = _seed_sd(list(seeds.values()), spread_metric) if spread_metric else None
@@ -145,7 +155,7 @@ def _seed_sd(seeds: Sequence[Result], metric: str) -> float | None:
 def _choices(request: ReportRequest) -> list[ChoiceRow]:
     """One row for each run and kind of choice, and one for the mean over kinds."""
     rows = []
-    for run in request.runs():
+    for run in request.measured_runs():
         for stage in _stages(run, request.split, request.stages):
             result = results.load_result(run, request.split, stage)
             kinds = [
@@ -181,7 +191,7 @@ def _choice_row(run: Run, stage: str, result: Result, name: str, kinds: Sequence
 def arm_rows(request: ReportRequest) -> list[ArmRow]:
     """One row for each arm, with the evidence for a difference from the reference arm."""
     return comparison.arm_rows(
-        request.runs(),
+        request.measured_runs(),
         split=request.split,
         metric=request.metric,
         reference=request.reference,
@@ -195,7 +205,7 @@ def _domains(request: ReportRequest) -> list[DomainRow]:
 
 
 def _classes(request: ReportRequest) -> list[ClassRow]:
-    return domain_tables.class_rows(request.runs(), request.split)
+    return domain_tables.class_rows(request.measured_runs(), request.split)
 
 
 def _compare(request: ReportRequest) -> list[ComparisonRow]:
@@ -209,7 +219,7 @@ def _compare(request: ReportRequest) -> list[ComparisonRow]:
 def _faithfulness(request: ReportRequest) -> list[FaithfulnessRow]:
     from ccaco_cli.core.reporting import faithfulness  # loads torch, which tables of stored results do not need
 
-    return [row for run in request.runs() for row in faithfulness.faithfulness_table(run, request.split)]
+    return [row for run in request.measured_runs() for row in faithfulness.faithfulness_table(run, request.split)]
 
 
 TABLES: dict[str, Callable[[ReportRequest], Sequence[ReportRow]]] = {
@@ -234,7 +244,9 @@ def _rows_of_run(run: Run, split: str, every_stage: bool) -> list[RunRow]:
         cost = RunCost(cost.parameters, fitted["steps"], fitted["seconds"], rate, memory, fitted=True)
     warnings = comparison.warning_kinds([run])
     return [
-        _run_row(run, stage, dict(facts["metrics"][f"{split}.{stage}"]), losses=losses, cost=cost, warnings=warnings)
+        _run_row(
+            run, stage, dict(facts["metrics"].get(f"{split}.{stage}", {})), losses=losses, cost=cost, warnings=warnings
+        )
         for stage in _stages(run, split, every_stage)
     ]
 
@@ -246,10 +258,9 @@ def _run_row(run: Run, stage: str, metrics: dict[str, float | None], **columns: 
 
 def _stages(run: Run, split: str, every_stage: bool) -> list[str]:
     stages = [name.partition(".")[2] for name in run.facts["metrics"] if name.startswith(f"{split}.")]
-    if not stages:
-        known = sorted({name.partition(".")[0] for name in run.facts["metrics"]})
-        raise DataError(f"this run has no results on {split}", where=run.path, expected=" or ".join(known))
     headline = run.facts["headline"]
+    if not stages:
+        return [headline]
     return [stage for stage in stages if stage in (headline, *WHOLE_GALLERY_STAGES)] if every_stage else [headline]
 
 

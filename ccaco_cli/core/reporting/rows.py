@@ -56,8 +56,8 @@ class RunCost:
 
     Attributes:
         seconds: training time without validation.
-        samples_per_second: pairs per second of training.
-        memory_mib: peak memory in MiB.
+        samples_per_second: samples that were in the batches, per second of training.
+        memory_mib: peak memory of training in MiB: of the GPU, or of the process without mapped files.
         fitted: False for a run whose training was not recorded, such as a result file without its run: it has no
             steps, seconds and memory.
     """

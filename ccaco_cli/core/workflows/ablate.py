@@ -21,6 +21,7 @@ from typing import Any
 from ccaco_cli.core import config_io, distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.data.split_shares import require_splits
 from ccaco_cli.core.errors import CcacoError, Interrupted, ManifestError
 from ccaco_cli.core.experiments import ensemble as ensembles
 from ccaco_cli.core.experiments.datasets import prepared
@@ -87,6 +88,7 @@ def _ablate(
 ) -> Ablation:
     dataset = request.train.dataset
     data = distributed.main_process_first(lambda: shards.open(prepared(dataset, data_root, report_progress)))
+    require_splits(data.manifest, data.splits)
     plan = distributed.main_process_first(lambda: plan_ablation(request, data))
     with distributed.on_main_process(lambda: lock.hold(folder, "ablation")):
         unfinished = [cell for cell in plan.cells if not _finished(folder / cell.name, cell, data)]

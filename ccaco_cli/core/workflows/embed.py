@@ -23,6 +23,7 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData, Split
+from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.errors import DataError
@@ -168,6 +169,17 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
                 lambda: columns(data, request.split, aligner, towers, config.model, report_progress)
             )
             return _embed(_Job(request, aligner, towers, config, run, data, split, split_columns), report_progress)
+
+
+def split_to_embed(
+    dataset: str, split: str | None, data_root: Path = Path("data"), on_progress: OnProgress = no_progress
+) -> tuple[str, str]:
+    """The split to embed where none is named (test, else val, else train), and a sentence if it is not test."""
+    if split is not None:
+        return split, ""
+    splits = shards.open(prepared(dataset, data_root, on_progress)).splits
+    chosen = evaluation_split(splits)
+    return chosen, "" if chosen == "test" else f"{dataset} has no split 'test': the split {chosen!r} is embedded"
 
 
 def _embed(job: _Job, report_progress: OnProgress) -> Manifest:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from ccaco_cli.core.data.dataset_stats import LEAKAGE, REJECTS
 from ccaco_cli.core.data.preparation import out_name, prepare
 from ccaco_cli.core.data.sources import SOURCES
+from ccaco_cli.core.data.split_shares import prepare_command
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.reporting.rows import SplitRow
 
@@ -31,9 +33,29 @@ def summary(data: Manifest) -> list[SplitRow]:
     return rows
 
 
+def next_step(data: Manifest, dataset: object) -> str:
+    """The command to type after ``prepare``: training where that is possible, else what makes it possible."""
+    splits = [name for name, counts in data.facts["splits"].items() if counts["samples"]]
+    if "train" not in splits:
+        return shlex.join(["ccaco", "report", "RUN", "--on", str(dataset)])
+    if "val" not in splits:
+        return prepare_command(data, ["val"])
+    return shlex.join(["ccaco", "train", "--dataset", str(dataset)])
+
+
 def notes(data: Manifest) -> list[str]:
     """Sentences on leaked and rejected samples, to read before training."""
     lines = []
+    samples = {name: counts["samples"] for name, counts in data.facts["splits"].items()}
+    if samples.get("train"):
+        if not samples.get("val"):
+            lines.append("there are no samples of val, which training needs to choose the best epoch")
+        if not samples.get("test"):
+            lines.append("there are no samples of test: results will be those on val")
+    used = data.facts.get("source", {}).get("split_shares", {})
+    for name, share in data.config.get("split_shares", {}).items():
+        if share and name not in used:
+            lines.append(f"--{name} was not used: the source has a split {name!r} of its own")
     if leaks := data.facts["leakage"]:
         lines.append(
             f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {data.path / LEAKAGE}"

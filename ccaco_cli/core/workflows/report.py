@@ -6,13 +6,13 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ccaco_cli.core.data.domain_names import SOURCE_TEST
 from ccaco_cli.core.errors import ConfigError, GateError
 from ccaco_cli.core.evaluation.significance import BETTER, WORSE
 from ccaco_cli.core.reporting import comparison
 from ccaco_cli.core.reporting.report_tables import ReportRequest, run_rows
 from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.scoring import results
+from ccaco_cli.core.scoring.run_splits import REPORTED
 
 _METRIC_GATE = re.compile(r"\s*([\w@:./-]+)\s*(<=|>=|<|>|==)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _COMPARISON_GATE = re.compile(r"\s*(\S+)\s+(not\s+)?(better|worse)\s+than\s+(\S+)\s+on\s+(\S+)\s*")
@@ -24,7 +24,7 @@ def scored_split(metrics: Mapping[str, object]) -> str:
     scored.
     """
     splits = {name.partition(".")[0] for name in metrics}
-    return next(name for name in ("test", SOURCE_TEST, "val") if name in splits)
+    return next(name for name in REPORTED if name in splits)
 
 
 def failed_gates(request: ReportRequest, gates: Iterable[str]) -> list[str]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.domain_names import SOURCE_TEST
 from ccaco_cli.core.data.domains import across
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.experiments import stages
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.methods import METHODS, FittedModel
 from ccaco_cli.core.experiments.request import TrainRequest, check
 from ccaco_cli.core.experiments.run_folder import RunFolder, TrainOptions
+from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.scoring.score import score
 from ccaco_cli.core.types import OnProgress, no_progress
@@ -35,7 +35,8 @@ def train(
     Under a launcher all processes train; then the main process scores and the others end.
 
     Args:
-        folder: the run; must not hold a finished one.
+        folder: the run. A finished one is continued as a further stage in a folder beside it (``stages``), if
+            ``options.resume`` is true and the request has more epochs or steps.
         options: whether to resume, how often to save.
     Returns:
         The manifest of the run: facts {"metrics", "headline", "weight", "fitted", "warnings", "modalities", ...}.
@@ -48,22 +49,36 @@ def train(
         data = distributed.main_process_first(
             lambda: shards.open(prepared(request.dataset, data_root, report_progress), options.verify)
         )
-        data, config = distributed.main_process_first(lambda: _resolve(request, data, folder))
+        target = stages.folder_to_train(folder, options.resume)
+        data, config, stage = distributed.main_process_first(lambda: _resolve(request, data, folder, target))
+        folder = target
         with distributed.on_main_process(lambda: lock.hold(folder, "run")):
             if distributed.main():
                 manifest.sweep(folder)
             runtime.limit_threads(config.workers)
             runtime.seed(config.seed)
-            run_folder = RunFolder(folder, config, data, options)
+            run_folder = RunFolder(folder, config, data, options, stage)
             fitted_model = METHODS[config.method](data, config, run_folder, report_progress)
             with distributed.main_process_continues():
-                return _score_and_write(data, config, folder, fitted_model, run_folder.changes)
+                return _score_and_write(data, config, fitted_model, run_folder)
 
 
-def _score_and_write(
-    data: PairData, config: RunConfig, folder: Path, fitted_model: FittedModel, changes: Sequence[str]
-) -> Manifest:
-    fitted = fitted_model.fitted
+def train_notes(run: Manifest) -> list[str]:
+    """Sentences on a finished run, to read beside its results."""
+    notes = []
+    if len(run.facts.get("stages", ())) > 1:
+        *_, before, last = run.facts["stages"]
+        notes.append(
+            f"{before['name']} is unchanged; {last['name']} adds {last['steps']:,} steps in {last['epochs']:,} epochs: "
+            f"{last['schedule']}"
+        )
+    if not {name.partition(".")[0] for name in run.facts["metrics"]} & {"test", SOURCE_TEST}:
+        notes.append("the data set has no test samples: these results are on val, which chose the best epoch too")
+    return notes
+
+
+def _score_and_write(data: PairData, config: RunConfig, fitted_model: FittedModel, run_folder: RunFolder) -> Manifest:
+    fitted, folder, stage = fitted_model.fitted, run_folder.path, run_folder.stage
     facts = score(data, fitted_model.encode, fitted_model.aligner, config, folder, fitted_model.oracle)
     facts |= fitted_model.facts
     facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "modalities": list(data.modalities)}
@@ -72,24 +87,26 @@ def _score_and_write(
         "warnings": list(fitted.warnings),
         "protocol": data.manifest.facts["protocol"],
     }
-    facts |= {"resumed_with": list(changes)} if changes else {}
+    facts |= {"resumed_with": list(run_folder.changes)} if run_folder.changes else {}
+    inputs = {"dataset": data.manifest}
+    if stage is not None:
+        facts["stages"] = stage.entries(config, fitted)
+        inputs["previous_stage"] = stage.previous
     files = [manifest.file_entry(folder, file) for file in fitted_model.files]
     device = str(runtime.device(config.device))
     fault.point("train.scored")
-    return manifest.write(
-        folder, "run", facts=facts, inputs={"dataset": data.manifest}, config=asdict(config), files=files, device=device
-    )
+    return manifest.write(folder, "run", facts=facts, inputs=inputs, config=asdict(config), files=files, device=device)
 
 
-def _resolve(request: TrainRequest, data: PairData, folder: Path) -> tuple[PairData, RunConfig]:
+def _resolve(
+    request: TrainRequest, data: PairData, folder: Path, target: Path
+) -> tuple[PairData, RunConfig, Stage | None]:
+    """The data of the run, its config, and its stage: None where ``target``, the folder to train, is the first."""
     config = request.resolve(data)
     data = across(data, config.domain)
     check(config, data)
+    if target != folder:
+        return data, config, stages.next_stage(folder, config)
     if distributed.main() and manifest.exists(folder):
-        raise DataError(
-            "this run is finished",
-            where=folder,
-            expected="a new name",
-            next=f"ccaco report {shlex.quote(str(folder))}, or choose another --name",
-        )
-    return data, config
+        raise stages.finished_error(folder, manifest.open(folder, kind="run"))
+    return data, config, None
