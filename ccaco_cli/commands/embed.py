@@ -68,8 +68,7 @@ def embed(
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 
-    with progress.bar("embed") as report_progress:
-        split, note = split_to_embed(dataset, split, data, report_progress)
+    split, note = split_to_embed(dataset, split, data)
     if note:
         progress.note(note)
     out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"

@@ -101,6 +101,9 @@ def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
         (["--attention", "sparse"], ["sparse", "dense | window | linear"]),
         (["--balance", "equal"], ["equal", "gradnorm"]),
         (["--image-size", "64x32"], ["--tile"]),
+        (["--batch-size", "1"], ["optim.batch_size = 1", "2 or more"]),
+        *(([flag, number], [flag[2:]]) for flag in ("--lr", "--alpha") for number in ("nan", "inf", "-1")),
+        (["--seed", "-1"], ["seed"]),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(
@@ -112,6 +115,21 @@ def test_errors_are_one_line_and_leave_nothing(
     assert done.err.startswith("ccaco: ")
     assert all(word in done.err for word in words), done.err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_finished_run_is_trained_further_by_resume_and_more_steps(
+    ccaco: Callable[..., Any], flags: list[object], tmp_path: Path
+) -> None:
+    command = ("train", *flags, "--batch-size", 8, "--name", "x")
+    assert ccaco(*command).code == 0
+    again = ccaco(*command, "--resume", "latest")
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert "add --resume latest --set optim.steps=2" in again.err
+    done = ccaco(*command, "--resume", "latest", "--set", "optim.steps=2")
+    assert done.code == 0, done.err
+    assert "x is unchanged; x-stage2 adds 1 steps in 1 epochs: a new warm-up and cosine over the added" in done.err
+    assert f"ccaco embed --run {tmp_path / 'x-stage2'} " in done.err
+    assert {row["run"] for row in csv.DictReader(io.StringIO(done.out))} == {"x-stage2"}
 
 
 def test_usage_errors_end_with_2(ccaco: Callable[..., Any]) -> None:

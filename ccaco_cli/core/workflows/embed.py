@@ -27,7 +27,7 @@ from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.experiments.datasets import prepared
+from ccaco_cli.core.experiments.datasets import locate, prepared
 from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
@@ -171,14 +171,15 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
             return _embed(_Job(request, aligner, towers, config, run, data, split, split_columns), report_progress)
 
 
-def split_to_embed(
-    dataset: str, split: str | None, data_root: Path = Path("data"), on_progress: OnProgress = no_progress
-) -> tuple[str, str]:
-    """The split to embed where none is named (test, else val, else train), and a sentence if it is not test."""
+def split_to_embed(dataset: str, split: str | None, data_root: Path = Path("data")) -> tuple[str, str]:
+    """The split to embed where none is named (test, else val, else train), and a sentence if it is not test.
+
+    It prepares nothing, because every process of a launcher calls it: embedded sources have all splits.
+    """
     if split is not None:
         return split, ""
-    splits = shards.open(prepared(dataset, data_root, on_progress)).splits
-    chosen = evaluation_split(splits)
+    folder = locate(dataset, data_root)
+    chosen = evaluation_split(shards.open(folder).splits) if manifest.exists(folder) else "test"
     return chosen, "" if chosen == "test" else f"{dataset} has no split 'test': the split {chosen!r} is embedded"
 
 
