@@ -110,12 +110,14 @@ def report(
       ccaco report runs/first --on sugarcrepe
       ccaco report runs/first --html first.html
     """
+    from ccaco_cli.core.evaluation.metric_table import check_metric
     from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.scoring import run_splits
     from ccaco_cli.core.scoring.results import find_runs
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
 
+    check_metric(metric)  # before the runs are scored
     if on:
         from ccaco_cli.core.experiments import cross_dataset
 

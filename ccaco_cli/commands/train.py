@@ -102,6 +102,7 @@ def train(
     from ccaco_cli.core.experiments.run_folder import TrainOptions
     from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
+    from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
     from ccaco_cli.core.workflows import report
     from ccaco_cli.core.workflows.train import train as workflow
     from ccaco_cli.core.workflows.train import train_notes
@@ -138,6 +139,10 @@ def train(
     split = report.scored_split(run.facts["metrics"])
     run_rows = report_tables.run_rows([folder], split=split, every_stage=True)
     results.show(run_rows, output_format, f"{folder} on {split}", wide=wide)
+    damaged = [warning["what"] for warning in run.facts["warnings"] if warning["kind"] == NAN_EMBEDDINGS]
+    if damaged:
+        progress.note(f"{damaged[0]}: this run cannot be searched; next: {_with_lower_lr(run.config['optim']['lr'])}")
+        return
     searchable = run.config["method"] == "gradient"  # the other methods store no model that embeds queries
     next_step = (
         (
@@ -154,3 +159,8 @@ def train(
         else ("report", folder)
     )
     progress.note(f"next: {options.command_line(*next_step)}")
+
+
+def _with_lower_lr(lr: float) -> str:
+    """The next step after a run that diverged."""
+    return f"the same command with a lower learning rate (--lr {lr / 10:g}) and another --name"

@@ -133,12 +133,11 @@ def _convert(value: Any, declared: ConfigKey) -> Any:
     """The value in the type of its setting; a whole number is accepted as a fraction."""
     default = declared.default
     if isinstance(default, tuple) and isinstance(value, list | tuple):
-        try:
-            return tuple(type(default[0])(item) for item in value)
-        except (TypeError, ValueError):
+        if not all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
             raise ConfigError(
                 f"{value!r} does not fit", where=declared.label, expected=f"numbers, like {list(default)}"
-            ) from None
+            )
+        return tuple(type(default[0])(item) for item in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

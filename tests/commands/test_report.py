@@ -40,6 +40,10 @@ def test_gates_end_with_1_and_name_themselves(ccaco: Callable[..., Any], run: Pa
         (["gone"], "no finished run here: gone"),
         (["RUN", "--split", "dev"], "no results on dev"),
         (["RUN", "--fail-if", "R@1"], "cannot read"),
+        (["RUN", "--metric", "r-sum"], "no such metric: r-sum; "),
+        (["RUN", "--metric", "R@1", "--table", "domains"], "--metric text_to_image_R@1 or image_to_text_R@1"),
+        (["--compare", "RUN", "RUN", "--metric", "zzz"], "no such metric: zzz; "),
+        (["RUN", "--metric", "zzz", "--table", "ablation"], "no such metric: zzz; "),
     ],
 )
 def test_errors_are_one_line(ccaco: Callable[..., Any], run: Path, arguments: list[str], words: str) -> None:

@@ -15,7 +15,7 @@ from ccaco_cli.core.config import LossConfig, RunConfig
 from ccaco_cli.core.config_io import load, override, parse_setting, to_toml, validate
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.recipes import build, recipe_of
-from ccaco_cli.core.settings import check_range, config_keys, setting
+from ccaco_cli.core.settings import ConfigKey, check_range, config_keys, setting
 
 
 def with_towers(image: str = "tiny", text: str = "tiny", lock: bool = False) -> RunConfig:
@@ -109,6 +109,27 @@ def test_a_number_out_of_range_names_key_flag_and_range(key: str, value: Any, wo
     with pytest.raises(ConfigError) as caught:
         override(RunConfig(), {key: value})
     assert words in str(caught.value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+NUMBERS = [k for k in config_keys(RunConfig) if _is_number(k.default[0] if isinstance(k.default, tuple) else k.default)]
+
+
+@pytest.mark.parametrize("key", NUMBERS, ids=lambda key: key.key)
+def test_every_number_outside_its_range_is_refused(key: ConfigKey) -> None:
+    limits = key.setting
+    outside: list[Any] = [math.nan, math.inf, -math.inf, "text", "1", True]
+    outside += [] if limits.min is None else [limits.min - 1]
+    outside += [] if limits.max is None else [limits.max + 1]
+    outside += [limit for limit in (limits.above, limits.below) if limit is not None]
+    assert len(outside) > 6, "a lower limit is declared"
+    for value in outside:
+        with pytest.raises(ConfigError) as refused:
+            override(RunConfig(), {key.key: [value] if isinstance(key.default, tuple) else value})
+        assert key.key in str(refused.value), value
 
 
 def test_every_number_has_a_range_and_every_default_fits() -> None:

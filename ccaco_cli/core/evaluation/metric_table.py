@@ -6,14 +6,19 @@ shown. Needs no torch.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,6 +135,29 @@ def find_metric(stored_name: str) -> Metric | None:
         return None if metric.values else metric
     fitting = (metric for pattern, metric in METRICS.items() if "*" in pattern and fnmatchcase(stored_name, pattern))
     return next(fitting, None)
+
+
+def check_metric(name: str) -> None:
+    """Checks a name that a user wrote: a stored name, such as ``text_to_image_R@1`` or ``R-sum``.
+
+    Raises:
+        ConfigError: there is no such metric; suggests the nearest names.
+    """
+    if find_metric(name) is not None:
+        return
+    directions = [f"{a}_to_{b}_" for a, b in permutations(MODALITIES, 2)]
+    stored = [d + known for d in directions for known, metric in METRICS.items() if metric.values]
+    stored += [known for known, metric in METRICS.items() if not metric.values and "*" not in known]
+    by_lower_case = {known.lower(): known for known in stored}
+    near = [by_lower_case[match] for match in difflib.get_close_matches(name.lower(), by_lower_case, 2, 0.5)]
+    if rank_metric(name):  # without its direction
+        near = [f"text_to_image_{name}", f"image_to_text_{name}"]
+    raise ConfigError(
+        "no such metric",
+        where=name,
+        expected="R-sum, text_to_image_R@1, image_to_text_mAP ...",
+        next=f"--metric {' or '.join(near or ['R-sum'])}",
+    )
 
 
 def is_fraction(stored_name: str) -> bool:

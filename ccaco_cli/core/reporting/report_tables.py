@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
-from ccaco_cli.core.evaluation.metric_table import Shown, is_shown
+from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, is_shown
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
 from ccaco_cli.core.reporting.rows import (
@@ -56,6 +56,10 @@ class ReportRequest:
     by: str | None = None
     metric: str = "R-sum"
     reference: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: no such metric. Every table refuses it, also those that do not use it."""
+        check_metric(self.metric)
 
     def runs(self) -> list[Run]:
         """The finished runs at the paths. Raises DataError: there are none."""

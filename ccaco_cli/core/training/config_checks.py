@@ -22,3 +22,10 @@ def check(config: RunConfig) -> None:
             where="loss.alpha = 0, loss.beta = 0, domain.classify = 0",
             expected="one of them above 0",
         )
+    if config.method == "gradient" and config.optim.batch_size == 1 and (config.loss.alpha or config.loss.beta):
+        raise ConfigError(
+            "the contrastive and the cross-attention loss compare a pair with the other pairs of its batch",
+            where="optim.batch_size = 1",
+            expected="2 or more",
+            next="--batch-size 128, or, with too little memory, 16",
+        )

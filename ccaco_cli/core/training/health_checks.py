@@ -16,6 +16,8 @@ HealthWarning = TypedDict("HealthWarning", {"step": int, "kind": str, "what": st
 """One warning in ``metrics.jsonl`` and in the facts of a run: the first step that raised it, its kind, a sentence."""
 NOT_FINITE = "not-finite"
 """The only kind that ends a run: later steps would be meaningless."""
+NAN_EMBEDDINGS = "nan-embeddings"
+"""The embeddings of a modality are not finite, so nothing can be searched with the model."""
 MAX_PAIRS = 64
 MAX_WEIGHTS = 1 << 24
 """Attention weights (pairs x tokens x tokens) that are checked: longer inputs are checked with fewer pairs, very long
@@ -91,7 +93,7 @@ def check_model(
         if trained_modalities and modality not in trained_modalities:
             continue
         if not torch.isfinite(embedding.z).all():
-            problems["nan-embeddings"] = f"the embeddings of {modality} are not finite"
+            problems[NAN_EMBEDDINGS] = f"the embeddings of {modality} are not finite"
         elif len(embedding.z) > 1 and embedding.z.mean(0).norm() > CONSTANT_NORM:
             problems["constant-embeddings"] = f"every {modality} has the same embedding"
     if aligner.log_scale.requires_grad and aligner.log_scale.exp() >= 0.999 * aligner.max_scale:
