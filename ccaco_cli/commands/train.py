@@ -97,7 +97,6 @@ def train(
     """
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.experiments import stages
-    from ccaco_cli.core.experiments.methods import CUT
     from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.experiments.run_folder import TrainOptions
     from ccaco_cli.core.reporting import report_tables
@@ -129,10 +128,6 @@ def train(
             data_root=data,
             on_progress=report_progress,
         )
-    for change in run.facts.get("resumed_with", ()):
-        progress.note(f"resumed although {change}")
-    for warning in (w for w in run.facts["warnings"] if w["kind"] == CUT):
-        progress.note(f"warning: {warning['what']}")
     for line in train_notes(run):
         progress.note(line)
     folder = run.path

@@ -13,7 +13,7 @@ from ccaco_cli.core.data.domains import across
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.experiments import stages
 from ccaco_cli.core.experiments.datasets import prepared
-from ccaco_cli.core.experiments.methods import METHODS, FittedModel
+from ccaco_cli.core.experiments.methods import CUT, METHODS, FittedModel
 from ccaco_cli.core.experiments.request import TrainRequest, check
 from ccaco_cli.core.experiments.run_folder import RunFolder, TrainOptions
 from ccaco_cli.core.experiments.stages import Stage
@@ -65,7 +65,8 @@ def train(
 
 def train_notes(run: Manifest) -> list[str]:
     """Sentences on a finished run, to read beside its results."""
-    notes = []
+    notes = [f"resumed although {change}" for change in run.facts.get("resumed_with", ())]
+    notes += [f"warning: {warning['what']}" for warning in run.facts["warnings"] if warning["kind"] == CUT]
     if len(run.facts.get("stages", ())) > 1:
         *_, before, last = run.facts["stages"]
         notes.append(
