@@ -132,6 +132,16 @@ def test_a_finished_run_is_trained_further_by_resume_and_more_steps(
     assert {row["run"] for row in csv.DictReader(io.StringIO(done.out))} == {"x-stage2"}
 
 
+def test_a_run_with_damaged_embeddings_is_not_offered_for_search(
+    ccaco: Callable[..., Any], flags: list[object]
+) -> None:
+    done = ccaco("train", *flags, "--name", "hot", "--lr", "1e30", "--warmup", 0)
+    assert done.code == 0
+    last = done.err.splitlines()[-1]
+    assert "not finite: this run cannot be searched; next: the same command with a lower learning rate" in last
+    assert "ccaco embed" not in done.err
+
+
 def test_usage_errors_end_with_2(ccaco: Callable[..., Any]) -> None:
     for arguments in (
         *(["train", "--no-such-flag"], ["train", "--epochs", "many"], ["retrieve", "x"], ["dance"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def _with_paths(table: pa.Table, column: str, file: Path, media_root: Path | Non
             f"column {column!r} holds {paths.type}, not paths",
             where=file,
             expected="a column of file names",
-            next=f"--column image=ANOTHER, or: ccaco prepare hub --source {file.parent}",
+            next=f"--column image=ANOTHER, or: ccaco prepare hub --source {shlex.quote(str(file.parent))}",
         ) from None
     for folder in (file.parent, media_root) if pc.any(pc.starts_with(paths, "/")).as_py() else ():
         for prefix in {f"{folder}/", f"{os.path.realpath(folder)}/"} if folder is not None else ():
