@@ -105,7 +105,8 @@ def in_new_process(part: str, modality: str, root: Path) -> dict[str, float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--modality", modality, "--root", str(root)]
     environment = dict(os.environ)
     if part == DEFAULT_ALLOCATOR:
-        environment["MALLOC_TOP_PAD_"] = str(1 << 17)  # glibc's default; ccaco does not change a configured allocator
+        # a default value: ccaco does not change a configured allocator
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.tcache_unsorted_limit=0"
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return result
