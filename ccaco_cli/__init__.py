@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto") -> Model:
-    """Loads the trained model of a run or of an index; see ``ccaco_cli.api.load``. Nothing heavy is imported before this call."""
+    """Loads the trained model of a run or of an index; see ``ccaco_cli.api.load``. It imports torch."""
     from ccaco_cli import api
 
     return api.load(path_or_spec, device, precision)

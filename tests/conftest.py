@@ -1,4 +1,4 @@
-"""What many tests share: a tiny prepared ``scenes``, one run trained on it, its index, the CLI in this process, and toy models."""
+"""Shared fixtures: a tiny prepared ``scenes``, one run trained on it, its index, the CLI, toy models."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def small() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of prepared data sets that holds ``scenes``, 25 pictures a split (an even number would cut a pair of twins)."""
+    """A folder of prepared data sets that holds ``scenes``, 25 images per split (an even number would cut a pair)."""
     root = tmp_path_factory.mktemp("data")
     prepare(
         "scenes", out=root / "scenes", options=SourceOptions(limit=PICTURES, size=32), write=WriteOptions(workers=0)
@@ -224,7 +224,7 @@ def toy() -> Toy:
 
 
 class Fabricate:
-    """Finished runs without a model: folders as ``train`` leaves them, with per-query ranks drawn at random around a given skill."""
+    """Finished runs without a model: folders as ``train`` leaves them, with random per-query ranks around a skill."""
 
     PICTURES, CAPTIONS = 60, 2
 
@@ -234,8 +234,10 @@ class Fabricate:
     def __call__(
         self, name: str, skill: float, *, arm: str = "ccaco", seed: int = 0, stage: str = "two-stage", **more: Any
     ) -> Path:
-        """``skill`` is added to the score of the right answer; equal seeds share their noise. ``more``: dataset, data, facts, strata,
-        config (dotted settings), small (add the stage that all arms share), root."""
+        """Writes a run. ``skill`` is added to the score of the right answer; equal seeds share their noise.
+
+        ``more``: dataset, data, facts, strata, config (dotted settings), small (add the stage that all arms share), root.
+        """
         from dataclasses import asdict
 
         from ccaco_cli.core import manifest

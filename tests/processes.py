@@ -1,7 +1,7 @@
 """Several processes for a test, met as ``torchrun`` would have them meet.
 
-They are forked from a server that has imported much and computed nothing: each starts in milliseconds, and none inherits the threads, locks
-and streams of this process (autograd, OpenMP and Arrow do not survive a fork once they have been used).
+They are forked from a server that has imported much and computed nothing. Each starts in milliseconds, and none
+inherits the threads, locks and streams of this process (autograd, OpenMP and Arrow do not survive a fork once they have been used).
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def free_port() -> int:
 
 
 def launch(world: int, work: Callable[..., None], *given: Any, seconds: float = 300.0) -> list[int | None]:
-    """Runs ``work(*given)`` in ``world`` processes with the launcher's variables set; returns their exit codes (None = was killed).
+    """Runs ``work(*given)`` in ``world`` processes with the launcher's variables set.
+
+    Returns their exit codes; None = was killed.
 
     work  a function of a module, or a ``partial`` of one: it travels to the other processes by name
     """

@@ -29,7 +29,7 @@ def sound(samples: Any, rate: int, kind: str = "wav") -> bytes:
 def film(
     seconds: float = 1.0, fps: int = 8, side: int = 32, samples: Any = None, rate: int = 16_000, stripe: bool = False
 ) -> bytes:
-    """An MP4 whose frame k is all of grey 10 * k + 20 (``stripe``: its left quarter white); with a sound track of samples [channels, n]."""
+    """An MP4 whose frame k is grey 10 * k + 20 (``stripe``: its left quarter white), with audio [channels, n]."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as file:
         stream = file.add_stream("libx264", fps, options={"preset": "ultrafast", "qp": "0"})

@@ -1,4 +1,4 @@
-"""Damaged files of every format end in success or in one clear line: 500 of them here, 10,000 by ``examples/benchmarks/fuzz.py``."""
+"""Damaged files of every format end in success or in one clear line: 500 here, 10,000 by ``benchmarks/fuzz.py``."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ FOUND = (
     ("config", 178),
     ("result", 56),
 )
-"""What ten thousand inputs once found: nests of three thousand brackets, columns with names as long, a Parquet header that is no text, a
-file name of a kilobyte."""
+"""Inputs that once failed: nests of three thousand brackets, columns with names as long, a Parquet header that is not
+text, a file name of a kilobyte."""
 
 
 @pytest.mark.parametrize(("format", "seed"), FOUND)
