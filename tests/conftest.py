@@ -236,7 +236,7 @@ class Fabricate:
     ) -> Path:
         """Writes a run. ``skill`` is added to the score of the right answer; equal seeds share their noise.
 
-        ``more``: dataset, data, facts, strata, config (dotted settings), small (add the stage that all arms share), root.
+        ``more``: dataset, data, facts, strata, config (dotted settings), small (adds the stage ``small``), root.
         """
         from dataclasses import asdict
 

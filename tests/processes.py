@@ -1,7 +1,8 @@
 """Several processes for a test, met as ``torchrun`` would have them meet.
 
 They are forked from a server that has imported much and computed nothing. Each starts in milliseconds, and none
-inherits the threads, locks and streams of this process (autograd, OpenMP and Arrow do not survive a fork once they have been used).
+inherits the threads, locks and streams of this process: autograd, OpenMP and Arrow do not survive a fork once they
+have been used.
 """
 
 from __future__ import annotations
