@@ -146,3 +146,27 @@ def test_what_is_not_there_is_refused_before_anything_is_written(run: Path, data
     with pytest.raises(ManifestError, match=r"no run here.*ccaco train"):
         embed(EmbedRequest(tmp_path / "gone", "scenes", out=tmp_path / "e", device="cpu"), data_root=data_root)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"store_grid": 4}, {"precision": "bf16"}, {"store_grid": 4, "precision": "fp16"}], ids=str
+)
+def test_an_index_holds_of_an_item_what_a_query_with_the_same_file_gives(
+    settings: dict[str, Any], run: Path, data_root: Path, tmp_path: Path
+) -> None:
+    request = EmbedRequest(run, "scenes", tmp_path / "e", index=tmp_path / "i", **settings)
+    embed(request, data_root=data_root)
+    index, split = Index(tmp_path / "i"), shards.open(data_root / "scenes").split("test")
+    for modality, samples in (
+        ("image", list(split.media("image", [0, 7]))),
+        ("text", [split.captions[0], split.captions[7]]),
+    ):
+        side, query = index.sides[modality], encode_query(index, modality, samples)
+        stored = side.local_tokens([0, 7])
+        assert query.local_tokens is not None and (query.local_tokens.mask.sum(1) == stored.mask.sum(1)).all()
+        for row in range(2):
+            real, stored_tokens = query.local_tokens.mask[row], stored.tokens[row][stored.mask[row]].float()
+            assert (query.local_tokens.tokens[row][real].float() - stored_tokens).abs().max() < 2e-2
+        folder = tmp_path / "e" / {"image": "img_emb", "text": "text_emb"}[modality]
+        vectors = np.load(next(folder.glob("*_0.npy")))[[0, 7]].astype(np.float32)
+        assert np.abs(query.embedding.z.numpy() - vectors).max() < 2e-3
