@@ -149,7 +149,7 @@ def test_what_is_not_there_is_refused_before_anything_is_written(run: Path, data
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"store_grid": 4}, {"precision": "bf16"}, {"store_grid": 4, "precision": "fp16"}], ids=str
+    "settings", [{}, {"store_grid": 1}, {"precision": "bf16"}, {"store_grid": 1, "precision": "fp16"}], ids=str
 )
 def test_an_index_holds_of_an_item_what_a_query_with_the_same_file_gives(
     settings: dict[str, Any], run: Path, data_root: Path, tmp_path: Path
