@@ -46,7 +46,9 @@ def test_it_ends_with_the_run(tmp_path: Path) -> None:
     young = tmp_path / "young"
     young.mkdir()
     (young / "config.toml").write_text("")
-    threading.Timer(0.3, lambda: manifest.write(young, "run", facts={})).start()
+    ending = threading.Timer(0.3, lambda: manifest.write(young, "run", facts={}))
+    ending.start()
     clock = time.perf_counter()
     watch([young], seconds=0.05)
     assert 0.2 < time.perf_counter() - clock < 10
+    ending.join()

@@ -44,14 +44,8 @@ def next_step(data: Manifest, dataset: object) -> str:
 
 
 def notes(data: Manifest) -> list[str]:
-    """Sentences on leaked and rejected samples, to read before training."""
+    """Sentences on leaked, unread and rejected samples and on missing splits, to read before training."""
     lines = []
-    samples = {name: counts["samples"] for name, counts in data.facts["splits"].items()}
-    if samples.get("train"):
-        if not samples.get("val"):
-            lines.append("there are no samples of val, which training needs to choose the best epoch")
-        if not samples.get("test"):
-            lines.append("there are no samples of test: results will be those on val")
     used = data.facts.get("source", {}).get("split_shares", {})
     for name, share in data.config.get("split_shares", {}).items():
         if share and name not in used:
@@ -71,4 +65,10 @@ def notes(data: Manifest) -> list[str]:
         lines.append(
             f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {data.path / REJECTS}"
         )
+    samples = {name: counts["samples"] for name, counts in data.facts["splits"].items()}
+    if samples.get("train"):
+        if not samples.get("val"):
+            lines.append("there are no samples of val, which training needs to choose the best epoch")
+        if not samples.get("test"):
+            lines.append("there are no samples of test: results will be those on val")
     return lines
