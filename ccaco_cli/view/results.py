@@ -8,6 +8,7 @@ from typing import Any
 from ccaco_cli.core import escape
 from ccaco_cli.core.reporting.rows import Cells, ComparisonRow, DomainRow, ReportRow, SplitRow, as_dicts
 from ccaco_cli.view import layouts, tables, terminal_table
+from ccaco_cli.view.streams import write_result
 
 SHORT_VERDICT = "not separable"
 """On a terminal, for verdicts that begin with these words; the note below the table explains them."""
@@ -60,7 +61,7 @@ def _show_on_terminal(rows: Sequence[ReportRow], cells: Sequence[Cells], title: 
         columns.append(column)
     hidden = len(names) - len(columns) if not wide else 0
     note = _note([*names, *metrics], cells, hidden > 0)
-    tables.write(terminal_table.render(columns, escape.printable("; ".join(titles)), note, split=wide))
+    write_result(terminal_table.render(columns, escape.printable("; ".join(titles)), note, split=wide))
 
 
 def _short_verdicts(cells: Cells) -> Cells:
@@ -120,7 +121,7 @@ def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | Non
     rows = (_hit_cells(query, hit) for query, hits in answers for hit in hits)
     if format == "json":
         for part in tables.json_parts(rows, columns):
-            if not tables.write(part):
+            if not write_result(part):
                 return
         return
     tables.show(list(rows), columns, format)

@@ -60,15 +60,10 @@ def show(
     format = format or default_format()
     if format == "table":
         laid = [terminal_column(rows, name, key=number == 0) for number, name in enumerate(columns)]
-        return write(terminal_table.render(laid, title and escape.printable(title), None, split=True))
+        return write_result(terminal_table.render(laid, title and escape.printable(title), None, split=True))
     if format == "csv":
-        return write(_csv(rows, columns, header))
-    return write({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
-
-
-def write(text: str) -> bool:
-    """Writes to stdout at once; False when the process that reads stdout has ended."""
-    return write_result(text)
+        return write_result(_csv(rows, columns, header))
+    return write_result({"json": _json, "markdown": _markdown, "latex": _latex}[format](rows, columns))
 
 
 def terminal_column(
