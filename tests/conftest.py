@@ -156,12 +156,11 @@ class ToyColumn:
         self.row, self.start = np.repeat(np.arange(rows), counts), np.arange(rows + 1) * counts
         self.length: Any = rng.integers(1, tokens + 1, len(self.row))
         mask = np.arange(tokens) < self.length[:, None]
-        what = np.random.default_rng(99).normal(size=(rows, 1, 4))[self.row]  # what both sides say of a row
-        told = np.concatenate(
-            [np.broadcast_to(what, (len(self.row), tokens, 4)), rng.normal(size=(len(self.row), tokens, width - 4))], -1
-        )
+        shared_signal = np.random.default_rng(99).normal(size=(rows, 1, 4))[self.row]  # what both sides say of a row
+        noise = rng.normal(size=(len(self.row), tokens, width - 4))
+        caption_tokens = np.concatenate([np.broadcast_to(shared_signal, (len(self.row), tokens, 4)), noise], -1)
         self.tokens, self.mask = (
-            torch.from_numpy(told).float() * torch.from_numpy(mask)[..., None],
+            torch.from_numpy(caption_tokens).float() * torch.from_numpy(mask)[..., None],
             torch.from_numpy(mask),
         )
 
@@ -246,8 +245,8 @@ class Fabricate:
 
         folder = more.get("root", self.root) / name
         dataset, data = more.get("dataset", "toy"), more.get("data", "d" * 64)
-        found = self.evaluation(skill, seed, self.PICTURES)
-        results = {f"test.{stage}": found, f"val.{stage}": self.evaluation(skill, seed + 100, self.PICTURES)}
+        generated = self.evaluation(skill, seed, self.PICTURES)
+        results = {f"test.{stage}": generated, f"val.{stage}": self.evaluation(skill, seed + 100, self.PICTURES)}
         if more.get("small"):
             results["test.small"] = self.evaluation(skill, seed, 20, "first-20")
         for key, measured in results.items():
@@ -304,13 +303,13 @@ class Fabricate:
         rng = np.random.default_rng(seed)
         picture, caption = np.arange(self.PICTURES), np.repeat(np.arange(self.PICTURES), self.CAPTIONS)
         score = rng.normal(size=(len(picture), len(caption))) + skill * (picture[:, None] == caption)
-        score, one, other = (
+        score, group_a, group_b = (
             score[:pictures, : pictures * self.CAPTIONS],
             picture[:pictures],
             caption[: pictures * self.CAPTIONS],
         )
-        both = ranks(lambda rows: score[rows], one, other), ranks(lambda rows: score.T[rows], other, one)
-        return replace(evaluate("full", one, other, lambda pool: both), protocol=protocol)
+        both = ranks(lambda rows: score[rows], group_a, group_b), ranks(lambda rows: score.T[rows], group_b, group_a)
+        return replace(evaluate("full", group_a, group_b, lambda pool: both), protocol=protocol)
 
 
 @pytest.fixture

@@ -30,12 +30,12 @@ CONTEXT.set_forkserver_preload(
 
 
 def free_port() -> int:
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
-def launch(world: int, work: Callable[..., None], *given: Any, seconds: float = 300.0) -> list[int | None]:
+def launch(world: int, work: Callable[..., None], *arguments: Any, seconds: float = 300.0) -> list[int | None]:
     """Runs ``work(*given)`` in ``world`` processes with the launcher's variables set.
 
     Returns their exit codes; None = was killed.
@@ -44,7 +44,7 @@ def launch(world: int, work: Callable[..., None], *given: Any, seconds: float = 
     """
     launcher = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = os.environ | launcher
-    started = [CONTEXT.Process(target=_one, args=(rank, environment, work, given)) for rank in range(world)]
+    started = [CONTEXT.Process(target=_run_rank, args=(rank, environment, work, arguments)) for rank in range(world)]
     for process in started:
         process.start()
     end = time.monotonic() + seconds
@@ -56,12 +56,12 @@ def launch(world: int, work: Callable[..., None], *given: Any, seconds: float = 
     return codes
 
 
-def _one(rank: int, environment: Mapping[str, str], work: Callable[..., None], given: tuple[Any, ...]) -> None:
+def _run_rank(rank: int, environment: Mapping[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ.clear()
     os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     code = 0
     try:
-        work(*given)
+        work(*arguments)
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:

@@ -88,11 +88,11 @@ def test_every_form_of_an_image_gives_the_same_embedding(model: Model, media: li
     (tmp_path / "a.png").write_bytes(media[0])
     image = opened(media[0])
     forms: list[Any] = [media[0], tmp_path / "a.png", str(tmp_path / "a.png"), image, np.asarray(image.convert("RGB"))]
-    together = model.encode(images=forms)
-    assert np.allclose(together, together[:1], atol=1e-6)
+    batched = model.encode(images=forms)
+    assert np.allclose(batched, batched[:1], atol=1e-6)
     for form in forms:  # one sample without a list
-        assert np.allclose(model.encode(images=form), together[:1], atol=1e-6)
-    assert np.allclose(model.encode(images=np.stack([np.asarray(image)[..., :3]] * 2)), together[:2], atol=1e-6)
+        assert np.allclose(model.encode(images=form), batched[:1], atol=1e-6)
+    assert np.allclose(model.encode(images=np.stack([np.asarray(image)[..., :3]] * 2)), batched[:2], atol=1e-6)
     assert np.allclose(model.encode(texts=TEXTS[0]), model.encode(texts=TEXTS)[:1], atol=1e-6)
     assert model.encode(texts=[]).shape == (0, model.embedding_size)
 
@@ -131,8 +131,8 @@ def test_scores_and_match_logits_are_those_of_retrieve(
     images, texts = (media, TEXTS) if query == "text" else (media[:2], captions)
     scores = model.score(images, texts)
     assert scores.shape == (len(images), len(texts)) and scores.dtype == np.float32
-    found = ask(Index(weighted), query, TEXTS if query == "text" else [opened(m) for m in images], 5, 8)
-    for number, hits in enumerate(found):
+    expected_hits = ask(Index(weighted), query, TEXTS if query == "text" else [opened(m) for m in images], 5, 8)
+    for number, hits in enumerate(expected_hits):
         for hit in hits:
             pair = (hit.row, number) if query == "text" else (number, hit.row)
             assert hit.score == pytest.approx(scores[pair], abs=0.02)
@@ -230,9 +230,9 @@ def test_a_model_without_a_cross_branch_has_no_match(model: Model, media: list[b
 
 
 def test_what_is_neither_run_nor_index_is_refused(data_root: Path, tmp_path: Path) -> None:
-    for what in (tmp_path, tmp_path / "none", "open_clip:ViT-B-32@openai", data_root / "scenes"):
+    for path in (tmp_path, tmp_path / "none", "open_clip:ViT-B-32@openai", data_root / "scenes"):
         with pytest.raises(ConfigError, match=r"no model can be loaded from this.*finished run or of an index"):
-            ccaco_cli.load(what)
+            ccaco_cli.load(path)
 
 
 def test_the_example_runs(run: Path, index: Path) -> None:

@@ -19,12 +19,12 @@ def test_five_hundred_damaged_files() -> None:
     command = [sys.executable, "-m", "examples.benchmarks.fuzz", "--inputs", "500"]
     done = subprocess.run(command, cwd=Path(fuzz.__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = re.fullmatch(
+    summary = re.fullmatch(
         r"inputs 500, clear refusals (\d+), accepted (\d+), tracebacks 0, hangs 0, crashes 0",
         done.stdout.splitlines()[-1],
     )
-    assert told, done.stdout
-    refused, accepted = map(int, told.groups())
+    assert summary, done.stdout
+    refused, accepted = map(int, summary.groups())
     assert refused > 100 and accepted > 20, done.stdout
 
 
@@ -44,11 +44,11 @@ text, a file name of a kilobyte."""
 
 
 @pytest.mark.parametrize(("format", "seed"), FOUND)
-def test_what_was_found_once_ends_well_now(format: str, seed: int, tmp_path: Path) -> None:
-    one = fuzz.formats()[format]
-    file = one.make(tmp_path)
-    ending, said = fuzz.attempt(one, file.read_bytes(), file, tmp_path, seed)
-    assert fuzz.ENDINGS[ending] in ("refused", "accepted"), said
+def test_earlier_failures_end_well_now(format: str, seed: int, tmp_path: Path) -> None:
+    sample_format = fuzz.formats()[format]
+    file = sample_format.make(tmp_path)
+    ending, message = fuzz.attempt(sample_format, file.read_bytes(), file, tmp_path, seed)
+    assert fuzz.ENDINGS[ending] in ("refused", "accepted"), message
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.M
         while True:
             pass
 
-    def made(folder: Path) -> Path:
+    def sample_file(folder: Path) -> Path:
         (folder / "x").write_text("valid")
         return folder / "x"
 
@@ -70,7 +70,7 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.M
     ways |= {"hang": spin, "crash": lambda folder: os._exit(3)}
     ways = {name: lambda folder, read=read: None if valid(folder) else read(folder) for name, read in ways.items()}
     monkeypatch.setattr(fuzz, "SECONDS", 1)
-    monkeypatch.setattr(fuzz, "formats", lambda: {name: fuzz.Format(made, read) for name, read in ways.items()})
-    told: list[str] = []
-    assert fuzz.run(5, say=told.append) == dict.fromkeys(ways, 1)
-    assert any("ZeroDivisionError" in line for line in told)
+    monkeypatch.setattr(fuzz, "formats", lambda: {name: fuzz.Format(sample_file, read) for name, read in ways.items()})
+    messages: list[str] = []
+    assert fuzz.run(5, say=messages.append) == dict.fromkeys(ways, 1)
+    assert any("ZeroDivisionError" in line for line in messages)

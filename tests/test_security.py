@@ -31,19 +31,19 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_nothing_in_the_package_runs_what_a_file_says(path: Path) -> None:
     for name, call in calls(path):
-        given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
+        keywords = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
         assert name not in FORBIDDEN, f"{path}:{call.lineno} {name}"
         assert not name.endswith(("extractall", "all_gather_object", "broadcast_object_list")), (
             f"{path}:{call.lineno} {name}"
         )
-        assert given.get("trust_remote_code") in (None, False), f"{path}:{call.lineno}"
-        assert given.get("shell") in (None, False), f"{path}:{call.lineno}"
+        assert keywords.get("trust_remote_code") in (None, False), f"{path}:{call.lineno}"
+        assert keywords.get("shell") in (None, False), f"{path}:{call.lineno}"
         if name in NEEDS:
             key, value = NEEDS[name]
-            assert given.get(key) is value, f"{path}:{call.lineno} {name} without {key}={value}"
+            assert keywords.get(key) is value, f"{path}:{call.lineno} {name} without {key}={value}"
 
 
-def test_no_network_unless_a_hub_name_was_asked_for(
+def test_no_network_unless_a_hub_name_is_requested(
     ccaco: Callable[..., Any], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any, **more: Any) -> None:

@@ -68,7 +68,8 @@ with tempfile.TemporaryDirectory() as place:
         tokenize = open_clip.get_tokenizer(name)
         # as in ``ccaco embed``, except for small images, which it reads decoded from a cache from the second run on
         media = {
-            kind: MediaColumn(found.split("train"), "image", towers["image"].preprocess) for kind, found in data.items()
+            kind: MediaColumn(dataset.split("train"), "image", towers["image"].preprocess)
+            for kind, dataset in data.items()
         }
         texts = columns(data["resized"], "train", aligner, towers, config)["text"]
 
@@ -77,11 +78,11 @@ with tempfile.TemporaryDirectory() as place:
 
         @torch.inference_mode()
         def pil_loop() -> None:
-            found = []
+            embeddings = []
             for first in range(0, count, 64):
                 batch = torch.stack([preprocess(Image.open(file)) for file in files[first : first + 64]])
-                found.append(torch.nn.functional.normalize(model.encode_image(batch.to(device)), dim=-1).cpu())
-            np.save(root / "theirs.npy", torch.cat(found).numpy().astype(np.float16))
+                embeddings.append(torch.nn.functional.normalize(model.encode_image(batch.to(device)), dim=-1).cpu())
+            np.save(root / "theirs.npy", torch.cat(embeddings).numpy().astype(np.float16))
 
         @torch.inference_mode()
         def text_loop() -> None:

@@ -21,19 +21,19 @@ def test_shards_and_index(
     done = ccaco(
         "embed", "--run", run, "--split", "val", "--data", data_root, "--device", "cpu", "--index", "v.idx", *small
     )
-    told = done.err.splitlines()
-    assert told[0] == "v.idx: 25 image, 125 text"
-    assert told[1].startswith("image: flat, recall@10 1.000 of exact search, ")
-    assert "; tokens int8, " in told[2]
-    assert told[3].startswith("next: ccaco retrieve ")
-    assert told[3].endswith("--index v.idx")
+    error_lines = done.err.splitlines()
+    assert error_lines[0] == "v.idx: 25 image, 125 text"
+    assert error_lines[1].startswith("image: flat, recall@10 1.000 of exact search, ")
+    assert "; tokens int8, " in error_lines[2]
+    assert error_lines[3].startswith("next: ccaco retrieve ")
+    assert error_lines[3].endswith("--index v.idx")
     facts = manifest.open(tmp_path / "v.idx", kind="index", verify="full").facts
     assert facts["split"] == "val"
     assert facts["query"]["exported"]
     assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").shape == (25, 16), "one token a picture"
     assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").dtype == np.int8
-    found = ccaco("retrieve", "a red cat", "--index", "v.idx", "-k", 2, "--format", "csv")
-    assert (found.code, found.err, found.out.count("\n")) == (0, "", 3)
+    hits = ccaco("retrieve", "a red cat", "--index", "v.idx", "-k", 2, "--format", "csv")
+    assert (hits.code, hits.err, hits.out.count("\n")) == (0, "", 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["embeddings", "v.idx"]
     again = ccaco("embed", "--run", run, "--split", "val", "--data", data_root, "--index", "v.idx")
     assert (again.code, again.err.count("\n")) == (2, 1)

@@ -78,10 +78,10 @@ def test_an_ablation_is_shown_with_its_evidence_and_its_failures(ccaco: Any, fab
 def test_ablate_reads_sets_and_a_grid(ccaco: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ccaco_cli.core.workflows import ablate as module
 
-    asked: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
 
     def workflow(request: Any, folder: Any, **more: Any) -> Any:
-        asked.update(vars(request), folder=folder, **more)
+        calls.update(vars(request), folder=folder, **more)
         row = ArmRow("clip", failed=1)
         return module.Ablation([row], [], {"clip-s0": "it broke"})
 
@@ -102,11 +102,11 @@ def test_ablate_reads_sets_and_a_grid(ccaco: Any, tmp_path: Any, monkeypatch: py
     done = ccaco("ablate", "--arms", "clip, -contrastive,clip", "--seeds", 4, *flags, "--format", "csv")
     assert (done.code, done.out) == (1, "dataset,pool,arm,seeds,verdict,failed\n,,clip,0,failed,1\n")
     assert done.err.splitlines()[0] == "failed: clip-s0: it broke"
-    assert (asked["arms"], asked["seeds"], asked["folder"], asked["grid"]) == (
+    assert (calls["arms"], calls["seeds"], calls["folder"], calls["grid"]) == (
         ["clip", "-contrastive"],
         4,
         tmp_path / "x",
         {"loss.beta": [0.1, 1]},
     )
-    assert (asked["reference"], asked["metric"]) == ("clip", "text_to_image_R@1")
+    assert (calls["reference"], calls["metric"]) == ("clip", "text_to_image_R@1")
     assert ccaco("ablate", "--arms", "clpi", "--logs", tmp_path).code == 2

@@ -100,13 +100,21 @@ def pictures(root: Path, n: int, *, bad: int = 0) -> Path:
 
 def test_the_last_table_tells_what_to_expect(ccaco: Callable[..., Any], tmp_path: Path) -> None:
     source = pictures(tmp_path / "s", 40, bad=3)
-    given = ("prepare", "webdataset", "--source", source, "--workers", 0)
-    done = ccaco(*given, "--out", tmp_path / "strict")
+    arguments = ("prepare", "webdataset", "--source", source, "--workers", 0)
+    done = ccaco(*arguments, "--out", tmp_path / "strict")
     assert (
         done.code == 2 and "3 of 40 samples rejected (not a picture 3)" in done.err and "--max-rejects 0.08" in done.err
     )
     done = ccaco(
-        *given, "--out", tmp_path / "d", "--max-rejects", "8%", "--image-size", "12", "--preview", tmp_path / "look.png"
+        *arguments,
+        "--out",
+        tmp_path / "d",
+        "--max-rejects",
+        "8%",
+        "--image-size",
+        "12",
+        "--preview",
+        tmp_path / "look.png",
     )
     (row,) = csv.DictReader(io.StringIO(done.out))
     assert {
@@ -126,7 +134,7 @@ def test_the_last_table_tells_what_to_expect(ccaco: Callable[..., Any], tmp_path
     assert "3 samples were skipped (not a picture 3); they are listed in" in done.err
     with Image.open(tmp_path / "look.png") as sheet:
         assert sheet.size[0] > 1000
-    done = ccaco(*given, "--out", tmp_path / "e", "--max-rejects", "0.08", "--format", "markdown")
+    done = ccaco(*arguments, "--out", tmp_path / "e", "--max-rejects", "0.08", "--format", "markdown")
     assert (
         "| captions per group | words | width | height | reasons | protocol |" in done.out and "| 32 | 24 |" in done.out
     )
@@ -171,11 +179,11 @@ def test_columns_and_templates_by_flags(ccaco: Callable[..., Any], tmp_path: Pat
         "--out",
         tmp_path / "f",
     )
-    found = shards.open(tmp_path / "f")
-    assert done.code == 0 and {text for name in found.splits for text in found.split(name).captions} == {"my dog"}
+    prepared = shards.open(tmp_path / "f")
+    assert done.code == 0 and {text for name in prepared.splits for text in prepared.split(name).captions} == {"my dog"}
 
 
-def test_leakage_is_told(ccaco: Callable[..., Any], tmp_path: Path) -> None:
+def test_leakage_is_reported(ccaco: Callable[..., Any], tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "s" / split / "dog").mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "s" / split / "dog" / f"{split}.png")

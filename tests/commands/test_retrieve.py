@@ -87,13 +87,13 @@ def test_answers_are_explained(ccaco: Callable[..., Any], index: Path, tmp_path:
             assert picture.width > 300
 
 
-def test_captions_that_a_picture_found_are_explained(ccaco: Callable[..., Any], index: Path, tmp_path: Path) -> None:
+def test_captions_that_a_picture_finds_are_explained(ccaco: Callable[..., Any], index: Path, tmp_path: Path) -> None:
     Image.new("RGB", (50, 40), "orange").save(tmp_path / "q.png")
     done = ccaco("retrieve", "--image", tmp_path / "q.png", "-i", index, "-k", 1, "--explain", tmp_path / "why")
     assert done.code == 0
     facts = json.loads((tmp_path / "why/explain.json").read_text())
-    said = next(csv.DictReader(io.StringIO(done.out)))["text"]
-    assert all(word["word"] in said for word in facts[0]["words"])
+    caption = next(csv.DictReader(io.StringIO(done.out)))["text"]
+    assert all(word["word"] in caption for word in facts[0]["words"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_flags_reach_the_run_and_its_rows_stdout(
     ccaco: Callable[..., Any], flags: list[object], data_root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "c.toml").write_text("[optim]\nlr = 0.5\nwd = 0.25\n")
-    given = [
+    arguments = [
         "--config",
         tmp_path / "c.toml",
         "--lr",
@@ -38,7 +38,7 @@ def test_flags_reach_the_run_and_its_rows_stdout(
         "--warmup",
         0,
     ]
-    done = ccaco("train", *flags, *given)
+    done = ccaco("train", *flags, *arguments)
     assert done.code == 0, done.err
     folder = tmp_path / "scenes-ccaco-s7"
     config = config_io.from_dict(manifest.open(folder, kind="run").config)
@@ -48,16 +48,16 @@ def test_flags_reach_the_run_and_its_rows_stdout(
     assert [row["stage"] for row in rows] == ["cosine", "two-stage"]
     step = f"ccaco embed --run {folder} --dataset scenes --data {data_root} --index scenes.idx"
     assert done.err == f"next: {step}\n", "it also works where the data sets lie elsewhere"
-    again = ccaco("train", *flags, *given)
+    again = ccaco("train", *flags, *arguments)
     assert (again.code, again.out) == (2, "")
     assert "this run is finished" in again.err
     assert again.err.count("\n") == 1
 
 
-def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
+def test_captions_that_lose_their_end_are_reported_and_flags_of_long_inputs_arrive(
     ccaco: Callable[..., Any], flags: list[object], tmp_path: Path
 ) -> None:
-    given = [
+    arguments = [
         "--context-length",
         6,
         "--attention",
@@ -70,7 +70,7 @@ def test_captions_that_lose_their_end_are_told_and_flags_of_long_inputs_arrive(
         16,
     ]
     done = ccaco(
-        "train", *flags[:2], *flags[4:], *given, "--batch-size", 8, "--name", "x", "--set", "loss.cross_start=0"
+        "train", *flags[:2], *flags[4:], *arguments, "--batch-size", 8, "--name", "x", "--set", "loss.cross_start=0"
     )
     assert done.code == 0, done.err
     assert (
@@ -157,11 +157,11 @@ def test_a_run_is_also_sent_to_tensorboard(ccaco: Callable[..., Any], flags: lis
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert ccaco("train", "--name", "seen", "--report-to", "tensorboard", *flags).code == 0
-    found = EventAccumulator(str(tmp_path / "seen/tensorboard"))
-    found.Reload()
+    events = EventAccumulator(str(tmp_path / "seen/tensorboard"))
+    events.Reload()
     entries = [json.loads(line) for line in (tmp_path / "seen/metrics.jsonl").read_text().splitlines()]
-    assert found.Scalars("contrastive")[0].value == pytest.approx(entries[0]["contrastive"])
-    assert found.Scalars("validation/R-sum")[0].value == pytest.approx(entries[-1]["validation"]["R-sum"])
+    assert events.Scalars("contrastive")[0].value == pytest.approx(entries[0]["contrastive"])
+    assert events.Scalars("validation/R-sum")[0].value == pytest.approx(entries[-1]["validation"]["R-sum"])
 
 
 def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., Any], tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., A
         "--batch-size",
         8,
     ]
-    given = [
+    arguments = [
         "--source-domains",
         "colour",
         "--target-domain",
@@ -206,7 +206,7 @@ def test_flags_of_adaptation_reach_the_run_and_its_tables(ccaco: Callable[..., A
         "image",
     ]
     done = ccaco(
-        "train", "--dataset", "scenes-styles", *small, *given, "--data", data, "--logs", tmp_path, "--name", "r"
+        "train", "--dataset", "scenes-styles", *small, *arguments, "--data", data, "--logs", tmp_path, "--name", "r"
     )
     assert done.code == 0, done.err
     config = config_io.from_dict(manifest.open(tmp_path / "r", kind="run").config).domain

@@ -29,15 +29,15 @@ def test_alone_everything_is_the_identity() -> None:
 def meet(folder: Path) -> None:
     with distributed.process_group("cpu"):
         rank, world = distributed.rank(), distributed.world()
-        own = torch.full((2, 3), float(rank), requires_grad=True)
-        whole = distributed.gather(own)
-        assert whole[:, 0].tolist() == [i // 2 for i in range(2 * world)]
-        (whole.sum() * (rank + 1)).backward()
-        assert (own.grad == sum(range(1, world + 1))).all()
+        local_rows = torch.full((2, 3), float(rank), requires_grad=True)
+        gathered = distributed.gather(local_rows)
+        assert gathered[:, 0].tolist() == [i // 2 for i in range(2 * world)]
+        (gathered.sum() * (rank + 1)).backward()
+        assert (local_rows.grad == sum(range(1, world + 1))).all()
         rows = torch.tensor([5, 0, 2, 4, 1])
-        mine, place = distributed.row_owners(rows, 2)
+        owned, place = distributed.row_owners(rows, 2)
         numbers = torch.arange(2 * rank, 2 * rank + 2)
-        assert torch.equal(distributed.gather(numbers[mine])[place], rows)
+        assert torch.equal(distributed.gather(numbers[owned])[place], rows)
         assert distributed.pad_to_longest(torch.ones(2, 1 + rank)).shape == (2, world)
         filled = torch.zeros(world, 3, dtype=torch.float16)
         filled[rank] = torch.tensor([-0.0, 1.5, 1e-7])
@@ -46,8 +46,8 @@ def meet(folder: Path) -> None:
         assert distributed.all_reduce_max(float(rank)) == world - 1
         assert distributed.broadcast(float(rank)) == 0
         assert float(distributed.mean({"a": torch.tensor(float(rank))})["a"]) == (world - 1) / 2
-        seen = distributed.main_process_first(lambda: (folder / "made").exists() or (folder / "made").touch())
-        assert seen == (None if rank == 0 else True)
+        first_result = distributed.main_process_first(lambda: (folder / "made").exists() or (folder / "made").touch())
+        assert first_result == (None if rank == 0 else True)
         with distributed.single_process():
             assert distributed.world() == 1
         distributed.barrier()
@@ -95,11 +95,11 @@ def test_when_one_dies_the_others_stop_within_a_bound_and_say_who(tmp_path: Path
     assert [codes[rank] for rank in left] == [2, 2]
     assert codes[victim] == (-9 if how == "kill" else 3)
     for rank in left:
-        seconds, _, said = (tmp_path / str(rank)).read_text().partition(" ")
+        seconds, _, message = (tmp_path / str(rank)).read_text().partition(" ")
         assert float(seconds) < 30
-        assert f"process {victim} of 3 ended" in said
-        assert ("its disk broke" in said) == (how == "error")
-        assert "--resume latest" in said
+        assert f"process {victim} of 3 ended" in message
+        assert ("its disk broke" in message) == (how == "error")
+        assert "--resume latest" in message
 
 
 def test_a_launcher_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def walk() -> None:
         fault.point(name)
 
 
-def test_it_kills_at_the_point_asked_for_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_kills_at_the_given_point_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch(1, walk) == [-9]
     monkeypatch.delenv(fault.VARIABLE, raising=False)
     fault.point("b")

@@ -15,20 +15,20 @@ def hold_and_die(folder: Path) -> None:
         os._exit(9)
 
 
-def try_it(folder: Path, said: Path) -> None:
+def try_it(folder: Path, report: Path) -> None:
     try:
         with lock.hold(folder, "run"):
-            said.write_text("held")
+            report.write_text("held")
     except DataError as error:
-        said.write_text(str(error))
+        report.write_text(str(error))
 
 
 def test_the_holder_is_named_and_afterwards_nothing_is_left(tmp_path: Path) -> None:
     with lock.hold(tmp_path / "r", "run"):
         assert launch(1, try_it, tmp_path / "r", tmp_path / "said") == [0]
-    said = (tmp_path / "said").read_text()
-    assert f"another process is writing this run (process {os.getpid()} on " in said
-    assert str(tmp_path / "r") in said
+    report = (tmp_path / "said").read_text()
+    assert f"another process is writing this run (process {os.getpid()} on " in report
+    assert str(tmp_path / "r") in report
     assert sorted(p.name for p in tmp_path.iterdir()) == ["said"]
 
 

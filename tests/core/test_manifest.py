@@ -15,7 +15,7 @@ from ccaco_cli.core.errors import ManifestError
 from tests.manifests import edited
 
 
-def made(root: Path, text: str = "hello", **more: Any) -> manifest.Manifest:
+def write_folder(root: Path, text: str = "hello", **more: Any) -> manifest.Manifest:
     (root / "part").mkdir(parents=True)
     (root / "part/a.txt").write_text(text)
     files = [manifest.file_entry(root, root / "part/a.txt", rows=3)]
@@ -28,14 +28,14 @@ def edit(root: Path, **changes: Any) -> None:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    data = made(tmp_path / "d", config={"limit": 3})
+    data = write_folder(tmp_path / "d", config={"limit": 3})
     child = manifest.write(tmp_path / "d2", "run", facts={}, inputs={"dataset": data})
-    found = manifest.open(tmp_path / "d", kind="dataset", verify="full")
-    assert found == data
-    assert found.files == [{"name": "part/a.txt", "sha256": found.files[0]["sha256"], "bytes": 5, "rows": 3}]
-    assert (found.facts, found.config) == ({"name": "x"}, {"limit": 3})
+    opened = manifest.open(tmp_path / "d", kind="dataset", verify="full")
+    assert opened == data
+    assert opened.files == [{"name": "part/a.txt", "sha256": opened.files[0]["sha256"], "bytes": 5, "rows": 3}]
+    assert (opened.facts, opened.config) == ({"name": "x"}, {"limit": 3})
     assert child.inputs == {"dataset": {"path": str(tmp_path / "d"), "sha256": data.sha256}}
-    assert found.made_by["libraries"]["torch"]
+    assert opened.made_by["libraries"]["torch"]
 
 
 ANYTHING = st.recursive(
@@ -49,8 +49,8 @@ ANYTHING = st.recursive(
 def test_any_fact_is_read_back_and_any_change_of_it_is_seen(value: Any) -> None:
     with TemporaryDirectory() as folder:
         written = manifest.write(Path(folder), "dataset", facts={"name": "x", "value": value})
-        found = manifest.open(Path(folder), kind="dataset", verify="full")
-        assert found.facts["value"] == value and found.sha256 == written.sha256
+        opened = manifest.open(Path(folder), kind="dataset", verify="full")
+        assert opened.facts["value"] == value and opened.sha256 == written.sha256
         file = Path(folder) / manifest.NAME
         file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"name": "x", "value": [value]}}))
         with pytest.raises(ManifestError, match="this manifest was altered"):
@@ -58,11 +58,11 @@ def test_any_fact_is_read_back_and_any_change_of_it_is_seen(value: Any) -> None:
 
 
 def test_identity_is_the_content_and_not_the_place_or_time(tmp_path: Path) -> None:
-    one, other = made(tmp_path / "a"), made(tmp_path / "b")
+    first, second = write_folder(tmp_path / "a"), write_folder(tmp_path / "b")
     edit(tmp_path / "b", made_at="2001-01-01T00:00:00+00:00", made_by={})
-    assert manifest.open(tmp_path / "b", kind="dataset").sha256 == one.sha256 == other.sha256
-    assert made(tmp_path / "c", text="hullo").sha256 != one.sha256
-    assert made(tmp_path / "e", config={"limit": 1}).sha256 != one.sha256
+    assert manifest.open(tmp_path / "b", kind="dataset").sha256 == first.sha256 == second.sha256
+    assert write_folder(tmp_path / "c", text="hullo").sha256 != first.sha256
+    assert write_folder(tmp_path / "e", config={"limit": 1}).sha256 != first.sha256
 
 
 def test_nothing_there_says_how_to_make_it(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_nothing_there_says_how_to_make_it(tmp_path: Path) -> None:
 
 
 def test_another_kind_schema_or_garbage_is_refused(tmp_path: Path) -> None:
-    made(tmp_path / "d")
+    write_folder(tmp_path / "d")
     with pytest.raises(ManifestError, match=r"this is a dataset.*expected a run"):
         manifest.open(tmp_path / "d", kind="run")
     for away, message in ((1, "newer.*pip install"), (-1, "older.*ccaco prepare")):
@@ -87,7 +87,7 @@ def test_another_kind_schema_or_garbage_is_refused(tmp_path: Path) -> None:
 
 
 def test_altered_files_are_named(tmp_path: Path) -> None:
-    made(tmp_path / "d")
+    write_folder(tmp_path / "d")
     file = tmp_path / "d/part/a.txt"
     file.write_text("jello")
     manifest.open(tmp_path / "d", kind="dataset")  # the size is the same, so only a full check sees it
@@ -102,14 +102,14 @@ def test_altered_files_are_named(tmp_path: Path) -> None:
 
 
 def test_any_flipped_bit_of_the_manifest_is_seen(tmp_path: Path) -> None:
-    file = made(tmp_path / "d").path / manifest.NAME
-    whole = file.read_bytes()
-    for bit in range(0, 8 * len(whole), 37):
-        data = bytearray(whole)
+    file = write_folder(tmp_path / "d").path / manifest.NAME
+    content = file.read_bytes()
+    for bit in range(0, 8 * len(content), 37):
+        data = bytearray(content)
         data[bit // 8] ^= 1 << bit % 8
         file.write_bytes(bytes(data))
         try:
-            same = json.loads(data) == json.loads(whole)  # what means the same may pass
+            same = json.loads(data) == json.loads(content)  # what means the same may pass
         except ValueError:
             same = False
         if not same:
@@ -119,7 +119,7 @@ def test_any_flipped_bit_of_the_manifest_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../a.txt", "/etc/hostname", "part/../../a.txt"])
 def test_files_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    made(tmp_path / "d")
+    write_folder(tmp_path / "d")
     (tmp_path / "a.txt").write_text("x")
     edit(tmp_path / "d", files=[{"name": name, "bytes": 1, "sha256": "0"}])
     with pytest.raises(ManifestError, match="outside"):
@@ -127,7 +127,7 @@ def test_files_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None
 
 
 def test_absurd_manifests_are_one_line(tmp_path: Path) -> None:
-    file = made(tmp_path / "d").path / manifest.NAME
+    file = write_folder(tmp_path / "d").path / manifest.NAME
     for text in ("[" * 100_000, '{"a":' * 50_000, json.dumps({"kind": "dataset", "files": [{"name": 1}]}), "9" * 5000):
         file.write_text(text)
         with pytest.raises(ManifestError, match="unreadable manifest"):
@@ -137,7 +137,7 @@ def test_absurd_manifests_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "kept"),
+    ("word", "visible"),
     [
         ("https://me:secret@host/x", "https://me:***@host/x"),
         ("--token=hf_abcdefghijklmnopqrst", "--token=***"),
@@ -146,8 +146,8 @@ def test_absurd_manifests_are_one_line(tmp_path: Path) -> None:
         ("data/half_hf_set", "data/half_hf_set"),
     ],
 )
-def test_secrets_of_the_command_line_are_not_kept(word: str, kept: str) -> None:
-    assert manifest.without_secrets(word) == kept
+def test_secrets_of_the_command_line_are_not_kept(word: str, visible: str) -> None:
+    assert manifest.without_secrets(word) == visible
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

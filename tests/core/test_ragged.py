@@ -10,14 +10,14 @@ from ccaco_cli.core import ragged
 VALUES, OFFSETS = np.arange(12.0).reshape(6, 2), np.array([0, 2, 2, 6])
 
 
-def test_places_are_those_of_the_rows_in_the_order_asked_for() -> None:
+def test_places_are_those_of_the_rows_in_the_given_order() -> None:
     where, mask = ragged.gather_index(OFFSETS, np.array([2, 1, 0]))
     assert where.tolist() == [2, 3, 4, 5, 0, 1]
     assert mask.tolist() == [[True] * 4, [False] * 4, [True, True, False, False]]
 
 
 @pytest.mark.parametrize(
-    ("values", "offsets", "rows", "what"),
+    ("values", "offsets", "rows", "message"),
     [
         (VALUES, OFFSETS, 4, "other rows"),
         (VALUES[:, 0], OFFSETS, 3, "other rows"),
@@ -28,11 +28,11 @@ def test_places_are_those_of_the_rows_in_the_order_asked_for() -> None:
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(
-    values: np.ndarray, offsets: np.ndarray, rows: int, what: str
+    values: np.ndarray, offsets: np.ndarray, rows: int, message: str
 ) -> None:
     ragged.check(VALUES, OFFSETS, 3)
     ragged.check(VALUES[:0], np.array([0]), 0)
-    with pytest.raises(ValueError, match=what):
+    with pytest.raises(ValueError, match=message):
         ragged.check(values, offsets, rows)
 
 
@@ -55,11 +55,11 @@ def test_a_growing_file_can_be_read_whenever_it_is_in_step(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("killed_at", [0, 1, 3, 5])
 def test_rows_are_written_once_however_late_the_writer_is_stopped(tmp_path: Path, killed_at: int) -> None:
-    every, asked = np.array([3, 0, 2, 1, 4, 1]), []
+    every, reads = np.array([3, 0, 2, 1, 4, 1]), []
 
     def make(first: int) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-        asked.append(first)
-        if first == killed_at and asked.count(first) == 1:
+        reads.append(first)
+        if first == killed_at and reads.count(first) == 1:
             raise KeyboardInterrupt
         rows = np.arange(first, min(6, first + 1 + first % 2))
         return every[rows], {"values": np.repeat(rows, every[rows])[:, None]}, {"one": rows}
@@ -67,7 +67,7 @@ def test_rows_are_written_once_however_late_the_writer_is_stopped(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         ragged.write(tmp_path, 6, make)
     ragged.write(tmp_path, 6, make)
-    assert sorted(asked) == sorted([0, 1, 3, 5, killed_at])
+    assert sorted(reads) == sorted([0, 1, 3, 5, killed_at])
     assert np.load(tmp_path / "values.npy")[:, 0].tolist() == [0, 0, 0, 2, 2, 3, 4, 4, 4, 4, 5]
     assert np.load(tmp_path / "one.npy").tolist() == [0, 1, 2, 3, 4, 5]
     assert np.load(tmp_path / "offsets.npy").tolist() == [0, 3, 3, 5, 6, 10, 11]

@@ -56,15 +56,15 @@ def test_encoding_is_narrow_where_the_processor_multiplies_so(
         runtime.encoding_dtype("amp_bf16", cpu)
 
 
-@pytest.mark.parametrize("asked", ["3", "2,4", "", "many", "0"])
-def test_threads_follow_the_environment_or_the_cores(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+@pytest.mark.parametrize("setting", ["3", "2,4", "", "many", "0"])
+def test_threads_follow_the_environment_or_the_cores(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
     monkeypatch.setattr(runtime, "cpu_cores", lambda: 6)
     for workers in (0, 4, 9):
         runtime.limit_threads(workers)
-    assert told == [{"3": 3, "2,4": 2}.get(asked, left) for left in (6, 2, 1)]
+    assert counts == [{"3": 3, "2,4": 2}.get(setting, left) for left in (6, 2, 1)]
 
 
 def test_cores_are_those_that_may_be_used() -> None:

@@ -15,16 +15,16 @@ def features() -> Features:
 
 
 def test_indexing_takes_the_same_rows_of_every_tensor() -> None:
-    found = features()[torch.tensor([2, 0])]
-    assert found.tokens[:, 0, 0].tolist() == [8.0, 0.0]
-    assert found.pooled[:, 0].tolist() == [4.0, 0.0]
+    selected = features()[torch.tensor([2, 0])]
+    assert selected.tokens[:, 0, 0].tolist() == [8.0, 0.0]
+    assert selected.pooled[:, 0].tolist() == [4.0, 0.0]
     assert features()[1:2].mask.tolist() == [[True, False]]
 
 
 def test_fields_that_are_not_there_stay_so() -> None:
-    found = Crossed(torch.arange(3.0)).map(lambda t: t + 1)
-    assert found.match_logit.tolist() == [1.0, 2.0, 3.0]
-    assert found.attention is None
+    doubled = Crossed(torch.arange(3.0)).map(lambda t: t + 1)
+    assert doubled.match_logit.tolist() == [1.0, 2.0, 3.0]
+    assert doubled.attention is None
 
 
 def test_a_batch_moves_whatever_its_sides_are() -> None:

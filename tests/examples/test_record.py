@@ -65,7 +65,7 @@ def test_memory_counts_what_comes_after_the_line(record: ModuleType) -> None:
 
 
 def test_every_topic_is_in_the_script_that_runs_all() -> None:
-    told = (BENCHMARKS / "run.sh").read_text()
+    shell_script = (BENCHMARKS / "run.sh").read_text()
     for script in BENCHMARKS.glob("*.py"):
         if "record.finish(" in script.read_text() and script.stem != "record":
-            assert script.stem in told, script.stem
+            assert script.stem in shell_script, script.stem

@@ -26,10 +26,10 @@ def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
     assert "| what | ours | peer |" in quick(topic, folder=tmp_path)
 
 
-def test_every_storage_of_tokens_is_told_with_its_bytes_and_recalls(run: Path, data_root: Path) -> None:
-    said = quick(
+def test_every_storage_of_tokens_is_listed_with_its_bytes_and_recalls(run: Path, data_root: Path) -> None:
+    output = quick(
         "tokens", "--run", str(run), "--dataset", str(data_root / "scenes"), "--grids", "0,4", folder=data_root
     )
-    lines = [line for line in said.splitlines() if ", grid " in line]
+    lines = [line for line in output.splitlines() if ", grid " in line]
     assert [line.split(",")[0] for line in lines] == ["- float16", "- int8"] * 2
     assert all("text_to_image_R@1" in line for line in lines)

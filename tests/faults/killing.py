@@ -17,10 +17,10 @@ Work = Callable[[Path], None]
 
 
 def _noted(work: Work, folder: Path, file: Path) -> None:
-    seen: list[str] = []
-    fault.point = seen.append
+    points: list[str] = []
+    fault.point = points.append
     work(folder)
-    file.write_text(json.dumps(seen))
+    file.write_text(json.dumps(points))
 
 
 def _killed(work: Work, folder: Path, point: str) -> None:
@@ -32,11 +32,11 @@ def points(work: Work, folder: Path) -> list[str]:
     """Every point that undisturbed work comes to, as NAME:NTH."""
     assert launch(1, _noted, work, folder, folder / "points.json") == [0]
     counts: Counter[str] = Counter()
-    found = []
+    points = []
     for name in json.loads((folder / "points.json").read_text()):
         counts[name] += 1
-        found.append(f"{name}:{counts[name]}")
-    return found
+        points.append(f"{name}:{counts[name]}")
+    return points
 
 
 def everywhere(
@@ -55,10 +55,10 @@ def everywhere(
     every    which points are tried: every so many; each one where CCACO_EVERY_POINT is set
     Returns  how many points were tried
     """
-    whole = root / "whole"
-    begin(whole)
-    all_points = points(work, whole)
-    wanted = outcome(whole)
+    reference = root / "whole"
+    begin(reference)
+    all_points = points(work, reference)
+    wanted = outcome(reference)
     tried = all_points[:: 1 if os.environ.get("CCACO_EVERY_POINT") else every]
     assert tried
     for number, point in enumerate(tried):

@@ -53,11 +53,11 @@ def prepare_nine(folder: Path) -> None:
 
 def test_prepare(tmp_path: Path) -> None:
     def outcome(folder: Path) -> Any:
-        found = shards.open(folder / "d", "full")
+        data = shards.open(folder / "d", "full")
         assert [p.name for p in folder.iterdir() if p.name.endswith((".partial", ".tmp"))] == []
         return (
-            found.manifest.sha256,
-            found.split("train").ids,
+            data.manifest.sha256,
+            data.split("train").ids,
             {k: v for k, v in hashes(folder / "d").items() if k.endswith((".arrow", ".csv"))},
         )
 
@@ -69,8 +69,8 @@ def train_toy(toy: Any, folder: Path) -> None:
     runtime.seed(config.seed)
     aligner, (data, plan) = toy.aligner(config), toy.data(config)
     figures = iter((1.0, 2.0))
-    if found := checkpoint.latest(folder / "checkpoints"):
-        figures = iter((1.0, 2.0)[int(found.name[-4:]) :])
+    if newest := checkpoint.latest(folder / "checkpoints"):
+        figures = iter((1.0, 2.0)[int(newest.name[-4:]) :])
     callbacks = TrainingCallbacks(lambda m: {"R-sum": next(figures)})
     options = CheckpointOptions(minutes=1e-9, resume=True)
     fit(aligner, TrainingData(data, plan), config, folder, callbacks, options=options)
@@ -111,26 +111,26 @@ def test_token_cache(toy: Any, tmp_path: Path) -> None:
     assert everywhere(partial(cache_tokens, toy), partial(hashes, pattern="*.npy"), tmp_path, every=3) > 5
 
 
-def train_scenes(asked: TrainRequest, data_root: Path, folder: Path) -> None:
+def train_scenes(request: TrainRequest, data_root: Path, folder: Path) -> None:
     if not manifest.exists(folder / "r"):
-        train(asked, folder / "r", TrainOptions(resume=True), data_root=data_root)
+        train(request, folder / "r", TrainOptions(resume=True), data_root=data_root)
 
 
 def test_train(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked = TrainRequest("scenes", explicit=small | {"optim.epochs": 1})
+    request = TrainRequest("scenes", explicit=small | {"optim.epochs": 1})
 
     def outcome(folder: Path) -> Any:
-        found = manifest.open(folder / "r", kind="run", verify="full")
-        return found.files, found.facts["metrics"], hashes(folder / "r/results")
+        run = manifest.open(folder / "r", kind="run", verify="full")
+        return run.files, run.facts["metrics"], hashes(folder / "r/results")
 
-    assert everywhere(partial(train_scenes, asked, data_root), outcome, tmp_path, every=18) >= 2
+    assert everywhere(partial(train_scenes, request, data_root), outcome, tmp_path, every=18) >= 2
 
 
 def build(run: Path, data_root: Path, folder: Path, **more: Any) -> None:
     """``embed --index``, but for the export: it takes longer than all else together, and writes into the folder that
     all else goes to.
     """
-    embedding.export = lambda *given, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
+    embedding.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
     files = {"out": folder / "e", "index": folder / "i.idx"}
     request = embedding.EmbedRequest(run, "scenes", **files, device="cpu", precision="fp32", **more)
     embedding.embed(request, data_root=data_root)
@@ -143,10 +143,10 @@ def index_scenes(run: Path, data_root: Path, folder: Path) -> None:
 
 def test_embed_and_index(run: Path, data_root: Path, tmp_path: Path) -> None:
     def outcome(folder: Path) -> Any:
-        found = manifest.open(folder / "e", kind="embeddings", verify="full")
+        embeddings = manifest.open(folder / "e", kind="embeddings", verify="full")
         opened = Index(folder / "i.idx", "full")
         stray = [p.name for p in folder.rglob("*.tmp")]
-        return found.files, opened.manifest.files, sorted(p.name for p in (folder / "i.idx").iterdir()), stray
+        return embeddings.files, opened.manifest.files, sorted(p.name for p in (folder / "i.idx").iterdir()), stray
 
     assert everywhere(partial(index_scenes, run, data_root), outcome, tmp_path, every=24) >= 3
 
@@ -173,16 +173,16 @@ def test_rebuilding_an_index(run: Path, data_root: Path, embedded: Any, index: P
     assert everywhere(partial(index_anew, run, data_root), outcome, tmp_path, begin=begin, every=10) >= 3
 
 
-def ablate_scenes(asked: TrainRequest, data_root: Path, folder: Path) -> None:
-    ablate(AblationRequest(asked, ["ccaco", "clip"], 1), folder / "a", data_root=data_root)
+def ablate_scenes(request: TrainRequest, data_root: Path, folder: Path) -> None:
+    ablate(AblationRequest(request, ["ccaco", "clip"], 1), folder / "a", data_root=data_root)
 
 
 def test_ablate(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
+    request = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
 
     def outcome(folder: Path) -> Any:
         cells = manifest.open(folder / "a", kind="ablation", verify="full").facts["cells"]
         runs = [manifest.open(folder / "a" / cell["name"], kind="run", verify="full") for cell in cells]
         return [(r.files, r.facts["metrics"]) for r in runs]
 
-    assert everywhere(partial(ablate_scenes, asked, data_root), outcome, tmp_path, every=35) >= 2
+    assert everywhere(partial(ablate_scenes, request, data_root), outcome, tmp_path, every=35) >= 2

@@ -62,7 +62,7 @@ def step_on_gpu(config: RunConfig, precision: str = "fp32", batch: PairBatch | N
     aligner, _ = aligners.build(config.model, config.loss, ("image", "text"))
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()
-    adaptation = Adaptation(config.domain, aligner.config.dim, AdaptationTask(**heads)) if heads else None
+    adaptation = Adaptation(config.domain, aligner.embedding_size, AdaptationTask(**heads)) if heads else None
     losses = StepLosses(aligner, config.loss, config.parallel, adaptation, balances.build(config.loss)).train()
     if batch is None:
         batch = pixels_and_words()

@@ -33,38 +33,41 @@ def test_figures_for_papers(suffix: str, head: bytes, fabricate: Callable[..., P
 
 
 def test_what_cannot_be_drawn_says_so(fabricate: Callable[..., Path], tmp_path: Path) -> None:
-    one, two = fabricate("a", 1.0), fabricate("b", 2.0)
+    first, second = fabricate("a", 1.0), fabricate("b", 2.0)
     for kind, file, runs, words in (
-        ("pie", "x.png", [one], "no such figure: pie"),
-        ("recall", "x.gif", [one], ".png"),
-        ("map", "x.png", [one, two], "2 runs, but this figure is of one model"),
-        ("strata", "x.png", [one], "add --by things"),
+        ("pie", "x.png", [first], "no such figure: pie"),
+        ("recall", "x.gif", [first], ".png"),
+        ("map", "x.png", [first, second], "2 runs, but this figure is of one model"),
+        ("strata", "x.png", [first], "add --by things"),
     ):
         with pytest.raises(DataError, match=words):
             chart_files.save(kind, tmp_path / file, ReportRequest(runs))
         assert not (tmp_path / file).exists()
 
 
-def look(apart: float) -> dict[str, object]:
+def embedding_facts(distance: float) -> dict[str, object]:
     rng = np.random.default_rng(0)
-    points = np.concatenate([rng.normal(size=(30, 2)), rng.normal(size=(30, 2)) + apart]).tolist()
-    seen = {
+    points = np.concatenate([rng.normal(size=(30, 2)), rng.normal(size=(30, 2)) + distance]).tolist()
+    colours = {
         "points": points,
         "domain": ["source"] * 30 + ["target"] * 30,
         "proxy_a_distance": 1.234,
         "domain_accuracy": 0.8,
     }
-    return {"before": {"image": seen}, "after": {"image": seen}}
+    return {"before": {"image": colours}, "after": {"image": colours}}
 
 
 def test_a_row_a_run_and_both_domains_in_it() -> None:
     with charts.style() as plt:
-        one, two = charts.domains([("dann", look(9.0))]), charts.domains([("a_b$", look(9.0)), ("dann", look(0.0))])
-        assert two.get_figheight() == 2 * one.get_figheight()
-        (source, target), title = one.axes[1].collections, one.axes[1].get_title()
+        first, second = (
+            charts.domains([("dann", embedding_facts(9.0))]),
+            charts.domains([("a_b$", embedding_facts(9.0)), ("dann", embedding_facts(0.0))]),
+        )
+        assert second.get_figheight() == 2 * first.get_figheight()
+        (source, target), title = first.axes[1].collections, first.axes[1].get_title()
         assert target.get_offsets().mean() - source.get_offsets().mean() == pytest.approx(9.0, abs=1)
         assert title == "dann, image, after training\nproxy A-distance 1.23, domain accuracy 80 %"
-        two.canvas.draw()  # a name that is no formula
+        second.canvas.draw()  # a name that is no formula
         plt.close("all")
         with pytest.raises(DataError, match="no embeddings of two domains"):
             charts.domains([("r", {"before": {}, "after": {}})])

@@ -60,9 +60,9 @@ def test_other_suffixes_are_refused_and_nothing_is_written_for_nothing(tmp_path:
 def test_a_preview_shows_five_samples_of_every_split(tmp_path: Path) -> None:
     picture = hit(1).item["thumbnail"]
     splits = {"train": 40, "val": 5, "test": 3}
-    said = ["a $dollar^ caption " * 20] * 9
-    places = [(split, i) for split, many in splits.items() for i in range(many)]
-    rows = [PairRecord(f"{split}/{i}", f"{split}{i}", split, {"image": picture}, said) for split, i in places]
+    captions = ["a $dollar^ caption " * 20] * 9
+    places = [(split, i) for split, count in splits.items() for i in range(count)]
+    rows = [PairRecord(f"{split}/{i}", f"{split}{i}", split, {"image": picture}, captions) for split, i in places]
     shards.write(
         rows, tmp_path / "d", shards.DatasetInfo(name="d", modalities=("image", "text")), shards.WriteOptions(workers=0)
     )

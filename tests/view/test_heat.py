@@ -40,7 +40,7 @@ def test_a_picture_an_answer_and_the_numbers_last(tmp_path: Path) -> None:
     folder = tmp_path / "why"
     write(folder, [explained(), explained(rank=2, picture=False), explained("../a dog?")], 3, no_progress)
     facts = json.loads((folder / "explain.json").read_text())
-    assert [one["picture"] for one in facts] == ["01-a-cat-01.png", "01-a-cat-02.png", "02-a-dog-01.png"]
+    assert [fact["picture"] for fact in facts] == ["01-a-cat-01.png", "01-a-cat-02.png", "02-a-dog-01.png"]
     for row in facts:
         with Image.open(folder / row["picture"]) as image:
             assert image.width > 200

@@ -139,8 +139,8 @@ def test_tables_fit_and_no_word_is_broken(
         keys = layouts.layout_of(row).keys
         assert all(str(cells[key]) in text for key in keys if cells[key])
     if wide:
-        whole = {w for w in words_of(layouts.layout_of(r).cells(r) for r in TABLES[name]) if NOT_SEPARABLE not in w}
-        missing = {word for word in whole if word not in text}
+        words = {w for w in words_of(layouts.layout_of(r).cells(r) for r in TABLES[name]) if NOT_SEPARABLE not in w}
+        missing = {word for word in words if word not in text}
         assert not missing - set(NOT_SEPARABLE.split())
 
 

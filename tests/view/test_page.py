@@ -94,20 +94,20 @@ def test_what_others_wrote_is_escaped(gathered: page_data.PageData) -> None:
     assert data and evil in json.loads(data[1])["labels"][1][0]
 
 
-def test_the_best_two_are_marked_and_the_verdict_said(gathered: page_data.PageData) -> None:
+def test_the_best_two_are_marked_and_the_verdict_is_shown(gathered: page_data.PageData) -> None:
     table = page.results_table(gathered.arms)
     assert table
     column = [name for name, _ in table["columns"]].index("text_to_image_R@1")
     assert [row[column][2] for row in table["rows"]] == ["best", "second", ""]
     text = page.render(gathered)
     assert "reference" in text and "worse" in text and ">2nd</span>" in text
-    one = page.results_table(gathered.arms[:1])
-    assert one and not any(mark for row in one["rows"] for _, _, mark in row), "one arm is no contest"
+    single_arm = page.results_table(gathered.arms[:1])
+    assert single_arm and not any(mark for row in single_arm["rows"] for _, _, mark in row), "one arm is no contest"
 
 
 def test_marks_need_a_difference() -> None:
-    found = page.html_table([{"arm": "a", "R-sum": 5.0}, {"arm": "b", "R-sum": 5.0}])
-    assert found and not any(mark for row in found["rows"] for _, _, mark in row)
+    table = page.html_table([{"arm": "a", "R-sum": 5.0}, {"arm": "b", "R-sum": 5.0}])
+    assert table and not any(mark for row in table["rows"] for _, _, mark in row)
     assert page.html_table([]) is None
 
 

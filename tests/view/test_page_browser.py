@@ -38,10 +38,10 @@ def browser() -> Iterator[Any]:
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(driver))
-    found.set_script_timeout(240)
-    yield found
-    found.quit()
+    chrome = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(driver))
+    chrome.set_script_timeout(240)
+    yield chrome
+    chrome.quit()
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +141,13 @@ def test_arms_are_filtered(browser: Any, of_arms: Path) -> None:
 def test_queries_are_filtered_ordered_and_paged(browser: Any, of_run: Path) -> None:
     visit(browser, of_run)
     count = "Number(document.getElementById('g-count').textContent.match(/of (\\d+)/)[1])"
-    whole = ask(browser, count)
+    page_words = ask(browser, count)
     parts = []
     for outcome in ("first", "five", "missed"):
         choose(browser, "g-outcome", outcome)
         shown = ask(browser, "document.getElementById('g-count').textContent")
         parts.append(0 if shown.startswith("no query") else ask(browser, count))
-    assert sum(parts) == whole == 125
+    assert sum(parts) == page_words == 125
     assert ask(browser, "document.querySelectorAll('#g-list .right').length") == 0, (
         "a missed query has no right answer among its five"
     )
@@ -173,13 +173,13 @@ def test_queries_are_filtered_ordered_and_paged(browser: Any, of_run: Path) -> N
 def test_accessibility(browser: Any, which: str, width: int, scheme: str, request: pytest.FixtureRequest) -> None:
     axe = pytest.importorskip("axe_selenium_python", reason="axe-core is not installed: pip install 'ccaco[browser]'")
     visit(browser, request.getfixturevalue(which), width=width, scheme=scheme)
-    judge = axe.Axe(browser)
-    judge.inject()
-    found = [
-        (one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]])
-        for one in judge.run()["violations"]
+    checker = axe.Axe(browser)
+    checker.inject()
+    violations = [
+        (violation["id"], violation["impact"], [node["html"][:200] for node in violation["nodes"][:3]])
+        for violation in checker.run()["violations"]
     ]
-    assert found == []
+    assert violations == []
 
 
 def test_a_phone_need_not_scroll_sideways(browser: Any, of_run: Path) -> None:

@@ -17,12 +17,12 @@ class Terminal(io.StringIO):
 def test_nothing_is_drawn_when_nobody_looks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with progress.bar("x") as tell:
-        assert tell is no_progress
+    with progress.bar("x") as report_progress:
+        assert report_progress is no_progress
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("CI", "true")
-    with progress.bar("x") as tell:
-        assert tell is no_progress
+    with progress.bar("x") as report_progress:
+        assert report_progress is no_progress
     assert capsys.readouterr() == ("", "")
 
 
@@ -31,10 +31,10 @@ def test_a_bar_a_thing_on_stderr_only(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with progress.bar("train x") as tell:
-        tell(1, 10, {"total": 1.23456, "samples/s": 1234.0})
-        tell(2, None, {"what": "pictures", "cell": "a-s0"})
-        tell(10, 10, {"total": 0.5})
+    with progress.bar("train x") as report_progress:
+        report_progress(1, 10, {"total": 1.23456, "samples/s": 1234.0})
+        report_progress(2, None, {"what": "pictures", "cell": "a-s0"})
+        report_progress(10, 10, {"total": 0.5})
     drawn = terminal.getvalue()
     assert "train x" in drawn
     assert "10/10" in drawn

@@ -101,10 +101,10 @@ def test_arms_across_domains_set_gain_beside_retention(capsys: pytest.CaptureFix
     )
     results.show([row], "markdown", "t")
     head, _, line = capsys.readouterr().out.splitlines()
-    told = dict(zip(head.split("|"), line.split("|"), strict=True))
-    found = {k.strip(): v.strip() for k, v in told.items() if k}
-    assert found["target (t2i R@1)"] == "25.0" and found["95 %"] == "[20.0, 30.0]"
-    assert (found["gain"], found["source"], found["retention"], found["domain"]) == ("+5.0", "50.0", "98 %", "62.5")
+    cells = dict(zip(head.split("|"), line.split("|"), strict=True))
+    values = {k.strip(): v.strip() for k, v in cells.items() if k}
+    assert values["target (t2i R@1)"] == "25.0" and values["95 %"] == "[20.0, 30.0]"
+    assert (values["gain"], values["source"], values["retention"], values["domain"]) == ("+5.0", "50.0", "98 %", "62.5")
     results.show([row], "csv", "t")
     stored = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert (stored["arm"], stored["gain"], stored["low"]) == ("+mmd", "0.05", "0.2"), "an arm's name is no formula"

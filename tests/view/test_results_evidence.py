@@ -117,8 +117,8 @@ def test_time_left_is_shown_as_such(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
-    with progress.bar("ablate") as tell:
-        tell(1, 2, {"cell": "clip-s0 (1 of 2)", "total": 2.5, "left": 3725.4})
-    told = capsys.readouterr().err
-    assert "total 2.500  all done in 1:02:05" in told
-    assert "left" not in told
+    with progress.bar("ablate") as report_progress:
+        report_progress(1, 2, {"cell": "clip-s0 (1 of 2)", "total": 2.5, "left": 3725.4})
+    error_output = capsys.readouterr().err
+    assert "total 2.500  all done in 1:02:05" in error_output
+    assert "left" not in error_output

@@ -69,37 +69,39 @@ def test_twins_differ_in_timing_alone() -> None:
     for record in bounces.records("train", 60, seed=1, side=64):
         pairs[record.family].append(clip_of(record))
     assert len(pairs) == 30 and all(len(pair) == 2 for pair in pairs.values())
-    for one, other in pairs.values():
-        a, b = asdict(one), asdict(other)
+    for first, second in pairs.values():
+        a, b = asdict(first), asdict(second)
         assert {key for key in a if a[key] != b[key]} == set(TIMING)
-        assert abs(one.impacts[0][0] - other.impacts[0][0]) >= bounces.MIN_TWIN_OFFSET
+        assert abs(first.impacts[0][0] - second.impacts[0][0]) >= bounces.MIN_TWIN_OFFSET
 
 
 def test_unseen_combinations_are_in_test_alone() -> None:
-    def told(split: str) -> set[tuple[str, str]]:
+    def described(split: str) -> set[tuple[str, str]]:
         return {(r.meta["material"], r.meta["size"]) for r in bounces.records(split, 400, seed=0, side=64)}
 
-    assert not told("train") & UNSEEN and not told("val") & UNSEEN
-    assert told("test") & UNSEEN == UNSEEN and told("test") - UNSEEN
-    assert {m for m, _ in told("train")} == set(MATERIALS) and {s for _, s in told("train")} == set(SIZES)
+    assert not described("train") & UNSEEN and not described("val") & UNSEEN
+    assert described("test") & UNSEEN == UNSEEN and described("test") - UNSEEN
+    assert {m for m, _ in described("train")} == set(MATERIALS) and {s for _, s in described("train")} == set(SIZES)
     shares = [r.meta["combination"] == "unseen" for r in bounces.records("test", 200, seed=0, side=64)]
     assert np.mean(shares) == 0.5
 
 
 def test_clips_are_a_function_of_the_seed_and_not_of_their_number() -> None:
-    few, many = (list(bounces.records("val", n, seed=2, side=64)) for n in (3, 8))
-    assert [clip_of(r) for r in few] == [clip_of(r) for r in many[:3]]
-    assert [clip_of(r) for r in few] != [clip_of(r) for r in bounces.records("val", 3, seed=3, side=64)]
-    assert [clip_of(r) for r in pickle.loads(pickle.dumps(few))] == [clip_of(r) for r in few], "workers draw them"
-    data = bounces.render(clip_of(few[0]))
+    smaller, larger = (list(bounces.records("val", n, seed=2, side=64)) for n in (3, 8))
+    assert [clip_of(r) for r in smaller] == [clip_of(r) for r in larger[:3]]
+    assert [clip_of(r) for r in smaller] != [clip_of(r) for r in bounces.records("val", 3, seed=3, side=64)]
+    assert [clip_of(r) for r in pickle.loads(pickle.dumps(smaller))] == [clip_of(r) for r in smaller], (
+        "workers draw them"
+    )
+    data = bounces.render(clip_of(smaller[0]))
     bounces.render.cache_clear()
-    assert bounces.render(clip_of(few[0])) == data
+    assert bounces.render(clip_of(smaller[0])) == data
 
 
 def test_the_file_holds_what_was_drawn_and_played() -> None:
     clip = Clip(bounces.render(BALL))
-    seen = np.stack([np.asarray(f) for f in clip.frames(16)]).astype(float)
+    frames = np.stack([np.asarray(f) for f in clip.frames(16)]).astype(float)
     drawn = np.stack(list(bounces.pictures(BALL))).astype(float)
-    assert seen.shape == drawn.shape == (32, 64, 64, 3) and np.abs(seen - drawn).mean() < 6
+    assert frames.shape == drawn.shape == (32, 64, 64, 3) and np.abs(frames - drawn).mean() < 6
     heard, played = clip.samples(16_000)[:32_000], bounces.waveform(BALL)
     assert np.corrcoef(heard[:31_000], played[:31_000])[0, 1] > 0.9, "the encoder's delay is taken out"

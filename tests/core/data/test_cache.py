@@ -28,12 +28,12 @@ def test_made_once_and_read_only(tmp_path: Path) -> None:
         write(folder)
 
     for _ in range(2):
-        found = cache.read_array(cache.folder(tmp_path / "deep/c", counted) / "x.npy")
-        assert found.tolist() == [[7, 7]] * 3
+        array = cache.read_array(cache.folder(tmp_path / "deep/c", counted) / "x.npy")
+        assert array.tolist() == [[7, 7]] * 3
     assert len(calls) == 1
-    assert isinstance(found, np.memmap)
+    assert isinstance(array, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
-        found[0, 0] = 1
+        array[0, 0] = 1
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["c"]
 
 
@@ -48,24 +48,24 @@ def test_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_the_second_waits_for_the_first(tmp_path: Path) -> None:
-    made: list[str] = []
+    built: list[str] = []
     begun, may_end = threading.Event(), threading.Event()
 
     def slowly(folder: Path) -> None:
         begun.set()
         may_end.wait(10)
-        made.append("first")
+        built.append("first")
         write(folder)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.folder, tmp_path / "c", slowly)
         begun.wait(10)
-        second = pool.submit(cache.folder, tmp_path / "c", lambda folder: made.append("second"))
+        second = pool.submit(cache.folder, tmp_path / "c", lambda folder: built.append("second"))
         with pytest.raises(TimeoutError):
             second.result(timeout=0.2)
         may_end.set()
         assert first.result() == second.result()
-    assert made == ["first"]
+    assert built == ["first"]
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 

@@ -95,11 +95,15 @@ def test_bad_pictures_name_their_reason(monkeypatch: pytest.MonkeyPatch) -> None
         decode_image(encode(noise))
 
 
-def test_original_bytes_are_kept_unless_the_picture_is_larger_than_asked() -> None:
+def test_original_bytes_stay_unless_the_picture_is_larger_than_the_limit() -> None:
     data = encode(Image.new("RGB", (40, 20)), "JPEG")
     for size in (None, 20, 64):
-        kept = check(record(data), Rules(None, ("image", "text"), size))
-        assert isinstance(kept, Passed) and kept.row["image"] == data and kept.measures == {"width": 40, "height": 20}
+        checked = check(record(data), Rules(None, ("image", "text"), size))
+        assert (
+            isinstance(checked, Passed)
+            and checked.row["image"] == data
+            and checked.measures == {"width": 40, "height": 20}
+        )
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = check(record(encode(Image.new("RGB", (40, 20)), "JPEG", exif=exif)), Rules(None, ("image", "text"), 10))
@@ -111,9 +115,9 @@ def test_original_bytes_are_kept_unless_the_picture_is_larger_than_asked() -> No
 def test_captions() -> None:
     assert clean_caption(" a\tcat \n on\r\na\xa0mat. ") == "a cat on a mat."
     assert clean_caption("half \ud83d pair") == "half pair"
-    found = check(record(encode(Image.new("L", (2, 2))), " one ", "two", "  \n"), RULES)
-    assert isinstance(found, Passed)
-    assert (found.row["captions"], found.cleaned, found.dropped) == (["one", "two"], 1, 1)
+    checked = check(record(encode(Image.new("L", (2, 2))), " one ", "two", "  \n"), RULES)
+    assert isinstance(checked, Passed)
+    assert (checked.row["captions"], checked.cleaned, checked.dropped) == (["one", "two"], 1, 1)
     empty = check(record(encode(Image.new("L", (2, 2))), " ", ""), RULES)
     assert isinstance(empty, Rejected) and empty.reason == "no caption"
 
@@ -151,31 +155,35 @@ def test_paths_stay_inside_the_source(tmp_path: Path) -> None:
         root / "nul\0.png": ("unreadable file", "nul\0.png; embedded null byte"),
     }
     for path, reject in expected.items():
-        found = check(record(path), Rules(str(root), ("image", "text")))
+        checked = check(record(path), Rules(str(root), ("image", "text")))
         if reject is None:
-            assert isinstance(found, Passed), path
+            assert isinstance(checked, Passed), path
         else:
-            assert isinstance(found, Rejected) and (found.reason, found.where) == reject
+            assert isinstance(checked, Rejected) and (checked.reason, checked.where) == reject
 
 
 def test_media_without_a_check_are_kept_as_they_are_and_need_no_caption() -> None:
     pair = PairRecord("x", "x", "train", {"smell": b"v", "taste": lambda: b"a"})
-    found = check(pair, Rules(None, ("smell", "taste")))
-    assert isinstance(found, Passed) and (found.row["smell"], found.row["taste"], found.measures) == (b"v", b"a", {})
+    checked = check(pair, Rules(None, ("smell", "taste")))
+    assert isinstance(checked, Passed) and (checked.row["smell"], checked.row["taste"], checked.measures) == (
+        b"v",
+        b"a",
+        {},
+    )
 
 
 def test_both_tracks_of_a_film_are_checked() -> None:
     data = film(samples=tone(1.0, 16_000))
-    found = check(
+    checked = check(
         PairRecord("x", "x", "train", {"video": data, "audio": data}, meta={"n": 1}), Rules(None, ("video", "audio"))
     )
     assert (
-        isinstance(found, Passed)
-        and found.measures["width"] == 32
-        and found.measures["silent"] == 0
-        and found.row["video"] == data != found.row["audio"]
+        isinstance(checked, Passed)
+        and checked.measures["width"] == 32
+        and checked.measures["silent"] == 0
+        and checked.row["video"] == data != checked.row["audio"]
     )
-    meta = json.loads(found.row["meta"])
+    meta = json.loads(checked.row["meta"])
     assert meta["n"] == 1 and meta["video"]["frames"] == 8 and meta["audio"]["silent"] is False
     mute = film()
     lost = check(PairRecord("x", "x", "train", {"video": mute, "audio": mute}), Rules(None, ("video", "audio")))
@@ -194,13 +202,14 @@ def test_a_large_jpeg_is_decoded_smaller_when_less_is_enough() -> None:
     for kind, wanted in (("JPEG", (300, 225)), ("PNG", (1200, 900))):
         out = io.BytesIO()
         large.save(out, kind)
-        whole, scaled = decode_image(out.getvalue()), decode_image(out.getvalue(), 200)
-        assert whole.size == (1200, 900)
+        full_size, scaled = decode_image(out.getvalue()), decode_image(out.getvalue(), 200)
+        assert full_size.size == (1200, 900)
         assert scaled.size == wanted, "never below what was asked for"
-        one, other = (
-            np.asarray(picture.resize((133, 100), Image.Resampling.BICUBIC), np.float64) for picture in (whole, scaled)
+        first, second = (
+            np.asarray(picture.resize((133, 100), Image.Resampling.BICUBIC), np.float64)
+            for picture in (full_size, scaled)
         )
-        assert np.abs(one - other).mean() < 1.0, "of 255"
+        assert np.abs(first - second).mean() < 1.0, "of 255"
 
 
 def test_a_record_with_a_problem_is_rejected_for_it() -> None:

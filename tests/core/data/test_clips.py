@@ -75,7 +75,7 @@ def greys(data: bytes, rate: float, seconds: float = 100.0) -> list[int]:
     return [round((np.asarray(frame).mean() - 20) / 10) for frame in Clip(data).frames(rate, seconds)]
 
 
-def test_frames_at_the_rate_asked_for() -> None:
+def test_frames_at_the_requested_rate() -> None:
     data = film(seconds=1.0, fps=8)
     assert greys(data, 8) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert greys(data, 4) == [0, 2, 4, 6]
@@ -101,28 +101,29 @@ def test_a_film_that_lies_is_turned() -> None:
 
 def test_a_film_made_smaller_shows_the_same_at_the_same_times() -> None:
     data = film(seconds=1.0, fps=8, side=64, samples=tone(1.0, 16_000), rate=16_000)
-    found = check("video", data, 32)
-    assert found.size == (32, 32) and found.data == check("video", data, 32).data
-    assert next(Clip(found.data).frames(8)).size == (32, 32)
-    assert all(greys(found.data, rate) == greys(data, rate) for rate in (8, 4, 16, 3))
-    assert check("video", found.data).facts == found.facts == check("video", data).facts
+    checked = check("video", data, 32)
+    assert checked.size == (32, 32) and checked.data == check("video", data, 32).data
+    assert next(Clip(checked.data).frames(8)).size == (32, 32)
+    assert all(greys(checked.data, rate) == greys(data, rate) for rate in (8, 4, 16, 3))
+    assert check("video", checked.data).facts == checked.facts == check("video", data).facts
     assert check("video", data, 64).data == data, "never enlarged, nor encoded for nothing"
     turned = check("video", lying(film(side=64, stripe=True)), 32).data
-    seen = np.asarray(next(Clip(turned).frames(8)).convert("L"))
-    assert seen[4].min() > 180 and seen[28].max() < 70, "bright at the top, once"
+    frame = np.asarray(next(Clip(turned).frames(8)).convert("L"))
+    assert frame[4].min() > 180 and frame[28].max() < 70, "bright at the top, once"
 
 
 def test_a_film_with_sound_gives_its_sound_as_a_file_of_its_own() -> None:
     data = film(samples=tone(1.0, 44_100, channels=2), rate=44_100)
-    found = check("audio", data)
-    assert len(found.data) < len(data) and found.data == check("audio", data).data
-    assert found.facts["channels"] == 2 and found.facts["seconds"] == pytest.approx(1, abs=0.06)
-    ours, its = Clip(found.data).samples(16_000), Clip(data).samples(16_000)
-    assert np.abs(ours[:15_000] - its[:15_000]).max() < 1e-3, "not moved in time"
+    checked = check("audio", data)
+    assert len(checked.data) < len(data) and checked.data == check("audio", data).data
+    assert checked.facts["channels"] == 2 and checked.facts["seconds"] == pytest.approx(1, abs=0.06)
+    ours, reference = Clip(checked.data).samples(16_000), Clip(data).samples(16_000)
+    assert np.abs(ours[:15_000] - reference[:15_000]).max() < 1e-3, "not moved in time"
     with pytest.raises(DataError, match="no picture track"):
-        check("video", found.data)
-    seen = check("video", data)
-    assert (seen.data, seen.size, seen.facts) == (data, (32, 32), {"seconds": 1.0, "fps": 8.0, "frames": 8})
+        check("video", checked.data)
+    sound_and_video = check("video", data)
+    assert sound_and_video.data == data and sound_and_video.size == (32, 32)
+    assert sound_and_video.facts == {"seconds": 1.0, "fps": 8.0, "frames": 8}
 
 
 def test_a_film_without_sound() -> None:

@@ -89,23 +89,23 @@ def test_text_is_tokenised_once_and_trimmed_to_its_longest(split: Split, tmp_pat
     order = np.argsort(column.length)
     items = order[[1, 0, len(order) // 2]]
     for chosen in (items, order[-3:]):
-        found = column.inputs(chosen)
+        batch = column.inputs(chosen)
         longest = int(column.length[chosen].max())
-        assert found["ids"].shape == found["mask"].shape == (3, longest)
-        assert found["ids"].dtype == torch.int64
+        assert batch["ids"].shape == batch["mask"].shape == (3, longest)
+        assert batch["ids"].dtype == torch.int64
         wanted = Words()([split.captions[i] for i in chosen])
-        assert torch.equal(found["ids"], wanted["ids"][:, :longest])
+        assert torch.equal(batch["ids"], wanted["ids"][:, :longest])
         assert not wanted["mask"][:, longest:].any()
     assert words.calls == 1
     assert (column.row == split.caption_row).all()
     for _ in range(2):
-        kept = TextColumn(split, words, tmp_path / "kept")
+        cached = TextColumn(split, words, tmp_path / "kept")
         for name, tensor in column.inputs(items).items():
-            assert torch.equal(kept.inputs(items)[name], tensor)
-        assert kept.cut == column.cut
-        assert kept.length.tolist() == column.length.tolist()
+            assert torch.equal(cached.inputs(items)[name], tensor)
+        assert cached.cut == column.cut
+        assert cached.length.tolist() == column.length.tolist()
     assert words.calls == 2
-    assert isinstance(kept.ids, np.memmap)
+    assert isinstance(cached.ids, np.memmap)
 
 
 def test_pixels_equal_decoding(split: Split, tmp_path: Path) -> None:
@@ -131,13 +131,13 @@ def test_cached_tokens_equal_what_was_written(counts: list[int], tmp_path: Path)
     np.save(tmp_path / "tokens.npy", np.concatenate(tokens))
     np.save(tmp_path / "pooled.npy", pooled)
     np.save(tmp_path / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
-    found = CachedColumn(tmp_path, np.arange(4), np.arange(5)).inputs(np.array([2, 0, 3]))
-    assert found.tokens.shape[1] == max(counts[i] for i in (2, 0, 3))
+    batch = CachedColumn(tmp_path, np.arange(4), np.arange(5)).inputs(np.array([2, 0, 3]))
+    assert batch.tokens.shape[1] == max(counts[i] for i in (2, 0, 3))
     for place, item in enumerate((2, 0, 3)):
-        assert found.mask[place].tolist() == [j < counts[item] for j in range(found.mask.shape[1])]
-        assert np.array_equal(found.tokens[place][found.mask[place]].numpy(), tokens[item])
-        assert not found.tokens[place][~found.mask[place]].any()
-    assert np.array_equal(found.pooled.numpy(), pooled[[2, 0, 3]])
+        assert batch.mask[place].tolist() == [j < counts[item] for j in range(batch.mask.shape[1])]
+        assert np.array_equal(batch.tokens[place][batch.mask[place]].numpy(), tokens[item])
+        assert not batch.tokens[place][~batch.mask[place]].any()
+    assert np.array_equal(batch.pooled.numpy(), pooled[[2, 0, 3]])
 
 
 def test_batches_are_the_plans_in_order_with_any_number_of_workers(toy: Any) -> None:
@@ -157,7 +157,7 @@ def test_items_without_a_partner_come_behind_the_pairs_and_apart_from_one_anothe
     lone_a, lone_b = np.arange(24, 30), b.start[24:30]
     plan = PairPlan(a, b, np.arange(24), 8, seed=0, unpaired=(lone_a, lone_b))
     alone = replace(plan, unpaired=(loader.NONE, loader.NONE))
-    together = False
+    both_in_batch = False
     for number in range(3):
         drawn = np.concatenate([items_a[8:] for _, items_a, _ in plan.epoch(number)])
         assert np.unique(drawn, return_counts=True)[1].tolist() == [4] * 6, "none comes again before all have come"
@@ -167,8 +167,8 @@ def test_items_without_a_partner_come_behind_the_pairs_and_apart_from_one_anothe
                 "the pairs are what they were"
             )
             assert set(items_a[8:]) <= set(lone_a) and set(items_b[8:]) <= set(lone_b)
-            together |= bool((a.row[items_a[8:]] == b.row[items_b[8:]]).all())
-    assert not together
+            both_in_batch |= bool((a.row[items_a[8:]] == b.row[items_b[8:]]).all())
+    assert not both_in_batch
     assert len(plan.epoch(0)[0][1]) == len(replace(plan, unpaired=(lone_a, loader.NONE)).epoch(0)[0][2]) + 8
 
 
@@ -203,9 +203,9 @@ def test_of_several_processes_each_reads_a_picture_once_a_pair_in_a_loaders_work
 
 def test_a_row_with_fewer_captions_brings_fewer_pairs(plan: PairPlan) -> None:
     some = SimpleNamespace(row=np.array([0, 1, 1, 1, 2, 2]), start=np.array([0, 1, 4, 6]))
-    one = SimpleNamespace(row=np.arange(3), start=np.arange(4))
-    found = PairPlan(one, some, np.arange(3), 3, 0, captions=2).epoch(0)[0]  # type: ignore[arg-type]
-    assert np.bincount(found[0]).tolist() == [1, 2, 2]
-    assert len(set(found[2].tolist())) == 5
-    unpaired = PairPlan(one, some, np.arange(2), 2, 0, (np.array([2]), NONE), captions=2).epoch(0)[0]  # type: ignore[arg-type]
+    first_side = SimpleNamespace(row=np.arange(3), start=np.arange(4))
+    batch = PairPlan(first_side, some, np.arange(3), 3, 0, captions=2).epoch(0)[0]  # type: ignore[arg-type]
+    assert np.bincount(batch[0]).tolist() == [1, 2, 2]
+    assert len(set(batch[2].tolist())) == 5
+    unpaired = PairPlan(first_side, some, np.arange(2), 2, 0, (np.array([2]), NONE), captions=2).epoch(0)[0]  # type: ignore[arg-type]
     assert unpaired[1].tolist() == [*unpaired[0], 2, 2] and len(unpaired[2]) == len(unpaired[0]) == 3

@@ -40,27 +40,31 @@ def split(tmp_path: Path) -> Split:
 
 
 def test_padded() -> None:
-    found = pad([torch.ones(2, 3, dtype=torch.uint8), torch.full((4, 3), 7, dtype=torch.uint8)])
+    padded = pad([torch.ones(2, 3, dtype=torch.uint8), torch.full((4, 3), 7, dtype=torch.uint8)])
     assert (
-        found["values"].shape == (2, 4, 3)
-        and found["values"].dtype == torch.uint8
-        and found["values"][0, 2:].sum() == 0
+        padded["values"].shape == (2, 4, 3)
+        and padded["values"].dtype == torch.uint8
+        and padded["values"][0, 2:].sum() == 0
     )
-    assert found["mask"].tolist() == [[True, True, False, False], [True] * 4]
+    assert padded["mask"].tolist() == [[True, True, False, False], [True] * 4]
 
 
 def test_clips_are_decoded_once_and_equal_those_decoded_on_the_fly(split: Split, tmp_path: Path) -> None:
     Grey.calls = 0
-    told: list[Any] = []
+    progress: list[Any] = []
     column = ClipColumn(
-        split, "video", Grey(), tmp_path / "cache", lambda done, total, facts: told.append((done, total, facts["what"]))
+        split,
+        "video",
+        Grey(),
+        tmp_path / "cache",
+        lambda done, total, facts: progress.append((done, total, facts["what"])),
     )
-    assert Grey.calls == 3 and told == [(3, 3, "video of train")] and column.length.tolist() == [8, 2, 16]
+    assert Grey.calls == 3 and progress == [(3, 3, "video of train")] and column.length.tolist() == [8, 2, 16]
     again = ClipColumn(split, "video", Grey(), tmp_path / "cache")
     assert Grey.calls == 3, "read, not made again"
     items = np.array([2, 0, 1])
-    for found in (column.inputs(items), again.inputs(items)):
+    for batch in (column.inputs(items), again.inputs(items)):
         wanted = MediaColumn(split, "video", Grey()).inputs(items)
-        assert all(torch.equal(found[key], wanted[key]) for key in ("values", "mask"))
-    assert found["values"][1, :4, 0].tolist() == pytest.approx([20, 30, 40, 50], abs=2)
+        assert all(torch.equal(batch[key], wanted[key]) for key in ("values", "mask"))
+    assert batch["values"][1, :4, 0].tolist() == pytest.approx([20, 30, 40, 50], abs=2)
     assert column.inputs(np.array([1]))["values"].shape == (1, 2, 1), "no further than the longest asked for"

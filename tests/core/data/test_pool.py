@@ -36,7 +36,7 @@ def test_order_holds_and_reading_ahead_is_bounded() -> None:
     assert furthest <= pool.CHUNK * (2 * pool.AHEAD + 2)
 
 
-def test_a_worker_that_dies_is_told() -> None:
+def test_a_worker_that_dies_is_reported() -> None:
     killers = (PairRecord(str(i), "", "train", {"raw": b"a"}, [_Killer()]) for i in range(3))  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"a worker process died.*fewer --workers"):
         list(pool.checked(killers, RULES, 2))

@@ -21,8 +21,8 @@ from ccaco_cli.core.data.scene_words import RELATIONS, SYNONYMS
 NOUNS = {*scenes.ANIMALS, *scenes.OBJECTS}
 POSES = {pose for poses in scenes.POSES.values() for pose in poses}
 COUNTS = {"train": {"colour": 1200}, "val": {"colour": 200}, "test": {"colour": 1000}}
-MEANING = {said: word for word, ways in SYNONYMS.items() for said in ways}
-PLACES = {said: word for said, word in MEANING.items() if word in scenes.GROUNDS}
+MEANING = {synonym: word for word, ways in SYNONYMS.items() for synonym in ways}
+PLACES = {synonym: word for synonym, word in MEANING.items() if word in scenes.GROUNDS}
 
 
 def make(**counts):
@@ -37,9 +37,9 @@ def records():
 def parse(caption):
     """(claims of each thing named, relation or None, place or None) of a caption, read without the templates."""
     place = None
-    for said, word in sorted(PLACES.items(), key=lambda item: -len(item[0])):
-        if said in caption:
-            place, caption = word, caption.replace(said, " ")
+    for synonym, word in sorted(PLACES.items(), key=lambda item: -len(item[0])):
+        if synonym in caption:
+            place, caption = word, caption.replace(synonym, " ")
             break
     claims, between = [], []
     chunks = f" {caption} ".replace(",", " ").replace(" an ", " a ").split(" a ")[1:]
@@ -50,12 +50,12 @@ def parse(caption):
             continue
         (at,) = nouns
         after = words[at + 1 :]
-        claim = {"noun": words[at], "colour": words[at - 1]}
+        claimed = {"noun": words[at], "colour": words[at - 1]}
         for key, known in (("size", scenes.SCALES), ("pose", POSES)):
-            claim.update((key, word) for word in words[: at - 1] if word in known)
+            claimed.update((key, word) for word in words[: at - 1] if word in known)
         if after and after[0] in POSES:
-            claim["pose"] = after.pop(0)
-        claims.append(claim)
+            claimed["pose"] = after.pop(0)
+        claims.append(claimed)
         between.append(" ".join(w for w in chunk.split()[len(words) - len(after) :] if w != "is"))
     ways = [
         (r, i) for r, both in RELATIONS.items() for i, phrases in enumerate(both) if between and between[0] in phrases
@@ -66,17 +66,14 @@ def parse(caption):
 def holds(claims, facts):
     """Index of the thing that each claim is true of; None when a claim is false."""
     nouns = {fact["noun"]: i for i, fact in enumerate(facts)}
-    found = [nouns.get(claim["noun"]) for claim in claims]
-    return (
-        found
-        if all(i is not None and claim.items() <= facts[i].items() for i, claim in zip(found, claims, strict=True))
-        else None
-    )
+    objects = [nouns.get(phrase["noun"]) for phrase in claims]
+    pairs = zip(objects, claims, strict=True)
+    return objects if all(i is not None and phrase.items() <= facts[i].items() for i, phrase in pairs) else None
 
 
 def test_synonyms_mean_one_thing_each():
-    said = [way for ways in SYNONYMS.values() for way in set(ways)]
-    assert len(said) == len(set(said))
+    synonyms = [synonym for ways in SYNONYMS.values() for synonym in set(ways)]
+    assert len(synonyms) == len(set(synonyms))
 
 
 def test_counts_ids_and_numbers_of_things(records):
@@ -93,19 +90,19 @@ def test_every_claim_of_every_caption_is_true(records):
         facts, full = record.meta["facts"], record.meta["full_captions"]
         for i, caption in enumerate(record.captions):
             claims, relation, place = parse(caption)
-            found = holds(claims, facts)
-            assert found, (caption, facts)
-            assert all(claim["colour"] in COLOURS for claim in claims), caption
+            matching = holds(claims, facts)
+            assert matching, (caption, facts)
+            assert all(claimed["colour"] in COLOURS for claimed in claims), caption
             assert place in (None, record.meta["place"]), caption
             if i < full:
                 name, inverse = relation
                 assert name == record.meta["relation"], caption
                 # "next to" reads the same both ways, so either order is true of it.
-                assert found[:2] == ([1, 0] if inverse else [0, 1]) or (name == "next" and set(found[:2]) == {0, 1}), (
-                    caption
-                )
+                assert matching[:2] == ([1, 0] if inverse else [0, 1]) or (
+                    name == "next" and set(matching[:2]) == {0, 1}
+                ), caption
             else:
-                assert relation is None and len(found) in (1, 2), caption
+                assert relation is None and len(matching) in (1, 2), caption
 
 
 def test_a_noun_and_a_colour_come_once_in_a_picture(records):
@@ -169,8 +166,8 @@ def test_twins_differ_in_exactly_the_binding(records):
         assert first.meta["twin"] == second.meta["twin"] == {"kind": kind, "of": first.id}
         assert second.meta["facts"] == swapped(first.meta["facts"], kind) != first.meta["facts"]
         assert all(first.meta[key] == second.meta[key] for key in ("relation", "place"))
-        one, two = (r.media["image"].args[0] for r in (first, second))
-        assert (one.place, one.variant) == (two.place, two.variant)
+        first_drawing, second_drawing = (r.media["image"].args[0] for r in (first, second))
+        assert (first_drawing.place, first_drawing.variant) == (second_drawing.place, second_drawing.variant)
         assert first.media["image"]() != second.media["image"]()
         assert first.meta["boxes"][2:] == second.meta["boxes"][2:]
         for record, other in ((first, second), (second, first)):
@@ -180,9 +177,9 @@ def test_twins_differ_in_exactly_the_binding(records):
             assert true != false
             assert sorted(true.replace("an ", "a ").split()) == sorted(false.replace("an ", "a ").split())
             claims, (relation, inverse), _ = parse(false)
-            found = holds(claims, first.meta["facts"])
-            assert found is None or (
-                kind == "role" and found[:2] == ([0, 1] if inverse else [1, 0]) and relation != "next"
+            matching = holds(claims, first.meta["facts"])
+            assert matching is None or (
+                kind == "role" and matching[:2] == ([0, 1] if inverse else [1, 0]) and relation != "next"
             ), false
     assert {kind for split, kind in kinds} == {"role", "colour", "shape"}
     assert all(kinds[split, kind] >= 12 for split in COUNTS for kind in ("role", "colour", "shape"))
@@ -205,9 +202,9 @@ def test_held_out_pairs_are_seen_in_test_only(records):
 
 def test_orange_napping_cats_live_in_the_test_gallery(records):
     wanted = {"noun": "cat", "colour": "orange", "pose": "napping"}
-    found = [r for r in records if r.split == "test" and any(wanted.items() <= f.items() for f in r.meta["facts"])]
-    assert len(found) >= 8
-    assert any("orange cat napping" in caption for r in found for caption in r.captions)
+    answers = [r for r in records if r.split == "test" and any(wanted.items() <= f.items() for f in r.meta["facts"])]
+    assert len(answers) >= 8
+    assert any("orange cat napping" in caption for r in answers for caption in r.captions)
 
 
 def test_full_captions_nearly_name_their_picture(records):
@@ -216,15 +213,15 @@ def test_full_captions_nearly_name_their_picture(records):
     def fits(caption):
         claims, relation, place = parse(caption)
         for record in gallery:
-            found = holds(claims, record.meta["facts"])
+            matching = holds(claims, record.meta["facts"])
             related = relation is None or (
-                found and relation[0] == record.meta["relation"] and set(found[:2]) == {0, 1}
+                matching and relation[0] == record.meta["relation"] and set(matching[:2]) == {0, 1}
             )
-            yield bool(found and related and place in (None, record.meta["place"]))
+            yield bool(matching and related and place in (None, record.meta["place"]))
 
-    asked = random.Random(0).sample(gallery, 40)
-    full = [sum(fits(c)) for a in asked for c in a.captions[:3]]
-    part = [sum(fits(c)) for a in asked for c in a.captions[3:]]
+    sampled = random.Random(0).sample(gallery, 40)
+    full = [sum(fits(c)) for a in sampled for c in a.captions[:3]]
+    part = [sum(fits(c)) for a in sampled for c in a.captions[3:]]
     print(
         f"pictures that a caption is true of: full {np.mean(full):.2f}, "
         f"partial median {np.median(part):.0f}, mean {np.mean(part):.1f}"
@@ -263,25 +260,25 @@ def test_same_bytes_in_another_process():
     assert other != digest(scenes.records("s", counts, seed=4, size=64, limit=None))
 
 
-def test_a_split_does_not_depend_on_how_much_is_asked_for(records):
-    few = list(scenes.records("scenes", COUNTS, seed=0, size=64, limit=30))
-    assert [r.captions for r in few if r.split == "test"] == [r.captions for r in records if r.split == "test"][:29]
+def test_a_split_does_not_depend_on_how_much_is_requested(records):
+    smaller = list(scenes.records("scenes", COUNTS, seed=0, size=64, limit=30))
+    assert [r.captions for r in smaller if r.split == "test"] == [r.captions for r in records if r.split == "test"][:29]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
 def test_limit_keeps_families_whole(limit):
-    found = list(
+    records_again = list(
         scenes.records(
             "s", {"test": {"colour": 100}, "val": {"colour": 60, "sketch": 40}}, seed=0, size=64, limit=limit
         )
     )
     for split in ("test", "val"):
-        here = [r for r in found if r.split == split]
+        here = [r for r in records_again if r.split == split]
         assert max(1, limit - 2) <= len(here) <= limit
         assert set(Counter(r.family for r in here if r.family).values()) <= {2}
 
 
-def test_media_are_small_picklable_functions_of_the_asked_size():
+def test_media_are_small_picklable_functions_of_the_requested_size():
     for size in (32, 64, 150):
         (record,) = scenes.records("s", {"test": {"colour": 1}}, seed=0, size=size, limit=None)
         make_bytes = record.media["image"]

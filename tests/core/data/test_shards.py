@@ -55,35 +55,35 @@ def leftovers(folder: Path) -> set[str]:
 
 
 def test_counts_files_and_rows(tmp_path: Path) -> None:
-    told: list[tuple[int, int | None, int]] = []
-    made = write(
+    progress: list[tuple[int, int | None, int]] = []
+    dataset = write(
         tmp_path / "d",
         records(bad=(3,)),
         facts={"protocol": "p"},
         total=50,
-        on_progress=lambda d, t, f: told.append((d, t, f["rejects"])),
+        on_progress=lambda d, t, f: progress.append((d, t, f["rejects"])),
     )
-    assert made.facts["protocol"] == "p" and made.facts["modalities"] == ["image", "text"]
+    assert dataset.facts["protocol"] == "p" and dataset.facts["modalities"] == ["image", "text"]
     in_train = {i // 2 for i in range(50) if i % 5 != 4 and i != 3}
-    assert made.facts["splits"] == {
+    assert dataset.facts["splits"] == {
         "train": {"samples": 39, "groups": len(in_train), "captions": 78, "rejects": 1},
         "test": {"samples": 10, "groups": 10, "captions": 20, "rejects": 0},
     }
-    assert made.facts["rejects"] == {"not a picture": 1}
-    assert made.facts["captions"] == {"cleaned": 49, "dropped": 0}
+    assert dataset.facts["rejects"] == {"not a picture": 1}
+    assert dataset.facts["captions"] == {"cleaned": 49, "dropped": 0}
     sizes = {"width": {"min": 8, "mean": 8.0, "max": 8}, "height": {"min": 6, "mean": 6.0, "max": 6}}
     groups = [sum(i // 2 == g for i in range(50) if i % 5 != 4 and i != 3) for g in in_train]
-    assert made.facts["inspection"]["train"] == {
+    assert dataset.facts["inspection"]["train"] == {
         "captions_per_group": {"min": 2, "mean": round(2 * sum(groups) / len(groups), 3), "max": 4},
         "words": {"min": 1, "mean": 1.5, "max": 2},
         **sizes,
         "rejects": {"not a picture": 1},
     }
-    assert made.facts["inspection"]["test"]["rejects"] == {}
-    assert made.facts["leakage"] == 0
-    assert told[-1] == (50, 50, 1) and [d for d, _, _ in told] == list(range(1, 51))
+    assert dataset.facts["inspection"]["test"]["rejects"] == {}
+    assert dataset.facts["leakage"] == 0
+    assert progress[-1] == (50, 50, 1) and [d for d, _, _ in progress] == list(range(1, 51))
     names = [f"train-{i:05d}.arrow" for i in range(5)] + [f"test-{i:05d}.arrow" for i in range(2)] + ["rejects.csv"]
-    assert [(f["name"], f["rows"]) for f in made.files] == list(zip(names, [7, 8, 8, 8, 8, 8, 2, 1], strict=True))
+    assert [(f["name"], f["rows"]) for f in dataset.files] == list(zip(names, [7, 8, 8, 8, 8, 8, 2, 1], strict=True))
     assert leftovers(tmp_path / "d") == {*names, "manifest.json"} and leftovers(tmp_path) == {"d"}
     assert (tmp_path / "d" / "rejects.csv").read_text() == "id,split,reason,where\nid3,train,not a picture,\n"
     manifest.open(tmp_path / "d", kind="dataset", verify="full")
@@ -133,28 +133,30 @@ if __name__ == "__main__":
     assert running.wait() == -signal.SIGKILL
     assert (partial_folder / "train-00003.json").exists() and not (tmp_path / "b").exists()
     finished = [path.with_suffix(".arrow") for path in partial_folder.glob("*-*.json")]
-    kept = {path.name: path.stat().st_mtime_ns for path in finished}
+    modified = {path.name: path.stat().st_mtime_ns for path in finished}
 
-    made: list[str] = []
+    decoded: list[str] = []
 
     def watched() -> Iterator[PairRecord]:
         for record in records(60, bad=(1, 30)):
             media = record.media["image"]
             yield PairRecord(
                 **{f: getattr(record, f) for f in ("id", "group", "split", "captions")},
-                media={"image": noting(made, record.id, media)},
+                media={"image": noting(decoded, record.id, media)},
             )
 
     again = write(tmp_path / "b", watched())
     assert again.sha256 == undisturbed.sha256 and again.files == undisturbed.files and again.facts == undisturbed.facts
-    assert len(kept) >= 4 and all((tmp_path / "b" / name).stat().st_mtime_ns == when for name, when in kept.items())
-    assert "id0" not in made and "id59" in made
+    assert len(modified) >= 4 and all(
+        (tmp_path / "b" / name).stat().st_mtime_ns == when for name, when in modified.items()
+    )
+    assert "id0" not in decoded and "id59" in decoded
     assert leftovers(tmp_path) == {"a", "b", "again.py"}
 
 
-def noting(made: list[str], id: str, media: Any) -> Any:
+def noting(decoded: list[str], id: str, media: Any) -> Any:
     def read() -> bytes:
-        made.append(id)
+        decoded.append(id)
         return media if isinstance(media, bytes) else media()
 
     return read
@@ -170,7 +172,7 @@ def interrupted(out: Path, source: Any, at: int, **more: Any) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def test_a_source_that_changed_meanwhile_is_told(tmp_path: Path) -> None:
+def test_a_source_that_changed_meanwhile_is_reported(tmp_path: Path) -> None:
     folder = interrupted(tmp_path / "d", records(), 40)
     changed = (PairRecord(r.id, r.group, r.split, r.media, ["other words"]) for r in records())
     with pytest.raises(DataError, match="source changed since the interrupted run"):
@@ -255,13 +257,13 @@ def test_a_run_beyond_hope_stops_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_split_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     odd = (PairRecord(r.id, r.group, "../../x" if r.id == "id3" else r.split, r.media, r.captions) for r in records())
-    made = write(tmp_path / "deep" / "d", odd)
+    manifest = write(tmp_path / "deep" / "d", odd)
     assert (
-        made.facts["rejects"] == {"bad split name": 1}
+        manifest.facts["rejects"] == {"bad split name": 1}
         and leftovers(tmp_path) == {"deep"}
         and leftovers(tmp_path / "deep") == {"d"}
     )
-    assert sum(s["samples"] for s in made.facts["splits"].values()) == 49
+    assert sum(s["samples"] for s in manifest.facts["splits"].values()) == 49
 
 
 def test_twins_and_leakage(tmp_path: Path) -> None:
@@ -275,9 +277,9 @@ def test_twins_and_leakage(tmp_path: Path) -> None:
         PairRecord("y", "y", "train", {"image": picture(1)}, ["a"]),
         PairRecord("z", "z", "val", {"image": picture(0)}, ["a"]),
     ]
-    made = write(tmp_path / "d", [*records(20), *same])
+    manifest = write(tmp_path / "d", [*records(20), *same])
     sha1 = hashlib.sha1(picture(0)).hexdigest()
-    assert made.facts["leakage"] == 1 and {"name": "leakage.csv", "rows": 3}.items() <= made.files[-1].items()
+    assert manifest.facts["leakage"] == 1 and {"name": "leakage.csv", "rows": 3}.items() <= manifest.files[-1].items()
     assert (
         tmp_path / "d" / "leakage.csv"
     ).read_text() == f"sha1,split,id\n{sha1},test,x\n{sha1},train,id0\n{sha1},val,z\n"
@@ -310,6 +312,6 @@ def test_manifest_holds_no_path_of_this_machine(tmp_path: Path) -> None:
     root.mkdir()
     (root / "a.png").write_bytes(picture(0))
     source = [PairRecord(n, n, "train", {"image": root / n}, ["a"]) for n in ("a.png", "gone.png")]
-    made = write(tmp_path / "d", source, root=root, max_rejects=0.5)
-    text = json.dumps([made.facts, made.files, made.config]) + (tmp_path / "d" / "rejects.csv").read_text()
+    manifest = write(tmp_path / "d", source, root=root, max_rejects=0.5)
+    text = json.dumps([manifest.facts, manifest.files, manifest.config]) + (tmp_path / "d" / "rejects.csv").read_text()
     assert str(tmp_path) not in text and "gone.png,train,missing file,gone.png" in text

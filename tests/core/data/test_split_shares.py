@@ -132,8 +132,8 @@ def test_training_without_val_is_refused_with_a_command_that_works(
     assert not (tmp_path / "x").exists()
     words = shlex.split(done.err.rpartition("next: ")[2])
     assert ccaco(*words[1:]).code == 0
-    made = Path(words[words.index("--out") + 1])
-    assert {"train", "val"} <= set(shards.open(made).splits)
+    folder = Path(words[words.index("--out") + 1])
+    assert {"train", "val"} <= set(shards.open(folder).splits)
 
 
 def test_a_share_that_leaves_a_split_empty_is_followed_by_a_larger_one(

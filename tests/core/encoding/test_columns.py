@@ -32,15 +32,15 @@ def build(**settings: Any) -> tuple[Any, Any, ModelConfig]:
 
 
 def test_small_pictures_are_pixels_and_captions_text(data: PairData) -> None:
-    found = columns(data, "val", *build())
-    assert list(found) == ["image", "text"]
-    assert isinstance(found["image"], PixelColumn)
-    assert isinstance(found["text"], TextColumn)
-    assert len(found["image"].row) == 25
-    assert len(found["text"].row) == 125
+    by_modality = columns(data, "val", *build())
+    assert list(by_modality) == ["image", "text"]
+    assert isinstance(by_modality["image"], PixelColumn)
+    assert isinstance(by_modality["text"], TextColumn)
+    assert len(by_modality["image"].row) == 25
+    assert len(by_modality["text"].row) == 125
 
 
-def test_large_pictures_are_decoded_when_asked_for(data: PairData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_decoded_when_requested(data: PairData, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader.PIXELS_IN_CACHE == module.PIXELS_IN_CACHE
     monkeypatch.setattr(module, "PIXELS_IN_CACHE", 16)
     assert type(columns(data, "val", *build())["image"]) is MediaColumn
@@ -48,18 +48,20 @@ def test_large_pictures_are_decoded_when_asked_for(data: PairData, monkeypatch: 
 
 def test_a_locked_tower_is_read_from_the_cache(data: PairData) -> None:
     aligner, towers, config = build(image__lock=True, image__cache_tokens=100, text__lock=True)
-    told: list[str] = []
-    found = columns(data, "val", aligner, towers, config, lambda done, total, facts: told.append(facts["what"]))
+    messages: list[str] = []
+    by_modality = columns(
+        data, "val", aligner, towers, config, lambda done, total, facts: messages.append(facts["what"])
+    )
     raw = columns(data, "val", *build())
     items = np.array([3, 0, 11])
     for modality in ("image", "text"):
-        assert isinstance(found[modality], CachedColumn)
-        cached, fresh = (aligner.encode(modality, c[modality].inputs(items))[0].z for c in (found, raw))
+        assert isinstance(by_modality[modality], CachedColumn)
+        cached, fresh = (aligner.encode(modality, c[modality].inputs(items))[0].z for c in (by_modality, raw))
         assert torch.allclose(cached, fresh, atol=5e-3)
-    assert set(told) == {"image tokens of val", "text tokens of val"}
-    told.clear()
-    columns(data, "val", aligner, towers, config, lambda done, total, facts: told.append(facts["what"]))
-    assert told == []
+    assert set(messages) == {"image tokens of val", "text tokens of val"}
+    messages.clear()
+    columns(data, "val", aligner, towers, config, lambda done, total, facts: messages.append(facts["what"]))
+    assert messages == []
     fewer = columns(data, "val", *build(image__lock=True, image__cache_tokens=1))["image"]
     assert fewer.length is not None
     assert set(fewer.length.tolist()) == {1}

@@ -18,38 +18,38 @@ from ccaco_cli.core.types import Features
 
 def test_order_and_batching_do_not_matter(toy: Any) -> None:
     aligner, column = toy.aligner(toy.config()).train(), toy.columns()[1]
-    told: list[tuple[int, int | None]] = []
-    whole = encode(
+    progress: list[tuple[int, int | None]] = []
+    reference = encode(
         aligner,
         "text",
         column,
         options=EncodeOptions(batch_size=7),
-        on_progress=lambda done, total, facts: told.append((done, total)),
+        on_progress=lambda done, total, facts: progress.append((done, total)),
     )
     assert not aligner.training
-    assert told[-1] == (48, 48)
-    assert whole.tokens is None
+    assert progress[-1] == (48, 48)
+    assert reference.tokens is None
     for item in (0, 17, 47):
         alone, _ = aligner.encode("text", column.inputs(np.array([item])))
-        assert torch.allclose(whole.z[item], alone.z[0], atol=1e-6)
-        assert torch.allclose(whole.embedding.pooled[item], alone.pooled[0], atol=1e-6)
+        assert torch.allclose(reference.z[item], alone.z[0], atol=1e-6)
+        assert torch.allclose(reference.embedding.pooled[item], alone.pooled[0], atol=1e-6)
     some = encode(aligner, "text", column, items=[40, 3], options=EncodeOptions(batch_size=1))
-    assert torch.allclose(some.z, whole.z[[40, 3]], atol=1e-6)
-    assert whole.z.dtype == torch.float32
-    assert torch.allclose(whole.z.norm(dim=1), torch.ones(48), atol=1e-6)
+    assert torch.allclose(some.z, reference.z[[40, 3]], atol=1e-6)
+    assert reference.z.dtype == torch.float32
+    assert torch.allclose(reference.z.norm(dim=1), torch.ones(48), atol=1e-6)
 
 
 def test_local_keeps_the_tokens_of_the_cross_branch(toy: Any) -> None:
     aligner, column = toy.aligner(toy.config()), toy.columns()[1]
-    found = encode(aligner, "text", column, local_tokens=True, options=EncodeOptions(batch_size=5)).local_tokens
-    assert found.tokens.dtype == torch.float16
-    assert found.mask.sum(1).tolist() == column.length.tolist()
-    assert not found.tokens[~found.mask].any()
+    tokens = encode(aligner, "text", column, local_tokens=True, options=EncodeOptions(batch_size=5)).local_tokens
+    assert tokens.tokens.dtype == torch.float16
+    assert tokens.mask.sum(1).tolist() == column.length.tolist()
+    assert not tokens.tokens[~tokens.mask].any()
     for item in (0, 17, 47):
-        given = column.inputs(np.array([item]))
-        wanted = aligner.local_tokens("text", aligner.encode("text", given)[1])
+        inputs = column.inputs(np.array([item]))
+        wanted = aligner.local_tokens("text", aligner.encode("text", inputs)[1])
         length = int(column.length[item])
-        assert torch.allclose(found.tokens[item, :length].float(), wanted.tokens[0, :length], atol=2e-3)
+        assert torch.allclose(tokens.tokens[item, :length].float(), wanted.tokens[0, :length], atol=2e-3)
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
@@ -60,10 +60,10 @@ def test_the_cache_equals_the_tower_and_is_made_once(toy: Any, tmp_path: Path, s
     tower = toy.tower("x", width).module
     calls: list[int] = []
     tower.register_forward_hook(lambda *_: calls.append(1))
-    found = cached(tower, column, tmp_path / "c", grid=None, max_tokens=0, device="cpu")
-    assert (found.row == column.row).all()
+    tokens = cached(tower, column, tmp_path / "c", grid=None, max_tokens=0, device="cpu")
+    assert (tokens.row == column.row).all()
     items = np.array([9, 2, 20])
-    got, wanted = found.inputs(items), tower(column.inputs(items))
+    got, wanted = tokens.inputs(items), tower(column.inputs(items))
     for place in range(3):
         assert torch.allclose(
             got.tokens[place][got.mask[place]].float(), wanted.tokens[place][wanted.mask[place]], atol=2e-3
@@ -84,12 +84,12 @@ def test_narrow_towers_give_the_same_vectors_and_are_put_back(toy: Any, dtype: t
     with pytest.raises(KeyboardInterrupt), reduced_precision(aligner, dtype):
         for modality, column in columns.items():
             assert {p.dtype for p in aligner.sides[modality].tower.parameters()} == {dtype}
-            found, wanted = encode(aligner, modality, column, local_tokens=True), plain[modality]
-            assert found.z.dtype == torch.float32
-            assert not torch.equal(found.z, wanted.z)
-            assert (found.z * wanted.z).sum(1).min() > 1 - 1e-3
-            assert torch.allclose(found.local_tokens.tokens.float(), wanted.local_tokens.tokens.float(), atol=0.05)
-            assert torch.equal(found.local_tokens.mask, wanted.local_tokens.mask)
+            encoded, wanted = encode(aligner, modality, column, local_tokens=True), plain[modality]
+            assert encoded.z.dtype == torch.float32
+            assert not torch.equal(encoded.z, wanted.z)
+            assert (encoded.z * wanted.z).sum(1).min() > 1 - 1e-3
+            assert torch.allclose(encoded.local_tokens.tokens.float(), wanted.local_tokens.tokens.float(), atol=0.05)
+            assert torch.equal(encoded.local_tokens.mask, wanted.local_tokens.mask)
         raise KeyboardInterrupt
     assert [side.tower for side in aligner.sides.values()] == towers
     assert {p.dtype for p in aligner.parameters()} == {torch.float32}
@@ -107,37 +107,37 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(
         column.mask[:], column.length = True, None
 
     def make(folder: Path, until: int) -> tuple[CachedColumn | None, int]:
-        seen = 0
+        batches = 0
 
-        def count(module: Any, given: Any) -> None:
-            nonlocal seen
-            seen += len(given[0]["mask"])
-            if seen > until:
+        def count(module: Any, inputs: Any) -> None:
+            nonlocal batches
+            batches += len(inputs[0]["mask"])
+            if batches > until:
                 raise KeyboardInterrupt
 
         hook = tower.register_forward_pre_hook(count)
         try:
-            return cached(tower, column, folder, grid=None, max_tokens=0, device="cpu"), seen
+            return cached(tower, column, folder, grid=None, max_tokens=0, device="cpu"), batches
         except KeyboardInterrupt:
-            return None, seen
+            return None, batches
         finally:
             hook.remove()
 
     monkeypatch.setattr(token_cache, "BATCH_SIZE", {"cpu": 5})
     items = np.arange(len(column.row))
-    whole, every = make(tmp_path / "whole", 10**6)
+    complete, every = make(tmp_path / "whole", 10**6)
     assert every == len(items)
     broken, _ = make(tmp_path / "c", len(items) - 1)
     assert broken is None
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".c.tmp"]
-    rest, seen = make(tmp_path / "c", 10**6)
-    assert 0 < seen < len(items)
-    assert whole is not None
-    assert rest is not None
-    one, other = whole.inputs(items), rest.inputs(items)
-    assert torch.equal(one.mask, other.mask)
-    assert torch.equal(one.tokens, other.tokens)
-    assert torch.equal(one.pooled, other.pooled)
+    resumed, batches = make(tmp_path / "c", 10**6)
+    assert 0 < batches < len(items)
+    assert complete is not None
+    assert resumed is not None
+    first, second = complete.inputs(items), resumed.inputs(items)
+    assert torch.equal(first.mask, second.mask)
+    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.pooled, second.pooled)
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["offsets.npy", "pooled.npy", "tokens.npy"]
 
 
@@ -145,11 +145,11 @@ def test_a_patch_grid_is_averaged_by_hand() -> None:
     patches = torch.arange(16.0).view(1, 16, 1)
     special = torch.tensor([[[100.0]]])
     features = Features(torch.cat([special, patches], 1), torch.ones(1, 17, dtype=torch.bool), special[:, 0])
-    found = pool_grid(features, (4, 4), 4)
-    assert found.tokens.flatten().tolist() == [100.0, 2.5, 4.5, 10.5, 12.5]
-    assert found.mask.shape == (1, 5)
-    assert found.mask.all()
-    assert torch.equal(found.pooled, features.pooled)
+    pooled = pool_grid(features, (4, 4), 4)
+    assert pooled.tokens.flatten().tolist() == [100.0, 2.5, 4.5, 10.5, 12.5]
+    assert pooled.mask.shape == (1, 5)
+    assert pooled.mask.all()
+    assert torch.equal(pooled.pooled, features.pooled)
     assert pool_grid(features, (4, 4), 16) is features
     assert pool_grid(features, None, 4) is features
 

@@ -12,22 +12,22 @@ def cloud(n: int, shift: float, seed: int) -> np.ndarray:
 
 
 def test_apart_and_together() -> None:
-    apart = separability(cloud(80, 0.0, 1), cloud(60, 9.0, 2))
-    assert apart == {"domain_accuracy": 1.0, "proxy_a_distance": 2.0}
-    together = separability(cloud(400, 0.0, 1), cloud(400, 0.0, 2))
-    assert together["domain_accuracy"] == pytest.approx(0.5, abs=0.06)
-    assert together["proxy_a_distance"] == pytest.approx(2 * (2 * together["domain_accuracy"] - 1))
+    distant = separability(cloud(80, 0.0, 1), cloud(60, 9.0, 2))
+    assert distant == {"domain_accuracy": 1.0, "proxy_a_distance": 2.0}
+    same_cloud = separability(cloud(400, 0.0, 1), cloud(400, 0.0, 2))
+    assert same_cloud["domain_accuracy"] == pytest.approx(0.5, abs=0.06)
+    assert same_cloud["proxy_a_distance"] == pytest.approx(2 * (2 * same_cloud["domain_accuracy"] - 1))
 
 
 def test_domains_of_unequal_size_weigh_alike() -> None:
-    found = separability(cloud(400, 0.0, 1), cloud(20, 0.0, 2))
-    assert found["domain_accuracy"] < 0.8, "to say 'source' every time is no knowledge"
+    measured = separability(cloud(400, 0.0, 1), cloud(20, 0.0, 2))
+    assert measured["domain_accuracy"] < 0.8, "to say 'source' every time is no knowledge"
 
 
 def test_what_cannot_be_compared() -> None:
-    sick = cloud(9, 0.0, 1)
-    sick[3, 2] = np.nan
-    for source, target in ((cloud(3, 0, 1), cloud(9, 0, 2)), (sick, cloud(9, 0, 2))):
+    cloud_with_nan = cloud(9, 0.0, 1)
+    cloud_with_nan[3, 2] = np.nan
+    for source, target in ((cloud(3, 0, 1), cloud(9, 0, 2)), (cloud_with_nan, cloud(9, 0, 2))):
         with pytest.raises(DataError, match="cannot be compared"):
             separability(source, target)
 

@@ -38,8 +38,8 @@ def by_every_order(scores, positive) -> tuple[list[float], float, float]:
         if any(scores[a] < scores[b] for a, b in itertools.pairwise(order)):
             continue
         orders += 1
-        found = np.array([positive[i] for i in order])
-        places = np.flatnonzero(found) + 1
+        relevance = np.array([positive[i] for i in order])
+        places = np.flatnonzero(relevance) + 1
         hits += np.arange(1, n + 1) >= places[0]
         first.append(places[0])
         ap.append(np.mean(np.arange(1, len(places) + 1) / places))
@@ -187,9 +187,12 @@ def test_row_order_does_not_matter():
     scores[rng.random(scores.shape) < 0.05] = NAN
     query, gallery = rng.integers(0, 5, 15), np.arange(40) % 5
     q, g = rng.permutation(15), rng.permutation(40)
-    one, other = rank_matrix(scores, query, gallery), rank_matrix(scores[q][:, g], query[q], gallery[g], block=4)
+    ranks, permuted_ranks = (
+        rank_matrix(scores, query, gallery),
+        rank_matrix(scores[q][:, g], query[q], gallery[g], block=4),
+    )
     for name in ("R@1", "R@5", "mAP", "MRR", "mean_rank"):
-        assert other.per_query(name) == pytest.approx(one.per_query(name)[q])
+        assert permuted_ranks.per_query(name) == pytest.approx(ranks.per_query(name)[q])
 
 
 @settings(max_examples=30, deadline=None)
@@ -214,14 +217,14 @@ def test_several_captions_any_of_them_hits():
 def test_no_full_matrix_and_the_scores_are_left_alone():
     table = torch.full((50, 30), 0.5)
     table[0, 1] = NAN
-    before, seen = table.clone(), []
+    before, blocks = table.clone(), []
 
     def score(rows: slice) -> torch.Tensor:
-        seen.append(rows.stop - rows.start)
+        blocks.append(rows.stop - rows.start)
         return table[rows]
 
     metrics.ranks(score, np.arange(50) % 30, np.arange(30), block=8)
-    assert seen == [8] * 6 + [2]
+    assert blocks == [8] * 6 + [2]
     assert torch.equal(table.nan_to_num(9), before.nan_to_num(9))
 
 
@@ -258,8 +261,8 @@ def test_stored_ranks_rebuild_every_metric():
 def test_summary_names_and_r_sum():
     perfect = rank_matrix(np.eye(4), np.arange(4), np.arange(4))
     worst = rank_matrix(1 - np.eye(4), np.arange(4), np.arange(4))
-    found = metrics.summary(perfect, worst)
-    assert found == {
+    summary = metrics.summary(perfect, worst)
+    assert summary == {
         "image_to_text_R@1": 1, "image_to_text_R@5": 1, "image_to_text_R@10": 1,
         "image_to_text_mAP": 1, "image_to_text_median_rank": 1, "image_to_text_mean_rank": 1,
         "text_to_image_R@1": 0, "text_to_image_R@5": 1, "text_to_image_R@10": 1,
@@ -337,9 +340,9 @@ def test_matching_accuracy():
 def test_zero_shot():
     prompts, names = np.eye(3, dtype=np.float32), ["cat", "dog", "owl"]
     z = prompts[[0, 0, 1, 0]]
-    result, found = metrics.zero_shot(z, prompts, ["cat", "cat", "dog", "dog"], names)
+    result, per_class = metrics.zero_shot(z, prompts, ["cat", "cat", "dog", "dog"], names)
     assert result.hits(1).tolist() == [1, 1, 1, 0]
-    assert found == {
+    assert per_class == {
         "accuracy": 0.75,
         "accuracy@5": 1.0,
         "mean_class_accuracy": 0.75,

@@ -22,21 +22,25 @@ def vectors(n: int, captions: int, width: int = 8) -> tuple[np.ndarray, np.ndarr
 
 def test_full_is_one_pool_of_everything():
     z_a, z_b, a, b = vectors(30, 3)
-    found = evaluate("full", a, b, by_similarity(z_a, z_b, a, b))
-    assert found.pools == ((30, 90),) and found.protocol == "full" and "never a hit" in found.tie_rule
-    assert found.metrics == pytest.approx(summary(similarity_ranks(z_a, z_b, a, b), similarity_ranks(z_b, z_a, b, a)))
+    evaluation = evaluate("full", a, b, by_similarity(z_a, z_b, a, b))
+    assert evaluation.pools == ((30, 90),) and evaluation.protocol == "full" and "never a hit" in evaluation.tie_rule
+    assert evaluation.metrics == pytest.approx(
+        summary(similarity_ranks(z_a, z_b, a, b), similarity_ranks(z_b, z_a, b, a))
+    )
 
 
 def test_coco_1k_averages_five_folds_in_row_order():
     z_a, z_b, a, b = vectors(5000, 5)
-    found = evaluate("coco-1k", a, b, by_similarity(z_a, z_b, a, b))
-    assert found.pools == ((1000, 5000),) * 5
-    assert [int(fold.query_group[0]) for fold in found.a_to_b] == [0, 1000, 2000, 3000, 4000]
+    evaluation = evaluate("coco-1k", a, b, by_similarity(z_a, z_b, a, b))
+    assert evaluation.pools == ((1000, 5000),) * 5
+    assert [int(fold.query_group[0]) for fold in evaluation.a_to_b] == [0, 1000, 2000, 3000, 4000]
     third = similarity_ranks(z_a[2000:3000], z_b[10000:15000], a[2000:3000], b[10000:15000])
-    assert found.a_to_b[2].as_dict() == third.as_dict()
-    assert found.metrics["image_to_text_R@5"] == pytest.approx(np.mean([fold.hits(5).mean() for fold in found.a_to_b]))
-    assert found.metrics["text_to_image_median_rank"] == pytest.approx(
-        np.mean([np.median(fold.rank) for fold in found.b_to_a])
+    assert evaluation.a_to_b[2].as_dict() == third.as_dict()
+    assert evaluation.metrics["image_to_text_R@5"] == pytest.approx(
+        np.mean([fold.hits(5).mean() for fold in evaluation.a_to_b])
+    )
+    assert evaluation.metrics["text_to_image_median_rank"] == pytest.approx(
+        np.mean([np.median(fold.rank) for fold in evaluation.b_to_a])
     )
 
 
@@ -78,9 +82,9 @@ def test_unknown_protocol_names_the_known_ones():
 
 def test_stored_and_read_back():
     z_a, z_b, a, b = vectors(12, 2)
-    found = evaluate("full", a, b, by_similarity(z_a, z_b, a, b), names=("video", "audio"))
-    back = Evaluation.from_dict(json.loads(json.dumps(found.as_dict())))
-    assert back.as_dict() == found.as_dict() and set(back.directions()) == {"video_to_audio", "audio_to_video"}
-    assert summary(back.a_to_b[0], back.b_to_a[0], back.names) == found.metrics
+    evaluation = evaluate("full", a, b, by_similarity(z_a, z_b, a, b), names=("video", "audio"))
+    back = Evaluation.from_dict(json.loads(json.dumps(evaluation.as_dict())))
+    assert back.as_dict() == evaluation.as_dict() and set(back.directions()) == {"video_to_audio", "audio_to_video"}
+    assert summary(back.a_to_b[0], back.b_to_a[0], back.names) == evaluation.metrics
     with pytest.raises(DataError, match="pools"):
-        Evaluation.from_dict({k: v for k, v in found.as_dict().items() if k != "pools"})
+        Evaluation.from_dict({k: v for k, v in evaluation.as_dict().items() if k != "pools"})

@@ -27,21 +27,21 @@ def runs(rate, seeds=3, clusters=200, each=5, noise=0.0, seed=0) -> list[PerQuer
     rng = np.random.default_rng(seed)
     ease = np.random.default_rng(99).standard_normal(clusters) * 0.15
     cluster = np.arange(clusters).repeat(each)
-    found = []
+    per_run = []
     for _ in range(seeds):
         chance = np.clip(rate + ease + rng.standard_normal() * noise, 0, 1).repeat(each)
-        found.append(PerQuery.of((rng.random(clusters * each) < chance).astype(float), cluster))
-    return found
+        per_run.append(PerQuery.of((rng.random(clusters * each) < chance).astype(float), cluster))
+    return per_run
 
 
 def test_per_query_values_are_summed_by_cluster():
-    found = PerQuery.of([1, 0, 1, 1], ["b", "a", "b", "a"])
+    per_query = PerQuery.of([1, 0, 1, 1], ["b", "a", "b", "a"])
     assert (
-        found.cluster.tolist() == ["a", "b"]
-        and found.total.tolist() == [[1], [2]]
-        and found.count.tolist() == [[2], [2]]
+        per_query.cluster.tolist() == ["a", "b"]
+        and per_query.total.tolist() == [[1], [2]]
+        and per_query.count.tolist() == [[2], [2]]
     )
-    assert found.mean == 0.75
+    assert per_query.mean == 0.75
     with pytest.raises(DataError, match="not finite: 1 of 2"):
         PerQuery.of([1, float("nan")], [0, 1])
     with pytest.raises(DataError, match="do not fit"):
@@ -72,12 +72,15 @@ def test_metrics_by_name_equal_the_summary():
 
 def test_query_interval_equals_scipy_on_cluster_means():
     (run,) = runs(0.4, seeds=1, clusters=40)
-    found = estimate([run], seed=3)
+    estimated = estimate([run], seed=3)
     share = run.total[:, 0] / run.count[:, 0]
     ref = stats.bootstrap((share,), np.mean, n_resamples=2000, method="BCa", rng=np.random.default_rng(3))
-    assert (found.query_low, found.query_high) == pytest.approx(tuple(ref.confidence_interval))
-    assert (found.low, found.high) == (found.query_low, found.query_high) and found.covers == "queries only: one seed"
-    assert np.isnan(found.seed_sd) and found.query_se == pytest.approx(share.std(ddof=1) / 40**0.5, rel=0.1)
+    assert (estimated.query_low, estimated.query_high) == pytest.approx(tuple(ref.confidence_interval))
+    assert (estimated.low, estimated.high) == (
+        estimated.query_low,
+        estimated.query_high,
+    ) and estimated.covers == "queries only: one seed"
+    assert np.isnan(estimated.seed_sd) and estimated.query_se == pytest.approx(share.std(ddof=1) / 40**0.5, rel=0.1)
 
 
 def test_captions_of_a_picture_are_not_independent():
@@ -88,8 +91,8 @@ def test_captions_of_a_picture_are_not_independent():
 
 
 def test_clusters_of_unequal_size_weigh_by_their_queries():
-    found = estimate([PerQuery.of([1] * 9 + [0], [0] * 9 + [1])])
-    assert found.value == pytest.approx(0.9)
+    estimated = estimate([PerQuery.of([1] * 9 + [0], [0] * 9 + [1])])
+    assert estimated.value == pytest.approx(0.9)
 
 
 def test_seed_spread_widens_the_joint_interval_only():
@@ -101,11 +104,11 @@ def test_seed_spread_widens_the_joint_interval_only():
 
 
 def test_the_joint_interval_by_hand():
-    found = estimate([PerQuery.of([0, 1, 1, 1 + shift], np.arange(4)) for shift in (-0.4, 0.0, 0.4)])
-    assert (found.value, found.seed_sd) == pytest.approx((0.75, 0.1))
-    by_seed, both = 0.01 / 3, found.query_se**2 + 0.01 / 3
-    freedom = both**2 / (found.query_se**4 / 3 + by_seed**2 / 2)
-    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, freedom) * both**0.5)
+    estimated = estimate([PerQuery.of([0, 1, 1, 1 + shift], np.arange(4)) for shift in (-0.4, 0.0, 0.4)])
+    assert (estimated.value, estimated.seed_sd) == pytest.approx((0.75, 0.1))
+    by_seed, both = 0.01 / 3, estimated.query_se**2 + 0.01 / 3
+    freedom = both**2 / (estimated.query_se**4 / 3 + by_seed**2 / 2)
+    assert estimated.high - estimated.value == pytest.approx(stats.t.ppf(0.975, freedom) * both**0.5)
 
 
 def test_coverage_of_the_joint_interval_and_of_the_rejected_hierarchical_bootstrap():
@@ -114,8 +117,8 @@ def test_coverage_of_the_joint_interval_and_of_the_rejected_hierarchical_bootstr
     for trial in range(trials := 200):
         ease, skill = rng.standard_normal(60) * 0.3, rng.standard_normal(3) * 0.1
         values = ease + skill[:, None] + rng.standard_normal((3, 60)) * 0.1  # the true mean is 0
-        found = estimate([PerQuery.of(v, np.arange(60)) for v in values], resamples=200, seed=trial)
-        joint += found.low <= 0 <= found.high
+        estimated = estimate([PerQuery.of(v, np.arange(60)) for v in values], resamples=200, seed=trial)
+        joint += estimated.low <= 0 <= estimated.high
         weight = rng.multinomial(60, [1 / 60] * 60, 200) / 60
         means = np.einsum("rsc,rc->r", values[rng.integers(0, 3, (200, 3))] / 3, weight)
         low, high = np.quantile(means, [0.025, 0.975])
@@ -126,14 +129,14 @@ def test_coverage_of_the_joint_interval_and_of_the_rejected_hierarchical_bootstr
 
 def test_no_difference_means_p_1_and_no_false_claims():
     same = runs(0.5)
-    found = compare(same, same)
-    assert (found.value, found.low, found.high, found.p, found.effect) == (
+    comparison = compare(same, same)
+    assert (comparison.value, comparison.low, comparison.high, comparison.p, comparison.effect) == (
         0,
         0,
         0,
         1,
         0,
-    ) and found.verdict == NOT_SEPARABLE
+    ) and comparison.verdict == NOT_SEPARABLE
     claims = [
         compare(runs(0.5, seed=2 * i), runs(0.5, seed=2 * i + 1), resamples=200, permutations=499).verdict
         for i in range(40)
@@ -176,9 +179,9 @@ def test_a_difference_that_seeds_do_not_agree_on_is_not_separable():
     reference = [PerQuery.of(np.full(300, 0.5), queries)] * 3
     jitter = np.random.default_rng(0).standard_normal(300) * 0.01
     other = [PerQuery.of(0.5 + shift + jitter, queries) for shift in (-0.05, 0.02, 0.12)]
-    found = compare(reference, other)
-    assert found.p < 0.001 and found.query_low > 0  # on these models beyond doubt
-    assert found.verdict == NOT_SEPARABLE  # on other seeds anybody's guess
+    comparison = compare(reference, other)
+    assert comparison.p < 0.001 and comparison.query_low > 0  # on these models beyond doubt
+    assert comparison.verdict == NOT_SEPARABLE  # on other seeds anybody's guess
     assert compare(reference[:1], other[2:]).verdict == BETTER and compare(reference[:1], other[2:]).covers.endswith(
         "one seed"
     )
@@ -199,11 +202,11 @@ def test_r_sum_adds_both_directions_of_a_picture():
     images = np.arange(50)
     hits = [(rng.integers(0, 2, 50).astype(float), rng.integers(0, 2, 250).astype(float)) for _ in range(2)]
     ref, new = ([PerQuery.joined([PerQuery.of(a, images), PerQuery.of(b, images.repeat(5))])] for a, b in hits)
-    found = compare(ref, new)
+    comparison = compare(ref, new)
     share = (hits[1][0] - hits[0][0]) + (hits[1][1] - hits[0][1]).reshape(50, 5).mean(1)  # of each picture, over 50
-    assert found.value == pytest.approx(share.mean())
-    assert found.query_se == pytest.approx(share.std(ddof=1) / 50**0.5, rel=0.1)
-    assert found.effect == pytest.approx(share.mean() / share.std(ddof=1))
+    assert comparison.value == pytest.approx(share.mean())
+    assert comparison.query_se == pytest.approx(share.std(ddof=1) / 50**0.5, rel=0.1)
+    assert comparison.effect == pytest.approx(share.mean() / share.std(ddof=1))
 
 
 def test_holm_by_hand():
@@ -214,9 +217,9 @@ def test_holm_by_hand():
 def test_arms_are_corrected_together():
     reference = runs(0.4, seed=1)
     arms = {"up": runs(0.55, seed=2), "same": runs(0.4, seed=3), "down": runs(0.25, seed=4)}
-    found = compare_all(reference, arms, permutations=999)
-    assert [one.verdict for one in found.values()] == [BETTER, NOT_SEPARABLE, WORSE]
-    assert found["up"].p == 0.001 and found["up"].p_holm == pytest.approx(0.003)
+    comparisons = compare_all(reference, arms, permutations=999)
+    assert [comparison.verdict for comparison in comparisons.values()] == [BETTER, NOT_SEPARABLE, WORSE]
+    assert comparisons["up"].p == 0.001 and comparisons["up"].p_holm == pytest.approx(0.003)
     one_of_many = compare_all(reference, {str(i): arms["up"] for i in range(60)}, permutations=999, resamples=50)
     assert one_of_many["0"].p_holm == pytest.approx(0.06) and one_of_many["0"].verdict == NOT_SEPARABLE
 

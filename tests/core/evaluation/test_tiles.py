@@ -18,15 +18,15 @@ def unit(rng: np.random.Generator, n: int, width: int = 8) -> Any:
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 
-def same(found: RankResult, wanted: RankResult) -> None:
+def same(actual: RankResult, wanted: RankResult) -> None:
     for field in fields(RankResult):
-        assert np.array_equal(getattr(found, field.name), getattr(wanted, field.name)), field.name
+        assert np.array_equal(getattr(actual, field.name), getattr(wanted, field.name)), field.name
 
 
 def held_against_the_plain_way(a: Any, b: Any, group_a: Any, group_b: Any, tile_scores: int) -> None:
-    one, other = both_ranks(a, b, group_a, group_b, tile_scores)
-    same(one, similarity_ranks(a, b, group_a, group_b))
-    same(other, similarity_ranks(b, a, group_b, group_a))
+    a_to_b, b_to_a = both_ranks(a, b, group_a, group_b, tile_scores)
+    same(a_to_b, similarity_ranks(a, b, group_a, group_b))
+    same(b_to_a, similarity_ranks(b, a, group_b, group_a))
 
 
 @pytest.mark.parametrize("tile_scores", [1, 700, 2**22])
@@ -47,7 +47,7 @@ def test_ragged_groups_ties_and_sick_scores(tile_scores: int) -> None:
     held_against_the_plain_way(a, b, group_a, group_b, tile_scores)
 
 
-def test_a_model_that_has_learned_is_looked_at_where_scores_are_high(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_model_is_sampled_where_scores_are_high(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     group = np.arange(400)
     owner = np.repeat(group, 2)
@@ -63,21 +63,23 @@ def test_a_model_that_has_learned_is_looked_at_where_scores_are_high(monkeypatch
     sorted_rows: list[int] = []
     plain = tiles.above_and_tied
     with monkeypatch.context() as patch:
-        patch.setattr(tiles, "above_and_tied", lambda row, *rest: (sorted_rows.append(len(row)), plain(row, *rest))[1])
-        one, other = both_ranks(a, b, group, owner, 400 * 800 // 4)
+        patch.setattr(
+            tiles, "above_and_tied", lambda row, *arguments: (sorted_rows.append(len(row)), plain(row, *arguments))[1]
+        )
+        a_to_b, b_to_a = both_ranks(a, b, group, owner, 400 * 800 // 4)
     assert not sorted_rows
-    same(one, similarity_ranks(a, b, group, owner))
-    same(other, similarity_ranks(b, a, owner, group))
+    same(a_to_b, similarity_ranks(a, b, group, owner))
+    same(b_to_a, similarity_ranks(b, a, owner, group))
 
 
 @pytest.mark.parametrize("width", [3, 512])
 def test_a_constant_encoder_scores_chance(width: int) -> None:
     rng = np.random.default_rng(1)
     a, b = (np.tile(unit(rng, 1, width), (n, 1)) for n in (40, 200))
-    one, other = both_ranks(a, b, np.arange(40), np.repeat(np.arange(40), 5), tile_scores=400)
-    assert np.allclose(other.hits(1), 1 / 40)
-    assert np.allclose(one.hits(1), 1 / 40)
-    assert (one.tied_negatives == 195).all()
+    a_to_b, b_to_a = both_ranks(a, b, np.arange(40), np.repeat(np.arange(40), 5), tile_scores=400)
+    assert np.allclose(b_to_a.hits(1), 1 / 40)
+    assert np.allclose(a_to_b.hits(1), 1 / 40)
+    assert (a_to_b.tied_negatives == 195).all()
 
 
 def test_many_positives_and_lost_queries() -> None:
@@ -99,18 +101,18 @@ def test_names_as_groups_and_tensors_as_vectors() -> None:
 
 
 def test_every_product_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+    sizes: list[int] = []
 
     class Counted(tiles._Tile):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            seen.append(self.scores.numel())
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            sizes.append(self.scores.numel())
 
     monkeypatch.setattr(tiles, "_Tile", Counted)
     rng = np.random.default_rng(4)
     both_ranks(unit(rng, 50), unit(rng, 150), np.arange(50), np.repeat(np.arange(50), 3), tile_scores=300)
-    assert sum(seen) == 50 * 150
-    assert max(seen) <= 300
+    assert sum(sizes) == 50 * 150
+    assert max(sizes) <= 300
 
 
 def test_scores_that_float32_cannot_tell_apart_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_scores_that_float32_cannot_tell_apart_are_taken_again(monkeypatch: pyte
     group = np.arange(600)
     with monkeypatch.context() as patch:
         patch.setattr(tiles._Tile, "_exact", lambda tile: pytest.fail("few pairs are near: no tile is taken again"))
-        one, other = both_ranks(z, z, group, group)
-    assert one.above.sum() + one.tied_negatives.sum() > 100
-    same(one, similarity_ranks(z, z, group, group))
-    same(other, one)
+        a_to_b, b_to_a = both_ranks(z, z, group, group)
+    assert a_to_b.above.sum() + a_to_b.tied_negatives.sum() > 100
+    same(a_to_b, similarity_ranks(z, z, group, group))
+    same(b_to_a, a_to_b)

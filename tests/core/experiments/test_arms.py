@@ -70,12 +70,12 @@ def test_every_arm_states_its_hypothesis_and_can_be_built(name: str) -> None:
 def test_arms_of_one_function_are_one_row_and_others_differ() -> None:
     scratch = override(RunConfig(), RECIPES["scratch"])
     every = {name: flatten(asdict(apply(scratch, name))) | {"arm": ""} for name in SETS["all"]}
-    for one in every:
+    for config in every:
         for other in every:
-            assert (every[one] == every[other]) == (ARMS[one] is ARMS[other]), f"{one} and {other}"
+            assert (every[config] == every[other]) == (ARMS[config] is ARMS[other]), f"{config} and {other}"
 
 
-def test_sets_hold_what_is_asked_of_them() -> None:
+def test_sets_hold_what_their_names_promise() -> None:
     assert set(SETS["all"]) == set().union(*(SETS[name] for name in ("baselines", "fusion", "ablation")))
     assert {"ccaco", "clip", "vilbert", "concat", "handmade"} == set(SETS["baselines"])
     assert {name: names[0] for name, names in SETS.items()} == {
@@ -86,14 +86,14 @@ def test_sets_hold_what_is_asked_of_them() -> None:
 
 
 def test_attention_and_balance_differ_from_their_partners_in_what_they_are_about() -> None:
-    for one, other, keys in (
+    for first, second, keys in (
         ("attention-window", "cross", {"model.fusion.attention", "model.fusion.window", "model.fusion.spread"}),
         ("attention-linear", "cross", {"model.fusion.attention"}),
         ("unified-linear", "unified", {"model.fusion.attention"}),
         ("balance-gradnorm", "ccaco", {"loss.balance"}),
         ("balance-cosine", "balance-schedule", {"loss.ramp", "loss.cross_ramp"}),
     ):
-        a, b = (flatten(asdict(apply(RunConfig(), name))) | {"arm": ""} for name in (one, other))
+        a, b = (flatten(asdict(apply(RunConfig(), name))) | {"arm": ""} for name in (first, second))
         assert {key for key in a if a[key] != b[key]} == keys
     assert {"dense", "window", "linear"} == {
         apply(RunConfig(), name).model.fusion.attention for name in expand("attention")
@@ -132,8 +132,14 @@ def test_arms_across_domains_come_with_and_without_the_cross_branch() -> None:
     names = SETS["domain"]
     assert len(names) == 10
     for name in names[:5]:
-        one, other = apply(BASE, name), apply(BASE, f"{name}-cross")
-        assert (one.loss.beta, other.loss.beta) == (0.25, 0.0)
-        assert one.domain == other.domain
-    told = {(apply(BASE, name).domain.loss, apply(BASE, name).domain.stats) for name in names[:5]}
-    assert told == {("none", "source"), ("none", "target"), ("mmd", "source"), ("dann", "source"), ("both", "source")}
+        plain, crossed = apply(BASE, name), apply(BASE, f"{name}-cross")
+        assert (plain.loss.beta, crossed.loss.beta) == (0.25, 0.0)
+        assert plain.domain == crossed.domain
+    settings = {(apply(BASE, name).domain.loss, apply(BASE, name).domain.stats) for name in names[:5]}
+    assert settings == {
+        ("none", "source"),
+        ("none", "target"),
+        ("mmd", "source"),
+        ("dann", "source"),
+        ("both", "source"),
+    }

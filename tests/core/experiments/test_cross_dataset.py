@@ -38,9 +38,13 @@ def crepe(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "source" / "val2017" / f"{row}.jpg").write_bytes(scenes.media("image", [row])[0])
     for number, name in enumerate(TYPES):
         rows = [(number + i) % 8 for i in range(4)]
-        said = {row: scenes.captions[scenes.caption_start[row]] for row in rows}
+        captions = {row: scenes.captions[scenes.caption_start[row]] for row in rows}
         items = {
-            str(row): {"filename": f"{row}.jpg", "caption": said[row], "negative_caption": f"{said[row]} {name}"}
+            str(row): {
+                "filename": f"{row}.jpg",
+                "caption": captions[row],
+                "negative_caption": f"{captions[row]} {name}",
+            }
             for row in rows
         }
         (root / "source" / f"{name}.json").write_text(json.dumps(items))
@@ -53,18 +57,18 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
     stages = {file.stem for file in files}
     assert "test.cosine" in stages and all(file.parent.parent == runs / "results" / "on" for file in files)
     when = [file.stat().st_mtime_ns for file in files]
-    (own,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
-    body = json.loads(own.read_text())
-    assert own in files and [file.stat().st_mtime_ns for file in files] == when
+    (result,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    body = json.loads(result.read_text())
+    assert result in files and [file.stat().st_mtime_ns for file in files] == when
     assert (
         body["data_protocol"].startswith("sugarcrepe: 28 choices")
         and body["dataset"] == "sugarcrepe"
         and body["run"] == "first"
     )
-    (found,) = results.find_runs([runs])
-    assert own.stem == f"test.{found.facts['headline']}" and body["weight"] == found.facts["weight"]
+    (trained_run,) = results.find_runs([runs])
+    assert result.stem == f"test.{trained_run.facts['headline']}" and body["weight"] == trained_run.facts["weight"]
     assert 0 <= body["metrics"]["matching_binary_accuracy"] <= 1, "by the threshold of the run's own validation split"
-    table = as_dicts(report_tables.table(report_tables.ReportRequest([own])))
+    table = as_dicts(report_tables.table(report_tables.ReportRequest([result])))
     assert [row["kind"] for row in table] == [*sorted(TYPES), "mean"] and [row["items"] for row in table] == [4] * 7 + [
         28
     ]
@@ -73,13 +77,13 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
 
 
 def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path) -> None:
-    (own,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
-    body = json.loads(own.read_text())
+    (result,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    body = json.loads(result.read_text())
     for kind in TYPES:
         body["per_item"][f"choice_{kind}"] = [1 - right for right in body["per_item"][f"choice_{kind}"]]
         body["metrics"][f"choice_{kind}_accuracy"] = 1 - body["metrics"][f"choice_{kind}_accuracy"]
     (tmp_path / "other.json").write_text(json.dumps(body))
-    measured = results.find_runs([own, tmp_path / "other.json"])
+    measured = results.find_runs([result, tmp_path / "other.json"])
     rows = {row["metric"]: row for row in as_dicts(comparison.comparison_rows(measured))}
     for kind in TYPES:
         row = rows[f"choice_{kind}_accuracy"]
@@ -101,10 +105,10 @@ def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_pa
 
 
 def test_the_command_scores_shows_and_gates(ccaco: Callable[..., Any], runs: Path, crepe: Path) -> None:
-    given = ("report", runs, "--on", "sugarcrepe", "--data", crepe, "--device", "cpu", "--format", "json")
-    done = ccaco(*given)
+    arguments = ("report", runs, "--on", "sugarcrepe", "--data", crepe, "--device", "cpu", "--format", "json")
+    done = ccaco(*arguments)
     assert (done.code, done.err) == (0, "") and {row["kind"] for row in json.loads(done.out)} == {*TYPES, "mean"}
-    done = ccaco(*given, "--table", "runs", "--fail-if", "choice_accuracy<=1")
+    done = ccaco(*arguments, "--table", "runs", "--fail-if", "choice_accuracy<=1")
     assert done.code == 1 and "choice_accuracy = " in done.err
     assert json.loads(done.out)[0]["run"] == "first"
     done = ccaco("report", runs, "--table", "choices")

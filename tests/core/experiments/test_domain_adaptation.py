@@ -42,29 +42,29 @@ def picture(colour: str, domain: str, seed: int) -> bytes:
     return out.getvalue()
 
 
-def records(told: Callable[[str, str, int, str], dict[str, Any]]) -> list[PairRecord]:
+def records(describe: Callable[[str, str, int, str], dict[str, Any]]) -> list[PairRecord]:
     """``told``: (split, domain, number, colour) -> whatever differs from the plain truth."""
-    found = []
+    rows = []
     for split, n in COUNTS.items():
         for domain in ("paper", "slate", "felt"):
             for i in range(n):
                 colour = list(COLOURS)[i % 3]
                 id = f"{split}-{domain}-{i}"
                 truth = {"group": id, "captions": [f"a {colour} square", f"square {i} is {colour}"], "label": colour}
-                seed = len(found)
+                seed = len(rows)
                 media = {"image": picture(colour, domain, seed)}
-                found.append(
+                rows.append(
                     PairRecord(
-                        id=id, split=split, media=media, domain=domain, **(truth | told(split, domain, i, colour))
+                        id=id, split=split, media=media, domain=domain, **(truth | describe(split, domain, i, colour))
                     )
                 )
-    return found
+    return rows
 
 
-def write(root: Path, told: Callable[[str, str, int, str], dict[str, Any]] = lambda *_: {}, **more: Any) -> Path:
+def write(root: Path, describe: Callable[[str, str, int, str], dict[str, Any]] = lambda *_: {}, **more: Any) -> Path:
     facts = {"protocol": "squares", "source": {"template": "a {} square"}}
     info = shards.DatasetInfo("squares", ("image", "text"), facts=facts, **more)
-    shards.write(records(told), root / "squares", info, shards.WriteOptions(workers=0))
+    shards.write(records(describe), root / "squares", info, shards.WriteOptions(workers=0))
     return root
 
 
@@ -94,18 +94,22 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_across_domains_is_complete(dann: Path) -> None:
-    found = manifest.open(dann, kind="run", verify=manifest.FULL).facts
+    facts = manifest.open(dann, kind="run", verify=manifest.FULL).facts
     stages = {"cosine", "two-stage", "classes"}
-    assert set(found["metrics"]) == {f"{s}.{t}" for s in ("test", "test-source", "oracle") for t in stages} | {
+    assert set(facts["metrics"]) == {f"{s}.{t}" for s in ("test", "test-source", "oracle") for t in stages} | {
         "val.cosine",
         "val.two-stage",
     }
     for name in ("test.cosine", "test-source.cosine", "oracle.cosine"):
-        assert {"text_to_image_R@1", "class_accuracy", "mean_class_accuracy"} <= found["metrics"][name].keys()
-    assert {"accuracy/red", "accuracy/green", "accuracy/blue"} <= found["metrics"]["test.classes"].keys()
-    told = found["domains"]
-    assert (told["sources"], told["target"]) == (["paper", "slate"], "felt")
-    assert set(told["before"]["image"]) == {"domain_accuracy", "proxy_a_distance"} == set(told["after"]["image"])
+        assert {"text_to_image_R@1", "class_accuracy", "mean_class_accuracy"} <= facts["metrics"][name].keys()
+    assert {"accuracy/red", "accuracy/green", "accuracy/blue"} <= facts["metrics"]["test.classes"].keys()
+    domain_facts = facts["domains"]
+    assert (domain_facts["sources"], domain_facts["target"]) == (["paper", "slate"], "felt")
+    assert (
+        set(domain_facts["before"]["image"])
+        == {"domain_accuracy", "proxy_a_distance"}
+        == set(domain_facts["after"]["image"])
+    )
     logged = [e for e in steps(dann) if "validation" not in e]
     assert all({"contrastive", "cross", "domain", "domain_accuracy", "total"} <= e.keys() for e in logged)
     for e in logged:
@@ -140,10 +144,10 @@ def test_captions_labels_and_groups_of_the_target_are_never_read(
     real = Split._column
 
     def spied(self: Split, name: str, rows: Any = None) -> Any:
-        found = real(self, name, rows)
+        gradients = real(self, name, rows)
         if name == "captions":
-            read.extend(text for row in found.to_pylist() for text in row)
-        return found
+            read.extend(text for row in gradients.to_pylist() for text in row)
+        return gradients
 
     monkeypatch.setattr(Split, "_column", spied)
     lies = write(tmp_path / "lies", garbage)
@@ -157,7 +161,7 @@ def test_captions_labels_and_groups_of_the_target_are_never_read(
 def test_the_oracle_chooses_its_own_checkpoint_and_nothing_else(
     root: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    one, other = (
+    first, second = (
         train(
             TrainRequest("squares", "+mmd", explicit=settings | {"domain.oracle": on}),
             tmp_path / str(on),
@@ -167,9 +171,9 @@ def test_the_oracle_chooses_its_own_checkpoint_and_nothing_else(
     )
     assert (tmp_path / "False" / BEST).read_bytes() == (tmp_path / "True" / BEST).read_bytes()
     assert not (tmp_path / "False/checkpoints/oracle").exists()
-    assert {k: v for k, v in other.facts["metrics"].items() if not k.startswith("oracle.")} == one.facts["metrics"]
-    assert other.facts["fitted"]["oracle_epoch"] in (0, 1)
-    assert one.facts["fitted"]["oracle_epoch"] == -1
+    assert {k: v for k, v in second.facts["metrics"].items() if not k.startswith("oracle.")} == first.facts["metrics"]
+    assert second.facts["fitted"]["oracle_epoch"] in (0, 1)
+    assert first.facts["fitted"]["oracle_epoch"] == -1
 
 
 def test_arms_share_their_batches_and_differ_in_what_they_learn(
@@ -193,7 +197,7 @@ def test_interrupted_and_resumed_it_is_the_same_run(
 ) -> None:
     from ccaco_cli.core.training import checkpoint
 
-    real, asked = (
+    real, request = (
         checkpoint.save,
         TrainRequest("squares", "+dann", explicit=settings | {"domain.oracle": True, "loss.beta": 0.5}),
     )
@@ -205,10 +209,10 @@ def test_interrupted_and_resumed_it_is_the_same_run(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(asked, tmp_path / "r", data_root=root)
-    found = train(asked, tmp_path / "r", TrainOptions(resume=True), data_root=root)
+            train(request, tmp_path / "r", data_root=root)
+    facts = train(request, tmp_path / "r", TrainOptions(resume=True), data_root=root)
     assert (tmp_path / "r" / BEST).read_bytes() == (dann / BEST).read_bytes()
-    assert found.facts["metrics"] == manifest.open(dann, kind="run").facts["metrics"]
+    assert facts.facts["metrics"] == manifest.open(dann, kind="run").facts["metrics"]
 
 
 def test_a_target_without_any_caption_trains(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -216,12 +220,12 @@ def test_a_target_without_any_caption_trains(settings: dict[str, Any], tmp_path:
         return {"captions": [], "label": ""} if domain == "felt" else {}
 
     root = write(tmp_path, bare, unpaired=("felt",))
-    found = train(TrainRequest("squares", "+dann", explicit=settings), tmp_path / "r", data_root=root).facts
-    assert {"val.cosine", "test-source.cosine"} <= set(found["metrics"]) and not any(
-        k.startswith("test.") for k in found["metrics"]
+    facts = train(TrainRequest("squares", "+dann", explicit=settings), tmp_path / "r", data_root=root).facts
+    assert {"val.cosine", "test-source.cosine"} <= set(facts["metrics"]) and not any(
+        k.startswith("test.") for k in facts["metrics"]
     )
-    assert found["domains"]["after"]["image"]
-    assert report.scored_split(found["metrics"]) == "test-source"
+    assert facts["domains"]["after"]["image"]
+    assert report.scored_split(facts["metrics"]) == "test-source"
     with pytest.raises(DataError, match=r"12 training samples have no caption: domain 'felt'.*--target-domain"):
         train(
             TrainRequest("squares", explicit={k: v for k, v in settings.items() if k != "domain.target"}),
@@ -231,33 +235,33 @@ def test_a_target_without_any_caption_trains(settings: dict[str, Any], tmp_path:
 
 
 def test_the_supervised_arms_have_classes_and_no_words(root: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    found = train(
+    facts = train(
         TrainRequest("squares", "dann-classifier", explicit=settings | {"domain.oracle": True}),
         tmp_path / "r",
         data_root=root,
     ).facts
-    assert set(found["metrics"]) == {"test.classes", "test-source.classes", "oracle.classes"}
-    assert found["headline"] == "classes"
+    assert set(facts["metrics"]) == {"test.classes", "test-source.classes", "oracle.classes"}
+    assert facts["headline"] == "classes"
     assert {"label", "domain", "domain_accuracy", "total"} <= steps(tmp_path / "r")[0].keys()
     assert not {"contrastive", "cross"} & steps(tmp_path / "r")[0].keys()
     run = results.find_runs([tmp_path / "r"])
     per = results.load_result(run[0]).per_query("class_accuracy")
-    assert per.mean == pytest.approx(found["metrics"]["test.classes"]["class_accuracy"])
+    assert per.mean == pytest.approx(facts["metrics"]["test.classes"]["class_accuracy"])
     assert len(per.cluster) == 6, "a picture each"
     rows = domain_tables.class_rows(run, "test")
     assert {row.label for row in rows} == set(COLOURS)
     assert np.mean([row.accuracy for row in rows]) == pytest.approx(
-        found["metrics"]["test.classes"]["mean_class_accuracy"]
+        facts["metrics"]["test.classes"]["mean_class_accuracy"]
     )
 
 
 def test_the_table_sets_gain_beside_retention_and_the_oracle_apart(
     root: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    asked = TrainRequest("squares", explicit=settings | {"optim.epochs": 1, "domain.oracle": True})
-    found = ablate(AblationRequest(asked, ["source-only", "+adabn"], 2), tmp_path / "a", data_root=root)
-    assert not found.failures
-    assert [row["verdict"] == "reference" for row in as_dicts(found.table)] == [True, False], (
+    request = TrainRequest("squares", explicit=settings | {"optim.epochs": 1, "domain.oracle": True})
+    ablation = ablate(AblationRequest(request, ["source-only", "+adabn"], 2), tmp_path / "a", data_root=root)
+    assert not ablation.failures
+    assert [row["verdict"] == "reference" for row in as_dicts(ablation.table)] == [True, False], (
         "source-only is what others are held against"
     )
     rows = domain_tables.domain_rows(results.find_runs([tmp_path / "a"]), "text_to_image_R@1", None)
@@ -292,9 +296,9 @@ def test_what_needs_a_target_says_so(run: Path, dann: Path) -> None:
             call()
     with pytest.raises(DataError, match="classified nothing"):
         domain_tables.class_rows(results.find_runs([run]), "test")
-    ((name, look),) = report_tables.domain_embeddings(report_tables.ReportRequest([dann]))
-    assert name == "dann" and set(look["before"]["image"]["domain"]) == {"source", "target"}
-    assert len(look["after"]["image"]["points"]) == 24 + 12
+    ((name, embeddings),) = report_tables.domain_embeddings(report_tables.ReportRequest([dann]))
+    assert name == "dann" and set(embeddings["before"]["image"]["domain"]) == {"source", "target"}
+    assert len(embeddings["after"]["image"]["points"]) == 24 + 12
 
 
 @pytest.mark.parametrize(

@@ -28,56 +28,56 @@ def test_every_set_of_seeds_once() -> None:
 
 
 def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
-    found = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
-    rows = {row["arm"]: row for row in as_dicts(found.table)}
+    request, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 3}), tmp_path / "abl"
+    ablation = ablate(AblationRequest(request, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
+    rows = {row["arm"]: row for row in as_dicts(ablation.table)}
     assert list(rows) == ["ccaco", "clip", "clip,ensemble=2"], "an arm with a cross branch is no control"
     assert rows["clip,ensemble=2"]["seeds"] == 1 and rows["clip,ensemble=2"]["verdict"]
 
     data, cosines = shards.open(data_root / "scenes"), 0.0
     for seed in (0, 1):
         aligner, towers, config, _ = load_run(folder / f"clip-s{seed}", "cpu")
-        seen = SplitEncoder(data, config, aligner, towers).encode(
+        encoded = SplitEncoder(data, config, aligner, towers).encode(
             "test", columns(data, "test", aligner, towers, config.model)
         )
-        cosines = cosines + (seen.a.z.double() @ seen.b.z.double().T).numpy()
+        cosines = cosines + (encoded.a.z.double() @ encoded.b.z.double().T).numpy()
     split = data.split("test")
-    own = split.group[seen.row_a][:, None] == split.group[seen.row_b]
-    best_own = np.where(own, cosines, -np.inf)
-    first = (best_own.max(0) > np.where(own, -np.inf, cosines).max(0)).mean()
+    positives = split.group[encoded.row_a][:, None] == split.group[encoded.row_b]
+    best_own = np.where(positives, cosines, -np.inf)
+    first = (best_own.max(0) > np.where(positives, -np.inf, cosines).max(0)).mean()
     assert rows["clip,ensemble=2"]["text_to_image_R@1"] == pytest.approx(first)
 
-    one = next(run for run in results.find_runs([folder]) if run.label == "clip,ensemble=2")
+    ensemble = next(run for run in results.find_runs([folder]) if run.label == "clip,ensemble=2")
     assert (
-        one.facts["parameters"]
+        ensemble.facts["parameters"]
         == 2 * next(r for r in results.find_runs([folder]) if r.label == "clip").facts["parameters"]
     )
-    before = one.path.stat().st_mtime_ns
+    before = ensemble.path.stat().st_mtime_ns
     turned = ablate(
-        AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2, reference="clip,ensemble=2"),
+        AblationRequest(request, ["ccaco", "clip"], 2, ensemble=2, reference="clip,ensemble=2"),
         folder,
         data_root=data_root,
     )
     assert {row["arm"]: row["verdict"] for row in as_dicts(turned.table)}["clip,ensemble=2"] == "reference"
-    again = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
-    assert repr(again.table) == repr(found.table) and one.path.stat().st_mtime_ns == before, "scored once"
+    again = ablate(AblationRequest(request, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
+    assert repr(again.table) == repr(ablation.table) and ensemble.path.stat().st_mtime_ns == before, "scored once"
     assert [row["run"] for row in as_dicts(again.rows) if "ensemble" in row["run"]] == ["clip,ensemble=2-s0"]
     assert {row["arm"] for row in as_dicts(table(ReportRequest([folder])))} == set(rows), "the report has it too"
     assert len(manifest.open(folder, kind="ablation", verify="full").files) == 1
-    one.path.write_text(one.path.read_text().replace("cosine", "Cosine", 1))
+    ensemble.path.write_text(ensemble.path.read_text().replace("cosine", "Cosine", 1))
     with pytest.raises(Exception, match=r"test\.cosine\.json"):
         manifest.open(folder, kind="ablation", verify="full")
-    one.path.write_text("{")
-    mended = ablate(AblationRequest(asked, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
-    assert repr(mended.table) == repr(found.table), "a damaged result is made again"
+    ensemble.path.write_text("{")
+    mended = ablate(AblationRequest(request, ["ccaco", "clip"], 2, ensemble=2), folder, data_root=data_root)
+    assert repr(mended.table) == repr(ablation.table), "a damaged result is made again"
 
 
 def test_an_ensemble_of_nothing_is_refused_before_training(
     small: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:
-    asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
+    request = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
     with pytest.raises(ConfigError, match="no ensemble of 3"):
-        ablate(AblationRequest(asked, ["clip"], 2, ensemble=3), tmp_path / "a", data_root=data_root)
+        ablate(AblationRequest(request, ["clip"], 2, ensemble=3), tmp_path / "a", data_root=data_root)
     with pytest.raises(ConfigError, match="no arm to make an ensemble of"):
-        ablate(AblationRequest(asked, ["ccaco"], 2, ensemble=2), tmp_path / "a", data_root=data_root)
+        ablate(AblationRequest(request, ["ccaco"], 2, ensemble=2), tmp_path / "a", data_root=data_root)
     assert not (tmp_path / "a").exists()

@@ -28,7 +28,7 @@ def test_a_run_that_fits_is_one_row(
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
-def test_what_does_not_fit_is_told_what_to_change(
+def test_what_does_not_fit_names_the_setting_to_change(
     small: dict[str, Any], data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "available_memory", lambda device: 1 << 20)
@@ -53,13 +53,13 @@ def test_a_locked_tower_costs_no_activations(small: dict[str, Any], data_root: P
 
 
 def test_a_picture_with_several_captions_is_encoded_once(small: dict[str, Any], data_root: Path) -> None:
-    one, two = (
+    smaller, larger = (
         estimate(TrainRequest("scenes", explicit=small | {"optim.captions": n, "loss.beta": 0.0}), data_root=data_root)[
             0
         ]
         for n in (1, 2)
     )
-    assert one.gflops < two.gflops < 1.7 * one.gflops
+    assert smaller.gflops < larger.gflops < 1.7 * smaller.gflops
 
 
 def test_an_arm_without_steps_is_refused(data_root: Path) -> None:

@@ -28,8 +28,8 @@ class Trainer:
     def __init__(self, fabricate: Any, data: Any) -> None:
         self.fabricate, self.data, self.dying, self.calls = fabricate, data, {}, []  # type: ignore[var-annotated]
 
-    def __call__(self, asked: TrainRequest, folder: Path, options: TrainOptions, **more: Any) -> None:
-        config = asked.resolve(self.data)
+    def __call__(self, request: TrainRequest, folder: Path, options: TrainOptions, **more: Any) -> None:
+        config = request.resolve(self.data)
         self.calls.append((folder.name, (folder / "config.toml").exists(), options.resume))
         manifest.write_bytes(folder / "config.toml", config_io.to_toml(config).encode())
         more["on_progress"](1, 2, {"total": 1.0})
@@ -46,17 +46,17 @@ class Trainer:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Any:
-    found = Manifest(tmp_path, "dataset", {"protocol": "toy"})
-    return SimpleNamespace(name="toy", modalities=("image", "text"), splits=("train", "val", "test"), manifest=found)
+    manifest = Manifest(tmp_path, "dataset", {"protocol": "toy"})
+    return SimpleNamespace(name="toy", modalities=("image", "text"), splits=("train", "val", "test"), manifest=manifest)
 
 
 @pytest.fixture
 def trainer(fabricate: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    made = Trainer(fabricate, data)
-    monkeypatch.setattr(module, "train", made)
-    monkeypatch.setattr(module, "prepared", lambda dataset, *rest: Path(dataset))
-    monkeypatch.setattr(module.shards, "open", lambda path: made.data)
-    return made
+    fake_trainer = Trainer(fabricate, data)
+    monkeypatch.setattr(module, "train", fake_trainer)
+    monkeypatch.setattr(module, "prepared", lambda dataset, *arguments: Path(dataset))
+    monkeypatch.setattr(module.shards, "open", lambda path: fake_trainer.data)
+    return fake_trainer
 
 
 TOY = TrainRequest("toy", explicit={"device": "cpu"})
@@ -67,11 +67,11 @@ def cells(data: Any, arms: list[str], seeds: int = 1, **grid: list[Any]) -> list
 
 
 def test_a_grid_multiplies_the_arms(data: Any) -> None:
-    found = cells(data, ["ccaco"], 2, loss__beta=[0.1, 1], optim__lr=[1e-3])
-    assert [cell.name for cell in found] == [
+    configs = cells(data, ["ccaco"], 2, loss__beta=[0.1, 1], optim__lr=[1e-3])
+    assert [cell.name for cell in configs] == [
         f"ccaco,beta={beta},lr=0.001-s{seed}" for seed in (0, 1) for beta in ("0.1", "1")
     ]
-    assert [(cell.config.loss.beta, cell.config.seed) for cell in found] == [(0.1, 0), (1.0, 0), (0.1, 1), (1.0, 1)]
+    assert [(cell.config.loss.beta, cell.config.seed) for cell in configs] == [(0.1, 0), (1.0, 0), (0.1, 1), (1.0, 1)]
     both = cells(data, ["ccaco"], 1, model__image__pool=["mean", "cls"], model__text__pool=["mean"])
     assert [cell.label for cell in both] == [
         "ccaco,model.image.pool=mean,model.text.pool=mean",
@@ -121,20 +121,20 @@ def test_a_grid_file(tmp_path: Path) -> None:
 
 def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
-    found = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
-    assert [(row["arm"], row["seeds"], row["verdict"]) for row in as_dicts(found.table)] == [
+    ablation = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
+    assert [(row["arm"], row["seeds"], row["verdict"]) for row in as_dicts(ablation.table)] == [
         ("ccaco", 2, "reference"),
         ("clip", 2, "worse"),
     ]
-    assert [row["run"] for row in as_dicts(found.rows)] == ["ccaco-s0", "clip-s0", "ccaco-s1", "clip-s1"]
-    told = manifest.open(folder, kind="ablation")
-    assert [(c["name"], c["label"], c["arm"], c["seed"]) for c in told.facts["cells"]] == [
+    assert [row["run"] for row in as_dicts(ablation.rows)] == ["ccaco-s0", "clip-s0", "ccaco-s1", "clip-s1"]
+    stored = manifest.open(folder, kind="ablation")
+    assert [(c["name"], c["label"], c["arm"], c["seed"]) for c in stored.facts["cells"]] == [
         (f"{arm}-s{seed}", arm, arm, seed) for seed in (0, 1) for arm in ("ccaco", "clip")
     ]
-    assert [c["run"] for c in told.facts["cells"]] == [
-        manifest.open(folder / c["name"], kind="run").sha256 for c in told.facts["cells"]
+    assert [c["run"] for c in stored.facts["cells"]] == [
+        manifest.open(folder / c["name"], kind="run").sha256 for c in stored.facts["cells"]
     ]
-    assert told.inputs["dataset"]["sha256"] == trainer.data.manifest.sha256
+    assert stored.inputs["dataset"]["sha256"] == trainer.data.manifest.sha256
 
     trainer.calls.clear()
     again = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2, reference="clip", metric="image_to_text_R@1"), folder)
@@ -143,7 +143,7 @@ def test_it_ends_with_the_evidence_and_a_manifest(trainer: Trainer, tmp_path: Pa
 
 
 def test_killed_in_the_middle_it_finishes_the_rest_only(trainer: Trainer, tmp_path: Path) -> None:
-    whole = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), tmp_path / "whole").table
+    reference = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), tmp_path / "whole").table
     folder = tmp_path / "abl"
     trainer.calls.clear()
     trainer.dying["clip-s0"] = KeyboardInterrupt()
@@ -151,7 +151,7 @@ def test_killed_in_the_middle_it_finishes_the_rest_only(trainer: Trainer, tmp_pa
         ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
     assert not manifest.exists(folder), "what is not complete has no manifest"
     trainer.dying.clear()
-    found = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
+    ablation = ablate(AblationRequest(TOY, ["ccaco", "clip"], 2), folder)
     assert trainer.calls == [
         ("ccaco-s0", False, True),
         ("clip-s0", False, True),
@@ -159,15 +159,15 @@ def test_killed_in_the_middle_it_finishes_the_rest_only(trainer: Trainer, tmp_pa
         ("ccaco-s1", False, True),
         ("clip-s1", False, True),
     ]
-    assert found.table == whole
+    assert ablation.table == reference
 
 
 def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "abl"
     trainer.dying = {"clip-s0": RuntimeError("out of\nmemory"), "-contrastive-s0": ConfigError("no", where="x")}
-    found = ablate(AblationRequest(TOY, ["ccaco", "clip", "-contrastive"], 1), folder)
-    assert found.failures == {"clip-s0": "RuntimeError: out of memory", "-contrastive-s0": "no: x"}
-    assert [(row["arm"], row["seeds"], row["failed"], row["verdict"]) for row in as_dicts(found.table)] == [
+    ablation = ablate(AblationRequest(TOY, ["ccaco", "clip", "-contrastive"], 1), folder)
+    assert ablation.failures == {"clip-s0": "RuntimeError: out of memory", "-contrastive-s0": "no: x"}
+    assert [(row["arm"], row["seeds"], row["failed"], row["verdict"]) for row in as_dicts(ablation.table)] == [
         ("ccaco", 1, 0, "reference"),
         ("clip", 0, 1, "failed"),
         ("-contrastive", 0, 1, "failed"),
@@ -175,7 +175,7 @@ def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Train
     assert "RuntimeError" in json.loads((folder / "clip-s0" / module.FAILED).read_text())["traceback"]
     assert [c.get("error") for c in manifest.open(folder, kind="ablation").facts["cells"]] == [
         None,
-        *found.failures.values(),
+        *ablation.failures.values(),
     ]
     trainer.dying.clear()
     trainer.calls.clear()
@@ -185,8 +185,8 @@ def test_failed_cells_are_kept_in_view_and_retried_from_the_start(trainer: Train
 
 def test_everything_failed(trainer: Trainer, tmp_path: Path) -> None:
     trainer.dying = {"clip-s0": RuntimeError("x")}
-    found = ablate(AblationRequest(TOY, ["clip"], 1), tmp_path / "abl")
-    assert (found.rows, [row["verdict"] for row in as_dicts(found.table)]) == ([], ["failed"])
+    ablation = ablate(AblationRequest(TOY, ["clip"], 1), tmp_path / "abl")
+    assert (ablation.rows, [row["verdict"] for row in as_dicts(ablation.table)]) == ([], ["failed"])
 
 
 def test_another_config_or_data_set_is_trained_anew(trainer: Trainer, data: Any, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_another_config_or_data_set_is_trained_anew(trainer: Trainer, data: Any,
         ([], {}, "no arms"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_trained(
+def test_wrong_requests_are_refused_before_anything_is_trained(
     trainer: Trainer, tmp_path: Path, arms: list[str], more: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -247,19 +247,19 @@ def test_progress_tells_the_time_left_over_all_cells(
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
-    def timed(asked: TrainRequest, folder: Path, options: TrainOptions, **more: Any) -> None:
+    def timed(request: TrainRequest, folder: Path, options: TrainOptions, **more: Any) -> None:
         now[0] += 50.0  # half the steps take 50 s of 110
-        trainer(asked, folder, options, **more)
+        trainer(request, folder, options, **more)
         now[0] += 60.0
 
     monkeypatch.setattr(module, "train", timed)
-    told: list[tuple[str, Any]] = []
+    progress: list[tuple[str, Any]] = []
     ablate(
         AblationRequest(TOY, ["ccaco", "clip"], 1),
         tmp_path / "abl",
-        on_progress=lambda d, t, f: told.append((f.get("cell", f"{d}/{t}"), f.get("left"))),
+        on_progress=lambda d, t, f: progress.append((f.get("cell", f"{d}/{t}"), f.get("left"))),
     )
-    assert told == [("ccaco-s0 (1 of 2)", 150.0), ("1/2", 110.0), ("clip-s0 (2 of 2)", 50.0), ("2/2", 0)]
+    assert progress == [("ccaco-s0 (1 of 2)", 150.0), ("1/2", 110.0), ("clip-s0 (2 of 2)", 50.0), ("2/2", 0)]
 
 
 def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,23 +268,23 @@ def test_one_process_a_device(trainer: Trainer, tmp_path: Path, monkeypatch: pyt
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    seen: list[Any] = []
+    trained: list[Any] = []
     monkeypatch.setattr(
         module,
         "ProcessPoolExecutor",
         lambda n, context, initializer, initargs: ThreadPoolExecutor(n, "x", initializer, initargs),
     )
-    monkeypatch.setattr(module, "_assign_device", lambda free: seen.append(free.get()))
+    monkeypatch.setattr(module, "_assign_device", lambda free: trained.append(free.get()))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     trainer.dying = {"clip-s1": RuntimeError("x")}
-    found = ablate(
+    ablation = ablate(
         AblationRequest(TrainRequest("toy", explicit={"device": "auto"}), ["ccaco", "clip"], 2), tmp_path / "abl"
     )
     assert sorted(name for name, *_ in trainer.calls) == ["ccaco-s0", "ccaco-s1", "clip-s0", "clip-s1"]
-    assert found.failures == {"clip-s1": "RuntimeError: x"}
-    assert {place["CUDA_VISIBLE_DEVICES"] for place in seen} <= {"3", "7"}
-    assert [row["seeds"] for row in as_dicts(found.table)] == [2, 1]
+    assert ablation.failures == {"clip-s1": "RuntimeError: x"}
+    assert {place["CUDA_VISIBLE_DEVICES"] for place in trained} <= {"3", "7"}
+    assert [row["seeds"] for row in as_dicts(ablation.table)] == [2, 1]
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, "6"), (2, "3"), (4, "1"), (9, "1")])

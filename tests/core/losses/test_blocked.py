@@ -30,14 +30,14 @@ def test_loss_and_gradient_equal_the_plain_ones(
 ) -> None:
     monkeypatch.setattr(blocked, "TILE", tile)
     group = torch.arange(130) % groups
-    found, wanted = [], []
-    for kept, function, dtype in ((found, blocked.info_nce, torch.float32), (wanted, plain, torch.float64)):
-        given = [unit(130, 24).to(dtype), unit(130, 24, seed=1).to(dtype), torch.tensor(scale, dtype=dtype)]
-        leaves = [g.requires_grad_() for g in given]
+    results, wanted = [], []
+    for target, function, dtype in ((results, blocked.info_nce, torch.float32), (wanted, plain, torch.float64)):
+        inputs = [unit(130, 24).to(dtype), unit(130, 24, seed=1).to(dtype), torch.tensor(scale, dtype=dtype)]
+        leaves = [g.requires_grad_() for g in inputs]
         loss = function(leaves[0], leaves[1], group, leaves[2])
         (3 * loss).backward()  # a factor behind the loss must reach the gradient
-        kept += [loss.detach(), *(leaf.grad for leaf in leaves)]
-    for got, want in zip(found, wanted, strict=True):
+        target += [loss.detach(), *(leaf.grad for leaf in leaves)]
+    for got, want in zip(results, wanted, strict=True):
         assert torch.allclose(got.double(), want, atol=1e-5, rtol=1e-5)
 
 
@@ -49,21 +49,23 @@ def test_shares_of_a_batch_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None
         torch.tensor(20.0, requires_grad=True),
     )
     group = torch.arange(24) % 15
-    whole = blocked.info_nce(z_a, z_b, group, scale)
+    full_loss = blocked.info_nce(z_a, z_b, group, scale)
     shares = torch.stack(
         [blocked.info_nce(z_a, z_b, group, scale, slice(first, first + 8)) for first in (0, 8, 16)]
     ).mean()
-    assert shares.item() == pytest.approx(whole.item(), rel=1e-5)
-    for one, other in zip(*(torch.autograd.grad(loss, (z_a, z_b, scale)) for loss in (whole, shares)), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    assert shares.item() == pytest.approx(full_loss.item(), rel=1e-5)
+    for actual, expected in zip(
+        *(torch.autograd.grad(loss, (z_a, z_b, scale)) for loss in (full_loss, shares)), strict=True
+    ):
+        assert torch.allclose(actual, expected, atol=1e-5)
 
 
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "TILE", 2)
-    given = unit(7, 4, dtype=torch.float64).requires_grad_(), unit(7, 4, seed=1, dtype=torch.float64).requires_grad_()
+    inputs = unit(7, 4, dtype=torch.float64).requires_grad_(), unit(7, 4, seed=1, dtype=torch.float64).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     group = torch.tensor([0, 1, 1, 2, 3, 3, 3])
-    assert torch.autograd.gradcheck(lambda a, b, s: blocked.info_nce(a, b, group, s), (*given, scale))
+    assert torch.autograd.gradcheck(lambda a, b, s: blocked.info_nce(a, b, group, s), (*inputs, scale))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -79,7 +81,7 @@ def test_vectors_that_all_agree_or_all_oppose(sign: float) -> None:
 
 def test_it_is_used_by_itself_and_not_for_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(contrastive.blocked, "info_nce", lambda *given: calls.append(given) or torch.tensor(0.0))
+    monkeypatch.setattr(contrastive.blocked, "info_nce", lambda *args: calls.append(args) or torch.tensor(0.0))
     z, group = unit(40, 8), torch.arange(40)
     contrastive.info_nce(z, z, group, torch.tensor(1.0))
     assert not calls
@@ -95,8 +97,8 @@ def test_it_is_used_by_itself_and_not_for_small_batches(monkeypatch: pytest.Monk
 def test_autocast_does_not_cost_precision() -> None:
     z_a, z_b, group, scale = unit(50, 16), unit(50, 16, seed=1), torch.arange(50), torch.tensor(100.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = blocked.info_nce(z_a, z_b, group, scale)
-    assert found.item() == pytest.approx(matrix_nce(scale * z_a @ z_b.T, group, group).item(), rel=1e-5)
+        loss = blocked.info_nce(z_a, z_b, group, scale)
+    assert loss.item() == pytest.approx(matrix_nce(scale * z_a @ z_b.T, group, group).item(), rel=1e-5)
 
 
 MEMORY = """

@@ -40,9 +40,9 @@ def test_equals_open_clip() -> None:
 def test_permuting_pairs_changes_nothing_and_breaking_them_does() -> None:
     z_a, z_b, order = unit(12, 6), unit(12, 6, seed=1), torch.randperm(12)
     group = torch.arange(12)
-    whole = info_nce(z_a, z_b, group, ONE)
-    assert torch.allclose(info_nce(z_a[order], z_b[order], group, ONE), whole)
-    assert not torch.allclose(info_nce(z_a, z_b.roll(1, 0), group, ONE), whole)
+    complete = info_nce(z_a, z_b, group, ONE)
+    assert torch.allclose(info_nce(z_a[order], z_b[order], group, ONE), complete)
+    assert not torch.allclose(info_nce(z_a, z_b.roll(1, 0), group, ONE), complete)
 
 
 def test_symmetric_in_the_modalities() -> None:
@@ -58,10 +58,10 @@ def test_aligned_pairs_score_near_zero_and_opposed_ones_badly() -> None:
 
 def test_siblings_are_positives_not_negatives() -> None:
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    apart = info_nce(z, z, torch.tensor([0, 1, 2]), torch.tensor(30.0))
-    together = info_nce(z, z, torch.tensor([0, 0, 1]), torch.tensor(30.0))
-    assert apart.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-3)  # two rows cannot tell their twins apart
-    assert together.item() == pytest.approx(
+    ungrouped = info_nce(z, z, torch.tensor([0, 1, 2]), torch.tensor(30.0))
+    grouped = info_nce(z, z, torch.tensor([0, 0, 1]), torch.tensor(30.0))
+    assert ungrouped.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-3)  # two rows cannot tell their twins apart
+    assert grouped.item() == pytest.approx(
         math.log(2) * 2 / 3, rel=1e-3
     )  # and with two positives each, log 2 is the floor
 
@@ -97,10 +97,10 @@ def test_gradient() -> None:
     )
 
 
-@pytest.mark.parametrize("sick", [float("nan"), float("inf")])
-def test_sick_rows_are_refused(sick: float) -> None:
+@pytest.mark.parametrize("bad_value", [float("nan"), float("inf")])
+def test_sick_rows_are_refused(bad_value: float) -> None:
     z = unit(3, 2)
-    z[1, 0] = sick
+    z[1, 0] = bad_value
     with pytest.raises(LossInputError, match="not finite"):
         info_nce(z, unit(3, 2), torch.arange(3), ONE)
 

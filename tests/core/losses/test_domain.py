@@ -64,10 +64,10 @@ def test_mmd_by_hand() -> None:
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
     # squared distances: within x 1, within y 9, between 0, 9, 1, 4; the median is 1 (torch takes the lower)
     both = torch.cat([x, y])
-    apart = ((both - both.T) ** 2)[~torch.eye(4, dtype=torch.bool)].median().item()
+    distances = ((both - both.T) ** 2)[~torch.eye(4, dtype=torch.bool)].median().item()
     total = 0.0
     for factor in KERNELS:
-        k = {d: math.exp(-d / (factor * apart)) for d in (0, 1, 4, 9)}
+        k = {d: math.exp(-d / (factor * distances)) for d in (0, 1, 4, 9)}
         total += (2 + 2 * k[1]) / 4 + (2 + 2 * k[9]) / 4 - 2 * (k[0] + k[9] + k[1] + k[4]) / 4
     assert mmd(x, y).item() == pytest.approx(total / len(KERNELS), rel=1e-5)
 
@@ -104,12 +104,12 @@ def test_gradients() -> None:
     # the bandwidths carry no gradient: held against the same sum with them fixed
     with torch.no_grad():
         both = torch.cat([x, y])
-        apart = torch.cdist(both, both).square()[~torch.eye(9, dtype=torch.bool)].median()
+        distances = torch.cdist(both, both).square()[~torch.eye(9, dtype=torch.bool)].median()
 
     def fixed(a: Tensor, b: Tensor) -> Tensor:
         def kernel(s: Tensor, t: Tensor) -> Tensor:
             square = ((s[:, None] - t[None]) ** 2).sum(-1)
-            return torch.stack([torch.exp(-square / (f * apart)) for f in KERNELS]).mean(0).mean()
+            return torch.stack([torch.exp(-square / (f * distances)) for f in KERNELS]).mean(0).mean()
 
         return kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
 
@@ -126,11 +126,11 @@ def test_gradients() -> None:
 
 def test_terms_are_added_and_ramped() -> None:
     features, domain, logits = normal(8, 3), torch.arange(8) // 4, normal(8, 2, seed=2)
-    seen = DomainFeatures(features, domain, 0.5, logits)
-    parts = {name: term(seen).item() for name, term in TERMS.items()}
+    inputs = DomainFeatures(features, domain, 0.5, logits)
+    parts = {name: term(inputs).item() for name, term in TERMS.items()}
     assert parts["mmd"] == pytest.approx(0.5 * mmd(features[:4], features[4:]).item())
     assert parts["dann"] == pytest.approx(dann(logits, domain).item()), "the reversal has its ramp"
-    assert domain_loss("both", seen).item() == pytest.approx(parts["dann"] + parts["mmd"])
+    assert domain_loss("both", inputs).item() == pytest.approx(parts["dann"] + parts["mmd"])
     assert {name: set(terms) <= set(TERMS) for name, terms in DOMAIN_LOSSES.items()} == dict.fromkeys(
         DOMAIN_LOSSES, True
     )
@@ -138,9 +138,9 @@ def test_terms_are_added_and_ramped() -> None:
 
 def test_a_batch_of_one_domain_costs_nothing() -> None:
     features = normal(4, 3).requires_grad_()
-    found = domain_loss("mmd", DomainFeatures(features, torch.zeros(4, dtype=torch.long), 1.0))
-    assert found.item() == 0.0
-    found.backward()
+    loss = domain_loss("mmd", DomainFeatures(features, torch.zeros(4, dtype=torch.long), 1.0))
+    assert loss.item() == 0.0
+    loss.backward()
 
 
 def test_classification_skips_rows_without_a_label() -> None:

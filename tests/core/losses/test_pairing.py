@@ -30,7 +30,7 @@ def test_negatives_are_distinct_and_hard_ones_come_often() -> None:
     )
 
 
-def test_too_few_negatives_are_repeated_and_none_is_said() -> None:
+def test_too_few_negatives_are_repeated_and_none_is_reported() -> None:
     assert sample_hard_negatives(torch.zeros(2, 2), torch.arange(2), 3, generator()).tolist() == [[1, 1, 1], [0, 0, 0]]
     assert sample_hard_negatives(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long), 2, generator()).tolist() == [
         [-1, -1],
@@ -55,10 +55,10 @@ def test_pairs_with_hard_negatives() -> None:
 def test_sub_batches() -> None:
     rows = all_pairs(torch.rand(8, 3), torch.rand(8, 3), torch.arange(8), 5, 1, generator()).rows
     assert len(set(rows.tolist())) == 5
-    whole = true_pairs(torch.rand(8, 3), torch.rand(8, 3), torch.arange(8), 0, 1)
-    assert whole.rows.tolist() == list(range(8))
-    assert whole.index is not None
-    assert (whole.index[:, 0] == whole.index[:, 1]).all()
+    complete = true_pairs(torch.rand(8, 3), torch.rand(8, 3), torch.arange(8), 0, 1)
+    assert complete.rows.tolist() == list(range(8))
+    assert complete.index is not None
+    assert (complete.index[:, 0] == complete.index[:, 1]).all()
 
 
 def test_queries_of_a_sub_batch_find_negatives_in_the_whole_batch() -> None:

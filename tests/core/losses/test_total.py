@@ -29,8 +29,8 @@ def alignment(crossed: Crossed, pairs: Pairs) -> Alignment:
 
 
 def test_total_is_the_weighted_sum_of_named_parts() -> None:
-    given = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
-    parts = losses(given, LossConfig(alpha=2.0), beta=0.3)
+    inputs = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
+    parts = losses(inputs, LossConfig(alpha=2.0), beta=0.3)
     assert set(parts) == {"contrastive", "cross", "total"}
     assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
 
@@ -43,18 +43,18 @@ def test_every_global_vector_learns_by_itself(rows: slice | None) -> None:
 
     (each_a, a), (each_b, b) = side(0), side(10)
     group, scale = torch.tensor([0, 0, 1, 2]), torch.tensor(10.0)
-    found = losses(Alignment(a, b, group, scale, query_rows=rows, vectors=3), LossConfig(), beta=0.0)["contrastive"]
+    loss = losses(Alignment(a, b, group, scale, query_rows=rows, vectors=3), LossConfig(), beta=0.0)["contrastive"]
     alone = [
         info_nce(p, q, group, scale) if rows is None else sharded_info_nce(p, q, group, scale, rows)
         for p, q in zip(each_a, each_b, strict=True)
     ]
-    assert torch.allclose(found, torch.stack(alone).mean(), atol=1e-6)
+    assert torch.allclose(loss, torch.stack(alone).mean(), atol=1e-6)
 
 
 def test_a_half_with_weight_zero_is_not_there() -> None:
-    given = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
-    assert set(losses(given, LossConfig(), beta=0.0)) == {"contrastive", "total"}
-    only = losses(given, LossConfig(alpha=0.0), beta=1.0)
+    inputs = alignment(Crossed(torch.randn(4, 4)), Pairs(torch.arange(4)))
+    assert set(losses(inputs, LossConfig(), beta=0.0)) == {"contrastive", "total"}
+    only = losses(inputs, LossConfig(alpha=0.0), beta=1.0)
     assert set(only) == {"cross", "total"}
     assert torch.allclose(only["total"], only["cross"])
 
@@ -85,9 +85,9 @@ def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
     z = [encoded(seed).z.clone().requires_grad_() for seed in (0, 1)]
     logit = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
     sides = [Embedding(v, v) for v in z]
-    given = Alignment(*sides, torch.arange(4), torch.tensor(10.0), Crossed(logit), Pairs(torch.tensor([3, 0, 1])))
+    inputs = Alignment(*sides, torch.arange(4), torch.tensor(10.0), Crossed(logit), Pairs(torch.tensor([3, 0, 1])))
     config = LossConfig(teach=0.5)
-    parts = losses(given, config, beta=0.3)
+    parts = losses(inputs, config, beta=0.3)
     assert torch.allclose(parts["total"], parts["contrastive"] + 0.3 * parts["cross"] + 0.15 * parts["taught"])
     student = (10.0 * z[0][[3, 0, 1]] @ z[1][[3, 0, 1]].T).detach()
     each = [F.cross_entropy(s, (s + t).softmax(1).detach()) for s, t in ((student, logit), (student.T, logit.T))]
@@ -95,7 +95,7 @@ def test_the_cosine_learns_from_both_scores_and_the_teacher_does_not() -> None:
     (gradient,) = torch.autograd.grad(parts["taught"], logit, allow_unused=True, retain_graph=True)
     assert gradient is None
     assert torch.autograd.grad(parts["taught"], z[0], retain_graph=True)[0][[3, 0, 1]].abs().sum() > 0
-    agreed = losses(replace(given, crossed=Crossed(torch.zeros(3, 3))), config, 0.3)["taught"]
+    agreed = losses(replace(inputs, crossed=Crossed(torch.zeros(3, 3))), config, 0.3)["taught"]
     assert torch.autograd.grad(agreed, z[0])[0].abs().max() < 1e-5, "a teacher that says the same teaches nothing"
 
 

@@ -19,8 +19,8 @@ def heads(**more: object) -> Adaptation:
 
 
 def test_features_have_one_length() -> None:
-    found = Adaptation.features(embeddings(5))
-    assert torch.allclose(found.norm(dim=1), torch.full((5,), 8**0.5))
+    features = Adaptation.features(embeddings(5))
+    assert torch.allclose(features.norm(dim=1), torch.full((5,), 8**0.5))
 
 
 def test_codes_are_source_and_target_or_the_sources_own() -> None:
@@ -30,16 +30,16 @@ def test_codes_are_source_and_target_or_the_sources_own() -> None:
 
 
 def test_a_classifier_a_side_only_where_there_is_an_adversary() -> None:
-    made = heads()
-    assert made.domain_classifiers["image"](embeddings(4)).shape == (4, 2)
-    assert made.domain_classifiers["text"](embeddings(4)).shape == (4, 3)
+    modules = heads()
+    assert modules.domain_classifiers["image"](embeddings(4)).shape == (4, 2)
+    assert modules.domain_classifiers["text"](embeddings(4)).shape == (4, 3)
     assert not list(heads(adversarial=False).parameters())
 
 
-def test_a_label_predictor_where_classes_are_asked_for() -> None:
-    made = heads(classify="image", classes=4)
-    assert made.predict(embeddings(3)).shape == (3, 4)
-    assert made.modalities == {"image", "text"}
+def test_a_label_predictor_where_classes_are_requested() -> None:
+    modules = heads(classify="image", classes=4)
+    assert modules.predict(embeddings(3)).shape == (3, 4)
+    assert modules.modalities == {"image", "text"}
     with pytest.raises(RuntimeError, match="no label predictor"):
         heads().predict(embeddings(3))
 

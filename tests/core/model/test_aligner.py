@@ -49,10 +49,10 @@ def inputs(width: int, rows: int = 5, tokens: int = 4) -> dict[str, torch.Tensor
 
 
 def test_shapes_and_unit_norm() -> None:
-    found, features = aligner().eval().encode("text", inputs(10))
+    encoded, features = aligner().eval().encode("text", inputs(10))
     assert features.tokens.shape == (5, 4, 10)
-    assert found.pooled.shape == (5, 8)
-    assert torch.allclose(found.z.norm(dim=-1), torch.ones(5), atol=1e-6)
+    assert encoded.pooled.shape == (5, 8)
+    assert torch.allclose(encoded.z.norm(dim=-1), torch.ones(5), atol=1e-6)
 
 
 @pytest.mark.parametrize("pool", ["mean", "max", "attention"])
@@ -64,8 +64,8 @@ def test_cached_tokens_are_pooled_in_parts_as_they_would_be_at_once(pool: str, m
     def pooled(values: int) -> torch.Tensor:
         monkeypatch.setattr(module, "POOL_VALUES", values)
         torch.manual_seed(1)
-        found: torch.Tensor = side.pool(Features(tokens, mask, tokens[:, 0]))
-        return found
+        full_pool: torch.Tensor = side.pool(Features(tokens, mask, tokens[:, 0]))
+        return full_pool
 
     assert torch.equal(pooled(1), pooled(10**6)) and torch.equal(pooled(600), pooled(10**6))
     torch.manual_seed(1)
@@ -77,7 +77,7 @@ def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged(
     model = aligner(vectors=3).eval()
     sides = [model.encode(m, inputs(width)) for m, width in (("image", 6), ("text", 10))]
     a, b = (x.z for x, _ in sides)
-    assert a.shape == b.shape == (5, model.config.dim) == (5, 24)
+    assert a.shape == b.shape == (5, model.embedding_size) == (5, 24)
     assert torch.allclose(a.norm(dim=-1), torch.ones(5), atol=1e-6)
     each = [
         torch.nn.functional.cosine_similarity(p, q, dim=-1)
@@ -90,21 +90,21 @@ def test_several_global_vectors_lie_side_by_side_and_their_cosines_are_averaged(
 
 @pytest.mark.parametrize("pool", ["mean", "max", "attention"])
 def test_padding_does_not_change_z(pool: str) -> None:
-    model, given = aligner(pool=pool).eval(), inputs(6)
-    dirty = given | {"tokens": torch.where(given["mask"][..., None], given["tokens"], 50.0)}
-    assert torch.allclose(model.encode("image", given)[0].z, model.encode("image", dirty)[0].z, atol=1e-6)
+    model, batch = aligner(pool=pool).eval(), inputs(6)
+    dirty = batch | {"tokens": torch.where(batch["mask"][..., None], batch["tokens"], 50.0)}
+    assert torch.allclose(model.encode("image", batch)[0].z, model.encode("image", dirty)[0].z, atol=1e-6)
 
 
 def test_cls_takes_the_towers_own_vector() -> None:
-    model, given = aligner(pool="cls").eval(), inputs(6)
-    changed = given | {"tokens": torch.cat([given["tokens"][:, :1], given["tokens"][:, 1:] + 3], 1)}
-    assert torch.allclose(model.encode("image", given)[0].z, model.encode("image", changed)[0].z)
+    model, batch = aligner(pool="cls").eval(), inputs(6)
+    changed = batch | {"tokens": torch.cat([batch["tokens"][:, :1], batch["tokens"][:, 1:] + 3], 1)}
+    assert torch.allclose(model.encode("image", batch)[0].z, model.encode("image", changed)[0].z)
 
 
 def test_cached_features_equal_the_towers() -> None:
-    model, given = aligner(lock=True).eval(), inputs(6)
-    cached = Features(given["tokens"].half(), given["mask"], given["tokens"][:, 0].half())
-    assert torch.allclose(model.encode("image", given)[0].z, model.encode("image", cached)[0].z, atol=1e-2)
+    model, batch = aligner(lock=True).eval(), inputs(6)
+    cached = Features(batch["tokens"].half(), batch["mask"], batch["tokens"][:, 0].half())
+    assert torch.allclose(model.encode("image", batch)[0].z, model.encode("image", cached)[0].z, atol=1e-2)
     assert model.sides["image"].tower.calls == 1
 
 
@@ -170,23 +170,23 @@ def test_fixed_temperature() -> None:
 def test_compiled_towers_say_the_same_under_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, model, locked = aligner(), aligner(), aligner(lock=True)
     model.load_state_dict(plain.state_dict())
-    seen: list[torch.nn.Module] = []
+    called: list[torch.nn.Module] = []
 
     def compiled(module: torch.nn.Module) -> None:
-        seen.append(module)
+        called.append(module)
         original(module, backend="eager")  # traced as ever, but no compiler has to be there
 
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     locked.compile_towers()
-    assert seen == []
+    assert called == []
     model.compile_towers()
-    assert seen == [side.tower for side in model.sides.values()]
+    assert called == [side.tower for side in model.sides.values()]
     assert model.state_dict().keys() == plain.state_dict().keys()
     for modality, width in (("image", 6), ("text", 10)):
         for rows in (5, 4, 2):  # batches of other sizes too
-            given = inputs(width, rows)
-            assert torch.equal(model.eval().encode(modality, given)[0].z, plain.eval().encode(modality, given)[0].z)
+            batch = inputs(width, rows)
+            assert torch.equal(model.eval().encode(modality, batch)[0].z, plain.eval().encode(modality, batch)[0].z)
 
 
 def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:

@@ -29,17 +29,17 @@ def single_stream(kind: str = "dense") -> SingleStream:
 
 def test_the_block_written_out() -> None:
     a, b = tokens()
-    found = block()
-    new_a, new_b, attention = found(a, MASK_A, b, MASK_B, weights=True)
-    attn_out, weights = found.cross[1](found.norm_query[1](b), found.norm_context[1](a), MASK_A, weights=True)
+    fused = block()
+    new_a, new_b, attention = fused(a, MASK_A, b, MASK_B, weights=True)
+    attn_out, weights = fused.cross[1](fused.norm_query[1](b), fused.norm_context[1](a), MASK_A, weights=True)
     wanted = b + attn_out
-    wanted = wanted + found.mlp[1](found.norm_mlp[1](wanted))
+    wanted = wanted + fused.mlp[1](fused.norm_mlp[1](wanted))
     assert torch.allclose(new_b, wanted)
     assert torch.equal(attention, weights)
     assert attention.shape == (2, 2, 4, 3)
     assert attention[1, ..., 1:].abs().max() == 0
-    attn_out = found.cross[0](found.norm_query[0](a), found.norm_context[0](b), MASK_B)[0]
-    assert torch.allclose(new_a, a + attn_out + found.mlp[0](found.norm_mlp[0](a + attn_out)))
+    attn_out = fused.cross[0](fused.norm_query[0](a), fused.norm_context[0](b), MASK_B)[0]
+    assert torch.allclose(new_a, a + attn_out + fused.mlp[0](fused.norm_mlp[0](a + attn_out)))
 
 
 def test_both_look_at_what_was_there_before() -> None:
@@ -51,9 +51,9 @@ def test_both_look_at_what_was_there_before() -> None:
 
 def test_without_residual_nothing_of_the_old_tokens_is_kept() -> None:
     a, b = tokens()
-    found = block(residual=False)
-    attn_out = found.cross[0](found.norm_query[0](a), found.norm_context[0](b), MASK_B)[0]
-    assert torch.allclose(found(a, MASK_A, b, MASK_B)[0], found.mlp[0](found.norm_mlp[0](attn_out)))
+    fused = block(residual=False)
+    attn_out = fused.cross[0](fused.norm_query[0](a), fused.norm_context[0](b), MASK_B)[0]
+    assert torch.allclose(fused(a, MASK_A, b, MASK_B)[0], fused.mlp[0](fused.norm_mlp[0](attn_out)))
 
 
 def test_padding_is_never_seen() -> None:
@@ -82,9 +82,9 @@ def test_the_single_stream_knows_whose_each_token_is() -> None:
 
 @pytest.mark.parametrize(("out", "width"), [(None, WIDTH), (1, 1)])
 def test_mlp(out: int | None, width: int) -> None:
-    found = mlp(WIDTH, 0.0, out)
-    assert found[0].out_features == 2 * WIDTH
-    assert found(torch.zeros(3, WIDTH)).shape == (3, width)
+    layers = mlp(WIDTH, 0.0, out)
+    assert layers[0].out_features == 2 * WIDTH
+    assert layers(torch.zeros(3, WIDTH)).shape == (3, width)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,10 +102,10 @@ def test_the_single_stream_takes_every_kind_and_knows_where_patches_lie(kind: st
 
 
 def test_positions_of_a_grid_tell_row_and_column_and_those_of_a_line_the_place() -> None:
-    found = positions(Segment(13, 1, (3, 4)), 8)
-    assert found.shape == (13, 8)
-    assert found[0].abs().max() == 0, "a special token lies nowhere"
-    cells = found[1:].view(3, 4, 8)
+    encoded = positions(Segment(13, 1, (3, 4)), 8)
+    assert encoded.shape == (13, 8)
+    assert encoded[0].abs().max() == 0, "a special token lies nowhere"
+    cells = encoded[1:].view(3, 4, 8)
     assert torch.equal(cells[1, :, :4], cells[1, :1, :4].expand(4, 4)), "half tells the row"
     assert torch.equal(cells[:, 2, 4:], cells[:1, 2, 4:].expand(3, 4)), "half tells the column"
     assert len({tuple(row.tolist()) for row in cells.flatten(0, 1)}) == 12

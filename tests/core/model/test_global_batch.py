@@ -26,44 +26,44 @@ def test_input_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     drop = InputDropout(p)
     x = torch.ones(50, 37, 33, requires_grad=True)
-    found = drop(x)
-    share = (found == 0).float()
+    dropped = drop(x)
+    share = (dropped == 0).float()
     assert share.mean().item() == pytest.approx(p, abs=0.005)
     assert share.mean((0, 1)).std() < 0.02, "every place alike"
     if p < 1:
-        assert found.mean().item() == pytest.approx(1, abs=0.02)
-        assert len(found[found > 0].unique()) == 1
-    found.sum().backward()
-    assert torch.equal(x.grad, found), "the gradient is dropped where the value is"
-    assert not torch.equal(drop(x), found) or p in (0, 1)
+        assert dropped.mean().item() == pytest.approx(1, abs=0.02)
+        assert len(dropped[dropped > 0].unique()) == 1
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped), "the gradient is dropped where the value is"
+    assert not torch.equal(drop(x), dropped) or p in (0, 1)
     torch.manual_seed(0)
-    assert torch.equal(drop(x), found)
+    assert torch.equal(drop(x), dropped)
     assert drop.eval()(x) is x
 
 
 def both() -> None:
     with distributed.process_group("cpu"):
         rank = distributed.rank()
-        whole = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+        full_batch = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
         for kind, ragged in product((GlobalDropout, InputDropout), (False, True)):
             torch.manual_seed(1)
             with distributed.single_process():
-                same = kind(0.4)(whole)[3 * rank :][:3]
+                same = kind(0.4)(full_batch)[3 * rank :][:3]
             torch.manual_seed(1)
-            own = whole[3 * rank :][:3]
+            local_rows = full_batch[3 * rank :][:3]
             width = 2 if ragged and rank else 3
-            assert torch.equal(kind(0.4)(own[:, :width]), same[:, :width])
+            assert torch.equal(kind(0.4)(local_rows[:, :width]), same[:, :width])
         norm, plain = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
         assert isinstance(convert_batch_norms(torch.nn.Sequential(norm), torch.device("cpu"))[0], GlobalBatchNorm)  # type: ignore[index]
-        own = whole[3 * rank :][:3].clone().requires_grad_()
-        given = whole.clone().requires_grad_()
-        norm(own).pow(3).sum().backward()
-        plain(given).pow(3).sum().backward()
-        assert given.grad is not None
-        assert torch.allclose(own.grad, given.grad[3 * rank :][:3], atol=1e-4)  # type: ignore[arg-type]
+        local_rows = full_batch[3 * rank :][:3].clone().requires_grad_()
+        leaf = full_batch.clone().requires_grad_()
+        norm(local_rows).pow(3).sum().backward()
+        plain(leaf).pow(3).sum().backward()
+        assert leaf.grad is not None
+        assert torch.allclose(local_rows.grad, leaf.grad[3 * rank :][:3], atol=1e-4)  # type: ignore[arg-type]
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             assert torch.allclose(getattr(norm, name), getattr(plain, name), atol=1e-5), name
-        assert torch.allclose(norm.eval()(own), plain.eval()(given)[3 * rank :][:3], atol=1e-5)
+        assert torch.allclose(norm.eval()(local_rows), plain.eval()(leaf)[3 * rank :][:3], atol=1e-5)
 
 
 def test_together_they_are_what_one_process_has() -> None:

@@ -26,14 +26,14 @@ def drawn(colour: str, shape: str, seed: int) -> Image.Image:
 
 def test_features_are_finite_and_see_shape_and_colour() -> None:
     whats = (("red", "disc"), ("red", "disc"), ("blue", "disc"), ("red", "bar"))
-    one, same, other_colour, other_shape = (image_features(drawn(colour, shape, 1)) for colour, shape in whats)
-    assert one.dtype == np.float32
-    assert one.ndim == 1
-    assert np.isfinite(one).all()
-    assert np.array_equal(one, same)
+    first, same, other_colour, other_shape = (image_features(drawn(colour, shape, 1)) for colour, shape in whats)
+    assert first.dtype == np.float32
+    assert first.ndim == 1
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, same)
     histogram = 4 * 4**3
-    assert np.abs(one - other_colour)[-histogram:].sum() > 1
-    assert np.abs(one - other_shape)[:-histogram].sum() > 1
+    assert np.abs(first - other_colour)[-histogram:].sum() > 1
+    assert np.abs(first - other_shape)[:-histogram].sum() > 1
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
@@ -53,31 +53,31 @@ def world() -> tuple[np.ndarray, list[str], np.ndarray]:
 
 def test_new_pictures_find_their_words(world: tuple[np.ndarray, list[str], np.ndarray]) -> None:
     pictures, texts, row = world
-    found = align(pictures, texts, row)
+    aligned = align(pictures, texts, row)
     every = [(c, s) for c in COLOURS for s in SHAPES]
-    z = found.images(np.stack([image_features(drawn(c, s, 1000 + i)) for i, (c, s) in enumerate(every)]))
-    words = found.texts([f"a {c} {s}" for c, s in every])
+    z = aligned.images(np.stack([image_features(drawn(c, s, 1000 + i)) for i, (c, s) in enumerate(every)]))
+    words = aligned.texts([f"a {c} {s}" for c, s in every])
     assert z.shape == words.shape
     assert z.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, atol=1e-5)
     assert ((z @ words.T).argmax(1) == np.arange(12)).mean() > 0.5  # chance 1 / 12
-    assert found.parameters > 0
+    assert aligned.parameters > 0
 
 
 def test_shuffled_pairs_teach_nothing(world: tuple[np.ndarray, list[str], np.ndarray]) -> None:
     pictures, texts, row = world
-    found = align(pictures, texts, np.random.default_rng(1).permutation(row))
-    z, words = found.images(pictures), found.texts([f"a {c} {s}" for c in COLOURS for s in SHAPES])
-    said = [texts[2 * i] for i in range(120)]
+    aligned = align(pictures, texts, np.random.default_rng(1).permutation(row))
+    z, words = aligned.images(pictures), aligned.texts([f"a {c} {s}" for c in COLOURS for s in SHAPES])
+    captions = [texts[2 * i] for i in range(120)]
     options = [f"a {c} {s}" for c in COLOURS for s in SHAPES]
-    assert np.mean([options[k] == t for k, t in zip((z @ words.T).argmax(1), said, strict=True)]) < 0.35
+    assert np.mean([options[k] == t for k, t in zip((z @ words.T).argmax(1), captions, strict=True)]) < 0.35
 
 
 def test_the_same_seed_gives_the_same_vectors_and_few_pictures_are_enough(
     world: tuple[np.ndarray, list[str], np.ndarray],
 ) -> None:
     pictures, texts, row = world
-    one, other = (align(pictures[:6], texts[:12], row[:12], seed=3) for _ in range(2))
-    assert np.array_equal(one.images(pictures), other.images(pictures))
-    assert np.isfinite(one.texts(["words never heard"])).all()
+    first, second = (align(pictures[:6], texts[:12], row[:12], seed=3) for _ in range(2))
+    assert np.array_equal(first.images(pictures), second.images(pictures))
+    assert np.isfinite(first.texts(["words never heard"])).all()

@@ -24,8 +24,8 @@ def loaded(run: Path) -> LoadedRun:
 
 def changed(run: Path, copy: Path, **body: Any) -> Path:
     shutil.copytree(run, copy)
-    with edited(copy) as found:
-        found |= body
+    with edited(copy) as facts:
+        facts |= body
     return copy
 
 
@@ -40,19 +40,19 @@ def test_queries_have_the_ranks_that_results_have(loaded: LoadedRun, scoring: st
         "cross": lambda: two_stage.exhaustive(loaded.aligner, a, b, groups, "full"),
     }[scoring]()
     for query_side, direction in ((0, "image_to_text"), (1, "text_to_image")):
-        found = inspection.rank_queries(by_kind, query_side=query_side)
-        assert found.direction == direction
-        assert found.rank.tolist() == stored.directions()[direction][0].rank.tolist()
-        assert found.correct[:, 0].tolist() == (found.rank == 1).tolist()
-        assert (np.diff(found.score) <= 1e-6).all()
-        assert found.correct.any(1).tolist() == (found.rank <= 5).tolist()
+        ranked = inspection.rank_queries(by_kind, query_side=query_side)
+        assert ranked.direction == direction
+        assert ranked.rank.tolist() == stored.directions()[direction][0].rank.tolist()
+        assert ranked.correct[:, 0].tolist() == (ranked.rank == 1).tolist()
+        assert (np.diff(ranked.score) <= 1e-6).all()
+        assert ranked.correct.any(1).tolist() == (ranked.rank <= 5).tolist()
 
 
 def test_the_ranks_are_those_of_the_runs_own_result(loaded: LoadedRun) -> None:
     stored = results.load_result(loaded.run).evaluation
     assert inspection.rank_queries(loaded, query_side=1).rank.tolist() == stored.b_to_a[0].rank.tolist()
-    few = inspection.rank_queries(loaded, query_side=1, max_queries=10)
-    assert len(few.queries) == 10 and few.rank.tolist() == stored.b_to_a[0].rank[few.queries].tolist()
+    limited = inspection.rank_queries(loaded, query_side=1, max_queries=10)
+    assert len(limited.queries) == 10 and limited.rank.tolist() == stored.b_to_a[0].rank[limited.queries].tolist()
 
 
 def test_a_batch_is_of_true_pairs_and_the_map_of_all(loaded: LoadedRun) -> None:
@@ -98,7 +98,7 @@ def test_synonyms_point_to_the_same_box() -> None:
     )
 
 
-def test_what_cannot_be_looked_into_says_why(run: Path, tmp_path: Path, loaded: LoadedRun) -> None:
+def test_what_cannot_be_inspected_says_why(run: Path, tmp_path: Path, loaded: LoadedRun) -> None:
     inputs = json.loads((run / manifest.NAME).read_text())["inputs"]
     gone = changed(run, tmp_path / "gone", inputs={"dataset": inputs["dataset"] | {"path": "nowhere"}})
     with pytest.raises(DataError, match="not where it was: nowhere"):

@@ -34,47 +34,47 @@ def test_columns_do_not_depend_on_which_run_comes_first(fabricate: Any) -> None:
     plain = fabricate("clip", 1.0, arm="clip")
     full = fabricate("full", 1.0)
     (full / "metrics.jsonl").write_text('{"step": 1, "contrastive": 2.0, "cross": 0.5, "total": 2.5}\n')
-    one, other = rows([plain, full]), rows([full, plain])
-    assert [list(row) for row in one] == [list(row) for row in other]
-    assert list(one[0])[:6] == ["run", "dataset", "arm", "seed", "stage", "weight"]
-    assert list(one[0])[-8:-5] == ["loss_cross", "loss_total", "parameters"]
-    assert (one[0]["loss_cross"], one[1]["loss_cross"]) == (None, 0.5)
+    plain_first, full_first = rows([plain, full]), rows([full, plain])
+    assert [list(row) for row in plain_first] == [list(row) for row in full_first]
+    assert list(plain_first[0])[:6] == ["run", "dataset", "arm", "seed", "stage", "weight"]
+    assert list(plain_first[0])[-8:-5] == ["loss_cross", "loss_total", "parameters"]
+    assert (plain_first[0]["loss_cross"], plain_first[1]["loss_cross"]) == (None, 0.5)
 
 
 def test_runs_divided_by_a_stratum(fabricate: Any) -> None:
     path = fabricate("a", 1.0, strata={"things": [2, 3] * 30})
-    found = table(ReportRequest([path], by="things"))
-    assert [(row["run"], row["things"], row["queries"]) for row in found] == [("a", 2, 90), ("a", 3, 90)]
-    whole = rows([path])[0]
-    assert sum(row["text_to_image_R@1"] for row in found) / 2 == pytest.approx(whole["text_to_image_R@1"])
+    table_rows = table(ReportRequest([path], by="things"))
+    assert [(row["run"], row["things"], row["queries"]) for row in table_rows] == [("a", 2, 90), ("a", 3, 90)]
+    all_rows = rows([path])[0]
+    assert sum(row["text_to_image_R@1"] for row in table_rows) / 2 == pytest.approx(all_rows["text_to_image_R@1"])
 
 
 def test_retrieval_and_matching_by_data_set_and_arm(fabricate: Any) -> None:
-    asked = runs(fabricate, ccaco=2.0, clip=1.0)
+    request = runs(fabricate, ccaco=2.0, clip=1.0)
     with pytest.raises(DataError, match="no such figures"):
-        table(asked, "matching")
+        table(request, "matching")
     extra = {"metrics": {"test.two-stage": {"matching_accuracy": 0.75, "R-sum": 300.0}}}
-    asked = ReportRequest([*asked.paths, fabricate("sea", 2.0, dataset="sea", facts=extra)])
-    found = table(asked, "retrieval")
-    assert [(row["dataset"], row["arm"], row["seeds"]) for row in found] == [
+    request = ReportRequest([*request.paths, fabricate("sea", 2.0, dataset="sea", facts=extra)])
+    table_rows = table(request, "retrieval")
+    assert [(row["dataset"], row["arm"], row["seeds"]) for row in table_rows] == [
         ("toy", "ccaco", 2),
         ("toy", "clip", 2),
         ("sea", "ccaco", 1),
     ]
-    each = [row["R-sum"] for row in rows(asked.paths)]
-    assert found[0]["R-sum"] == pytest.approx(sum(each[:2]) / 2)
-    assert found[0]["R-sum_seed_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
-    assert found[2]["R-sum_seed_sd"] is None
-    assert [row["matching_accuracy"] for row in table(asked, "matching")] == [None, None, 0.75]
+    each = [row["R-sum"] for row in rows(request.paths)]
+    assert table_rows[0]["R-sum"] == pytest.approx(sum(each[:2]) / 2)
+    assert table_rows[0]["R-sum_seed_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert table_rows[2]["R-sum_seed_sd"] is None
+    assert [row["matching_accuracy"] for row in table(request, "matching")] == [None, None, 0.75]
 
 
 def test_which_table_an_ablation_gets(fabricate: Any) -> None:
-    asked = runs(fabricate, ccaco=2.0, clip=1.0)
-    cells = [{"name": p.name, "label": p.name[:-3], "run": manifest.open(p, kind="run").sha256} for p in asked.paths]
+    request = runs(fabricate, ccaco=2.0, clip=1.0)
+    cells = [{"name": p.name, "label": p.name[:-3], "run": manifest.open(p, kind="run").sha256} for p in request.paths]
     broke = {"name": "late-s0", "label": "late", "error": "it broke"}
     manifest.write(fabricate.root, "ablation", facts={"cells": [*cells, broke]})
-    found = table(ReportRequest([fabricate.root], reference="clip"))
-    assert [(row["arm"], row["verdict"]) for row in found] == [
+    table_rows = table(ReportRequest([fabricate.root], reference="clip"))
+    assert [(row["arm"], row["verdict"]) for row in table_rows] == [
         ("ccaco", "better"),
         ("clip", "reference"),
         ("late", "failed"),
@@ -87,35 +87,35 @@ def test_which_table_an_ablation_gets(fabricate: Any) -> None:
     ]
     assert len(table(ReportRequest([fabricate.root]), "runs")) == 4
     with pytest.raises(ConfigError, match=r"no such table: pies; expected runs"):
-        table(asked, "pies")
+        table(request, "pies")
 
 
 def test_two_runs_to_compare_and_no_more(fabricate: Any) -> None:
-    asked = runs(fabricate, ccaco=3.0, clip=1.0)
-    one, _, _, other = asked.paths
-    assert {row["verdict"] for row in table(ReportRequest([other, one]), "compare")} == {"better"}
-    stages = [one / "results/test.two-stage.json", other / "results/test.two-stage.json"]
+    request = runs(fabricate, ccaco=3.0, clip=1.0)
+    first_path, _, _, last_path = request.paths
+    assert {row["verdict"] for row in table(ReportRequest([last_path, first_path]), "compare")} == {"better"}
+    stages = [first_path / "results/test.two-stage.json", last_path / "results/test.two-stage.json"]
     assert table(ReportRequest(stages), "compare")[0]["reference"] == "ccaco-s0/test.two-stage"
-    for paths in ([one], asked.paths[:3], [fabricate.root]):
+    for paths in ([first_path], request.paths[:3], [fabricate.root]):
         with pytest.raises(DataError, match="runs to compare"):
             table(ReportRequest(paths), "compare")
 
 
 def test_gates_that_claim(fabricate: Any) -> None:
-    asked = runs(fabricate, ccaco=3.0, clip=1.0, twin=3.0)
+    request = runs(fabricate, ccaco=3.0, clip=1.0, twin=3.0)
     assert (
         failed_gates(
-            asked, ["ccaco not better than clip on text_to_image_R@1", "clip better than ccaco on R-sum", "R-sum<10"]
+            request, ["ccaco not better than clip on text_to_image_R@1", "clip better than ccaco on R-sum", "R-sum<10"]
         )
         == []
     )
-    (line,) = failed_gates(asked, ["ccaco not better than twin on R-sum"])
+    (line,) = failed_gates(request, ["ccaco not better than twin on R-sum"])
     assert "ccaco against twin on toy: not separable" in line
     assert "(ccaco not better than twin on R-sum)" in line
     assert (
         len(
             failed_gates(
-                asked,
+                request,
                 [
                     "clip worse than ccaco on R-sum",
                     "clip not worse than ccaco on R-sum",
@@ -125,14 +125,16 @@ def test_gates_that_claim(fabricate: Any) -> None:
         )
         == 2
     )
-    assert len(failed_gates(asked, ["R-sum<590"])) == 6
+    assert len(failed_gates(request, ["R-sum<590"])) == 6
 
 
 def test_nan_fails_a_claim_either_way(fabricate: Any) -> None:
-    sick = {"metrics": {"test.two-stage": {"R-sum": None}}}
-    asked = ReportRequest([fabricate("clip", 1.0, arm="clip"), fabricate("sick", 1.0, arm="sick", facts=sick)])
+    with_nan = {"metrics": {"test.two-stage": {"R-sum": None}}}
+    request = ReportRequest([fabricate("clip", 1.0, arm="clip"), fabricate("sick", 1.0, arm="sick", facts=with_nan)])
     assert (
-        len(failed_gates(asked, ["sick better than clip on R-sum", "sick not better than clip on R-sum", "R-sum>1e9"]))
+        len(
+            failed_gates(request, ["sick better than clip on R-sum", "sick not better than clip on R-sum", "R-sum>1e9"])
+        )
         == 3
     )
 

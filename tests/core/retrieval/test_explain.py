@@ -53,20 +53,20 @@ def pair(model: Model) -> tuple[LocalTokens, LocalTokens]:
 @pytest.mark.parametrize("direction", ["b_to_a", "both", "a_to_b"])
 def test_the_heat_of_a_word_is_where_its_thing_is(method: str, direction: str) -> None:
     model = Model(direction=direction, sharpness=4.0)
-    found = explain.explain(model, *pair(model), (3, 4), SAID, method)  # type: ignore[arg-type]
-    assert found.words == ("zebra", "eats", "grass")
-    assert found.heat.shape == (3, 3, 4) and (found.heat >= 0).all()
+    explanation = explain.explain(model, *pair(model), (3, 4), SAID, method)  # type: ignore[arg-type]
+    assert explanation.words == ("zebra", "eats", "grass")
+    assert explanation.heat.shape == (3, 3, 4) and (explanation.heat >= 0).all()
     if (method, direction) != (
         "gradient",
         "a_to_b",
     ):  # a cell that looks at one word alone has a cosine of 1, and no slope
-        assert found.heat[0].argmax() == 5 and found.heat[2].argmax() == 11
+        assert explanation.heat[0].argmax() == 5 and explanation.heat[2].argmax() == 11
 
 
 def test_the_gradient_is_that_of_the_score() -> None:
     model = Model(sharpness=5.0)
     a, b = pair(model)
-    found = explain.relevance(model, a, b, "gradient")[0]  # type: ignore[arg-type]
+    relevance = explain.relevance(model, a, b, "gradient")[0]  # type: ignore[arg-type]
     plain = explain.relevance(model, a, b, "attention")[0]  # type: ignore[arg-type]
     assert plain[:7].sum(-1).tolist() == pytest.approx([1.0] * 7, abs=1e-5)
     # written out for one word: s = kappa g cos(t, sum a v), differentiated by the weights a
@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_the_score() -> None:
         model.matcher.scale().detach() * gate.clone() * F.cosine_similarity(t.clone(), weights @ v.clone(), dim=0),
         weights,
     )
-    assert torch.allclose(found[2], (weights * slope).clamp_min(0).detach(), atol=1e-4)
+    assert torch.allclose(relevance[2], (weights * slope).clamp_min(0).detach(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_the_gradient_is_that_of_the_score() -> None:
 def test_every_matcher_with_attention_can_be_explained_both_ways(kind: str, settings: dict[str, Any]) -> None:
     model = Model(kind, **settings)
     for method in explain.METHODS:
-        found = explain.relevance(model, *pair(model), method)  # type: ignore[arg-type]
-        assert found.shape == (1, 9, 13) and found.sum() > 0
+        relevance = explain.relevance(model, *pair(model), method)  # type: ignore[arg-type]
+        assert relevance.shape == (1, 9, 13) and relevance.sum() > 0
 
 
 def test_what_cannot_be_explained_says_so() -> None:
@@ -116,19 +116,19 @@ def test_the_score_falls_faster_when_the_relevant_cells_go_and_slower_when_they_
     assert true.deletion_gain > 0.2 and true.insertion_gain > 0.2
     cells = np.arange(1, 13)
     order = np.array(sorted(cells, key=lambda place: place not in (6, 12)))  # the two cells that the words are about
-    one, other = explain.hide_cells(model, a, b, order), explain.hide_cells(model, a, b, order[::-1])  # type: ignore[arg-type]
-    assert one.deletion_gain > 0 > other.deletion_gain
-    assert other.deletion.tolist() == pytest.approx(one.insertion.tolist(), abs=1e-5)
+    hidden, hidden_reversed = explain.hide_cells(model, a, b, order), explain.hide_cells(model, a, b, order[::-1])  # type: ignore[arg-type]
+    assert hidden.deletion_gain > 0 > hidden_reversed.deletion_gain
+    assert hidden_reversed.deletion.tolist() == pytest.approx(hidden.insertion.tolist(), abs=1e-5)
 
 
 def test_the_last_cell_and_tokens_that_are_no_cells_stay() -> None:
     model = Model()
     a, b = pair(model)
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     cross = model.cross
-    model.cross = lambda a, b, index, **more: (seen.append(a.mask), cross(a, b, index, **more))[1]  # type: ignore[method-assign,assignment]
+    model.cross = lambda a, b, index, **more: (inputs.append(a.mask), cross(a, b, index, **more))[1]  # type: ignore[method-assign,assignment]
     explain.hide_cells(model, a, b, np.arange(1, 13))  # type: ignore[arg-type]
-    assert seen[0][:, 0].all() and (seen[0].sum(1) >= 2).all()
+    assert inputs[0][:, 0].all() and (inputs[0].sum(1) >= 2).all()
 
 
 def test_without_words_a_sample_is_explained_as_a_whole() -> None:

@@ -46,11 +46,11 @@ def built(**settings: Any) -> tuple[Any, Any]:
 
 def test_the_exported_tokenizer_says_what_open_clips_own_says(index: Path) -> None:
     tower = built()[1]["text"]
-    found = Exported(index / "generation-1/query")
+    exported = Exported(index / "generation-1/query")
     texts = [*TEXTS, *HARD]
     for text in texts:
         wanted = tower.preprocess([text])
-        ids = found._tokenizer.encode(CLEAN["clip"](text)).ids
+        ids = exported._tokenizer.encode(CLEAN["clip"](text)).ids
         assert ids == wanted["ids"][0][wanted["mask"][0]].tolist(), text
 
 
@@ -60,10 +60,10 @@ def test_answers_equal_the_models(index: Path) -> None:
     assert facts["exported"]
     assert max(facts["cosine_difference"], facts["match_difference"]) < 1e-4
     assert opened.exported is not None
-    wanted, found = encode_query(opened, "text", [*TEXTS, *HARD]), opened.exported.encode([*TEXTS, *HARD])
-    assert np.allclose(found.z, wanted.z.numpy(), atol=1e-5)
+    wanted, encoded = encode_query(opened, "text", [*TEXTS, *HARD]), opened.exported.encode([*TEXTS, *HARD])
+    assert np.allclose(encoded.z, wanted.z.numpy(), atol=1e-5)
     local = wanted.local_tokens
-    assert np.allclose(found.tokens[found.mask], local.tokens[local.mask].numpy(), atol=1e-4)
+    assert np.allclose(encoded.tokens[encoded.mask], local.tokens[local.mask].numpy(), atol=1e-4)
     assert opened.exported.has_matcher
 
 
@@ -77,13 +77,15 @@ def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_
                 body["files"] = [f for f in body["files"] if "/query/" not in f["name"]]
     light, plain = Index(tmp_path / "light"), Index(tmp_path / "plain")
     assert plain.exported is None
-    for one, other in zip(ask(light, "text", TEXTS, 8), ask(plain, "text", TEXTS, 8), strict=True):
-        assert [h.row for h in one] == [h.row for h in other]
-        assert [h.score for h in one] == pytest.approx([h.score for h in other], abs=1e-3)
-        assert one[0].match is not None
+    for light_hits, plain_hits in zip(ask(light, "text", TEXTS, 8), ask(plain, "text", TEXTS, 8), strict=True):
+        assert [h.row for h in light_hits] == [h.row for h in plain_hits]
+        assert [h.score for h in light_hits] == pytest.approx([h.score for h in plain_hits], abs=1e-3)
+        assert light_hits[0].match is not None
     picture = encode_query(light, "image", [Image.new("RGB", (32, 32), "red")])
-    for one, other in zip(search(light, "image", picture, 8), search(plain, "image", picture, 8), strict=True):
-        assert [h.score for h in one] == pytest.approx([h.score for h in other], abs=1e-3)
+    for light_hits, plain_hits in zip(
+        search(light, "image", picture, 8), search(plain, "image", picture, 8), strict=True
+    ):
+        assert [h.score for h in light_hits] == pytest.approx([h.score for h in plain_hits], abs=1e-3)
 
 
 def test_a_text_query_imports_no_torch(index: Path) -> None:
@@ -119,21 +121,21 @@ def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
     from ccaco_cli.core.retrieval.query import session
     from ccaco_cli.core.types import LocalTokens
 
-    given = export._pairs(aligner, 5, 7, 9)
+    inputs = export._pairs(aligner, 5, 7, 9)
     with torch.no_grad():
-        a, b = (LocalTokens(t, m) for t, m in (given[:2], given[2:]))
+        a, b = (LocalTokens(t, m) for t, m in (inputs[:2], inputs[2:]))
         wanted = aligner.matcher.pairs(a, b).match_logit.numpy()
-    found = session(tmp_path / "m.onnx").run(
-        None, dict(zip(export.MATCHER_INPUTS, (g.numpy() for g in given), strict=True))
+    outputs = session(tmp_path / "m.onnx").run(
+        None, dict(zip(export.MATCHER_INPUTS, (g.numpy() for g in inputs), strict=True))
     )[0]
-    assert np.allclose(found, wanted, atol=1e-3)
+    assert np.allclose(outputs, wanted, atol=1e-3)
 
 
 def test_what_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aligner, towers = built()
-    monkeypatch.setattr(export, "_write", lambda path, *rest: path.write_bytes(b"not a graph"))
-    found = export.export(tmp_path / "q", aligner, towers, TEXTS, matcher=True)
-    assert not found["exported"]
-    assert found["why"]
+    monkeypatch.setattr(export, "_write", lambda path, *arguments: path.write_bytes(b"not a graph"))
+    facts = export.export(tmp_path / "q", aligner, towers, TEXTS, matcher=True)
+    assert not facts["exported"]
+    assert facts["why"]
     assert not (tmp_path / "q").exists()
     assert export.export(tmp_path / "q", aligner, {"image": towers["image"]}, [], matcher=True) == {"exported": False}

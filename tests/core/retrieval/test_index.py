@@ -35,28 +35,28 @@ FILES = [
 def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(4, 6)).astype(np.float32)
-    given = z.copy()
+    values = z.copy()
     mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False], [True, True, False]])
     tokens = torch.from_numpy(rng.normal(size=(4, 3, 5)).astype(np.float16))
     with Writer(tmp_path, "float16") as writer:
         writer.add(tokens.numpy(), mask.numpy())
     parts = [{"id": list("ab"), "text": [["x", "y"], []]}, {"id": list("cd"), "text": [["z"], ["w"]]}]
     write_side(tmp_path, z, parts, store="float16")
-    assert (z == given).all(), "the caller's vectors stay as they are"
+    assert (z == values).all(), "the caller's vectors stay as they are"
     side = IndexSide(tmp_path)
     assert side.has_tokens
     stored = side.vectors.rows  # type: ignore[attr-defined]
     assert np.allclose(stored, z / np.linalg.norm(z, axis=1, keepdims=True), atol=1e-6)
     assert side.item(2) == {"id": "c", "text": ["z"]}
-    found = side.local_tokens([3, 1])
-    assert torch.equal(found.mask, mask[[3, 1]])
-    assert torch.equal(found.tokens[found.mask].half(), tokens[[3, 1]][mask[[3, 1]]])
-    told = write_side(
+    stored_tokens = side.local_tokens([3, 1])
+    assert torch.equal(stored_tokens.mask, mask[[3, 1]])
+    assert torch.equal(stored_tokens.tokens[stored_tokens.mask].half(), tokens[[3, 1]][mask[[3, 1]]])
+    facts = write_side(
         tmp_path / "plain",
         z.astype(np.float16),
         [{"id": list("a"), "text": [[]]}, {"id": list("bcd"), "text": [["x"]] * 3}],
     )
-    assert told["tokens"] == {"store": "none", "bytes_per_item": 0.0}
+    assert facts["tokens"] == {"store": "none", "bytes_per_item": 0.0}
     plain = IndexSide(tmp_path / "plain")
     assert not plain.has_tokens
     assert [plain.item(row)["text"] for row in (0, 3)] == [[], ["x"]]
@@ -189,11 +189,11 @@ def test_a_reader_keeps_the_generation_that_it_opened(tmp_path: Path) -> None:
 
 
 def read_while_it_is_rebuilt(root: Path, done: Path) -> None:
-    seen, rounds = set(), 0
+    generations, rounds = set(), 0
     while not done.exists() or not rounds:
-        seen.add(check(Index(root, "full")))
+        generations.add(check(Index(root, "full")))
         rounds += 1
-    (done.parent / f"seen-{os.getpid()}").write_text(f"{rounds} {len(seen)}")
+    (done.parent / f"seen-{os.getpid()}").write_text(f"{rounds} {len(generations)}")
 
 
 def test_readers_see_the_old_or_the_new_index_whole(tmp_path: Path) -> None:

@@ -85,10 +85,10 @@ def test_rerank_reorders_the_first_n_and_leaves_the_rest(
         for m, c in columns(data, "test", aligner, towers, config.model).items()
     }
     if modality == "text":
-        given: list[Any] = [data.split("test").captions[17]]
+        queries: list[Any] = [data.split("test").captions[17]]
     else:
-        given = [Image.open(io.BytesIO(data.split("test").media("image", [17])[0])).convert("RGB")]
-    query = encode_query(opened, modality, given)
+        queries = [Image.open(io.BytesIO(data.split("test").media("image", [17])[0])).convert("RGB")]
+    query = encode_query(opened, modality, queries)
     plain, hits = (search(opened, modality, query, 12, rerank=n)[0] for n in (0, 6))
     assert {h.row for h in hits[:6]} == {h.row for h in plain[:6]}
     assert [h.row for h in hits[6:]] == [h.row for h in plain[6:]]
@@ -117,7 +117,7 @@ def test_by_default_as_many_as_in_the_runs_evaluation(weighted: Path) -> None:
     assert search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 3, rerank=20)[0][0].match is not None
 
 
-def test_a_cross_branch_without_weight_is_not_asked(index: Path, tmp_path: Path) -> None:
+def test_a_cross_branch_without_weight_is_not_called(index: Path, tmp_path: Path) -> None:
     opened = Index(changed(index, tmp_path / "x.idx", weight=0.0, headline="cosine"))
     hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 5, rerank=5)[0]
     assert all(h.match is None for h in hits)
@@ -132,8 +132,8 @@ def test_a_model_without_contrastive_half_scores_everything_by_the_cross_branch(
 
 def test_queries_together_equal_queries_alone(weighted: Path) -> None:
     opened = Index(weighted)
-    together = search(opened, "text", encode_query(opened, "text", QUERIES), 5)
-    for text, hits in zip(QUERIES, together, strict=True):
+    batched = search(opened, "text", encode_query(opened, "text", QUERIES), 5)
+    for text, hits in zip(QUERIES, batched, strict=True):
         alone = search(opened, "text", encode_query(opened, "text", [text]), 5)[0]
         assert [h.row for h in alone] == [h.row for h in hits]
         assert [h.score for h in alone] == pytest.approx([h.score for h in hits], abs=1e-3)

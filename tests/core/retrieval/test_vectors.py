@@ -18,17 +18,17 @@ def clustered(rows: int, seed: int, width: int = 16) -> Any:
 
 
 def test_exact_search_equals_sorting_whatever_the_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    z, asked = clustered(300, 1), clustered(7, 2)
+    z, queries = clustered(300, 1), clustered(7, 2)
     built = vectors.write(tmp_path, z, "auto", None)
     assert (built.type, built.recall, built.setting) == ("flat", 1.0, 0)
-    wanted = np.sort(asked @ z.T, axis=1)[:, ::-1]
+    wanted = np.sort(queries @ z.T, axis=1)[:, ::-1]
     for scores in (2**24, 7 * 50, 1):
         monkeypatch.setattr(vectors, "_SCORES", scores)
         for k in (1, 10, 300, 1000):
-            cosines, rows = vectors.open(tmp_path).search(asked, k)
+            cosines, rows = vectors.open(tmp_path).search(queries, k)
             assert cosines.shape == rows.shape == (7, min(k, 300))
             assert np.allclose(cosines, wanted[:, :k], atol=1e-6)
-            assert np.allclose(np.take_along_axis(asked @ z.T, rows, 1), cosines, atol=1e-6)
+            assert np.allclose(np.take_along_axis(queries @ z.T, rows, 1), cosines, atol=1e-6)
 
 
 def test_equal_vectors_come_in_the_order_of_their_rows(tmp_path: Path) -> None:
@@ -38,25 +38,25 @@ def test_equal_vectors_come_in_the_order_of_their_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw", "ivfpq"])
 def test_an_approximate_index_is_tuned_until_the_target_holds(tmp_path: Path, kind: str) -> None:
-    z, asked = clustered(4000, 1), clustered(200, 2)
-    built = vectors.write(tmp_path, z, kind, asked)
+    z, queries = clustered(4000, 1), clustered(200, 2)
+    built = vectors.write(tmp_path, z, kind, queries)
     assert built.type == kind
     assert built.recall >= vectors.TARGET
     assert built.setting >= 1
     opened = vectors.open(tmp_path)
     assert isinstance(opened, vectors.Approximate)
-    cosines, rows = opened.search(asked, 10)
-    exact = np.argsort(-(asked @ z.T), axis=1)[:, :10]
+    cosines, rows = opened.search(queries, 10)
+    exact = np.argsort(-(queries @ z.T), axis=1)[:, :10]
     assert np.mean(
         [len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]
     ) == pytest.approx(built.recall, abs=0.02)
-    assert np.allclose(np.take_along_axis(asked @ z.T, rows, 1), cosines, atol=1e-6), "cosines are exact"
+    assert np.allclose(np.take_along_axis(queries @ z.T, rows, 1), cosines, atol=1e-6), "cosines are exact"
     assert (np.diff(cosines, axis=1) <= 0).all()
 
 
-def test_a_lower_target_needs_a_smaller_setting_and_the_recall_told_is_measured(tmp_path: Path) -> None:
-    z, asked = clustered(4000, 1), clustered(200, 2)
-    low, high = (vectors.write(tmp_path, z, "ivf", asked, target) for target in (0.3, 1.0))
+def test_a_lower_target_needs_a_smaller_setting_and_the_reported_recall_is_measured(tmp_path: Path) -> None:
+    z, queries = clustered(4000, 1), clustered(200, 2)
+    low, high = (vectors.write(tmp_path, z, "ivf", queries, target) for target in (0.3, 1.0))
     assert low.setting < high.setting
     assert low.recall < high.recall
     assert high.recall >= 0.999, "every list was probed if nothing less did"

@@ -16,7 +16,7 @@ PICTURES = 12
 GROUP = np.arange(PICTURES)
 
 
-def asked(kinds: list[str]) -> CaptionChoices:
+def choices(kinds: list[str]) -> CaptionChoices:
     """Picture i chooses between text 2i (true) and text 2i + 1, once for every kind."""
     row = np.repeat(np.arange(PICTURES), len(kinds))
     nothing = torch.zeros(2 * PICTURES, 0)
@@ -32,7 +32,7 @@ def by(table: Any) -> Any:
 def test_a_model_that_looks_beats_both_blind_ones() -> None:
     table = np.zeros((PICTURES, 2 * PICTURES))
     table[np.arange(PICTURES), 2 * np.arange(PICTURES)] = 1.0  # its own true caption
-    metrics, items = score_choices(asked(["swap_att", "add_obj"]), GROUP, by(table))
+    metrics, items = score_choices(choices(["swap_att", "add_obj"]), GROUP, by(table))
     assert list(metrics)[:3] == [
         "choice_add_obj_accuracy",
         "choice_add_obj_text_only_accuracy",
@@ -43,15 +43,15 @@ def test_a_model_that_looks_beats_both_blind_ones() -> None:
     assert items["choice_swap_att"] == [1] * PICTURES and items["choice_add_obj_row"] == list(range(PICTURES))
 
 
-def test_a_model_that_only_reads_is_found_out() -> None:
+def test_a_model_that_only_reads_is_detected() -> None:
     table = np.broadcast_to(np.arange(2 * PICTURES) % 2 == 0, (PICTURES, 2 * PICTURES)).astype(float)
-    metrics, _ = score_choices(asked(["swap_att"]), GROUP, by(table))
+    metrics, _ = score_choices(choices(["swap_att"]), GROUP, by(table))
     assert set(metrics.values()) == {1.0} and len(metrics) == 6
 
 
-@pytest.mark.parametrize("sick", [np.zeros, lambda shape: np.full(shape, np.nan)])
-def test_ties_and_nan_are_wrong(sick: Any) -> None:
-    metrics, items = score_choices(asked(["swap_att"]), GROUP, by(sick((PICTURES, 2 * PICTURES))))
+@pytest.mark.parametrize("bad_value", [np.zeros, lambda shape: np.full(shape, np.nan)])
+def test_ties_and_nan_are_wrong(bad_value: Any) -> None:
+    metrics, items = score_choices(choices(["swap_att"]), GROUP, by(bad_value((PICTURES, 2 * PICTURES))))
     assert set(metrics.values()) == {0.0} and items["choice_swap_att"] == [0] * PICTURES
 
 
@@ -59,8 +59,8 @@ def test_other_pictures_are_of_other_groups_and_the_mean_is_over_kinds() -> None
     group = np.array([0] * (PICTURES - 1) + [1])  # for all but the last, one other is left: the last
     table = np.zeros((PICTURES, 2 * PICTURES))
     table[-1] = np.arange(2 * PICTURES) % 2 == 0
-    few = asked(["x"])
-    unequal = CaptionChoices(["x"] * 3 + ["y"] * (PICTURES - 3), few.row, few.pair, few.texts)
+    two_kinds = choices(["x"])
+    unequal = CaptionChoices(["x"] * 3 + ["y"] * (PICTURES - 3), two_kinds.row, two_kinds.pair, two_kinds.texts)
     metrics, _ = score_choices(unequal, group, by(table))
     assert metrics["choice_x_shuffled_accuracy"] == metrics["choice_x_text_only_accuracy"] == 1.0
     assert metrics["choice_y_accuracy"] == pytest.approx(1 / 9) and metrics["choice_accuracy"] == pytest.approx(1 / 18)
@@ -83,15 +83,15 @@ def test_the_choices_of_a_split(tmp_path: Path) -> None:
     data = shards.open(tmp_path / "d")
     texts: list[str] = []
 
-    def tokenize(found: list[str]) -> dict[str, torch.Tensor]:
-        texts.extend(found)
-        return {"ids": torch.ones(len(found), 2), "mask": torch.ones(len(found), 2, dtype=torch.bool)}
+    def tokenize(batch_texts: list[str]) -> dict[str, torch.Tensor]:
+        texts.extend(batch_texts)
+        return {"ids": torch.ones(len(batch_texts), 2), "mask": torch.ones(len(batch_texts), 2, dtype=torch.bool)}
 
-    found = caption_choice.encode_choices(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
-    assert found is not None and texts == ["same", "false 1", "false 2"]
+    batch_texts = caption_choice.encode_choices(data.split("test"), tokenize, lambda column: column.inputs(column.row))  # type: ignore[arg-type,return-value]
+    assert batch_texts is not None and texts == ["same", "false 1", "false 2"]
     assert (
-        found.row.tolist() == [0, 1, 1]
-        and found.pair.tolist() == [[0, 1], [0, 2], [0, 2]]
-        and found.kind == ["swap_obj"] * 3
+        batch_texts.row.tolist() == [0, 1, 1]
+        and batch_texts.pair.tolist() == [[0, 1], [0, 2], [0, 2]]
+        and batch_texts.kind == ["swap_obj"] * 3
     )
     assert caption_choice.encode_choices(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]

@@ -22,8 +22,8 @@ def test_partners_are_of_another_group() -> None:
 
 @pytest.mark.parametrize("ways", [2, 3, 5])
 def test_each_chooses_among_so_many_groups(ways: int) -> None:
-    own, others = n_way_pairs(ways, GROUP, ROW_A, ROW_B)
-    assert own.tolist() == [[i, 2 * i] for i in range(6)]
+    positives, others = n_way_pairs(ways, GROUP, ROW_A, ROW_B)
+    assert positives.tolist() == [[i, 2 * i] for i in range(6)]
     for item, row in enumerate(others.view(6, ways - 1, 2)):
         groups = GROUP[ROW_B[row[:, 1].numpy()]]
         assert (row[:, 0] == item).all() and len(set(groups)) == ways - 1 and GROUP[item] not in groups
@@ -38,8 +38,8 @@ def test_no_choice_among_more_than_there_are() -> None:
 
 def test_twins() -> None:
     split: Any = SimpleNamespace(family=np.array([1, 1, 0, 2, 0, 3]), group=np.array([5, 5, 6, 7, 8, 9]))
-    own, other = twin_pairs(split, ROW_A, ROW_B)
-    assert own.tolist() == [[2, 4], [4, 8]] and other.tolist() == [[2, 8], [4, 4]], (
+    positives, other = twin_pairs(split, ROW_A, ROW_B)
+    assert positives.tolist() == [[2, 4], [4, 8]] and other.tolist() == [[2, 8], [4, 4]], (
         "those of one group are no twins to tell apart"
     )
     split.family = np.arange(6)

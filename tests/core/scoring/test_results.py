@@ -58,8 +58,8 @@ def test_a_result_file_stands_alone(fabricate: Any, tmp_path: Path) -> None:
     assert (run.name, run.label, run.dataset, run.facts["seed"]) == ("a/test.two-stage", "ccaco", "toy", 3)
     shutil.move(file, tmp_path / "alone.json")
     (run,) = results.find_runs([tmp_path / "alone.json"])
-    found = results.load_result(run)
-    assert (run.name, found.metrics) == ("alone", json.loads((tmp_path / "alone.json").read_text())["metrics"])
+    result = results.load_result(run)
+    assert (run.name, result.metrics) == ("alone", json.loads((tmp_path / "alone.json").read_text())["metrics"])
     with pytest.raises(DataError, match=r"no results on val.*expected test"):
         results.load_result(run, "val")
     for text in ("{}", "no json", "[1]"):
@@ -100,15 +100,15 @@ def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
     from dataclasses import replace
 
     (run,) = results.find_runs([fabricate("a", 1.0)])
-    one = results.load_result(run)
-    a_to_b, b_to_a = one.evaluation.a_to_b[0], one.evaluation.b_to_a[0]
+    first = results.load_result(run)
+    a_to_b, b_to_a = first.evaluation.a_to_b[0], first.evaluation.b_to_a[0]
     halves = [
         [results._select(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)]
         for part in (a_to_b, b_to_a)
     ]
-    folded = replace(one.evaluation, a_to_b=tuple(halves[0]), b_to_a=tuple(halves[1]))
+    folded = replace(first.evaluation, a_to_b=tuple(halves[0]), b_to_a=tuple(halves[1]))
     values = ["late"] * 30 + ["early"] * 30  # in the order of the pools: the second half of the pictures comes first
-    parts = results.strata(replace(one, evaluation=folded, strata={"half": values}), "half")
+    parts = results.strata(replace(first, evaluation=folded, strata={"half": values}), "half")
     assert list(parts) == ["early", "late"]
     assert set(parts["early"].evaluation.b_to_a[0].query_group) == set(range(30))
     assert parts["late"].metrics["image_to_text_R@1"] == pytest.approx(a_to_b.hits(1)[30:].mean())
@@ -118,9 +118,9 @@ def test_a_mean_over_seeds_hides_no_missing_figure(fabricate: Any) -> None:
     from dataclasses import replace
 
     (run,) = results.find_runs([fabricate("a", 1.0)])
-    one = results.load_result(run)
-    other = replace(one, metrics={"R-sum": 100.0, "text_to_image_R@1": None})
-    found = results.mean_metrics([one, other])
-    assert found["R-sum"] == pytest.approx((one.metrics["R-sum"] + 100) / 2)  # type: ignore[operator]
-    assert found["text_to_image_R@1"] is None
-    assert found["image_to_text_R@1"] is None
+    first = results.load_result(run)
+    other = replace(first, metrics={"R-sum": 100.0, "text_to_image_R@1": None})
+    means = results.mean_metrics([first, other])
+    assert means["R-sum"] == pytest.approx((first.metrics["R-sum"] + 100) / 2)  # type: ignore[operator]
+    assert means["text_to_image_R@1"] is None
+    assert means["image_to_text_R@1"] is None

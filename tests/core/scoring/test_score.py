@@ -36,7 +36,7 @@ def vectors(z: Any) -> EncodedSamples:
     return EncodedSamples(Embedding(z, z))
 
 
-def told(data: PairData, name: str, *, knows_words: bool = True) -> SplitEncodings:
+def encodings(data: PairData, name: str, *, knows_words: bool = True) -> SplitEncodings:
     """A model that knows every caption of a row (one dimension a caption text), or only whose caption it is."""
     split = data.split(name)
     texts = sorted(set(split.captions))
@@ -53,19 +53,19 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def test_a_model_that_knows_all_is_right_in_everything(data: PairData, tmp_path: Path) -> None:
-    facts = score(data, lambda name: told(data, name), None, VECTORS, tmp_path)
-    found = results(tmp_path)["test.cosine"]
+    facts = score(data, lambda name: encodings(data, name), None, VECTORS, tmp_path)
+    cosine = results(tmp_path)["test.cosine"]
     assert facts["metrics"]["test.cosine"]["binding_accuracy"] == 1.0
     assert facts["metrics"]["test.cosine"]["matching_accuracy"] > 0.9  # two pictures may share a caption
-    assert facts["metrics"]["test.cosine"] == found["metrics"]
+    assert facts["metrics"]["test.cosine"] == cosine["metrics"]
     split = data.split("test")
     pairs = [len(split.meta(row)["binding"]) for row in range(len(split))]
     assert sum(pairs) > 10
-    assert len(found["per_item"]["binding"]) == sum(pairs)
-    assert found["per_item"]["binding_row"] == [row for row, n in enumerate(pairs) for _ in range(n)]
-    assert len(found["per_item"]["matching"]) == len(split.captions)
-    assert found["strata"] == {"things": [split.meta(row)["things"] for row in range(len(split))]}
-    assert (facts["headline"], facts["pool_rules"]["test.cosine"], found["pool_rule"], found["scoring"]) == (
+    assert len(cosine["per_item"]["binding"]) == sum(pairs)
+    assert cosine["per_item"]["binding_row"] == [row for row, n in enumerate(pairs) for _ in range(n)]
+    assert len(cosine["per_item"]["matching"]) == len(split.captions)
+    assert cosine["strata"] == {"things": [split.meta(row)["things"] for row in range(len(split))]}
+    assert (facts["headline"], facts["pool_rules"]["test.cosine"], cosine["pool_rule"], cosine["scoring"]) == (
         "cosine",
         "full",
         "full",
@@ -77,13 +77,13 @@ def test_a_model_that_knows_all_is_right_in_everything(data: PairData, tmp_path:
 def test_constant_and_nan_embeddings_choose_nothing_right(data: PairData, tmp_path: Path, value: float) -> None:
     def encode(name: str) -> SplitEncodings:
         split = data.split(name)
-        one, other = (vectors(np.full((n, 3), value)) for n in (len(split), len(split.captions)))
-        return SplitEncodings(one, other, np.arange(len(split)), split.caption_row)
+        vectors_a, vectors_b = (vectors(np.full((n, 3), value)) for n in (len(split), len(split.captions)))
+        return SplitEncodings(vectors_a, vectors_b, np.arange(len(split)), split.caption_row)
 
-    found = score(data, encode, None, VECTORS, tmp_path)["metrics"]["test.cosine"]
-    assert found["binding_accuracy"] == found["matching_accuracy"] == 0.0
+    cosine = score(data, encode, None, VECTORS, tmp_path)["metrics"]["test.cosine"]
+    assert cosine["binding_accuracy"] == cosine["matching_accuracy"] == 0.0
     chance = 1 / len(data.split("test")) if value == 1.0 else 0.0
-    assert found["text_to_image_R@1"] == pytest.approx(chance)
+    assert cosine["text_to_image_R@1"] == pytest.approx(chance)
 
 
 def test_a_blind_model_binds_wrongly_half_the_time(data: PairData, tmp_path: Path) -> None:
@@ -91,24 +91,24 @@ def test_a_blind_model_binds_wrongly_half_the_time(data: PairData, tmp_path: Pat
 
     def encode(name: str) -> SplitEncodings:
         split = data.split(name)
-        one, other = (vectors(rng.normal(size=(n, 9))) for n in (len(split), len(split.captions)))
-        return SplitEncodings(one, other, np.arange(len(split)), split.caption_row)
+        vectors_a, vectors_b = (vectors(rng.normal(size=(n, 9))) for n in (len(split), len(split.captions)))
+        return SplitEncodings(vectors_a, vectors_b, np.arange(len(split)), split.caption_row)
 
-    found = score(data, encode, None, VECTORS, tmp_path)["metrics"]["test.cosine"]
-    assert 0.2 < found["binding_accuracy"] < 0.8
-    assert 0.3 < found["matching_accuracy"] < 0.7
+    cosine = score(data, encode, None, VECTORS, tmp_path)["metrics"]["test.cosine"]
+    assert 0.2 < cosine["binding_accuracy"] < 0.8
+    assert 0.3 < cosine["matching_accuracy"] < 0.7
 
 
 def test_every_arm_is_scored_on_the_small_pool_too(data: PairData, tmp_path: Path) -> None:
     config = override(VECTORS, {"eval.small": 10})
-    facts = score(data, lambda name: told(data, name, knows_words=False), None, config, tmp_path)
-    found = results(tmp_path)
-    assert set(found) == {"val.cosine", "test.cosine", "test.small"}
-    small = Evaluation.from_dict(found["test.small"])
+    facts = score(data, lambda name: encodings(data, name, knows_words=False), None, config, tmp_path)
+    by_stage = results(tmp_path)
+    assert set(by_stage) == {"val.cosine", "test.cosine", "test.small"}
+    small = Evaluation.from_dict(by_stage["test.small"])
     captions = int((data.split("test").caption_row < 10).sum())
     assert small.pools == ((10, captions),)
-    assert (small.protocol, found["test.small"]["pool_rule"], facts["pool_rules"]["test.small"]) == ("first-10",) * 3
-    assert len(found["test.small"]["strata"]["things"]) == 10
+    assert (small.protocol, by_stage["test.small"]["pool_rule"], facts["pool_rules"]["test.small"]) == ("first-10",) * 3
+    assert len(by_stage["test.small"]["strata"]["things"]) == 10
     assert facts["headline"] == "cosine"
     assert small.metrics["text_to_image_R@1"] == 1.0
 
@@ -120,37 +120,37 @@ SMALLER = {"eval.small": 10, "eval.exhaustive": 5}
 def test_without_a_contrastive_half_the_pool_is_bounded(
     small: dict[str, Any], data_root: Path, tmp_path: Path, settings: dict[str, Any], headline: str
 ) -> None:
-    found = train(
+    manifest = train(
         TrainRequest("scenes", "vilbert", explicit=small | {"optim.steps": 2} | settings),
         tmp_path / "r",
         data_root=data_root,
     )
-    assert set(found.facts["metrics"]) == {f"val.{headline}", f"test.{headline}"}
-    assert found.facts["headline"] == headline
+    assert set(manifest.facts["metrics"]) == {f"val.{headline}", f"test.{headline}"}
+    assert manifest.facts["headline"] == headline
     test = results(tmp_path / "r")[f"test.{headline}"]
     assert test["scoring"] == "cross"
     assert {"binding_accuracy", "matching_accuracy", "matching_sign_accuracy"} <= test["metrics"].keys()
-    assert "warnings" in found.facts
+    assert "warnings" in manifest.facts
 
 
 def test_two_stage_accuracies_are_of_the_two_stage_score(run: Path) -> None:
-    found, facts = results(run), manifest.open(run, kind="run").facts
+    by_stage, facts = results(run), manifest.open(run, kind="run").facts
     assert facts["metrics"]["test.two-stage"]["binding_accuracy"] == np.mean(
-        found["test.two-stage"]["per_item"]["binding"]
+        by_stage["test.two-stage"]["per_item"]["binding"]
     )
     if facts["weight"] == 0:
-        assert found["test.two-stage"]["per_item"] == found["test.cosine"]["per_item"]
+        assert by_stage["test.two-stage"]["per_item"] == by_stage["test.cosine"]["per_item"]
 
 
 def test_handmade_ends_as_an_ordinary_run_without_a_model(
     small: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:
-    asked = TrainRequest("scenes", "handmade", explicit=small)
-    one, other = (train(asked, tmp_path / name, data_root=data_root) for name in "ab")
-    assert one.facts["metrics"] == other.facts["metrics"]
-    assert set(one.facts["metrics"]) == {"val.cosine", "test.cosine"}
-    assert (one.facts["headline"], one.facts["fitted"]["steps"], one.facts["warnings"]) == ("cosine", 0, [])
-    assert Evaluation.from_dict(results(tmp_path / "a")["test.cosine"]).metrics == one.facts["metrics"]["test.cosine"]
+    request = TrainRequest("scenes", "handmade", explicit=small)
+    first, second = (train(request, tmp_path / name, data_root=data_root) for name in "ab")
+    assert first.facts["metrics"] == second.facts["metrics"]
+    assert set(first.facts["metrics"]) == {"val.cosine", "test.cosine"}
+    assert (first.facts["headline"], first.facts["fitted"]["steps"], first.facts["warnings"]) == ("cosine", 0, [])
+    assert Evaluation.from_dict(results(tmp_path / "a")["test.cosine"]).metrics == first.facts["metrics"]["test.cosine"]
     assert "validation" in json.loads((tmp_path / "a/metrics.jsonl").read_text())
     with pytest.raises(ManifestError, match="no model"):
         load_run(tmp_path / "a", "cpu")
@@ -170,30 +170,30 @@ def test_arms_of_every_kind_train_and_are_scored(
     small: dict[str, Any], data_root: Path, tmp_path: Path, name: str
 ) -> None:
     settings = small | {"optim.steps": 1, "eval.exhaustive": 4, "eval.small": 6}
-    found = train(TrainRequest("scenes", name, explicit=settings), tmp_path / "r", data_root=data_root)
-    headline = found.facts["metrics"][f"test.{found.facts['headline']}"]
+    manifest = train(TrainRequest("scenes", name, explicit=settings), tmp_path / "r", data_root=data_root)
+    headline = manifest.facts["metrics"][f"test.{manifest.facts['headline']}"]
     assert np.isfinite(list(headline.values())).all()
-    assert found.facts["pool_rules"]["test.small"] == "first-6"
-    assert found.facts["fitted"]["steps"] == 1
+    assert manifest.facts["pool_rules"]["test.small"] == "first-6"
+    assert manifest.facts["fitted"]["steps"] == 1
 
 
-@pytest.mark.parametrize("sick", ["nan", "constant"])
+@pytest.mark.parametrize("bad_value", ["nan", "constant"])
 def test_a_broken_arm_scores_chance_and_is_flagged(
-    small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sick: str
+    small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_value: str
 ) -> None:
     real = loop.fit
 
     def broken(aligner: Any, *arguments: Any, **more: Any) -> Any:
         project = aligner.sides["image"].heads[0].project
         project.requires_grad_(False)
-        torch.nn.init.constant_(project.weight, float("nan") if sick == "nan" else 0.0)
+        torch.nn.init.constant_(project.weight, float("nan") if bad_value == "nan" else 0.0)
         return real(aligner, *arguments, **more)
 
     monkeypatch.setattr(loop, "fit", broken)
-    found = train(TrainRequest("scenes", explicit=small), tmp_path / "r", data_root=data_root)
-    metrics = found.facts["metrics"][f"test.{found.facts['headline']}"]
+    manifest = train(TrainRequest("scenes", explicit=small), tmp_path / "r", data_root=data_root)
+    metrics = manifest.facts["metrics"][f"test.{manifest.facts['headline']}"]
     pictures = len(shards.open(data_root / "scenes").split("test"))
-    assert metrics["text_to_image_R@1"] == pytest.approx(1 / pictures if sick == "constant" else 0.0)
-    kinds = {w["kind"] for w in found.facts["warnings"]}
-    assert {"constant-embeddings"} <= kinds if sick == "constant" else {"not-finite", "nan-embeddings"} <= kinds
+    assert metrics["text_to_image_R@1"] == pytest.approx(1 / pictures if bad_value == "constant" else 0.0)
+    kinds = {w["kind"] for w in manifest.facts["warnings"]}
+    assert {"constant-embeddings"} <= kinds if bad_value == "constant" else {"not-finite", "nan-embeddings"} <= kinds
     assert metrics["matching_accuracy"] == 0.0

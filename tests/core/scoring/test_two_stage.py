@@ -67,12 +67,12 @@ def test_match_is_the_cross_branch_pair_by_pair(
     a, b = (side.local_tokens for side in sides)
     index = torch.tensor([[0, 5], [23, 1], [2, 2], [2, 47], [7, 7]])
     monkeypatch.setattr(match, "PAIRS_AT_ONCE", 2)
-    found = match_logits(model.train(), a, b, index)
+    logits = match_logits(model.train(), a, b, index)
     wanted = [
         model.eval().cross(a[[i]].map(_float), b[[j]].map(_float), torch.tensor([[0, 0]])).match_logit.item()
         for i, j in index.tolist()
     ]
-    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+    assert logits.tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
@@ -81,17 +81,17 @@ def _float(x: torch.Tensor) -> torch.Tensor:
 
 def test_weight_zero_equals_plain_cosine(model: Any, sides: tuple[EncodedSamples, EncodedSamples]) -> None:
     a, b = sides
-    one, other = shortlists(model, a, b, GROUPS, EvalConfig(shortlist=5, shortlist_back=7))
-    assert one.columns.shape == (24, 7)
-    assert other.columns.shape == (48, 5)
+    a_to_b, b_to_a = shortlists(model, a, b, GROUPS, EvalConfig(shortlist=5, shortlist_back=7))
+    assert a_to_b.columns.shape == (24, 7)
+    assert b_to_a.columns.shape == (48, 5)
     for stage, wanted in (
-        (one, similarity_ranks(a.z, b.z, *GROUPS)),
-        (other, similarity_ranks(b.z, a.z, *reversed(GROUPS))),
+        (a_to_b, similarity_ranks(a.z, b.z, *GROUPS)),
+        (b_to_a, similarity_ranks(b.z, a.z, *reversed(GROUPS))),
     ):
         assert np.array_equal(stage.ranks(weighted(0.0)).rank, wanted.rank)
         assert not np.array_equal(stage.ranks(weighted(5.0)).rank, wanted.rank)
-        sick = replace(stage, match=torch.full_like(stage.match, torch.nan))
-        assert np.array_equal(sick.ranks(weighted(0.0)).rank, wanted.rank), "without weight the cross branch has no say"
+        with_nan = replace(stage, match=torch.full_like(stage.match, torch.nan))
+        assert np.array_equal(with_nan.ranks(weighted(0.0)).rank, wanted.rank), "without weight only cosines count"
 
 
 def test_the_shortlist_is_reordered_by_hand() -> None:
@@ -127,15 +127,15 @@ def test_each_direction_asks_about_its_own_pairs() -> None:
     torch.manual_seed(0)
     table = torch.randn(3, 4)
     a, b = side(unit(0, 50, 90)), side(unit(10, 24, 60, 80))
-    one, other = shortlists(
+    a_to_b, b_to_a = shortlists(
         ByTable(table), a, b, (np.arange(3), np.array([0, 0, 1, 2])), EvalConfig(shortlist=2, shortlist_back=3)
     )  # type: ignore[arg-type]
-    assert one.columns.tolist() == [[0, 1, 2], [2, 1, 3], [3, 2, 1]]
-    assert other.columns.tolist() == [[0, 1], [0, 1], [1, 2], [2, 1]]
-    assert torch.equal(one.match, table.gather(1, one.columns))
-    assert torch.equal(other.match, table.T.gather(1, other.columns))
-    assert (one.group_query.tolist(), one.group_gallery.tolist()) == ([0, 1, 2], [0, 0, 1, 2])
-    assert (other.group_query.tolist(), other.group_gallery.tolist()) == ([0, 0, 1, 2], [0, 1, 2])
+    assert a_to_b.columns.tolist() == [[0, 1, 2], [2, 1, 3], [3, 2, 1]]
+    assert b_to_a.columns.tolist() == [[0, 1], [0, 1], [1, 2], [2, 1]]
+    assert torch.equal(a_to_b.match, table.gather(1, a_to_b.columns))
+    assert torch.equal(b_to_a.match, table.T.gather(1, b_to_a.columns))
+    assert (a_to_b.group_query.tolist(), a_to_b.group_gallery.tolist()) == ([0, 1, 2], [0, 0, 1, 2])
+    assert (b_to_a.group_query.tolist(), b_to_a.group_gallery.tolist()) == ([0, 0, 1, 2], [0, 1, 2])
 
 
 def cosines(rows: int) -> tuple[EncodedSamples, EncodedSamples]:
@@ -169,48 +169,48 @@ def test_a_weight_that_does_not_help_is_never_chosen(table: torch.Tensor) -> Non
 
 def test_two_stage_under_a_protocol(model: Any, sides: tuple[EncodedSamples, EncodedSamples]) -> None:
     config = EvalConfig(shortlist=5, shortlist_back=7, protocol="full")
-    one, other = shortlists(model, *sides, GROUPS, config)
-    found = two_stage(model, *sides, GROUPS, config, 2.0)
+    a_to_b, b_to_a = shortlists(model, *sides, GROUPS, config)
+    stages = two_stage(model, *sides, GROUPS, config, 2.0)
     scorer = weighted(2.0, float(model.logit_scale()))
-    assert found.metrics["image_to_text_R@1"] == pytest.approx(one.ranks(scorer).hits(1).mean())
-    assert found.metrics["text_to_image_R@1"] == pytest.approx(other.ranks(scorer).hits(1).mean())
-    assert found.pools == ((24, 48),)
+    assert stages.metrics["image_to_text_R@1"] == pytest.approx(a_to_b.ranks(scorer).hits(1).mean())
+    assert stages.metrics["text_to_image_R@1"] == pytest.approx(b_to_a.ranks(scorer).hits(1).mean())
+    assert stages.pools == ((24, 48),)
 
 
 def test_exhaustive_scores_every_pair() -> None:
     table = torch.tensor([[3.0, 1.0, 2.0], [9.0, 0.0, 4.0], [5.0, 6.0, 7.0]])
-    found = exhaustive(ByTable(table), *cosines(3), (np.arange(3), np.arange(3)), "full")  # type: ignore[arg-type]
-    assert found.a_to_b[0].rank.tolist() == [1, 3, 1]
-    assert found.b_to_a[0].rank.tolist() == [3, 3, 1]
-    assert found.metrics["image_to_text_R@1"] == pytest.approx(2 / 3)
-    assert found.metrics["text_to_image_R@1"] == pytest.approx(1 / 3)
+    evaluation = exhaustive(ByTable(table), *cosines(3), (np.arange(3), np.arange(3)), "full")  # type: ignore[arg-type]
+    assert evaluation.a_to_b[0].rank.tolist() == [1, 3, 1]
+    assert evaluation.b_to_a[0].rank.tolist() == [3, 3, 1]
+    assert evaluation.metrics["image_to_text_R@1"] == pytest.approx(2 / 3)
+    assert evaluation.metrics["text_to_image_R@1"] == pytest.approx(1 / 3)
 
 
 def test_exhaustive_equals_a_full_shortlist_without_cosine(
     model: Any, sides: tuple[EncodedSamples, EncodedSamples]
 ) -> None:
-    found = exhaustive(model, *sides, GROUPS, "full")
-    one, other = shortlists(model, *sides, GROUPS, EvalConfig(shortlist=24, shortlist_back=48))
-    assert np.array_equal(found.a_to_b[0].rank, one.ranks(Scorer.of("cross")).rank)
-    assert np.array_equal(found.b_to_a[0].rank, other.ranks(Scorer.of("cross")).rank)
+    evaluation = exhaustive(model, *sides, GROUPS, "full")
+    a_to_b, b_to_a = shortlists(model, *sides, GROUPS, EvalConfig(shortlist=24, shortlist_back=48))
+    assert np.array_equal(evaluation.a_to_b[0].rank, a_to_b.ranks(Scorer.of("cross")).rank)
+    assert np.array_equal(evaluation.b_to_a[0].rank, b_to_a.ranks(Scorer.of("cross")).rank)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 5.0])
-@pytest.mark.parametrize("sick", [False, True])
-def test_recalls_of_a_shortlist_are_those_of_the_whole_ranking(weight: float, sick: bool) -> None:
+@pytest.mark.parametrize("with_nan", [False, True])
+def test_recalls_of_a_shortlist_are_those_of_the_whole_ranking(weight: float, with_nan: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     query, gallery = (F.normalize(torch.randn(n, 3, generator=generator), dim=-1) for n in (40, 80))
     gallery[10:20] = gallery[0]  # equal cosines
     groups = np.arange(40), np.repeat(np.arange(40), 2)
     columns = (query @ gallery.T).topk(12, 1).indices
     logits = torch.randn(40, 12, generator=generator).round()
-    if sick:
+    if with_nan:
         logits[3], logits[4, 2], logits[5, :6] = torch.nan, torch.inf, -torch.inf
     stage = Shortlist(query, gallery, *groups, columns, logits)
     assert stage.recall_sum(weighted(weight)) == pytest.approx(
         sum(100 * stage.ranks(weighted(weight)).hits(k).mean() for k in (1, 5, 10)), abs=1e-9
     )
-    few = replace(stage, columns=columns[:, :4], match=logits[:, :4])
-    assert few.recall_sum(weighted(weight)) == pytest.approx(
-        sum(100 * few.ranks(weighted(weight)).hits(k).mean() for k in (1, 5, 10)), abs=1e-9
+    narrow = replace(stage, columns=columns[:, :4], match=logits[:, :4])
+    assert narrow.recall_sum(weighted(weight)) == pytest.approx(
+        sum(100 * narrow.ranks(weighted(weight)).hits(k).mean() for k in (1, 5, 10)), abs=1e-9
     )

@@ -33,7 +33,7 @@ def test_weights_come_back_bit_by_bit(toy: Any, tmp_path: Path) -> None:
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in saved.state_dict().items())
 
 
-def test_frozen_towers_are_left_out_unless_everything_is_asked_for(toy: Any, tmp_path: Path) -> None:
+def test_frozen_towers_are_left_out_unless_everything_is_requested(toy: Any, tmp_path: Path) -> None:
     config = toy.config(model__image__lock=True)
     model = toy.aligner(config)
     weights.save_weights(tmp_path / "some", model)
@@ -130,9 +130,9 @@ def test_one_memory_under_two_names_is_kept_under_both(tmp_path: Path) -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
     model["b"].weight = model["a"].weight
     weights.save_weights(tmp_path / "w", model)
-    found = load_file(tmp_path / "w")
-    assert torch.equal(found["a.weight"], found["b.weight"])
-    assert len(found) == 4
+    loaded_weights = load_file(tmp_path / "w")
+    assert torch.equal(loaded_weights["a.weight"], loaded_weights["b.weight"])
+    assert len(loaded_weights) == 4
 
 
 def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
@@ -154,15 +154,15 @@ def save(toy: Any, root: Path, step: int, keep: int = 1, **cursor: Any) -> Path:
 
 def test_state_restores_optimiser_generators_and_cursor(toy: Any, tmp_path: Path) -> None:
     random.gauss(0, 1), np.random.standard_normal()  # both keep a second number back
-    found = checkpoint.load_state(save(toy, tmp_path, 7, epoch=2, best=float("-inf")) / checkpoint.STATE)
+    state = checkpoint.load_state(save(toy, tmp_path, 7, epoch=2, best=float("-inf")) / checkpoint.STATE)
     drawn = torch.rand(3), np.random.standard_normal(3), random.random(), random.gauss(0, 1)
-    checkpoint.set_generator_states(found.pop("generators")[0], torch.device("cpu"))
+    checkpoint.set_generator_states(state.pop("generators")[0], torch.device("cpu"))
     assert torch.equal(torch.rand(3), drawn[0])
     assert (np.random.standard_normal(3) == drawn[1]).all()
     assert (random.random(), random.gauss(0, 1)) == drawn[2:]
-    moments = found.pop("optimizer")["state"]
+    moments = state.pop("optimizer")["state"]
     assert all(float(m["exp_avg_sq"].max()) > 0 for m in moments.values())
-    assert found == {"step": 7, "epoch": 2, "best": float("-inf")}
+    assert state == {"step": 7, "epoch": 2, "best": float("-inf")}
 
 
 def test_the_newest_stay_and_nothing_else(toy: Any, tmp_path: Path) -> None:

@@ -75,29 +75,31 @@ def measured(aligner: Any, batch: PairBatch, config: RunConfig) -> int:
 def test_the_peak_is_that_of_a_real_step(settings: dict[str, Any]) -> None:
     aligner, batch, config = model_and_batch(**settings)
     before = {k: v.clone() for k, v in aligner.state_dict().items()}
-    found = cost.step_cost(aligner, batch, config)
+    step_cost = cost.step_cost(aligner, batch, config)
     assert all(torch.equal(v, before[k]) for k, v in aligner.state_dict().items()), (
         "nothing is computed, nothing is changed"
     )
     assert all(p.grad is None for p in aligner.parameters())
     real = measured(aligner, batch, config)
-    assert 0.95 * real < found.peak < 1.05 * real
+    assert 0.95 * real < step_cost.peak < 1.05 * real
 
 
 def test_operations_grow_with_the_batch_and_count_attention() -> None:
-    one, two = (cost.step_cost(*model_and_batch(optim__batch_size=size, loss__beta=0.0)).flops for size in (8, 16))
-    assert two == pytest.approx(2 * one, rel=0.01)
+    smaller, larger = (
+        cost.step_cost(*model_and_batch(optim__batch_size=size, loss__beta=0.0)).flops for size in (8, 16)
+    )
+    assert larger == pytest.approx(2 * smaller, rel=0.01)
 
 
 def test_live_counts_what_lives() -> None:
     with cost.MemoryTracker() as live:
-        kept = torch.zeros(256)
+        block = torch.zeros(256)
         for _ in range(3):
-            gone = kept + 1
+            gone = block + 1
             del gone
-        view = kept[3:]
+        view = block[3:]
     assert (live.now, live.peak) == (1024, 2048)
-    del kept, view
+    del block, view
     assert live.now == 0
 
 

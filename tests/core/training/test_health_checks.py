@@ -28,8 +28,8 @@ def model_and_batch(toy: Any, **settings: Any) -> tuple[Any, Any]:
 
 def crossed_as(aligner: Any, monkeypatch: pytest.MonkeyPatch, logit: Any, weights: Any) -> None:
     def cross(self: Any, a: Any, b: Any, index: Any = None, *, attention: bool = False) -> Crossed:
-        found = weights(a, b)
-        return Crossed(logit, attention=None if found is None else found.unsqueeze(1))  # one head
+        facts = weights(a, b)
+        return Crossed(logit, attention=None if facts is None else facts.unsqueeze(1))  # one head
 
     monkeypatch.setattr(type(aligner), "cross", cross)
 
@@ -45,10 +45,10 @@ def test_nan_and_constant_embeddings(toy: Any) -> None:
     torch.nn.init.zeros_(aligner.sides["image"].heads[0].project.weight)
     assert set(check_model(aligner, batch, {}, {})) == {"constant-embeddings"}
     torch.nn.init.constant_(aligner.sides["text"].heads[0].project.weight, math.nan)
-    found = check_model(aligner, batch, {}, {})
-    assert set(found) == {"constant-embeddings", "nan-embeddings"}
-    assert "text" in found["nan-embeddings"]
-    assert "image" in found["constant-embeddings"]
+    report = check_model(aligner, batch, {}, {})
+    assert set(report) == {"constant-embeddings", "nan-embeddings"}
+    assert "text" in report["nan-embeddings"]
+    assert "image" in report["constant-embeddings"]
 
 
 def test_a_loss_at_chance(toy: Any) -> None:
@@ -144,39 +144,39 @@ def test_a_run_that_falls_sick_ends_with_what_was_best_before(
 ) -> None:
     real, calls = step.StepLosses.forward, []
 
-    def failing(self: Any, *rest: Any) -> dict[str, torch.Tensor]:
+    def failing(self: Any, *arguments: Any) -> dict[str, torch.Tensor]:
         aligner = self.aligner
         calls.append(1)
         if len(calls) == 5:  # the second step of the second epoch
             if where == "embeddings":
                 torch.nn.init.constant_(aligner.sides["image"].heads[0].project.weight, math.nan)
-                return real(self, *rest)
+                return real(self, *arguments)
             nan = (
                 aligner.log_scale * 0 + math.nan
                 if where == "loss"
                 else (aligner.log_scale - aligner.log_scale.detach()).sqrt()
             )
             return {"total": nan}
-        return real(self, *rest)
+        return real(self, *arguments)
 
     monkeypatch.setattr(step.StepLosses, "forward", failing)
-    found = run(toy, toy.config(optim__epochs=4), tmp_path)
-    assert found.steps == 4
-    assert [(w["kind"], w["step"]) for w in found.warnings if w["kind"] == "not-finite"] == [("not-finite", 5)]
+    state = run(toy, toy.config(optim__epochs=4), tmp_path)
+    assert state.steps == 4
+    assert [(w["kind"], w["step"]) for w in state.warnings if w["kind"] == "not-finite"] == [("not-finite", 5)]
     assert len(calls) == 5, "not for hours"
     assert all(torch.isfinite(v).all() for v in load_file(tmp_path / BEST).values())
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert ("not-finite", 5) in {(w["kind"], w["step"]) for w in last["warnings"]}
     again = run(toy, toy.config(optim__epochs=4), tmp_path, resume=True)
-    assert (again.steps, again.warnings) == (4, found.warnings), "a sick run is not gone on with"
+    assert (again.steps, again.warnings) == (4, state.warnings), "a sick run is not gone on with"
 
 
 def test_a_run_sick_from_the_first_step_still_leaves_checkpoints(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step.StepLosses, "forward", lambda self, *rest: {"total": self.aligner.log_scale * math.nan})
-    found = run(toy, toy.config(), tmp_path)
-    assert found.steps == 0
+    monkeypatch.setattr(step.StepLosses, "forward", lambda self, *args: {"total": self.aligner.log_scale * math.nan})
+    state = run(toy, toy.config(), tmp_path)
+    assert state.steps == 0
     assert (tmp_path / BEST).is_file()
 
 
@@ -185,8 +185,8 @@ def test_a_nan_validation_never_keeps_the_place_of_the_best(toy: Any, tmp_path: 
     runtime.seed(0)
     figures = iter([math.nan, 2.0, 1.0])
     callbacks = loop.TrainingCallbacks(lambda model: {"R-sum": next(figures)})
-    found = loop.fit(toy.aligner(config), loop.TrainingData(*toy.data(config)), config, tmp_path, callbacks)
-    assert (found.best_epoch, found.best) == (1, 2.0)
+    state = loop.fit(toy.aligner(config), loop.TrainingData(*toy.data(config)), config, tmp_path, callbacks)
+    assert (state.best_epoch, state.best) == (1, 2.0)
 
 
 def test_an_adversary_that_has_won() -> None:

@@ -44,21 +44,21 @@ def start(
 
 def last(folder: Path) -> bytes:
     """Weights of the latest checkpoint."""
-    found = checkpoint.latest(folder / "checkpoints")
-    assert found
-    return (found / weights.WEIGHTS).read_bytes()
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest
+    return (newest / weights.WEIGHTS).read_bytes()
 
 
 def scores(*values: float, stop_after: int = 99) -> Callable[[Any], Mapping[str, float]]:
     """Validation that says these figures one after the other, and is killed after ``stop_after``."""
-    given = iter(values)
+    scores_left = iter(values)
     calls = []
 
     def evaluate(model: Any) -> Mapping[str, float]:
         calls.append(model)
         if len(calls) > stop_after:
             raise KeyboardInterrupt
-        return {"R-sum": next(given)}
+        return {"R-sum": next(scores_left)}
 
     return evaluate
 
@@ -90,7 +90,7 @@ def test_training_lowers_both_losses(toy: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_resumed_run_equals_the_undisturbed_one(toy: Any, tmp_path: Path, killed_after: int) -> None:
     config = toy.config(optim__epochs=4, loss__cross_start=0.3, loss__cross_ramp=0.2)
-    whole = start(toy, config, tmp_path / "whole", scores(1, 3, 2, 2.5))
+    reference = start(toy, config, tmp_path / "whole", scores(1, 3, 2, 2.5))
     figures = [1, 3, 2, 2.5]
     with pytest.raises(KeyboardInterrupt):
         start(toy, config, tmp_path / "part", scores(*figures, stop_after=killed_after))
@@ -102,7 +102,9 @@ def test_a_resumed_run_equals_the_undisturbed_one(toy: Any, tmp_path: Path, kill
     assert steps(tmp_path / "part") == steps(tmp_path / "whole")
     assert [e["validation"] for e in entries(tmp_path / "part") if "validation" in e] == [{"R-sum": f} for f in figures]
     assert (
-        (resumed.steps, resumed.best_epoch, resumed.best) == (whole.steps, whole.best_epoch, whole.best) == (12, 1, 3)
+        (resumed.steps, resumed.best_epoch, resumed.best)
+        == (reference.steps, reference.best_epoch, reference.best)
+        == (12, 1, 3)
     )
 
 
@@ -141,25 +143,25 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_bit(
         [{k: v for k, v in e.items() if k != "waiting"} for e in entries(tmp_path / name)] for name in ("part", "whole")
     ]
     assert strip[0] == strip[1]
-    one, other = (
+    first, second = (
         checkpoint.load_state(checkpoint.latest(tmp_path / n / "checkpoints") / checkpoint.STATE)
         for n in ("part", "whole")
     )  # type: ignore[operator]
     for name in ("torch", "numpy", "python"):
-        assert torch.equal(one["generators"][0][name], other["generators"][0][name])
-    assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
-    for number, state in one["optimizer"]["state"].items():
-        assert all(torch.equal(v, other["optimizer"]["state"][number][k]) for k, v in state.items())
+        assert torch.equal(first["generators"][0][name], second["generators"][0][name])
+    assert first["optimizer"]["state"].keys() == second["optimizer"]["state"].keys()
+    for number, state in first["optimizer"]["state"].items():
+        assert all(torch.equal(v, second["optimizer"]["state"][number][k]) for k, v in state.items())
 
 
-def test_saved_every_so_many_minutes_and_as_many_as_asked(toy: Any, tmp_path: Path) -> None:
-    seen: list[list[str]] = []
+def test_saved_every_so_many_minutes_and_up_to_the_set_number(toy: Any, tmp_path: Path) -> None:
+    saved: list[list[str]] = []
 
-    def look(done: int, total: int | None, facts: Any) -> None:
-        seen.append(sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")))
+    def observe(done: int, total: int | None, facts: Any) -> None:
+        saved.append(sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")))
 
-    start(toy, toy.config(optim__epochs=1), tmp_path / "a", report_progress=look, minutes=1e-9, keep=2)
-    assert seen == [[], ["00000001-0000"], ["00000001-0000", "00000002-0000"]]
+    start(toy, toy.config(optim__epochs=1), tmp_path / "a", report_progress=observe, minutes=1e-9, keep=2)
+    assert saved == [[], ["00000001-0000"], ["00000001-0000", "00000002-0000"]]
     assert sorted(p.name for p in tmp_path.glob("a/checkpoints/[0-9]*")) == ["00000003-0000", "00000003-0001"]
 
 
@@ -201,36 +203,36 @@ def test_a_torn_line_of_the_log_is_dropped(toy: Any, tmp_path: Path) -> None:
 
 
 def test_best_is_the_best_validation_epoch_and_the_earlier_of_two(toy: Any, tmp_path: Path) -> None:
-    seen: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
     figures = iter([1.0, 5.0, 5.0, 2.0])
 
     def evaluate(model: Any) -> Mapping[str, float]:
-        seen.append(model.log_scale.detach().clone())
+        weights.append(model.log_scale.detach().clone())
         return {"R-sum": next(figures), "loss": 0.0}
 
-    found = start(toy, toy.config(optim__epochs=4), tmp_path / "a", evaluate)
-    assert (found.best_epoch, found.best) == (1, 5.0)
-    assert torch.equal(load_file(tmp_path / "a" / BEST)["log_scale"], seen[1])
-    assert torch.equal(load(last(tmp_path / "a"))["log_scale"], seen[3])
-    assert len({float(s) for s in seen}) == 4
+    state = start(toy, toy.config(optim__epochs=4), tmp_path / "a", evaluate)
+    assert (state.best_epoch, state.best) == (1, 5.0)
+    assert torch.equal(load_file(tmp_path / "a" / BEST)["log_scale"], weights[1])
+    assert torch.equal(load(last(tmp_path / "a"))["log_scale"], weights[3])
+    assert len({float(s) for s in weights}) == 4
 
 
 def test_patience_also_after_a_resume(toy: Any, tmp_path: Path) -> None:
     config = toy.config(optim__epochs=9, optim__patience=2)
-    found = start(toy, config, tmp_path / "a", scores(1, 3, 2, 2, 9, 9))
-    assert (found.steps, found.best_epoch) == (12, 1)
+    state = start(toy, config, tmp_path / "a", scores(1, 3, 2, 2, 9, 9))
+    assert (state.steps, state.best_epoch) == (12, 1)
     again = start(toy, config, tmp_path / "a", scores(9, 9), resume=True)
     assert (again.steps, again.best_epoch, again.best) == (12, 1, 3)
 
 
 def test_the_log_has_one_line_a_step_with_every_part(toy: Any, tmp_path: Path) -> None:
     config = toy.config(optim__epochs=4, loss__alpha=2.0, loss__beta=0.5, loss__cross_start=0.5, loss__cross_ramp=0.25)
-    told: list[tuple[int, int | None]] = []
-    start(toy, config, tmp_path / "a", report_progress=lambda done, total, facts: told.append((done, total)))
+    progress: list[tuple[int, int | None]] = []
+    start(toy, config, tmp_path / "a", report_progress=lambda done, total, facts: progress.append((done, total)))
     log = steps(tmp_path / "a")
     assert [e["step"] for e in log] == list(range(1, 13))
     assert [e["epoch"] for e in log] == [i // 3 for i in range(12)]
-    assert told == [(i, 12) for i in range(1, 13)]
+    assert progress == [(i, 12) for i in range(1, 13)]
     for number, entry in enumerate(log):
         beta = 0.5 * min(1, max(0, (number / 12 - 0.5) / 0.25))
         assert entry["beta"] == pytest.approx(beta, abs=1e-6)
@@ -260,15 +262,15 @@ def test_learned_weights_are_logged_and_survive_a_resume(toy: Any, tmp_path: Pat
 
 
 def test_accumulation_makes_fewer_updates_and_leaves_an_odd_batch_out(toy: Any, tmp_path: Path) -> None:
-    found = start(toy, toy.config(optim__epochs=2, optim__batch_size=4, optim__accum_freq=4), tmp_path / "a")
-    assert found.steps == 2  # six batches an epoch: one update of four, two left
+    state = start(toy, toy.config(optim__epochs=2, optim__batch_size=4, optim__accum_freq=4), tmp_path / "a")
+    assert state.steps == 2  # six batches an epoch: one update of four, two left
     assert len(steps(tmp_path / "a")) == 2
 
 
 def test_accumulated_gradients_are_the_mean_of_their_batches(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fixed(self: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
+    def fixed(self: Any, batch: Any, *arguments: Any) -> dict[str, torch.Tensor]:
         return {"total": self.aligner.log_scale * float(batch.rows.sum())}
 
     monkeypatch.setattr(step.StepLosses, "forward", fixed)
@@ -285,18 +287,18 @@ def test_more_accumulation_than_an_epoch_has_is_refused(toy: Any, tmp_path: Path
 
 
 def test_every_epoch_has_its_own_order(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[int]] = []
+    batches: list[list[int]] = []
     real = step.StepLosses.forward
 
-    def watch(self: Any, batch: Any, *rest: Any) -> Any:
-        seen.append(batch.rows.tolist())
-        return real(self, batch, *rest)
+    def watch(self: Any, batch: Any, *arguments: Any) -> Any:
+        batches.append(batch.rows.tolist())
+        return real(self, batch, *arguments)
 
     monkeypatch.setattr(step.StepLosses, "forward", watch)
     config = toy.config(optim__epochs=2)
     start(toy, config, tmp_path / "a")
     plan = toy.data(config)[1]
-    assert seen == [rows.tolist() for number in (0, 1) for rows, _, _ in plan.epoch(number)]
+    assert batches == [rows.tolist() for number in (0, 1) for rows, _, _ in plan.epoch(number)]
 
 
 def test_gradients_are_clipped(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,11 +320,11 @@ def test_gradients_are_clipped(toy: Any, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_steps_win_over_epochs(toy: Any, tmp_path: Path) -> None:
-    found = start(toy, toy.config(optim__epochs=1, optim__steps=7), tmp_path / "a")
-    assert found.steps == len(steps(tmp_path / "a")) == 7
+    state = start(toy, toy.config(optim__epochs=1, optim__steps=7), tmp_path / "a")
+    assert state.steps == len(steps(tmp_path / "a")) == 7
     assert [e["epoch"] for e in steps(tmp_path / "a")] == [0, 0, 0, 1, 1, 1, 2]
-    assert found.samples_per_second == pytest.approx(7 * 8 / found.seconds)
-    assert found.memory > 50
+    assert state.samples_per_second == pytest.approx(7 * 8 / state.seconds)
+    assert state.memory > 50
 
 
 def test_locked_towers_do_not_move(toy: Any, tmp_path: Path) -> None:
@@ -359,9 +361,9 @@ def test_settings_that_would_fail_later_are_refused_at_once(toy: Any, settings: 
         check(toy.config(**settings))
 
 
-def test_waiting_for_data_is_told_with_what_helps() -> None:
+def test_waiting_for_data_is_reported_with_what_helps() -> None:
     assert waiting_advice(0.9, 10, 0) == ""
     assert waiting_advice(3.0, 4.0, 0) == "", "too short to say"
-    told = waiting_advice(2.3, 10, 4)
-    assert "23 %" in told
-    assert "--workers 6" in told
+    advice = waiting_advice(2.3, 10, 4)
+    assert "23 %" in advice
+    assert "--workers 6" in advice

@@ -11,10 +11,10 @@ from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
 
 def test_the_schedule_by_hand() -> None:
     config = OptimConfig(lr=2.0, warmup=0.25)
-    found = [lr_at(step, 8, config) for step in range(9)]
+    rates = [lr_at(step, 8, config) for step in range(9)]
     half = 2**0.5 / 2
     root3 = 3**0.5 / 2
-    assert found == pytest.approx([1.0, 2.0, 2.0, 1 + root3, 1.5, 1.0, 0.5, 1 - root3, 0.0])
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1 + root3, 1.5, 1.0, 0.5, 1 - root3, 0.0])
     assert [lr_at(step, 10, OptimConfig(lr=1.0, warmup=2)) for step in (0, 1, 2, 4)] == pytest.approx(
         [0.5, 1.0, 1.0, 0.5 + half / 2]
     )

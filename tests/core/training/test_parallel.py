@@ -99,14 +99,14 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
             parts = engine(batch, config.loss.beta, torch.Generator().manual_seed(1), 0.5)
             parts["total"].backward()
             engine.reduce_remaining()
-            found = {
+            gradients = {
                 k: parallel.full_state(p.grad).clone() for k, p in aligner.named_parameters() if p.grad is not None
             }
-            told = {f"loss.{k}": v.clone() for k, v in distributed.mean(parts).items()}
+            losses = {f"loss.{k}": v.clone() for k, v in distributed.mean(parts).items()}
             folder = root / name
             if distributed.main():
                 folder.mkdir(parents=True)
-                save_file({k: v.contiguous() for k, v in (found | told).items()}, folder / "gradients")
+                save_file({k: v.contiguous() for k, v in (gradients | losses).items()}, folder / "gradients")
             distributed.barrier()
             aligner = model(toy, config)
             data, plan, heads = data_of(toy, config)
@@ -126,7 +126,7 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
 
 
 @pytest.fixture(scope="module")
-def one(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_process(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
     measure(toy, root, list(SETTINGS))
     return root
@@ -134,7 +134,7 @@ def one(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_losses_gradients_and_parameters_equal_those_of_one_process(
-    toy: Any, tmp_path: Path, one: Path, world: int
+    toy: Any, tmp_path: Path, single_process: Path, world: int
 ) -> None:
     names = (
         list(SETTINGS)
@@ -145,7 +145,7 @@ def test_losses_gradients_and_parameters_equal_those_of_one_process(
     for name in names:
         (gradients, weights, losses), (same_gradients, same_weights, same_losses) = (
             outcome(tmp_path / name),
-            outcome(one / name),
+            outcome(single_process / name),
         )
         assert gradients.keys() == same_gradients.keys(), name
         assert weights.keys() == same_weights.keys(), name
@@ -172,11 +172,13 @@ def wrong(toy: Any, root: Path) -> None:
             )
 
 
-def test_this_test_can_fail_and_the_flags_that_would_make_it_are_refused(toy: Any, tmp_path: Path, one: Path) -> None:
+def test_this_test_can_fail_and_the_flags_that_would_make_it_are_refused(
+    toy: Any, tmp_path: Path, single_process: Path
+) -> None:
     assert launch(2, wrong, toy, tmp_path) == [0, 0]
-    found, same = load_file(tmp_path / "wrong"), load_file(one / "contrastive/gradients")
+    gradients, same = load_file(tmp_path / "wrong"), load_file(single_process / "contrastive/gradients")
     name = "sides.image.heads.0.project.weight"
-    assert not torch.allclose(found[name], same[name], rtol=1e-2)
+    assert not torch.allclose(gradients[name], same[name], rtol=1e-2)
     with pytest.raises(ConfigError, match=r"wrong direction.*--local-loss --no-gather-with-grad"):
         check(toy.config(parallel__local_loss=True, parallel__gather_with_grad=False))
 

@@ -29,13 +29,13 @@ def pictures(mean: float, seed: int) -> dict[str, torch.Tensor]:
 def test_statistics_are_those_of_the_batches_and_weights_stay(aligner: Any) -> None:
     weights = {k: v.clone() for k, v in aligner.named_parameters()}
     norm = next(m for m in aligner.sides["image"].modules() if isinstance(m, torch.nn.BatchNorm2d))
-    seen: list[torch.Tensor] = []
-    hook = norm.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].detach().mean((0, 2, 3))))
+    statistics: list[torch.Tensor] = []
+    hook = norm.register_forward_hook(lambda module, inputs, out: statistics.append(inputs[0].detach().mean((0, 2, 3))))
     momentum = norm.momentum
     for round_ in range(2):  # once more changes nothing: it starts anew
-        seen.clear()
+        statistics.clear()
         reestimate(aligner, "image", [pictures(40, 1), pictures(200, 2)])
-        assert torch.allclose(norm.running_mean, torch.stack(seen).mean(0), atol=1e-4), round_
+        assert torch.allclose(norm.running_mean, torch.stack(statistics).mean(0), atol=1e-4), round_
     hook.remove()
     assert norm.momentum == momentum
     assert not norm.training
@@ -47,15 +47,15 @@ def test_a_model_of_one_domain_sees_the_other_as_it_saw_its_own(aligner: Any) ->
     """The other domain is the same pictures at another brightness: its own statistics take the difference away."""
     dark, bright = pictures(90, 3), {"pixels": (pictures(90, 3)["pixels"].float() + 70).clamp(0, 255).to(torch.uint8)}
     reestimate(aligner, "image", [dark])
-    one, before = aligner.encode("image", dark)[0].z, aligner.encode("image", bright)[0].z
+    adapted, before = aligner.encode("image", dark)[0].z, aligner.encode("image", bright)[0].z
     reestimate(aligner, "image", [bright])
     after = aligner.encode("image", bright)[0].z
-    assert (one - after).norm() < 0.7 * (one - before).norm()
+    assert (adapted - after).norm() < 0.7 * (adapted - before).norm()
 
 
-def test_locked_towers_keep_theirs_and_a_side_without_any_is_refused() -> None:
+def test_locked_towers_keep_their_statistics_and_a_side_without_any_is_refused() -> None:
     locked = override(ModelConfig(), {**SMALL, "image.lock": True, "image.center": "off"})
-    found = aligners.build(locked, LossConfig(), ("image", "text"))[0]
-    assert modules_with_statistics(found, "image") == []
+    model = aligners.build(locked, LossConfig(), ("image", "text"))[0]
+    assert modules_with_statistics(model, "image") == []
     with pytest.raises(ConfigError, match=r"no running statistics.*image tower tiny"):
-        reestimate(found, "image", [])
+        reestimate(model, "image", [])

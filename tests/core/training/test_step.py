@@ -26,13 +26,13 @@ def batch(toy: Any, config: Any) -> Any:
 
 def test_parts_are_the_losses_of_the_models_own_outputs(toy: Any) -> None:
     config = toy.config(loss__alpha=2.0, loss__cross_batch=0)
-    aligner, given = toy.aligner(config).eval(), batch(toy, config)
-    parts = losses(aligner, config.loss)(given, beta=0.3)
-    (a, features_a), (b, features_b) = aligner.encode("image", given.a), aligner.encode("text", given.b)
+    aligner, inputs = toy.aligner(config).eval(), batch(toy, config)
+    parts = losses(aligner, config.loss)(inputs, beta=0.3)
+    (a, features_a), (b, features_b) = aligner.encode("image", inputs.a), aligner.encode("text", inputs.b)
     local = aligner.local_tokens("image", features_a), aligner.local_tokens("text", features_b)
     table = aligner.cross(*local).match_logit
-    assert torch.allclose(parts["contrastive"], contrastive.info_nce(a.z, b.z, given.group, aligner.logit_scale()))
-    assert torch.allclose(parts["cross"], contrastive.matrix_nce(table, given.group, given.group), atol=1e-6)
+    assert torch.allclose(parts["contrastive"], contrastive.info_nce(a.z, b.z, inputs.group, aligner.logit_scale()))
+    assert torch.allclose(parts["cross"], contrastive.matrix_nce(table, inputs.group, inputs.group), atol=1e-6)
     assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"])
 
 
@@ -44,12 +44,14 @@ def test_a_picture_that_is_read_once_counts_in_each_of_its_pairs(toy: Any, cross
     once = data[(rows, a, b)]
     often = replace(once, a=data.a.inputs(a), at_a=None)
     assert (len(once.a["tokens"]), len(often.a["tokens"])) == (8, 16)
-    found, wanted = (losses(aligner, config.loss)(x, 0.3, torch.Generator().manual_seed(0)) for x in (once, often))
-    assert set(found) == {"contrastive", "cross", "total"}
-    assert all(torch.allclose(found[k], wanted[k], atol=1e-6) for k in wanted)
+    actual, wanted = (losses(aligner, config.loss)(x, 0.3, torch.Generator().manual_seed(0)) for x in (once, often))
+    assert set(actual) == {"contrastive", "cross", "total"}
+    assert all(torch.allclose(actual[k], wanted[k], atol=1e-6) for k in wanted)
     weights = [aligner.sides[m].tower.linear.weight for m in ("image", "text")]
-    for one, other in zip(*(torch.autograd.grad(x["total"], weights) for x in (found, wanted)), strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+    for gradient, expected_gradient in zip(
+        *(torch.autograd.grad(x["total"], weights) for x in (actual, wanted)), strict=True
+    ):
+        assert torch.allclose(gradient, expected_gradient, atol=1e-6)
 
 
 def test_without_weight_the_cross_branch_does_not_run(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +78,10 @@ def test_every_cross_loss_trains_towers_through_the_cross_branch(toy: Any, name:
 
 def test_the_generator_alone_draws_the_pairs(toy: Any) -> None:
     config = toy.config(loss__cross="matching", loss__cross_batch=4)
-    aligner, given = toy.aligner(config).eval(), batch(toy, config)
+    aligner, inputs = toy.aligner(config).eval(), batch(toy, config)
 
     def cross(seed: int) -> float:
-        return float(losses(aligner, config.loss)(given, 1.0, torch.Generator().manual_seed(seed))["cross"].detach())
+        return float(losses(aligner, config.loss)(inputs, 1.0, torch.Generator().manual_seed(seed))["cross"].detach())
 
     assert cross(1) == cross(1)
     assert len({cross(seed) for seed in range(5)}) > 1
@@ -90,39 +92,39 @@ def across(toy: Any, name: str, **more: Any) -> tuple[Any, Any, Any]:
     config = toy.config(domain__loss=name, domain__weight=0.5, domain__target="t")
     a, b = toy.columns(24)
     plan = PairPlan(a, b, np.arange(16), 8, 0, unpaired=(np.arange(16, 24), NONE))
-    given = PairDataset(a, b, np.arange(24), np.arange(24) // 16)[plan.epoch(0)[0]]
+    inputs = PairDataset(a, b, np.arange(24), np.arange(24) // 16)[plan.epoch(0)[0]]
     torch.manual_seed(0)
     label = torch.arange(24) % 3
     task = AdaptationTask(
         {"image": 2}, torch.zeros(2, dtype=torch.long), label, adversarial=name in ("dann", "both"), **more
     )
     heads = Adaptation(config.domain, 8, task)
-    return config, given, heads.eval()
+    return config, inputs, heads.eval()
 
 
 @pytest.mark.parametrize("name", ["dann", "mmd", "both", "coral"])
 def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) -> None:
-    config, given, heads = across(toy, name)
+    config, inputs, heads = across(toy, name)
     aligner = toy.aligner(config).eval()
-    plain = losses(aligner, config.loss)(given, 0.3, torch.Generator().manual_seed(0))
-    parts = losses(aligner, config.loss, heads)(given, 0.3, torch.Generator().manual_seed(0), 0.5)
+    plain = losses(aligner, config.loss)(inputs, 0.3, torch.Generator().manual_seed(0))
+    parts = losses(aligner, config.loss, heads)(inputs, 0.3, torch.Generator().manual_seed(0), 0.5)
     assert {k: v for k, v in plain.items() if k != "total"} == {k: parts[k] for k in plain if k != "total"}, (
         "pairs are what they were"
     )
     assert torch.allclose(parts["total"], plain["total"] + 0.5 * parts["domain"])
-    features = heads.features(aligner.encode("image", given.a)[0].z)
+    features = heads.features(aligner.encode("image", inputs.a)[0].z)
     logits = heads.domain_classifiers["image"](features) if len(heads.domain_classifiers) else None
-    seen = domain.DomainFeatures(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
-    assert torch.allclose(parts["domain"], domain.domain_loss(name, seen))
+    domain_inputs = domain.DomainFeatures(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
+    assert torch.allclose(parts["domain"], domain.domain_loss(name, domain_inputs))
     assert ("domain_accuracy" in parts) == (name in ("dann", "both"))
 
 
 def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
-    config, given, heads = across(toy, "dann")
+    config, inputs, heads = across(toy, "dann")
     aligner = toy.aligner(config).eval()
-    losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(given, 0.0, None, 1.0)["total"].backward()
+    losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(inputs, 0.0, None, 1.0)["total"].backward()
     tower, critic = aligner.sides["image"].tower.linear.weight, heads.domain_classifiers["image"][0].weight
-    features = heads.features(aligner.encode("image", given.a)[0].z)
+    features = heads.features(aligner.encode("image", inputs.a)[0].z)
     plain = 0.5 * domain.dann(heads.domain_classifiers["image"](features), torch.arange(16) // 8)
     up, down = torch.autograd.grad(plain, (tower, critic))
     assert torch.allclose(critic.grad, down, atol=1e-6)
@@ -132,14 +134,14 @@ def test_the_adversary_descends_what_the_tower_climbs(toy: Any) -> None:
 def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, given, heads = across(toy, "none", classify="image", classes=3)
+    config, inputs, heads = across(toy, "none", classify="image", classes=3)
     aligner = toy.aligner(config).eval()
-    real, seen = aligner.encode, []
-    monkeypatch.setattr(aligner, "encode", lambda m, x: seen.append(m) or real(m, x))
+    real, encoded = aligner.encode, []
+    monkeypatch.setattr(aligner, "encode", lambda m, x: encoded.append(m) or real(m, x))
     heads.config = replace(heads.config, classify=2.0)
     heads.domains = {}
-    parts = losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(given, 0.0, None, 1.0)
-    assert seen == ["image"] and set(parts) == {"label", "total"}
-    logits = heads.predict(real("image", given.a)[0].z[:8])
-    assert torch.allclose(parts["label"], torch.nn.functional.cross_entropy(logits, heads.label[given.rows]))
+    parts = losses(aligner, override(config.loss, {"alpha": 0.0}), heads)(inputs, 0.0, None, 1.0)
+    assert encoded == ["image"] and set(parts) == {"label", "total"}
+    logits = heads.predict(real("image", inputs.a)[0].z[:8])
+    assert torch.allclose(parts["label"], torch.nn.functional.cross_entropy(logits, heads.label[inputs.rows]))
     assert torch.allclose(parts["total"], 2 * parts["label"])

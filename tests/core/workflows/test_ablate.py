@@ -24,16 +24,16 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
-    asked, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 1}), tmp_path / "abl"
-    found = ablate(AblationRequest(asked, ARMS, 1), folder, data_root=data_root)
-    assert sorted((row["run"], row["arm"], row["seed"]) for row in as_dicts(found.rows)) == [
+    request, folder = TrainRequest("scenes", explicit=small | {"optim.steps": 1}), tmp_path / "abl"
+    ablation = ablate(AblationRequest(request, ARMS, 1), folder, data_root=data_root)
+    assert sorted((row["run"], row["arm"], row["seed"]) for row in as_dicts(ablation.rows)) == [
         ("ccaco-s0", "ccaco", 0),
         ("clip-s0", "clip", 0),
     ]
-    assert found.failures == {}
+    assert ablation.failures == {}
     assert manifest.open(folder, kind="ablation").kind == "ablation"
     before = stamps(folder)
-    assert ablate(AblationRequest(asked, ARMS, 1), folder, data_root=data_root).rows == found.rows
+    assert ablate(AblationRequest(request, ARMS, 1), folder, data_root=data_root).rows == ablation.rows
     assert stamps(folder) == before, "finished cells are left alone"
     changed = TrainRequest("scenes", explicit=small | {"optim.steps": 2})
     assert [
@@ -44,12 +44,13 @@ def test_real_cells_are_trained_once(small: dict[str, Any], data_root: Path, tmp
 
 def test_cells_at_once_are_those_of_cells_in_turn(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     """Real processes, each with half of the cores."""
-    asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
-    in_turn, at_once = (
-        ablate(AblationRequest(asked, ARMS, 1), tmp_path / str(jobs), jobs=jobs, data_root=data_root) for jobs in (1, 2)
+    request = TrainRequest("scenes", explicit=small | {"optim.steps": 1})
+    sequential, at_once = (
+        ablate(AblationRequest(request, ARMS, 1), tmp_path / str(jobs), jobs=jobs, data_root=data_root)
+        for jobs in (1, 2)
     )
     assert at_once.failures == {}
-    for row, other in zip(as_dicts(in_turn.rows), as_dicts(at_once.rows), strict=True):
+    for row, other in zip(as_dicts(sequential.rows), as_dicts(at_once.rows), strict=True):
         assert [other[key] for key in ("run", "arm", "seed", "steps")] == [
             row[key] for key in ("run", "arm", "seed", "steps")
         ]
@@ -85,11 +86,11 @@ def test_an_interrupt_stops_every_cell(small: dict[str, Any], data_root: Path, t
             assert run.poll() is None
             time.sleep(0.1)
         run.send_signal(signal.SIGINT)
-        told = run.communicate(timeout=60)[1]  # until the last process that could write has ended
+        error_output = run.communicate(timeout=60)[1]  # until the last process that could write has ended
     finally:
         run.kill()
     assert run.returncode == 130
-    assert "Traceback" not in told
+    assert "Traceback" not in error_output
     sizes = [log.stat().st_size for log in logs]
     time.sleep(0.5)
     assert [log.stat().st_size for log in logs] == sizes
@@ -99,18 +100,18 @@ def test_an_arm_with_the_settings_of_another_is_not_trained_again(
     small: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:
     """By the towers, an arm can be what the base is already; its name still serves as a reference."""
-    asked = TrainRequest("scenes", explicit=small | {"optim.steps": 1, "model.fusion.share": False})
-    found = ablate(
-        AblationRequest(asked, ["ccaco", "-collaboration"], 1, reference="-collaboration"),
+    request = TrainRequest("scenes", explicit=small | {"optim.steps": 1, "model.fusion.share": False})
+    ablation = ablate(
+        AblationRequest(request, ["ccaco", "-collaboration"], 1, reference="-collaboration"),
         tmp_path / "abl",
         data_root=data_root,
     )
-    assert [row["arm"] for row in as_dicts(found.table)] == ["ccaco"]
-    assert found.equal == {"-collaboration": "ccaco"}
+    assert [row["arm"] for row in as_dicts(ablation.table)] == ["ccaco"]
+    assert ablation.equal == {"-collaboration": "ccaco"}
     assert not (tmp_path / "abl" / "-collaboration-s0").exists()
 
 
-def test_a_misspelt_arm_is_told_before_anything_is_trained(
+def test_a_misspelt_arm_is_refused_before_anything_is_trained(
     small: dict[str, Any], data_root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="unknown arm: clpi"):

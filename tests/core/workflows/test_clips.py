@@ -66,12 +66,12 @@ def test_video_and_audio(ccaco: Callable[..., Any], place: Path, monkeypatch: py
     ):
         assert 0 <= row[key] <= 1
     assert {"matching_accuracy", "matching_4_way_accuracy", "matching_binary_accuracy"} <= row.keys()
-    told = json.loads((place / "runs/b/results/test.cosine.json").read_text())
+    result = json.loads((place / "runs/b/results/test.cosine.json").read_text())
     assert (
-        set(told["strata"]["combination"]) == {"seen", "unseen"}
-        and "twins that differ only in timing" in told["data_protocol"]
+        set(result["strata"]["combination"]) == {"seen", "unseen"}
+        and "twins that differ only in timing" in result["data_protocol"]
     )
-    assert [len(told["per_item"][k]) for k in ("matching_4_way", "twin")] == [12, 12]
+    assert [len(result["per_item"][k]) for k in ("matching_4_way", "twin")] == [12, 12]
 
     assert ccaco("embed", "--run", "runs/b", "--dataset", "bounces", "--index", "b.idx").code == 0
     for modality in ("video", "audio"):
@@ -82,16 +82,16 @@ def test_video_and_audio(ccaco: Callable[..., Any], place: Path, monkeypatch: py
     for query in (["--audio", "sound.wav"], ["--audio", "film.mp4"], ["--video", "film.mp4"]):
         done = ccaco("retrieve", *query, "--index", "b.idx", "-k", 3, "--save", "sheet.png")
         assert done.code == 0, done.err
-        found = rows(done.out)
-        assert len(found) == 3 and {r["id"] for r in found} <= set(part.ids) and found[0]["text"]
+        hits = rows(done.out)
+        assert len(hits) == 3 and {r["id"] for r in hits} <= set(part.ids) and hits[0]["text"]
         assert (place / "sheet.png").stat().st_size > 1_000
-    for wrong, said in (
+    for wrong, message in (
         (["a ball"], "holds no text"),
         (["--image", "film.mp4"], "holds no image"),
         (["--audio", "no.wav"], "no.wav"),
     ):
         done = ccaco("retrieve", *wrong, "--index", "b.idx")
-        assert (done.code, done.out) == (2, "") and said in done.err and done.err.count("\n") == 1
+        assert (done.code, done.out) == (2, "") and message in done.err and done.err.count("\n") == 1
     done = ccaco("retrieve", "--video", "sound.wav", "--index", "b.idx")
     assert done.code == 2 and "no picture track: sound.wav" in done.err
 
@@ -146,7 +146,7 @@ def test_sound_and_text(ccaco: Callable[..., Any], place: Path, monkeypatch: pyt
     row = json.loads(done.out)[0]
     assert row["matching_3_way_accuracy"] > 0.6 and row["text_to_audio_R@1"] > 0.6, "three pitches are told apart"
     assert ccaco("embed", "--run", "runs/t", "--dataset", "beeps", "--index", "t.idx").code == 0
-    found = rows(ccaco("retrieve", "one hears a high beep", "low beep", "--index", "t.idx", "-k", 3).out)
-    assert len(found) == 6 and all(r["text"] for r in found)
+    hits = rows(ccaco("retrieve", "one hears a high beep", "low beep", "--index", "t.idx", "-k", 3).out)
+    assert len(hits) == 6 and all(r["text"] for r in hits)
     done = ccaco("retrieve", "--audio", "beeps/test/low beep/9.wav", "--index", "t.idx", "-k", 1)
     assert done.code == 0 and "beep" in rows(done.out)[0]["text"]

@@ -56,14 +56,14 @@ def test_several_global_vectors_are_stored_and_searched_as_one(
         EmbedRequest(tmp_path / "two", "scenes", out=tmp_path / "e", index=tmp_path / "two.idx", device="cpu"),
         data_root=data_root,
     )
-    told = manifest.open(tmp_path / "e", kind="embeddings").facts["dim"]
-    assert told == np.load(tmp_path / "e/img_emb/img_emb_0.npy").shape[1] == 2 * small["model.width"]
+    dim = manifest.open(tmp_path / "e", kind="embeddings").facts["dim"]
+    assert dim == np.load(tmp_path / "e/img_emb/img_emb_0.npy").shape[1] == 2 * small["model.width"]
     opened = Index(tmp_path / "two.idx")
     assert opened.exported is not None
-    asked = ["a red ball"]
-    light, whole = opened.exported.encode(asked), encode_query(opened, "text", asked)
-    assert np.allclose(light.z, whole.z.numpy(), atol=1e-4)
-    assert [h.row for h in search(opened, "text", light, 5)[0]] == [h.row for h in search(opened, "text", whole, 5)[0]]
+    queries = ["a red ball"]
+    light, full = opened.exported.encode(queries), encode_query(opened, "text", queries)
+    assert np.allclose(light.z, full.z.numpy(), atol=1e-4)
+    assert [h.row for h in search(opened, "text", light, 5)[0]] == [h.row for h in search(opened, "text", full, 5)[0]]
 
 
 def test_finished_shards_are_kept_and_missing_ones_made_again(
@@ -79,14 +79,14 @@ def test_finished_shards_are_kept_and_missing_ones_made_again(
     first = bytes_of(out)
     assert first == bytes_of(embedded.path)
     lost = out / "text_emb/text_emb_3.npy"
-    kept = (out / "text_emb/text_emb_4.npy").stat().st_mtime_ns
+    modified = (out / "text_emb/text_emb_4.npy").stat().st_mtime_ns
     lost.unlink()
     with pytest.raises(ManifestError, match="text_emb_3"):
         again()
     (out / manifest.NAME).unlink()
     assert again().kind == "embeddings"
     assert bytes_of(out) == first
-    assert (out / "text_emb/text_emb_4.npy").stat().st_mtime_ns == kept
+    assert (out / "text_emb/text_emb_4.npy").stat().st_mtime_ns == modified
     made_at = manifest.open(out, kind="embeddings").made_at
     assert again().made_at == made_at
 
@@ -121,22 +121,22 @@ def test_what_an_interruption_leaves_of_an_index_is_cleared(
         }
         return embed(EmbedRequest(run, "scenes", out=tmp_path / "e", **settings), data_root=data_root)
 
-    def interrupted(*given: Any, **settings: Any) -> Any:
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
         if len(list((tmp_path / "e").rglob("text_emb_*.npy"))) == 3:
             raise KeyboardInterrupt
-        return encode(*given, **settings)
+        return encode(*arguments, **settings)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(embedding, "encode", interrupted)
         build()
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
     assert len(list((tmp_path / "e").rglob("img_emb_*.npy"))) == 3, "whole shards stay"
-    found = build()
+    report = build()
     assert bytes_of(tmp_path / "e") == bytes_of(embedded.path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(embedding.indexes, "save_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(embedding.indexes, "save_model", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         build(rebuild=True)
-    assert manifest.open(tmp_path / "i.idx", kind="index", verify="full").sha256 == found.sha256
+    assert manifest.open(tmp_path / "i.idx", kind="index", verify="full").sha256 == report.sha256
     assert [p.name for p in (tmp_path / "i.idx").iterdir() if p.is_dir()] == ["generation-1"]
 
 

@@ -70,17 +70,17 @@ def test_a_folder_of_every_kind_of_bad_file(tmp_path: Path, monkeypatch: pytest.
     ]
     (root / "t.csv").write_text("\n".join(["filepath\ttitle", *lines]))
 
-    made = prepare(
+    prepared = prepare(
         "table", source_path=root / "t.csv", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.9)
     )
-    splits = made.facts["splits"].values()
+    splits = prepared.facts["splits"].values()
     reasons = Counter(reason for _, reason in bad.values()) + Counter(
         {"missing file": 1, "outside the source folder": 3, "no caption": 1}
     )
-    assert made.facts["rejects"] == dict(reasons)
+    assert prepared.facts["rejects"] == dict(reasons)
     assert sum(s["samples"] for s in splits) == len(good) and sum(s["rejects"] for s in splits) == sum(reasons.values())
-    assert made.facts["captions"]["dropped"] == 1 and made.facts["captions"]["cleaned"] == len(good)
-    widths = [part["width"] for part in made.facts["inspection"].values() if "width" in part]
+    assert prepared.facts["captions"]["dropped"] == 1 and prepared.facts["captions"]["cleaned"] == len(good)
+    widths = [part["width"] for part in prepared.facts["inspection"].values() if "width" in part]
     assert min(w["min"] for w in widths) == 24 and max(w["max"] for w in widths) == 32
     opened = shards.open(tmp_path / "d")
     parts = [opened.split(name) for name in opened.splits]
@@ -99,32 +99,32 @@ def test_limit_and_size_are_part_of_what_a_data_set_is(tmp_path: Path) -> None:
         path = tmp_path / "s" / ("train" if i % 2 else "test") / "dog" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(noise(size=(16, 12)), "PNG"))
-    made = prepare(
+    data = prepare(
         "imagefolder",
         source_path=tmp_path / "s",
         out=tmp_path / "d",
         options=SourceOptions(limit=4),
         write=WriteOptions(image_size=6, workers=0),
     )
-    assert {name: s["samples"] for name, s in made.facts["splits"].items()} == {"train": 4, "test": 4}
+    assert {name: s["samples"] for name, s in data.facts["splits"].items()} == {"train": 4, "test": 4}
     assert (
-        made.config["limit"] == 4
-        and made.config["image_size"] == 6
-        and made.facts["inspection"]["train"]["height"]["max"] == 6
+        data.config["limit"] == 4
+        and data.config["image_size"] == 6
+        and data.facts["inspection"]["train"]["height"]["max"] == 6
     )
-    assert made.facts["leakage"] == 1  # every picture here has the same bytes
-    assert str(tmp_path) not in str(made.config) + str(made.facts)
+    assert data.facts["leakage"] == 1  # every picture here has the same bytes
+    assert str(tmp_path) not in str(data.config) + str(data.facts)
 
 
 def test_the_same_source_seen_through_a_link_gives_the_same_data_set(tmp_path: Path) -> None:
     (tmp_path / "s" / "dog").mkdir(parents=True)
     (tmp_path / "s" / "dog" / "1.png").write_bytes(encoded(noise(), "PNG"))
     (tmp_path / "link").symlink_to(tmp_path / "s")
-    made = [
+    manifests = [
         prepare("imagefolder", source_path=tmp_path / name, out=tmp_path / f"d{name}", write=WriteOptions(workers=0))
         for name in ("s", "link")
     ]
-    assert made[0].sha256 == made[1].sha256
+    assert manifests[0].sha256 == manifests[1].sha256
 
 
 def test_errors_name_the_next_command(tmp_path: Path) -> None:
@@ -160,18 +160,18 @@ def test_locate(tmp_path: Path) -> None:
 
 
 def test_embedded_scenes_are_prepared_without_a_source(tmp_path: Path) -> None:
-    made = prepare(
+    prepared = prepare(
         "scenes", out=tmp_path / "scenes", options=SourceOptions(limit=20, size=32), write=WriteOptions(workers=0)
     )
     data = shards.open(tmp_path / "scenes")
-    assert set(data.splits) >= {"train", "val", "test"} and not made.facts["rejects"]
+    assert set(data.splits) >= {"train", "val", "test"} and not prepared.facts["rejects"]
     assert all(0 < len(data.split(name)) <= 20 for name in data.splits)
 
 
 @REAL
 def test_real_flickr8k_rows_are_the_same_from_both_layouts(tmp_path: Path) -> None:
     real = Path(os.environ["CCACO_REAL_DATA"]) / "flickr8k"
-    made = [
+    manifests = [
         prepare(
             "flickr8k",
             source_path=real / file,
@@ -181,8 +181,8 @@ def test_real_flickr8k_rows_are_the_same_from_both_layouts(tmp_path: Path) -> No
         )
         for file in ("dataset_flickr8k.json", "Flickr8k.token.txt")
     ]
-    assert made[0].files == made[1].files
-    assert made[0].facts["splits"] == {
+    assert manifests[0].files == manifests[1].files
+    assert manifests[0].facts["splits"] == {
         s: {"samples": 40, "groups": 40, "captions": 200, "rejects": 0} for s in ("train", "val", "test")
     }
 
@@ -190,10 +190,10 @@ def test_real_flickr8k_rows_are_the_same_from_both_layouts(tmp_path: Path) -> No
 @REAL
 def test_real_tiny_coco_keeps_every_photo_and_mends_every_blank(tmp_path: Path) -> None:
     real = Path(os.environ["CCACO_REAL_DATA"]) / "tiny_coco"
-    made = prepare("coco", source_path=real, out=tmp_path / "d", write=WriteOptions(workers=0))
-    assert made.facts["rejects"] == {} and sum(s["captions"] for s in made.facts["splits"].values()) == 500
+    prepared = prepare("coco", source_path=real, out=tmp_path / "d", write=WriteOptions(workers=0))
+    assert prepared.facts["rejects"] == {} and sum(s["captions"] for s in prepared.facts["splits"].values()) == 500
     # 52 with blanks at an end, two more with a double blank inside
-    assert made.facts["captions"]["cleaned"] == 54
+    assert prepared.facts["captions"]["cleaned"] == 54
     data = shards.open(tmp_path / "d")
     assert all(text == " ".join(text.split()) for name in data.splits for text in data.split(name).captions)
     test = data.split("test")

@@ -35,7 +35,7 @@ def test_a_run_of_two_processes_is_the_run_of_one(
     small: dict[str, Any], run: Path, data_root: Path, tmp_path: Path
 ) -> None:
     assert launch(2, train_one, small, data_root, tmp_path / "pair") == [0, 0]
-    pair, one = (manifest.open(folder, kind="run", verify="full") for folder in (tmp_path / "pair", run))
+    pair, single = (manifest.open(folder, kind="run", verify="full") for folder in (tmp_path / "pair", run))
     assert len(log(tmp_path / "pair")) == len(log(run))
     for entry, same in zip(log(tmp_path / "pair"), log(run), strict=True):
         for key in ("total", "contrastive", "cross", "grad_norm", "logit_scale"):
@@ -48,7 +48,7 @@ def test_a_run_of_two_processes_is_the_run_of_one(
     }
     assert not far
     assert pair.facts["metrics"]["val.cosine"]["R-sum"] == pytest.approx(
-        one.facts["metrics"]["val.cosine"]["R-sum"], abs=20
+        single.facts["metrics"]["val.cosine"]["R-sum"], abs=20
     )
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["pair"]
 
@@ -80,8 +80,8 @@ def ablate_one(small: dict[str, Any], data_root: Path, folder: Path) -> None:
 def test_cells_are_divided_and_the_whole_is_that_of_one(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
     for name, world in (("pair", 2), ("one", 1)):
         assert launch(world, ablate_one, small, data_root, tmp_path / name) == [0] * world
-    pair, one = (manifest.open(tmp_path / name, kind="ablation") for name in ("pair", "one"))
-    assert [c["name"] for c in pair.facts["cells"]] == [c["name"] for c in one.facts["cells"]]
+    pair, single = (manifest.open(tmp_path / name, kind="ablation") for name in ("pair", "one"))
+    assert [c["name"] for c in pair.facts["cells"]] == [c["name"] for c in single.facts["cells"]]
     assert not any("error" in cell for cell in pair.facts["cells"])
     for cell in pair.facts["cells"]:
         runs = [manifest.open(tmp_path / name / cell["name"], kind="run") for name in ("pair", "one")]
@@ -107,10 +107,10 @@ def test_what_changed_since_the_first_start_is_named_and_refused_or_accepted(
     train(TrainRequest("scenes", explicit=small), folder, data_root=data_root)
     (folder / manifest.NAME).unlink()  # as if it had been killed before its end
     assert launch(2, started, small, data_root, folder, {"loss.beta": 0.25}, False) == [2, 2]
-    said = (tmp_path / "said").read_text()
-    assert "loss.beta was 0.5, is 0.25" in said
-    assert "processes were 1, are 2" in said and "float noise" in said
-    assert "--accept-changes" in said
+    report = (tmp_path / "said").read_text()
+    assert "loss.beta was 0.5, is 0.25" in report
+    assert "processes were 1, are 2" in report and "float noise" in report
+    assert "--accept-changes" in report
     shutil.copytree(data_root / "scenes", tmp_path / "data/scenes")
     with edited(tmp_path / "data/scenes") as body:
         body["facts"]["licence"] = "another"

@@ -51,5 +51,5 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
     ((_, hits),) = by_text(index, ["a dog runs through the snow"], k=10, rerank=None)
     assert sum("dog" in " ".join(hit.item["text"]).lower() for hit in hits) >= 5
     photo = ROOT / "flickr8k/Images" / Path(hits[0].item["id"]).name
-    found = by_file(index, "image", photo if photo.suffix else photo.with_suffix(".jpg"), k=10, rerank=None)
-    assert len(found) == 10
+    answers = by_file(index, "image", photo if photo.suffix else photo.with_suffix(".jpg"), k=10, rerank=None)
+    assert len(answers) == 10

@@ -76,9 +76,9 @@ def test_folders_of_runs_and_what_is_none(run: Path, data_root: Path, tmp_path: 
     ],
 )
 def test_gates(gate: str, lines: list[str]) -> None:
-    found = failed_rows(TABLE, gate)
-    assert [line[0] for line in found] == lines
-    assert all(gate in line for line in found)
+    failures = failed_rows(TABLE, gate)
+    assert [line[0] for line in failures] == lines
+    assert all(gate in line for line in failures)
 
 
 @pytest.mark.parametrize("value", [math.nan, None])

@@ -13,9 +13,9 @@ from ccaco_cli.core.workflows.retrieve import QUERY_BATCH, by_file, by_text
 
 
 def test_queries_are_answered_in_order_and_blank_lines_left_out(index: Path) -> None:
-    found = list(by_text(Index(index), ["  a cat\n", "", "  \n", "a dog"], k=3, rerank=0))
-    assert [query for query, _ in found] == ["a cat", "a dog"]
-    assert all(len(hits) == 3 for _, hits in found)
+    answers = list(by_text(Index(index), ["  a cat\n", "", "  \n", "a dog"], k=3, rerank=0))
+    assert [query for query, _ in answers] == ["a cat", "a dog"]
+    assert all(len(hits) == 3 for _, hits in answers)
 
 
 def test_a_stream_is_read_no_further_than_needed(index: Path) -> None:

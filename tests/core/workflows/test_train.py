@@ -36,36 +36,38 @@ def losses(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_is_complete(run: Path, small: dict[str, Any], data_root: Path) -> None:
-    found = manifest.open(run, kind="run", verify="full")
-    assert found.facts["name"] == "first"
-    assert found.facts["modalities"] == ["image", "text"]
-    assert set(found.facts["metrics"]) == {"val.cosine", "val.two-stage", "test.cosine", "test.two-stage"}
-    assert [entry["name"] for entry in found.files] == [BEST]
-    assert found.inputs["dataset"]["sha256"] == shards.open(data_root / "scenes").manifest.sha256
-    assert config_io.from_dict(found.config) == config_io.override(RunConfig(), config_io.load(run / "config.toml"))
+    run_manifest = manifest.open(run, kind="run", verify="full")
+    assert run_manifest.facts["name"] == "first"
+    assert run_manifest.facts["modalities"] == ["image", "text"]
+    assert set(run_manifest.facts["metrics"]) == {"val.cosine", "val.two-stage", "test.cosine", "test.two-stage"}
+    assert [entry["name"] for entry in run_manifest.files] == [BEST]
+    assert run_manifest.inputs["dataset"]["sha256"] == shards.open(data_root / "scenes").manifest.sha256
+    assert config_io.from_dict(run_manifest.config) == config_io.override(
+        RunConfig(), config_io.load(run / "config.toml")
+    )
     assert [e["step"] for e in losses(run)] == [1, 2, 3, 4, 5, 6]
     assert {"contrastive", "cross", "total"} <= losses(run)[-1].keys()
 
 
 def test_figures_are_those_of_the_best_checkpoint(run: Path, data_root: Path) -> None:
-    aligner, towers, config, found = load_run(run, "cpu")
+    aligner, towers, config, facts = load_run(run, "cpu")
     data = shards.open(data_root / "scenes")
     group = data.split("test").group
     parts = columns(data, "test", aligner, towers, config.model)
-    one, other = (encode(aligner, m, c) for m, c in parts.items())
+    first, second = (encode(aligner, m, c) for m, c in parts.items())
     ids = [group[c.row] for c in parts.values()]
-    assert found.facts["metrics"]["test.cosine"]["image_to_text_R@5"] == pytest.approx(
-        similarity_ranks(one.z, other.z, *ids).hits(5).mean()
+    assert facts.facts["metrics"]["test.cosine"]["image_to_text_R@5"] == pytest.approx(
+        similarity_ranks(first.z, second.z, *ids).hits(5).mean()
     )
     stored = Evaluation.from_dict(json.loads((run / "results/test.cosine.json").read_text()))
-    assert np.array_equal(stored.b_to_a[0].rank, similarity_ranks(other.z, one.z, *reversed(ids)).rank)
-    assert stored.metrics == found.facts["metrics"]["test.cosine"]
+    assert np.array_equal(stored.b_to_a[0].rank, similarity_ranks(second.z, first.z, *reversed(ids)).rank)
+    assert stored.metrics == facts.facts["metrics"]["test.cosine"]
 
 
 def test_the_same_command_gives_the_same_bits_after_a_kill_too(
     run: Path, small: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, folder, real = TrainRequest("scenes", explicit=small), tmp_path / "again", checkpoint.save
+    request, folder, real = TrainRequest("scenes", explicit=small), tmp_path / "again", checkpoint.save
 
     def killed(*arguments: Any, **more: Any) -> None:
         real(*arguments, **more)
@@ -74,9 +76,9 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(asked, folder, data_root=data_root)
+            train(request, folder, data_root=data_root)
     with pytest.raises(DataError, match=r"interrupted run.*--resume latest"):
-        train(asked, folder, data_root=data_root)
+        train(request, folder, data_root=data_root)
     with pytest.raises(ConfigError, match=r"this was changed: optim.lr was 0.002, is 0.5.*--accept-changes"):
         train(
             TrainRequest("scenes", explicit=small | {"optim.lr": 0.5}),
@@ -84,14 +86,14 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
             TrainOptions(resume=True),
             data_root=data_root,
         )
-    found = train(asked, folder, TrainOptions(resume=True), data_root=data_root)
+    run_manifest = train(request, folder, TrainOptions(resume=True), data_root=data_root)
     assert (folder / BEST).read_bytes() == (run / BEST).read_bytes()
     assert losses(folder) == losses(run)
-    assert found.facts["metrics"] == manifest.open(run, kind="run").facts["metrics"]
+    assert run_manifest.facts["metrics"] == manifest.open(run, kind="run").facts["metrics"]
     for file in sorted((run / "results").iterdir()):
         assert (folder / "results" / file.name).read_bytes() == file.read_bytes()
     with pytest.raises(DataError, match="this run is finished"):
-        train(asked, folder, TrainOptions(resume=True), data_root=data_root)
+        train(request, folder, TrainOptions(resume=True), data_root=data_root)
 
 
 @pytest.mark.parametrize(
@@ -101,18 +103,20 @@ def test_the_same_command_gives_the_same_bits_after_a_kill_too(
 def test_a_model_of_one_half(
     small: dict[str, Any], data_root: Path, tmp_path: Path, arm: str, stage: str, part: str, weight: float
 ) -> None:
-    found = train(
+    run_manifest = train(
         TrainRequest("scenes", arm, explicit=small | {"optim.steps": 2, "loss.alpha": 1.0}),
         tmp_path / "r",
         data_root=data_root,
     )
-    assert {name.partition(".")[2] for name in found.facts["metrics"]} == {stage}
-    assert found.facts["headline"] == stage
-    assert found.facts["weight"] == 0
+    assert {name.partition(".")[2] for name in run_manifest.facts["metrics"]} == {stage}
+    assert run_manifest.facts["headline"] == stage
+    assert run_manifest.facts["weight"] == 0
     for entry in losses(tmp_path / "r"):
         assert {"contrastive", "cross"} & entry.keys() == {part}
         assert entry["total"] == pytest.approx(weight * entry[part], abs=1e-5)
-    assert {p.name for p in (tmp_path / "r/results").iterdir()} == {f"{name}.json" for name in found.facts["metrics"]}
+    assert {p.name for p in (tmp_path / "r/results").iterdir()} == {
+        f"{name}.json" for name in run_manifest.facts["metrics"]
+    }
 
 
 def test_a_locked_tower_is_rebuilt_as_it_was_or_refused(small: dict[str, Any], data_root: Path, tmp_path: Path) -> None:
@@ -164,15 +168,15 @@ def test_the_best_epoch_is_scored_and_not_the_last(
     figures = iter([2.0, 1.0])
     monkeypatch.setattr(SplitEncoder, "validate", lambda *arguments, **more: {"R-sum": next(figures)})
     train(TrainRequest("scenes", explicit=small | {"optim.lr": 0.02}), tmp_path / "r", data_root=data_root)
-    aligner, towers, config, found = load_run(tmp_path / "r", "cpu")
-    assert found.facts["fitted"]["best_epoch"] == 0
+    aligner, towers, config, facts = load_run(tmp_path / "r", "cpu")
+    assert facts.facts["fitted"]["best_epoch"] == 0
     data = shards.open(data_root / "scenes")
     group = data.split("test").group
     parts = columns(data, "test", aligner, towers, config.model)
 
     def ranks() -> Any:
-        one, other = (encode(aligner, m, c) for m, c in parts.items())
-        return similarity_ranks(other.z, one.z, *(group[c.row] for c in reversed(parts.values()))).rank
+        first, second = (encode(aligner, m, c) for m, c in parts.items())
+        return similarity_ranks(second.z, first.z, *(group[c.row] for c in reversed(parts.values()))).rank
 
     stored = Evaluation.from_dict(json.loads((tmp_path / "r/results/test.cosine.json").read_text())).b_to_a[0].rank
     assert np.array_equal(stored, ranks())

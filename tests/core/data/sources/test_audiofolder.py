@@ -61,7 +61,7 @@ def test_folds_are_splits_and_takes_of_a_recording_stay_together(tmp_path: Path)
     splits: dict[str, set[str]] = {}
     for r in rows:
         splits.setdefault(r.id[:-6], set()).add(r.split)
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(split_names) == 1 for split_names in splits.values())
     assert 1 <= Counter(r.split for r in rows)["val"] // 2 <= 20
     first = SOURCE.read(tmp_path, SourceOptions(fold=1))
     assert {r.id for r in first.records if r.split == "test"} == {n for n in names if "/1-" in n}
@@ -91,11 +91,11 @@ def test_prepared_from_real_files(tmp_path: Path) -> None:
         file.write_bytes(sound(samples, 8_000 if kind == "wav" else 48_000, kind))
     (tmp_path / "in/train/beep/broken.mp3").write_bytes(b"nothing of the kind")
     (tmp_path / "in/train/beep/empty.wav").touch()
-    found = prepare(
+    data = prepare(
         "audiofolder", source_path=tmp_path / "in", out=tmp_path / "out", write=WriteOptions(workers=0, max_rejects=0.5)
     )
-    assert found.facts["rejects"] == {"empty file": 1, "not a recording": 1}
-    assert found.facts["inspection"]["train"]["audio_seconds"]["max"] == pytest.approx(0.3, abs=0.05)
+    assert data.facts["rejects"] == {"empty file": 1, "not a recording": 1}
+    assert data.facts["inspection"]["train"]["audio_seconds"]["max"] == pytest.approx(0.3, abs=0.05)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="CCACO_REAL_DATA is unset: no ESC-10")

@@ -87,8 +87,8 @@ def test_the_whole_karpathy_split_is_named_without_a_part(tmp_path: Path) -> Non
     counts = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
     images = [
         {"filename": f"{split}{n}.jpg", "split": split, "sentences": []}
-        for split, many in counts.items()
-        for n in range(many)
+        for split, count in counts.items()
+        for n in range(count)
     ]
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
     data = SOURCE.read(tmp_path, OPTIONS)

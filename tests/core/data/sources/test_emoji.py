@@ -20,7 +20,7 @@ def test_one_record_a_style_and_one_group_an_emoji(tmp_path: Path) -> None:
     )
     (tmp_path / "emoji.tsv").write_text(table, "utf-8")
     data = SOURCE.read(tmp_path, OPTIONS)
-    noto, fx, own = data.records
+    noto, fx, pebble = data.records
     assert (noto.id, noto.group, noto.split, noto.domain, noto.label) == (
         "noto2018/1f4a5",
         "1f4a5",
@@ -30,7 +30,7 @@ def test_one_record_a_style_and_one_group_an_emoji(tmp_path: Path) -> None:
     )
     assert list(fx.captions) == ["collision symbol"] and fx.group == noto.group and fx.domain == "fxemoji"
     assert noto.media["image"] == tmp_path / "noto2018/png/128/emoji_u1f4a5.png"
-    assert own.media["image"] == tmp_path / "own/1f4a5.png"
+    assert pebble.media["image"] == tmp_path / "own/1f4a5.png"
     assert data.counts == {"test": 3}
 
 
@@ -43,7 +43,7 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA is not set: no real emoji to read")
-def test_every_real_picture_is_found() -> None:
+def test_every_real_picture_exists() -> None:
     rows = list(SOURCE.read(Path(os.environ["CCACO_REAL_DATA"]) / "emoji_styles", OPTIONS).records)
     assert len(rows) == 3 * 611 and len({r.group for r in rows}) == 611
     assert all(Path(str(r.media["image"])).is_file() for r in rows)

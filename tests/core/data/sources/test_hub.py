@@ -60,8 +60,12 @@ def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
     assert data.protocol == "hub set; splits as published" and data.facts == {
         "columns": {"image": "photo", "caption": "text"}
     }
-    made = prepare(f"hub:{folder}", out=tmp_path / "d", write=WriteOptions(workers=0))
-    assert made.facts["name"] == "set" and made.config["name"] == str(folder) and made.facts["captions"]["cleaned"] == 5
+    prepared = prepare(f"hub:{folder}", out=tmp_path / "d", write=WriteOptions(workers=0))
+    assert (
+        prepared.facts["name"] == "set"
+        and prepared.config["name"] == str(folder)
+        and prepared.facts["captions"]["cleaned"] == 5
+    )
     assert shards.open(tmp_path / "d").split("train").media("image", [2]) == [picture(2)]
 
 
@@ -93,8 +97,8 @@ def test_class_labels_become_captions(tmp_path: Path) -> None:
         ("train", "cat", "cat", "a drawing of a cat"),
         ("train", "polar bear", "polar bear", "a drawing of a polar bear"),
     ]
-    made = prepare("hub", source_path=folder, out=tmp_path / "d", write=WriteOptions(workers=0))
-    assert made.facts["splits"]["train"]["samples"] == 2 and made.facts["source"]["columns"]["label"] == "label"
+    data = prepare("hub", source_path=folder, out=tmp_path / "d", write=WriteOptions(workers=0))
+    assert data.facts["splits"]["train"]["samples"] == 2 and data.facts["source"]["columns"]["label"] == "label"
 
 
 def test_pictures_inside_an_archive(tmp_path: Path) -> None:
@@ -103,17 +107,17 @@ def test_pictures_inside_an_archive(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             archive.writestr(f"{name}.png", picture(len(name) + ord(name[0])))
         archive.writestr("metadata.csv", "file_name,text\ncat.png,a cat\ndog.png,a dog\n")
-    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", write=WriteOptions(workers=2))
+    prepared = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", write=WriteOptions(workers=2))
     data = shards.open(tmp_path / "d")
     parts = [data.split(name) for name in data.splits]
-    found = {
+    labels = {
         text: media
         for part in parts
         for text, media in zip(part.captions, part.media("image", range(len(part))), strict=True)
     }
     assert (
-        found == {f"a {name}": picture(len(name) + ord(name[0])) for name in ("cat", "dog")}
-        and not made.facts["rejects"]
+        labels == {f"a {name}": picture(len(name) + ord(name[0])) for name in ("cat", "dog")}
+        and not prepared.facts["rejects"]
     )
 
 
@@ -133,10 +137,10 @@ def test_metadata_of_an_imagefolder_cannot_leave_it(tmp_path: Path) -> None:
     (tmp_path / "set" / "a.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "set" / "b.png").write_bytes(picture(2))
     (tmp_path / "set" / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
-    made = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.5))
+    data = prepare(f"hub:{tmp_path / 'set'}", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.5))
     assert (
-        made.facts["rejects"] == {"outside the source folder": 1}
-        and sum(s["samples"] for s in made.facts["splits"].values()) == 1
+        data.facts["rejects"] == {"outside the source folder": 1}
+        and sum(s["samples"] for s in data.facts["splits"].values()) == 1
     )
 
 

@@ -81,24 +81,24 @@ def test_clips_of_one_video_share_a_split(tmp_path: Path) -> None:
     splits: dict[str, set[str]] = {}
     for r in SOURCE.read(tmp_path, SourceOptions()).records:
         splits.setdefault(r.id[:11], set()).add(r.split)
-    assert all(len(found) == 1 for found in splits.values())
-    counts = Counter(next(iter(found)) for found in splits.values())
+    assert all(len(names) == 1 for names in splits.values())
+    counts = Counter(next(iter(names)) for names in splits.values())
     assert counts["test"] == 1 and 1 <= counts["val"] <= 15 and counts["train"] + counts["val"] == 60
     shutil.move(tmp_path / "train", tmp_path / "val")
     assert {r.split for r in SOURCE.read(tmp_path, SourceOptions()).records} == {"val", "test"}
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("--4-0ihtnBU_000058_000068,10", "not a line"),
         ("short_1,10,3", "not a line"),
         ("-00nar1nEPc_33,10,bowling", "not a line"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, said: str) -> None:
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "train.txt").write_text(f"-3Mwkq-7TV4_2,10,2\n{line}\n")
-    with pytest.raises(DataError, match=f"{said}.*train.txt:2"):
+    with pytest.raises(DataError, match=f"{message}.*train.txt:2"):
         SOURCE.read(tmp_path, SourceOptions())
 
 
@@ -116,18 +116,18 @@ def test_prepared_from_real_files(tmp_path: Path) -> None:
         put(tmp_path / "ks", f"{split}/bowling/{k:011}_000001_000011.mp4", data=good)
     put(tmp_path / "ks", "test/laughing/mutemutemut_000001_000011.mp4", data=mute)
     put(tmp_path / "ks", "test/laughing/brokenbroke_000001_000011.mp4", data=good[:700])
-    found = prepare(
+    data = prepare(
         "kinetics-sounds",
         source_path=tmp_path / "ks",
         out=tmp_path / "out",
         write=WriteOptions(workers=0, max_rejects=0.5),
     )
-    assert found.facts["rejects"]["no sound track"] == 1 and sum(found.facts["rejects"].values()) == 2
+    assert data.facts["rejects"]["no sound track"] == 1 and sum(data.facts["rejects"].values()) == 2
     assert (
-        "silent" not in found.facts["inspection"]["train"]
-        and found.facts["inspection"]["train"]["video_seconds"]["mean"] == 1
+        "silent" not in data.facts["inspection"]["train"]
+        and data.facts["inspection"]["train"]["video_seconds"]["mean"] == 1
     )
-    assert found.facts["protocol"].startswith("kinetics-sounds-2 (")
+    assert data.facts["protocol"].startswith("kinetics-sounds-2 (")
     part = shards.open(tmp_path / "out").split("train")
     assert part.media("video", [0]) == [good] and len(part.media("audio", [0])[0]) < len(good)
     assert part.meta(0)["audio"]["rate"] == 44_100 and part.captions == []

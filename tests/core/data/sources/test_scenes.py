@@ -34,10 +34,10 @@ def test_options_reach_the_generator():
 
 
 def test_styles_have_their_own_pictures_and_ids():
-    found = list(STYLES_SOURCE.read(None, SourceOptions(limit=60)).records)
-    assert len({r.id for r in found}) == len(found)
+    records = list(STYLES_SOURCE.read(None, SourceOptions(limit=60)).records)
+    assert len({r.id for r in records}) == len(records)
     test = {
-        d: [r.captions for r in found if r.split == "test" and r.domain == d] for d in ("colour", "sketch", "noisy")
+        d: [r.captions for r in records if r.split == "test" and r.domain == d] for d in ("colour", "sketch", "noisy")
     }
     assert all(test.values())
     assert not set(test["colour"]) & set(test["sketch"])

@@ -25,11 +25,11 @@ def test_naming_sources_imports_none_of_them() -> None:
         "import sys; from ccaco_cli.core.data.sources import SOURCES; print(len(list(SOURCES)), 'coco' "
         "in SOURCES, sorted(sys.modules))"
     )
-    told = subprocess.run(
+    report = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
     ).stdout
-    assert told.startswith(f"{len(SOURCES)} True")
+    assert report.startswith(f"{len(SOURCES)} True")
     assert not any(
-        f"'{name}'" in told
+        f"'{name}'" in report
         for name in ("numpy", "PIL", "pyarrow", "torch", "datasets", "ccaco_cli.core.data.sources.coco")
     )

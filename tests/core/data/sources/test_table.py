@@ -48,8 +48,8 @@ def test_every_caption_of_any_table_arrives_in_order(kind: str, rows: list[tuple
             table.to_json(path, orient="records", lines=True)
         else:
             table.to_parquet(path)
-        found = {id: captions for id, _, captions, _ in read(path)}
-        assert found == {id: [text for other, text in rows if other == id] for id in dict(rows)}
+        captions_by_id = {id: captions for id, _, captions, _ in read(path)}
+        assert captions_by_id == {id: [text for other, text in rows if other == id] for id in dict(rows)}
 
 
 @pytest.mark.parametrize(

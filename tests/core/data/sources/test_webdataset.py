@@ -36,10 +36,10 @@ def shard(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path
     return path
 
 
-def sample(number: int, **told: Any) -> list[tuple[str, bytes]]:
+def sample(number: int, **overrides: Any) -> list[tuple[str, bytes]]:
     """As img2dataset writes it."""
     key, text = f"{number:09d}", f"caption {number}"
-    body = {"caption": text, "url": f"http://x/{number}.jpg", "key": key, "width": 9} | told
+    body = {"caption": text, "url": f"http://x/{number}.jpg", "key": key, "width": 9} | overrides
     return [(f"{key}.jpg", picture(number)), (f"{key}.json", json.dumps(body).encode()), (f"{key}.txt", text.encode())]
 
 
@@ -102,21 +102,21 @@ def test_a_limit_reads_no_more_than_it_needs(tmp_path: Path) -> None:
         shard(tmp_path / "s" / f"{name}.tar", [part for n in range(5) for part in sample(n)])
     (tmp_path / "s" / "val-1.tar").write_bytes(b"never looked at")
     (tmp_path / "s" / "train-2.tar").symlink_to(tmp_path / "s" / "train-0.tar")
-    told: list[int] = []
+    progress: list[int] = []
     options = SourceOptions(limit=3)
-    made = prepare(
+    data = prepare(
         "webdataset",
         source_path=tmp_path / "s",
         out=tmp_path / "d",
         options=options,
-        on_progress=lambda d, t, f: told.append(d),
+        on_progress=lambda d, t, f: progress.append(d),
         write=WriteOptions(workers=0),
     )
-    assert {name: counts["samples"] for name, counts in made.facts["splits"].items()} == {
+    assert {name: counts["samples"] for name, counts in data.facts["splits"].items()} == {
         "train": 3,
         "val": 3,
-    } and told[-1] == 6
-    assert made.facts["protocol"].endswith("; at most 3 samples a split")
+    } and progress[-1] == 6
+    assert data.facts["protocol"].endswith("; at most 3 samples a split")
     assert len(list(SOURCE.read(tmp_path / "s", options).records)) < 12
 
 
@@ -126,16 +126,16 @@ def test_compressed_shards_are_read_in_sequence(tmp_path: Path) -> None:
 
 
 def test_damage_is_counted_and_named(tmp_path: Path) -> None:
-    whole = shard(tmp_path / "s" / "00000.tar", [part for n in range(40) for part in sample(n)])
-    cut = whole.with_name("00001.tar")
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2 + 700])
-    whole.with_name("00002.tar").write_bytes(b"no tar at all" * 100)
-    made = prepare(
+    all_samples = shard(tmp_path / "s" / "00000.tar", [part for n in range(40) for part in sample(n)])
+    cut = all_samples.with_name("00001.tar")
+    cut.write_bytes(all_samples.read_bytes()[: all_samples.stat().st_size // 2 + 700])
+    all_samples.with_name("00002.tar").write_bytes(b"no tar at all" * 100)
+    data = prepare(
         "webdataset", source_path=tmp_path / "s", out=tmp_path / "d", write=WriteOptions(workers=0, max_rejects=0.5)
     )
     listed = (tmp_path / "d" / "rejects.csv").read_text()
     assert (
-        made.facts["rejects"]["broken archive"] == 2
+        data.facts["rejects"]["broken archive"] == 2
         and "(the rest of 00001.tar)" in listed
         and "(the rest of 00002.tar)" in listed
     )
@@ -144,7 +144,7 @@ def test_damage_is_counted_and_named(tmp_path: Path) -> None:
         for name in shards.open(tmp_path / "d").splits
         for id in shards.open(tmp_path / "d").split(name).ids
     )
-    assert 15 <= read_of_cut < 25 and sum(s["samples"] for s in made.facts["splits"].values()) == 40 + read_of_cut
+    assert 15 <= read_of_cut < 25 and sum(s["samples"] for s in data.facts["splits"].values()) == 40 + read_of_cut
 
 
 def test_a_pool_reads_the_tar_where_the_pictures_lie(tmp_path: Path) -> None:

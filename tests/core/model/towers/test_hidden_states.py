@@ -27,9 +27,9 @@ def test_depths_are_evenly_spaced_and_end_with_the_last() -> None:
     ]
     for layers in range(1, 25):
         for states in range(1, layers + 2):
-            found = evenly_spaced_layers(states, layers)
-            assert found == sorted(set(found))
-            assert (len(found), found[-1]) == (states, layers)
+            layers_used = evenly_spaced_layers(states, layers)
+            assert layers_used == sorted(set(layers_used))
+            assert (len(layers_used), layers_used[-1]) == (states, layers)
 
 
 @pytest.fixture
@@ -47,15 +47,17 @@ def test_words_hold_the_states_of_their_layers(bert: Path) -> None:
     assert plain.fingerprint != deep.fingerprint
     inputs = deep.preprocess(TEXTS)
     with torch.no_grad():
-        found, last = (tower.module.eval()(inputs) for tower in (deep, plain))
+        features, last = (tower.module.eval()(inputs) for tower in (deep, plain))
         states = hf.AutoModel.from_pretrained(bert).eval()(
             input_ids=inputs["ids"], attention_mask=inputs["mask"].long(), output_hidden_states=True
         )
-    torch.testing.assert_close(found.tokens[..., 64:], last.tokens)
+    torch.testing.assert_close(features.tokens[..., 64:], last.tokens)
     for number, part in ((0, slice(0, 32)), (2, slice(32, 64))):
         wanted = torch.nn.functional.layer_norm(states.hidden_states[number], (32,))
-        torch.testing.assert_close(found.tokens[..., part][found.mask], wanted[found.mask], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.pooled[:, 64:], last.pooled)
+        torch.testing.assert_close(
+            features.tokens[..., part][features.mask], wanted[features.mask], atol=1e-5, rtol=1e-5
+        )
+    torch.testing.assert_close(features.pooled[:, 64:], last.pooled)
     check_reduced_precision(deep, inputs)
 
 
@@ -63,15 +65,15 @@ def test_both_libraries_texts_are_padded_without_effect(bert: Path, tmp_path: Pa
     (tmp_path / "oc").mkdir()
     for spec in (f"hf:{bert}", f"open_clip:{folder(tmp_path / 'oc', VIT, layers=4)}@none"):
         tower = build(TowerConfig(spec, states=3), "text")
-        together = tower.module.eval()(tower.preprocess(TEXTS))
-        assert together.tokens.shape[2] == tower.width == 3 * TEXT["width"]
+        batched = tower.module.eval()(tower.preprocess(TEXTS))
+        assert batched.tokens.shape[2] == tower.width == 3 * TEXT["width"]
         alone = tower.module(tower.preprocess(TEXTS[:1]))
-        torch.testing.assert_close(alone.tokens[0], together.tokens[0, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(alone.pooled[0], together.pooled[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.tokens[0], batched.tokens[0, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.pooled[0], batched.pooled[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("spec", "modality", "states", "said"),
+    ("spec", "modality", "states", "message"),
     [
         ("tiny", "text", 3, "3 states do not fit.*model.text.states from 1 to 2"),
         ("tiny", "text", 0, "0 states do not fit"),
@@ -79,8 +81,8 @@ def test_both_libraries_texts_are_padded_without_effect(bert: Path, tmp_path: Pa
         ("tiny", "audio", 2, "gives its last state only"),
     ],
 )
-def test_states_that_are_not_there(spec: str, modality: str, states: int, said: str) -> None:
-    with pytest.raises(TowerError, match=said):
+def test_states_that_are_not_there(spec: str, modality: str, states: int, message: str) -> None:
+    with pytest.raises(TowerError, match=message):
         build(TowerConfig(spec, states=states), modality)
 
 

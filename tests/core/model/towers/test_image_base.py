@@ -49,11 +49,11 @@ def test_pixels_are_normalised_as_torchvision_does() -> None:
     from torchvision.transforms.functional import normalize
 
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    found = Pass(PICTURE)({"pixels": pixels})
+    features = Pass(PICTURE)({"pixels": pixels})
     wanted = normalize(pixels / 255, PICTURE.mean, PICTURE.std).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found.tokens, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.pooled, wanted.mean(1), atol=1e-5, rtol=1e-5)
-    assert found.mask.all() and found.mask.shape == (2, 64)
+    torch.testing.assert_close(features.tokens, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.pooled, wanted.mean(1), atol=1e-5, rtol=1e-5)
+    assert features.mask.all() and features.mask.shape == (2, 64)
 
 
 def test_map_tokens_run_row_by_row() -> None:

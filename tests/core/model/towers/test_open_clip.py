@@ -46,9 +46,9 @@ def test_image_side(tmp_path: Path, vision: dict[str, Any], width: int, grid: tu
     tower = build(TowerConfig(f"open_clip:{folder(tmp_path, vision)}@none"), "image")
     assert (tower.width, tower.grid, tower.tokens, tower.pretrained) == (width, grid, tokens, False)
     inputs = {"pixels": torch.stack([tower.preprocess(photo())] * 2)}
-    found = tower.module(inputs)
-    assert found.tokens.shape == (2, tokens, width) and found.pooled.shape == (2, width)
-    found.pooled.sum().backward()
+    features = tower.module(inputs)
+    assert features.tokens.shape == (2, tokens, width) and features.pooled.shape == (2, width)
+    features.pooled.sum().backward()
     unused = [n for n, p in tower.module.named_parameters() if p.grad is None]
     assert unused == []
     check_reduced_precision(tower, inputs)
@@ -65,12 +65,12 @@ def test_projected_features_equal_open_clip_s(tmp_path: Path) -> None:
     recipe = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     with torch.no_grad():
         wanted = model.encode_image(recipe(photo())[None])
-        found = image.module.eval()({"pixels": image.preprocess(photo())[None]})
-        torch.testing.assert_close(found.pooled @ model.visual.proj, wanted, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found.tokens[:, 0], found.pooled, atol=1e-5, rtol=1e-5)
+        features = image.module.eval()({"pixels": image.preprocess(photo())[None]})
+        torch.testing.assert_close(features.pooled @ model.visual.proj, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(features.tokens[:, 0], features.pooled, atol=1e-5, rtol=1e-5)
         wanted = model.encode_text(open_clip.get_tokenizer(name)(TEXTS))
-        said = text.module.eval()(text.preprocess(TEXTS))
-        torch.testing.assert_close(said.pooled @ model.text_projection, wanted, atol=1e-4, rtol=1e-4)
+        text_features = text.module.eval()(text.preprocess(TEXTS))
+        torch.testing.assert_close(text_features.pooled @ model.text_projection, wanted, atol=1e-4, rtol=1e-4)
     assert image.pretrained and text.pretrained and text.tokens == 20
 
 
@@ -79,24 +79,24 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
     module, read = tower.module.eval(), pickle.loads(pickle.dumps(tower.preprocess))
     check_reduced_precision(tower, read(TEXTS))
     with torch.no_grad():
-        together = module(read(TEXTS))
-        assert together.mask.sum(1).tolist() == [5, 9, 20]
-        for row, one in enumerate(TEXTS):
-            alone = module(read([one]))
-            assert alone.tokens.shape[1] == together.mask[row].sum()
-            torch.testing.assert_close(alone.pooled[0], together.pooled[row], atol=1e-5, rtol=1e-5)
+        batched = module(read(TEXTS))
+        assert batched.mask.sum(1).tolist() == [5, 9, 20]
+        for row, text in enumerate(TEXTS):
+            alone = module(read([text]))
+            assert alone.tokens.shape[1] == batched.mask[row].sum()
+            torch.testing.assert_close(alone.pooled[0], batched.pooled[row], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(
-                alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5
+                alone.tokens[0], batched.tokens[row, : alone.tokens.shape[1]], atol=1e-5, rtol=1e-5
             )
 
 
 def test_a_tower_that_looks_at_padding_is_always_padded_alike(tmp_path: Path) -> None:
     tower = build(TowerConfig(f"open_clip:{folder(tmp_path, VIT, no_causal_mask=True, pool_type='last')}@none"), "text")
-    alone, together = tower.preprocess(TEXTS[:1]), tower.preprocess(TEXTS)
+    alone, batched = tower.preprocess(TEXTS[:1]), tower.preprocess(TEXTS)
     assert alone["ids"].shape == (1, 20) and alone["mask"].sum() == 5
     with torch.no_grad():
         module = tower.module.eval()
-        torch.testing.assert_close(module(alone).pooled[0], module(together).pooled[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(module(alone).pooled[0], module(batched).pooled[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -115,10 +115,10 @@ def test_assets_rebuild_architecture_and_preprocessing(tmp_path: Path, modality:
 
 
 def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def create(name: str, tag: str, **options: Any) -> None:
-        seen.update(options, name=name, tag=tag)
+        arguments.update(options, name=name, tag=tag)
         raise RuntimeError("stop here")
 
     monkeypatch.setattr(open_clip, "create_model", create)
@@ -129,7 +129,7 @@ def test_openai_weights_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(TowerError, match="stop here"):
             build(TowerConfig(f"open_clip:{name}@{tag}"), "image")
-        assert seen["force_quick_gelu"] is wanted, (name, tag)
+        assert arguments["force_quick_gelu"] is wanted, (name, tag)
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_checkpointing_changes_nothing(tmp_path: Path, modality: str) -> None:
     inputs = tower.preprocess(TEXTS) if modality == "text" else {"pixels": tower.preprocess(photo())[None]}
     plain = tower.module(inputs).tokens
     tower.module.set_grad_checkpointing(True)  # type: ignore[operator]
-    kept = tower.module(inputs).tokens
-    torch.testing.assert_close(plain, kept)
-    kept.sum().backward()
+    tokens = tower.module(inputs).tokens
+    torch.testing.assert_close(plain, tokens)
+    tokens.sum().backward()
 
 
 def test_masked_mean() -> None:

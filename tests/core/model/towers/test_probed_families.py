@@ -70,11 +70,11 @@ def close(values: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
 
 def check_neighbours(tower: Tower) -> None:
     """Each text has the same output alone and in a batch of longer and shorter texts."""
-    together = encode_texts(tower, TEXTS)
+    batched = encode_texts(tower, TEXTS)
     for row, text in enumerate(TEXTS):
         alone = encode_texts(tower, [text])
-        close(alone.pooled[0], together.pooled[row])
-        close(alone.tokens[0], together.tokens[row, : alone.tokens.shape[1]])
+        close(alone.pooled[0], batched.pooled[row])
+        close(alone.tokens[0], batched.tokens[row, : alone.tokens.shape[1]])
 
 
 ENCODER_DECODERS: dict[str, Make] = {
@@ -381,8 +381,8 @@ def test_image_models_have_the_declared_tokens_and_pooling(name: str, tmp_path: 
     make, expected = IMAGE_MODELS[name]
     tower = build(TowerConfig(save(make(), tmp_path, "image")), "image")
     assert (tower.tokens, tower.grid, tower.pooled_from) == expected
-    together, alone = encode_images(tower, 3), encode_images(tower, 1)
-    close(together.pooled[:1], alone.pooled)
+    batched, alone = encode_images(tower, 3), encode_images(tower, 1)
+    close(batched.pooled[:1], alone.pooled)
 
 
 @pytest.mark.parametrize("kind", ["clip", "altclip", "chinese_clip", "metaclip_2"])
@@ -457,12 +457,12 @@ def test_recordings_do_not_depend_on_the_length_of_others(kind: str, norm: str, 
     recordings = [RandomRecording(seed, seconds) for seed, seconds in enumerate((0.8, 0.3, 1.0, 0.3, 0.2))]
     values = [tower.preprocess(recording) for recording in recordings]
     with torch.no_grad():
-        together = tower.module.eval()(pad(values))
+        batched = tower.module.eval()(pad(values))
         for row, sample in enumerate(values):
             alone = tower.module(pad([sample]))
-            close(together.pooled[row], alone.pooled[0], 1e-3)
-            close(together.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], 1e-3)
-            assert int(together.mask[row].sum()) == alone.tokens.shape[1]
+            close(batched.pooled[row], alone.pooled[0], 1e-3)
+            close(batched.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], 1e-3)
+            assert int(batched.mask[row].sum()) == alone.tokens.shape[1]
 
 
 def test_a_video_model_with_frames_of_another_size_is_refused(tmp_path: Path) -> None:

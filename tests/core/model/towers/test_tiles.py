@@ -12,7 +12,7 @@ from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.tower import Tower
 
 
-def made(tiles: str) -> Tower:
+def build_tower(tiles: str) -> Tower:
     torch.manual_seed(0)
     tower = build(TowerConfig("tiny", size=32, tiles=tiles), "image")
     tower.module.eval()
@@ -20,35 +20,35 @@ def made(tiles: str) -> Tower:
 
 
 def test_tiles_are_seen_each_by_itself_behind_an_overview() -> None:
-    one, tower = made(""), made("2x3")
+    single_tile, tower = build_tower(""), build_tower("2x3")
     pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
-    found = tower.module({"pixels": pixels})
-    assert tower.grid == (4, 6) and tower.tokens == 4 + 24 and found.tokens.shape == (2, 28, tower.width)
-    grid = found.tokens[:, 4:].view(2, 4, 6, -1)
+    features = tower.module({"pixels": pixels})
+    assert tower.grid == (4, 6) and tower.tokens == 4 + 24 and features.tokens.shape == (2, 28, tower.width)
+    grid = features.tokens[:, 4:].view(2, 4, 6, -1)
     for row in range(2):
         for column in range(3):
             tile = pixels[:, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
-            wanted = one.module({"pixels": tile}).tokens.view(2, 2, 2, -1)
+            wanted = single_tile.module({"pixels": tile}).tokens.view(2, 2, 2, -1)
             assert torch.allclose(grid[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2], wanted, atol=1e-5)
     small = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), (32, 32))
-    overview = one.module({"pixels": small})
-    assert torch.allclose(found.tokens[:, :4], overview.tokens, atol=1e-5)
-    assert torch.allclose(found.pooled, overview.pooled, atol=1e-5)
+    overview = single_tile.module({"pixels": small})
+    assert torch.allclose(features.tokens[:, :4], overview.tokens, atol=1e-5)
+    assert torch.allclose(features.pooled, overview.pooled, atol=1e-5)
 
 
 def test_pictures_are_made_as_large_as_the_tiles() -> None:
     picture = Image.new("RGB", (200, 100), "red")
-    assert made("2x3").preprocess(picture).shape == (3, 64, 96)
-    assert made("2x2").preprocess(picture).shape == (3, 64, 64)
-    assert made("").fingerprint != made("2x2").fingerprint != made("4x1").fingerprint
-    assert made("2x2").save_assets(Path("nowhere")) == "tiny"
+    assert build_tower("2x3").preprocess(picture).shape == (3, 64, 96)
+    assert build_tower("2x2").preprocess(picture).shape == (3, 64, 64)
+    assert build_tower("").fingerprint != build_tower("2x2").fingerprint != build_tower("4x1").fingerprint
+    assert build_tower("2x2").save_assets(Path("nowhere")) == "tiny"
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:
     pixels = {"pixels": torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)}
     grads = []
     for enable in (False, True):
-        tower = made("2x2")
+        tower = build_tower("2x2")
         tower.module.set_grad_checkpointing(enable)  # type: ignore[operator]
         tower.module(pixels).tokens.square().sum().backward()
         grads.append([p.grad for p in tower.module.parameters() if p.grad is not None])

@@ -27,18 +27,18 @@ def text() -> Tower:
 
 
 def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]:
-    made = torch.randint(
+    pictures = torch.randint(
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
-    return {"pixels": made}
+    return {"pixels": pictures}
 
 
 def test_words_know_their_tokens(text: Tower) -> None:
-    said = text.tokenizer.word_spans("An orange xylophonist, napping!")  # type: ignore[union-attr]
-    assert [word for word, _ in said] == ["an", "orange", "xylophonist", ",", "napping", "!"]
-    places = [place for _, at in said for place in at]
+    spans = text.tokenizer.word_spans("An orange xylophonist, napping!")  # type: ignore[union-attr]
+    assert [word for word, _ in spans] == ["an", "orange", "xylophonist", ",", "napping", "!"]
+    places = [place for _, at in spans for place in at]
     length = int(text.preprocess(["An orange xylophonist, napping!"])["mask"].sum())
-    assert places == list(range(1, length - 1)) and len(said[2][1]) > 1
+    assert places == list(range(1, length - 1)) and len(spans[2][1]) > 1
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_words_know_their_tokens(text: Tower) -> None:
 def test_image_tower(spec: str, size: int, grid: tuple[int, int], extra: int) -> None:
     torch.manual_seed(0)
     tower = build(TowerConfig(spec, size=size), "image")
-    found = tower.module(pixels(1, size or 64))
+    features = tower.module(pixels(1, size or 64))
     assert tower.grid == grid and tower.tokens == grid[0] * grid[1] + extra
-    assert found.tokens.shape == (4, tower.tokens, tower.width) and found.pooled.shape == (4, tower.width)
-    assert found.mask.dtype == torch.bool and found.mask.all()
-    assert found.tokens.isfinite().all() and not tower.pretrained
+    assert features.tokens.shape == (4, tower.tokens, tower.width) and features.pooled.shape == (4, tower.width)
+    assert features.mask.dtype == torch.bool and features.mask.all()
+    assert features.tokens.isfinite().all() and not tower.pretrained
     assert tower.preprocess(Image.new("L", (90, 70))).shape == (3, size or 64, size or 64)
     assert tower.save_assets(Path("nowhere")) == spec
     check_reduced_precision(tower, pixels(1, size or 64))
@@ -60,12 +60,12 @@ def test_image_tower(spec: str, size: int, grid: tuple[int, int], extra: int) ->
 
 @pytest.mark.parametrize(("spec", "modality"), [("tiny", "image"), ("tiny:vit", "image"), ("tiny", "text")])
 def test_one_seed_one_tower(spec: str, modality: str) -> None:
-    made = []
+    built = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        made.append(build(TowerConfig(spec), modality))
-    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
-    for a, b in zip(made[0].module.parameters(), made[1].module.parameters(), strict=True):
+        built.append(build(TowerConfig(spec), modality))
+    assert built[0].fingerprint == towers[1].fingerprint != towers[2].fingerprint
+    for a, b in zip(built[0].module.parameters(), towers[1].module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -78,13 +78,13 @@ def test_size_and_context_change_the_fingerprint() -> None:
 
 
 def test_text_inputs(text: Tower) -> None:
-    found = pickle.loads(pickle.dumps(text.preprocess))(TEXTS)
-    assert found["ids"].dtype == torch.int64 and found["mask"].dtype == torch.bool
-    assert found["ids"].shape == found["mask"].shape == (3, 48)
-    assert found["mask"].sum(1).tolist() == [4, 12, 48]
+    encoded = pickle.loads(pickle.dumps(text.preprocess))(TEXTS)
+    assert encoded["ids"].dtype == torch.int64 and encoded["mask"].dtype == torch.bool
+    assert encoded["ids"].shape == encoded["mask"].shape == (3, 48)
+    assert encoded["mask"].sum(1).tolist() == [4, 12, 48]
     assert text.preprocess(TEXTS[:1])["ids"].shape == (1, 4)
     assert text.preprocess([""])["mask"].tolist() == [[True, True]]
-    check_reduced_precision(text, found)
+    check_reduced_precision(text, encoded)
 
 
 def test_exclamation_marks_are_words_and_not_padding(text: Tower) -> None:
@@ -96,19 +96,19 @@ def test_exclamation_marks_are_words_and_not_padding(text: Tower) -> None:
 
 def test_padding_changes_nothing(text: Tower) -> None:
     with torch.no_grad():
-        together = text.module(text.preprocess(TEXTS))
-        for row, one in enumerate(TEXTS):
-            alone = text.module(text.preprocess([one]))
-            torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=1e-5, rtol=1e-5)
+        batched = text.module(text.preprocess(TEXTS))
+        for row, caption in enumerate(TEXTS):
+            alone = text.module(text.preprocess([caption]))
+            torch.testing.assert_close(batched.pooled[row], alone.pooled[0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(
-                together.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], atol=1e-5, rtol=1e-5
+                batched.tokens[row, : alone.tokens.shape[1]], alone.tokens[0], atol=1e-5, rtol=1e-5
             )
 
 
 def test_word_order_matters_to_pooled(text: Tower) -> None:
     with torch.no_grad():
-        found = text.module(text.preprocess(["a dog chasing a ball", "a ball chasing a dog"])).pooled
-    assert (found[0] - found[1]).abs().max() > 1e-3
+        pooled = text.module(text.preprocess(["a dog chasing a ball", "a ball chasing a dog"])).pooled
+    assert (pooled[0] - pooled[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("spec", ["tiny", "tiny:hybrid", "tiny:vit"])
@@ -122,8 +122,8 @@ def test_positions_reach_the_pooled_vector(spec: str) -> None:
 
     def change() -> float:
         with torch.no_grad():
-            found = module({"pixels": picture}).tokens.mean(1)
-        return float((found[0] - found[1]).norm())
+            mean_token = module({"pixels": picture}).tokens.mean(1)
+        return float((mean_token[0] - mean_token[1]).norm())
 
     for block in module.modules():  # blocks start as the identity; let them do something
         if hasattr(block, "bn3"):

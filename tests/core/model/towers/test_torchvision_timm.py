@@ -46,8 +46,12 @@ def test_tokens_are_the_last_map(spec: str, size: int, width: int, grid: tuple[i
     assert not tower.pretrained
     inputs = {"pixels": torch.stack([tower.preprocess(photo())] * 2)}
     with torch.no_grad():
-        found = tower.module.eval()(inputs)
-    assert found.tokens.shape == (2, tower.tokens, width) and found.pooled.shape == (2, width) and found.mask.all()
+        features = tower.module.eval()(inputs)
+    assert (
+        features.tokens.shape == (2, tower.tokens, width)
+        and features.pooled.shape == (2, width)
+        and features.mask.all()
+    )
     check_reduced_precision(tower, inputs)
     assert not [n for n, _ in tower.module.named_parameters() if ".fc." in n or ".classifier." in n or ".heads." in n]
 
@@ -63,19 +67,19 @@ def test_torchvision_tokens_equal_the_model_s_own_features() -> None:
     )
     with torch.no_grad():
         wanted = torch.nn.Sequential(*list(model.children())[:-2])(x).flatten(2).transpose(1, 2)
-        found = tower.module.eval()({"pixels": pixels})
-    torch.testing.assert_close(found.tokens, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.pooled, wanted.mean(1), atol=1e-4, rtol=1e-4)
+        features = tower.module.eval()({"pixels": pixels})
+    torch.testing.assert_close(features.tokens, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features.pooled, wanted.mean(1), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "efficientnet_b0"])
 def test_torchvision_preprocessing_is_its_own(name: str) -> None:
     tower = build(TowerConfig(f"torchvision:{name}@none"), "image")
     recipe = zoo.get_model_weights(name)["IMAGENET1K_V1"].transforms(resize_size=224)
-    found = (tower.preprocess(photo()) / 255 - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(
-        3, 1, 1
-    )
-    torch.testing.assert_close(found, recipe(photo()))
+    normalised = (tower.preprocess(photo()) / 255 - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(
+        recipe.std
+    ).view(3, 1, 1)
+    torch.testing.assert_close(normalised, recipe(photo()))
 
 
 def test_timm_preprocessing_is_its_own() -> None:
@@ -85,10 +89,10 @@ def test_timm_preprocessing_is_its_own() -> None:
     config = resolve_data_config({}, model=timm.create_model("resnet18.a1_in1k"))
     wanted = create_transform(**{**config, "crop_pct": 1.0})(photo())
     picture: Any = tower.preprocess
-    found = (picture(photo()) / 255 - torch.tensor(picture.mean).view(3, 1, 1)) / torch.tensor(picture.std).view(
+    normalised = (picture(photo()) / 255 - torch.tensor(picture.mean).view(3, 1, 1)) / torch.tensor(picture.std).view(
         3, 1, 1
     )
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(normalised, wanted)
 
 
 def test_a_tag_in_the_name_keeps_its_preprocessing_offline(tmp_path: Path) -> None:
@@ -132,10 +136,10 @@ def test_torchvision_vit_keeps_its_class_token() -> None:
     picture = ImagePreprocess((32, 32), (32,), "bilinear", (0.0,) * 3, (1.0,) * 3)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        found = TorchvisionModule(model, picture, 32).eval()({"pixels": pixels})
+        features = TorchvisionModule(model, picture, 32).eval()({"pixels": pixels})
         model.heads = torch.nn.Identity()
-        torch.testing.assert_close(found.pooled, model(pixels / 255), atol=1e-5, rtol=1e-5)
-    assert found.tokens.shape == (2, 17, 16)
+        torch.testing.assert_close(features.pooled, model(pixels / 255), atol=1e-5, rtol=1e-5)
+    assert features.tokens.shape == (2, 17, 16)
 
 
 def test_timm_checkpointing() -> None:
@@ -159,6 +163,6 @@ def test_real_squeezenet() -> None:
             .flatten(2)
             .transpose(1, 2)
         )
-        found = tower.module.eval()({"pixels": tower.preprocess(photo())[None]})
-    torch.testing.assert_close(found.tokens, wanted, atol=1e-3, rtol=1e-3)
-    assert found.tokens.std() > 0.1
+        features = tower.module.eval()({"pixels": tower.preprocess(photo())[None]})
+    torch.testing.assert_close(features.tokens, wanted, atol=1e-3, rtol=1e-3)
+    assert features.tokens.std() > 0.1

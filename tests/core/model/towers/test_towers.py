@@ -25,7 +25,7 @@ def test_families_are_the_documented_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "modality", "said"),
+    ("spec", "modality", "message"),
     [
         ("", "image", "empty tower SPEC"),
         ("tinny", "image", "expected one of tiny"),
@@ -46,8 +46,8 @@ def test_families_are_the_documented_ones() -> None:
         ("hf:/no/such/folder", "text", "no model folder here: /no/such/folder"),
     ],
 )
-def test_a_wrong_spec_says_what_is_wrong_in_one_line(spec: str, modality: str, said: str) -> None:
+def test_a_wrong_spec_says_what_is_wrong_in_one_line(spec: str, modality: str, message: str) -> None:
     with pytest.raises(TowerError) as caught:
         build(TowerConfig(spec), modality)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

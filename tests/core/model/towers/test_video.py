@@ -48,10 +48,14 @@ def test_a_token_a_frame_and_padding_changes_nothing(spec: str, long: Clip, shor
     for layer in tower.module.temporal.encoder.layers:  # as after some training: time is looked at
         torch.nn.init.normal_(layer.linear2.weight)
         torch.nn.init.normal_(layer.self_attn.out_proj.weight)
-    found = encode(tower, long, short)
-    assert found.tokens.shape == (2, 12, tower.width) and found.mask.sum(1).tolist() == [12, 2] and tower.tokens == 40
-    torch.testing.assert_close(found.pooled[1], encode(tower, short).pooled[0], atol=1e-4, rtol=1e-4)
-    assert found.tokens[1, 2:].abs().max() == 0
+    features = encode(tower, long, short)
+    assert (
+        features.tokens.shape == (2, 12, tower.width)
+        and features.mask.sum(1).tolist() == [12, 2]
+        and tower.tokens == 40
+    )
+    torch.testing.assert_close(features.pooled[1], encode(tower, short).pooled[0], atol=1e-4, rtol=1e-4)
+    assert features.tokens[1, 2:].abs().max() == 0
     assert pickle.loads(pickle.dumps(tower.preprocess)) == tower.preprocess and not tower.pretrained
 
 
@@ -70,8 +74,8 @@ def test_frames_start_with_what_the_image_tower_sees(long: Clip) -> None:
     tower = build(TowerConfig("frames:torchvision:squeezenet1_1@none", size=64, rate=2.0), "video")
     with torch.no_grad():
         tower.module.temporal.gain.zero_()
-        seen = tower.module.eval().body({"pixels": tower.preprocess(long)}).pooled
-    torch.testing.assert_close(encode(tower, long).tokens[0], seen, atol=1e-5, rtol=1e-5)
+        pooled = tower.module.eval().body({"pixels": tower.preprocess(long)}).pooled
+    torch.testing.assert_close(encode(tower, long).tokens[0], pooled, atol=1e-5, rtol=1e-5)
     assert tower.width == 512
 
 
@@ -106,9 +110,9 @@ def test_transformers(kind: str, tmp_path: Path, long: Clip, short: Clip) -> Non
     tower = build(TowerConfig(f"hf:{tmp_path}", seconds=1.0), "video")
     frames = tower.preprocess(short)
     assert frames.shape == (4, 3, 32, 32) and torch.equal(frames[1], frames[3]), "the last picture stays"
-    found = encode(tower, long, short)
+    features = encode(tower, long, short)
     steps = 4 if kind == "timesformer" else 2
-    assert found.tokens.shape == (2, steps, 16) == (2, tower.tokens, tower.width) and found.mask.all()
+    assert features.tokens.shape == (2, steps, 16) == (2, tower.tokens, tower.width) and features.mask.all()
     changed = tower.preprocess(long)
     changed[-1] = 255 - changed[-1]  # of a film, its last moment
     before, after = (tower.module({"values": x[None]}).tokens[0] for x in (tower.preprocess(long), changed))
@@ -120,13 +124,13 @@ def test_transformers(kind: str, tmp_path: Path, long: Clip, short: Clip) -> Non
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("tiny:3d", "unknown tiny video tower"),
         ("timm:resnet18", "family timm has no video tower"),
         ("frames:tinny", "unknown tower family"),
     ],
 )
-def test_what_cannot_be_built(spec: str, said: str) -> None:
-    with pytest.raises(TowerError, match=said):
+def test_what_cannot_be_built(spec: str, message: str) -> None:
+    with pytest.raises(TowerError, match=message):
         build(TowerConfig(spec), "video")

@@ -134,7 +134,7 @@ def test_reachable_trusts_proxies_and_else_tries_the_host(monkeypatch: pytest.Mo
     assert weights._reachable("http://127.0.0.1:1", 0.5)
 
 
-def test_a_weights_file_is_told_from_a_tag(tmp_path: Path) -> None:
+def test_a_weights_file_differs_from_a_tag(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     file.touch()
     assert weights.weights_file(TowerSpec("timm", "x", str(file))) == file
