@@ -72,5 +72,5 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fuzz, "SECONDS", 1)
     monkeypatch.setattr(fuzz, "formats", lambda: {name: fuzz.Format(sample_file, read) for name, read in ways.items()})
     messages: list[str] = []
-    assert fuzz.run(5, say=messages.append) == dict.fromkeys(ways, 1)
+    assert fuzz.run(5, report_line=messages.append) == dict.fromkeys(ways, 1)
     assert any("ZeroDivisionError" in line for line in messages)
