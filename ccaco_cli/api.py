@@ -15,7 +15,7 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.encoding.conversion import as_samples
 from ccaco_cli.core.encoding.encode import EncodeOptions, reduce_precision
 from ccaco_cli.core.encoding.samples import encode_samples
-from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
@@ -24,6 +24,7 @@ from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.rerank import CROSS, Scorer, score_kind
 from ccaco_cli.core.retrieval.search import Hit, ask
 from ccaco_cli.core.scoring.two_stage import logit_scale
+from ccaco_cli.core.text_input import check_utf8, is_blank
 from ccaco_cli.core.types import EncodedSamples, OnProgress, no_progress
 
 __all__ = ["Hit", "Model", "load"]
@@ -109,7 +110,7 @@ class Model:
     @property
     def embedding_size(self) -> int:
         """Numbers of one embedding."""
-        return self.config.model.dim
+        return self.aligner.embedding_size
 
     def encode(
         self,
@@ -249,6 +250,10 @@ class Model:
             raise ConfigError(
                 "a number out of range", where=f"k = {k}, rerank = {rerank}", expected="k >= 1, rerank >= 0"
             )
+        for number, text in enumerate(samples if modality == "text" else (), 1):
+            check_utf8(text, f"query {number}")
+            if is_blank(text):
+                raise DataError(f"query {number} is empty", expected="a sentence")
         opened = self._open(index)
         opened.other(modality)
         return ask(opened, modality, samples, k, rerank) if samples else []

@@ -16,6 +16,12 @@ class TowerConfig:
     """The encoder (tower) and the projection head of one modality."""
 
     spec: str = setting("tiny", "Tower for {modality}: {specs}.", flag="--{modality}-tower", metavar="SPEC")
+    head: str = setting(
+        "new",
+        "What maps the tower to the joint space: new (random weights), pretrained (the projection of the dual encoder "
+        "that the SPEC names), or adapter (pretrained, and a residual MLP that starts at identity).",
+        choices="model.aligner:HEADS",
+    )
     lock: bool = setting(
         False, "Freeze the {modality} tower; its tokens are computed once and cached.", flag="--lock-{modality}"
     )
@@ -27,6 +33,7 @@ class TowerConfig:
         custom_flag=True,
         shown_default="the tower's own",
         min=0,
+        max=16_384,
     )
     tiles: str = setting(
         "",
@@ -57,9 +64,14 @@ class TowerConfig:
         max=100,
     )
     seconds: float = setting(
-        0.0, "Audio and video: seconds from the start of a clip that are encoded; 0 means the tower's own.", min=0
+        0.0,
+        "Audio and video: seconds from the start of a clip that are encoded; 0 means the tower's own.",
+        min=0,
+        max=86_400,
     )
-    rate: float = setting(0.0, "Video: frames per second that are sampled; 0 means the tower's own rate.", min=0)
+    rate: float = setting(
+        0.0, "Video: frames per second that are sampled; 0 means the tower's own rate.", min=0, max=1_000
+    )
     normalisation: str = setting(
         "",
         "Mean and standard deviation of log-mel features; empty means the tower's own.",
@@ -95,8 +107,8 @@ class FusionConfig:
     """The cross branch: how the tokens of both modalities give one match logit."""
 
     kind: str = setting("attended", "Architecture of the cross branch.", choices="model.matching:MATCHERS")
-    heads: int = setting(4, "Attention heads of the transformer kinds; must divide the width.", min=1)
-    layers: int = setting(1, "Layers of the transformer kinds.", min=1)
+    heads: int = setting(4, "Attention heads of the transformer kinds; must divide the width.", min=1, max=1_024)
+    layers: int = setting(1, "Layers of the transformer kinds.", min=1, max=1_000)
     dropout: float = setting(0.1, "Dropout of the transformer kinds.", min=0, max=1)
     residual: bool = setting(True, "Add the attention output to its input (residual connection).")
     direction: str = setting(
@@ -109,7 +121,9 @@ class FusionConfig:
     )
     scale: float = setting(20.0, "Start value of the learned scale of the match logit (attended kinds).", above=0)
     sharpness: float = setting(
-        9.0, "Start value of the learned scale of the cosines inside the attention softmax (attended kinds).", above=0
+        9.0,
+        "Start value of the learned scale of the cosines inside the attention softmax (attended kinds).",
+        above=0,
     )
     attention: str = setting(
         "dense",
@@ -119,9 +133,12 @@ class FusionConfig:
     )
     window: int = setting(64, "Window attention: tokens per block.", min=1)
     spread: int = setting(16, "Window attention: global tokens, evenly spread over each modality.", min=0)
-    features: int = setting(256, "Linear attention: random features per head.", min=1)
+    features: int = setting(256, "Linear attention: random features per head.", min=1, max=65_536)
     redraw: int = setting(
-        1000, "Linear attention: training steps, on average, between two draws of the features; 0 means never.", min=0
+        1000,
+        "Linear attention: training steps, on average, between two draws of the features; 0 means never.",
+        min=0,
+        max=1_000_000_000,
     )
 
 
@@ -129,23 +146,27 @@ class FusionConfig:
 class ModelConfig:
     """The aligner: one tower per modality, a shared embedding space, and the cross branch."""
 
-    width: int = setting(256, "Width D of projected tokens and of each global vector.", min=1)
+    spec: str = setting(
+        "",
+        "Pretrained model to start from, both sides with their projections and scale: open_clip:NAME@TAG, "
+        "open_clip:FOLDER, hf:NAME, hf:FOLDER, or the folder of a run.",
+        flag="--model",
+        metavar="SPEC",
+        shown_default="new heads on the towers",
+    )
+    width: int = setting(256, "Width D of projected tokens and of each global vector.", min=1, max=16_384)
     vectors: int = setting(
         1,
         "Global vectors per sample, each with its own head and contrastive loss (arXiv:1511.06314); the similarity is "
         "the mean of their cosines.",
         min=1,
+        max=1_024,
     )
     image: TowerConfig = section(TowerConfig, specs="tiny, or family:name[@weights]")
     text: TowerConfig = section(TowerConfig, specs="tiny, or family:name[@weights]")
     audio: TowerConfig = section(TowerConfig, specs="tiny, or hf:name[@weights]")
     video: TowerConfig = section(TowerConfig, specs="tiny, hf:name[@weights], or frames:IMAGE-TOWER")
     fusion: FusionConfig = section(FusionConfig)
-
-    @property
-    def dim(self) -> int:
-        """Embedding size E of ``z``."""
-        return self.width * self.vectors
 
     def tower(self, modality: str) -> TowerConfig:
         """The tower settings of one modality."""
@@ -176,16 +197,16 @@ class LossConfig:
     ramp: str = setting(
         "linear", "Shape of the rise of beta (not with balance = fixed).", choices="losses.balance:RAMPS"
     )
-    asymmetry: float = setting(1.5, "GradNorm: how strongly the slower loss is preferred.", min=0)
+    asymmetry: float = setting(1.5, "GradNorm: how strongly the slower loss is preferred.", min=0, max=100)
     teach: float = setting(
         0.0,
         "Weight, times beta, of a distillation loss from both scores together to the cosine (infonce only); 0: off.",
         min=0,
     )
     negatives: int = setting(1, "Hard negatives per sample and direction for matching and listwise.", min=1)
-    temperature: float = setting(0.05, "Start value of the contrastive temperature.", above=0)
+    temperature: float = setting(0.05, "Start value of the contrastive temperature.", min=1e-6)
     learn_temperature: bool = setting(True, "Learn the temperature; false: keep its start value.")
-    max_scale: float = setting(100.0, "Upper limit of the logit scale, 1 / temperature.", above=0)
+    max_scale: float = setting(100.0, "Upper limit of the logit scale, 1 / temperature.", above=0, max=10_000)
 
 
 @dataclass(frozen=True)
@@ -242,7 +263,7 @@ class OptimConfig:
     """AdamW with decay groups, linear warm-up and cosine decay; the budget is ``epochs``, or ``steps`` when above 0."""
 
     epochs: int = setting(10, "Passes over the training samples.", flag="--epochs", min=1)
-    steps: int = setting(0, "Optimiser steps in place of epochs; 0 means that epochs decide.", min=0)
+    steps: int = setting(0, "Optimiser steps in place of epochs; 0 means that epochs decide.", min=0, max=1_000_000_000)
     batch_size: int = setting(
         128,
         "Samples per batch, over all processes together (--set optim.captions=N: up to N pairs of each).",
@@ -253,14 +274,18 @@ class OptimConfig:
     accum_freq: int = setting(
         1, "Batches whose gradients are added up before an optimiser step.", flag="--accum-freq", min=1
     )
-    lr: float = setting(1e-3, "Peak learning rate.", flag="--lr", above=0)
+    lr: float = setting(1e-3, "Peak learning rate.", flag="--lr", above=0, max=1e30)
     cross_lr: float = setting(1.0, "Learning rate of the cross branch, in units of optim.lr.", min=0)
     wd: float = setting(0.01, "Weight decay.", flag="--wd", min=0)
     beta2: float = setting(0.98, "Second moment decay of AdamW.", min=0, below=1)
     warmup: float = setting(
-        0.05, "Warm-up: a fraction of the steps, or a number of steps when 1 or more.", flag="--warmup", min=0
+        0.05,
+        "Warm-up: a fraction of the steps, or a number of steps when 1 or more.",
+        flag="--warmup",
+        min=0,
+        max=1_000_000_000,
     )
-    grad_clip: float = setting(1.0, "Maximum gradient norm; 0 means no clipping.", min=0)
+    grad_clip: float = setting(1.0, "Maximum gradient norm; 0 means no clipping.", min=0, max=1e30)
     precision: str = setting(
         "auto",
         "Precision of the computation: auto, fp32, amp_bf16 or amp_fp16.",
@@ -353,7 +378,7 @@ class RunConfig:
     )
     device: str = setting("auto", "auto, cpu or cuda[:N].", flag="--device")
     workers: int = setting(
-        0, "Processes that load data; 0 means that the main process loads it.", flag="--workers", min=0
+        0, "Processes that load data; 0 means that the main process loads it.", flag="--workers", min=0, max=1024
     )
     model: ModelConfig = section(ModelConfig)
     loss: LossConfig = section(LossConfig)

@@ -112,7 +112,7 @@ MODALITIES: dict[str, Modality] = {
                 "open_clip": lazy("model.towers.open_clip:build_image"),
                 "torchvision": lazy("model.towers.torchvision_timm:build_torchvision"),
                 "timm": lazy("model.towers.torchvision_timm:build_timm"),
-                "hf": lazy("model.towers.hf:build_image"),
+                "hf": lazy("model.towers.hf_image:build_image"),
             },
             probe_samples=lazy("model.towers.probing:images"),
             folder="img",

@@ -116,10 +116,10 @@ class TextColumn:
 
 
 def decode_media(modality: str, data: bytes, preprocess: Any) -> Any:
-    """One sample as ``preprocess`` takes it; large images are decoded at a reduced size."""
+    """One sample as ``preprocess`` takes it; large images are decoded at a reduced size, unless it is ``exact``."""
     entry = MODALITIES[modality]
     # twice the size of the resize that follows, so that the resize still decides every pixel
-    short_side = 2 * max(getattr(preprocess, "resize", (0,)))
+    short_side = 0 if getattr(preprocess, "exact", False) else 2 * max(getattr(preprocess, "resize", (0,)))
     return entry.decode_scaled(data, short_side) if entry.decode_scaled and short_side else entry.decode(data)
 
 

@@ -115,7 +115,8 @@ def encode(
 
 def _empty(count: int, aligner: Aligner, longest: int | None) -> EncodedSamples:
     """Samples of zeros, with tokens unless ``longest`` is None."""
-    embedding = Embedding(torch.zeros(count, aligner.config.dim), torch.zeros(count, aligner.config.dim))
+    size = aligner.embedding_size
+    embedding = Embedding(torch.zeros(count, size), torch.zeros(count, size))
     if longest is None:
         return EncodedSamples(embedding)
     tokens = torch.zeros(count, longest, aligner.config.width, dtype=torch.float16)

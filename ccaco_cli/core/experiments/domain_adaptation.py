@@ -36,7 +36,7 @@ def target_modalities(data: PairData) -> list[str]:
     return [modality for modality in data.modalities if modality != "text"]
 
 
-def build_heads(data: PairData, config: RunConfig) -> Adaptation | None:
+def build_heads(data: PairData, config: RunConfig, embedding_size: int) -> Adaptation | None:
     """Builds the domain and label heads of a run; None where its settings need none.
 
     Raises:
@@ -64,7 +64,7 @@ def build_heads(data: PairData, config: RunConfig) -> Adaptation | None:
         classify=classify,
         classes=classes,
     )
-    return Adaptation(domain, config.model.dim, task)
+    return Adaptation(domain, embedding_size, task)
 
 
 def _domain_codes(data: PairData, config: RunConfig) -> tuple[dict[str, int], torch.Tensor]:

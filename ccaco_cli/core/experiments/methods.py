@@ -141,7 +141,7 @@ def _build(data: PairData, config: RunConfig) -> tuple[Aligner, dict[str, Tower]
         aligner.set_grad_checkpointing()
     if config.optim.torchcompile:
         aligner.compile_towers()
-    heads = domain_adaptation.build_heads(data, config)
+    heads = domain_adaptation.build_heads(data, config, aligner.embedding_size)
     return aligner, towers, None if heads is None else heads.to(device)
 
 

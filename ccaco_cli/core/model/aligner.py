@@ -43,14 +43,22 @@ class Center(nn.Module):
         """tokens [B, N, W], mask [B, N] -> [B, N, W]."""
         if self.training:
             with torch.no_grad():
-                real = tokens[mask].float()
+                count, total = _count_and_sum(tokens, mask)
                 # the mean over all processes, as one process would compute it
-                count = distributed.all_reduce_sum(real.new_tensor(float(len(real))))
-                batch_mean = distributed.all_reduce_sum(real.sum(0)) / count
+                batch_mean = distributed.all_reduce_sum(total) / distributed.all_reduce_sum(count)
                 running_mean = self.mean.lerp(batch_mean, 1 - self.MOMENTUM)
                 self.mean.copy_(torch.where(self.initialised, running_mean, batch_mean))
                 self.initialised.fill_(True)
         return tokens - self.mean.to(tokens.dtype)
+
+
+def _count_and_sum(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts and adds up real tokens: tokens [B, N, W], mask [B, N] -> scalar and [W], float32."""
+    if mask.is_cuda:  # the program would have to wait for a GPU to know how many tokens are real
+        zeroed = tokens.float().masked_fill(~mask.unsqueeze(-1), 0.0)
+        return mask.sum().float(), zeroed.sum((0, 1))
+    real = tokens[mask].float()
+    return real.new_tensor(float(len(real))), real.sum(0)
 
 
 class AttentionPool(nn.Module):
@@ -68,6 +76,8 @@ class AttentionPool(nn.Module):
 
 
 POOLS = ("mean", "max", "cls", "attention")
+NEW, PRETRAINED, ADAPTER = HEADS = ("new", "pretrained", "adapter")
+"""What maps a pooled vector to the joint space; ``config.TowerConfig.head`` says which."""
 POOL_VALUES = 1 << 19
 """Token values that are pooled at a time on a CPU: with their intermediate results they fit in a core's cache."""
 
@@ -91,12 +101,35 @@ class Head(nn.Module):
         return projected + self.mlp(self.norm(projected))  # type: ignore[no-any-return]
 
 
+class Adapter(nn.Module):
+    """Residual MLP on an embedding of a pretrained model; it starts as the identity.
+
+    Args:
+        size: E.
+        dropout: inside the MLP.
+    """
+
+    def __init__(self, size: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.mlp = mlp(size, dropout, dropout_type=GlobalDropout)
+        last = [layer for layer in self.mlp.modules() if isinstance(layer, nn.Linear)][-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """[B, E] -> [B, E]."""
+        # the MLP is a small correction whatever the length of the embedding
+        length = embedding.norm(dim=-1, keepdim=True)
+        return embedding + length * self.mlp(self.norm(embedding))  # type: ignore[no-any-return]
+
+
 class ModalityEncoder(nn.Module):
     """The encoder of one modality: its tower, pooling, and one head for each global vector.
 
     Args:
         tower: built tower of width W.
-        config: locking, centring, pooling and dropout.
+        config: locking, centring, pooling, head and dropout.
         width: D.
         vectors: global vectors of a sample; E = D * vectors.
     """
@@ -121,7 +154,24 @@ class ModalityEncoder(nn.Module):
         self.center = Center(tower.width) if centred else None
         self.attention_pool = AttentionPool(tower.width) if config.pool == "attention" else None
         self.input_dropout = InputDropout(config.input_dropout)
-        self.heads = nn.ModuleList(Head(tower.width, width, config.head_dropout) for _ in range(vectors))
+        self.heads = nn.ModuleList(self._heads(tower, width, vectors))
+
+    def _heads(self, tower: Tower, width: int, vectors: int) -> list[nn.Module]:
+        config, space = self.config, tower.space
+        if config.head == NEW:
+            return [Head(tower.width, width, config.head_dropout) for _ in range(vectors)]
+        key = f"model.{tower.modality}.head = {config.head}"
+        if space is None:
+            raise ConfigError(
+                "this tower has no projection of its own", where=f"{key}, {tower.spec}", expected=f"a head of {NEW}"
+            )
+        if vectors != 1:
+            raise ConfigError(
+                "a pretrained model has one vector per sample",
+                where=f"model.vectors = {vectors}, {key}",
+                expected="model.vectors = 1",
+            )
+        return [Adapter(space.size, config.head_dropout) if config.head == ADAPTER else nn.Identity()]
 
     def train(self, mode: bool = True) -> ModalityEncoder:
         super().train(mode)
@@ -143,8 +193,7 @@ class ModalityEncoder(nn.Module):
             inputs: what the tower takes, or Features from a token cache (float16).
         Returns:
             tokens [B, N, W], mask [B, N], pooled [B, W]. Those of a locked tower are the same whether they come from
-            its cache or
-            not: the grid pooled to ``cache_tokens``, and float16 unless they are centred.
+            its cache or not: the grid pooled to ``cache_tokens``, and float16 unless they are centred.
         """
         if isinstance(inputs, Features):
             features = inputs
@@ -163,7 +212,7 @@ class ModalityEncoder(nn.Module):
         On a CPU, tokens of a locked tower are pooled some rows at a time in training, from dropout to sum within a
         core's cache: the same numbers in a sixth of the time.
         """
-        if self.config.pool == "cls":
+        if self.config.pool == "cls" or self.config.head != NEW:
             pooled: Tensor = self.input_dropout(_to_float32(features.pooled))
             return pooled
         tokens, mask = features.tokens, features.mask
@@ -186,7 +235,7 @@ class ModalityEncoder(nn.Module):
         return torch.cat([head(pooled) for head in self.heads], 1)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Maps [R, N, W] to [R, N, D] by the projection of the first head, for a cross branch that shares it."""
+        """Maps [R, N, W] to [R, N, D] by the projection of the first new head, for a cross branch that shares it."""
         projected: Tensor = self.heads[0].project(tokens)  # type: ignore[operator]
         return projected
 
@@ -197,6 +246,7 @@ class Aligner(nn.Module):
     Attributes:
         modalities: (a, b), as the data set's manifest names them: ("image", "text"), ("video", "audio") ...
         sides: modality -> ModalityEncoder.
+        embedding_size: E.
     """
 
     def __init__(self, built: Mapping[str, Tower], config: ModelConfig, loss: LossConfig):
@@ -207,12 +257,14 @@ class Aligner(nn.Module):
             {m: ModalityEncoder(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()}
         )
         self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
-        if not config.fusion.share:
+        self.embedding_size, scale = _joint_space(built, config, 1 / loss.temperature)
+        self.shares_projection = config.fusion.share and all(config.tower(m).head == NEW for m in built)
+        if not self.shares_projection:
             self.cross_projection = nn.ModuleDict(
                 {m: nn.Linear(tower.width, config.width) for m, tower in built.items()}
             )
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(loss.temperature)), requires_grad=loss.learn_temperature)
-        self.max_scale = loss.max_scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=loss.learn_temperature)
+        self.max_scale = max(loss.max_scale, scale)
 
     def encoder(self, modality: str) -> ModalityEncoder:
         """Returns the encoder of a modality."""
@@ -266,10 +318,10 @@ class Aligner(nn.Module):
     def local_tokens(self, modality: str, features: Features) -> LocalTokens:
         """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
         tokens = _to_float32(features.tokens)
-        if self.config.fusion.share:
+        if self.shares_projection:
             tokens = self.encoder(modality).project(tokens)
         else:
-            tokens = self.cross_projection[modality](tokens.detach())
+            tokens = self.cross_projection[modality](tokens if self.config.fusion.share else tokens.detach())
         return LocalTokens(self.matcher.local(self.modalities.index(modality), tokens, features.mask), features.mask)
 
     def cross(self, a: LocalTokens, b: LocalTokens, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
@@ -282,6 +334,27 @@ class Aligner(nn.Module):
         """
         crossed: Crossed = self.matcher(a, b, index, attention=attention)
         return crossed
+
+
+def _joint_space(built: Mapping[str, Tower], config: ModelConfig, new_scale: float) -> tuple[int, float]:
+    """(E, start value of the logit scale): those of the pretrained model, else of new heads.
+
+    Raises:
+        ConfigError: one side has a pretrained head and the other a new one, or the two are of different models.
+    """
+    heads = {m: config.tower(m).head for m in built}
+    if all(head == NEW for head in heads.values()):
+        return config.width * config.vectors, new_scale
+    spaces = {m: tower.space for m, tower in built.items()}
+    (first, second), where = spaces.values(), ", ".join(f"model.{m}.head = {head}" for m, head in heads.items())
+    if NEW in heads.values() or first is None or first != second:
+        raise ConfigError(
+            "the two sides are in different embedding spaces",
+            where=where,
+            expected="both sides of one pretrained model, or new heads on both",
+            next="--model SPEC",
+        )
+    return first.size, first.logit_scale
 
 
 def _layout(tower: Tower) -> Layout:

@@ -90,15 +90,24 @@ class Attended(CosineMatcher):
     def _score_table(self, queries: GatedTokens, keys: GatedTokens) -> Tensor:
         """Scores all pairs: K samples of ``keys`` and Q samples of ``queries`` -> [K, Q].
 
-        Half of the tokens of a batch of captions is padding; only real tokens are computed.
+        Half of the tokens of a batch of captions is padding. A CPU computes only real tokens. A GPU computes all of
+        them, since the program would have to wait for it to know how many are real; the gate of padding is zero.
         """
-        real, row = queries.unit[queries.mask], queries.mask.nonzero()[:, 0]
-        cosines = (keys.unit.flatten(0, 1) @ real.T).view(*keys.unit.shape[:2], -1)  # [keys' samples, P, query tokens]
-        weights = (self.log_sharpness.exp() * cosines).masked_fill(~keys.mask.unsqueeze(-1), -torch.inf).softmax(1)
+        if queries.mask.is_cuda:
+            score = self._token_scores(queries.unit.flatten(0, 1), keys).unflatten(1, queries.mask.shape)
+            padded_table: Tensor = (score * queries.gate.masked_fill(~queries.mask, 0.0)).sum(-1)
+            return padded_table
+        row = queries.mask.nonzero()[:, 0]
         belongs = row.unsqueeze(1) == torch.arange(len(queries.mask), device=queries.mask.device)
         gate = queries.gate[queries.mask].unsqueeze(1)
-        table: Tensor = _attended_cosine(weights, cosines, keys.unit) @ (belongs * gate)
+        table: Tensor = self._token_scores(queries.unit[queries.mask], keys) @ (belongs * gate)
         return table
+
+    def _token_scores(self, tokens: Tensor, keys: GatedTokens) -> Tensor:
+        """Cosine of each of T tokens with what it attends to in each of K samples of ``keys``: [T, D] -> [K, T]."""
+        cosines = (keys.unit.flatten(0, 1) @ tokens.T).view(*keys.unit.shape[:2], -1)  # [K, P, T]
+        weights = (self.log_sharpness.exp() * cosines).masked_fill(~keys.mask.unsqueeze(-1), -torch.inf).softmax(1)
+        return _attended_cosine(weights, cosines, keys.unit)
 
     def _score_rows(self, a: GatedTokens, b: GatedTokens, layout: Layouts, attention: bool) -> Crossed:
         """Scores row i of a against row i of b."""

@@ -106,23 +106,25 @@ def mlp(
     )
 
 
-def positions(segment: Segment, width: int) -> Tensor:
+def positions(segment: Segment, width: int, device: torch.device | None = None) -> Tensor:
     """Sinusoidal position embeddings (arXiv:1706.03762, sec. 3.5) of a segment: [N, width], width even.
 
     On a grid one half of the width encodes the row and one half the column (as in MAE, arXiv:2111.06377); special
     tokens get zeros.
     """
     if segment.grid is None:
-        return _sinusoid(torch.arange(segment.count), width)
+        return _sinusoid(torch.arange(segment.count, device=device), width)
     rows, columns = segment.grid
     half = width // 4 * 2
-    row, column = _sinusoid(torch.arange(rows), half), _sinusoid(torch.arange(columns), width - half)
+    row, column = (
+        _sinusoid(torch.arange(count, device=device), part) for count, part in ((rows, half), (columns, width - half))
+    )
     cells = torch.cat([row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], -1).flatten(0, 1)
-    return torch.cat([torch.zeros(segment.special, width), cells])
+    return torch.cat([torch.zeros(segment.special, width, device=device), cells])
 
 
 def _sinusoid(position: Tensor, width: int) -> Tensor:
-    angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2) / max(1, width))
+    angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2, device=position.device) / max(1, width))
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
@@ -160,4 +162,5 @@ class SingleStream(nn.Module):
 
     def _embed(self, side: int, x: Tensor, segment: Segment) -> Tensor:
         """Adds the modality embedding and the position embeddings."""
-        return x + self.modality[side] + self.position_gain[side] * positions(segment, x.shape[-1]).to(x)
+        embedded = positions(segment, x.shape[-1], x.device).to(x.dtype)
+        return x + self.modality[side] + self.position_gain[side] * embedded

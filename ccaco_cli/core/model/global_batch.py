@@ -26,12 +26,12 @@ def paired_rows(pairs: int) -> Iterator[None]:
         _pairs.reset(token)
 
 
-def global_rows(rows: int) -> Tensor:
+def global_rows(rows: int, device: torch.device | None = None) -> Tensor:
     """Returns the positions of this process's rows in the global batch: [rows] int64."""
     pairs, rank = min(_pairs.get(), rows), distributed.rank()
     unpaired = rows - pairs
-    first = torch.arange(pairs) + rank * pairs
-    return torch.cat([first, torch.arange(unpaired) + distributed.world() * pairs + rank * unpaired])
+    first = torch.arange(pairs, device=device) + rank * pairs
+    return torch.cat([first, torch.arange(unpaired, device=device) + distributed.world() * pairs + rank * unpaired])
 
 
 class GlobalDropout(nn.Dropout):
@@ -44,7 +44,7 @@ class GlobalDropout(nn.Dropout):
         shape = [len(x) * distributed.world(), *x.shape[1:]]
         if x.ndim > 2:
             shape[1] = int(distributed.all_reduce_max(shape[1]))
-        mask = self.drop(x.new_ones(shape))[global_rows(len(x))]
+        mask = self.drop(x.new_ones(shape))[global_rows(len(x), x.device)]
         return x * (mask[:, : x.shape[1]] if x.ndim > 2 else mask)
 
     def drop(self, x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ def pooled_grid(grid: Grid, max_tokens: int) -> Grid:
 
 
 def as_cached(features: Features, grid: Grid | None, max_tokens: int) -> Features:
-    """What a token cache stores of a locked tower's features: the grid pooled to ``max_tokens``, and all numbers in
-    float16."""
-    return pool_grid(features, grid, max_tokens).map(lambda t: t.half() if t.is_floating_point() else t)  # type: ignore[no-any-return]
+    """What a token cache stores of a locked tower's features: the grid pooled to ``max_tokens``, tokens in float16, and
+    the pooled vector in float32, because a pretrained model compares samples by it."""
+    small = pool_grid(features, grid, max_tokens)
+    return Features(small.tokens.half(), small.mask, small.pooled.float())

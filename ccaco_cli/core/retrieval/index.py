@@ -16,7 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ccaco_cli.core import config_io, manifest, runtime
-from ccaco_cli.core.config import ModelConfig, RunConfig
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
@@ -191,6 +191,7 @@ class Index:
             self.modalities: tuple[str, str] = (first, second)
             self.folder = path / str(self.manifest.facts["generation"])
             self.weight = float(self.manifest.facts["weight"])
+            self.embedding_size = int(self.manifest.facts["dim"])
             self.store_grid = int(self.manifest.facts.get("store_grid", 0))
             rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -212,9 +213,8 @@ class Index:
         folder = self.folder / QUERY
         if not folder.is_dir():
             return None
-        settings = self.manifest.config["model"]  # not the complete config: reading it would delay a text query
         for side in self.sides.values():
-            side.check(ModelConfig(width=settings["width"], vectors=settings["vectors"]).dim)
+            side.check(self.embedding_size)
         return query.Exported(folder)
 
     @cached_property
@@ -228,7 +228,7 @@ class Index:
             exported = "" if self.exported is None else self.exported.modality  # its graph computes in float32
             reduce_precision(aligner, self._precision(), keep=exported)
         for side in self.sides.values():
-            side.check(config.model.dim)
+            side.check(aligner.embedding_size)
         return aligner, towers, config
 
     def _precision(self) -> Any:

@@ -275,6 +275,13 @@ def _write_shard(job: _Job, modality: str, file: Path, items: Any, z: Tensor) ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not torch.isfinite(z).all():
+        raise DataError(
+            f"the {modality} embeddings of this run are not finite, so they cannot be searched",
+            where=job.request.run,
+            expected="a run whose training did not diverge",
+            next=f"train again with a lower learning rate (--lr {job.config.optim.lr / 10:g})",
+        )
     fault.point("embed.before")
     name = "metadata" if modality != "text" else "text_metadata"
     number = file.stem.rpartition("_")[2]
@@ -297,7 +304,7 @@ def _write_manifest(job: _Job) -> Manifest:
         **job.request.facts,
         "modalities": list(job.data.modalities),
         "protocol": job.data.manifest.facts["protocol"],
-        "dim": job.config.model.dim,
+        "dim": job.aligner.embedding_size,
         "rows": job.rows,
     }
     fault.point("embed.shards")
@@ -354,6 +361,7 @@ def _build_index(job: _Job, folder: _IndexFolder) -> Manifest:
     fault.point("index.generation")
     facts = {
         "scale": float(job.aligner.logit_scale().detach()),
+        "dim": job.aligner.embedding_size,
         "storage": storage,
         "query": exported,
         "store_grid": job.request.store_grid,

@@ -12,10 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
+from torchvision.transforms.v2 import functional as tensor_transforms
 
 from ccaco_cli.core.errors import TowerError
+from ccaco_cli.core.model.towers.dual_encoders import LogitScale
 from ccaco_cli.core.model.towers.pooling import Pooling
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.model.towers.tower import JointSpace, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import fingerprint, first_line
 from ccaco_cli.core.types import Features
 
@@ -33,6 +35,9 @@ class ImagePreprocess:
         resize: (short side,) before the crop, or (height, width) to squash.
         interpolation: nearest | bilinear | bicubic | lanczos | ...
         mean, std: of each channel, for pixels in 0..1.
+        exact: as the library of a pretrained model does it: JPEG files are decoded at full size, not scaled.
+        resize_tensor: resize the uint8 tensor (transformers' image processors), not the PIL image; the results differ
+            by a level.
     """
 
     size: tuple[int, int]
@@ -40,9 +45,17 @@ class ImagePreprocess:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    exact: bool = False
+    resize_tensor: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = transforms.resize(image.convert("RGB"), list(self.resize), InterpolationMode(self.interpolation))
+        image = image.convert("RGB")
+        interpolation = InterpolationMode(self.interpolation)
+        if self.resize_tensor:
+            resized = tensor_transforms.resize(transforms.pil_to_tensor(image), list(self.resize), interpolation)
+            cropped: Tensor = transforms.center_crop(resized, list(self.size))
+            return cropped
+        image = transforms.resize(image, list(self.resize), interpolation)
         pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, list(self.size)))
         return pixels
 
@@ -94,11 +107,13 @@ def image_tower(
     facts: Sequence[object],
     save_assets: Callable[[Path], str],
     set_grad_checkpointing: Callable[[bool], None] | None = None,
+    scale: LogitScale | None = None,
 ) -> Tower:
     """Completes an image tower: encodes one black image to learn its width, tokens and grid.
 
     Args:
         facts: what names the architecture in the fingerprint.
+        scale: of a pretrained dual encoder whose projection the module applies; None = it applies none.
     Raises:
         TowerError: the network takes no images of this size.
     """
@@ -113,6 +128,7 @@ def image_tower(
             f"this tower takes no {size} ({first_line(error)})", where=spec, expected="another size, 0 for its own"
         ) from error
     module.train(training)
+    space = None if scale is None or pooled is None else JointSpace(pooled.shape[1], *scale)
     return Tower(
         spec=spec,
         modality="image",
@@ -122,7 +138,8 @@ def image_tower(
         tokens=tokens.shape[1],
         grid=grid,
         pretrained=pretrained,
-        fingerprint=fingerprint(module, spec.family, *facts, preprocess),
+        fingerprint=fingerprint(module, spec.family, *facts, preprocess, space),
+        space=space,
         save_assets=save_assets,
         input_size=preprocess.size,
         pooled_from="mean" if pooled is None else module.pooled_from,

@@ -21,6 +21,7 @@ from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.manifest import write_json
 from ccaco_cli.core.model.attention import masked_mean
+from ccaco_cli.core.model.towers.dual_encoders import LogitScale
 from ccaco_cli.core.model.towers.image_base import (
     ImageEncoding,
     ImageModule,
@@ -32,7 +33,7 @@ from ccaco_cli.core.model.towers.image_base import (
 from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.text_tokenizers import ClipTokens
 from ccaco_cli.core.model.towers.torchvision_timm import TimmModule
-from ccaco_cli.core.model.towers.tower import PositionRule, Tower, TowerSpec
+from ccaco_cli.core.model.towers.tower import JointSpace, PositionRule, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import (
     RANDOM,
     check_state_keys,
@@ -49,13 +50,19 @@ POOLED_AT_END = ("argmax", "eos")
 
 
 class VitModule(ImageModule):
-    """open_clip's VisionTransformer: normalised [class token, patches]; pooled is before the projection."""
+    """open_clip's VisionTransformer: normalised [class token, patches].
 
-    def __init__(self, vit: VisionTransformer, preprocess: ImagePreprocess):
+    Args:
+        projected: pooled is the model's embedding [B, E]; else the vector before the projection.
+    """
+
+    def __init__(self, vit: VisionTransformer, preprocess: ImagePreprocess, *, projected: bool):
         super().__init__(preprocess)
-        self.body = vit
-        self.pooled_from = "first" if vit.attn_pool is None and vit.pool_type == "tok" else "model"
-        vit.proj = None
+        self.body, self.projected = vit, projected
+        at_class_token = vit.attn_pool is None and vit.pool_type == "tok" and not projected
+        self.pooled_from = "first" if at_class_token else "model"
+        if not projected:
+            vit.proj = None
 
     def encode(self, pixels: Tensor) -> ImageEncoding:
         output = self.body.forward_intermediates(
@@ -66,31 +73,39 @@ class VitModule(ImageModule):
             output_extra_tokens=True,
         )
         tokens = torch.cat([output["image_intermediates_prefix"][-1], output["image_intermediates"][-1]], 1)
-        return tokens, pooled_if_token_width(output["image_features"], tokens), self.body.grid_size
+        pooled = output["image_features"]
+        return tokens, pooled if self.projected else pooled_if_token_width(pooled, tokens), self.body.grid_size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
 
 
 class ResNetModule(ImageModule):
-    """open_clip's ModifiedResNet: its last feature map; pooled is the mean (its attention pool ends in the projection,
-    so it is not used)."""
+    """open_clip's ModifiedResNet: its last feature map.
 
-    def __init__(self, resnet: ModifiedResNet, preprocess: ImagePreprocess):
+    Args:
+        projected: pooled is the model's embedding [B, E], from its attention pool, which ends in the projection; else
+            the mean.
+    """
+
+    def __init__(self, resnet: ModifiedResNet, preprocess: ImagePreprocess, *, projected: bool):
         super().__init__(preprocess)
-        self.body = resnet
-        resnet.attnpool = None
+        self.body, self.projected = resnet, projected
+        if not projected:
+            resnet.attnpool = None
 
     def encode(self, pixels: Tensor) -> ImageEncoding:
-        output = self.body.forward_intermediates(pixels, indices=1, intermediates_only=True)
-        return feature_map_tokens(output["image_intermediates"][-1])
+        output = self.body.forward_intermediates(pixels, indices=1, intermediates_only=not self.projected)
+        tokens, mean, grid = feature_map_tokens(output["image_intermediates"][-1])
+        return tokens, output["image_features"] if self.projected else mean, grid
 
 
 class TextModule(nn.Module):
     """open_clip's TextTransformer: token states after its last norm.
 
     Args:
-        text: the transformer; its projection is removed.
+        text: the transformer.
+        projected: pooled is the model's embedding [B, E]; else the projection is removed.
         hide_padding: mask padding in a bidirectional tower.
         pad_id: a published bidirectional tower (SigLIP) was trained to attend to padding, and may pool the last
             position: texts are padded with this id to the full length, whatever the length of the batch. None = causal,
@@ -103,6 +118,7 @@ class TextModule(nn.Module):
         self,
         text: TextTransformer,
         *,
+        projected: bool = False,
         hide_padding: bool = False,
         pad_id: int | None = None,
         mean: bool = False,
@@ -111,7 +127,9 @@ class TextModule(nn.Module):
         super().__init__()
         self.body, self.word_mixing = text, word_mixing
         self.hide_padding, self.mean, self.pad_id = hide_padding, mean, pad_id
-        text.text_projection = None
+        self.projected = projected
+        if not projected:
+            text.text_projection = None
         self.num_layers = len(text.transformer.resblocks)
         self.selected_layers: Sequence[int] = [self.num_layers]
 
@@ -135,13 +153,23 @@ class TextModule(nn.Module):
             states, attention_mask, [layer - 1 for layer in self.selected_layers if layer]
         )
         selected = outputs if self.selected_layers[0] else [states, *outputs]
-        states = torch.cat([text.ln_final(state) for state in selected], -1)
-        pooled = masked_mean(states, mask) if self.mean else text_global_pool(states, ids, text.pool_type, text.eos_id)
+        final = [text.ln_final(state) for state in selected]
+        states = torch.cat(final, -1)
+        pooled_states = final[-1] if self.projected else states
+        if self.mean:
+            pooled = masked_mean(pooled_states, mask)
+        else:
+            pooled = text_global_pool(pooled_states, ids, text.pool_type, text.eos_id)
+        if self.projected and text.text_projection is not None:
+            linear = isinstance(text.text_projection, nn.Linear)
+            pooled = text.text_projection(pooled) if linear else pooled @ text.text_projection
         return Features(states[:, :real_length], mask, pooled)
 
     @property
     def pooled_from(self) -> Pooling:
         """How ``pooled`` follows from the tokens; that of a padded tower may come from a position of padding."""
+        if self.projected:
+            return "model"
         if self.mean:
             return "mean"
         rules: dict[str, Pooling] = {"first": "first", "argmax": "last", "eos": "last"}
@@ -169,6 +197,7 @@ def text_tower(
     pretrained: bool,
     facts: Sequence[object],
     save_assets: Callable[[Path], str],
+    space: JointSpace | None = None,
 ) -> Tower:
     """Completes a text tower around open_clip's TextTransformer; ``facts`` name the architecture in the fingerprint."""
     return Tower(
@@ -180,8 +209,9 @@ def text_tower(
         tokens=tokenizer.context_length,
         grid=None,
         pretrained=pretrained,
-        fingerprint=fingerprint(module, spec.family, *facts, tokenizer),
+        fingerprint=fingerprint(module, spec.family, *facts, tokenizer, space),
         save_assets=save_assets,
+        space=space,
         tokenizer=tokenizer,
         set_grad_checkpointing=module.set_grad_checkpointing,
         hidden_states=module.num_layers + 1,
@@ -199,8 +229,9 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
     open_clip_config.json (architecture, size, preprocessing).
     """
     model, model_config = _create(spec, config)
-    preprocess = _image_preprocess(model.visual.preprocess_cfg, spec)
-    module = _image_module(model.visual, preprocess, spec)
+    projected = config.head != "new"
+    preprocess = _image_preprocess(model.visual.preprocess_cfg, spec, exact=projected)
+    module = _image_module(model.visual, preprocess, spec, projected=projected)
     return image_tower(
         spec,
         module,
@@ -209,6 +240,7 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
         facts=(model_config["vision_cfg"], model_config.get("quick_gelu", False)),
         save_assets=partial(_save, _assets(model, model_config), None),
         set_grad_checkpointing=None if isinstance(module, ResNetModule) else module.set_grad_checkpointing,
+        scale=_logit_scale(model) if projected else None,
     )
 
 
@@ -230,14 +262,21 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     trim = text.attn_mask is not None and text.pool_type in POOLED_AT_END
     hub_tokenizer = getattr(tokenizer, "tokenizer", None)
     pad_id = None if trim else getattr(hub_tokenizer, "pad_token_id", 0)
+    projected = config.head != "new"
     return text_tower(
         spec,
-        TextModule(text, pad_id=pad_id),
+        TextModule(text, projected=projected, pad_id=pad_id),
         ClipTokens(tokenizer, text.context_length, trim=trim),
         pretrained=spec.weights != RANDOM,
         facts=(model_config["text_cfg"], model_config.get("quick_gelu", False)),
         save_assets=partial(_save, _assets(model, model_config), hub_tokenizer),
+        space=JointSpace(model_config["embed_dim"], *_logit_scale(model)) if projected else None,
     )
+
+
+def _logit_scale(model: Any) -> LogitScale:
+    bias = getattr(model, "logit_bias", None)
+    return float(model.logit_scale.detach().exp()), None if bias is None else float(bias.detach())
 
 
 def _create(spec: TowerSpec, config: TowerConfig) -> tuple[Any, dict[str, Any]]:
@@ -307,14 +346,14 @@ def _load_file(model: nn.Module, file: Path, name: str) -> None:
 
 
 def _image_module(
-    visual: nn.Module, preprocess: ImagePreprocess, spec: TowerSpec
+    visual: nn.Module, preprocess: ImagePreprocess, spec: TowerSpec, *, projected: bool
 ) -> VitModule | ResNetModule | TimmModule:
     if isinstance(visual, VisionTransformer):
-        return VitModule(visual, preprocess)
+        return VitModule(visual, preprocess, projected=projected)
     if isinstance(visual, ModifiedResNet):
-        return ResNetModule(visual, preprocess)
+        return ResNetModule(visual, preprocess, projected=projected)
     if isinstance(visual, TimmModel):
-        return TimmModule(visual.trunk, preprocess)
+        return TimmModule(visual.trunk, preprocess, visual.head if projected else None)
     raise TowerError(
         "this open_clip image tower is not supported",
         where=spec,
@@ -323,7 +362,7 @@ def _image_module(
     )
 
 
-def _image_preprocess(recipe: dict[str, Any], spec: TowerSpec) -> ImagePreprocess:
+def _image_preprocess(recipe: dict[str, Any], spec: TowerSpec, *, exact: bool) -> ImagePreprocess:
     side = recipe["size"]
     height, width = (side, side) if isinstance(side, int) else side
     if recipe["resize_mode"] == "longest" or (recipe["resize_mode"] == "shortest" and height != width):
@@ -332,7 +371,7 @@ def _image_preprocess(recipe: dict[str, Any], spec: TowerSpec) -> ImagePreproces
         )
     resize = (height,) if recipe["resize_mode"] == "shortest" else (height, width)
     return ImagePreprocess(
-        (height, width), resize, recipe["interpolation"], tuple(recipe["mean"]), tuple(recipe["std"])
+        (height, width), resize, recipe["interpolation"], tuple(recipe["mean"]), tuple(recipe["std"]), exact
     )
 
 

@@ -138,7 +138,7 @@ def _check_output(tower: Tower, inputs: Inputs, features: Features) -> None:
         f"tokens [{rows}, {count}, {width}]": rows == batch and width == tower.width and count <= tower.tokens,
         f"a mask {list(features.mask.shape)}": features.mask.shape == (rows, count),
         f"a mask of {features.mask.dtype}": features.mask.dtype == torch.bool,
-        f"pooled {list(features.pooled.shape)}": features.pooled.shape == (batch, tower.width),
+        f"pooled {list(features.pooled.shape)}": features.pooled.shape == (batch, tower.pooled_width),
         f"{count} tokens for a grid of {tower.grid}": tower.grid is None or math.prod(tower.grid) <= count,
         "no class token before its patches": tower.pooled_from != "first" or math.prod(tower.grid or (0,)) < count,
         "a sample without real tokens": bool(features.mask.any(-1).all()),

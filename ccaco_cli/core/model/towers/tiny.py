@@ -97,7 +97,9 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 def _vit(preprocess: ImagePreprocess) -> VitModule:
     size = preprocess.size[0]
-    return VitModule(VisionTransformer(size, 8, WIDTH, 4, HEADS, MLP_RATIO, output_dim=WIDTH), preprocess)
+    return VitModule(
+        VisionTransformer(size, 8, WIDTH, 4, HEADS, MLP_RATIO, output_dim=WIDTH), preprocess, projected=False
+    )
 
 
 IMAGE_MODULES: dict[str, Callable[[ImagePreprocess], TinyImageModule | VitModule]] = {

@@ -56,11 +56,15 @@ class TorchvisionModule(ImageModule):
 
 
 class TimmModule(ImageModule):
-    """A timm model without classifier; open_clip wraps such models, too."""
+    """A timm model without classifier; open_clip wraps such models, too.
 
-    def __init__(self, model: Any, preprocess: ImagePreprocess):
+    Args:
+        head: of open_clip's wrapper; pooled is then its embedding [B, E]. None = the model's own pooled vector.
+    """
+
+    def __init__(self, model: Any, preprocess: ImagePreprocess, head: nn.Module | None = None):
         super().__init__(preprocess)
-        self.body = model
+        self.body, self.head = model, head
 
     def encode(self, pixels: Tensor) -> ImageEncoding:
         output = self.body.forward_features(pixels)
@@ -71,6 +75,8 @@ class TimmModule(ImageModule):
             tokens, prefix = output, getattr(self.body, "num_prefix_tokens", 0)
             side = math.isqrt(output.shape[1] - prefix)
             grid = (side, side) if side * side == output.shape[1] - prefix else None
+        if self.head is not None:
+            return tokens, self.head(self.body.forward_head(output)), grid
         return tokens, pooled_if_token_width(self.body.forward_head(output, pre_logits=True), tokens), grid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

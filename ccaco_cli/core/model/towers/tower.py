@@ -79,6 +79,21 @@ class TextTokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class JointSpace:
+    """The space in which a pretrained dual encoder compares both modalities.
+
+    Attributes:
+        size: E, numbers of one embedding.
+        logit_scale: multiplies cosines.
+        logit_bias: is added to scaled cosines (SigLIP, arXiv:2303.15343); None = the model has none.
+    """
+
+    size: int
+    logit_scale: float
+    logit_bias: float | None = None
+
+
+@dataclass(frozen=True)
 class Tower:
     """One encoder and its declared capabilities: a capability that is None is one that the tower lacks.
 
@@ -107,6 +122,8 @@ class Tower:
         select_hidden_states: (layer numbers) concatenates these states in each token; 0 = before the first layer.
         extend_context: (count, rule) extends learned positions to ``count`` tokens.
         pooled_from: how ``pooled`` follows from the tokens; it is checked when the tower is built.
+        space: the joint space that ``pooled`` [B, E] lies in, projected by the model and not normalised; None = the
+            module has no projection, and ``pooled`` is [B, W].
     """
 
     spec: TowerSpec
@@ -126,3 +143,9 @@ class Tower:
     select_hidden_states: Callable[[Sequence[int]], None] | None = None
     extend_context: Callable[[int, PositionRule], None] | None = None
     pooled_from: Pooling = "model"
+    space: JointSpace | None = None
+
+    @property
+    def pooled_width(self) -> int:
+        """Numbers of ``pooled``: E of a projected vector, else W."""
+        return self.width if self.space is None else self.space.size

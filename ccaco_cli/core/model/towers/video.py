@@ -18,11 +18,11 @@ from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.towers import build as build_tower
 from ccaco_cli.core.model.towers.hf import (
     architecture_json,
-    image_preprocess,
     load_pretrained,
     save_components,
     set_grad_checkpointing,
 )
+from ccaco_cli.core.model.towers.hf_image import image_preprocess
 from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec

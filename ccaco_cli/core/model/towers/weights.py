@@ -51,6 +51,22 @@ def weights_file(spec: TowerSpec) -> Path | None:
     return None
 
 
+def hub_name(spec: TowerSpec) -> str:
+    """The name or the folder of a SPEC as transformers takes it."""
+    is_path = spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
+    name = str(Path(spec.name).expanduser()) if is_path else spec.name
+    if is_path and not Path(name).is_dir():
+        raise TowerError("no model folder here", where=name, expected="a folder with config.json, or a name on the hub")
+    if not spec.name:
+        raise TowerError("no model is named", where=spec, expected="hf:NAME or hf:FOLDER")
+    return name
+
+
+def hub_revision(spec: TowerSpec, file: Path | None) -> str:
+    """The revision on the hub that a SPEC names."""
+    return "main" if file or spec.weights in ("", RANDOM) else spec.weights
+
+
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """Reads the state dict of a .safetensors file or torch checkpoint; never unpickles code.
 
