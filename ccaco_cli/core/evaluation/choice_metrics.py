@@ -34,29 +34,6 @@ def choice_accuracy(true_scores: ArrayLike, false_scores: ArrayLike) -> NDArray[
     return ((true[:, None] > false).all(1) & (true < np.inf)).astype(float)
 
 
-def n_way_accuracy(scores: ArrayLike, partner: ArrayLike) -> NDArray[np.float64]:
-    """[n] 1.0 where a query chooses its own partner among N; a tie or a NaN is wrong, chance is 1 / N.
-
-    scores [n, N]; partner [n] int, column of each query's partner
-
-    Raises:
-        DataError: shapes that do not fit, or N < 2
-    """
-    table, column = np.asarray(scores, dtype=float), np.asarray(partner)
-    if table.ndim != 2 or column.shape != table.shape[:1] or not table.size or table.shape[1] < 2:
-        raise DataError(
-            "scores and partners do not fit", where=f"{table.shape} and {column.shape}", expected="[n, N >= 2] and [n]"
-        )
-    if column.min() < 0 or column.max() >= table.shape[1]:
-        raise DataError(
-            "a partner lies outside the scores",
-            where=f"columns {column.min()}..{column.max()}",
-            expected=f"< {table.shape[1]}",
-        )
-    is_partner = np.arange(table.shape[1]) == column[:, None]
-    return choice_accuracy(table[is_partner], table[~is_partner].reshape(len(table), -1))
-
-
 def matching_accuracy(match_logit: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
     """[n] 1.0 where the sign of the logit says whether the pair belongs together; 0 and NaN are wrong.
 

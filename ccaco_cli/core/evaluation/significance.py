@@ -226,17 +226,12 @@ def compare(
     return Comparison(**vars(change), p=p, p_holm=p, effect=effect, higher_is_better=reference[0].higher_is_better)
 
 
-def compare_all(
-    reference: Sequence[PerQuery], arms: Mapping[str, Sequence[PerQuery]], **options: Any
-) -> dict[str, Comparison]:
-    """``compare`` of every arm with one reference on one metric, p corrected by Holm over the arms; ``options`` of
-    ``compare``.
-    """
-    comparisons = {name: compare(reference, runs, **options) for name, runs in arms.items()}
-    corrected = holm([comparison.p for comparison in comparisons.values()])
+def corrected(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """The same comparisons with p corrected by Holm over all of them."""
+    p_holm = holm([comparison.p for comparison in comparisons.values()])
     return {
         name: replace(comparison, p_holm=float(p))
-        for (name, comparison), p in zip(comparisons.items(), corrected, strict=True)
+        for (name, comparison), p in zip(comparisons.items(), p_holm, strict=True)
     }
 
 

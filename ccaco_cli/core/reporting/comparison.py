@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metric_table import METRICS, Shown, is_shown
-from ccaco_cli.core.evaluation.significance import Comparison
 from ccaco_cli.core.experiments.fairness import check_fair
 from ccaco_cli.core.reporting.rows import ArmEvidence, ArmRow, ComparisonRow, Stratum
 from ccaco_cli.core.scoring.results import (
@@ -98,7 +97,7 @@ def comparison_rows(runs: Sequence[Run], split: str = "test") -> list[Comparison
         and is_shown(f"{name}_accuracy", Shown.COMPARE)
     ]
     values = {name: (first.per_query(name), second.per_query(name)) for name in names}
-    comparisons = _corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})
+    comparisons = significance.corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})
     labels = _result_name(first), _result_name(second)
     return [ComparisonRow(name, *labels, a.mean, b.mean, comparisons[name]) for name, (a, b) in values.items()]
 
@@ -178,7 +177,7 @@ def _compared(
     enough = len(next(iter(values[reference].values())).cluster) > 1  # one image has no spread between images
     paired = {label: sorted(seeds.keys() & values[reference].keys()) for label, seeds in values.items()}
     del paired[reference]
-    comparisons = _corrected(
+    comparisons = significance.corrected(
         {
             label: significance.compare([values[reference][s] for s in seeds], [values[label][s] for s in seeds])
             for label, seeds in paired.items()
@@ -233,15 +232,6 @@ def count_queries(result: Result) -> int:
 def warning_kinds(runs: Sequence[Run]) -> list[str]:
     """The kinds of warnings of some runs, each once."""
     return list(dict.fromkeys(warning["kind"] for run in runs for warning in run.facts.get("warnings", ())))
-
-
-def _corrected(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
-    """The comparisons with p corrected by Holm over all of them."""
-    p_holm = significance.holm([comparison.p for comparison in comparisons.values()]) if comparisons else ()
-    return {
-        name: replace(comparison, p_holm=float(p))
-        for (name, comparison), p in zip(comparisons.items(), p_holm, strict=True)
-    }
 
 
 def _result_name(result: Result) -> str:

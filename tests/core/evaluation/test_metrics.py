@@ -300,18 +300,6 @@ def test_choice_ties_and_nan_are_wrong():
             choice_metrics.choice_accuracy(true, false)
 
 
-def test_n_way_accuracy():
-    table = [[0.9, 0.1, 0.2], [0.9, 0.1, 0.2], [0.5, 0.1, 0.5], [0.1, NAN, 0.9]]
-    assert choice_metrics.n_way_accuracy(table, [0, 1, 2, 2]).tolist() == [1, 0, 0, 0]
-    assert not choice_metrics.n_way_accuracy(
-        np.zeros((5, 4)), np.zeros(5, int)
-    ).any()  # a constant score chooses nobody
-    with pytest.raises(DataError, match="outside"):
-        choice_metrics.n_way_accuracy(table, [0, 1, 2, 3])
-    with pytest.raises(DataError, match="do not fit"):
-        choice_metrics.n_way_accuracy([[1.0]], [0])
-
-
 def test_best_threshold():
     assert choice_metrics.best_threshold([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]) == 2.5
     assert choice_metrics.best_threshold([2.0, 4.0, NAN], [1.0, 3.0, 3.5, 0.0]) in (1.5, 3.75)

@@ -13,7 +13,7 @@ from ccaco_cli.core.evaluation.significance import (
     WORSE,
     PerQuery,
     compare,
-    compare_all,
+    corrected,
     estimate,
     holm,
     per_query,
@@ -217,10 +217,11 @@ def test_holm_by_hand():
 def test_arms_are_corrected_together():
     reference = runs(0.4, seed=1)
     arms = {"up": runs(0.55, seed=2), "same": runs(0.4, seed=3), "down": runs(0.25, seed=4)}
-    comparisons = compare_all(reference, arms, permutations=999)
+    comparisons = corrected({name: compare(reference, arm, permutations=999) for name, arm in arms.items()})
     assert [comparison.verdict for comparison in comparisons.values()] == [BETTER, NOT_SEPARABLE, WORSE]
     assert comparisons["up"].p == 0.001 and comparisons["up"].p_holm == pytest.approx(0.003)
-    one_of_many = compare_all(reference, {str(i): arms["up"] for i in range(60)}, permutations=999, resamples=50)
+    up = compare(reference, arms["up"], permutations=999, resamples=50)
+    one_of_many = corrected({str(i): up for i in range(60)})
     assert one_of_many["0"].p_holm == pytest.approx(0.06) and one_of_many["0"].verdict == NOT_SEPARABLE
 
 
