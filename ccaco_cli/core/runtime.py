@@ -62,6 +62,14 @@ def _named_device(name: str) -> Any:
     return chosen
 
 
+def must_wait(tensor: Any) -> bool:
+    """Whether reading a value of this tensor lets the program wait: the device must first do all its work so far.
+
+    Shapes that depend on values (a boolean index, ``unique``, ``nonzero``) need such a read.
+    """
+    return bool(tensor.device.type != "cpu")
+
+
 def launcher_rank() -> tuple[int, int]:
     """(rank, world) as set by a launcher such as torchrun; (0, 1) without one."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

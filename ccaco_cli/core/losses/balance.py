@@ -61,7 +61,8 @@ class Uncertainty(Balance):
         return weight * (-self.log_variance[self.parts.index(part)]).exp()
 
     def penalty(self, parts: Sequence[str]) -> Tensor | float:
-        return self.log_variance[[self.parts.index(part) for part in parts]].sum() / 2
+        # rows are selected one by one: a list as index would be copied to a GPU
+        return torch.stack([self.log_variance[self.parts.index(part)] for part in parts]).sum() / 2
 
 
 class GradNorm(Balance):
@@ -89,19 +90,22 @@ class GradNorm(Balance):
         parts = [part for part in self.parts if part in losses and weights.get(part, 0.0) > 0]
         index = [self.parts.index(part) for part in parts]
         current = torch.stack([_process_mean(losses[part].detach()) for part in parts])
-        self.first[index] = torch.where(self.first[index].isnan(), current, self.first[index])
+        # rows are read and written one by one: a list as index would be copied to a GPU
+        first, multiplier = (torch.stack([buffer[i] for i in index]) for buffer in (self.first, self.multiplier))
+        first = torch.where(first.isnan(), current, first)
+        _write_rows(self.first, index, first)
         if len(parts) < 2:
             return
         norms = torch.stack([weights[part] * _gradient_norm(losses[part], shared) for part in parts])
-        if not bool(torch.isfinite(norms).all()):  # the training loop skips this step, or ends
-            return
-        rate = current / self.first[index].clamp_min(1e-12)
-        target = (self.multiplier[index] * norms).mean() * (rate / rate.mean().clamp_min(1e-12)) ** self.asymmetry
+        rate = current / first.clamp_min(1e-12)
+        target = (multiplier * norms).mean() * (rate / rate.mean().clamp_min(1e-12)) ** self.asymmetry
         # d |multiplier * norm - target| / d multiplier is +-norm; divided by the mean norm, so that WEIGHT_RATE suits
         # losses of any scale
-        slope = torch.sign(self.multiplier[index] * norms - target) * norms / norms.mean().clamp_min(1e-12)
-        updated = (self.multiplier[index] - WEIGHT_RATE * slope).clamp_min(1e-3)
-        self.multiplier[index] = updated * len(parts) / updated.sum()
+        slope = torch.sign(multiplier * norms - target) * norms / norms.mean().clamp_min(1e-12)
+        updated = (multiplier - WEIGHT_RATE * slope).clamp_min(1e-3)
+        updated = updated * len(parts) / updated.sum()
+        # of a norm that is not finite nothing is learned: the training loop skips this step, or ends
+        _write_rows(self.multiplier, index, torch.where(torch.isfinite(norms).all(), updated, multiplier))
 
 
 BALANCES: dict[str, Callable[[LossConfig], Balance]] = {
@@ -146,6 +150,11 @@ def _gradient_norm(loss: Tensor, shared: Sequence[Tensor]) -> Tensor:
     norms = [_process_mean(gradient).norm() for gradient in gradients if gradient is not None]
     norm: Tensor = torch.stack(norms or [torch.zeros((), device=loss.device)]).norm()
     return norm
+
+
+def _write_rows(buffer: Tensor, index: Sequence[int], values: Tensor) -> None:
+    for i, value in zip(index, values.unbind(), strict=True):
+        buffer[i] = value
 
 
 def _process_mean(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.losses.precision import in_float32
 
 MAX_MATRIX_SCORES = 2**22
@@ -35,10 +36,8 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, query
     Returns:
         Scalar in nats.
     """
-    groups, position, size = torch.unique(group, return_inverse=True, return_counts=True)
-    mean_a, mean_b = (
-        (z.new_zeros(len(groups), z.shape[1]).index_add(0, position, z) / size[:, None])[position] for z in (z_a, z_b)
-    )
+    position, size = _group_positions(group)
+    mean_a, mean_b = ((torch.zeros_like(z).index_add(0, position, z) / size[:, None])[position] for z in (z_a, z_b))
     if query_rows is None:
         positive = (z_a * mean_b).sum() / len(group)  # z_b * mean_a has the same sum
         log_sums: Tensor = _LogSums.apply(z_a, z_b, logit_scale, True)  # type: ignore[no-untyped-call]
@@ -63,23 +62,22 @@ class _LogSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, both: bool) -> Tensor:
         with torch.autocast(a.device.type, enabled=False):
-            shift = max(0.0, float(scale) - _MAX_EXPONENT)
+            shift = (scale - _MAX_EXPONENT).clamp_min(0.0)
             sums = _sums(a, b, scale, shift, a.dtype, both)
-            in_range = min(part.min() for part in sums) >= torch.finfo(a.dtype).tiny
-            if not in_range:  # all candidates of a query point away from it
+            in_range = torch.stack([part.min() for part in sums]).min() >= torch.finfo(a.dtype).tiny
+            if not in_range:  # all candidates of a query point away from it; the only wait for a GPU
                 sums = _sums(a, b, scale, shift, torch.float64, both)
-            ctx.save_for_backward(a, b, scale, *sums)
-            ctx.shift = shift
+            ctx.save_for_backward(a, b, scale, shift, *sums)
             return torch.stack([part.log().mean() + shift for part in sums]).sum().to(a.dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        a, b, scale, rows, *columns = ctx.saved_tensors
+        a, b, scale, shift, rows, *columns = ctx.saved_tensors
         grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
         with torch.autocast(a.device.type, enabled=False):
             for i, j in _tiles(a, b):
-                weight = _exp(a[i], b[j], scale, ctx.shift, rows.dtype)
+                weight = _exp(a[i], b[j], scale, shift, rows.dtype)
                 norm = rows[i].reciprocal()[:, None]  # the softmax over the row, plus the one over the column
                 weight = weight.mul_(norm + columns[0][j].reciprocal() if columns else norm).to(a.dtype)
                 grad_a[i].addmm_(weight, b[j])
@@ -89,7 +87,7 @@ class _LogSums(torch.autograd.Function):
         return grad * scale * grad_a, grad * scale * grad_b, grad * (a * grad_a).sum(), None
 
 
-def _sums(a: Tensor, b: Tensor, scale: Tensor, shift: float, dtype: torch.dtype, both: bool) -> tuple[Tensor, ...]:
+def _sums(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, both: bool) -> tuple[Tensor, ...]:
     """Sums of exp(logit - shift) of every row [A] and, if ``both``, of every column [B] of the score matrix."""
     rows, columns = a.new_zeros(len(a), dtype=dtype), b.new_zeros(len(b), dtype=dtype)
     for i, j in _tiles(a, b):
@@ -100,9 +98,28 @@ def _sums(a: Tensor, b: Tensor, scale: Tensor, shift: float, dtype: torch.dtype,
     return (rows, columns) if both else (rows,)
 
 
-def _exp(a: Tensor, b: Tensor, scale: Tensor, shift: float, dtype: torch.dtype) -> Tensor:
+def _exp(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
     logits = torch.mm(a * scale, b.T).to(dtype)
-    return (logits.sub_(shift) if shift else logits).exp_()
+    # a zero shift is skipped on a CPU only: to know it, the program would wait for a GPU
+    return (logits.sub_(shift) if runtime.must_wait(shift) or shift else logits).exp_()
+
+
+def _group_positions(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers the groups in ascending order.
+
+    Unlike ``torch.unique`` it does not wait for a GPU, because the shape of its result does not depend on the values.
+
+    Args:
+        group: [B] int64.
+    Returns:
+        [B] int64, the number of the group of each row; and [B] int64, the sizes of the groups (1 behind the last one).
+    """
+    ordered, order = group.sort(stable=True)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    position = torch.empty_like(group).scatter_(0, order, begins.cumsum(0) - 1)
+    size = torch.zeros_like(group).scatter_add_(0, position, torch.ones_like(group))
+    return position, size.clamp_min(1)
 
 
 def _tiles(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:

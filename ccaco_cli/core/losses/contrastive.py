@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.errors import LossInputError
 from ccaco_cli.core.losses import blocked
 from ccaco_cli.core.losses.precision import in_float32
@@ -25,7 +26,7 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Te
     Returns:
         Scalar in nats, mean over the 2B queries.
     Raises:
-        LossInputError: shapes differ, or a row is not finite.
+        LossInputError: shapes differ, or a row is not finite (on a GPU the loss is NaN then).
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
         raise LossInputError(
@@ -47,7 +48,7 @@ def sharded_info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tenso
     Returns:
         Scalar in nats, mean over the 2b queries; the mean over processes with equally many rows is ``info_nce``.
     Raises:
-        LossInputError: a row is not finite.
+        LossInputError: a row is not finite (on a GPU the loss is NaN then).
     """
     check_finite(z_a, z_b)
     if len(z_a[query_rows]) * len(z_a) > blocked.MAX_MATRIX_SCORES:
@@ -66,8 +67,11 @@ def scores(z_a: Tensor, z_b: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def check_finite(z_a: Tensor, z_b: Tensor) -> None:
-    """Raises LossInputError if a row is not finite."""
-    if not (torch.isfinite(z_a).all() and torch.isfinite(z_b).all()):
+    """Raises LossInputError if a row is not finite, on a CPU.
+
+    On a GPU the check would let the program wait for the device in every step. There the loss of such rows is NaN.
+    """
+    if not runtime.must_wait(z_a) and not (torch.isfinite(z_a).all() and torch.isfinite(z_b).all()):
         raise LossInputError(
             "embeddings are not finite", expected="unit vectors", next="lower --lr, or use --precision fp32"
         )

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.losses.precision import in_float32
 from ccaco_cli.core.types import move_tensor
 
@@ -23,11 +24,14 @@ class Pairs:
         rows: [R] int64, rows of the batch that take part.
         index: [M, 2] int64 into ``rows`` (side a, side b), or None for all R x R pairs.
         label: [M] bool, True = the pair belongs together; None for all pairs.
+        has_negatives: [] bool on a GPU, False = all rows are of one group, so that the loss is not defined; None where
+            the program need not wait to leave such queries out.
     """
 
     rows: Tensor
     index: Tensor | None = None
     label: Tensor | None = None
+    has_negatives: Tensor | None = None
 
 
 class PairSampler(Protocol):
@@ -110,21 +114,32 @@ def hard_negative_pairs(
 
     Each run of 1 + ``negatives`` consecutive pairs has one query, its true pair first.
     """
-    chosen = _subset(group, size, generator)
+    chosen, must_wait = _subset(group, size, generator), runtime.must_wait(group)
     index: list[Tensor] = []
     for flip in (False, True):
         queries, candidates = (z_b, z_a) if flip else (z_a, z_b)
         # similarities of the chosen queries only: the full matrix would not fit beside a large batch
         drawn = sample_hard_negatives(queries[chosen] @ candidates.T, group, negatives, generator, group[chosen])
-        valid = drawn[:, 0] >= 0
-        query, partners = chosen[valid], torch.cat([chosen[valid, None], drawn[valid]], 1)
+        query = chosen
+        if not must_wait:
+            valid = drawn[:, 0] >= 0
+            query, drawn = chosen[valid], drawn[valid]
+        partners = torch.cat([query[:, None], drawn], 1)
         pairs = torch.stack([query[:, None].expand_as(partners), partners], -1).reshape(-1, 2)
         index.append(pairs.flip(1) if flip else pairs)
     both = torch.cat(index)
-    rows, local_index = torch.unique(both, return_inverse=True)
     label = torch.zeros(len(both), dtype=torch.bool, device=both.device)
     label[:: negatives + 1] = True
-    return Pairs(rows, local_index, label)
+    if not must_wait:
+        rows, local_index = torch.unique(both, return_inverse=True)
+        return Pairs(rows, local_index, label)
+    # shapes that do not depend on values, so that the program does not wait for the GPU: a query has no negative only
+    # where all rows are of one group, and rows may repeat
+    has_negatives, both = (both >= 0).all(), both.clamp_min(0)
+    if both.numel() >= len(group):
+        return Pairs(torch.arange(len(group), device=group.device), both, label, has_negatives)
+    local_index = torch.arange(both.numel(), device=group.device).view_as(both)
+    return Pairs(both.flatten(), local_index, label, has_negatives)
 
 
 def _subset(group: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
@@ -135,4 +150,5 @@ def _subset(group: Tensor, size: int, generator: torch.Generator | None) -> Tens
         return rows
     drawn_on = group.device if generator is None else generator.device
     start = torch.randint(batch, (1,), generator=generator, device=drawn_on)
-    return (rows[:size] + move_tensor(start, group.device)) % batch
+    # the start as a number needs no copy to the GPU
+    return (rows[:size] + (int(start) if drawn_on.type == "cpu" else start)) % batch

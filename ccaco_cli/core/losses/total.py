@@ -163,7 +163,9 @@ def cross_branch_loss(alignment: Alignment, config: LossConfig) -> Tensor | None
     """The cross loss that the config names; None while the cross branch does not run."""
     if alignment.crossed is None or alignment.pairs is None:
         return None
-    return cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
+    loss = cross_loss(config).loss(alignment.crossed, alignment.pairs, alignment.group, config)
+    has_negatives = alignment.pairs.has_negatives
+    return loss if has_negatives is None else torch.where(has_negatives, loss, torch.nan)
 
 
 def distillation_loss(alignment: Alignment) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.model.attention import apply_weights, masked_mean
 from ccaco_cli.core.model.attention_kernels import KINDS, Kernel, Layouts, build_kernel
@@ -93,7 +94,7 @@ class Attended(CosineMatcher):
         Half of the tokens of a batch of captions is padding. A CPU computes only real tokens. A GPU computes all of
         them, since the program would have to wait for it to know how many are real; the gate of padding is zero.
         """
-        if queries.mask.is_cuda:
+        if runtime.must_wait(queries.mask):
             score = self._token_scores(queries.unit.flatten(0, 1), keys).unflatten(1, queries.mask.shape)
             padded_table: Tensor = (score * queries.gate.masked_fill(~queries.mask, 0.0)).sum(-1)
             return padded_table

@@ -147,13 +147,13 @@ def _with_heads(
     domain_of_pair, rows = distributed.gather(batch.domain), distributed.gather(batch.rows)
     ramp = domain.ramp(progress)
     domains, accuracies = [], []
-    for modality in adaptation.domains:
+    for modality, count in adaptation.domains.items():
         features, codes = adaptation.features(z[modality]), adaptation.domain_labels(z[modality], domain_of_pair)
         logits = None
         if modality in adaptation.domain_classifiers:
             logits = adaptation.domain_classifiers[modality](domain.reverse(features, ramp))
             accuracies.append((logits.argmax(1) == codes).float().mean())
-        domains.append(domain.DomainFeatures(features, codes, ramp, logits))
+        domains.append(domain.DomainFeatures(features, codes, ramp, count, logits))
     inputs = replace(inputs, domain_loss=adaptation.config.loss, domains=domains)
     if adaptation.classify:
         label_logits = adaptation.predict(z[adaptation.classify][: len(rows)])
@@ -164,4 +164,4 @@ def _with_heads(
 def shared_parameters(aligner: Aligner) -> list[Tensor]:
     """The projections of both modalities: the last parameters that all loss parts share, where GradNorm reads
     gradients."""
-    return [p for side in aligner.sides.values() for p in side.heads[0].project.parameters()]  # type: ignore[union-attr,index]
+    return [p for modality in aligner.modalities for p in aligner.encoder(modality).shared_parameters()]

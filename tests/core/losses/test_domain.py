@@ -126,7 +126,7 @@ def test_gradients() -> None:
 
 def test_terms_are_added_and_ramped() -> None:
     features, domain, logits = normal(8, 3), torch.arange(8) // 4, normal(8, 2, seed=2)
-    inputs = DomainFeatures(features, domain, 0.5, logits)
+    inputs = DomainFeatures(features, domain, 0.5, 2, logits)
     parts = {name: term(inputs).item() for name, term in TERMS.items()}
     assert parts["mmd"] == pytest.approx(0.5 * mmd(features[:4], features[4:]).item())
     assert parts["dann"] == pytest.approx(dann(logits, domain).item()), "the reversal has its ramp"
@@ -138,7 +138,7 @@ def test_terms_are_added_and_ramped() -> None:
 
 def test_a_batch_of_one_domain_costs_nothing() -> None:
     features = normal(4, 3).requires_grad_()
-    loss = domain_loss("mmd", DomainFeatures(features, torch.zeros(4, dtype=torch.long), 1.0))
+    loss = domain_loss("mmd", DomainFeatures(features, torch.zeros(4, dtype=torch.long), 1.0, 1))
     assert loss.item() == 0.0
     loss.backward()
 
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused() -> None:
         lambda: dann(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)),
         lambda: mmd(torch.zeros(3, 2), torch.zeros(3, 1)),
         lambda: coral(torch.zeros(1, 2), torch.zeros(3, 2)),
-        lambda: domain_loss("dann", DomainFeatures(torch.zeros(2, 2), torch.tensor([0, 1]), 1.0)),
+        lambda: domain_loss("dann", DomainFeatures(torch.zeros(2, 2), torch.tensor([0, 1]), 1.0, 2)),
     ):
         with pytest.raises(LossInputError):
             call()
@@ -170,7 +170,7 @@ def test_distances_have_the_gradient_of_float32_under_autocast(term: str) -> Non
     def gradient(enabled: bool) -> Tensor:
         features = (normal(24, 8) + 5 + 0.1 * domain[:, None]).float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            loss = domain_loss(term, DomainFeatures(features, domain, ramp=1.0))
+            loss = domain_loss(term, DomainFeatures(features, domain, ramp=1.0, domains=int(domain.max()) + 1))
         loss.backward()
         assert features.grad is not None
         return features.grad

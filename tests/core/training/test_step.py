@@ -114,7 +114,7 @@ def test_the_domain_loss_is_that_of_pairs_against_the_rest(toy: Any, name: str) 
     assert torch.allclose(parts["total"], plain["total"] + 0.5 * parts["domain"])
     features = heads.features(aligner.encode("image", inputs.a)[0].z)
     logits = heads.domain_classifiers["image"](features) if len(heads.domain_classifiers) else None
-    domain_inputs = domain.DomainFeatures(features, torch.arange(16) // 8, domain.ramp(0.5), logits)
+    domain_inputs = domain.DomainFeatures(features, torch.arange(16) // 8, domain.ramp(0.5), 2, logits)
     assert torch.allclose(parts["domain"], domain.domain_loss(name, domain_inputs))
     assert ("domain_accuracy" in parts) == (name in ("dann", "both"))
 

@@ -23,18 +23,19 @@ def encode_by_length(tower: nn.Module, inputs: dict[str, Any]) -> Features:
 
     Args:
         tower: module of a text tower.
-        inputs: {"ids": [B, L], "mask": [B, L], "lengths": [B] int64, the real tokens of each text}; real tokens come
-            first.
+        inputs: {"ids": [B, L], "mask": [B, L], "lengths": [B] int64 on the CPU, the real tokens of each text}; real
+            tokens come first.
     Returns:
         Features with tokens [B, L, W]; tokens behind the end of a text are zero.
     """
     token_inputs = {k: inputs[k] for k in ("ids", "mask")}
-    lengths, longest = inputs["lengths"].tolist(), inputs["ids"].shape[1]
+    longest = inputs["ids"].shape[1]
+    lengths = inputs["lengths"].tolist() if longest >= MIN_LENGTH else []
     buckets = defaultdict(list)
     for row, length in enumerate(lengths):
         buckets[math.ceil(2 * math.log2(max(length, 16)))].append(row)
     work = sum(len(rows) * max(lengths[row] for row in rows) for rows in buckets.values())
-    if longest < MIN_LENGTH or work > MAX_WORK * longest * len(lengths):
+    if not lengths or work > MAX_WORK * longest * len(lengths):
         features: Features = tower(token_inputs)
         return features
     order = torch.tensor([row for rows in buckets.values() for row in rows], device=inputs["ids"].device)
