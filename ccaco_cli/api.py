@@ -16,7 +16,7 @@ from ccaco_cli.core.encoding.conversion import as_samples
 from ccaco_cli.core.encoding.encode import EncodeOptions, reduce_precision
 from ccaco_cli.core.encoding.samples import encode_samples
 from ccaco_cli.core.errors import ConfigError, DataError
-from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.experiments.pretrained import is_run, open_model
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.index import Index
@@ -38,21 +38,23 @@ def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto"
     """Loads the trained model of a run or of an index.
 
     Args:
-        path_or_spec: folder of a finished run (``runs/first``), or of an index (``photos.idx``), which holds its model.
+        path_or_spec: folder of a finished run (``runs/first``) or of an index (``photos.idx``), which holds its model;
+            or a pretrained model (``open_clip:ViT-B-32@openai``, ``hf:openai/clip-vit-base-patch32``, ``hf:FOLDER``).
         device: ``auto``, ``cpu``, ``cuda`` ...; a model of an index runs on the CPU, as it does in ``ccaco retrieve``.
         precision: of the towers, as in ``ccaco embed``: ``auto`` (16 bits where the device is faster with it),
             ``fp32``, ``bf16`` or ``fp16``; a model of an index computes as its items were computed.
     Returns:
         The model, ready to encode.
     Raises:
-        ConfigError: neither the folder of a run nor of an index.
+        ConfigError: neither a SPEC nor the folder of a run or of an index.
+        TowerError: a SPEC of no pretrained model of two modalities, or weights that cannot be had.
         ManifestError: the run is not finished, or files of the folder were changed.
     """
     path = Path(path_or_spec)
     kind = _kind(path)
     runtime.limit_threads()
-    if kind == "run":
-        aligner, towers, config, run = load_run(path, device)
+    if kind == "run" or not is_run(path_or_spec):
+        aligner, towers, config, run = open_model(path_or_spec, device)
         reduce_precision(aligner, runtime.encoding_dtype(precision, next(aligner.parameters()).device))
         return Model(aligner, towers, config, weight=float(run.facts.get("weight") or 0.0), run=run.sha256)
     if kind == "index":
@@ -62,7 +64,7 @@ def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto"
     raise ConfigError(
         "no model can be loaded from this",
         where=path_or_spec,
-        expected="the folder of a finished run or of an index",
+        expected="the folder of a finished run or of an index, or a SPEC such as open_clip:ViT-B-32@openai",
         next="ccaco train --dataset scenes --name first, then ccaco_cli.load('runs/first')",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from ccaco_cli.commands import options
 
 
 def embed(
-    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
+    model: options.ModelSource,
     dataset: options.Dataset = "scenes",
     split: options.Split = None,
     out: Annotated[
@@ -62,8 +61,11 @@ def embed(
       ccaco embed --run runs/first --dataset scenes --index scenes.idx
       ccaco embed --run runs/first --dataset scenes --index small.idx --store-tokens int8 --store-grid 16
       ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
+      ccaco embed --model open_clip:ViT-B-32@openai --dataset photos --index photos.idx
     """
+    from ccaco_cli.core.experiments.pretrained import name_of
     from ccaco_cli.core.modalities import MODALITIES
+    from ccaco_cli.core.shell import quoted_path
     from ccaco_cli.core.workflows.embed import EmbedRequest, split_to_embed
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
@@ -71,9 +73,9 @@ def embed(
     split, note = split_to_embed(dataset, split, data)
     if note:
         progress.note(note)
-    out = out or Path("embeddings") / f"{run.name}-{Path(dataset).name}-{split}"
+    out = out or Path("embeddings") / f"{name_of(model)}-{Path(dataset).name}-{split}"
     request = EmbedRequest(
-        run,
+        model,
         dataset,
         out,
         split,
@@ -95,10 +97,10 @@ def embed(
     if reason := embedded.facts.get("query", {}).get("why"):
         progress.note(f"text queries load the whole model: {reason}")
     if index is None:
-        progress.note(f"next: add --index {Path(dataset).name}.idx to search them")
+        progress.note(f"next: add --index {quoted_path(f'{Path(dataset).name}.idx')} to search them")
         return
     query = MODALITIES[embedded.facts["modalities"][1]].query
-    progress.note(f"next: ccaco retrieve {query} --index {shlex.quote(str(index))}")
+    progress.note(f"next: ccaco retrieve {query} --index {quoted_path(index)}")
 
 
 def _storage_text(storage: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +46,16 @@ Wide = Annotated[
         "--wide", help="Show every column on a terminal; by default those that fit.", rich_help_panel="Output"
     ),
 ]
+ModelSource = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "--run",
+        metavar="RUN|SPEC",
+        help="A finished run, or a pretrained model: open_clip:NAME@TAG, open_clip:FOLDER, hf:NAME or hf:FOLDER.",
+        show_default=False,
+    ),
+]
 Split = Annotated[
     str | None,
     typer.Option("--split", help="Split of the data set.", show_default="test, else val, else train"),
@@ -76,14 +85,9 @@ Verify = Annotated[
 ]
 
 
-def command_line(*words: object) -> str:
-    """A ``ccaco`` command as it is typed into a shell: names with spaces are quoted."""
-    return shlex.join(["ccaco", *map(str, words)])
-
-
-def data_option(data: Path) -> tuple[str, ...]:
+def data_option(data: Path) -> tuple[str | Path, ...]:
     """``--data FOLDER`` for a next step, or nothing for the default folder."""
-    return () if data == Path("data") else ("--data", str(data))
+    return () if data == Path("data") else ("--data", data)
 
 
 def parse_column_mapping(texts: list[str] | None, flag: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from ccaco_cli.core.data.split_shares import require_splits
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.protocols import pools, single_pair_evaluation
 from ccaco_cli.core.experiments import arms
+from ccaco_cli.core.experiments.pretrained import pretrained_settings
 from ccaco_cli.core.training import config_checks
 
 
@@ -50,7 +51,10 @@ class TrainRequest:
         return (self.explicit or {}).get(key, (self.base or {}).get(key, default))
 
     def resolve(self, data: PairData) -> RunConfig:
-        config = recipes.build(base=self.base or {}, explicit=self.explicit or {}, modalities=data.modalities)
+        model = str(self._setting("model.spec", ""))
+        pretrained = pretrained_settings(model, data.modalities) if model else {}
+        base = pretrained | dict(self.base or {})
+        config = recipes.build(base=base, explicit=self.explicit or {}, modalities=data.modalities)
         return arms.apply(replace(config, dataset=self.dataset), self.arm)
 
 

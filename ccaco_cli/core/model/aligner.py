@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccaco_cli.core import distributed
+from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import matching, towers
@@ -54,7 +54,7 @@ class Center(nn.Module):
 
 def _count_and_sum(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Counts and adds up real tokens: tokens [B, N, W], mask [B, N] -> scalar and [W], float32."""
-    if mask.is_cuda:  # the program would have to wait for a GPU to know how many tokens are real
+    if runtime.must_wait(mask):  # the program would have to wait for a GPU to know how many tokens are real
         zeroed = tokens.float().masked_fill(~mask.unsqueeze(-1), 0.0)
         return mask.sum().float(), zeroed.sum((0, 1))
     real = tokens[mask].float()
@@ -233,6 +233,10 @@ class ModalityEncoder(nn.Module):
     def head(self, pooled: Tensor) -> Tensor:
         """Maps [B, W] to [B, E], all global vectors side by side, before normalisation."""
         return torch.cat([head(pooled) for head in self.heads], 1)
+
+    def shared_parameters(self) -> list[Tensor]:
+        """The projection of the first new head, which all loss parts share; none with a pretrained head."""
+        return list(self.heads[0].project.parameters()) if isinstance(self.heads[0], Head) else []
 
     def project(self, tokens: Tensor) -> Tensor:
         """Maps [R, N, W] to [R, N, D] by the projection of the first new head, for a cross branch that shares it."""

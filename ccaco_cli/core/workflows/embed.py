@@ -5,7 +5,6 @@ index.
 from __future__ import annotations
 
 import io
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,7 +27,8 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import locate, prepared
-from ccaco_cli.core.experiments.run_folder import load_run, refuse_other_modalities
+from ccaco_cli.core.experiments.pretrained import open_model
+from ccaco_cli.core.experiments.run_folder import refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
@@ -36,6 +36,7 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
+from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, no_progress
 
 SHARD_SIZE = 8192
@@ -51,7 +52,7 @@ class EmbedRequest:
     """What to embed, and how the index stores it.
 
     Attributes:
-        run: a finished run; its best checkpoint embeds.
+        model: folder of a finished run, whose best checkpoint embeds, or SPEC of a pretrained dual encoder.
         dataset: name or folder of a prepared data set.
         out: folder of the embeddings: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy`` ... (float16 [n, E], unit
             norm),
@@ -67,7 +68,7 @@ class EmbedRequest:
         verify: quick | full: whether every file of the data set is hashed first.
     """
 
-    run: Path
+    model: str | Path
     dataset: str
     out: Path
     split: str = "test"
@@ -157,7 +158,7 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
     runtime.encoding_dtype(request.precision, runtime.device(request.device))  # refuses an unknown precision at once
     with distributed.session(request.device, on_progress) as report_progress:
         aligner, towers, config, run = distributed.main_process_first(
-            lambda: load_run(request.run, request.device, manifest.FULL)
+            lambda: open_model(request.model, request.device)
         )
         data = distributed.main_process_first(
             lambda: shards.open(prepared(request.dataset, data_root, report_progress), request.verify)
@@ -224,7 +225,7 @@ def _finished_embeddings(job: _Job) -> Manifest | None:
             "other embeddings lie here",
             where=out,
             expected="a new folder",
-            next=f"--out OTHER, or rm -r {shlex.quote(str(out))}",
+            next=f"--out OTHER, or rm -r {quoted_path(out)}",
         )
     manifest.write_bytes(inputs_file, inputs.encode())
     return manifest.open(out, kind="embeddings") if manifest.exists(out) else None
@@ -278,7 +279,7 @@ def _write_shard(job: _Job, modality: str, file: Path, items: Any, z: Tensor) ->
     if not torch.isfinite(z).all():
         raise DataError(
             f"the {modality} embeddings of this run are not finite, so they cannot be searched",
-            where=job.request.run,
+            where=job.request.model,
             expected="a run whose training did not diverge",
             next=f"train again with a lower learning rate (--lr {job.config.optim.lr / 10:g})",
         )

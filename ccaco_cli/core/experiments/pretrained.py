@@ -1,0 +1,114 @@
+"""Models by name: a finished run, or the SPEC of a pretrained dual encoder that needs no training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccaco_cli.core import config_io, manifest, runtime
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.model.aligner import PRETRAINED, Aligner
+from ccaco_cli.core.model.aligner import build as build_aligner
+from ccaco_cli.core.model.towers.dual_encoders import dual_modalities
+from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.retrieval.rerank import COSINE
+
+ZERO_SHOT = "zero-shot"
+"""Arm of a pretrained model that was not trained here."""
+
+
+class LoadedModel(NamedTuple):
+    """A model that is ready to encode.
+
+    Attributes:
+        aligner: on its device, in evaluation mode.
+        towers: modality -> tower, for preprocessing.
+        config: settings of the run, or of the pretrained model.
+        manifest: of the run; of a pretrained model, a description in memory whose hash covers its weights.
+    """
+
+    aligner: Aligner
+    towers: dict[str, Tower]
+    config: RunConfig
+    manifest: Manifest
+
+
+def is_run(model: str | Path) -> bool:
+    """Whether this names the folder of a run (finished or not), and not a SPEC."""
+    return manifest.exists(Path(model)) or ":" not in str(model)
+
+
+def name_of(model: str | Path) -> str:
+    """A name for files: the run's, or the SPEC's with hyphens."""
+    if is_run(model):
+        return Path(model).resolve().name
+    family, _, rest = str(model).partition(":")
+    name, _, weights = rest.partition("@")
+    parts = (family, Path(name).name if Path(name).is_dir() else name, Path(weights).stem)
+    return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
+
+
+def open_model(model: str | Path, device: str = "auto", verify: str = manifest.FULL) -> LoadedModel:
+    """Loads the best model of a finished run, or a pretrained dual encoder.
+
+    Args:
+        model: folder of a run, or ``open_clip:NAME@TAG``, ``open_clip:FOLDER``, ``hf:NAME``, ``hf:FOLDER``.
+        verify: quick | full: whether every file of a run is hashed first.
+    Raises:
+        ManifestError: no finished run.
+        TowerError: no such model, no weights, or a model without a joint space.
+    """
+    if is_run(model):
+        return LoadedModel(*load_run(Path(model), device, verify))
+    spec = TowerSpec.parse(str(model))
+    modalities = dual_modalities(spec)
+    settings = pretrained_settings(str(model), modalities) | {"loss.beta": 0.0, "arm": ZERO_SHOT}
+    config = config_io.override(RunConfig(), settings)
+    runtime.seed(config.seed)
+    aligner, towers = build_aligner(config.model, config.loss, modalities)
+    facts: dict[str, Any] = {
+        "name": name_of(model),
+        "modalities": list(modalities),
+        "towers": {modality: tower.fingerprint for modality, tower in towers.items()},
+        "metrics": {},
+        "headline": COSINE,
+        "weight": 0.0,
+        "weights_tried": {},
+        "thresholds": {},
+    }
+    described = Manifest(Path(str(model)), "model", facts, config=asdict(config))
+    return LoadedModel(aligner.to(runtime.device(device)).eval(), towers, config, described)
+
+
+def pretrained_settings(model: str, modalities: tuple[str, str]) -> dict[str, Any]:
+    """The settings of a run that starts from a pretrained model, dotted key -> value.
+
+    Args:
+        model: SPEC of a dual encoder, or folder of a finished run.
+        modalities: of the data set.
+    Raises:
+        ConfigError: the model aligns other modalities.
+        ManifestError: no finished run.
+        TowerError: no dual encoder.
+    """
+    if is_run(model):
+        run = manifest.open(Path(model), kind="run")
+        first, second = run.facts["modalities"]
+        aligned, settings = (first, second), config_io.flatten({"model": run.config["model"]})
+    else:
+        aligned = dual_modalities(TowerSpec.parse(model))
+        settings = {
+            f"model.{m}.{key}": value for m in aligned for key, value in (("spec", model), ("head", PRETRAINED))
+        }
+    if aligned != tuple(modalities):
+        raise ConfigError(
+            f"this model aligns {aligned[0]} and {aligned[1]}",
+            where=f"--model {model}",
+            expected=f"a model of {modalities[0]} and {modalities[1]}, as the data set has them",
+        )
+    return settings | {"model.spec": model}
