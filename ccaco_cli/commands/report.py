@@ -36,14 +36,27 @@ class Figure(StrEnum):
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, ablations, folders that contain runs, or result files.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs, ablations, folders that contain runs, or result files.", show_default=False),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="SPEC",
+            help="With --on: also score this pretrained model (open_clip:NAME@TAG, open_clip:FOLDER, hf:NAME or "
+            "hf:FOLDER) or run; repeat the flag for several.",
+            show_default=False,
+        ),
+    ] = None,
     split: options.Split = None,
     on: Annotated[
         str | None,
         typer.Option(
             "--on",
             metavar="DATASET",
-            help="Score the runs on this prepared data set first (only once), and report these results.",
+            help="Score the runs and models on this prepared data set first (only once), and report these results.",
             show_default=False,
         ),
     ] = None,
@@ -108,6 +121,7 @@ def report(
       ccaco report runs/first --format json --fail-if 'text_to_image_R@1<0.05'
       ccaco report --compare runs/first runs/quick
       ccaco report runs/first --on sugarcrepe
+      ccaco report --model open_clip:ViT-B-32@openai --on coco
       ccaco report runs/first --html first.html
     """
     from ccaco_cli.core.evaluation.metric_table import check_metric
@@ -118,6 +132,7 @@ def report(
     from ccaco_cli.view import progress, results
 
     check_metric(metric)  # before the runs are scored
+    runs = _sources(runs or [], model or [], on)
     if on:
         from ccaco_cli.core.experiments import cross_dataset
 
@@ -132,10 +147,10 @@ def report(
         from ccaco_cli.view import watch as live_view
 
         live_view.watch(runs)
-    if html or figure:
-        _write_files(request, html, figure)
     rows = report_tables.table(request, "compare" if compare else table)
     failed_gates = workflow.failed_gates(request, fail_if or ())
+    if html or figure:  # after everything that a wrong option could end
+        _write_files(request, html, figure)
     for line in run_splits.missing_notes(finished_runs, split):
         progress.note(line)
     results.show(rows, output_format, f"Results on {split}", wide=wide)
@@ -143,6 +158,25 @@ def report(
         progress.note(f"gate: {line}")
     if failed_gates:
         raise typer.Exit(1)
+
+
+def _sources(runs: list[Path], models: list[str], on: str | None) -> list[Path]:
+    """The runs and models to report, as one list."""
+    from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.shell import command_line
+
+    if models and not on:
+        raise ConfigError(
+            "a pretrained model has no results of its own",
+            where=f"--model {models[0]}",
+            expected="--on DATASET",
+            next=command_line("report", "--model", models[0], "--on", "DATASET"),
+        )
+    if not runs and not models:
+        raise ConfigError(
+            "nothing to report", expected="runs, ablations, result files, or --model SPEC", next="ccaco report runs"
+        )
+    return [*runs, *map(Path, models)]
 
 
 def _write_files(request: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:

@@ -14,6 +14,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.experiments.cross_dataset import encode_split
+from ccaco_cli.core.experiments.pretrained import open_model
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.score import store
 from ccaco_cli.core.scoring.split_scorer import SplitEncodings, SplitScorer
@@ -112,9 +113,12 @@ def score_ensemble(
     file = folder / f"{split}.cosine.json"
     if file.is_file() and (results.read(file) or {}).get("members") == sha256_of_runs:
         return file
-    encoded = [encode_split(path, data, split, device, on_progress) for path in ensemble.runs]
-    config = encoded[-1][2]
-    encodings = _concatenate([split_encodings for split_encodings, *_ in encoded])
+    encoded: list[SplitEncodings] = []
+    for path in ensemble.runs:
+        model = open_model(path, device)
+        encoded.append(encode_split(model, data, split, on_progress))
+        config = model.config
+    encodings = _concatenate(encoded)
     scorer = SplitScorer(data.modalities, data.split(split), encodings, None, config, 0.0, tuned=False)
     (result,) = (result for result in scorer.stages() if result.stage == "cosine")
     fitted = [run.facts["fitted"] for run in runs]
