@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ccaco_cli.core.settings import section, setting
+from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.settings import section, setting, with_sections
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,13 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+@with_sections({m.name: section(TowerConfig, specs=m.specs) for m in MODALITIES.values()}, before="fusion")
 class ModelConfig:
-    """The aligner: one tower per modality, a shared embedding space, and the cross branch."""
+    """The aligner: one tower per modality, a shared embedding space, and the cross branch.
+
+    The section of a tower has the name of its modality (``model.image.spec``); ``tower`` returns it, because type
+    checkers do not see these fields.
+    """
 
     spec: str = setting(
         "",
@@ -162,10 +168,6 @@ class ModelConfig:
         min=1,
         max=1_024,
     )
-    image: TowerConfig = section(TowerConfig, specs="tiny, or family:name[@weights]")
-    text: TowerConfig = section(TowerConfig, specs="tiny, or family:name[@weights]")
-    audio: TowerConfig = section(TowerConfig, specs="tiny, or hf:name[@weights]")
-    video: TowerConfig = section(TowerConfig, specs="tiny, hf:name[@weights], or frames:IMAGE-TOWER")
     fusion: FusionConfig = section(FusionConfig)
 
     def tower(self, modality: str) -> TowerConfig:
@@ -180,6 +182,16 @@ class LossConfig:
 
     alpha: float = setting(1.0, "Weight of the contrastive loss.", flag="--alpha", min=0)
     beta: float = setting(0.5, "Weight of the cross-attention loss.", flag="--beta", min=0)
+    contrastive: str = setting(
+        "infonce",
+        "Loss of the contrastive half: infonce (softmax over the batch) or sigmoid (every pair by itself, "
+        "arXiv:2303.15343).",
+        flag="--contrastive",
+        choices="losses.total:CONTRASTIVE_LOSSES",
+    )
+    bias: float = setting(
+        -10.0, "Start value of the logit bias of the sigmoid loss; that of a pretrained model wins.", min=-1000, max=1000
+    )
     cross: str = setting("infonce", "Loss of the cross branch.", choices="losses.total:CROSS_LOSSES")
     cross_batch: int = setting(
         64, "Pairs of the batch that the cross branch scores in each step; 0 means all of them.", min=0
@@ -378,7 +390,11 @@ class RunConfig:
     )
     device: str = setting("auto", "auto, cpu or cuda[:N].", flag="--device")
     workers: int = setting(
-        0, "Processes that load data; 0 means that the main process loads it.", flag="--workers", min=0, max=1024
+        -1,
+        "Processes that load data. 0: the main process loads it. -1: none on a CPU, one per core (at most 8) on a GPU.",
+        flag="--workers",
+        min=-1,
+        max=1024,
     )
     model: ModelConfig = section(ModelConfig)
     loss: LossConfig = section(LossConfig)

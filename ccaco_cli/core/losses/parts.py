@@ -45,7 +45,7 @@ class LossPart:
 def _contrastive(inputs: LossInputs, config: LossConfig) -> Tensor | None:
     from ccaco_cli.core.losses import total
 
-    return None if inputs.alignment is None else total.contrastive_loss(inputs.alignment)
+    return None if inputs.alignment is None else total.contrastive_loss(inputs.alignment, config)
 
 
 def _cross(inputs: LossInputs, config: LossConfig) -> Tensor | None:

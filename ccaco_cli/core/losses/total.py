@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ccaco_cli.core.config import LossConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.losses import contrastive, matching, pairing
+from ccaco_cli.core.losses import contrastive, matching, pairing, sigmoid
 from ccaco_cli.core.losses.balance import Balance
 from ccaco_cli.core.losses.domain import DomainFeatures
 from ccaco_cli.core.losses.pairing import Pairs, PairSampler
@@ -87,6 +87,7 @@ class Alignment:
         pairs: the pairs that the cross branch has scored; None while beta is 0.
         query_rows: the queries whose contrastive loss this process computes; None = all.
         vectors: global vectors per sample, side by side in z.
+        logit_bias: scalar that is added to scaled cosines (sigmoid loss); None = the model has none.
     """
 
     a: Embedding
@@ -97,6 +98,7 @@ class Alignment:
     pairs: Pairs | None = None
     query_rows: slice | None = None
     vectors: int = 1
+    logit_bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,36 @@ def check_losses(config: LossConfig) -> None:
         )
 
 
-def contrastive_loss(alignment: Alignment) -> Tensor:
-    """InfoNCE of each global vector on its own, averaged over the vectors; each has norm 1 / sqrt(vectors) in ``z``."""
+def contrastive_loss(alignment: Alignment, config: LossConfig) -> Tensor:
+    """The contrastive loss of each global vector on its own, averaged over the vectors; each has norm
+    1 / sqrt(vectors) in ``z``."""
+    loss = CONTRASTIVE_LOSSES[config.contrastive]
     losses = []
     for chunk_a, chunk_b in zip(*(x.z.chunk(alignment.vectors, 1) for x in (alignment.a, alignment.b)), strict=True):
-        z_a, z_b = chunk_a * alignment.vectors**0.5, chunk_b * alignment.vectors**0.5
-        if alignment.query_rows is None:
-            losses.append(contrastive.info_nce(z_a, z_b, alignment.group, alignment.logit_scale))
-        else:
-            losses.append(
-                contrastive.sharded_info_nce(z_a, z_b, alignment.group, alignment.logit_scale, alignment.query_rows)
-            )
+        losses.append(loss(chunk_a * alignment.vectors**0.5, chunk_b * alignment.vectors**0.5, alignment))
     return torch.stack(losses).mean()
+
+
+def _infonce(z_a: Tensor, z_b: Tensor, alignment: Alignment) -> Tensor:
+    group, scale, query_rows = alignment.group, alignment.logit_scale, alignment.query_rows
+    if query_rows is None:
+        return contrastive.info_nce(z_a, z_b, group, scale)
+    return contrastive.sharded_info_nce(z_a, z_b, group, scale, query_rows)
+
+
+def _sigmoid(z_a: Tensor, z_b: Tensor, alignment: Alignment) -> Tensor:
+    if alignment.logit_bias is None:
+        raise ConfigError("the sigmoid loss needs a logit bias", where="loss.contrastive = 'sigmoid'")
+    return sigmoid.sigmoid_loss(
+        z_a, z_b, alignment.group, alignment.logit_scale, alignment.logit_bias, alignment.query_rows
+    )
+
+
+CONTRASTIVE_LOSSES: dict[str, Callable[[Tensor, Tensor, Alignment], Tensor]] = {
+    "infonce": _infonce,
+    "sigmoid": _sigmoid,
+}
+"""Name -> (z_a [B, E], z_b [B, E], alignment) -> scalar."""
 
 
 def cross_branch_loss(alignment: Alignment, config: LossConfig) -> Tensor | None:

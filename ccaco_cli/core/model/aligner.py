@@ -20,7 +20,7 @@ from ccaco_cli.core.model.global_batch import GlobalDropout, InputDropout
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.token_pooling import Grid, as_cached, pooled_grid
 from ccaco_cli.core.model.towers.length_bucketing import encode_by_length
-from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.model.towers.tower import JointSpace, Tower
 from ccaco_cli.core.types import Crossed, Embedding, Features, LocalTokens
 
 
@@ -198,13 +198,21 @@ class ModalityEncoder(nn.Module):
         if isinstance(inputs, Features):
             features = inputs
         else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.lock):
-                features = encode_by_length(self.tower, inputs) if "lengths" in inputs else self.tower(inputs)
-            if self.config.lock:
-                features = as_cached(features, self.tower_grid, self.config.cache_tokens)
+            features = self._locked_features(inputs) if self.config.lock else self._run_tower(inputs)
         if self.center is None:
             return features
         return Features(self.center(_to_float32(features.tokens), features.mask), features.mask, features.pooled)
+
+    def _run_tower(self, inputs: Any) -> Features:
+        features: Features = encode_by_length(self.tower, inputs) if "lengths" in inputs else self.tower(inputs)
+        return features
+
+    @torch.no_grad()
+    def _locked_features(self, inputs: Any) -> Features:
+        """What a token cache of the same device holds of these inputs."""
+        with runtime.locked_precision(next(iter(inputs.values())).device):
+            features = self._run_tower(inputs)
+        return as_cached(features, self.tower_grid, self.config.cache_tokens)
 
     def pool(self, features: Features) -> Tensor:
         """Pools Features to [B, W].
@@ -251,6 +259,7 @@ class Aligner(nn.Module):
         modalities: (a, b), as the data set's manifest names them: ("image", "text"), ("video", "audio") ...
         sides: modality -> ModalityEncoder.
         embedding_size: E.
+        logit_bias: scalar that the sigmoid loss adds to scaled cosines; None = the model has none.
     """
 
     def __init__(self, built: Mapping[str, Tower], config: ModelConfig, loss: LossConfig):
@@ -261,14 +270,21 @@ class Aligner(nn.Module):
             {m: ModalityEncoder(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()}
         )
         self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
-        self.embedding_size, scale = _joint_space(built, config, 1 / loss.temperature)
+        sigmoid = loss.contrastive == "sigmoid"
+        space = _joint_space(built, config, JointSpace(config.width * config.vectors, 1 / loss.temperature))
+        self.embedding_size = space.size
         self.shares_projection = config.fusion.share and all(config.tower(m).head == NEW for m in built)
         if not self.shares_projection:
             self.cross_projection = nn.ModuleDict(
                 {m: nn.Linear(tower.width, config.width) for m, tower in built.items()}
             )
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=loss.learn_temperature)
-        self.max_scale = max(loss.max_scale, scale)
+        log_scale, bias = torch.tensor(math.log(space.logit_scale)), space.logit_bias
+        self.log_scale = nn.Parameter(log_scale, requires_grad=loss.learn_temperature)
+        self.max_scale = max(loss.max_scale, space.logit_scale)
+        self.logit_bias = None
+        if sigmoid or bias is not None:
+            start = torch.tensor(loss.bias if bias is None else bias)
+            self.logit_bias = nn.Parameter(start, requires_grad=sigmoid)
 
     def encoder(self, modality: str) -> ModalityEncoder:
         """Returns the encoder of a modality."""
@@ -340,15 +356,15 @@ class Aligner(nn.Module):
         return crossed
 
 
-def _joint_space(built: Mapping[str, Tower], config: ModelConfig, new_scale: float) -> tuple[int, float]:
-    """(E, start value of the logit scale): those of the pretrained model, else of new heads.
+def _joint_space(built: Mapping[str, Tower], config: ModelConfig, new: JointSpace) -> JointSpace:
+    """The space of the pretrained model, or ``new``, that of new heads.
 
     Raises:
         ConfigError: one side has a pretrained head and the other a new one, or the two are of different models.
     """
     heads = {m: config.tower(m).head for m in built}
     if all(head == NEW for head in heads.values()):
-        return config.width * config.vectors, new_scale
+        return new
     spaces = {m: tower.space for m, tower in built.items()}
     (first, second), where = spaces.values(), ", ".join(f"model.{m}.head = {head}" for m, head in heads.items())
     if NEW in heads.values() or first is None or first != second:
@@ -358,7 +374,7 @@ def _joint_space(built: Mapping[str, Tower], config: ModelConfig, new_scale: flo
             expected="both sides of one pretrained model, or new heads on both",
             next="--model SPEC",
         )
-    return first.size, first.logit_scale
+    return first
 
 
 def _layout(tower: Tower) -> Layout:

@@ -117,6 +117,7 @@ class StepLosses(nn.Module):
             logit_scale=self.aligner.logit_scale(),
             query_rows=query_rows(batch, self.parallel),
             vectors=self.aligner.config.vectors,
+            logit_bias=self.aligner.logit_bias,
         )
 
     def _with_cross(
