@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.loss import SigLipLoss
 from torch import Tensor
 
 from ccaco_cli.core.config import LossConfig
@@ -35,7 +35,7 @@ def test_equals_open_clip_with_one_positive_a_row() -> None:
     inputs = [x.clone().requires_grad_() for x in (z_a, z_b, scale, bias)]
     library_inputs = [x.clone().requires_grad_() for x in (z_a, z_b, scale, bias)]
     loss = sigmoid_loss(inputs[0], inputs[1], torch.arange(12), inputs[2], inputs[3])
-    expected = open_clip.SigLipLoss()(*library_inputs)
+    expected = SigLipLoss()(*library_inputs)
     loss.backward()
     expected.backward()
     assert torch.allclose(loss, expected, atol=1e-6)
@@ -82,9 +82,11 @@ def test_tiles_and_shares_of_processes_are_exact(monkeypatch: pytest.MonkeyPatch
 def test_gradcheck() -> None:
     z_a, z_b, scale, bias = (x.double().requires_grad_() for x in _batch(4, 3))
     group = torch.tensor([0, 0, 1, 2])
-    assert torch.autograd.gradcheck(
-        lambda *x: sigmoid._sum_of_rows(x[0], group, x[1], group, x[2], x[3]), (z_a, z_b, scale, bias)
-    )
+
+    def loss(*x: Tensor) -> Tensor:
+        return sigmoid._sum_of_rows(x[0], group, x[1], group, x[2], x[3])
+
+    assert torch.autograd.gradcheck(loss, (z_a, z_b, scale, bias))
 
 
 def test_bad_inputs_are_refused() -> None:
