@@ -23,8 +23,7 @@ from ccaco_cli.core.errors import CcacoError, ConfigError
 from ccaco_cli.core.types import OnProgress, no_progress
 
 T = TypeVar("T")
-NO_LIMIT = timedelta(days=30)
-_store: ContextVar[Any] = ContextVar("store", default=None)
+_members: ContextVar[lost_process.Members | None] = ContextVar("members", default=None)
 _single: ContextVar[bool] = ContextVar("single", default=False)
 _barrier_count: ContextVar[list[int]] = ContextVar("barrier_count")
 
@@ -74,12 +73,12 @@ def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]
         yield
         return
     gpu = device != "cpu" and runtime.device(device).type == "cuda"
-    store = _connect(this_rank, size, gpu, timedelta(minutes=minutes))
-    tokens = _store.set(store), _barrier_count.set([0])
-    members = lost_process.Members(store, this_rank, size)
+    timeout = timedelta(minutes=minutes)
+    members = lost_process.Members(_connect(this_rank, size, gpu, timeout), this_rank, size, timeout)
+    tokens = _members.set(members), _barrier_count.set([0])
     failed = True
     try:
-        with members.abort_on_failure() if gpu else nullcontext():
+        with members.shows_life(), members.abort_on_failure() if gpu else nullcontext():
             yield
         failed = False
     except CcacoError as error:
@@ -97,7 +96,7 @@ def process_group(device: str = "auto", minutes: float = 30.0) -> Iterator[None]
         raise members.lost(error) from None
     finally:
         _close(abort=gpu and failed)
-        _store.reset(tokens[0])
+        _members.reset(tokens[0])
         _barrier_count.reset(tokens[1])
 
 
@@ -148,9 +147,11 @@ def main_process_continues() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    store, key, acknowledged = _store.get(), f"main/{_next_barrier()}", f"acknowledged/{_barrier_count.get()[0]}"
+    members = _members.get()
+    assert members is not None
+    store, key, acknowledged = members.store, f"main/{_next_barrier()}", f"acknowledged/{_barrier_count.get()[0]}"
     if not main():
-        succeeded = _main_process_succeeded(store, key)
+        succeeded = _main_process_succeeded(members, key)
         if succeeded:
             store.set(f"{acknowledged}/{rank()}", "yes")
         raise ProcessEnded(0 if succeeded else 2)
@@ -175,9 +176,7 @@ def on_main_process(context: Callable[[], AbstractContextManager[T]]) -> Iterato
 def main_process_first(work: Callable[[], T]) -> T:
     """Runs ``work`` on the main process, then on all others, which find on disk what the main process has written.
 
-    No time limit.
-
-    If it fails on the main process, the others end with ``ProcessEnded``.
+    The others wait as long as the main process shows signs of life. If it fails there, they end with ``ProcessEnded``.
     """
     if world() == 1:
         return work()
@@ -192,13 +191,13 @@ def main_process_only(work: Callable[[], T]) -> T | None:
     """
     if world() == 1:
         return work()
-    store = _store.get()
-    assert store is not None
+    members = _members.get()
+    assert members is not None
     key = f"main/{_next_barrier()}"
     if main():
-        with _outcome_stored(store, key):
+        with _outcome_stored(members.store, key):
             return work()
-    if not _main_process_succeeded(store, key):
+    if not _main_process_succeeded(members, key):
         raise ProcessEnded(2)
     return None
 
@@ -214,24 +213,31 @@ def _outcome_stored(store: Any, key: str) -> Iterator[None]:
     store.set(key, "done")
 
 
-def _main_process_succeeded(store: Any, key: str) -> bool:
-    """Waits for the outcome that the main process stores."""
+def _main_process_succeeded(members: lost_process.Members, key: str) -> bool:
+    """Waits for the outcome that the main process stores, as long as it shows signs of life."""
     try:
-        store.wait([key], NO_LIMIT)
-        return bool(store.get(key) == b"done")
+        members.wait_for({0: key}, while_alive=True)
+        return bool(members.store.get(key) == b"done")
     except RuntimeError:  # the main process hosted the store and has ended
         return False
 
 
-def barrier() -> None:
-    """Waits until every process has called it. No time limit."""
-    store = _store.get()
-    if world() == 1 or store is None:
+def barrier(*, while_alive: bool = False) -> None:
+    """Waits until every process has called it.
+
+    Args:
+        while_alive: the others may take as long as they show signs of life; else they have the time of
+            ``process_group``.
+    Raises:
+        LostProcess: a process has ended or does not answer; the message names it.
+    """
+    members = _members.get()
+    if world() == 1 or members is None:
         return
     number = _next_barrier()
-    keys = [f"barrier/{number}/{process}" for process in range(world())]
-    store.set(keys[rank()], "reached")
-    store.wait(keys, NO_LIMIT)
+    keys = {process: f"barrier/{number}/{process}" for process in range(world())}
+    members.store.set(keys[rank()], "reached")
+    members.wait_for(keys, while_alive=while_alive)
 
 
 def _next_barrier() -> int:
@@ -293,6 +299,9 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 def row_owners(rows: Tensor, rows_per_process: int) -> tuple[Tensor, Tensor]:
     """Finds which process holds which of the given rows of the global batch, so that only these rows are exchanged.
 
+    On a GPU n does not depend on the rows, so that the program need not wait for them: each process sends as many as
+    it may have to.
+
     Args:
         rows: [R] int64, rows of the global batch, the same on every process.
         rows_per_process: rows of the global batch that every process holds.
@@ -302,13 +311,16 @@ def row_owners(rows: Tensor, rows_per_process: int) -> tuple[Tensor, Tensor]:
         rows.
     """
     owner = rows // rows_per_process
-    counts = torch.bincount(owner, minlength=world())
-    sent_rows = int(counts.max())
+    counts = torch.zeros(world(), dtype=rows.dtype, device=rows.device).index_add_(0, owner, torch.ones_like(owner))
+    starts = counts.cumsum(0) - counts
+    sent_rows = min(len(rows), rows_per_process) if rows.device.type == "cuda" else int(counts.max())
     sorted_owner, order = owner.sort(stable=True)
-    number = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[sorted_owner]
+    all_numbers = torch.arange(len(rows), device=rows.device)
+    number = all_numbers - starts[sorted_owner]
     position = torch.empty_like(rows).scatter_(0, order, sorted_owner * sent_rows + number)
-    local_rows = rows[owner == rank()] - rank() * rows_per_process
-    return torch.cat([local_rows, local_rows.new_zeros(sent_rows - len(local_rows))]), position
+    sent = all_numbers[:sent_rows]
+    local_rows = rows[order[(starts[rank()] + sent).clamp(max=len(rows) - 1)]] - rank() * rows_per_process
+    return local_rows.where(sent < counts[rank()], 0), position
 
 
 def pad_to_longest(x: Tensor) -> Tensor:

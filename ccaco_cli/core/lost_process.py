@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +20,9 @@ from ccaco_cli.core.errors import LostProcess
 DIAGNOSIS_TIMEOUT = timedelta(seconds=10)
 """How long the remaining processes wait for a sign of life from each other before they report which process is lost."""
 WATCH_INTERVAL = 1.0
-"""Seconds between two looks at the store for failures of other processes, where collectives run on GPUs."""
+"""Seconds between two looks at the store for failures of other processes."""
+PULSE_INTERVAL = 5.0
+"""Seconds between two signs of life of a process."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Members:
         store: key-value store that the processes share.
         rank: number of this process.
         size: number of processes.
+        timeout: how long the others wait for a process that does not answer.
     """
 
     store: Any
     rank: int
     size: int
+    timeout: timedelta = timedelta(minutes=30)
 
     @property
     def others(self) -> set[int]:
@@ -46,6 +50,57 @@ class Members:
         """Stores the reason why this process ends, so that the others can report it."""
         with suppress(RuntimeError):
             self.store.set(f"left/{self.rank}", " ".join(message.split())[:300])
+
+    @contextmanager
+    def shows_life(self) -> Iterator[None]:
+        """Stores signs of life of this process while the block runs."""
+        # a connection of its own: this process may wait on the other one
+        thread_members = Members(self.store.clone(), self.rank, self.size)
+        stop = threading.Event()
+        threading.Thread(target=thread_members.store_pulses, args=(stop,), daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+    def store_pulses(self, stop: threading.Event) -> None:
+        """Stores a new sign of life every few seconds until ``stop`` is set, or the store is gone."""
+        pulse = 0
+        with suppress(RuntimeError):
+            while not stop.is_set():
+                self.store.set(f"pulse/{self.rank}", str(pulse))
+                pulse += 1
+                stop.wait(PULSE_INTERVAL)
+
+    def wait_for(self, keys: Mapping[int, str], *, while_alive: bool) -> None:
+        """Waits until each process has set its key in the store.
+
+        Args:
+            keys: rank -> key.
+            while_alive: a process may take as long as it shows signs of life; else it has ``timeout``.
+        Raises:
+            LostProcess: a process has ended with an error, shows no sign of life for ``timeout``, or has not set its
+                key in time.
+            RuntimeError: the store is gone, because the process that hosted it has ended.
+        """
+        last_pulse: dict[int, bytes] = {}
+        last_heard = dict.fromkeys(keys, time.monotonic())
+        while True:
+            # first, because a process sets its key before it ends
+            ended = {rank for rank in keys if self.store.check([f"left/{rank}"])}
+            missing = {rank: key for rank, key in keys.items() if not self.store.check([key])}
+            if not missing:
+                return
+            now = time.monotonic()
+            for rank in missing if while_alive else ():
+                pulse = self.store.get(f"pulse/{rank}") if self.store.check([f"pulse/{rank}"]) else b""
+                if pulse != last_pulse.get(rank):
+                    last_pulse[rank], last_heard[rank] = pulse, now
+            silent = {rank for rank in missing if now - last_heard[rank] > self.timeout.total_seconds()}
+            if silent or ended & set(missing):
+                raise self.lost(TimeoutError("no answer"))
+            with suppress(RuntimeError):  # after this time; where the store is gone, the next look at it fails, too
+                self.store.wait([*missing.values()], timedelta(seconds=WATCH_INTERVAL))
 
     @contextmanager
     def abort_on_failure(self) -> Iterator[None]:

@@ -92,6 +92,14 @@ class TensorRecord:
         """The record on a device (``move_tensor``)."""
         return self.map(lambda t: move_tensor(t, device))
 
+    def pin_memory(self) -> Any:
+        """The record in pinned memory, from which copies to a GPU run in the background. Data loaders call this."""
+        return self.map(lambda t: t.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Declares that a stream uses the tensors: their memory is used again only after its work so far."""
+        self.map(lambda t: _record(t, stream))
+
     def __getitem__(self, rows: Any) -> Any:
         return self.map(lambda t: t[rows])
 
@@ -207,24 +215,53 @@ class PairBatch(TensorRecord):
     at_a: torch.Tensor | None = None
     at_b: torch.Tensor | None = None
 
+    def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> PairBatch:
+        """The batch with ``fn`` applied to every tensor, also to those of both inputs."""
+        changed: PairBatch = TensorRecord.map(self, fn)
+        a, b = (_map_dict(side, fn) if isinstance(side, dict) else side for side in (changed.a, changed.b))
+        return replace(changed, a=a, b=b)
+
     def to(self, device: Any) -> PairBatch:
         """The batch on a device (``move_tensor``)."""
-        moved = self.map(lambda t: move_tensor(t, device))
-        return replace(moved, a=move(moved.a, device), b=move(moved.b, device))  # type: ignore[no-any-return]
+        return self.map(lambda t: move_tensor(t, device))
+
+
+LENGTHS = "lengths"
+"""The input of text towers that stays on the CPU: the program, not the GPU, decides by it what is encoded together."""
+
+
+def _map_dict(
+    tensors: Mapping[str, torch.Tensor], fn: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {name: tensor if name == LENGTHS else fn(tensor) for name, tensor in tensors.items()}
+
+
+def _record(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    tensor.record_stream(stream)
+    return tensor
+
+
+MAX_PINNED = 1 << 24
+"""Bytes up to which ``move_tensor`` copies a tensor to pinned memory first: such memory stays reserved."""
 
 
 def move_tensor(tensor: torch.Tensor, device: Any) -> torch.Tensor:
     """Moves a tensor to a device; the only place that starts copies in the background.
 
-    A copy to a GPU runs in the background if its source is in pinned memory. Every other copy is complete on return: a
-    copy to the CPU in the background would be read before its data has arrived.
+    A copy to a GPU runs in the background if its source is in pinned memory. Small tensors are copied there first,
+    since a copy from other memory waits for all that the GPU has to do before. Every other copy is complete on return:
+    a copy to the CPU in the background would be read before its data has arrived.
     """
-    in_background = tensor.device.type == "cpu" and str(device) != "cpu" and tensor.is_pinned()
-    return tensor.to(device, non_blocking=in_background)
+    device_type = str(device).partition(":")[0]
+    if tensor.device.type != "cpu" or device_type == "cpu":
+        return tensor.to(device, non_blocking=False)
+    if device_type == "cuda" and not tensor.is_pinned() and tensor.numel() * tensor.element_size() <= MAX_PINNED:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def move(inputs: Any, device: Any) -> Any:
     """Moves the inputs of one modality (``Features`` or a dict of tensors) to a device (``move_tensor``)."""
     if isinstance(inputs, dict):
-        return {name: move_tensor(tensor, device) for name, tensor in inputs.items()}
+        return _map_dict(inputs, lambda t: move_tensor(t, device))
     return inputs.to(device)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,70 @@ def test_nobody_watches_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     lost_process.Members(store, 1, 2).record_failure("late")
     lost_process.Members(store, 0, 2).watch(stop)
     assert not aborted
+
+
+def two_members(timeout: float) -> tuple[lost_process.Members, lost_process.Members]:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    first, second = (lost_process.Members(store, rank, 2, timedelta(seconds=timeout)) for rank in range(2))
+    return first, second
+
+
+@pytest.mark.parametrize("while_alive", [False, True])
+def test_a_process_that_does_not_answer_in_time_is_lost(while_alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_process, "DIAGNOSIS_TIMEOUT", timedelta(seconds=0.2))
+    monkeypatch.setattr(lost_process, "WATCH_INTERVAL", 0.05)
+    first, _ = two_members(0.3)
+    started = time.monotonic()
+    with pytest.raises(LostProcess, match="process 1 of 2 ended without a message"):
+        first.wait_for({1: "barrier/1/1"}, while_alive=while_alive)
+    assert time.monotonic() - started < 10
+
+
+def test_a_process_that_shows_signs_of_life_may_take_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_process, "DIAGNOSIS_TIMEOUT", timedelta(seconds=0.2))
+    monkeypatch.setattr(lost_process, "WATCH_INTERVAL", 0.05)
+    monkeypatch.setattr(lost_process, "PULSE_INTERVAL", 0.05)
+    first, second = two_members(0.5)
+    stop = threading.Event()
+    threading.Thread(target=second.store_pulses, args=(stop,), daemon=True).start()
+    threading.Timer(1.5, lambda: second.store.set("barrier/1/1", "reached")).start()
+    started = time.monotonic()
+    first.wait_for({1: "barrier/1/1"}, while_alive=True)
+    assert time.monotonic() - started > 1.0
+    with pytest.raises(LostProcess):
+        first.wait_for({1: "barrier/2/1"}, while_alive=False)
+    stop.set()
+    with pytest.raises(LostProcess):
+        first.wait_for({1: "barrier/2/1"}, while_alive=True)
+
+
+def test_a_process_that_ends_with_an_error_is_named_at_once() -> None:
+    first, second = two_members(600)
+    second.record_failure("its disk broke")
+    with pytest.raises(LostProcess, match="process 1 of 2 ended: its disk broke"):
+        first.wait_for({1: "barrier/1/1"}, while_alive=False)
+
+
+def test_a_key_that_was_set_before_the_end_counts() -> None:
+    first, second = two_members(600)
+    second.store.set("main/1", "failed")
+    second.record_failure("its disk broke")
+    first.wait_for({1: "main/1"}, while_alive=True)
+
+
+def hangs_before_the_barrier(folder: Path) -> None:
+    lost_process.DIAGNOSIS_TIMEOUT = timedelta(seconds=1)
+    try:
+        with distributed.process_group("cpu", minutes=0.05):
+            if distributed.rank() == 1:
+                time.sleep(8)
+                os._exit(7)
+            distributed.barrier()
+    except LostProcess as error:
+        (folder / "message").write_text(str(error))
+        raise SystemExit(2) from None
+
+
+def test_a_barrier_does_not_wait_longer_than_the_configured_time(tmp_path: Path) -> None:
+    assert launch(2, hangs_before_the_barrier, tmp_path) == [2, 7]
+    assert "process 1 of 2 ended without a message" in (tmp_path / "message").read_text()

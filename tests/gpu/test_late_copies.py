@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ccaco_cli.core import manifest
+from ccaco_cli.core import manifest, types
 from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.encoding.token_cache import cached
 from ccaco_cli.core.evaluation.metrics import similarity_ranks
@@ -137,12 +137,27 @@ def test_copies_from_a_gpu_wait_for_their_data() -> None:
 
 
 def test_only_copies_from_pinned_memory_run_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies: list[bool] = []
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: copies.append(non_blocking))
-    x = torch.ones(2)
-    for device in ("cuda", "mps", "cpu"):
-        move_tensor(x, torch.device(device))
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
-    for device in ("cuda", "mps", "cpu"):
-        move_tensor(x, torch.device(device))
-    assert copies == [False, False, False, True, True, False]
+    copies: list[tuple[bool, bool]] = []
+    pinned: set[int] = set()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.add(id(tensor))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: id(self) in pinned)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking: copies.append((self.is_pinned(), non_blocking))
+    )
+    monkeypatch.setattr(types, "MAX_PINNED", 8)
+    small, large = torch.ones(2), torch.ones(3)
+    for x in (small, large):
+        for device in ("cpu", "mps", "cuda:1"):
+            move_tensor(x, torch.device(device))
+    # a small tensor is pinned on its way to a GPU
+    assert copies == [(False, False), (False, False), (True, True)] + [(False, False)] * 3
+    copies.clear()
+    pin(large)
+    for device in ("cpu", "mps", "cuda"):
+        move_tensor(large, torch.device(device))
+    assert copies == [(True, False), (True, True), (True, True)]

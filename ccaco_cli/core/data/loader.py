@@ -352,7 +352,12 @@ def _share(column: Array, rank: int, world: int) -> Array:
 
 
 def load(
-    dataset: PairDataset, plan: Sequence[tuple[Array, Array, Array]], workers: int, seed: int = 0
+    dataset: PairDataset,
+    plan: Sequence[tuple[Array, Array, Array]],
+    workers: int,
+    seed: int = 0,
+    *,
+    pin_memory: bool = False,
 ) -> DataLoader[PairBatch]:
     """Batches in plan order, prefetched by ``workers`` processes (0 = in this process).
 
@@ -362,6 +367,14 @@ def load(
         workers: processes.
         seed: of the workers' generators. A draw from torch's global generator would change what a resumed run draws
             next.
+        pin_memory: puts batches into pinned memory, from which they are copied to a GPU in the background.
     """
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size=None, sampler=plan, num_workers=workers, generator=generator)  # type: ignore[arg-type]
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=plan,  # type: ignore[arg-type]
+        num_workers=workers,
+        generator=generator,
+        pin_memory=pin_memory,
+    )

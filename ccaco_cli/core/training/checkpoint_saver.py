@@ -43,6 +43,7 @@ class CheckpointSaver:
 
     def save(self) -> None:
         """Saves a checkpoint of the current state."""
+        self.log.read_steps()
         snapshot = self.state.snapshot()
         self.last_save = time.perf_counter()
         if distributed.main():

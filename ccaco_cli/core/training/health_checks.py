@@ -37,12 +37,18 @@ def is_fatal(warnings: Sequence[HealthWarning]) -> bool:
     return any(warning["kind"] == NOT_FINITE for warning in warnings)
 
 
-def not_finite(step: int, losses: Mapping[str, Tensor], gradient_norm: float) -> HealthWarning | None:
-    """The warning that ends a run if a loss or the gradient norm of this step is NaN or infinite; None otherwise."""
-    names = [name for name, value in losses.items() if not math.isfinite(value.item())]
-    names += [] if math.isfinite(gradient_norm) else ["gradients"]
-    if not names:
+def not_finite(step: int, values: Sequence[Mapping[str, Tensor]]) -> HealthWarning | None:
+    """The warning that ends a run if a number of this step is NaN or infinite; None otherwise.
+
+    The program waits for a GPU once, for the numbers of the whole step.
+
+    Args:
+        values: name -> scalar, for each batch of the step; a name may be in several of them.
+    """
+    named = [(name, value) for batch in values for name, value in batch.items()]
+    if bool(torch.isfinite(torch.stack([value.float() for _, value in named])).all()):
         return None
+    names = dict.fromkeys(name for name, value in named if not math.isfinite(value.item()))
     sentence = f"{', '.join(names)} not finite: training ended here, before this step"
     return {"step": step, "kind": NOT_FINITE, "what": sentence}
 

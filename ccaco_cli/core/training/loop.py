@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, health_checks, parallel, step
 from ccaco_cli.core.training.augment import augment
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions, CheckpointSaver
+from ccaco_cli.core.training.device_batches import device_batches, worker_count
 from ccaco_cli.core.training.health_checks import HealthWarning
 from ccaco_cli.core.training.metrics_log import MetricsLog
 from ccaco_cli.core.training.optim import set_lr
@@ -149,6 +150,13 @@ class Trainer:
     log: MetricsLog
     saver: CheckpointSaver
     stop_signal: StopSignal
+    metrics: list[dict[str, Tensor]] = field(default_factory=list)
+    """Losses and metrics of the batches since the last update."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that load data."""
+        return worker_count(self.state.config.workers, self.state.device)
 
     def train_epoch(self) -> PairBatch:
         """Trains one epoch, or what remains of it; returns its last batch."""
@@ -158,7 +166,9 @@ class Trainer:
         local_entries = [part(entry, distributed.rank(), distributed.world()) for entry in entries]
         waiting_since = time.perf_counter()
         seed = config.seed * 1_000_003 + cursor.epoch
-        batches = iter(load(self.data.dataset, local_entries, config.workers, seed))
+        on_gpu = state.device.type == "cuda"
+        loaded = load(self.data.dataset, local_entries, self.workers, seed, pin_memory=on_gpu)
+        batches = device_batches(loaded, state.device)
         if not entries:  # stopped between the last step and its validation
             last_entry = self.data.plan.epoch(cursor.epoch)[cursor.batch - 1]
             batch = self.data.dataset[part(last_entry, distributed.rank(), distributed.world())].to(state.device)
@@ -166,10 +176,11 @@ class Trainer:
             batch = _next_batch(batches)
             cursor.waiting += time.perf_counter() - waiting_since
             cursor.samples += count_samples(entry, distributed.world())
-            batch = augment(batch.to(state.device), config.model, state.aligner.modalities, state.generator)
+            batch = augment(batch, config.model, state.aligner.modalities, state.generator)
             if not self._train_batch(batch, update=number % config.optim.accum_freq == 0):
                 break
             waiting_since = time.perf_counter()
+        self._report()
         return batch
 
     def _remaining_entries(self) -> list[Any]:
@@ -189,56 +200,60 @@ class Trainer:
         progress = state.progress()
         beta = beta_at(config.loss, progress)
         with nullcontext() if update else state.engine.accumulate():
-            with runtime.autocast(config.optim.precision, state.device):
-                losses = self._losses(batch, beta, progress)
-            metrics = distributed.mean(losses)
-            if self._must_end(metrics):
-                return False
+            try:
+                with runtime.autocast(config.optim.precision, state.device):
+                    losses = state.engine(batch, beta, state.generator, progress)
+            except LossInputError:  # embeddings that are not finite are treated like such a loss
+                nan = torch.tensor(math.nan)
+                return not self._must_end([{"embeddings": nan, TOTAL: nan}])
+            self.metrics.append(distributed.mean(losses))
             head_weights = {} if state.adaptation is None else state.adaptation.weights
             weights = part_weights(config.loss, beta, head_weights)
             logged_weights = {}
             for name, weight in weights.items():
-                scaled = torch.as_tensor(state.balance.scaled_weight(name, weight)).detach()
-                logged_weights[LOSS_PARTS[name].weight_key] = round(float(scaled), 6)
+                scaled = state.balance.scaled_weight(name, weight)
+                logged_weights[LOSS_PARTS[name].weight_key] = scaled if isinstance(scaled, Tensor) else round(scaled, 6)
             state.balance.observe(losses, weights, step.shared_parameters(state.aligner))
             state.scaler.scale(losses[TOTAL] / config.optim.accum_freq).backward()  # type: ignore[no-untyped-call]
         cursor.batch += 1
-        return not update or self._update(metrics, logged_weights)
+        return not update or self._update(logged_weights)
 
-    def _losses(self, batch: PairBatch, beta: float, progress: float) -> dict[str, Tensor]:
-        try:
-            return self.state.engine(batch, beta, self.state.generator, progress)
-        except LossInputError:  # embeddings that are not finite are treated like such a loss
-            return {"embeddings": torch.tensor(math.nan), TOTAL: torch.tensor(math.nan)}
+    def _update(self, logged_weights: Mapping[str, Tensor | float]) -> bool:
+        """Updates the weights and logs the step; False if a loss or gradient is not finite.
 
-    def _update(self, metrics: Mapping[str, Tensor], logged_weights: Mapping[str, float]) -> bool:
-        """Updates the weights and logs the step; False if a gradient is not finite."""
+        This check is the only place of a step that waits for a GPU; the log waits once for several steps.
+        """
         state, cursor, optim = self.state, self.state.cursor, self.state.config.optim
+        metrics, self.metrics = self.metrics, []
         lr = state.learning_rate()
         set_lr(state.optimizer, lr)
         state.engine.reduce_remaining()
         state.scaler.unscale_(state.optimizer)
-        norm = float(parallel.clip_gradients(state.clipped_parameters, optim.grad_clip))
-        # an enabled scaler skips such steps itself, and lowers its scale
-        if not state.scaler.is_enabled() and self._must_end({}, norm):
+        norm = parallel.clip_gradients(state.clipped_parameters, optim.grad_clip)
+        # an enabled scaler skips steps with such gradients itself, and lowers its scale
+        if self._must_end([*metrics, {} if state.scaler.is_enabled() else {"gradients": norm}]):
             return False
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         cursor.step += 1
-        values = {name: round(value.item(), 6) for name, value in metrics.items()}
-        cursor.add_metrics(values)
-        scale = round(float(state.aligner.logit_scale().detach()), 4)
-        settings = {**logged_weights, "lr": lr, "grad_norm": round(norm, 4), "logit_scale": scale}
-        self.log.write({"step": cursor.step, "epoch": cursor.epoch, **values, **settings})
-        speed = cursor.samples / max(state.training_seconds(), 1e-9)
-        self.callbacks.report_progress(cursor.step, state.total_steps, {**values, "samples/s": speed})
+        settings = {**logged_weights, "lr": lr, "grad_norm": norm, "logit_scale": state.aligner.logit_scale()}
+        self.log.add_step({"step": cursor.step, "epoch": cursor.epoch, **metrics[-1], **settings}, metrics[-1].keys())
+        if self.log.reading_is_due:
+            self._report()
         self.saver.save_if_due(self.stop_signal)
         return True
 
-    def _must_end(self, losses: Mapping[str, Tensor], gradient_norm: float = 0.0) -> bool:
+    def _report(self) -> None:
+        """Reads the metrics of the steps since the last report, writes them to the log, and reports progress."""
+        state, cursor = self.state, self.state.cursor
+        if values := self.log.read_steps():
+            speed = cursor.samples / max(state.training_seconds(), 1e-9)
+            self.callbacks.report_progress(cursor.step, state.total_steps, {**values, "samples/s": speed})
+
+    def _must_end(self, values: Sequence[Mapping[str, Tensor]]) -> bool:
         cursor = self.state.cursor
-        warning = health_checks.not_finite(cursor.step + 1, losses, gradient_norm)
+        warning = health_checks.not_finite(cursor.step + 1, values)
         cursor.warnings += [warning] if warning else []
         return warning is not None
 
@@ -254,7 +269,7 @@ class Trainer:
         cursor.warnings = health_checks.update_warnings(cursor.warnings, problems, cursor.step)
         entry = {"step": cursor.step, "epoch": cursor.epoch, "validation": dict(figures)}
         entry["waiting"] = round(cursor.waiting / max(cursor.epoch_seconds, 1e-9), 3)
-        if advice := waiting_advice(cursor.waiting, cursor.epoch_seconds, config.workers):
+        if advice := waiting_advice(cursor.waiting, cursor.epoch_seconds, self.workers):
             entry["advice"] = advice
             facts = {"waiting": cursor.waiting / cursor.epoch_seconds}
             self.callbacks.report_progress(cursor.step, state.total_steps, facts)

@@ -105,7 +105,7 @@ def _ablate(
         with distributed.single_process():
             failures = dict(train_all(local_cells, folder, data_root, clock, devices))
         fault.point("ablate.trained")
-        distributed.barrier()
+        distributed.barrier(while_alive=True)
         with distributed.main_process_continues():
             return _complete(request, plan, failures, data, folder, report_progress)
 

@@ -19,6 +19,7 @@ from ccaco_cli.core.experiments.run_folder import RunFolder, TrainOptions
 from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.scoring.score import score
+from ccaco_cli.core.training.device_batches import worker_count
 from ccaco_cli.core.types import OnProgress, no_progress
 
 
@@ -55,10 +56,11 @@ def train(
         with distributed.on_main_process(lambda: lock.hold(folder, "run")):
             if distributed.main():
                 manifest.sweep(folder)
-            runtime.limit_threads(config.workers)
+            runtime.limit_threads(worker_count(config.workers, runtime.device(config.device)))
             runtime.seed(config.seed)
             run_folder = RunFolder(folder, config, data, options, stage)
-            fitted_model = METHODS[config.method](data, config, run_folder, report_progress)
+            with run_folder.removed_when_refused():
+                fitted_model = METHODS[config.method](data, config, run_folder, report_progress)
             with distributed.main_process_continues():
                 return _score_and_write(data, config, fitted_model, run_folder)
 

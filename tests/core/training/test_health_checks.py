@@ -113,7 +113,7 @@ def test_what_heals_is_dropped_and_what_stays_keeps_its_step() -> None:
     first = update_warnings([], {"a": "x", "b": "y"}, 10)
     second = update_warnings(first, {"b": "y again", "c": "z"}, 20)
     assert [(w["kind"], w["step"]) for w in second] == [("b", 10), ("c", 20)]
-    fatal = not_finite(25, {"total": torch.tensor(math.nan)}, 1.0)
+    fatal = not_finite(25, [{"total": torch.tensor(math.nan)}, {"gradients": torch.tensor(1.0)}])
     assert fatal is not None
     assert update_warnings([fatal], {}, 30) == [fatal]
     assert health_checks.is_fatal([fatal])
@@ -121,9 +121,11 @@ def test_what_heals_is_dropped_and_what_stays_keeps_its_step() -> None:
 
 
 def test_stop_names_what_is_not_finite() -> None:
-    assert not_finite(1, {"total": torch.tensor(1.0)}, 2.0) is None
-    assert "cross" in not_finite(1, {"cross": torch.tensor(math.inf), "total": torch.tensor(1.0)}, 2.0)["what"]  # type: ignore[index]
-    assert "gradients" in not_finite(1, {"total": torch.tensor(1.0)}, math.nan)["what"]  # type: ignore[index]
+    assert not_finite(1, [{"total": torch.tensor(1.0)}, {"gradients": torch.tensor(2.0)}]) is None
+    cross = not_finite(1, [{"cross": torch.tensor(math.inf), "total": torch.tensor(1.0)}])
+    assert cross is not None and cross["what"].startswith("cross not finite")
+    gradients = not_finite(1, [{"total": torch.tensor(1.0)}, {"gradients": torch.tensor(math.nan)}])
+    assert gradients is not None and gradients["what"].startswith("gradients not finite")
 
 
 def run(toy: Any, config: Any, folder: Path, **options: Any) -> loop.TrainingSummary:
