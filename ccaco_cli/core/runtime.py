@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ccaco_cli.core.errors import ConfigError
+
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Settings of torch's memory allocator on GPUs, under both of their names."""
 
 
 def device(name: str) -> Any:
     """The torch device of a name; ``auto`` is cuda where there is a GPU, else cpu.
 
     Under a launcher each process has its own GPU. The GPU becomes the current one: collectives and ``torch.cuda``
-    functions without a device argument use it.
+    functions without a device argument use it. Its memory is reserved in segments that can grow, unless the user has
+    set ``PYTORCH_CUDA_ALLOC_CONF``: batches of many shapes then leave no gaps.
 
     Raises:
         ConfigError: no such device, or several processes would share a GPU.
     """
+    if name != "cpu" and not any(variable in os.environ for variable in ALLOCATOR_VARIABLES):
+        os.environ[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"  # read when torch first uses the GPU
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available():
@@ -155,6 +162,33 @@ def available_memory(device: Any) -> int:
     return min(limits)
 
 
+def free_memory(device: Any) -> int:
+    """Memory of a GPU in bytes that new tensors can have: free memory, and what torch has reserved and does not use."""
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+@contextlib.contextmanager
+def tensor_float32(device: Any) -> Iterator[None]:
+    """Inside, a GPU multiplies float32 matrices with 10 bits of mantissa (TF32), several times as fast.
+
+    For encoding and scoring without gradients: cosines change by less than 1e-3. Losses need full float32.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16")
 
 
@@ -172,6 +206,25 @@ def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[A
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "amp_bf16" else torch.float16)
+
+
+def locked_dtype(device: Any) -> Any:
+    """The torch dtype in which locked towers compute on a device, for token caches and for queries alike.
+
+    A 16-bit type on GPUs (bf16, or fp16 where there is no bf16): tokens are stored in 16 bits anyway. Else float32.
+    """
+    import torch
+
+    return encoding_dtype("auto", device) if device.type == "cuda" else torch.float32
+
+
+def locked_precision(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """The context in which locked towers compute (``locked_dtype``)."""
+    import torch
+
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=locked_dtype(device))
 
 
 ENCODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16")

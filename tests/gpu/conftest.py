@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ccaco_cli.core.encoding import encode as encoding
 from ccaco_cli.core.model import layout
 from tests.gpu.fake_gpu import pretend_gpu
 
@@ -15,6 +16,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One GPU for fake tensors."""
     layout.attention_plan.cache_clear()  # plans hold tensors: fake ones must not be used later, nor real ones here
     pretend_gpu(monkeypatch)
+    # a second thread would change the state of the fake tensor mode
+    monkeypatch.setattr(encoding, "prefetch", lambda read, jobs: ((job, read(job)) for job in jobs))
     yield
     layout.attention_plan.cache_clear()
 

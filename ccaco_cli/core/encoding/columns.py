@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.config import ModelConfig
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
@@ -55,12 +56,14 @@ def _cached(
     """The tokens of a locked tower; ``column`` is read only where they are not cached yet."""
     modality = tower.modality
     max_tokens = config.tower(modality).cache_tokens if tower.grid else 0
+    precision = str(runtime.locked_dtype(device)).removeprefix("torch.")
     name = cache.key(
         tower=tower.fingerprint,
         data=data.manifest.sha256,
         split=data.split(split).key,
         modality=modality,
         tokens=max_tokens,
+        **({} if precision == "float32" else {"precision": precision}),
     )
     label = f"{modality} tokens of {split}"
     tokens = cached(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccaco_cli.core import distributed
+from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.encoding.batching import BATCH_SIZE, batch_positions, prefetch
 from ccaco_cli.core.model.aligner import Aligner
@@ -89,28 +90,45 @@ def encode(
     rank, world = (distributed.rank(), distributed.world()) if options.across_processes else (0, 1)
     batches = batch_positions(column, chosen, options.batch_size or BATCH_SIZE.get(device.type, BATCH_SIZE["cuda"]))
     encoded: list[tuple[Array, EncodedSamples]] = []
+    on_device: deque[tuple[Array, EncodedSamples]] = deque()
     done = 0
     for positions, inputs in prefetch(
         lambda positions: column.inputs(chosen[positions]), itertools.islice(batches, rank, None, world)
     ):
-        embedding, features = aligner.encode(modality, move(inputs, device))
-        tokens = None
-        if local_tokens:
-            if options.max_tokens:
-                features = pool_grid(features, aligner.sides[modality].grid, options.max_tokens)  # type: ignore[arg-type]
-            prepared = aligner.local_tokens(modality, features)
-            tokens = LocalTokens(prepared.tokens.half(), prepared.mask)
-        encoded.append((positions, EncodedSamples(embedding.map(torch.Tensor.float), tokens).to("cpu")))
+        with runtime.tensor_float32(device):
+            samples = _encode_batch(
+                aligner, modality, move(inputs, device), options.max_tokens if local_tokens else None
+            )
+        on_device.append((positions, samples))
+        if len(on_device) > 1:  # a copy to the CPU waits for its batch: meanwhile a GPU computes the next one
+            encoded.append(_on_cpu(*on_device.popleft()))
         done += len(positions)
         on_progress(done, len(chosen), {})
+    encoded += [_on_cpu(*batch) for batch in on_device]
     longest = max((part.local_tokens.mask.shape[1] for _, part in encoded if local_tokens), default=0)
     if world > 1:
         longest = int(distributed.all_reduce_max(longest))
-    samples = _empty(len(chosen), aligner, longest if local_tokens else None)
+    result = _empty(len(chosen), aligner, longest if local_tokens else None)
     for positions, part in encoded:
-        _write(samples, torch.from_numpy(positions), part)
+        _write(result, torch.from_numpy(positions), part)
     # every process has filled the rows of its own batches, and all its other rows are zero
-    return samples if world == 1 else samples.map(distributed.sum_disjoint)  # type: ignore[no-any-return]
+    return result if world == 1 else result.map(distributed.sum_disjoint)  # type: ignore[no-any-return]
+
+
+def _encode_batch(aligner: Aligner, modality: str, inputs: Any, max_tokens: int | None) -> EncodedSamples:
+    """Encodes one batch on its device; tokens as in ``EncodeOptions.max_tokens``, None = no tokens."""
+    embedding, features = aligner.encode(modality, inputs)
+    tokens = None
+    if max_tokens is not None:
+        if max_tokens:
+            features = pool_grid(features, aligner.encoder(modality).grid, max_tokens)
+        prepared = aligner.local_tokens(modality, features)
+        tokens = LocalTokens(prepared.tokens.half(), prepared.mask)
+    return EncodedSamples(embedding.map(torch.Tensor.float), tokens)
+
+
+def _on_cpu(positions: Array, samples: EncodedSamples) -> tuple[Array, EncodedSamples]:
+    return positions, samples.to("cpu")
 
 
 def _empty(count: int, aligner: Aligner, longest: int | None) -> EncodedSamples:

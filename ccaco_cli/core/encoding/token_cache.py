@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccaco_cli.core import memory, ragged
+from ccaco_cli.core import memory, ragged, runtime
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column
 from ccaco_cli.core.encoding.batching import BATCH_SIZE, batch_positions, prefetch
@@ -38,7 +38,8 @@ def cached(
         path: folder of the cache.
         grid: patch grid of the tower's tokens, average-pooled to at most ``max_tokens``; None = no grid.
     """
-    size = min(64, PART)
+    batch_size = BATCH_SIZE["cpu" if torch.device(device).type == "cpu" else "cuda"]
+    size = min(batch_size, PART)
 
     @torch.inference_mode()
     def encode_part(start: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -47,9 +48,11 @@ def cached(
         tokens: list[Any] = [None] * len(items)
         pooled: list[Any] = [None] * len(items)
         for positions, inputs in prefetch(
-            lambda positions: column.inputs(items[positions]), batch_positions(column, items, BATCH_SIZE["cpu"])
+            lambda positions: column.inputs(items[positions]), batch_positions(column, items, batch_size)
         ):
-            features = as_cached(tower(move(inputs, device)), grid, max_tokens).to("cpu")
+            with runtime.locked_precision(torch.device(device)):
+                features = tower(move(inputs, device))
+            features = as_cached(features, grid, max_tokens).to("cpu")
             arrays = features.tokens.numpy(), features.mask.numpy(), features.pooled.numpy()
             for place, item_tokens, item_mask, item_pooled in zip(positions, *arrays, strict=True):
                 tokens[place], pooled[place] = item_tokens[item_mask], item_pooled

@@ -150,5 +150,4 @@ def _subset(group: Tensor, size: int, generator: torch.Generator | None) -> Tens
         return rows
     drawn_on = group.device if generator is None else generator.device
     start = torch.randint(batch, (1,), generator=generator, device=drawn_on)
-    # the start as a number needs no copy to the GPU
-    return (rows[:size] + (int(start) if drawn_on.type == "cpu" else start)) % batch
+    return (rows[:size] + start.squeeze()) % batch  # a tensor without dimensions needs no copy to a GPU

@@ -95,8 +95,8 @@ class Attended(CosineMatcher):
         them, since the program would have to wait for it to know how many are real; the gate of padding is zero.
         """
         if runtime.must_wait(queries.mask):
-            score = self._token_scores(queries.unit.flatten(0, 1), keys).unflatten(1, queries.mask.shape)
-            padded_table: Tensor = (score * queries.gate.masked_fill(~queries.mask, 0.0)).sum(-1)
+            scores = self._token_scores(queries.unit.flatten(0, 1), keys).view(-1, *queries.mask.shape)
+            padded_table: Tensor = (scores * queries.gate.masked_fill(~queries.mask, 0.0)).sum(-1)
             return padded_table
         row = queries.mask.nonzero()[:, 0]
         belongs = row.unsqueeze(1) == torch.arange(len(queries.mask), device=queries.mask.device)

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from ccaco_cli.core import distributed
 from ccaco_cli.core.config import ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.training.augment import augment, augment_pixels, check
+from ccaco_cli.core.training.augment import augment, augment_pixels, check, resized_crops
 from ccaco_cli.core.types import PairBatch
 from tests.processes import launch
 
@@ -87,3 +89,18 @@ def halves() -> None:
 
 def test_processes_change_their_pictures_as_one_would() -> None:
     assert launch(2, halves) == [0, 0]
+
+
+def test_crops_of_all_pictures_at_once_are_those_of_single_pictures() -> None:
+    pixels = batch(40).a["pixels"]
+    sizes = torch.randint(1, 24, (40, 2), generator=torch.Generator().manual_seed(0)).tolist()
+    boxes = [{"top": 24 - h, "left": i % (32 - w), "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+    boxes[-1] = {"top": 0, "left": 0, "height": 24, "width": 32}
+    expected = [
+        functional.resized_crop(image, **box, size=[24, 32], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        for image, box in zip(pixels, boxes, strict=True)
+    ]
+    difference = (resized_crops(pixels, boxes).int() - torch.stack(expected).int()).abs()
+    assert difference.max() <= 2
+    assert difference.float().mean() < 0.02
+    assert not difference[-1].any()
