@@ -24,7 +24,7 @@ def ablate(
             rich_help_panel="Model",
         ),
     ] = "ccaco,clip,-contrastive",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds per arm.", rich_help_panel="Run")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Seeds per arm.", rich_help_panel="Run")] = 3,
     grid: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +59,7 @@ def ablate(
         typer.Option(
             "--jobs",
             min=1,
+            max=1024,
             help="Runs trained at the same time on a CPU; they share its cores.",
             rich_help_panel="Processes",
         ),
@@ -81,6 +82,7 @@ def ablate(
     from ccaco_cli.core.experiments import arms as arm_names
     from ccaco_cli.core.experiments.grid import AblationRequest, read_grid
     from ccaco_cli.core.experiments.request import TrainRequest
+    from ccaco_cli.core.shell import command_line
     from ccaco_cli.core.workflows.ablate import ablate as workflow
     from ccaco_cli.view import progress, results
 
@@ -95,6 +97,6 @@ def ablate(
         progress.note(f"{arm} has no row: with these towers it has the same settings as {equal_arm}")
     for cell, error in ablation.failures.items():
         progress.note(f"failed: {cell}: {error}")
-    progress.note(f"next: {options.command_line('report', folder)}")
+    progress.note(f"next: {command_line('report', folder)}")
     if ablation.failures:
         raise typer.Exit(1)

@@ -28,7 +28,11 @@ def prepare(
     image_size: Annotated[
         int | None,
         typer.Option(
-            "--image-size", min=8, help="Re-encode larger images and videos to this short side.", show_default=False
+            "--image-size",
+            min=8,
+            max=16384,
+            help="Re-encode larger images and videos to this short side.",
+            show_default=False,
         ),
     ] = None,
     image_key: Annotated[
@@ -76,7 +80,7 @@ def prepare(
     fold: Annotated[
         int, typer.Option("--fold", min=0, help="audiofolder: test fold of a data set in folds; 0 means the last.")
     ] = 0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of generated data sets.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of generated data sets.")] = 0,
     val: Annotated[
         str, typer.Option("--val", help="Part of train that becomes val, by group, where the source has no val.")
     ] = "0%",
@@ -91,6 +95,7 @@ def prepare(
         typer.Option(
             "--workers",
             min=0,
+            max=1024,
             help="Processes that check samples; 0 means only the main process.",
             show_default="all cores",
         ),

@@ -100,6 +100,7 @@ def train(
     from ccaco_cli.core.experiments.request import TrainRequest
     from ccaco_cli.core.experiments.run_folder import TrainOptions
     from ccaco_cli.core.reporting import report_tables
+    from ccaco_cli.core.shell import command_line
     from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
     from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
     from ccaco_cli.core.workflows import report
@@ -148,12 +149,12 @@ def train(
             dataset,
             *options.data_option(data),
             "--index",
-            f"{Path(dataset).name}.idx",
+            Path(f"{Path(dataset).name}.idx"),
         )
         if searchable
         else ("report", folder)
     )
-    progress.note(f"next: {options.command_line(*next_step)}")
+    progress.note(f"next: {command_line(*next_step)}")
 
 
 def _with_lower_lr(lr: float) -> str:

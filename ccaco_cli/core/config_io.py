@@ -31,7 +31,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read this config file ({error.strerror})", where=path, expected="a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
         raise ConfigError(f"not TOML ({error})", where=path) from None
     return flatten(nested)
 
@@ -51,7 +51,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError("cannot read --set", where=text, expected="KEY=VALUE, for example loss.beta=0.5")
     try:
         return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: not TOML, or a number of thousands of digits
         return key.strip(), value
 
 
@@ -137,11 +137,16 @@ def _convert(value: Any, declared: ConfigKey) -> Any:
             raise ConfigError(
                 f"{value!r} does not fit", where=declared.label, expected=f"numbers, like {list(default)}"
             )
-        return tuple(type(default[0])(item) for item in value)
+        return tuple(_as_float(item, declared) for item in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _as_float(value, declared)
     if type(value) is not type(default):
         kind = TYPE_NAMES.get(type(default), "a list")
         example = list(default) if isinstance(default, tuple) else default
         raise ConfigError(f"{value!r} does not fit", where=declared.label, expected=f"{kind}, like {example!r}")
     return value
+
+
+def _as_float(number: float, declared: ConfigKey) -> float:
+    """The number as a float; unchanged where it is out of range, because it can be larger than any float."""
+    return float(number) if declared.setting.in_range(number) else number

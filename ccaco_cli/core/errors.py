@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CcacoError(Exception):
     """Base of every error that the commands print as one line on stderr, with exit code 2.
@@ -20,18 +23,33 @@ class CcacoError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = _clause(self.what) if self.where is None else f"{_clause(self.what)}: {_clause(self.where)}"
+        text = _sentence(self.what) if self.where is None else f"{_sentence(self.what)}: {_clause(self.where)}"
         if self.expected:
-            text += f"; expected {_clause(self.expected)}"
+            text += f"; expected {_sentence(self.expected)}"
         if self.next:
-            text += f"; next: {self.next}"
-        return " ".join(text.split())
+            text += f"; next: {_one_line(self.next)}"
+        return text
+
+
+def _one_line(text: str) -> str:
+    """Joins lines. Spaces stay as they are, because a name or command with other spaces means another file."""
+    return " ".join(text.splitlines())
+
+
+def _sentence(text: str) -> str:
+    return _clause(" ".join(text.split()))
 
 
 def _clause(text: object, max_length: int = 500) -> str:
-    """Shortens a clause, because names in a hostile file can have any length."""
-    clause = str(text)
+    """One line of limited length, because names in a hostile file can have any length."""
+    clause = _one_line(str(text))
     return clause if len(clause) <= max_length else f"{clause[:max_length]}..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """A next step for a name that does not exist: the known name that is most like it, or None."""
+    near = difflib.get_close_matches(name, sorted(known), 1)
+    return f"did you mean {near[0]}?" if near else None
 
 
 class ConfigError(CcacoError):

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from ccaco_cli import __version__
 from ccaco_cli.core import fault
 from ccaco_cli.core.errors import ConfigError, ManifestError
+from ccaco_cli.core.escape import printable
 
 NAME = "manifest.json"
 SCHEMA = 2
@@ -156,7 +157,7 @@ def write(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "made_by": {
             "ccaco": __version__,
-            "argv": [without_secrets(word) for word in sys.argv],
+            "argv": [printable(without_secrets(word)) for word in sys.argv],
             "python": platform.python_version(),
             "libraries": _versions(),
             "device": device,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from ccaco_cli.core.errors import ConfigError
+
+T = TypeVar("T")
+
+MAX = 1_000_000
+"""Largest value of a number that declares no upper bound."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Setting:
         metavar: placeholder of the value in ``--help``.
         shown_default: default in ``--help`` and in the settings table; None means the default itself.
         min, above: smallest value, or exclusive lower bound. Every number declares one of them.
-        max, below: largest value, or exclusive upper bound.
+        max, below: largest value, or exclusive upper bound; ``MAX`` where a number declares none of them.
         choices: accepted words, or "module:TABLE" below ``ccaco_cli.core`` whose keys are the accepted words; the
             default is accepted, too.
     """
@@ -54,7 +59,7 @@ class Setting:
     def in_range(self, number: float) -> bool:
         """Whether a number is finite and inside the range."""
         return (
-            math.isfinite(number)
+            (isinstance(number, int) or math.isfinite(number))  # a whole number can be larger than any float
             and (self.min is None or number >= self.min)
             and (self.above is None or number > self.above)
             and (self.max is None or number <= self.max)
@@ -104,14 +109,38 @@ def setting(default: Any, help: str, **declaration: Any) -> Any:
     """
     declared = Setting(help, **declaration)
     sample = default[0] if isinstance(default, tuple) else default
-    if isinstance(sample, int | float) and not isinstance(sample, bool) and declared.min is declared.above is None:
-        raise TypeError(f"a numeric setting must declare min or above: {help}")
+    if isinstance(sample, int | float) and not isinstance(sample, bool):
+        if declared.min is declared.above is None:
+            raise TypeError(f"a numeric setting must declare min or above: {help}")
+        if declared.max is declared.below is None:
+            declared = replace(declared, max=MAX)
     return field(default=default, metadata={"setting": declared})
 
 
 def section(kind: type, **words: str) -> Any:
     """A dataclass field that is a table of settings; ``words`` are filled into the help of its settings."""
     return field(default_factory=kind, metadata={"words": words})
+
+
+def with_sections(sections: Mapping[str, Any], *, before: str) -> Callable[[type[T]], type[T]]:
+    """Adds sections, which come from a table, to a config class before ``dataclass`` reads its fields.
+
+    Args:
+        sections: name -> ``section(...)``.
+        before: field that stands behind them in the order of declaration.
+    """
+
+    def add(kind: type[T]) -> type[T]:
+        annotations, kind.__annotations__ = kind.__annotations__, {}
+        for name, annotation in annotations.items():
+            if name == before:
+                kind.__annotations__ |= {added: item.default_factory for added, item in sections.items()}
+            kind.__annotations__[name] = annotation
+        for name, item in sections.items():
+            setattr(kind, name, item)
+        return kind
+
+    return add
 
 
 def config_keys(kind: type, prefix: str = "", words: Mapping[str, str] | None = None) -> Iterator[ConfigKey]:
@@ -147,7 +176,13 @@ def check_range(key: ConfigKey, value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float) or key.setting.in_range(number):
             continue
-        raise ConfigError(f"{number!r} does not fit", where=key.label, expected=key.setting.range_text())
+        raise ConfigError(f"{_number_text(number)} does not fit", where=key.label, expected=key.setting.range_text())
+
+
+def _number_text(number: float) -> str:
+    """The number as it is written, unless it is very long: Python writes whole numbers of at most 4300 digits."""
+    long = isinstance(number, int) and abs(number) >= 10**30
+    return "a number of more than 30 digits" if long else repr(number)
 
 
 def check_choice(key: ConfigKey, value: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from ccaco_cli.app import app
-from ccaco_cli.commands.config_options import ConfigSettings, config_options
+from ccaco_cli.commands.config_options import ConfigSettings, config_flags, config_options
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import override
 from ccaco_cli.core.modalities import MODALITIES
@@ -28,6 +28,10 @@ FLAGS = {
 TRAIN_ONLY = {"--domain-loss", "--seed", "--parallel", "--gather-with-grad", "--no-gather-with-grad", "--local-loss"}
 ALSO_TRAIN = {"--accum-freq", "--grad-checkpointing", "--torchcompile"}
 HEADINGS = ("Data", "Model", "Losses", "Optimisation", "Domains", "Processes", "Run", "Output", "Other")
+
+
+CONFIG_FLAGS = {flag.name for flag in config_flags()} | {"tile"}
+"""Names of the options whose range the config declares, or, for the tile, its image size."""
 
 
 def flags_of(command: str) -> set[str]:
@@ -106,15 +110,15 @@ def test_image_sizes_and_tiles() -> None:
         (["--tile", "24"], ["HEIGHTxWIDTH"]),
         (["--lr", "nan"], ["nan", "optim.lr (--lr)", "above 0"]),
         (["--lr", "inf"], ["inf", "optim.lr (--lr)", "above 0"]),
-        (["--alpha", "nan"], ["nan", "loss.alpha (--alpha)", "0 or more"]),
-        (["--beta", "-1"], ["-1.0", "loss.beta (--beta)", "0 or more"]),
+        (["--alpha", "nan"], ["nan", "loss.alpha (--alpha)", "0 to 1000000"]),
+        (["--beta", "-1"], ["-1.0", "loss.beta (--beta)", "0 to 1000000"]),
         (["--seed", "-1"], ["-1", "seed (--seed)", "0 to "]),
-        (["--epochs", "0"], ["0", "optim.epochs (--epochs)", "1 or more"]),
-        (["--batch-size", "0"], ["0", "optim.batch_size (--batch-size)", "1 or more"]),
-        (["--accum-freq", "0"], ["0", "optim.accum_freq (--accum-freq)", "1 or more"]),
-        (["--workers", "-1"], ["-1", "workers (--workers)", "0 or more"]),
-        (["--context-length", "-5"], ["-5", "model.text.context_length (--context-length)", "0 or more"]),
-        (["--set", "optim.warmup=-1"], ["-1", "optim.warmup (--warmup)", "0 or more"]),
+        (["--epochs", "0"], ["0", "optim.epochs (--epochs)", "1 to 1000000"]),
+        (["--batch-size", "0"], ["0", "optim.batch_size (--batch-size)", "1 to 1000000"]),
+        (["--accum-freq", "0"], ["0", "optim.accum_freq (--accum-freq)", "1 to 1000000"]),
+        (["--workers", "-2"], ["-2", "workers (--workers)", "-1 to 1024"]),
+        (["--context-length", "-5"], ["-5", "model.text.context_length (--context-length)", "0 to 1000000"]),
+        (["--set", "optim.warmup=-1"], ["-1", "optim.warmup (--warmup)", "0 to 1000000000"]),
         (["--set", "model.image.input_dropout=nan"], ["nan", "model.image.input_dropout", "0 to 1"]),
         (["--set", "seed=x"], ["'x'", "seed (--seed)", "a whole number"]),
     ],
@@ -129,6 +133,31 @@ def test_a_value_that_does_not_fit_is_one_line_and_leaves_nothing(
         assert done.err.startswith("ccaco: ")
         assert all(word in done.err for word in words), done.err
         assert not list(tmp_path.iterdir()), "not even the generated data set was prepared"
+
+
+NUMBER_OPTIONS = [
+    (command, parameter)
+    for command, details in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for parameter in details.params
+    if parameter.param_type_name == "option" and parameter.type_descriptor.annotation in (int, float)
+    if command not in ("train", "ablate") or parameter.name not in CONFIG_FLAGS
+]
+
+
+@pytest.mark.parametrize(("command", "parameter"), NUMBER_OPTIONS, ids=lambda value: getattr(value, "name", value))
+def test_every_number_outside_the_config_has_a_range(
+    ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, parameter: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parameter.min is not None
+    outside = ["nan", "inf", "-inf", "text", parameter.min - 1]
+    outside += [parameter.max + 1] if parameter.max is not None else []
+    for value in outside:
+        done = ccaco(command, f"{parameter.opts[0]}={value}" if parameter.opts[0][:2] == "--" else f"-k{value}")
+        assert (done.code, done.out) == (2, ""), value
+        assert f"Invalid value for '{parameter.opts[0]}'" in done.err
+        assert "Traceback" not in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_is_grouped(ccaco: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from ccaco_cli.commands import options
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.shell import command_line, quoted_path
 from ccaco_cli.view.tables import FORMATS
 
 
@@ -15,10 +16,12 @@ def test_formats() -> None:
 
 
 def test_commands_of_next_steps_are_quoted_for_the_shell() -> None:
-    assert options.command_line("report", Path("runs/first")) == "ccaco report runs/first"
-    line = options.command_line("embed", "--run", Path("my runs/a'b"), *options.data_option(Path("my data")))
-    assert shlex.split(line) == ["ccaco", "embed", "--run", "my runs/a'b", "--data", "my data"]
+    assert command_line("report", Path("runs/first")) == "ccaco report runs/first"
+    line = command_line("embed", "--run", Path("my  runs/a'b"), *options.data_option(Path("my data")))
+    assert shlex.split(line) == ["ccaco", "embed", "--run", "my  runs/a'b", "--data", "my data"]
     assert options.data_option(Path("data")) == ()
+    assert command_line("report", "--stages", Path("-first")) == "ccaco report --stages ./-first", "not an option -f"
+    assert quoted_path("-a  b") == "'./-a  b'"
 
 
 def test_columns() -> None:

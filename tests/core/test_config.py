@@ -15,7 +15,7 @@ from ccaco_cli.core.config import LossConfig, RunConfig
 from ccaco_cli.core.config_io import load, override, parse_setting, to_toml, validate
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.recipes import build, recipe_of
-from ccaco_cli.core.settings import ConfigKey, check_range, config_keys, setting
+from ccaco_cli.core.settings import MAX, ConfigKey, check_range, config_keys, setting
 
 
 def with_towers(image: str = "tiny", text: str = "tiny", lock: bool = False) -> RunConfig:
@@ -86,23 +86,23 @@ def test_a_value_of_another_kind_is_refused(key: str, value: Any) -> None:
         ("optim.lr", math.nan, "nan does not fit: optim.lr (--lr); expected above 0"),
         ("optim.lr", math.inf, "inf does not fit: optim.lr (--lr); expected above 0"),
         ("optim.lr", 0.0, "0.0 does not fit: optim.lr (--lr); expected above 0"),
-        ("loss.alpha", math.nan, "nan does not fit: loss.alpha (--alpha); expected 0 or more"),
-        ("loss.alpha", -1, "-1.0 does not fit: loss.alpha (--alpha); expected 0 or more"),
+        ("loss.alpha", math.nan, "nan does not fit: loss.alpha (--alpha); expected 0 to 1000000"),
+        ("loss.alpha", -1, "-1 does not fit: loss.alpha (--alpha); expected 0 to 1000000"),
         ("seed", -1, "-1 does not fit: seed (--seed); expected 0 to 4294967295"),
-        ("optim.epochs", 0, "0 does not fit: optim.epochs (--epochs); expected 1 or more"),
-        ("optim.batch_size", 0, "0 does not fit: optim.batch_size (--batch-size); expected 1 or more"),
-        ("optim.warmup", -1, "-1.0 does not fit: optim.warmup (--warmup); expected 0 or more"),
+        ("optim.epochs", 0, "0 does not fit: optim.epochs (--epochs); expected 1 to 1000000"),
+        ("optim.batch_size", 0, "0 does not fit: optim.batch_size (--batch-size); expected 1 to 1000000"),
+        ("optim.warmup", -1, "-1 does not fit: optim.warmup (--warmup); expected 0 to 1000000000"),
         ("optim.beta2", 1.0, "1.0 does not fit: optim.beta2; expected 0 or more, below 1"),
         ("model.image.crop", 0.0, "0.0 does not fit: model.image.crop; expected above 0, at most 1"),
         ("model.text.context_length", -1, "model.text.context_length (--context-length)"),
         ("model.audio.cache_tokens", 0, "model.audio.cache_tokens (--cache-tokens)"),
         ("model.image.grayscale", math.nan, "nan does not fit: model.image.grayscale; expected 0 to 1"),
-        ("model.fusion.window", 0, "0 does not fit: model.fusion.window; expected 1 or more"),
-        ("model.fusion.features", 0, "0 does not fit: model.fusion.features; expected 1 or more"),
-        ("model.vectors", 0, "0 does not fit: model.vectors; expected 1 or more"),
-        ("domain.weight", -0.5, "-0.5 does not fit: domain.weight (--domain-weight); expected 0 or more"),
-        ("loss.teach", -1.0, "-1.0 does not fit: loss.teach; expected 0 or more"),
-        ("eval.rerank_weights", [0.0, math.nan], "nan does not fit: eval.rerank_weights; expected 0 or more"),
+        ("model.fusion.window", 0, "0 does not fit: model.fusion.window; expected 1 to 1000000"),
+        ("model.fusion.features", 0, "0 does not fit: model.fusion.features; expected 1 to 65536"),
+        ("model.vectors", 0, "0 does not fit: model.vectors; expected 1 to 1024"),
+        ("domain.weight", -0.5, "-0.5 does not fit: domain.weight (--domain-weight); expected 0 to 1000000"),
+        ("loss.teach", -1.0, "-1.0 does not fit: loss.teach; expected 0 to 1000000"),
+        ("eval.rerank_weights", [0.0, math.nan], "nan does not fit: eval.rerank_weights; expected 0 to 1000000"),
     ],
 )
 def test_a_number_out_of_range_names_key_flag_and_range(key: str, value: Any, words: str) -> None:
@@ -123,13 +123,31 @@ def test_every_number_outside_its_range_is_refused(key: ConfigKey) -> None:
     limits = key.setting
     outside: list[Any] = [math.nan, math.inf, -math.inf, "text", "1", True]
     outside += [] if limits.min is None else [limits.min - 1]
-    outside += [] if limits.max is None else [limits.max + 1]
+    outside += [] if limits.max is None else [2 * limits.max + 1]
+    outside += [10**400, -(10**400)]  # larger than any float
     outside += [limit for limit in (limits.above, limits.below) if limit is not None]
-    assert len(outside) > 6, "a lower limit is declared"
+    assert len(outside) > 9, "both limits are declared"
     for value in outside:
         with pytest.raises(ConfigError) as refused:
             override(RunConfig(), {key.key: [value] if isinstance(key.default, tuple) else value})
         assert key.key in str(refused.value), value
+
+
+def test_a_number_has_an_upper_bound_also_where_none_is_declared() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.batch_size \(--batch-size\); expected 1 to 1000000$"):
+        override(RunConfig(), {"optim.batch_size": MAX + 1})
+    assert override(RunConfig(), {"optim.batch_size": MAX}).optim.batch_size == MAX
+    with pytest.raises(ConfigError, match="a number of more than 30 digits does not fit: loss.beta"):
+        override(RunConfig(), {"loss.beta": 10**5000})
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    digits = "1" * 5000  # Python converts at most 4300
+    with pytest.raises(ConfigError, match=r"loss\.beta"):
+        override(RunConfig(), dict([parse_setting(f"loss.beta={digits}")]))
+    (tmp_path / "c.toml").write_text(f"seed = {digits}\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(tmp_path / "c.toml")
 
 
 def test_every_number_has_a_range_and_every_default_fits() -> None:
@@ -207,7 +225,7 @@ def test_every_recipe_names_known_keys() -> None:
 @settings(deadline=None, max_examples=40)
 @given(
     st.text(st.characters(codec="utf-8")),
-    st.floats(0, allow_infinity=False),
+    st.floats(0, MAX),
     st.integers(0, 2**32 - 1),
     st.integers(-100, 100),
 )

@@ -164,6 +164,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert file.read_bytes() == b"old"
 
 
+def test_a_command_line_with_a_file_name_that_is_not_utf8_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ccaco", "--config", "caf\udce9.toml"])
+    manifest.write(tmp_path, "run", facts={})
+    made_by = json.loads((tmp_path / manifest.NAME).read_text("utf-8"))["made_by"]
+    assert made_by["argv"] == ["ccaco", "--config", "caf\\udce9.toml"]
+
+
 def test_json_has_no_nan(tmp_path: Path) -> None:
     manifest.write_json(tmp_path / "x.json", {"a": [math.nan, 1.5, (math.inf, -math.inf)], "b": {"ä": Path("p")}})
     assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {"a": [None, 1.5, [None, None]], "b": {"ä": "p"}}

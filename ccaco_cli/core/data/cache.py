@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import filelock
 import numpy as np
 
 from ccaco_cli.core.errors import ManifestError
+from ccaco_cli.core.shell import quoted_path
 
 
 def key(**parts: Any) -> str:
@@ -74,7 +74,7 @@ def arrays(path: Path, compute: Callable[[], dict[str, np.ndarray[Any, Any]]]) -
 def damaged(path: Path, reason: str) -> ManifestError:
     """The error for a folder of arrays that cannot be read."""
     return ManifestError(
-        f"damaged arrays ({reason})", where=path, next=f"rm -r {shlex.quote(str(path))}, then the same command"
+        f"damaged arrays ({reason})", where=path, next=f"rm -r {quoted_path(path)}, then the same command"
     )
 
 

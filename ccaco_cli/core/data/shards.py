@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import shutil
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from ccaco_cli.core.data.pairs import PairData, Split, open
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
 MAX_SHARD_BYTES = 128 << 20
@@ -152,9 +152,7 @@ def refuse_overwrite(out: Path) -> None:
         return
     if out.exists():
         problem = "a data set is there already" if manifest.exists(out) else "something else is there already"
-        raise DataError(
-            problem, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {shlex.quote(str(out))}"
-        )
+        raise DataError(problem, where=out, expected="a new folder", next=f"--out OTHER, or: rm -r {quoted_path(out)}")
 
 
 def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float, info: DatasetInfo) -> None:
@@ -182,7 +180,7 @@ def _media_root_hint(rejects: Path, records: int, root: Path | None) -> str:
     paths = [root / row["where"] for row in rows if row["reason"] == OUTSIDE and "\0" not in row["where"]]
     folder = os.path.commonpath([os.path.dirname(os.path.realpath(path)) for path in paths]) if paths else ""
     if folder not in ("", os.path.dirname(folder)):
-        return f"--image-root {shlex.quote(folder)}, or "
+        return f"--image-root {quoted_path(folder)}, or "
     return "--image-root FOLDER_OF_THE_FILES, or " if 2 * len(rows) >= records else ""
 
 
@@ -200,7 +198,7 @@ def _changed(partial: Path) -> DataError:
     return DataError(
         "the source changed since the interrupted run",
         where=partial,
-        next=f"rm -r {shlex.quote(str(partial))}, then the same command",
+        next=f"rm -r {quoted_path(partial)}, then the same command",
     )
 
 

@@ -6,7 +6,6 @@ A group is in the same split on every machine and in every version of a data set
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from ccaco_cli.core.data.sources.lists import hash_fraction
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.shell import command_line, quoted_path
 from ccaco_cli.core.types import PairRecord
 
 SHARE = 0.1
@@ -116,7 +116,7 @@ def require_splits(data: Manifest, splits: Sequence[str], needed: Sequence[str] 
 def next_step_without(data: Manifest, splits: Sequence[str], missing: Sequence[str]) -> str:
     """The command to type when a data set lacks splits."""
     if "train" not in splits:
-        return f"ccaco report RUN --on {shlex.quote(str(data.path))}, or train on a data set with a split 'train'"
+        return f"ccaco report RUN --on {quoted_path(data.path)}, or train on a data set with a split 'train'"
     return prepare_command(data, missing)
 
 
@@ -136,7 +136,7 @@ def prepare_command(data: Manifest, missing: Sequence[str]) -> str:
     for name in lacking:  # a share that left the split empty is doubled
         shares[name] = min(limit, 2 * before[name]) if before.get(name) else min(MAX_SHARE, max(SHARE, enough))
     flags = [word for name, share in shares.items() for word in (f"--{name}", f"{100 * share:.4g}%")]
-    return shlex.join(["ccaco", "prepare", *words, *flags, "--out", str(_free_folder(data.path))])
+    return command_line("prepare", *words, *flags, "--out", _free_folder(data.path))
 
 
 def _free_folder(folder: Path) -> Path:

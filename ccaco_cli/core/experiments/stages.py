@@ -7,7 +7,6 @@ and position. Its learning rate follows the same rule over the added steps: a ne
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import flatten
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.training import checkpoint, health_checks
 from ccaco_cli.core.training.loop import TrainingSummary
 from ccaco_cli.core.training.state import StageStart
@@ -124,7 +124,7 @@ def finished_error(folder: Path, run: Manifest, length: str = "") -> DataError:
         f"this run is finished ({_length(run)})",
         where=folder,
         expected="a new name, or more epochs",
-        next=f"ccaco report {shlex.quote(str(folder))}, or add --resume latest {flag}, or choose another --name",
+        next=f"ccaco report {quoted_path(folder)}, or add --resume latest {flag}, or choose another --name",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from ccaco_cli.core.data.dataset_stats import LEAKAGE, REJECTS
@@ -11,6 +10,7 @@ from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.split_shares import prepare_command
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.reporting.rows import SplitRow
+from ccaco_cli.core.shell import command_line
 
 __all__ = ["listing", "notes", "out_name", "prepare", "summary"]
 
@@ -37,10 +37,10 @@ def next_step(data: Manifest, dataset: object) -> str:
     """The command to type after ``prepare``: training where that is possible, else what makes it possible."""
     splits = [name for name, counts in data.facts["splits"].items() if counts["samples"]]
     if "train" not in splits:
-        return shlex.join(["ccaco", "report", "RUN", "--on", str(dataset)])
+        return command_line("report", "RUN", "--on", dataset)
     if "val" not in splits:
         return prepare_command(data, ["val"])
-    return shlex.join(["ccaco", "train", "--dataset", str(dataset)])
+    return command_line("train", "--dataset", dataset)
 
 
 def notes(data: Manifest) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ccaco_cli.core.data.sources.media_files import locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import PairRecord
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _with_paths(table: pa.Table, column: str, file: Path, media_root: Path | Non
             f"column {column!r} holds {paths.type}, not paths",
             where=file,
             expected="a column of file names",
-            next=f"--column image=ANOTHER, or: ccaco prepare hub --source {shlex.quote(str(file.parent))}",
+            next=f"--column image=ANOTHER, or: ccaco prepare hub --source {quoted_path(file.parent)}",
         ) from None
     for folder in (file.parent, media_root) if pc.any(pc.starts_with(paths, "/")).as_py() else ():
         for prefix in {f"{folder}/", f"{os.path.realpath(folder)}/"} if folder is not None else ():
