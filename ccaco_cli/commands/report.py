@@ -56,8 +56,18 @@ def report(
         typer.Option(
             "--on",
             metavar="DATASET",
-            help="Score the runs and models on this prepared data set first (only once), and report these results.",
+            help="Score the runs and models on this prepared data set, or folder of class folders, first (only once), "
+            "and report these results.",
             show_default=False,
+        ),
+    ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            "--templates",
+            metavar="openai|simple|FILE",
+            help="With --on a data set with classes: sentences for the names of the classes.",
+            show_default="the data set's own",
         ),
     ] = None,
     data: options.Data = Path("data"),
@@ -137,9 +147,8 @@ def report(
         from ccaco_cli.core.experiments import cross_dataset
 
         with progress.bar(f"score on {on}") as report_progress:
-            runs = cross_dataset.score_on(
-                runs, on, split=split, every_stage=stages, device=device, data_root=data, on_progress=report_progress
-            )
+            options_on = cross_dataset.ScoreOptions(split, stages, templates or "", device)
+            runs = cross_dataset.score_on(runs, on, options_on, data_root=data, on_progress=report_progress)
     finished_runs = find_runs(runs)
     split = split or run_splits.default_split(finished_runs)
     request = report_tables.ReportRequest(runs, split, stages, by, metric, reference)

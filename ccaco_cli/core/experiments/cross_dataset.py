@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.columns import columns
-from ccaco_cli.core.experiments.datasets import prepared
+from ccaco_cli.core.experiments.datasets import prepared_for_evaluation
 from ccaco_cli.core.experiments.pretrained import LoadedModel, is_run, name_of, open_model
 from ccaco_cli.core.experiments.run_folder import refuse_other_modalities
 from ccaco_cli.core.experiments.split_encoding import SplitEncoder
+from ccaco_cli.core.experiments.templates import Template, load_templates
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.score import store
-from ccaco_cli.core.scoring.split_scorer import SplitEncodings, SplitScorer
+from ccaco_cli.core.scoring.split_scorer import CLASS_METRICS, SplitEncodings, SplitScorer
 from ccaco_cli.core.types import OnProgress, no_progress
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How models are scored on a data set.
+
+    Attributes:
+        split: None = test, or val or train where the data set has no test.
+        every_stage: return the files of all stages, not only of the headline stage.
+        templates: sentences for the names of classes (``templates.load_templates``); empty = the data set's template.
+        device: where the model computes.
+    """
+
+    split: str | None = None
+    every_stage: bool = False
+    templates: str = ""
+    device: str = "auto"
 
 
 def score_on(
     models: Sequence[str | Path],
     dataset: str,
+    options: ScoreOptions = ScoreOptions(),
     *,
-    split: str | None = None,
-    every_stage: bool = False,
-    device: str = "auto",
     data_root: Path = Path("data"),
     on_progress: OnProgress = no_progress,
 ) -> list[Path]:
@@ -38,74 +55,101 @@ def score_on(
 
     Args:
         models: run folders, ablation folders, folders that hold runs, or SPECs of pretrained models.
-        split: None = test, or val or train where the data set has no test.
-        every_stage: return the files of all stages, not only of the headline stage.
+        dataset: name or folder of a prepared data set, or a folder of class folders with images, which is prepared on
+            the way.
     Returns:
         The result files.
     Raises:
         DataError: other modalities, or no such split; also what ``open_model`` and ``prepared`` raise.
     """
-    data = shards.open(prepared(dataset, data_root, on_progress))
-    split = split or evaluation_split(data.splits)
+    templates = load_templates(options.templates) if options.templates else ()
+    data = shards.open(prepared_for_evaluation(dataset, data_root, on_progress))
+    job = _Job(data, options.split or evaluation_split(data.splits), templates, on_progress)
     specs = [str(model) for model in models if not is_run(model)]
     runs = results.find_runs([Path(model) for model in models if is_run(model)])
     files: list[Path] = []
     for run in runs:
-        described = manifest.open(run.path, kind="run")
-        folder = _results_folder(run.path, data)
-        if not _is_scored(folder, split, described):
-            _score(open_model(run.path, device), data, split, folder, on_progress)
-        files += _stage_files(folder, split, "" if every_stage else described.facts["headline"])
+        described, folder = manifest.open(run.path, kind="run"), job.folder(run.path)
+        if not job.is_scored(folder, described):
+            job.score(open_model(run.path, options.device), folder)
+        files += job.files(folder, "" if options.every_stage else described.facts["headline"])
     for spec in specs:
-        model, folder = open_model(spec, device), _results_folder(Path("runs") / name_of(spec), data)
-        if not _is_scored(folder, split, model.manifest):
-            _score(model, data, split, folder, on_progress)
-        files += _stage_files(folder, split, "" if every_stage else model.manifest.facts["headline"])
+        model, folder = open_model(spec, options.device), job.folder(Path("runs") / name_of(spec))
+        if not job.is_scored(folder, model.manifest):
+            job.score(model, folder)
+        files += job.files(folder, "" if options.every_stage else model.manifest.facts["headline"])
     return files
 
 
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """Scores models on one split with the same templates."""
+
+    data: shards.PairData
+    split: str
+    templates: tuple[Template, ...]
+    on_progress: OnProgress
+
+    @property
+    def templates_key(self) -> str:
+        """Names the templates; "" = the template of the data set."""
+        sentences = [template("{}") for template in self.templates]
+        return hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:12] if sentences else ""
+
+    def folder(self, run: Path) -> Path:
+        """Where the results of a run are stored."""
+        parts = (self.data.name, self.data.manifest.sha256[:12], self.templates_key)
+        return run / "results" / "on" / "-".join(filter(None, parts))
+
+    def is_scored(self, folder: Path, model: Manifest) -> bool:
+        files = folder.glob(f"{self.split}.*.json")
+        return model.sha256 in {(results.read(file) or {}).get("model") for file in files}
+
+    def files(self, folder: Path, stage: str) -> list[Path]:
+        """The result file of a stage, or of all stages where there is none of it."""
+        files = sorted(folder.glob(f"{self.split}.*.json"))
+        return [file for file in files if file.stem == f"{self.split}.{stage}"] or files
+
+    def score(self, model: LoadedModel, folder: Path) -> None:
+        """Scores a model and writes its result files."""
+        data, split, facts = self.data, self.split, model.manifest.facts
+        config = replace(model.config, eval=replace(model.config.eval, protocol="full"))
+        scorer = SplitScorer(
+            data.modalities,
+            data.split(split),
+            encode_split(model, data, split, self.on_progress, self.templates),
+            model.aligner,
+            config,
+            float(facts["weight"]),
+            tuned=bool(facts["weights_tried"]),
+            thresholds=facts["thresholds"],
+        )
+        origin = {
+            "run": facts["name"],
+            "model": model.manifest.sha256,
+            "evaluation": data.manifest.facts.get("source", {}).get("evaluation"),
+            "templates": len(self.templates),
+        }
+        classes = scorer.classes()
+        class_metrics = {name: classes.evaluation.metrics[name] for name in CLASS_METRICS} if classes else {}
+        for result in scorer.stages():
+            result = result.extended(*scorer.pairs(result.scoring))
+            if classes:
+                result = result.extended(class_metrics, classes.items)
+            store(folder, data, config, split, result, **origin)
+        if classes:
+            store(folder, data, config, split, classes, **origin)
+
+
 def encode_split(
-    model: LoadedModel, data: shards.PairData, split: str, on_progress: OnProgress = no_progress
+    model: LoadedModel,
+    data: shards.PairData,
+    split: str,
+    on_progress: OnProgress = no_progress,
+    templates: tuple[Template, ...] = (),
 ) -> SplitEncodings:
     """Encodes a split of any data set. Raises DataError: the model aligns other modalities."""
     aligner, towers, config, described = model
     refuse_other_modalities(described, data)
     split_columns = columns(data, split, aligner, towers, config.model, on_progress)
-    return SplitEncoder(data, config, aligner, towers).encode(split, split_columns)
-
-
-def _results_folder(run: Path, data: shards.PairData) -> Path:
-    return run / "results" / "on" / f"{data.name}-{data.manifest.sha256[:12]}"
-
-
-def _is_scored(folder: Path, split: str, model: Manifest) -> bool:
-    return model.sha256 in {(results.read(file) or {}).get("model") for file in folder.glob(f"{split}.*.json")}
-
-
-def _stage_files(folder: Path, split: str, stage: str) -> list[Path]:
-    """The result file of a stage, or of all stages where there is none of it."""
-    files = sorted(folder.glob(f"{split}.*.json"))
-    return [file for file in files if file.stem == f"{split}.{stage}"] or files
-
-
-def _score(model: LoadedModel, data: shards.PairData, split: str, folder: Path, on_progress: OnProgress) -> None:
-    encodings = encode_split(model, data, split, on_progress)
-    config = replace(model.config, eval=replace(model.config.eval, protocol="full"))
-    facts = model.manifest.facts
-    scorer = SplitScorer(
-        data.modalities,
-        data.split(split),
-        encodings,
-        model.aligner,
-        config,
-        float(facts["weight"]),
-        tuned=bool(facts["weights_tried"]),
-        thresholds=facts["thresholds"],
-    )
-    origin = {
-        "run": facts["name"],
-        "model": model.manifest.sha256,
-        "evaluation": data.manifest.facts.get("source", {}).get("evaluation"),
-    }
-    for result in scorer.stages():
-        store(folder, data, config, split, result.extended(*scorer.pairs(result.scoring)), **origin)
+    return SplitEncoder(data, config, aligner, towers, templates=templates).encode(split, split_columns)

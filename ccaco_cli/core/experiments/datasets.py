@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources import SOURCES
+from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import OnProgress, no_progress
 
@@ -70,3 +72,22 @@ def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgre
             on_progress=lambda done, total, facts: on_progress(done, total, {**facts, "what": f"prepare {dataset}"}),
         )
     return path
+
+
+def prepared_for_evaluation(
+    dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = no_progress
+) -> Path:
+    """As ``prepared``; a folder of class folders is prepared on the way, with every image in ``test``.
+
+    It is prepared again when the folder has changed since.
+    """
+    folder = Path(dataset)
+    if manifest.exists(data_root / dataset) or manifest.exists(folder) or dataset in SOURCES or not folder.is_dir():
+        return prepared(dataset, data_root, on_progress)
+    state = "\n".join(f"{f.relative_to(folder)} {f.stat().st_size}" for f in sorted(folder.rglob("*")) if f.is_file())
+    out = data_root / f"{folder.resolve().name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
+    if not manifest.exists(out):
+        prepare(
+            "imagefolder", source_path=folder, out=out, options=SourceOptions(all_test=True), on_progress=on_progress
+        )
+    return out

@@ -15,14 +15,16 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode
+from ccaco_cli.core.encoding.samples import encode_samples
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
+from ccaco_cli.core.experiments.templates import Template, class_vectors
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.scoring import caption_choice
 from ccaco_cli.core.scoring.split_scorer import SplitEncodings, classify
 from ccaco_cli.core.scoring.two_stage import exhaustive
-from ccaco_cli.core.types import EncodedSamples, move
+from ccaco_cli.core.types import EncodedSamples
 
 ACROSS_PROCESSES = EncodeOptions(across_processes=True)
 
@@ -34,6 +36,7 @@ class SplitEncoder:
     Attributes:
         towers: modality -> tower, for preprocessing.
         heads: domain and label heads of a run across domains.
+        templates: sentences for the name of a class; empty = the template of the data set.
     """
 
     data: PairData
@@ -41,6 +44,7 @@ class SplitEncoder:
     aligner: Aligner
     towers: Mapping[str, Tower]
     heads: Adaptation | None = None
+    templates: tuple[Template, ...] = ()
 
     def encode(self, name: str, columns: Mapping[str, Column]) -> SplitEncodings:
         """Encodes the columns of a split, its caption choices and its classes."""
@@ -74,7 +78,8 @@ class SplitEncoder:
                 encode(self.aligner, m, c, options=ACROSS_PROCESSES) for m, c in ((modality_a, a), (modality_b, b))
             )
             groups = split.group[a.row], split.group[b.row]
-            rank_pool = by_similarity(encoded_a.z, encoded_b.z, *groups)
+            device = next(self.aligner.parameters()).device
+            rank_pool = by_similarity(encoded_a.z.to(device), encoded_b.z.to(device), *groups)
             return evaluate("full", *groups, rank_pool, self.data.modalities).metrics
         rows = min(self.config.eval.exhaustive, len(split.group))
         items_a, items_b = (np.flatnonzero(column.row < rows) for column in (a, b))
@@ -98,8 +103,8 @@ class SplitEncoder:
         if len(names) < 2 or self.data.modalities[1] != "text":
             return None
         template = self.data.manifest.facts.get("source", {}).get("template", "{}")
-        prompts = self.towers["text"].preprocess([template.format(class_name) for class_name in names])
-        device = next(self.aligner.parameters()).device
-        with torch.inference_mode():
-            embedding, _ = self.aligner.eval().encode("text", move(prompts, device))
-        return samples.z, embedding.z.float().cpu()
+        templates = self.templates or (template.format,)
+        return samples.z, class_vectors(names, templates, self._encode_sentences)
+
+    def _encode_sentences(self, sentences: list[str]) -> Tensor:
+        return encode_samples(self.aligner, self.towers["text"], sentences, local_tokens=False).z

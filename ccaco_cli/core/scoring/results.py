@@ -313,12 +313,8 @@ def _runs_at(path: Path) -> list[Run]:
     else:
         runs = [_open_run(p.parent) for p in sorted(path.glob(f"*/{manifest.NAME}")) if _kind(p.parent) == "run"]
     if not runs:
-        raise DataError(
-            "no finished run here",
-            where=path,
-            expected="a run folder, or a folder of runs",
-            next="ccaco train --dataset scenes",
-        )
+        expected = "a run folder, or a folder of runs"
+        raise DataError("no finished run here", where=path, expected=expected, next="ccaco train --dataset scenes")
     return runs
 
 
@@ -348,7 +344,10 @@ def _run_of_result_file(file: Path) -> Run:
     if not {"split", "stage", "arm", "seed", "metrics", "per_query"} <= body.keys():
         raise DataError("this file is no result", where=file, expected="results/SPLIT.STAGE.json of a run")
     name = body.get("run") or (f"{file.parent.parent.name}/{file.stem}" if file.parent.name == "results" else file.stem)
-    facts = {"name": name, "headline": body["stage"], "metrics": {f"{body['split']}.{body['stage']}": body["metrics"]}}
+    classes = file.with_name(f"{body['split']}.classes.json")  # of the same model, stored beside its retrieval
+    stages = {body["stage"]: body, "classes": (read(classes) if classes.is_file() else None) or body}
+    metrics = {f"{body['split']}.{stage}": part["metrics"] for stage, part in stages.items() if part["stage"] == stage}
+    facts = {"name": name, "headline": body["stage"], "metrics": metrics}
     keys = ("arm", "seed", "weight", "dataset", "evaluation", "fitted", "parameters")
     return Run(file, body["arm"], facts | {key: body[key] for key in keys if key in body})
 
@@ -359,9 +358,7 @@ def same_data(results: Sequence[Result]) -> None:
 
 
 def same_pool(results: Sequence[Result]) -> None:
-    """Raises DataError when results come from different rows: of another data set, split, protocol, pool size or
-    modality.
-    """
+    """Raises DataError when results have another data set, split, protocol, pool size or modality."""
     same_data(results)
     facets: dict[str, Callable[[Result], Any]] = {
         "protocol": lambda r: r.pool,

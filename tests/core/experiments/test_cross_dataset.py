@@ -14,6 +14,7 @@ from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.sugarcrepe import TYPES
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments import cross_dataset
+from ccaco_cli.core.experiments.cross_dataset import ScoreOptions
 from ccaco_cli.core.reporting import comparison, report_tables
 from ccaco_cli.core.reporting.rows import as_dicts
 from ccaco_cli.core.scoring import results
@@ -53,11 +54,11 @@ def crepe(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> None:
-    files = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu", every_stage=True)
+    files = cross_dataset.score_on([runs], "sugarcrepe", ScoreOptions(every_stage=True, device="cpu"), data_root=crepe)
     stages = {file.stem for file in files}
     assert "test.cosine" in stages and all(file.parent.parent == runs / "results" / "on" for file in files)
     when = [file.stat().st_mtime_ns for file in files]
-    (result,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    (result,) = cross_dataset.score_on([runs], "sugarcrepe", ScoreOptions(device="cpu"), data_root=crepe)
     body = json.loads(result.read_text())
     assert result in files and [file.stat().st_mtime_ns for file in files] == when
     assert (
@@ -77,7 +78,7 @@ def test_a_run_is_scored_once_on_another_data_set(runs: Path, crepe: Path) -> No
 
 
 def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path) -> None:
-    (result,) = cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu")
+    (result,) = cross_dataset.score_on([runs], "sugarcrepe", ScoreOptions(device="cpu"), data_root=crepe)
     body = json.loads(result.read_text())
     for kind in TYPES:
         body["per_item"][f"choice_{kind}"] = [1 - right for right in body["per_item"][f"choice_{kind}"]]
@@ -92,7 +93,7 @@ def test_choices_are_compared_one_by_one(runs: Path, crepe: Path, tmp_path: Path
 
 def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'val'"):
-        cross_dataset.score_on([runs], "sugarcrepe", data_root=crepe, device="cpu", split="val")
+        cross_dataset.score_on([runs], "sugarcrepe", ScoreOptions("val", device="cpu"), data_root=crepe)
     pairs = (PairRecord(str(i), str(i), "test", {"smell": b"v", "taste": b"a"}) for i in range(3))
     shards.write(
         pairs,
@@ -101,7 +102,7 @@ def test_other_modalities_and_splits_are_refused(runs: Path, crepe: Path, tmp_pa
         shards.WriteOptions(workers=0),
     )
     with pytest.raises(DataError, match="aligns other modalities"):
-        cross_dataset.score_on([runs], "av", data_root=tmp_path, device="cpu")
+        cross_dataset.score_on([runs], "av", ScoreOptions(device="cpu"), data_root=tmp_path)
 
 
 def test_the_command_scores_shows_and_gates(ccaco: Callable[..., Any], runs: Path, crepe: Path) -> None:

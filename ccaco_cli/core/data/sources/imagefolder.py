@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split
@@ -45,14 +45,15 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
             expected=_EXPECTS,
             next="ccaco prepare imagefolder --source PATH",
         )
+    otherwise = "all in test" if options.all_test else "80/10/10 by hash of the path"
     return SourceData(
-        records=_records(root, template, options.unpaired, links_to),
-        protocol="imagefolder (split folders where there are any; else 80/10/10 by hash of the path)",
+        records=_records(root, template, options, links_to),
+        protocol=f"imagefolder (split folders where there are any; else {otherwise})",
         facts={"template": template, **passed_over.facts()},
     )
 
 
-def _records(root: Path, template: str, unpaired: Collection[str], links_to: tuple[Path, ...]) -> Iterator[PairRecord]:
+def _records(root: Path, template: str, options: SourceOptions, links_to: tuple[Path, ...]) -> Iterator[PairRecord]:
     for file in media_below(root, MODALITIES["image"], links_to=links_to):
         path = file.path
         places = path.relative_to(root).parts[:-1]
@@ -60,15 +61,16 @@ def _records(root: Path, template: str, unpaired: Collection[str], links_to: tup
         if split:
             places = places[1:]
         id = path.relative_to(root).as_posix()
-        if "/".join(places) in unpaired:
+        split = split or ("test" if options.all_test else hash_split(id))
+        if "/".join(places) in options.unpaired:
             domain = "/".join(places)
-            yield PairRecord(id, id, split or hash_split(id), {"image": path}, domain=domain, problem=file.problem)
+            yield PairRecord(id, id, split, {"image": path}, domain=domain, problem=file.problem)
             continue
         label = places[-1].replace("_", " ") if places else ""
         yield PairRecord(
             id=id,
             group=label,  # two images of a class have the same caption, so they are no negatives of each other
-            split=split or hash_split(id),
+            split=split,
             media={"image": path},
             captions=[template.format(label)] if label else [],
             domain="/".join(places[:-1]),

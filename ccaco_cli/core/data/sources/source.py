@@ -24,6 +24,7 @@ class SourceOptions:
         media_root: folder of the files that a list names, or that links lead to, if it is not the folder of the list.
         fold: of ``audiofolder``: the test fold of a data set in folds; 0 = the last.
         name: of ``hub``: the part after the colon of ``hub:NAME``.
+        all_test: of ``imagefolder``: samples without a split folder belong to ``test``.
         unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class
             folders.
     """
@@ -38,6 +39,7 @@ class SourceOptions:
     fold: int = 0
     name: str = ""
     unpaired: tuple[str, ...] = ()
+    all_test: bool = False
 
 
 @dataclass(frozen=True)
