@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import FusionConfig, LossConfig
+from ccaco_cli.core.evaluation.tiles import both_ranks
 from ccaco_cli.core.losses import balance, blocked, contrastive, pairing, total
 from ccaco_cli.core.losses.domain import DomainFeatures, domain_loss
 from ccaco_cli.core.model import matching
@@ -152,6 +154,16 @@ def test_scores_of_all_pairs(on_both: Both, direction: str) -> None:
     )
     on_cpu, on_gpu = on_both(lambda: matcher(a, b).match_logit.detach())
     torch.testing.assert_close(on_gpu, on_cpu)
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+def test_ranks(on_both: Both, captions: int) -> None:
+    group = torch.arange(20).repeat_interleave(captions)
+    a, b = units(20, 8), units(20 * captions, 8)
+    b[3], b[7], a[5] = b[2], torch.nan, a[4]  # ties, and scores that are not finite
+    results = on_both(lambda: both_ranks(a, b, np.arange(20), group.numpy(), tile_scores=49))
+    on_cpu, on_gpu = ([result.as_dict() for result in results_of_device] for results_of_device in results)
+    assert on_gpu == on_cpu
 
 
 def test_gradnorm_learns_nothing_from_a_norm_that_is_not_finite() -> None:

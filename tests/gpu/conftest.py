@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.encoding import encode as encoding
 from ccaco_cli.core.model import layout
 from tests.gpu.fake_gpu import pretend_gpu
@@ -16,6 +17,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One GPU for fake tensors."""
     layout.attention_plan.cache_clear()  # plans hold tensors: fake ones must not be used later, nor real ones here
     pretend_gpu(monkeypatch)
+    monkeypatch.setattr(runtime, "free_memory", lambda device: 8 << 30)
     # a second thread would change the state of the fake tensor mode
     monkeypatch.setattr(encoding, "prefetch", lambda read, jobs: ((job, read(job)) for job in jobs))
     yield

@@ -17,7 +17,13 @@ from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding import columns, token_cache
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode
+from ccaco_cli.core.evaluation import tiles
+from ccaco_cli.core.evaluation.protocols import Pool, by_similarity
+from ccaco_cli.core.losses import blocked
+from ccaco_cli.core.retrieval import match
+from ccaco_cli.core.scoring.two_stage import shortlists
 from ccaco_cli.core.training import augment, cost
+from ccaco_cli.core.types import Embedding, EncodedSamples, LocalTokens
 from tests.gpu.fake_gpu import GPU, CopyRecorder, on_gpu
 from tests.gpu.test_inference import FakeColumn
 
@@ -127,3 +133,59 @@ def test_pictures_are_augmented_all_at_once_on_a_gpu(monkeypatch: pytest.MonkeyP
             augmented = augment.augment_pixels(pixels, TowerConfig(crop=0.5, grayscale=0.5), torch.arange(5))
         assert (augmented.device, augmented.dtype, augmented.shape) == (GPU, torch.uint8, pixels.shape)
         assert not recorder.copies
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10 << 20, 2**18), (1 << 30, 2**22), (80 << 30, 2**26)])
+def test_tiles_of_ranks_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, expected: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 2048, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3072)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1024)
+    assert runtime.free_memory(GPU) == free
+    assert tiles.tile_size(GPU) == expected
+    assert tiles.tile_size(CPU) == tiles.TILE_SCORES
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1 << 20, 256), (200 << 20, 1045), (80 << 30, 4096)])
+def test_tiles_of_losses_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, expected: int) -> None:
+    monkeypatch.setattr(runtime, "free_memory", lambda device: free)
+    assert blocked.tile_side(GPU) == expected
+    assert blocked.tile_side(CPU) == blocked.TILE
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_ranks_are_counted_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "tile_size", lambda device: 64)
+    monkeypatch.setattr(tiles._Side, "result", lambda side, gallery: side)  # NumPy does not read fake tensors
+    with FakeTensorMode(allow_non_fake_inputs=True), CopyRecorder() as recorder:
+        z = torch.ones(30, 8, device=GPU)
+        sides: Any = by_similarity(z, z, np.arange(30), np.arange(30))(Pool(np.arange(20), np.arange(20)))
+    for side in sides:
+        assert {part.device for part in (side.score, side.above, side.tied)} == {GPU}
+    assert not recorder.copies
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_shortlists_are_made_on_the_gpu(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "_trim", lambda tokens: tokens)  # the longest sample depends on values
+    config, mode = toy.config(), FakeTensorMode(allow_non_fake_inputs=True)
+    aligner = on_gpu(toy.aligner(config), mode)
+    with mode, cost.FakeStepTracker(16), CopyRecorder() as recorder:
+        z, mask = torch.ones(4, 8), torch.ones(4, 5, dtype=torch.bool)
+        samples = EncodedSamples(Embedding(z, z), LocalTokens(torch.ones(4, 5, 8), mask))
+        directions = shortlists(aligner, samples, samples, (np.arange(4), np.arange(4)), config.eval)
+        for shortlist in directions:
+            assert shortlist.z_query.device == shortlist.z_gallery.device == GPU
+            assert shortlist.columns.device == shortlist.match.device == shortlist._cosines.device == CPU
+    assert not recorder.background_copies
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_match_logits_leave_the_gpu_in_one_copy(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "_trim", lambda tokens: tokens)
+    monkeypatch.setattr(match, "PAIRS_AT_ONCE", 4)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    aligner = on_gpu(toy.aligner(toy.config()), mode)
+    with mode, cost.FakeStepTracker(16), CopyRecorder() as recorder:
+        tokens = LocalTokens(torch.ones(4, 5, 8), torch.ones(4, 5, dtype=torch.bool))
+        match.match_logits(aligner, tokens, tokens, torch.arange(12)[:, None].expand(12, 2) % 4)
+    assert recorder.copies == 1

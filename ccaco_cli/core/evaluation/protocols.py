@@ -10,7 +10,7 @@ import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation.metrics import TIE_RULE, RankResult, summary
-from ccaco_cli.core.evaluation.tiles import TILE_SCORES, both_ranks
+from ccaco_cli.core.evaluation.tiles import both_ranks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -151,9 +151,9 @@ def single_pair_evaluation(names: tuple[str, str]) -> Evaluation:
 
 
 def by_similarity(
-    z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int = TILE_SCORES
+    z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int | None = None
 ) -> Callable[[Pool], tuple[RankResult, RankResult]]:
-    """The ``rank_pool`` of two sets of unit vectors [rows, E]."""
+    """The ``rank_pool`` of two sets of unit vectors [rows, E], computed on the device of ``z_a``."""
     of_a, of_b = np.asarray(group_a), np.asarray(group_b)
 
     def rank_pool(pool: Pool) -> tuple[RankResult, RankResult]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.evaluation.metrics import RankResult, above_and_tied, positives, ranks_from_counts, similarity_ranks
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from ccaco_cli.core.evaluation.metrics import Array
 
 TILE_SCORES = 2**18
-"""Scores of one tile: 1 MiB in float32."""
+"""Scores of one tile on a CPU: 1 MiB in float32. A GPU has larger ones, as its free memory allows."""
+_MAX_TILE_SCORES = 2**26  # of a GPU, which is busy enough with these
+_SCORE_BYTES = 32  # memory of one score of a tile on a GPU: in float64 and float32, and what is compared
 MAX_POSITIVES = 16
 """Largest number of positives per query for which tiles are used: each is compared with every score that reaches the
 lowest of
@@ -31,10 +34,10 @@ _ROUNDING = 2.0**-24  # of float32
 
 
 def both_ranks(
-    z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int = TILE_SCORES
+    z_a: Array, z_b: Array, group_a: ArrayLike, group_b: ArrayLike, tile_scores: int | None = None
 ) -> tuple[RankResult, RankResult]:
     """``similarity_ranks`` of a to b and of b to a, with the same result, for one product instead of two, and on a CPU
-    in float32.
+    in float32. Computed on the device of ``z_a``; None = ``tile_size``.
 
     z_a [A, E], z_b [B, E] float of any width, unit norm; group_a [A], group_b [B]: rows of equal group are each other's
     positives
@@ -58,10 +61,10 @@ def both_ranks(
         return similarity_ranks(a, b, *ids), similarity_ranks(b, a, *ids[::-1])
     b = b.to(a.device)
     side_a, side_b = _Side(a, b, ids[0], *places[0]), _Side(b, a, ids[1], *places[1])
-    bound = (a.shape[1] + 8) * _ROUNDING * side_a.norm * side_b.norm if a.device.type == "cpu" else 0.0
-    crowded = False
-    for rows in _blocks(len(a), isqrt(tile_scores)):
-        for columns in _blocks(len(b), isqrt(tile_scores)):
+    bound = (a.shape[1] + 8) * _ROUNDING * side_a.norm * side_b.norm  # 0 on a GPU
+    crowded, side = False, isqrt(tile_scores or tile_size(a.device))
+    for rows in _blocks(len(a), side):
+        for columns in _blocks(len(b), side):
             tile = _Tile(a[rows], b[columns], 0.0 if crowded else bound)
             side_a.count(tile, rows)
             side_b.count(tile, columns, transposed=True)
@@ -69,13 +72,20 @@ def both_ranks(
     return side_a.result(len(b)), side_b.result(len(a))
 
 
+def tile_size(device: torch.device) -> int:
+    """Scores of one tile: ``TILE_SCORES``, or on a GPU what an eighth of its free memory holds."""
+    if device.type != "cuda":
+        return TILE_SCORES
+    return max(TILE_SCORES, min(_MAX_TILE_SCORES, runtime.free_memory(device) // (8 * _SCORE_BYTES)))
+
+
 class _Side:
     """One modality as queries [n, E], with the counts over the tiles so far.
 
     Attributes:
         score, above, tied: [n, P]: of every positive its score, and how many of the other side score above it and equal
-            to it
-        norm: the largest that is finite
+            to it; on the device of the vectors
+        norm: the largest that is finite; 0 on a GPU, whose products are exact
     """
 
     def __init__(
@@ -90,21 +100,27 @@ class _Side:
 
         self.group, self.n_positives = group, n_positives
         row, column = np.nonzero(np.arange(places.shape[1]) < n_positives[:, None])
-        self.score = torch.full(places.shape, torch.inf)
-        self.score[row, column] = _products(z, gallery, row, places[row, column]).cpu()
-        self.above, self.tied = (torch.zeros(places.shape, dtype=torch.int64) for _ in range(2))
+        cells = torch.as_tensor(row, device=z.device), torch.as_tensor(column, device=z.device)
+        self.score = torch.full(places.shape, torch.inf, device=z.device)
+        self.score[cells] = _products(z, gallery, row, places[row, column])
+        self.above, self.tied = (torch.zeros(places.shape, dtype=torch.int64, device=z.device) for _ in range(2))
+        self.norm = 0.0
+        if runtime.must_wait(z):
+            return
         norms = torch.cat(
             [z[block].float().norm(dim=1) for block in _blocks(len(z), max(1, _PAIR_VALUES // z.shape[1]))]
         )
-        self.norm = float(norms[norms.isfinite()].max()) if norms.isfinite().any() else 0.0
+        if norms.isfinite().any():
+            self.norm = float(norms[norms.isfinite()].max())
 
     def count(self, tile: _Tile, block: slice, transposed: bool = False) -> None:
         above, tied = tile.counts(self.score[block], transposed)
-        self.above[block] += above.cpu()
-        self.tied[block] += tied.cpu()
+        self.above[block] += above
+        self.tied[block] += tied
 
     def result(self, gallery: int) -> RankResult:
-        return ranks_from_counts(self.score, self.n_positives, self.above, self.tied, self.group, gallery)
+        score, above, tied = self.score.cpu(), self.above.cpu(), self.tied.cpu()
+        return ranks_from_counts(score, self.n_positives, above, tied, self.group, gallery)
 
 
 class _Tile:
@@ -130,8 +146,7 @@ class _Tile:
         import torch
 
         scores = self.scores.T if transposed else self.scores
-        if scores.device.type != "cpu":
-            value = value.to(scores.device)
+        if runtime.must_wait(scores):
             above, tied = (
                 torch.stack([sign(scores, v[:, None]).sum(1) for v in value.unbind(1)], 1)
                 for sign in (torch.gt, torch.eq)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,10 @@ MAX_MATRIX_SCORES = 2**22
 """Largest score matrix that ``contrastive`` keeps in memory (16 MiB in float32); larger ones are computed here."""
 TILE = 1024
 """Rows and columns of a tile of scores on a CPU: 4 MiB in float32, which stay in its cache after the product."""
-TILE_ON_DEVICE = 4096
-"""Rows and columns of a tile on other devices: 64 MiB, enough work for one kernel launch."""
+TILE_ON_GPU = 4096
+"""Rows and columns of a tile on a GPU: 64 MiB, enough work for one kernel launch; fewer where memory is scarce."""
+_SCORE_BYTES = 24
+"""Memory of one score of a tile, with its copies, where it is computed in float64."""
 _MAX_EXPONENT = 75.0
 """exp(75) summed over more than 60,000 rows still fits float32."""
 
@@ -122,8 +125,15 @@ def _group_positions(group: Tensor) -> tuple[Tensor, Tensor]:
     return position, size.clamp_min(1)
 
 
+def tile_side(device: torch.device) -> int:
+    """Rows and columns of a tile: on a GPU as many as an eighth of its free memory holds, at most ``TILE_ON_GPU``."""
+    if device.type != "cuda":
+        return TILE
+    return max(TILE // 4, min(TILE_ON_GPU, math.isqrt(runtime.free_memory(device) // (8 * _SCORE_BYTES))))
+
+
 def _tiles(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
     """Row slices of a and b that cover the score matrix."""
-    side = TILE if a.device.type == "cpu" else TILE_ON_DEVICE
+    side = tile_side(a.device)
     for first, start in itertools.product(range(0, len(a), side), range(0, len(b), side)):
         yield slice(first, first + side), slice(start, start + side)

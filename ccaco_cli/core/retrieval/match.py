@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ccaco_cli.core import runtime
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.query import PAIRS_AT_ONCE
 from ccaco_cli.core.types import LocalTokens
@@ -27,13 +28,14 @@ def match_logits(aligner: Aligner, a: LocalTokens, b: LocalTokens, index: Tensor
     """
     aligner.eval()
     device = next(aligner.parameters()).device
-    logits = torch.empty(len(index))
     step = max(1, min(PAIRS_AT_ONCE, TOKENS_AT_ONCE // max(1, a.mask.shape[1] + b.mask.shape[1])))
     # Pairs of like length go together, because a batch costs what its longest costs. Among them, the pairs of one row
     # go together, because a row is then read once.
     length = (a.mask.sum(1)[index[:, 0]] + b.mask.sum(1)[index[:, 1]]) // LENGTH_STEP
     order = index[:, 0].argsort(stable=True)
-    for chunk in torch.split(order[length[order].argsort(stable=True)], step):
+    order = order[length[order].argsort(stable=True)]
+    logits = []
+    for chunk in torch.split(order, step):
         (rows_a, place_a), (rows_b, place_b) = (
             torch.unique(rows, return_inverse=True) for rows in index[chunk].unbind(1)
         )
@@ -43,8 +45,10 @@ def match_logits(aligner: Aligner, a: LocalTokens, b: LocalTokens, index: Tensor
             for tokens, rows in ((a, rows_a), (b, rows_b))
         )
         pairs = torch.stack([place_a, place_b], 1).to(device)
-        logits[chunk] = aligner.cross(chunk_a, chunk_b, pairs).match_logit.float().cpu()
-    return logits
+        with runtime.tensor_float32(device):
+            logits.append(aligner.cross(chunk_a, chunk_b, pairs).match_logit.float())
+    # one copy for all: a copy of each part would let a GPU wait for the next one
+    return torch.empty(len(index)).index_copy_(0, order, torch.cat(logits).cpu())
 
 
 def _trim(local: LocalTokens) -> LocalTokens:

@@ -26,6 +26,7 @@ from ccaco_cli.core.types import EncodedSamples
 Array = NDArray[Any]
 PairScore = Callable[[Tensor], Tensor]
 """Index pairs [M, 2] -> scores [M], higher = better match."""
+CPU = torch.device("cpu")
 CLASS_ACCURACY = "class_accuracy"
 CLASS_METRICS = (CLASS_ACCURACY, "mean_class_accuracy")
 STRATA = ("things", "combination")
@@ -178,7 +179,9 @@ class SplitScorer:
         a, b = encodings.a, encodings.b
         groups = self.split.group[encodings.row_a], self.split.group[encodings.row_b]
         if self.aligner is None or scoring == COSINE:
-            return evaluate(protocol, *groups, by_similarity(a.z, b.z, *groups), self.modalities)
+            device = CPU if self.aligner is None else next(self.aligner.parameters()).device
+            rank_pool = by_similarity(a.z.to(device), b.z.to(device), *groups)
+            return evaluate(protocol, *groups, rank_pool, self.modalities)
         if scoring == CROSS:
             return exhaustive(self.aligner, a, b, groups, protocol)
         config = replace(self.config.eval, protocol=protocol)

@@ -32,7 +32,8 @@ class Shortlist:
     logit.
 
     Attributes:
-        z_query: [Q, E] and z_gallery: [G, E] unit vectors; the cosines [Q, G] are computed when they are needed.
+        z_query: [Q, E] and z_gallery: [G, E] unit vectors; the cosines [Q, G] are computed when they are needed, on the
+            device of the vectors.
         group_query: [Q] and group_gallery: [G].
         columns: [Q, K] int64, the samples of the gallery on the shortlist of each query.
         match: [Q, K] float, their match logits.
@@ -50,8 +51,9 @@ class Shortlist:
 
         def block(rows: slice) -> Tensor:
             cosine = (self.z_query[rows].double() @ self.z_gallery.double().T).float().double()
-            listed = scorer(cosine.gather(1, self.columns[rows]), self.match[rows].double())
-            return (scorer.scale * cosine - NOT_LISTED).scatter(1, self.columns[rows], listed)
+            columns, match = (x[rows].to(cosine.device) for x in (self.columns, self.match))
+            listed = scorer(cosine.gather(1, columns), match.double())
+            return (scorer.scale * cosine - NOT_LISTED).scatter(1, columns, listed)
 
         return ranks(block, self.group_query, self.group_gallery)
 
@@ -89,9 +91,11 @@ class Shortlist:
     def _cosines(self) -> Tensor:
         """[Q, K] float64, rounded as in ``ranks``."""
         parts = zip(torch.split(self.z_query, 128), torch.split(self.columns, 128), strict=True)
-        return torch.cat(
-            [torch.einsum("qe,qke->qk", z.double(), self.z_gallery[c].double()).float().double() for z, c in parts]
-        )
+        cosines = [
+            torch.einsum("qe,qke->qk", z.double(), self.z_gallery[c.to(z.device)].double()).float().double()
+            for z, c in parts
+        ]
+        return torch.cat(cosines).cpu()
 
 
 def shortlists(
@@ -102,17 +106,19 @@ def shortlists(
     Args:
         a, b: samples of both modalities, encoded with tokens.
     """
+    device = next(aligner.parameters()).device
     by_direction = []
     for query, gallery, query_groups, size, flipped in (
         (a, b, groups, config.shortlist_back, False),
         (b, a, groups[::-1], config.shortlist, True),
     ):
+        z_query, z_gallery = (samples.z.to(device) for samples in (query, gallery))
         columns = torch.cat(
-            [(z @ gallery.z.T).topk(min(size, len(gallery)), 1).indices for z in torch.split(query.z, 1024)]
-        )
+            [(z @ z_gallery.T).topk(min(size, len(gallery)), 1).indices for z in torch.split(z_query, 1024)]
+        ).cpu()
         pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
         logits = match_logits(aligner, a.local_tokens, b.local_tokens, pairs.flip(1) if flipped else pairs)
-        by_direction.append(Shortlist(query.z, gallery.z, *query_groups, columns, logits.view_as(columns)))
+        by_direction.append(Shortlist(z_query, z_gallery, *query_groups, columns, logits.view_as(columns)))
     return by_direction[0], by_direction[1]
 
 
