@@ -202,7 +202,9 @@ class ClipColumn(MediaColumn):
         ragged.write(folder, len(self.split), next_rows)
 
     def inputs(self, items: Array) -> dict[str, Tensor]:
-        return pad([torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items])
+        clips = [torch.from_numpy(np.array(self.values[self.offsets[i] : self.offsets[i + 1]])) for i in items]
+        cache.release(self.values)
+        return pad(clips)
 
 
 class CachedColumn:
@@ -220,19 +222,18 @@ class CachedColumn:
             ragged.check(self.tokens, self.offsets, len(self.pooled))
         except ValueError as error:
             raise cache.damaged(path, str(error)) from None
-        counts = np.diff(self.offsets)
-        self.length: Array | None = counts
-        self.tokens_per_item = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
+        self.length: Array | None = np.diff(self.offsets)
 
     def inputs(self, items: Array) -> Features:
-        pooled = torch.from_numpy(np.asarray(self.pooled[items]))
-        if self.tokens_per_item:  # a patch grid: one block per item
-            grid = torch.from_numpy(self.tokens.reshape(-1, self.tokens_per_item, self.tokens.shape[1])[items])
-            return Features(grid, torch.ones(grid.shape[:2], dtype=torch.bool), pooled)
-        source, mask = ragged.gather_index(self.offsets, items)
-        tokens = np.zeros((*mask.shape, self.tokens.shape[1]), np.float16)
-        tokens[mask] = self.tokens[source]
-        return Features(torch.from_numpy(tokens), torch.from_numpy(mask), pooled)
+        start = np.asarray(self.offsets[items])
+        counts = np.asarray(self.offsets[items + 1]) - start
+        tokens = np.zeros((len(items), counts.max(initial=0), self.tokens.shape[1]), np.float16)
+        for padded, first, count in zip(tokens, start.tolist(), counts.tolist(), strict=True):
+            padded[:count] = self.tokens[first : first + count]
+        mask = np.arange(tokens.shape[1]) < counts[:, None]
+        pooled = np.asarray(self.pooled[items])
+        cache.release(self.tokens, self.pooled)
+        return Features(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(pooled))
 
 
 NONE: Array = np.empty(0, np.int64)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,33 @@ def test_cached_tokens_equal_what_was_written(counts: list[int], tmp_path: Path)
         assert np.array_equal(batch.tokens[place][batch.mask[place]].numpy(), tokens[item])
         assert not batch.tokens[place][~batch.mask[place]].any()
     assert np.array_equal(batch.pooled.numpy(), pooled[[2, 0, 3]])
+
+
+def resident_pages(file: Path) -> int:
+    """KiB of a mapped file that are resident in this process."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(file))
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not report mapped pages")
+@pytest.mark.parametrize("ragged_counts", [False, True], ids=["fixed", "ragged"])
+def test_a_batch_leaves_no_pages_of_the_token_cache_in_memory(ragged_counts: bool, tmp_path: Path) -> None:
+    counts = np.full(64, 32) + ragged_counts * np.arange(64) % 7
+    np.save(tmp_path / "tokens.npy", np.ones((counts.sum(), 384), np.float16))
+    np.save(tmp_path / "pooled.npy", np.ones((64, 384), np.float16))
+    np.save(tmp_path / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
+    column = CachedColumn(tmp_path, np.arange(64), np.arange(65))
+    assert column.tokens.max() == 1  # reads every page
+    assert resident_pages(tmp_path / "tokens.npy") > 1000
+    for _ in range(2):
+        batch = column.inputs(np.array([3, 60, 31]))
+        assert batch.tokens[batch.mask].min() == batch.pooled.min() == 1
+        assert resident_pages(tmp_path / "tokens.npy") == resident_pages(tmp_path / "pooled.npy") == 0
 
 
 def test_batches_are_the_plans_in_order_with_any_number_of_workers(toy: Any) -> None:
