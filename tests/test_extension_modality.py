@@ -2,111 +2,62 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ccaco_cli.core import manifest
 from ccaco_cli.core.config import LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import MediaColumn, PairDataset, PairPlan, load
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
-from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.modalities import MODALITIES, Modality
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model import aligner as aligners
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.retrieval.index import thumbnail
-from ccaco_cli.core.types import Features, PairRecord
+from ccaco_cli.core.types import PairRecord
+from tests.signal_modality import CHANNELS, SIGNAL, STEPS, signal_bytes
 
-STEPS, CHANNELS = 5, 3
-
-
-def signal_bytes(seed: int) -> bytes:
-    out = io.BytesIO()
-    np.save(out, np.random.default_rng(seed).standard_normal((STEPS, CHANNELS)).astype(np.float32))
-    return out.getvalue()
-
-
-def decode(data: bytes) -> np.ndarray[Any, Any]:
-    try:
-        array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError:
-        raise DataError("not a signal") from None
-    return array
-
-
-def check(data: bytes, rules: Any) -> tuple[bytes, dict[str, float], dict[str, Any]]:
-    return data, {"steps": float(len(decode(data)))}, {}
-
-
-def picture(data: bytes, side: int) -> Image.Image:
-    return Image.fromarray((decode(data) * 50 + 128).clip(0, 255).astype(np.uint8))
-
-
-class SignalTower(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = torch.nn.Linear(CHANNELS, 8)
-
-    def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
-        tokens = self.linear(inputs["signal"])
-        return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), tokens.mean(1))
-
-
-def build_tower(spec: TowerSpec, config: TowerConfig) -> Tower:
-    return Tower(spec, "signal", SignalTower(), torch.from_numpy, 8, STEPS, None, False, "toy", lambda folder: "toy")
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class ModelWithSignal(ModelConfig):
-    """The one further place: the settings ``model.signal``."""
+    """As ``ModelConfig`` is made when the record is in the table before the import."""
 
     signal: TowerConfig = field(default_factory=lambda: TowerConfig(spec="toy"))
 
 
 @pytest.fixture
 def signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Modality(
-        "signal",
-        "array",
-        check=check,
-        decode=decode,
-        collate=lambda samples: {"signal": torch.stack(list(samples))},
-        picture=picture,
-        tower_families={"toy": build_tower},
-        probe_samples=lambda: [decode(signal_bytes(0)), decode(signal_bytes(1))],
-        folder="signal",
-    )
-    monkeypatch.setitem(MODALITIES, "signal", entry)
+    monkeypatch.setitem(MODALITIES, "signal", SIGNAL)
+
+
+def pair(number: int, split: str, media: bytes) -> PairRecord:
+    return PairRecord(f"id{number}", f"id{number}", split, {"signal": media}, [f"caption {number}"])
 
 
 def test_a_modality_is_one_entry(signal: None, tmp_path: Path) -> None:
-    records = [
-        PairRecord(
-            f"id{i}",
-            f"id{i}",
-            ("train", "train", "val")[i % 3],
-            {"signal": b"broken" if i == 0 else signal_bytes(i)},
-            [f"caption {i}"],
-        )
-        for i in range(12)
-    ]
-    manifest = shards.write(
+    records = [pair(i, ("train", "train", "val")[i % 3], signal_bytes(i) if i else b"broken") for i in range(12)]
+    dataset_manifest = shards.write(
         records,
         tmp_path / "d",
         shards.DatasetInfo("d", ("signal", "text")),
         shards.WriteOptions(workers=0, max_rejects=0.2),
     )
-    assert manifest.facts["rejects"] == {"not a signal": 1}
-    assert manifest.facts["inspection"]["train"]["steps"] == {"min": STEPS, "mean": STEPS, "max": STEPS}
+    assert dataset_manifest.facts["rejects"] == {"not a signal": 1}
+    assert dataset_manifest.facts["inspection"]["train"]["steps"] == {"min": STEPS, "mean": STEPS, "max": STEPS}
 
     data, config = shards.open(tmp_path / "d"), ModelWithSignal(width=16)
     aligner, towers = aligners.build(config, LossConfig(), data.modalities)
@@ -130,6 +81,31 @@ def test_a_modality_is_one_entry(signal: None, tmp_path: Path) -> None:
     again = encode(aligner, "signal", cached)
     assert torch.allclose(samples.embedding.z, again.embedding.z, atol=5e-3)
     assert Image.open(io.BytesIO(thumbnail("signal", split.media("signal", [0])[0]))).size == (CHANNELS, STEPS)
+
+
+def test_a_record_is_all_that_a_run_needs(signal: None, tmp_path: Path) -> None:
+    """The commands take a data set of the modality; its options and settings exist."""
+    records = [pair(i, ("train", "train", "val", "test")[i % 4], signal_bytes(i)) for i in range(32)]
+    info = shards.DatasetInfo("d", ("signal", "text"), facts={"protocol": "signals"})
+    shards.write(records, tmp_path / "data/d", info, shards.WriteOptions(workers=0))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def ccaco(*words: str) -> str:
+        command = [sys.executable, "-m", "tests.signal_modality", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    options = ["--signal-tower", "toy", "--lock-signal", "--set", "model.signal.cache_tokens=9", "--epochs", "1"]
+    ccaco("train", "--dataset", "d", "--name", "toy", *options, "--batch-size", "4", "--device", "cpu")
+    trained = manifest.open(tmp_path / "runs/toy", kind="run")
+    signal_config = trained.config["model"]["signal"]
+    assert (signal_config["spec"], signal_config["lock"], signal_config["cache_tokens"]) == ("toy", True, 9)
+    (row,) = csv.DictReader(io.StringIO(ccaco("report", "runs/toy", "--format", "csv", "--wide")))
+    assert 0 <= float(row["text_to_signal_R@5"]) <= 100
+    ccaco("embed", "--run", "runs/toy", "--dataset", "d", "--split", "test", "--index", "d.idx")
+    (hit, *_) = csv.DictReader(io.StringIO(ccaco("retrieve", "caption 3", "--index", "d.idx", "--format", "csv")))
+    assert hit["id"] in {f"id{i}" for i in range(3, 32, 4)}
 
 
 def test_the_config_has_one_section_for_each_modality() -> None:

@@ -1,8 +1,7 @@
 """One entry for each modality: how its files are read, checked, batched, encoded and shown.
 
-To add a modality, add one ``Modality`` to ``MODALITIES`` and one ``TowerConfig`` field of its name to
-``config.ModelConfig``. Captions are the samples of the modality ``text``: they are stored as strings, and
-``loader.TextColumn`` batches them.
+To add a modality, add one ``Modality`` to ``MODALITIES``; its settings ``model.NAME`` follow from it. Captions are the
+samples of the modality ``text``: they are stored as strings, and ``loader.TextColumn`` batches them.
 
 Functions are named by their modules and imported at the first call, so that this module costs nothing to import.
 """
@@ -58,6 +57,7 @@ class Modality:
         collate: list of preprocessed samples -> dict of tensors, what ``Tower.module`` takes.
         picture: (bytes, pixels) -> PIL image that shows the sample to people; None = cannot be shown.
         tower_families: family -> builder (``TowerSpec``, ``TowerConfig``) -> ``Tower``.
+        specs: SPECs of its towers, for the help of ``--NAME-tower``.
         probe_samples: () -> a short and a longer decoded sample, on which every tower is checked when it is built; None
             = towers of this modality are not checked.
         folder: start of the names of clip-retrieval's folders and files (``img_emb``).
@@ -77,6 +77,7 @@ class Modality:
     collate: Function = field(default=lazy("data.loader:stack"))
     picture: Function | None = None
     tower_families: Mapping[str, Function] = field(default_factory=dict)
+    specs: str = "tiny, or family:name[@weights]"
     probe_samples: Function | None = None
     folder: str = ""
     query: str = ""
@@ -126,7 +127,7 @@ MODALITIES: dict[str, Modality] = {
             "text",
             tower_families={
                 "tiny": lazy("model.towers.tiny:build_text"),
-                "open_clip": lazy("model.towers.open_clip:build_text"),
+                "open_clip": lazy("model.towers.open_clip_text:build_text"),
                 "hf": lazy("model.towers.hf:build_text"),
             },
             probe_samples=lazy("model.towers.probing:captions"),
@@ -151,6 +152,7 @@ MODALITIES: dict[str, Modality] = {
                 "tiny": lazy("model.towers.audio:build_tiny"),
                 "hf": lazy("model.towers.audio:build_hf"),
             },
+            specs="tiny, or hf:name[@weights]",
             probe_samples=lazy("model.towers.probing:recordings"),
             folder="audio",
             query="--audio FILE",
@@ -176,6 +178,7 @@ MODALITIES: dict[str, Modality] = {
                 "frames": lazy("model.towers.video:build_frames"),
                 "hf": lazy("model.towers.video:build_hf"),
             },
+            specs="tiny, hf:name[@weights], or frames:IMAGE-TOWER",
             probe_samples=lazy("model.towers.probing:recordings"),
             folder="video",
             query="--video FILE",
