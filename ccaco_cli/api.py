@@ -84,8 +84,7 @@ class Model:
 
     Samples are given as lists. An image is a path, the bytes of a file, a PIL image or an array [H, W, 3] or [H, W]
     uint8. A text is a str. Audio is a path, bytes, or (array [n] or [channels, n], samples per second). A video is a
-    path, bytes, or
-    (array [T, H, W, 3] uint8, frames per second).
+    path, bytes, or (array [T, H, W, 3] uint8, frames per second).
 
     Attributes:
         modalities: the two modalities that the model aligns, first and second: ("image", "text") ...

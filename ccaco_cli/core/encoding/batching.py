@@ -13,8 +13,7 @@ from ccaco_cli.core.data.loader import Column
 
 BATCH_SIZE = {"cpu": 64, "cuda": 256}
 """Items that are encoded at a time. On a CPU the feature maps of 64 images still fit in cache: convolutions of 256 take
-twice as
-long for each image."""
+twice as long for each image."""
 MAX_TEXT_TOKENS, MAX_PIXELS = 1 << 15, 1 << 24
 """Limits of one batch: tokens of texts, and numbers of other media / 3 (one image of 4096 x 4096 pixels)."""
 

@@ -54,8 +54,7 @@ def separability(source: NDArray[Any], target: NDArray[Any], seed: int = 0) -> d
 
 def plane(z: NDArray[Any]) -> NDArray[Any]:
     """[n, E] -> [n, 2]: the two directions of largest variance (principal components), for a picture. Signs are
-    settled, so it is the same
-    for the same vectors."""
+    settled, so it is the same for the same vectors."""
     centred = z - z.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     axes = axes[:2] * np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(1)])[:, None]

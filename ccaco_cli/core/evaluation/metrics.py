@@ -2,8 +2,7 @@
 without a model.
 
 One tie rule everywhere (``TIE_RULE``). Retrieval metrics are *expected* values when equal scores are put in random
-order: a constant
-encoder scores exactly chance, for recall, rank and average precision alike. A score of NaN or +inf is
+order: a constant encoder scores exactly chance, for recall, rank and average precision alike. A score of NaN or +inf is
 invalid and counts against the query: a positive with such a score is never a hit, and a negative ranks ahead of
 everything.
 -inf is valid (a candidate that was not scored). In choices and matching a tie or a NaN is wrong.
@@ -182,8 +181,8 @@ def similarity_ranks(
     """``ranks`` by the dot product of unit vectors, on the device of ``z_query``.
 
     z_query [Q, E], z_gallery [G, E] float of any width. Products are taken in float64 and rounded to float32: a float32
-    product gives equal
-    vectors unequal scores in different corners of the matrix, and a constant encoder would no longer score chance.
+    product gives equal vectors unequal scores in different corners of the matrix, and a constant encoder would no
+    longer score chance.
     """
     import torch
 
@@ -196,8 +195,7 @@ def similarity_ranks(
 
 def retrieval_metrics(result: RankResult, prefix: str) -> dict[str, float]:
     """The metrics of one direction by open_clip's names: ``PREFIX_R@1``, ``_R@5``, ``_R@10``, ``_mAP`` (fractions
-    0..1),
-    ``_median_rank``, ``_mean_rank`` (from 1), and what else ``METRICS`` holds."""
+    0..1), ``_median_rank``, ``_mean_rank`` (from 1), and what else ``METRICS`` holds."""
     return {
         f"{prefix}_{name}": float(metric.aggregate(metric.values(result)))
         for name, metric in METRICS.items()

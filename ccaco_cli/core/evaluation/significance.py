@@ -2,14 +2,11 @@
 
 There are two sources of variance. *Queries*: another sample of images would give other values; the captions of an image
 succeed and fail together, so images (clusters) are resampled. *Seeds*: another training run would give another model.
-Each
-is reported by itself
-(``query_low .. query_high``, ``seed_sd``); ``low .. high`` covers both.
+Each is reported by itself (``query_low .. query_high``, ``seed_sd``); ``low .. high`` covers both.
 
 The joint interval is Student's t with the two variances added and Satterthwaite's degrees of freedom. A percentile
-bootstrap that also
-draws seeds anew is not used: with three seeds it misses far more often than it says (the test of this module measures
-both).
+bootstrap that also draws seeds anew is not used: with three seeds it misses far more often than it says (the test of
+this module measures both).
 """
 
 from __future__ import annotations
@@ -252,8 +249,8 @@ def verdict(comparison: Comparison, alpha: float | None = None) -> str:
     """``better``, ``worse`` or ``not separable with these queries and seeds``.
 
     Separable needs both: a corrected p of at most alpha (default 1 - confidence), and an interval over queries and
-    seeds without 0.
-    With one seed the verdict is about these two trained models, not about the methods (``Comparison.covers``).
+    seeds without 0. With one seed the verdict is about these two trained models, not about the methods
+    (``Comparison.covers``).
     """
     limit = 1 - comparison.confidence if alpha is None else alpha
     if comparison.p_holm > limit or comparison.low <= 0 <= comparison.high:
@@ -322,8 +319,7 @@ def _sign_flips(share: NDArray[np.float64], permutations: int, seed: int) -> flo
     """Two-sided p of sum(share) under the hypothesis that the sign of each cluster's difference is random.
 
     The same test as ``scipy.stats.permutation_test(permutation_type="samples")``, in a twentieth of its time; an
-    ablation
-    runs hundreds.
+    ablation runs hundreds.
     """
     moved = share[share != 0]  # a cluster without a difference has no sign to flip
     if not len(moved):

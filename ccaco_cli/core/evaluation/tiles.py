@@ -25,8 +25,7 @@ _MAX_TILE_SCORES = 2**26  # of a GPU, which is busy enough with these
 _SCORE_BYTES = 32  # memory of one score of a tile on a GPU: in float64 and float32, and what is compared
 MAX_POSITIVES = 16
 """Largest number of positives per query for which tiles are used: each is compared with every score that reaches the
-lowest of
-them.
+lowest of them.
 """
 _SORT_SHARE = 16  # sorting is faster when at least one score in 16 has to be compared
 _PAIR_VALUES = 2**17  # values of the pairs that are multiplied at once: 1 MiB in float64
@@ -43,9 +42,9 @@ def both_ranks(
     positives
 
     A float32 product is wrong by less than (E + 8) 2^-24 of the norms (Higham, Accuracy and Stability of Numerical
-    Algorithms, 2002,
-    section 3.1). A score that differs by more from every positive of its query is certainly above or below it; the few
-    other scores are computed again in float64, like those of the positives, so that equal vectors stay tied.
+    Algorithms, 2002, section 3.1). A score that differs by more from every positive of its query is certainly above or
+    below it; the few other scores are computed again in float64, like those of the positives, so that equal vectors
+    stay tied.
 
     Returns:
         (a to b, b to a)
@@ -140,8 +139,7 @@ class _Tile:
 
     def counts(self, value: torch.Tensor, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each row (of each column, if ``transposed``), how many scores are above and equal to each of its values
-        [q,
-        P].
+        [q, P].
         """
         import torch
 

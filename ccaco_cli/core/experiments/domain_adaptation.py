@@ -121,8 +121,7 @@ def compare_domains(aligner: Aligner, columns: Mapping[str, Column], data: PairD
 
     Returns:
         Modality -> {"domain_accuracy", "proxy_a_distance", "points": [[x, y], ...], "domain": ["source" | "target",
-        ...]}, for modalities that the
-        target has samples of. {} where no target is named, or there are too few samples.
+        ...]}, for modalities that the target has samples of. {} where no target is named, or there are too few samples.
     """
     split = data.split("train")
     target_rows = unpaired_rows(split)

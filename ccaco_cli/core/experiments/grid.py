@@ -89,8 +89,7 @@ def plan_ablation(request: AblationRequest, data: PairData) -> AblationPlan:
 
     Raises:
         ConfigError: an unknown arm, key, metric or reference; arms that differ in step budget, evaluation pool or
-            selection rule; an ensemble of
-            more seeds than there are, or no arm for it.
+            selection rule; an ensemble of more seeds than there are, or no arm for it.
     """
     cells, equal = distinct_cells(all_cells(request, data))
     reference = equal.get(request.reference or "", request.reference)

@@ -45,12 +45,10 @@ def ask(index: Index, modality: str, samples: Sequence[Any], k: int, rerank: int
 
 
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
-    """Encodes queries exactly as the items of the index were encoded: preprocessing, token pooling, rounding,
-    precision.
+    """Encodes queries as the items of the index were encoded: preprocessing, token pooling, rounding, precision.
 
-    A precision in which this CPU is slow, and queries of the exported modality, are the exceptions: they are encoded in
-        float32,
-    whose cosines differ by less than 1e-3.
+    There are two exceptions, which are encoded in float32: a precision in which this CPU is slow, and queries of the
+    exported modality. Their cosines differ by less than 1e-3.
 
     Args:
         samples: texts; or files, encoded bytes or decoded media (PIL images, recordings).

@@ -2,8 +2,7 @@
 it.
 
 Some choices can be made without the image, because a negative made by rule reads oddly. So each accuracy is stored with
-two blind
-accuracies, which a model that uses the image must exceed (arXiv:2306.14610, section 3).
+two blind accuracies, which a model that uses the image must exceed (arXiv:2306.14610, section 3).
 """
 
 from __future__ import annotations
@@ -79,9 +78,9 @@ def score_choices(
         score: index pairs [M, 2] (image, text of the choices) -> [M], higher = better match.
     Returns:
         Metrics ``choice_KIND_accuracy``; ``choice_KIND_text_only_accuracy`` (mean score over 16 images of other groups,
-        a fixed draw);
-        ``choice_KIND_shuffled_accuracy`` (score with one of these); and ``choice_accuracy`` ..., the means over kinds.
-        Items ``choice_KIND`` -> 0 or 1 of each choice, and ``choice_KIND_row`` -> the row of its image.
+        a fixed draw); ``choice_KIND_shuffled_accuracy`` (score with one of these); and ``choice_accuracy`` ..., the
+        means over kinds. Items ``choice_KIND`` -> 0 or 1 of each choice, and ``choice_KIND_row`` -> the row of its
+        image.
     """
     kind_of_choice = np.array(choices.kind)
     correct = {"": _correct(choices, choices.row[:, None], score)}

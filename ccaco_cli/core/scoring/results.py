@@ -67,8 +67,8 @@ class Result:
         metrics: name -> value; fractions are 0..1; None for NaN.
         strata: name -> one value per row of modality a, in the order of the pools.
         items: outcomes (0 or 1) of single choices: ``matching`` has one per caption; ``matching_N_way``, ``twin``,
-            ``binding`` and ``class`` have
-            the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so on.
+            ``binding`` and ``class`` have the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so
+            on.
     """
 
     run: Run
@@ -179,8 +179,7 @@ def by_pool(runs: Sequence[Run], split: str) -> dict[tuple[str, str], list[Resul
     """(data set, pool) -> results.
 
     Holds the headline result of every run. Where some runs of a data set were scored on the small gallery only, also
-    the result of all its runs
-    on that gallery.
+    the result of all its runs on that gallery.
 
     Raises:
         DataError: as ``by_dataset``.

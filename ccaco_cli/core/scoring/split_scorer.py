@@ -95,8 +95,7 @@ def classify(
         classes: vectors of items and classes, as in ``SplitEncodings``.
     Returns:
         Evaluation with ``class_accuracy``, ``mean_class_accuracy`` and ``accuracy/NAME`` of each class that occurs,
-        0..1; and per item ``class``
-        (1 = correct) and ``class_row``.
+        0..1; and per item ``class`` (1 = correct) and ``class_row``.
     Raises:
         DataError: no item has a label.
     """

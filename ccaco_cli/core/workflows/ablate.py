@@ -74,8 +74,7 @@ def ablate(
         request: arms, seeds, grid and the settings that all arms share.
         folder: the cells lie at ``folder/LABEL-sSEED``; the manifest of the ablation lists those of the last command.
         jobs: cells trained at once on a CPU, each with its share of the cores. Each GPU trains one cell at a time, and
-            so does each process of a
-            launcher.
+            so does each process of a launcher.
     Raises:
         ConfigError: as ``plan_ablation``, before anything is trained.
     """

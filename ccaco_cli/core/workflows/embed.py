@@ -55,9 +55,8 @@ class EmbedRequest:
         model: folder of a finished run, whose best checkpoint embeds, or SPEC of a pretrained dual encoder.
         dataset: name or folder of a prepared data set.
         out: folder of the embeddings: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy`` ... (float16 [n, E], unit
-            norm),
-            ``metadata/metadata_0.parquet`` (one row per image), ``text_metadata/...`` (one row per caption). Finished
-            shards are kept.
+            norm), ``metadata/metadata_0.parquet`` (one row per image), ``text_metadata/...`` (one row per caption).
+            Finished shards are kept.
         index: also build an index here; None = no index. A text query on it imports no torch.
         rebuild: replace an index that exists; processes that have opened it keep the old one.
         index_type: how vectors are searched: an entry of ``vectors.KINDS``, or auto (by size).

@@ -138,8 +138,7 @@ def test_captions_labels_and_groups_of_the_target_are_never_read(
     root: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:
     """Other captions, labels, groups and families of the target's training and validation rows: the same model, bit by
-    bit; and to be sure,
-    no text of them is ever asked for."""
+    bit; and to be sure, no text of them is ever asked for."""
     read: list[str] = []
     real = Split._column
 
