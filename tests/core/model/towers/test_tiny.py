@@ -64,8 +64,8 @@ def test_one_seed_one_tower(spec: str, modality: str) -> None:
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         built.append(build(TowerConfig(spec), modality))
-    assert built[0].fingerprint == towers[1].fingerprint != towers[2].fingerprint
-    for a, b in zip(built[0].module.parameters(), towers[1].module.parameters(), strict=True):
+    assert built[0].fingerprint == built[1].fingerprint != built[2].fingerprint
+    for a, b in zip(built[0].module.parameters(), built[1].module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
