@@ -204,6 +204,8 @@ WRONG: dict[str, tuple[Callable[[Model, Path], Any], type[CcacoError], str]] = {
     "unequal lists": (lambda m, _: m.match([b""], TEXTS), ConfigError, "1 and 3 samples"),
     "no index": (lambda m, _: m.search(texts=TEXTS), ConfigError, "no index of its own"),
     "a run as index": (lambda m, run: m.search(run, texts=TEXTS), ManifestError, "this is a run"),
+    "an empty query": (lambda m, index: m.search(index, texts=["a cat", " "]), DataError, "query 2 is empty"),
+    "half a character": (lambda m, index: m.search(index, texts=["caf\udce9"]), DataError, "query 1, line 1, byte 4"),
     "no answers": (lambda m, index: m.search(index, texts=TEXTS, k=0), ConfigError, "k = 0"),
 }
 

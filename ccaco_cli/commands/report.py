@@ -141,7 +141,8 @@ def report(
     from ccaco_cli.core.workflows import report as workflow
     from ccaco_cli.view import progress, results
 
-    check_metric(metric)  # before the runs are scored
+    check_metric(metric)  # these before the runs are scored
+    _refuse_files(html, figure)
     runs = _sources(runs or [], model or [], on)
     if on:
         from ccaco_cli.core.experiments import cross_dataset
@@ -188,16 +189,28 @@ def _sources(runs: list[Path], models: list[str], on: str | None) -> list[Path]:
     return [*runs, *map(Path, models)]
 
 
+def _refuse_files(html: Path | None, figure: tuple[Figure, Path] | None) -> None:
+    """Raises DataError: a file of another kind than the option writes."""
+    if html:
+        from ccaco_cli.view import page
+
+        page.refuse(html)
+    if figure:
+        from ccaco_cli.view import chart_files
+
+        chart_files.refuse(figure[0].value, figure[1])
+
+
 def _write_files(request: Any, html: Path | None, figure: tuple[Figure, Path] | None) -> None:
     """Writes the requested figure and page, in addition to the printed rows."""
     from ccaco_cli.core.reporting.page import gather
     from ccaco_cli.view import chart_files, page, progress
 
     with progress.bar("report") as report_progress:
+        page_data = gather(request, report_progress) if html else None
         if figure:
             chart_files.save(figure[0].value, figure[1], request, report_progress)
-        if html:
-            page.refuse(html)
-            page.write(html, gather(request, report_progress))
+        if html and page_data:
+            page.write(html, page_data)
     for file in filter(None, (figure and figure[1], html)):
         progress.note(f"written: {file}")

@@ -83,6 +83,8 @@ def retrieve(
             expected=f"sentences, -, or one of {flags} FILE",
             next="ccaco retrieve --help",
         )
+    if query and "-" in query and len(query) > 1:
+        raise DataError("sentences both from the command line and from stdin", expected="sentences, or - alone")
     if blank := [number for number, text in enumerate(query or (), 1) if is_blank(text)]:
         raise DataError(f"query {blank[0]} is empty", expected="a sentence", next="ccaco retrieve --help")
     search_index = Index(index, verify)

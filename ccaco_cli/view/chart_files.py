@@ -21,17 +21,22 @@ def save(kind: str, path: Path, request: ReportRequest, on_progress: OnProgress 
     """Draws a figure of ``FIGURES`` and writes it.
 
     Raises:
-        DataError: no such kind or suffix, or nothing to draw.
+        DataError: as ``refuse``, or nothing to draw.
     """
-    if kind not in FIGURES:
-        raise DataError("no such figure", where=kind, expected=" | ".join(FIGURES))
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError("no such kind of picture", where=path, expected=" | ".join(SUFFIXES))
+    refuse(kind, path)
     with charts.style() as plt:
         figure = FIGURES[kind](request, on_progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200)
         plt.close(figure)
+
+
+def refuse(kind: str, path: Path) -> None:
+    """Raises DataError: no such kind of figure, or no picture file (checked before the work, not after it)."""
+    if kind not in FIGURES:
+        raise DataError("no such figure", where=kind, expected=" | ".join(FIGURES))
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError("no such kind of picture", where=path, expected=" | ".join(SUFFIXES))
 
 
 def _curves(request: ReportRequest, on_progress: OnProgress) -> Any:

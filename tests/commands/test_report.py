@@ -44,6 +44,10 @@ def test_gates_end_with_1_and_name_themselves(ccaco: Callable[..., Any], run: Pa
         (["RUN", "--metric", "R@1", "--table", "domains"], "--metric text_to_image_R@1 or image_to_text_R@1"),
         (["--compare", "RUN", "RUN", "--metric", "zzz"], "no such metric: zzz; "),
         (["RUN", "--metric", "zzz", "--table", "ablation"], "no such metric: zzz; "),
+        (["RUN", "--metric", "twins_accuracy"], "twins_accuracy; expected"),
+        (["RUN", "--metric", "video_to_text_R@1"], "did you mean image_to_text_R@1?"),
+        (["RUN", "--reference", "cacco"], "reference arm: cacco; expected ccaco; next: did you mean ccaco?"),
+        (["RUN", "--by", "thing", "--table", "retrieval"], "did you mean things?"),
     ],
 )
 def test_errors_are_one_line(ccaco: Callable[..., Any], run: Path, arguments: list[str], words: str) -> None:
@@ -63,6 +67,20 @@ def test_a_page_and_a_figure(
     assert done.err.splitlines() == [f"written: {tmp_path / 'curves.svg'}", f"written: {tmp_path / 'run.html'}"]
     assert done.out.startswith("run,"), "the rows are printed all the same"
     assert "<h1>first</h1>" in (tmp_path / "run.html").read_text("utf-8")
+    files = ["--html", tmp_path / "late.html", "--figure", "curves", tmp_path / "late.svg"]
+    for wrong in (
+        ["--fail-if", "nonsense"],
+        ["--metric", "nonsense"],
+        ["--by", "nonsense"],
+        ["--reference", "nonsense"],
+        ["--split", "nonsense"],
+        ["--table", "domains"],
+        ["--html", tmp_path / "late.txt"],
+        ["--figure", "curves", tmp_path / "late.txt"],
+        ["--figure", "domains", tmp_path / "late.svg"],
+    ):
+        done = ccaco("report", run, *files, *wrong)
+        assert done.code == 2 and not list(tmp_path.glob("late*")), "all options are checked before files are written"
     done = ccaco("report", run, "--html", tmp_path / "run.txt")
     assert done.code == 2 and "FILE.html" in done.err and not (tmp_path / "run.txt").exists()
 

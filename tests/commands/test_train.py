@@ -102,6 +102,8 @@ def test_captions_that_lose_their_end_are_reported_and_flags_of_long_inputs_arri
         (["--balance", "equal"], ["equal", "gradnorm"]),
         (["--image-size", "64x32"], ["--tile"]),
         (["--batch-size", "1"], ["optim.batch_size = 1", "2 or more"]),
+        (["--set", "loss.cross_batch=1"], ["loss.cross_batch = 1", "2 or more"]),
+        (["--accum-freq", "100"], ["optim.accum_freq = 100", "at most"]),
         *(([flag, number], [flag[2:]]) for flag in ("--lr", "--alpha") for number in ("nan", "inf", "-1")),
         (["--seed", "-1"], ["seed"]),
     ],
@@ -133,13 +135,20 @@ def test_a_finished_run_is_trained_further_by_resume_and_more_steps(
 
 
 def test_a_run_with_damaged_embeddings_is_not_offered_for_search(
-    ccaco: Callable[..., Any], flags: list[object]
+    ccaco: Callable[..., Any], flags: list[object], data_root: Path, tmp_path: Path
 ) -> None:
     done = ccaco("train", *flags, "--name", "hot", "--lr", "1e30", "--warmup", 0)
     assert done.code == 0
     last = done.err.splitlines()[-1]
     assert "not finite: this run cannot be searched; next: the same command with a lower learning rate" in last
     assert "ccaco embed" not in done.err
+    paths = ["--data", data_root, "--out", tmp_path / "out", "--index", tmp_path / "hot.idx"]
+    done = ccaco("embed", "--run", tmp_path / "hot", *paths)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "not finite" in done.err and "--lr 1e+29" in done.err
+    assert not (tmp_path / "hot.idx").exists() and not (tmp_path / "out").exists()
+    done = ccaco("report", tmp_path / "hot")
+    assert done.code == 0 and "ccaco embed" not in done.out + done.err
 
 
 def test_usage_errors_end_with_2(ccaco: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from ccaco_cli.core import config_io
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.evaluation.metric_table import check_metric
 from ccaco_cli.core.evaluation.protocols import single_pair_evaluation
 from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.experiments import ensemble as ensembles
@@ -46,6 +47,10 @@ class AblationRequest:
     metric: str = "R-sum"
     reference: str | None = None
     ensemble: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: no such metric."""
+        check_metric(self.metric)
 
 
 @dataclass(frozen=True)

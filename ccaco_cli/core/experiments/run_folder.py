@@ -4,21 +4,24 @@ run.
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ccaco_cli.core import config_io, distributed, fault, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
+from ccaco_cli.core.errors import ConfigError, DataError, ManifestError, TowerError
 from ccaco_cli.core.experiments import stages
 from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
 
 STARTED = "started.json"
@@ -80,7 +83,7 @@ class RunFolder:
                 "an interrupted run lies here",
                 where=self.path,
                 expected="--resume latest, or a new --name",
-                next=f"add --resume latest, or rm -r {shlex.quote(str(self.path))}",
+                next=f"add --resume latest, or rm -r {quoted_path(self.path)}",
             )
         self.changes = self._changes(config_file, started_file)
         self._refuse_changes()
@@ -90,6 +93,21 @@ class RunFolder:
 
     def _refuse_changes(self) -> None:
         if self.changes and not self.options.accept_changes:
+    @contextmanager
+    def removed_when_refused(self) -> Iterator[None]:
+        """Removes a folder that this block creates when config, data or tower are refused before the first checkpoint.
+
+        Otherwise the same command with a better value would find an interrupted run.
+        """
+        existed = self.path.exists()
+        try:
+            yield
+        except (ConfigError, DataError, TowerError):
+            trained = any((self.path / "checkpoints").glob("*"))
+            if distributed.main() and not existed and not trained:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
             raise ConfigError(
                 f"cannot resume, for this was changed: {'; '.join(self.changes)}",
                 where=self.path,

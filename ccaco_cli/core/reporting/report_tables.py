@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ccaco_cli.core.errors import ConfigError, DataError
-from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, is_shown
+from ccaco_cli.core.errors import ConfigError, DataError, nearest
+from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, find_metric, is_shown
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
 from ccaco_cli.core.reporting.rows import (
@@ -33,6 +33,7 @@ from ccaco_cli.core.scoring.run_splits import measured_runs
 
 WHOLE_GALLERY_STAGES = ("cosine", "two-stage", "cross")
 """The stages that are measured on the whole gallery. The small pool exists for arms that have no other result."""
+DEFAULT_METRIC = "R-sum"
 PER_CHOICE = "choice_"
 """Prefix of the outcomes of choices between captions."""
 
@@ -54,7 +55,7 @@ class ReportRequest:
     split: str = "test"
     stages: bool = False
     by: str | None = None
-    metric: str = "R-sum"
+    metric: str = DEFAULT_METRIC
     reference: str | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +90,40 @@ def table(request: ReportRequest, name: str | None = None) -> Sequence[ReportRow
         name = "ablation" if only_ablations else results.default_table(request.paths) or "runs"
     if name not in TABLES:
         raise ConfigError("no such table", where=name, expected=" | ".join(TABLES))
+    _check_names(request)
     return TABLES[name](request)
+
+
+def _check_names(request: ReportRequest) -> None:
+    """Refuses a metric, reference or stratum that no result has, also for tables that do not use it."""
+    runs = request.runs()
+    metrics = {name for run in runs for values in run.facts["metrics"].values() for name in values}
+    declared = find_metric(request.metric)
+    # a metric that is not stored, such as text_to_image_R@3, is computed from the same ranks as R@1
+    stored = request.metric if declared and declared.stored else f"{request.metric.rpartition('_')[0]}_R@1"
+    if stored not in {*metrics, DEFAULT_METRIC}:
+        known, hint = sorted(metrics), nearest(stored, metrics)
+        raise ConfigError(
+            "these results have no such metric", where=request.metric, expected=" | ".join(known), next=hint
+        )
+    labels = {*(run.label for run in runs), *results.failed_cells(request.paths)}
+    if request.reference is not None and request.reference not in labels:
+        raise DataError(
+            "no finished run of the reference arm",
+            where=request.reference,
+            expected=" | ".join(sorted(labels)),
+            next=nearest(request.reference, labels),
+        )
+    if request.by is not None:
+        measured = [results.load_result(run, request.split) for run in request.measured_runs()]
+        strata_names = {name for result in measured for name in result.strata}
+        if request.by not in strata_names:
+            raise DataError(
+                "these results have no such stratum",
+                where=request.by,
+                expected=f"strata: {' | '.join(sorted(strata_names)) or 'none in these results'}",
+                next=nearest(request.by, strata_names),
+            )
 
 
 def run_rows(paths: Iterable[Path], *, split: str = "test", every_stage: bool = False) -> list[RunRow]:

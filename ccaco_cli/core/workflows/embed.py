@@ -37,6 +37,7 @@ from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.shell import quoted_path
+from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
 from ccaco_cli.core.types import OnProgress, no_progress
 
 SHARD_SIZE = 8192
@@ -196,6 +197,8 @@ def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
 
 def _check(request: EmbedRequest, run: Manifest, data: PairData) -> None:
     refuse_other_modalities(run, data)
+    if any(warning["kind"] == NAN_EMBEDDINGS for warning in run.facts.get("warnings", ())):
+        raise _not_finite(request, run.config["optim"]["lr"])
     index = request.index
     if index is None or not index.exists():
         return
@@ -206,6 +209,15 @@ def _check(request: EmbedRequest, run: Manifest, data: PairData) -> None:
         raise DataError(
             "an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild"
         )
+
+
+def _not_finite(request: EmbedRequest, lr: float) -> DataError:
+    return DataError(
+        "the embeddings of this run are not finite, so they cannot be searched",
+        where=request.model,
+        expected="a run whose training did not diverge",
+        next=f"train again with a lower learning rate (--lr {lr / 10:g})",
+    )
 
 
 def _finished_embeddings(job: _Job) -> Manifest | None:
@@ -276,12 +288,7 @@ def _write_shard(job: _Job, modality: str, file: Path, items: Any, z: Tensor) ->
     import pyarrow.parquet as pq
 
     if not torch.isfinite(z).all():
-        raise DataError(
-            f"the {modality} embeddings of this run are not finite, so they cannot be searched",
-            where=job.request.model,
-            expected="a run whose training did not diverge",
-            next=f"train again with a lower learning rate (--lr {job.config.optim.lr / 10:g})",
-        )
+        raise _not_finite(job.request, job.config.optim.lr)
     fault.point("embed.before")
     name = "metadata" if modality != "text" else "text_metadata"
     number = file.stem.rpartition("_")[2]
