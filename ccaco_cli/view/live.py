@@ -34,7 +34,7 @@ def tensorboard(folder: Path) -> Iterator[Sink]:
             if not writers:
                 writers.append(EventFileWriter(str(folder / "tensorboard"), flush_secs=10))
                 stack.callback(writers[0].close)
-            # not through torch's SummaryWriter: it would rename "R@1" to "R_1"
+            # not through torch's SummaryWriter, which writes one event for each value
             summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
             writers[0].add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
