@@ -17,7 +17,7 @@ from ccaco_cli.core.evaluation.tiles import both_ranks
 from ccaco_cli.core.losses import balance, blocked, contrastive, pairing, total
 from ccaco_cli.core.losses.domain import DomainFeatures, domain_loss
 from ccaco_cli.core.model import matching
-from ccaco_cli.core.model.aligner import Center
+from ccaco_cli.core.model.centering import Center
 from ccaco_cli.core.types import Crossed, Embedding, LocalTokens
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]

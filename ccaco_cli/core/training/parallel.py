@@ -19,7 +19,7 @@ from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model.global_batch import convert_batch_norms
-from ccaco_cli.core.training.step import StepLosses
+from ccaco_cli.core.training.step import StepLosses, trains_same_parameters
 
 
 class Engine(Protocol):
@@ -65,13 +65,18 @@ class SingleProcess:
 class Ddp(SingleProcess):
     """DistributedDataParallel. Buffers are not broadcast: the layers average their statistics over all processes."""
 
-    def __init__(self, losses: nn.Module):
+    def __init__(self, losses: StepLosses, config: RunConfig):
         device = next(losses.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
+        static = trains_same_parameters(config) and not drops_layers(losses)
         with warnings.catch_warnings():  # newer torch has renamed a flag, older torch does not know the new name
             warnings.simplefilter("ignore", FutureWarning)
             self.engine = DistributedDataParallel(
-                losses, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False
+                losses,
+                device_ids=ids,
+                find_unused_parameters=not static,
+                static_graph=static,
+                broadcast_buffers=False,
             )
         super().__init__(self.engine)
 
@@ -80,15 +85,23 @@ class Ddp(SingleProcess):
 
 
 class Fsdp(SingleProcess):
-    """FSDP2 (``fully_shard``) as one unit; scalars cannot be sharded, so their gradients are averaged here."""
+    """FSDP2 (``fully_shard``): each block of a tower is one unit, and all that remains is another one.
 
-    def __init__(self, losses: nn.Module):
+    A process then holds the parameters of one block at a time beside its shards, and the next block is exchanged while
+    one is computed. Scalars cannot be sharded, so their gradients are averaged here.
+    """
+
+    def __init__(self, losses: StepLosses, config: RunConfig):
         device = next(losses.parameters()).device
         self.scalars = [p for p in losses.parameters() if p.ndim == 0]  # in the same order on every process
         for parameter in losses.parameters():  # FSDP2 cannot shard the channels_last layout of some towers
             parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(device.type, (distributed.world(),))
-        self.engine: Any = fully_shard(losses, mesh=mesh, ignored_params=set(self.scalars))
+        scalars = set(self.scalars)
+        # a compiled tower is one graph, in which blocks cannot be exchanged
+        blocks = [] if config.optim.torchcompile or drops_layers(losses) else tower_blocks(losses)
+        self.blocks: list[Any] = [fully_shard(block, mesh=mesh, ignored_params=scalars) for block in blocks]
+        self.engine: Any = fully_shard(losses, mesh=mesh, ignored_params=scalars)
         for parameter in self.scalars:
             dist.broadcast(parameter.data, 0)
         super().__init__(losses)
@@ -109,14 +122,45 @@ class Fsdp(SingleProcess):
 
     @contextmanager
     def full_parameters(self) -> Iterator[None]:
-        self.engine.unshard()
+        units = [*self.blocks, self.engine]
+        self.engine._get_fsdp_state()._lazy_init()  # a block that is called first would count as the root
+        for unit in units:
+            unit.unshard()
+            # else a block would be exchanged at each call, and processes encode different numbers of batches
+            unit.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
-            self.engine.reshard()
+            for unit in units:
+                unit.set_reshard_after_forward(unit is not self.engine, recurse=False)
+                unit.reshard()
 
 
-ENGINES: dict[str, Callable[[nn.Module], Engine]] = {"ddp": Ddp, "fsdp": Fsdp}
+def drops_layers(losses: StepLosses) -> bool:
+    """Whether a tower leaves out layers at random in training (LayerDrop, arXiv:1909.11556), on each process others."""
+    return any(getattr(getattr(module, "config", None), "layerdrop", 0.0) for module in losses.modules())
+
+
+def tower_blocks(losses: StepLosses) -> list[nn.Module]:
+    """The blocks of the towers: members of a list of two or more modules of one class with parameters."""
+    blocks: list[nn.Module] = []
+
+    def collect(module: nn.Module) -> None:
+        members = list(module.children())
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential) and len(members) > 1
+        alike = is_list and len({type(member) for member in members}) == 1
+        if alike and all(any(p.ndim for p in member.parameters()) for member in members):
+            blocks.extend(members)
+            return
+        for member in members:
+            collect(member)
+
+    for modality in losses.aligner.modalities:
+        collect(losses.aligner.encoder(modality).tower)
+    return list(dict.fromkeys(blocks))  # both modalities may share a tower
+
+
+ENGINES: dict[str, Callable[[StepLosses, RunConfig], Engine]] = {"ddp": Ddp, "fsdp": Fsdp}
 
 
 def check(config: RunConfig) -> None:
@@ -157,7 +201,7 @@ def build_engine(losses: StepLosses, config: RunConfig) -> Engine:
     device = next(losses.parameters()).device
     convert_batch_norms(losses, device)
     rng_state = torch.get_rng_state()  # building an engine may draw random numbers, different ones on each process
-    engine = ENGINES[config.parallel.kind](losses)
+    engine = ENGINES[config.parallel.kind](losses, config)
     torch.set_rng_state(rng_state)
     return engine
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.aligner import Aligner, Center
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.centering import Center
 from ccaco_cli.core.types import move
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ccaco_cli.core import distributed
-from ccaco_cli.core.config import DomainConfig, LossConfig, ParallelConfig
+from ccaco_cli.core.config import DomainConfig, LossConfig, ParallelConfig, RunConfig
 from ccaco_cli.core.losses import domain
-from ccaco_cli.core.losses.balance import Balance
+from ccaco_cli.core.losses.balance import Balance, beta_at
 from ccaco_cli.core.losses.parts import part_weights
 from ccaco_cli.core.losses.total import Alignment, LossInputs, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
@@ -21,6 +21,10 @@ from ccaco_cli.core.types import Embedding, Features, PairBatch
 
 DOMAIN_ACCURACY = "domain_accuracy"
 """Accuracy of the domain classifiers 0..1 in the results of a step; not a loss."""
+
+
+SAMPLED_STEPS = 1000
+"""Points of a run at which ``trains_same_parameters`` reads the schedule of the cross loss."""
 
 
 def uses_domain_loss(config: DomainConfig) -> bool:
@@ -166,3 +170,15 @@ def shared_parameters(aligner: Aligner) -> list[Tensor]:
     """The projections of both modalities: the last parameters that all loss parts share, where GradNorm reads
     gradients."""
     return [p for modality in aligner.modalities for p in aligner.encoder(modality).shared_parameters()]
+
+
+def trains_same_parameters(config: RunConfig) -> bool:
+    """Whether every step of a run trains the same parameters.
+
+    DDP then learns in the first step which ones have no gradient, in place of a search of the graph in every step. The
+    parameters differ while the weight of the cross loss is still zero. DDP counts the gradients of each parameter in
+    the first backward pass, which must therefore be the only one of its step: gradients are not accumulated, and
+    GradNorm does not compute norms of its own.
+    """
+    betas = {beta_at(config.loss, step / SAMPLED_STEPS) > 0 for step in range(SAMPLED_STEPS + 1)}
+    return len(betas) == 1 and config.optim.accum_freq == 1 and config.loss.balance != "gradnorm"

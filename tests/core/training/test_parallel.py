@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,18 +52,32 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class NormTower(torch.nn.Module):
-    """A matrix and a batch norm over all tokens, without bias, whose true gradient is zero: Adam would follow noise."""
+class Block(torch.nn.Module):
+    """A residual layer, of which a tower has several: FSDP shards each by itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.linear = torch.nn.Linear(width, width, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        residual: torch.Tensor = tokens + 0.1 * self.linear(tokens)
+        return residual
+
+
+class NormTower(torch.nn.Module):
+    """Two blocks, a matrix and a batch norm over all tokens, without bias, whose true gradient is zero: Adam would
+    follow noise."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = torch.nn.Sequential(Block(width), Block(width))
         self.linear, self.norm = torch.nn.Linear(width, width, bias=False), torch.nn.BatchNorm1d(width)
         self.linear.weight.data = (
             self.linear.weight.data.t().contiguous().t()
         )  # not contiguous, as weights of channels_last towers are
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
-        tokens = self.norm(self.linear(inputs["tokens"]).transpose(1, 2)).transpose(1, 2)
+        tokens = self.norm(self.linear(self.blocks(inputs["tokens"])).transpose(1, 2)).transpose(1, 2)
         return Features(tokens, inputs["mask"], tokens[:, 0])
 
 
@@ -189,3 +204,30 @@ def test_a_batch_that_cannot_be_shared_is_refused(toy: Any, monkeypatch: pytest.
         check(toy.config())
     with pytest.raises(ConfigError, match=r"ddp \| fsdp"):
         check(toy.config(parallel__kind="dp"))
+
+
+def test_blocks_of_towers_are_found(toy: Any) -> None:
+    aligner = model(toy, toy.config())
+    tower = aligner.sides["image"].tower
+    losses = step.StepLosses(aligner, toy.config().loss)
+    assert parallel.tower_blocks(losses) == list(tower.blocks)
+    assert not parallel.drops_layers(losses)
+    tower.config = SimpleNamespace(layerdrop=0.1)
+    assert parallel.drops_layers(losses)
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({}, True),
+        ({"loss__beta": 0.0}, True),
+        ({"loss__balance": "schedule", "loss__cross_start": 0.0, "loss__cross_ramp": 0.0}, True),
+        ({"loss__balance": "schedule", "loss__cross_start": 0.2, "loss__cross_ramp": 0.1}, False),
+        ({"loss__balance": "gradnorm"}, False),
+        ({"optim__accum_freq": 2}, False),
+    ],
+    ids=str,
+)
+def test_steps_that_train_the_same_parameters(toy: Any, settings: dict[str, Any], same: bool) -> None:
+    fixed = {"loss__balance": "fixed", "loss__cross_ramp": 0.0, "loss__cross_start": 0.0}
+    assert step.trains_same_parameters(toy.config(**fixed | settings)) == same
