@@ -11,12 +11,17 @@ import torch
 from ccaco_cli.core import memory, ragged, runtime
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import CachedColumn, Column
-from ccaco_cli.core.encoding.batching import BATCH_SIZE, batch_positions, prefetch
+from ccaco_cli.core.encoding import batching
+from ccaco_cli.core.encoding.batching import batch_positions, prefetch
 from ccaco_cli.core.model.token_pooling import Grid, as_cached
 from ccaco_cli.core.types import OnProgress, move, no_progress
 
 PART, PART_BYTES = 4096, 1 << 27
 """Most items of one part of a cache, and about its bytes. A process that was killed computes one part again."""
+
+BATCH_SIZE = {**batching.BATCH_SIZE, "cpu": 16}
+"""Items that are encoded at a time. On a CPU the feature maps of 64 images need two to three times the memory of 16,
+and no less time."""
 
 
 def cached(

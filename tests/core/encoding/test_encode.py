@@ -141,6 +141,19 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["offsets.npy", "pooled.npy", "tokens.npy"]
 
 
+@pytest.mark.parametrize("side", [0, 1], ids=["fixed", "ragged"])
+def test_a_cache_is_made_of_small_batches_on_a_cpu(toy: Any, tmp_path: Path, side: int) -> None:
+    """The feature maps of a batch are most of the memory that a convolutional tower needs."""
+    column, tower = toy.columns()[side], toy.tower("x", (6, 10)[side]).module
+    if side == 0:
+        column.mask[:], column.length = True, None
+    sizes: list[int] = []
+    tower.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0]["mask"])))
+    cached(tower, column, tmp_path / "c", grid=None, max_tokens=0, device="cpu")
+    assert sum(sizes) == len(column.row) > 16
+    assert max(sizes) == 16
+
+
 def test_a_patch_grid_is_averaged_by_hand() -> None:
     patches = torch.arange(16.0).view(1, 16, 1)
     special = torch.tensor([[[100.0]]])
