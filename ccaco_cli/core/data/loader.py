@@ -6,6 +6,7 @@ A *column* has all items of one modality of a split.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -352,6 +353,19 @@ def _share(column: Array, rank: int, world: int) -> Array:
     return column[rank * size : (rank + 1) * size]
 
 
+class BatchLoader(DataLoader[PairBatch]):
+    """A ``DataLoader`` that starts its processes without Python's warning about threads (from 3.12 on).
+
+    The warning is of locks that a thread holds at the time of the fork: a process that loads data uses none of those
+    of the thread that samples the memory, or of torch's threads.
+    """
+
+    def __iter__(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is multi-threaded, use of fork", DeprecationWarning)
+            return super().__iter__()
+
+
 def load(
     dataset: PairDataset,
     plan: Sequence[tuple[Array, Array, Array]],
@@ -371,7 +385,7 @@ def load(
         pin_memory: puts batches into pinned memory, from which they are copied to a GPU in the background.
     """
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
+    return BatchLoader(
         dataset,
         batch_size=None,
         sampler=plan,  # type: ignore[arg-type]

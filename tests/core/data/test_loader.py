@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +168,26 @@ def test_a_batch_leaves_no_pages_of_the_token_cache_in_memory(ragged_counts: boo
         batch = column.inputs(np.array([3, 60, 31]))
         assert batch.tokens[batch.mask].min() == batch.pooled.min() == 1
         assert resident_pages(tmp_path / "tokens.npy") == resident_pages(tmp_path / "pooled.npy") == 0
+
+
+def test_workers_start_beside_threads_without_a_warning(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on, a fork in a process with several threads warns; here a warning is an error."""
+    fork, forks = os.fork, []
+
+    def warning_fork() -> int:
+        forks.append(1)
+        message = (
+            f"This process (pid={os.getpid()}) is multi-threaded, use of fork() may lead to deadlocks in the child."
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", warning_fork)
+    data, plan = toy.data(toy.config())
+    assert len(list(loader.load(data, plan.epoch(0), 1))) == 3
+    assert forks
+    with pytest.raises(DeprecationWarning):
+        os.fork()
 
 
 def test_batches_are_the_plans_in_order_with_any_number_of_workers(toy: Any) -> None:
