@@ -26,6 +26,15 @@ class TowerConfig:
     lock: bool = setting(
         False, "Freeze the {modality} tower; its tokens are computed once and cached.", flag="--lock-{modality}"
     )
+    unlock: int = setting(
+        0,
+        "Train only the last N blocks of the {modality} tower, its final norm and its projection; 0: all of it; -N: as "
+        "many blocks as it has, at most N.",
+        flag="--unlock-{modality}",
+        metavar="N",
+        min=-1000,
+        max=1000,
+    )
     size: int = setting(
         0,
         "Pixels per side of the square image that the tower takes; 0 means the tower's own size.",
@@ -190,7 +199,10 @@ class LossConfig:
         choices="losses.total:CONTRASTIVE_LOSSES",
     )
     bias: float = setting(
-        -10.0, "Start value of the logit bias of the sigmoid loss; that of a pretrained model wins.", min=-1000, max=1000
+        -10.0,
+        "Start value of the logit bias of the sigmoid loss; that of a pretrained model wins.",
+        min=-1000,
+        max=1000,
     )
     cross: str = setting("infonce", "Loss of the cross branch.", choices="losses.total:CROSS_LOSSES")
     cross_batch: int = setting(
@@ -304,12 +316,41 @@ class OptimConfig:
         flag="--precision",
         choices="runtime:PRECISIONS",
     )
+    lora: int = setting(
+        0,
+        "Rank of LoRA (arXiv:2106.09685) on the linear layers of the towers that are not locked: low-rank updates learn "
+        "instead of the weights, and are merged into them when the model is saved; 0: off.",
+        flag="--lora",
+        metavar="RANK",
+        min=0,
+        max=4096,
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Each block of a tower learns at this factor times the rate of the block after it; 1: one rate for all.",
+        flag="--layer-decay",
+        above=0,
+        max=1,
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of an exponential moving average of the weights over steps, which is validated and saved; 0: off.",
+        flag="--ema",
+        min=0,
+        below=1,
+    )
     patience: int = setting(0, "Stop after this many epochs without a better validation metric; 0 means never.", min=0)
     grad_checkpointing: bool = setting(
         False, "Save memory: compute activations again in the backward pass.", flag="--grad-checkpointing"
     )
     torchcompile: bool = setting(
         False, "Compile the trained towers: one minute at the start, then faster steps.", flag="--torchcompile"
+    )
+    compile_mode: str = setting(
+        "default",
+        "With --torchcompile. reduce-overhead replays towers whose inputs have one shape as CUDA graphs, for small "
+        "towers whose steps wait for kernel launches; it has not been tried on a GPU.",
+        choices=("default", "reduce-overhead"),
     )
 
 
@@ -382,7 +423,8 @@ class RunConfig:
     arm: str = setting("ccaco", "Named variant of the model, see `ccaco ablate`.", flag="--arm", custom_flag=True)
     method: str = setting(
         "gradient",
-        "How the model is made: gradient descent, hand-made features with CCA, or a label classifier.",
+        "How the model is made: gradient descent, hand-made features with CCA, a label classifier, or a pretrained model "
+        "without training (zero-shot).",
         choices="experiments.methods:METHODS",
     )
     seed: int = setting(
@@ -395,6 +437,11 @@ class RunConfig:
         flag="--workers",
         min=-1,
         max=1024,
+    )
+    gpu_decode: bool = setting(
+        False,
+        "Decode the JPEG images of training batches on the GPU. Pixels differ by a few levels from those decoded on a "
+        "CPU; refused without a GPU.",
     )
     model: ModelConfig = section(ModelConfig)
     loss: LossConfig = section(LossConfig)

@@ -100,6 +100,20 @@ def thread_count(workers: int = 0) -> int:
     return int(requested) if requested.isdigit() and int(requested) else max(1, cpu_cores() - workers)
 
 
+def decoding_threads() -> int:
+    """Threads that decode media in this process: as many as torch has.
+
+    Under torchrun, which gives torch one thread, each process has its share of the cores; a worker process that loads
+    data has one thread.
+    """
+    import torch
+    from torch.utils.data import get_worker_info
+
+    if get_worker_info() is not None or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return torch.get_num_threads()
+    return max(torch.get_num_threads(), cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def limit_threads(workers: int = 0) -> None:
     """Limits torch to ``thread_count`` threads."""
     import torch

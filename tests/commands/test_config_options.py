@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,8 @@ FLAGS = {
 TRAIN_ONLY = {"--domain-loss", "--seed", "--parallel", "--gather-with-grad", "--no-gather-with-grad", "--local-loss"}
 ALSO_TRAIN = {"--accum-freq", "--grad-checkpointing", "--torchcompile"}
 HEADINGS = ("Data", "Model", "Losses", "Optimisation", "Domains", "Processes", "Run", "Output", "Other")
-
-
-CONFIG_FLAGS = {flag.name for flag in config_flags()} | {"tile"}
-"""Names of the options whose range the config declares, or, for the tile, its image size."""
+CONFIG_FLAGS = {flag.name for flag in config_flags()}
+"""Names of the options whose range the config declares."""
 
 
 def flags_of(command: str) -> set[str]:
@@ -135,13 +134,37 @@ def test_a_value_that_does_not_fit_is_one_line_and_leaves_nothing(
         assert not list(tmp_path.iterdir()), "not even the generated data set was prepared"
 
 
-NUMBER_OPTIONS = [
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+OPTIONS = [
     (command, parameter)
-    for command, details in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for command, details in COMMANDS.items()
     for parameter in details.params
-    if parameter.param_type_name == "option" and parameter.type_descriptor.annotation in (int, float)
+    if parameter.param_type_name == "option"
     if command not in ("train", "ablate") or parameter.name not in CONFIG_FLAGS
 ]
+NUMBER_OPTIONS = [item for item in OPTIONS if item[1].type_descriptor.annotation in (int, float)]
+FRACTION_OPTIONS = [item for item in OPTIONS if re.fullmatch(r"[\d.]+%?", str(item[1].default))]
+FRACTION_OPTIONS = [item for item in FRACTION_OPTIONS if item not in NUMBER_OPTIONS]
+DIGITS = "9" * 400
+LONG = "9" * 5000  # Python converts whole numbers of at most 4300 digits
+
+
+def refused(ccaco: Callable[..., Any], command: str, parameter: Any, value: object) -> Any:
+    """What a command says about a value of an option that it must refuse."""
+    arguments = ["scenes"] if command == "prepare" else []
+    done = ccaco(command, *arguments, parameter.opts[0], value)
+    assert (done.code, done.out) == (2, ""), (value, done.err)
+    assert parameter.opts[0] in done.err and "Traceback" not in done.err
+    return done
+
+
+def test_all_numbers_of_the_commands_are_tested() -> None:
+    known = {(command, parameter.opts[0]) for command, parameter in (*NUMBER_OPTIONS, *FRACTION_OPTIONS)}
+    prepare = ("--limit", "--image-size", "--fold", "--seed", "--workers", "--val", "--test", "--max-rejects")
+    assert known >= {("prepare", flag) for flag in prepare}
+    assert known >= {("retrieve", "-k"), ("retrieve", "--rerank"), ("embed", "--store-grid")}
+    assert known >= {("ablate", "--seeds"), ("ablate", "--jobs"), ("ablate", "--ensemble"), ("train", "--keep")}
+    assert known >= {("train", "--save-every-minutes"), ("train", "--tile"), ("ablate", "--tile")}
 
 
 @pytest.mark.parametrize(("command", "parameter"), NUMBER_OPTIONS, ids=lambda value: getattr(value, "name", value))
@@ -149,14 +172,41 @@ def test_every_number_outside_the_config_has_a_range(
     ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, parameter: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parameter.min is not None
-    outside = ["nan", "inf", "-inf", "text", parameter.min - 1]
-    outside += [parameter.max + 1] if parameter.max is not None else []
+    limits = parameter.min, parameter.max
+    assert None not in limits, "both limits are declared"
+    outside = ["nan", "inf", "-inf", "", "text", "-1", DIGITS, LONG, limits[0] - 1, limits[1] + 1]
+    outside += ["0"] if limits[0] > 0 else []
     for value in outside:
-        done = ccaco(command, f"{parameter.opts[0]}={value}" if parameter.opts[0][:2] == "--" else f"-k{value}")
-        assert (done.code, done.out) == (2, ""), value
-        assert f"Invalid value for '{parameter.opts[0]}'" in done.err
-        assert "Traceback" not in done.err
+        assert "Invalid value for" in refused(ccaco, command, parameter, value).err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "parameter"), FRACTION_OPTIONS, ids=lambda value: getattr(value, "name", value))
+def test_every_fraction_has_a_range(
+    ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, parameter: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("nan", "inf", "-inf", "", "text", "-1", "-1%", "1.5", "101%", DIGITS, LONG, f"{LONG}%"):
+        assert refused(ccaco, command, parameter, value).err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "ablate"])
+@pytest.mark.parametrize("key", [key for key in config_keys(RunConfig) if key.flag], ids=lambda key: key.flag)
+def test_every_number_of_the_config_is_checked_as_a_flag(
+    ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, key: Any
+) -> None:
+    if isinstance(key.default, bool | str) or key.flag not in flags_of(command):
+        return
+    monkeypatch.chdir(tmp_path)
+    low, high = key.setting.min, key.setting.max
+    outside = ["nan", "-inf", "", "text", DIGITS, LONG, f"{DIGITS}x{DIGITS}"]
+    outside += [] if low is None else [low - 1]
+    outside += [] if high is None else [2 * high + 1]
+    for value in outside:
+        done = ccaco(command, key.flag, value)
+        assert (done.code, done.out) == (2, ""), (value, done.err)
+        assert key.flag in done.err and "Traceback" not in done.err
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMo
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ccaco_cli.core.training import device_batches
 
 GPU = torch.device("cuda", 0)
 
@@ -42,6 +45,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int = 1) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(device_batches, "ThreadPoolExecutor", InlineExecutor)
     monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
     monkeypatch.setattr(FakeTensorMode, "avoid_device_init", property(lambda self: True))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
@@ -52,15 +56,28 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int = 1) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: backward(self))
     monkeypatch.setattr(torch.autograd, "grad", lambda y, xs, **_: tuple(torch.zeros_like(x) for x in xs))
     to = torch.nn.Module.to
-    is_device = lambda x: isinstance(x, torch.device) and x.type == "cuda"  # noqa: E731
-    monkeypatch.setattr(
-        torch.nn.Module, "to", lambda self, *a, **k: (move_module if a and is_device(a[0]) else to)(self, *a, **k)
-    )
+
+    def module_to(module: torch.nn.Module, *arguments: Any, **options: Any) -> torch.nn.Module:
+        is_fake = any(isinstance(p, FakeTensor) for p in module.parameters())
+        if arguments and (is_fake or str(arguments[0]).startswith("cuda")):
+            return move_module(module, torch.device(arguments[0]))
+        return to(module, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "to", module_to)
 
 
 def _tolist(tensor: torch.Tensor) -> Any:
     copied = tensor.to("cpu")
     return np.ones(copied.shape, float if copied.is_floating_point() else int).tolist()
+
+
+class InlineExecutor(ThreadPoolExecutor):
+    """Works at once in the calling thread, since the modes of fake tensors belong to a thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 class FakeStream:

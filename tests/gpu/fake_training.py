@@ -96,7 +96,9 @@ def train_on_gpu(config: RunConfig, batch: PairBatch | None = None, steps: int =
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     on_device = on_gpu(aligner.train(), mode)
     heads_on_device = None if adaptation is None else on_gpu(adaptation.train(), mode)
-    data: Any = SimpleNamespace(dataset=None, plan=SimpleNamespace(epoch=lambda number: [entry] * steps))
+    data: Any = SimpleNamespace(
+        dataset=SimpleNamespace(a=None, b=None), plan=SimpleNamespace(epoch=lambda number: [entry] * steps)
+    )
     saver: Any = SimpleNamespace(save_if_due=lambda signal: None)
     callbacks = loop.TrainingCallbacks(evaluate=lambda model: {}, report_progress=no_progress)
     gradients: set[torch.device] = set()

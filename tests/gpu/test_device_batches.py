@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +42,31 @@ class SimulatedGpu:
     """Copies run on streams: the data of a copy arrives when another stream has waited for it.
 
     Attributes:
-        current: the stream in use.
         recorded: the tensors that were declared to be in use by the step.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded: list[torch.Tensor] = []
-        self.step_stream = SimulatedStream(self)
-        self.current = self.step_stream
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimulatedStream(self))
+        self.step_stream = SimulatedStream()
+        self.thread = threading.local()
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimulatedStream())
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
         monkeypatch.setattr(torch.cuda, "stream", self.use)
         monkeypatch.setattr(types, "move_tensor", self.move)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.record(tensor, stream))
 
+    @property
+    def current(self) -> SimulatedStream:
+        """The stream in use in this thread."""
+        stream: SimulatedStream = getattr(self.thread, "stream", self.step_stream)
+        return stream
+
     @contextmanager
     def use(self, stream: SimulatedStream) -> Any:
-        self.current = stream
+        self.thread.stream = stream
         yield
-        self.current = self.step_stream
+        del self.thread.stream
 
     def move(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         assert self.current is not self.step_stream, "a copy on the stream of the step would delay the step"
@@ -73,8 +80,7 @@ class SimulatedGpu:
 
 
 class SimulatedStream:
-    def __init__(self, gpu: SimulatedGpu) -> None:
-        self.gpu = gpu
+    def __init__(self) -> None:
         self.work: list[Callable[[], Any]] = []
 
     def wait_stream(self, stream: SimulatedStream) -> None:
@@ -85,18 +91,18 @@ class SimulatedStream:
 
 def test_each_batch_has_arrived_and_the_next_one_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimulatedGpu(monkeypatch)
-    loaded: list[int] = []
+    loaded = [threading.Event() for _ in range(5)]
 
     def batches() -> Any:
         for number in range(1, 5):
-            loaded.append(number)
+            loaded[number].set()
             yield batch_of(number)
 
     used: list[int] = []
     for number, batch in enumerate(device_batches(batches(), GPU), start=1):
         assert all(torch.equal(x, y) for x, y in zip(tensors_of(batch), tensors_of(batch_of(number)), strict=True))
         assert all(any(tensor is recorded for recorded in gpu.recorded) for tensor in tensors_of(batch))
-        assert len(loaded) == min(number + 1, 4)
+        assert loaded[min(number + 1, 4)].wait(10), "the next batch is loaded during the step"
         used.append(number)
     assert used == [1, 2, 3, 4]
 
@@ -106,6 +112,34 @@ def test_a_batch_that_is_used_without_a_wait_is_noticed(monkeypatch: pytest.Monk
     monkeypatch.setattr(SimulatedStream, "wait_stream", lambda self, stream: None)
     batch = next(device_batches([batch_of(1), batch_of(2)], GPU))
     assert not tensors_of(batch)[0].any()
+
+
+def test_batches_are_decoded_where_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimulatedGpu(monkeypatch)
+    streams = []
+
+    def decode(batch: PairBatch) -> PairBatch:
+        streams.append(gpu.current)
+        return replace(batch, a={"pixels": batch.a["pixels"] + 1})
+
+    batches = [*device_batches([batch_of(1), batch_of(2)], GPU, decode)]
+    assert [int(batch.a["pixels"][0, 0]) for batch in batches] == [2, 3]
+    assert gpu.step_stream not in streams
+    monkeypatch.undo()
+    assert [int(batch.a["pixels"][0, 0]) for batch in device_batches([batch_of(5)], CPU, decode)] == [6]
+
+
+def test_an_error_of_the_loader_ends_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    SimulatedGpu(monkeypatch)
+
+    def batches() -> Any:
+        yield batch_of(1)
+        raise RuntimeError("DataLoader worker (pid 1) is killed")
+
+    on_device = device_batches(batches(), GPU)
+    next(on_device)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        next(on_device)
 
 
 def test_on_a_cpu_batches_are_read_when_they_are_needed() -> None:
@@ -166,3 +200,15 @@ def test_workers_by_default(
     assert worker_count(-1, CPU) == 0
     assert worker_count(3, GPU) == worker_count(3, CPU) == 3
     assert worker_count(0, GPU) == 0
+
+
+def test_torchrun_leaves_each_process_its_share_of_the_cores_for_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cpu_cores", lambda: 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert runtime.decoding_threads() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert runtime.decoding_threads() == 4
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: object())
+    assert runtime.decoding_threads() == 1

@@ -123,11 +123,15 @@ def test_the_log_waits_once_for_several_steps(monkeypatch: pytest.MonkeyPatch) -
     assert sum(count for (_, line), count in host.waits.items() if "metrics_log.py" in line) == 2
 
 
+def single_process(losses: torch.nn.Module, *_: Any) -> parallel.Engine:
+    return parallel.SingleProcess(losses)
+
+
 @pytest.fixture
 def four_processes(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process is number 1 of 4; the others exist only in shapes."""
     monkeypatch.setattr(distributed, "all_reduce_max", lambda value: value)  # of CPU numbers, equal on all processes
-    monkeypatch.setattr(parallel, "ENGINES", {"ddp": parallel.SingleProcess})  # the reducer of DDP needs a driver
+    monkeypatch.setattr(parallel, "ENGINES", {"ddp": single_process})  # the reducer of DDP needs a driver
     monkeypatch.setattr(parallel, "convert_batch_norms", lambda losses, device: losses)  # its kernels have no fake form
     fake_pg = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     dist.init_process_group("fake", rank=1, world_size=4, store=fake_pg.FakeStore())

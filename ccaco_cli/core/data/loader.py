@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from ccaco_cli.core import distributed, ragged
+from ccaco_cli.core import distributed, ragged, runtime
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import lenient
 from ccaco_cli.core.data.shards import Split
@@ -142,9 +142,9 @@ class MediaColumn:
         return batch
 
     def samples(self, items: Sequence[int] | Array) -> list[Tensor]:
-        """The preprocessed items, decoded by as many threads as torch has (the decoders release the GIL)."""
+        """The preprocessed items, decoded by several threads (the decoders release the GIL)."""
         media = self.split.media(self.modality, items)
-        if (threads := torch.get_num_threads()) == 1:
+        if (threads := runtime.decoding_threads()) == 1:
             return [self.sample(data) for data in media]
         with lenient(), ThreadPoolExecutor(threads) as pool:
             return list(pool.map(self.sample, media))

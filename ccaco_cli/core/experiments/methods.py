@@ -1,5 +1,5 @@
-"""The methods that make a model: gradient descent, gradient descent on labels, and canonical correlation of hand-made
-features.
+"""The methods that make a model: gradient descent, gradient descent on labels, canonical correlation of hand-made
+features, and no training at all.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import decode_image
 from ccaco_cli.core.data.domain_names import ORACLE, TARGET_VAL
+from ccaco_cli.core.data.gpu_decoding import jpeg_columns
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.experiments import domain_adaptation
+from ccaco_cli.core.experiments.pretrained import ZERO_SHOT
 from ccaco_cli.core.experiments.run_folder import RunFolder
 from ccaco_cli.core.experiments.split_encoding import SplitEncoder
+from ccaco_cli.core.experiments.start import StartModel, build_start
+from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.memory import PeakMemory
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import handmade, weights
@@ -56,6 +60,8 @@ class FittedModel:
         files: weights, inside the folder of the run.
         oracle: encodes ``test`` by the checkpoint that was chosen on the target domain, and leaves it in the aligner;
             None where there is none.
+        start: manifest of the run that the model started from, if any.
+        cross_trained: False when the best model is the start, whose cross branch has random weights.
     """
 
     encode: Callable[[str], SplitEncodings]
@@ -64,6 +70,8 @@ class FittedModel:
     facts: dict[str, Any]
     files: tuple[Path, ...] = ()
     oracle: Callable[[], SplitEncodings] | None = None
+    start: Manifest | None = None
+    cross_trained: bool = True
 
 
 class Method(Protocol):
@@ -76,7 +84,9 @@ class Method(Protocol):
 
 def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: OnProgress) -> FittedModel:
     """Trains an aligner by gradient descent; its best checkpoint is scored."""
-    aligner, towers, heads = _build(data, config)
+    start, heads = _build(data, config)
+    aligner, towers = start.aligner, start.towers
+    parameters = sum(p.numel() for p in aligner.parameters() if p.requires_grad)
     target_statistics = config.domain.stats == "target"
     for modality in domain_adaptation.target_modalities(data) if target_statistics else ():
         statistics.require_statistics(aligner, modality)
@@ -90,11 +100,13 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
     before = domain_adaptation.compare_domains(aligner, train_columns, data) if distributed.main() else {}
     runtime.seed(config.seed)  # makes a run independent of whether the token cache was there
     fitted = _fit(SplitEncoder(data, config, aligner, towers, heads), split_columns, run_folder, on_progress)
-    if distributed.world() > 1:  # the training engine may have split the model: the main process scores a new one
-        if not distributed.main():
-            raise distributed.ProcessEnded(0)
+    if not distributed.main():
+        raise distributed.ProcessEnded(0)
+    if distributed.world() > 1 or aligner.low_rank:
+        # a new model is scored: the engine may have split this one, and the best weights have no low-rank updates
         runtime.seed(config.seed)
         aligner, _ = aligners.build(config.model, config.loss, data.modalities)
+        aligner.stores_locked_towers = start.aligner.stores_locked_towers
         aligner.to(runtime.device(config.device))
 
     def load(checkpoint: str) -> Path:
@@ -125,24 +137,30 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
     fitted = replace(fitted, warnings=(*_cut_captions(split_columns, towers), *fitted.warnings))
     facts = {
         "towers": {modality: tower.fingerprint for modality, tower in towers.items()},
-        "parameters": sum(p.numel() for p in aligner.parameters() if p.requires_grad),
+        "parameters": parameters,
         **domain_adaptation.store_comparison(data, before, after, run_folder.path),
     }
-    oracle = encode_oracle if fitted.oracle_epoch >= 0 and "test" in data.splits else None
-    return FittedModel(encode_split, aligner, fitted, facts, (best,), oracle)
+    oracle = encode_oracle if with_oracle and "test" in data.splits else None
+    cross_trained = start.cross_trained or not (config.model.spec and fitted.best_epoch == loop.BEFORE_TRAINING)
+    return FittedModel(encode_split, aligner, fitted, facts, (best,), oracle, start.run, cross_trained)
 
 
-def _build(data: PairData, config: RunConfig) -> tuple[Aligner, dict[str, Tower], Adaptation | None]:
-    """The untrained model on its device, its towers, and the heads of a run across domains."""
+def _build(data: PairData, config: RunConfig) -> tuple[StartModel, Adaptation | None]:
+    """The model before its first step, on its device, and the heads of a run across domains."""
     device = runtime.device(config.device)
-    aligner, towers = distributed.main_process_first(lambda: aligners.build(config.model, config.loss, data.modalities))
+    start = distributed.main_process_first(lambda: build_start(config, data.modalities))
+    aligner = start.aligner
+    if config.optim.lora:
+        from ccaco_cli.core.model.low_rank import add_low_rank
+
+        add_low_rank(aligner, config.optim.lora)
     aligner.to(device)
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()
     if config.optim.torchcompile:
-        aligner.compile_towers()
+        aligner.compile_towers(config.optim.compile_mode)
     heads = domain_adaptation.build_heads(data, config, aligner.embedding_size)
-    return aligner, towers, None if heads is None else heads.to(device)
+    return start, None if heads is None else heads.to(device)
 
 
 def _fit(
@@ -153,6 +171,8 @@ def _fit(
 ) -> loop.TrainingSummary:
     data, config, heads = encoder.data, encoder.config, encoder.heads
     split, train_columns = data.split("train"), split_columns["train"]
+    if config.gpu_decode:
+        train_columns = jpeg_columns(train_columns, runtime.device(config.device))
     a, b = (train_columns[modality] for modality in data.modalities)
     plan = PairPlan(
         a,
@@ -199,6 +219,35 @@ def _cut_captions(
     return [{"step": 0, "kind": CUT, "what": message}]
 
 
+def zero_shot(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: OnProgress) -> FittedModel:
+    """A pretrained model without training: it is scored, and not stored, because its SPEC rebuilds it."""
+    start = build_start(config, data.modalities)
+    aligner, towers = start.aligner.to(runtime.device(config.device)).eval(), start.towers
+    run_folder.create_or_resume()
+    encoder = SplitEncoder(data, config, aligner, towers)
+
+    def columns_of(name: str) -> Mapping[str, Column]:
+        return columns(data, name, aligner, towers, config.model, on_progress)
+
+    with PeakMemory(next(aligner.parameters()).device) as peak:
+        val_columns = columns_of("val")
+        figures = encoder.validate("val", val_columns)
+    _write_only_validation(run_folder.path, figures, loop.BEFORE_TRAINING)
+    fitted = loop.TrainingSummary(0, loop.BEFORE_TRAINING, figures[config.eval.select], 0.0, 0.0, peak.mib)
+    facts = {"towers": {m: tower.fingerprint for m, tower in towers.items()}, "parameters": 0}
+
+    def encode_split(name: str) -> SplitEncodings:
+        return encoder.encode(name, val_columns if name == "val" else columns_of(name))
+
+    return FittedModel(encode_split, aligner, fitted, facts, start=start.run)
+
+
+def _write_only_validation(folder: Path, figures: Mapping[str, float], epoch: int) -> None:
+    """The log of a model that no steps have made: one line."""
+    line = json.dumps({"step": 0, "epoch": epoch, "validation": dict(figures)}) + "\n"
+    manifest.write_bytes(folder / "metrics.jsonl", line.encode())
+
+
 def classifier(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: OnProgress) -> FittedModel:
     """Trains one tower and a label predictor, without text; the best epoch is chosen by accuracy on validation."""
     by_accuracy = replace(config, eval=replace(config.eval, select=CLASS_ACCURACY))
@@ -232,13 +281,12 @@ def cca(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: O
     group = data.split("val").group
     groups = group[val.row_a], group[val.row_b]
     metrics = evaluate("full", *groups, by_similarity(val.a.z, val.b.z, *groups), data.modalities).metrics
-    line = json.dumps({"step": 0, "epoch": 0, "validation": metrics}) + "\n"
-    manifest.write_bytes(run_folder.path / "metrics.jsonl", line.encode())
+    _write_only_validation(run_folder.path, metrics, 0)
     fitted = loop.TrainingSummary(0, 0, metrics[config.eval.select], seconds, len(split) / seconds, peak.mib)
     return FittedModel(encode_split, None, fitted, {"towers": {}, "parameters": solved.parameters})
 
 
-METHODS: dict[str, Method] = {"gradient": gradient, "cca": cca, "classifier": classifier}
+METHODS: dict[str, Method] = {"gradient": gradient, "cca": cca, "classifier": classifier, ZERO_SHOT: zero_shot}
 
 
 def _image_features(data: PairData, name: str, on_progress: OnProgress) -> Any:

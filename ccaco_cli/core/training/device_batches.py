@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,35 +19,44 @@ MIN_SHARED_MEMORY = 1 << 30
 """Bytes of shared memory for each process of a run from which data is loaded by workers unless told otherwise."""
 
 
-def device_batches(batches: Iterable[PairBatch], device: torch.device) -> Iterator[PairBatch]:
+def device_batches(
+    batches: Iterable[PairBatch],
+    device: torch.device,
+    decode: Callable[[PairBatch], PairBatch] = lambda batch: batch,
+) -> Iterator[PairBatch]:
     """Yields each batch on the device.
 
-    On a GPU the next batch is copied on a stream of its own before the current one is returned. A step waits for the
-    copy of its own batch only. Batches should be in pinned memory (``load``), else the program waits for each copy.
+    On a GPU a thread loads and copies the next batch, on a stream of its own, while the step of the current batch runs.
+    A step waits for the copy of its own batch only. Batches should be in pinned memory (``load``): other large ones
+    are copied more slowly.
+
+    Args:
+        decode: prepares a batch before it is copied; it may use the device.
     """
+    source = iter(batches)  # here, because a data loader starts its processes in the main thread
     if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device)
+        for batch in source:
+            yield decode(batch).to(device)
         return
     copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    source = iter(batches)
-    following = _copy(next(source, None), device, copy_stream)
-    while following is not None:
-        current, step_stream = following, torch.cuda.current_stream(device)
-        step_stream.wait_stream(copy_stream)
-        # the memory belongs to the copy stream, which must not use it again before the step is done
-        current.record_stream(step_stream)
-        following = _copy(next(source, None), device, copy_stream)
-        yield current
 
+    def copy_next() -> PairBatch | None:
+        batch = next(source, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(copy_stream):
+            moved: PairBatch = decode(batch).to(device)
+        return moved
 
-def _copy(batch: PairBatch | None, device: torch.device, stream: torch.cuda.Stream) -> PairBatch | None:
-    """The batch on the device, as soon as the stream has done its work; None for None."""
-    if batch is None:
-        return None
-    with torch.cuda.stream(stream):
-        moved: PairBatch = batch.to(device)
-    return moved
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as thread:
+        copy = thread.submit(copy_next)
+        while (current := copy.result()) is not None:
+            step_stream = torch.cuda.current_stream(device)
+            step_stream.wait_stream(copy_stream)
+            # the memory belongs to the copy stream, which must not use it again before the step is done
+            current.record_stream(step_stream)
+            copy = thread.submit(copy_next)
+            yield current
 
 
 def worker_count(workers: int, device: torch.device) -> int:

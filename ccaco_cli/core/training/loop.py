@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.gpu_decoding import decoded
 from ccaco_cli.core.data.loader import PairDataset, PairPlan, count_samples, load, part
 from ccaco_cli.core.errors import ConfigError, DataError, LossInputError
 from ccaco_cli.core.interrupts import StopSignal, catch_stop_signals
@@ -34,6 +36,8 @@ from ccaco_cli.core.training.state import TrainingState
 from ccaco_cli.core.types import OnProgress, PairBatch, no_progress
 
 Evaluate = Callable[[Aligner], Mapping[str, float]]
+BEFORE_TRAINING = -1
+"""The epoch of the validation before the first step, and the best epoch where training improved nothing."""
 MAX_WAITING = 0.1
 """Fraction of the training time that may be spent waiting for data without a warning."""
 
@@ -66,7 +70,7 @@ class TrainingSummary:
     """Facts of a finished run.
 
     Attributes:
-        best: highest validation figure; ``best_epoch`` is its epoch.
+        best: highest validation figure; ``best_epoch`` is its epoch, -1 = the pretrained model before the first step.
         seconds: training time without validation.
         samples_per_second: samples that were in the batches, per second of training; a sample with several captions
             counts once.
@@ -132,6 +136,8 @@ def fit(
     ):
         saver = CheckpointSaver(checkpoints, state, log, options)
         trainer = Trainer(state, data, callbacks, log, saver, stop_signal)
+        if config.model.spec and state.at_start:
+            trainer.validate_start()
         while not state.finished:
             batch = trainer.train_epoch()
             trainer.validate(batch)
@@ -168,10 +174,13 @@ class Trainer:
         seed = config.seed * 1_000_003 + cursor.epoch
         on_gpu = state.device.type == "cuda"
         loaded = load(self.data.dataset, local_entries, self.workers, seed, pin_memory=on_gpu)
-        batches = device_batches(loaded, state.device)
+        columns = (self.data.dataset.a, self.data.dataset.b)
+        decode = partial(decoded, columns=columns, device=state.device)
+        batches = device_batches(loaded, state.device, decode)
         if not entries:  # stopped between the last step and its validation
             last_entry = self.data.plan.epoch(cursor.epoch)[cursor.batch - 1]
-            batch = self.data.dataset[part(last_entry, distributed.rank(), distributed.world())].to(state.device)
+            batch = decode(self.data.dataset[part(last_entry, distributed.rank(), distributed.world())])
+            batch = batch.to(state.device)
         for number, entry in enumerate(entries, start=1):
             batch = _next_batch(batches)
             cursor.waiting += time.perf_counter() - waiting_since
@@ -236,6 +245,8 @@ class Trainer:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update()
         cursor.step += 1
         settings = {**logged_weights, "lr": lr, "grad_norm": norm, "logit_scale": state.aligner.logit_scale()}
         self.log.add_step({"step": cursor.step, "epoch": cursor.epoch, **metrics[-1], **settings}, metrics[-1].keys())
@@ -257,36 +268,57 @@ class Trainer:
         cursor.warnings += [warning] if warning else []
         return warning is not None
 
+    def validate_start(self) -> None:
+        """Validates a pretrained model before the first step: it is the first candidate for the best weights."""
+        state = self.state
+        with state.engine.full_parameters():
+            figures, oracle = self._evaluate()
+        self.log.write({"step": 0, "epoch": BEFORE_TRAINING, "validation": figures})
+        self._save_if_best(figures, oracle, BEFORE_TRAINING)
+        state.start_clock()
+
     def validate(self, batch: PairBatch) -> None:
         """Ends an epoch: health checks, validation figures, log entry, best weights."""
-        state, cursor, config = self.state, self.state.cursor, self.state.config
-        evaluate, evaluate_oracle = self.callbacks.evaluate, self.callbacks.evaluate_oracle
+        with self.state.averaged_weights():
+            self._validate_epoch(batch)
+
+    def _validate_epoch(self, batch: PairBatch) -> None:
+        state, cursor = self.state, self.state.cursor
         state.stop_clock()
         with state.engine.full_parameters():
             problems = self._check_health(batch)
-            figures = evaluate(state.aligner)
-            oracle = None if evaluate_oracle is None else evaluate_oracle(state.aligner)
+            figures, oracle = self._evaluate()
         cursor.warnings = health_checks.update_warnings(cursor.warnings, problems, cursor.step)
-        entry = {"step": cursor.step, "epoch": cursor.epoch, "validation": dict(figures)}
+        entry = {"step": cursor.step, "epoch": cursor.epoch, "validation": figures}
         entry["waiting"] = round(cursor.waiting / max(cursor.epoch_seconds, 1e-9), 3)
         if advice := waiting_advice(cursor.waiting, cursor.epoch_seconds, self.workers):
             entry["advice"] = advice
             facts = {"waiting": cursor.waiting / cursor.epoch_seconds}
             self.callbacks.report_progress(cursor.step, state.total_steps, facts)
-        entry |= {} if oracle is None else {"oracle": dict(oracle)}
+        entry |= {} if oracle is None else {"oracle": oracle}
         self.log.write(entry | ({"warnings": cursor.warnings} if cursor.warnings else {}))
-        if oracle is not None:
-            score = distributed.broadcast(float(oracle[config.eval.select]))
-            if score > cursor.oracle or cursor.oracle_epoch < 0:
-                cursor.oracle, cursor.oracle_epoch = score, cursor.epoch
-                self.saver.save_weights("oracle")
-        score = distributed.broadcast(float(figures[config.eval.select]))
-        if score > cursor.best or not math.isfinite(cursor.best):
-            cursor.best, cursor.best_epoch = score, cursor.epoch
-            self.saver.save_weights("best")
+        self._save_if_best(figures, oracle, cursor.epoch)
         cursor.next_epoch()
         state.seed_epoch()
         state.start_clock()
+
+    def _evaluate(self) -> tuple[dict[str, float], dict[str, float] | None]:
+        """The validation figures of the model, and those on the target domain if there is one."""
+        aligner, evaluate_oracle = self.state.aligner, self.callbacks.evaluate_oracle
+        figures = dict(self.callbacks.evaluate(aligner))
+        return figures, None if evaluate_oracle is None else dict(evaluate_oracle(aligner))
+
+    def _save_if_best(self, figures: Mapping[str, float], oracle: Mapping[str, float] | None, epoch: int) -> None:
+        cursor, select = self.state.cursor, self.state.config.eval.select
+        if oracle is not None:
+            score = distributed.broadcast(float(oracle[select]))
+            if score > cursor.oracle or cursor.oracle == -math.inf:
+                cursor.oracle, cursor.oracle_epoch = score, epoch
+                self.saver.save_weights("oracle")
+        score = distributed.broadcast(float(figures[select]))
+        if score > cursor.best or not math.isfinite(cursor.best):
+            cursor.best, cursor.best_epoch = score, epoch
+            self.saver.save_weights("best")
 
     def _check_health(self, batch: PairBatch) -> dict[str, str]:
         config, adaptation, metrics = self.state.config, self.state.adaptation, self.state.cursor.epoch_metrics

@@ -217,9 +217,10 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     if plain:
         torch.nn.utils.clip_grads_with_norm_(plain, max_norm or float("inf"), norm)
-    for parameter in sharded if max_norm else ():
-        if parameter.grad is not None:
-            parameter.grad.mul_(min(1.0, max_norm / (float(norm) + 1e-6)))
+    if sharded and max_norm:
+        with torch.no_grad():
+            shards = [p.grad.to_local() for p in sharded if isinstance(p.grad, DTensor)]
+            torch._foreach_mul_(shards, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
