@@ -82,12 +82,27 @@ def main() -> None:
     except CcacoError as error:
         write_message(f"ccaco: {f'process {error.rank}: ' if error.rank else ''}{error}", any_rank=bool(error.rank))
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        write_message(
+            f"ccaco: not enough memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); "
+            "next: a smaller --batch-size or model, see ccaco train --estimate"
+        )
+        sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be
         disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; expected free disk space; next: repeat the command, finished parts are kept" if disk_full else ""
         message = f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{hint}"
         write_message(message)
         sys.exit(2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """True for a failed allocation; torch raises a RuntimeError for it."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )
 
 
 def _check_arguments(words: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ def ablate(
         typer.Option(
             "--ensemble",
             min=2,
+            max=1000,
             metavar="N",
             help="Also score N seeds of every contrastive-only arm together, with their cosines added: the control for "
             "a gain by reranking.",

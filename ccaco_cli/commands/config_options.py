@@ -124,6 +124,8 @@ def _shared(
         int | None,
         typer.Option(
             "--tile",
+            min=1,
+            max=16_384,
             metavar="SIDE",
             help="Cut larger images into square tiles of this side; each tile is encoded alone.",
             show_default="no tiles",
@@ -177,12 +179,12 @@ def _tower_input(image_size: str | None, tile: int | None) -> Iterator[tuple[str
 
     if image_size is None and tile is None:
         return
-    sides = [int(side) if side.isdecimal() else 0 for side in (image_size or "").lower().split("x")]
+    sides = [int(side) if side.isdecimal() and len(side) < 7 else 0 for side in (image_size or "").lower().split("x")]
     if len(sides) > 2 or min(sides) < 1:
         raise ConfigError(
             "cannot read this image size",
             where=f"--image-size {image_size or ''}",
-            expected="pixels, SIDE or HEIGHTxWIDTH",
+            expected="pixels below 1,000,000, SIDE or HEIGHTxWIDTH",
         )
     height, width = sides[0], sides[-1]
     if tile is None and height != width:
@@ -192,7 +194,7 @@ def _tower_input(image_size: str | None, tile: int | None) -> Iterator[tuple[str
             expected="a square, or --tile",
             next="add --tile SIDE",
         )
-    if tile is not None and (tile < 1 or height % tile or width % tile):
+    if tile is not None and (height % tile or width % tile):
         raise ConfigError(
             "tiles must fill the image", where=f"--tile {tile}", expected=f"a divisor of {height} and {width}"
         )

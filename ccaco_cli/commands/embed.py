@@ -16,7 +16,12 @@ def embed(
     dataset: options.Dataset = "scenes",
     split: options.Split = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the shards.", show_default="embeddings/RUN-DATASET-SPLIT")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of the shards, or of the exported model.",
+            show_default="embeddings/RUN-DATASET-SPLIT or exports/RUN-FORMAT",
+        ),
     ] = None,
     index: Annotated[
         Path | None, typer.Option("--index", help="Also build a self-contained search index here.", show_default=False)
@@ -35,6 +40,7 @@ def embed(
         typer.Option(
             "--store-grid",
             min=0,
+            max=10**6,
             help="Maximum patch tokens stored per image; a larger grid is average-pooled.",
             show_default="all",
         ),
@@ -48,13 +54,45 @@ def embed(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Replace an existing index; processes that read it are not disturbed.")
     ] = False,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export",
+            metavar="FORMAT",
+            help="Embed nothing, but write the model for another library: open_clip, transformers, onnx or "
+            "sentence-transformers.",
+            show_default=False,
+            rich_help_panel="Export",
+        ),
+    ] = None,
+    license: Annotated[
+        str,
+        typer.Option(
+            "--license",
+            help="Licence that the model card of an export names, such as apache-2.0.",
+            show_default="not named",
+            rich_help_panel="Export",
+        ),
+    ] = "",
+    push_to_hub: Annotated[
+        str,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload the export, with its model card, to this repository of the Hugging Face hub.",
+            show_default="not uploaded",
+            rich_help_panel="Export",
+        ),
+    ] = "",
     verify: options.Verify = "quick",
     device: options.Device = "auto",
     data: options.Data = Path("data"),
 ) -> None:
-    """Embed a data set and build a search index. The embeddings are shards in clip-retrieval's layout.
+    """Embed a data set and build a search index, or export the model.
 
-    Repeat the same command after an interruption: finished shards are kept.
+    The embeddings are shards in clip-retrieval's layout.
+
+    Repeat the same command after an interruption: finished shards are kept. An export needs no data set.
 
     \b
     Examples:
@@ -62,7 +100,11 @@ def embed(
       ccaco embed --run runs/first --dataset scenes --index small.idx --store-tokens int8 --store-grid 16
       ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
       ccaco embed --model open_clip:ViT-B-32@openai --dataset photos --index photos.idx
+      ccaco embed --run runs/first --export onnx --out first-onnx --license apache-2.0
     """
+    if export is not None or license or push_to_hub:
+        _export(model, export, out, license, push_to_hub, index)
+        return
     from ccaco_cli.core.experiments.pretrained import name_of
     from ccaco_cli.core.modalities import MODALITIES
     from ccaco_cli.core.shell import quoted_path
@@ -101,6 +143,31 @@ def embed(
         return
     query = MODALITIES[embedded.facts["modalities"][1]].query
     progress.note(f"next: ccaco retrieve {query} --index {quoted_path(index)}")
+
+
+def _export(
+    model: str, export_format: str | None, out: Path | None, license: str, repository: str, index: Path | None
+) -> None:
+    """Exports the model and prints what was written."""
+    from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.experiments.pretrained import name_of
+    from ccaco_cli.core.export.export import ExportRequest, export_model, notes
+    from ccaco_cli.view import progress
+
+    if export_format is None:
+        flag = "--push-to-hub" if repository else "--license"
+        raise ConfigError("only an exported model has this", where=flag, expected="--export FORMAT beside it")
+    if index is not None:
+        raise ConfigError(
+            "an export builds no index",
+            where=f"--export {export_format} --index {index}",
+            expected="one of the two",
+            next="two commands",
+        )
+    out = out or Path("exports") / f"{name_of(model)}-{export_format}"
+    request = ExportRequest(model, export_format, out, license, repository)
+    for line in notes(export_model(request), request):
+        progress.note(line)
 
 
 def _storage_text(storage: Mapping[str, Any]) -> str:

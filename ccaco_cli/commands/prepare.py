@@ -23,7 +23,7 @@ def prepare(
         Path | None, typer.Option("--out", help="Folder of the prepared data set.", show_default="data/NAME")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Maximum samples per split.", show_default=False)
+        int | None, typer.Option("--limit", min=1, max=10**9, help="Maximum samples per split.", show_default=False)
     ] = None,
     image_size: Annotated[
         int | None,
@@ -78,7 +78,10 @@ def prepare(
         ),
     ] = None,
     fold: Annotated[
-        int, typer.Option("--fold", min=0, help="audiofolder: test fold of a data set in folds; 0 means the last.")
+        int,
+        typer.Option(
+            "--fold", min=0, max=1000, help="audiofolder: test fold of a data set in folds; 0 means the last."
+        ),
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of generated data sets.")] = 0,
     val: Annotated[

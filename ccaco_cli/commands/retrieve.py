@@ -33,12 +33,13 @@ def retrieve(
         list[str] | None, typer.Argument(help="Sentences, or - to read one per line from stdin.", show_default=False)
     ] = None,
     index: Annotated[Path, typer.Option("--index", "-i", help="Index built by 'ccaco embed'.")] = ...,  # type: ignore[assignment]
-    k: Annotated[int, typer.Option("-k", min=1, help="Hits per query.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=10**6, help="Hits per query.")] = 10,
     rerank: Annotated[
         int | None,
         typer.Option(
             "--rerank",
             min=0,
+            max=10**6,
             help="Candidates that cross-attention reranks; 0 means none.",
             show_default="as in the run",
         ),

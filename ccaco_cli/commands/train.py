@@ -70,7 +70,9 @@ def train(
     ] = 0.0,
     keep_checkpoints: Annotated[
         int,
-        typer.Option("--keep", min=1, help="Number of checkpoints to keep besides the best.", rich_help_panel="Run"),
+        typer.Option(
+            "--keep", min=1, max=10**6, help="Number of checkpoints to keep besides the best.", rich_help_panel="Run"
+        ),
     ] = 1,
     verify: options.Verify = "quick",
     data: options.Data = Path("data"),

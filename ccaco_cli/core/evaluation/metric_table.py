@@ -117,7 +117,7 @@ METRICS: dict[str, Metric] = {
 
 def rank_metric(name: str) -> Metric | None:
     """The metric of one direction by its name without the direction: ``R@1``, ``mAP`` ...; None where there is none."""
-    if re.fullmatch(r"R@[1-9]\d*", name) and name not in METRICS:
+    if re.fullmatch(r"R@[1-9]\d{0,8}", name) and name not in METRICS:
         return Metric(Unit.FRACTION, values=_recall(int(name[2:])), stored=False)
     metric = METRICS.get(name)
     return metric if metric and metric.values else None

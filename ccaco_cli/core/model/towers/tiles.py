@@ -72,8 +72,10 @@ def with_tiles(tower: Tower, tiles: str) -> Tower:
     """
     if not tiles:
         return tower
-    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", tiles)):
-        raise TowerError("cannot read tiles", where=f"tiles = {tiles!r}", expected="ROWSxCOLUMNS, like 8x8")
+    if not (match := re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", tiles)):
+        raise TowerError(
+            "cannot read tiles", where=f"tiles = {tiles!r}", expected="ROWSxCOLUMNS, like 8x8, at most 999x999"
+        )
     if tower.grid is None or not isinstance(tower.preprocess, ImagePreprocess):
         raise TowerError(
             "a tower without a grid of patches has no tiles", where=tower.spec, expected="an image tower with a grid"
