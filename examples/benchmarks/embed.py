@@ -30,7 +30,16 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode, reduced_precision
 from ccaco_cli.core.model import aligner as aligners
 
-options = record.arguments(__doc__, models="ViT-B-32,RN50", count=256, size=112, precision="auto", photos="")
+options = record.arguments(
+    __doc__,
+    models="ViT-B-32,RN50",
+    count=256,
+    size=112,
+    precision="auto",
+    photos="",
+    peer_precision="fp32",
+    peer_batches="64",  # the fastest of these is used
+)
 runtime.limit_threads()
 count, device = (16 if options.quick else options.count), runtime.device(options.device)
 dtype = runtime.encoding_dtype(options.precision, device)
@@ -76,18 +85,40 @@ with tempfile.TemporaryDirectory() as place:
         def ours(modality: str, column: Column) -> None:
             np.save(root / "ours.npy", encode(aligner, modality, column).z.numpy().astype(np.float16))
 
+        peer_dtype = runtime.encoding_dtype(options.peer_precision, device)
+        model.to(peer_dtype)
+
+        def image_batch(rows: int) -> torch.Tensor:
+            return torch.zeros(rows, 3, options.size, options.size, device=device, dtype=peer_dtype)
+
+        @torch.inference_mode()
+        def seconds_per_image(rows: int) -> float:
+            batch = image_batch(rows)
+            encode_batch = partial(model.encode_image, batch)
+            if not record.fits(encode_batch):
+                return float("inf")
+            return min(record.seconds(encode_batch, options.device) for _ in range(3)) / rows
+
+        sizes = [int(size) for size in options.peer_batches.split(",")]
+        peer_batch = sizes[0] if len(sizes) == 1 else min(sizes, key=seconds_per_image)
+        facts.append(f"{name}: the peer computes in {options.peer_precision}, {peer_batch} at a time")
+
         @torch.inference_mode()
         def pil_loop() -> None:
             embeddings = []
-            for first in range(0, count, 64):
-                batch = torch.stack([preprocess(Image.open(file)) for file in files[first : first + 64]])
-                embeddings.append(torch.nn.functional.normalize(model.encode_image(batch.to(device)), dim=-1).cpu())
+            for first in range(0, count, peer_batch):
+                batch = torch.stack([preprocess(Image.open(file)) for file in files[first : first + peer_batch]])
+                embeddings.append(
+                    torch.nn.functional.normalize(
+                        model.encode_image(batch.to(device, peer_dtype)).float(), dim=-1
+                    ).cpu()
+                )
             np.save(root / "theirs.npy", torch.cat(embeddings).numpy().astype(np.float16))
 
         @torch.inference_mode()
         def text_loop() -> None:
-            for first in range(0, count, 64):
-                model.encode_text(tokenize(captions[first : first + 64]).to(device), normalize=True).cpu()
+            for first in range(0, count, peer_batch):
+                model.encode_text(tokenize(captions[first : first + peer_batch]).to(device), normalize=True).cpu()
 
         torch.backends.mha.set_fastpath_enabled(False)  # its operations are not counted
         with FlopCounterMode(display=False) as counter:
@@ -116,14 +147,14 @@ with tempfile.TemporaryDirectory() as place:
     facts: list[str] = []
     rows = [row for name in options.models.split(",") for row in measured(name)]
 facts += [
-    f"our towers compute in {kind_of}, the peer's in float32; photos at {options.size} px",
+    f"our towers compute in {kind_of}; photos at {options.size} px",
     f"prepare (once, checks included): {record.time_text(spent)}",
 ]
 facts += [
     f"{row.label}: the arithmetic alone would be {statistics.median(row.factors) * row.over_limit:.2f} times as fast "
     "as the peer"
     for row in rows
-    if row.over_limit
+    if row.over_limit and row.factors
 ]
 facts.append(f"peak memory of this process: {record.own_memory():,.0f} MiB")
 record.finish("Embedding", rows, options, facts=facts)

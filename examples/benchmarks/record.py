@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
+import math
 import platform
 import re
 import resource
@@ -20,6 +22,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 RESULTS = Path(__file__).with_name("RESULTS.md")
+OUT_OF_MEMORY = "out of memory"
 ENOUGH = 30.0
 """Seconds after which a comparison is not repeated any more."""
 LIBRARIES = ("torch", "open_clip_torch", "numpy", "faiss-cpu", "onnxruntime", "pillow", "clip-benchmark", "webdataset")
@@ -32,7 +35,7 @@ class Row:
     Attributes:
         label: what was measured.
         ours, peer: both values, as text.
-        factors: peer / ours of each pair of runs; above 1 means that ours is better.
+        factors: peer / ours of each pair of runs; above 1 means that ours is better. Empty where the peer did not run.
         wanted: the smallest factor that satisfies the requirement.
         over_limit: our time / the time of the arithmetic or the reading alone on this machine.
         seconds: medians of ours and the peer's.
@@ -94,8 +97,18 @@ def alternate(
     device: str = "cpu",
     limit: float | None = None,
 ) -> Row:
-    """Times both alternately, as often as ``pairs`` says; ``limit`` in seconds."""
-    taken = pairs(lambda turn: (seconds(ours, device), seconds(peer, device)), repeats)
+    """Times both alternately, as often as ``pairs`` says; ``limit`` in seconds.
+
+    A peer that runs out of memory is told so in its row, and ours is timed alone.
+    """
+
+    def peer_seconds() -> float:
+        taken: list[float] = []
+        return taken[0] if fits(lambda: taken.append(seconds(peer, device))) else math.nan
+
+    taken = pairs(lambda turn: (seconds(ours, device), peer_seconds()), repeats)
+    if any(math.isnan(b) for _, b in taken):
+        return _alone(label, [a for a, _ in taken], OUT_OF_MEMORY, limit)
     middle = [statistics.median(side) for side in zip(*taken, strict=True)]
     over = None if limit is None else middle[0] / limit
     return Row(
@@ -107,6 +120,41 @@ def alternate(
         over,
         (middle[0], middle[1]),
     )
+
+
+def alone(
+    label: str,
+    ours: Callable[[], Any],
+    repeats: int,
+    peer: str = "-",
+    *,
+    device: str = "cpu",
+    limit: float | None = None,
+) -> Row:
+    """Times ours where there is no peer, or none that can run; ``peer`` says why."""
+    return _alone(label, pairs(lambda turn: seconds(ours, device), repeats), peer, limit)
+
+
+def _alone(label: str, taken: Sequence[float], peer: str, limit: float | None) -> Row:
+    middle = statistics.median(taken)
+    over = None if limit is None else middle / limit
+    return Row(label, time_text(middle), peer, [], None, over, (middle, math.nan))
+
+
+def fits(call: Callable[[], Any]) -> bool:
+    """Whether a call ends without running out of memory."""
+    import torch
+
+    try:
+        call()
+    except (RuntimeError, MemoryError) as error:  # on a CPU, torch raises a RuntimeError
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "memory" not in str(error):
+            raise
+    else:
+        return True
+    gc.collect()
+    torch.cuda.empty_cache()  # of a failed call; does nothing without a GPU
+    return False
 
 
 def operations(count: float, device: str = "cpu", dtype: str = "float32") -> float:
@@ -190,6 +238,16 @@ def own_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def peak_memory(call: Callable[[], Any], device: str) -> float:
+    """MiB of a GPU that tensors occupy at most during a call, those of before included."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
 def time_text(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
@@ -197,13 +255,16 @@ def time_text(value: float) -> str:
 def finish(
     topic: str, rows: Sequence[Row], options: argparse.Namespace, note: str = "", facts: Sequence[str] = ()
 ) -> None:
-    """Prints the table, and (unless --quick) puts it into RESULTS.md under ``## topic``."""
-    lines = ["| what | ours | peer | peer / ours: median (min - max) | pairs | wanted |", "|---|---|---|---|---|---|"]
+    """Prints the table, and (unless --quick) puts it into RESULTS.md under ``section``."""
+    head = ["| what | ours | peer | peer / ours: median (min - max) | pairs | wanted |", "|---|---|---|---|---|---|"]
+    lines = head if rows else []
     for row in rows:
-        ratio = f"{statistics.median(row.factors):.2f} ({min(row.factors):.2f} - {max(row.factors):.2f})"
+        ratio = "-"
+        if row.factors:
+            ratio = f"{statistics.median(row.factors):.2f} ({min(row.factors):.2f} - {max(row.factors):.2f})"
         verdict = (
             ""
-            if row.wanted is None
+            if row.wanted is None or not row.factors
             else f">= {row.wanted:g} {'yes' if statistics.median(row.factors) >= row.wanted else 'NO'}"
         )
         lines.append(f"| {row.label} | {row.ours} | {row.peer} | {ratio} | {len(row.factors)} | {verdict} |")
@@ -215,9 +276,17 @@ def finish(
     lines += ["", *(f"- {fact}" for fact in (*limits, *facts)), *([note] if note else [])]
     command = shlex.join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     body = "\n".join([f"`{command}` on {stamp(options.device)}", "", *lines]).rstrip() + "\n"
-    print(f"## {topic}\n\n{body}")
+    name = section(topic, options.device)
+    print(f"## {name}\n\n{body}")
     if not options.quick:
-        write(topic, body)
+        write(name, body)
+
+
+def section(topic: str, device: str) -> str:
+    """The heading of a topic: each GPU has sections of its own, so that it never replaces those of a CPU."""
+    import torch
+
+    return f"{topic} on {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else topic
 
 
 def write(topic: str, body: str, path: Path = RESULTS) -> None:

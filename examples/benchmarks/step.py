@@ -125,5 +125,7 @@ facts += [
     f"of {options.context} that the peer computes"
 ]
 if options.device != "cpu":
-    facts.append(f"peak memory of the whole: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
-record.finish("Training step", rows, options, facts=facts)
+    both = [record.peak_memory(contrastive, options.device)]
+    both += [record.peak_memory(peer, options.device)] if rows[0].factors else []
+    facts.append(f"peak memory beside all models, ours and the peer's: {' and '.join(f'{x:,.0f} MiB' for x in both)}")
+record.finish("Training step, compiled" if options.torchcompile else "Training step", rows, options, facts=facts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "examples/benchmarks"
 
@@ -64,8 +66,47 @@ def test_memory_counts_what_comes_after_the_line(record: ModuleType) -> None:
         record.memory("# begin\nno_such")
 
 
-def test_every_topic_is_in_the_script_that_runs_all() -> None:
-    shell_script = (BENCHMARKS / "run.sh").read_text()
+def test_a_gpu_has_sections_of_its_own(record: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "RESULTS.md"
+    options = argparse.Namespace(device="cpu", quick=False)
+    monkeypatch.setattr(record, "stamp", lambda device: device)
+    monkeypatch.setattr(record, "RESULTS", file)
+    monkeypatch.setattr(record.write, "__defaults__", (file,))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU {device}")
+    record.finish("Topic", [record.Row("x", "1 s", "2 s", [2.0])], options)
+    options.device = "cuda:1"
+    for ours in ("3 s", "4 s"):
+        record.finish("Topic", [record.Row("x", ours, "5 s", [1.0])], options)
+    text = file.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Topic", "## Topic on GPU cuda:1"]
+    assert "| 1 s |" in text
+    assert "| 4 s |" in text
+    assert "| 3 s |" not in text
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
+def test_a_peer_that_runs_out_of_memory_is_a_row(record: ModuleType, error: Exception, tmp_path: Path) -> None:
+    def peer() -> None:
+        raise error
+
+    row = record.alternate("x", lambda: None, peer, 3, wanted=2.0, limit=1e-9)
+    assert row.peer == "out of memory"
+    assert not row.factors
+    assert row.over_limit > 0
+    options = argparse.Namespace(device="cpu", quick=True)
+    record.finish("Topic", [row], options)  # prints the row
+
+
+def test_another_error_of_a_peer_ends_the_script(record: ModuleType) -> None:
+    def peer() -> None:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        record.alternate("x", lambda: None, peer, 3)
+
+
+def test_every_topic_is_in_a_script_that_runs_all() -> None:
+    shell_script = (BENCHMARKS / "run.sh").read_text() + (BENCHMARKS / "gpu.sh").read_text()
     for script in BENCHMARKS.glob("*.py"):
         if "record.finish(" in script.read_text() and script.stem != "record":
             assert script.stem in shell_script, script.stem

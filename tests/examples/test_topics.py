@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,29 @@ def quick(topic: str, *arguments: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("topic", ["infonce", "every_pair"])
 def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
-    assert "| what | ours | peer |" in quick(topic, folder=tmp_path)
+    more = ["--alone", "65536"] if topic == "infonce" else []
+    assert "| what | ours | peer |" in quick(topic, *more, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("topic", "words"),
+    [
+        ("copies", "cached tokens of 24 texts: 0 incomplete"),
+        ("equality", "differ by 0.0e+00"),
+        ("resume", "killed after the first checkpoint: yes"),
+        ("step_profile", "operations"),
+        ("shortlists", "cross branch of 480 pairs"),
+    ],
+)
+def test_the_checks_of_a_gpu_run_on_a_cpu(topic: str, words: str, tmp_path: Path) -> None:
+    assert words in quick(topic, "--device", "cpu", folder=tmp_path)
+
+
+def test_the_script_for_a_gpu_names_topics_that_exist() -> None:
+    script = (ROOT / "examples/benchmarks/gpu.sh").read_text()
+    topics = re.findall(r"^topic (\w+)", script, flags=re.M)
+    assert len(topics) == 10
+    assert all((ROOT / f"examples/benchmarks/{topic}.py").exists() for topic in topics)
 
 
 def test_every_storage_of_tokens_is_listed_with_its_bytes_and_recalls(run: Path, data_root: Path) -> None:
