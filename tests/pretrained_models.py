@@ -143,6 +143,8 @@ def open_clip_folder(path: Path, kind: str = "vit") -> Path:
     randomise(model)
     with torch.no_grad():
         model.logit_scale.fill_(LOGIT_SCALE)
+        if getattr(model, "logit_bias", None) is not None:
+            model.logit_bias.fill_(LOGIT_BIAS)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / OPEN_CLIP_WEIGHTS)
     return path
 
@@ -260,7 +262,7 @@ def _vision_text() -> tuple[Any, Any]:
 
 def _clap() -> tuple[Any, Any]:
     audio = {
-        "hidden_size": 32,
+        "hidden_size": 16,
         "patch_embeds_hidden_size": 8,
         "depths": [1, 1],
         "num_attention_heads": [2, 2],
@@ -282,7 +284,6 @@ def _clap() -> tuple[Any, Any]:
 def _clap_fusion() -> tuple[Any, Any]:
     model, extractor = _clap()
     model.config.audio_config.enable_fusion = True
-    model.config.audio_config.fusion_type = "channel_map"
     extractor.truncation = "fusion"
     return type(model)(model.config), extractor
 

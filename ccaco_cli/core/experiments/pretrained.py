@@ -47,8 +47,8 @@ def name_of(model: str | Path) -> str:
     """A name for files: the run's, or the SPEC's with hyphens."""
     if is_run(model):
         return Path(model).resolve().name
-    family, _, rest = str(model).partition(":")
-    name, _, weights = rest.partition("@")
+    family, _, source = str(model).partition(":")
+    name, _, weights = source.partition("@")
     parts = (family, Path(name).name if Path(name).is_dir() else name, Path(weights).stem)
     return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
 
@@ -99,7 +99,13 @@ def pretrained_settings(model: str, modalities: tuple[str, str]) -> dict[str, An
     if is_run(model):
         run = manifest.open(Path(model), kind="run")
         first, second = run.facts["modalities"]
-        aligned, settings = (first, second), config_io.flatten({"model": run.config["model"]})
+        aligned = first, second
+        # the architecture, and not which parts were trained
+        settings = {
+            key: value
+            for key, value in config_io.flatten({"model": run.config["model"]}).items()
+            if key.rpartition(".")[2] not in ("lock", "unlock")
+        }
     else:
         aligned = dual_modalities(TowerSpec.parse(model))
         settings = {

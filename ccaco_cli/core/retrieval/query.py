@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,19 +40,29 @@ class Query:
         return Query(self.z[rows], self.tokens[rows], self.mask[rows])
 
 
-def _clip(text: str) -> str:
-    """open_clip's cleaning (``tokenizer._clean_lower``), whose slow half does not change printable ASCII without
-    entities."""
+def _whitespace(text: str) -> str:
+    """open_clip's basic cleaning, whose slow half does not change printable ASCII without entities."""
     if "&" in text or not (text.isascii() and text.isprintable()):
         import html
 
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return " ".join(text.split())
 
 
-CLEAN: dict[str, Callable[[str], str]] = {"clip": _clip, "none": lambda text: text}
+def _canonicalize(text: str) -> str:
+    """open_clip's cleaning for SigLIP: without punctuation, in lower case."""
+    text = _whitespace(text).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.lower().split())
+
+
+CLEAN: dict[str, Callable[[str], str]] = {
+    "clip": lambda text: _whitespace(text).lower(),
+    "whitespace": _whitespace,
+    "canonicalize": _canonicalize,
+    "none": lambda text: text,
+}
 """Name -> what cleans a text before its tokenizer."""
 
 

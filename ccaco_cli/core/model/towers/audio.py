@@ -17,6 +17,7 @@ from transformers import ASTFeatureExtractor, AutoFeatureExtractor
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.attention import masked_mean
+from ccaco_cli.core.model.towers.dual_encoders import dual_encoder_scale, one_side
 from ccaco_cli.core.model.towers.hf import (
     architecture_json,
     load_pretrained,
@@ -26,7 +27,7 @@ from ccaco_cli.core.model.towers.hf import (
 from ccaco_cli.core.model.towers.image_base import feature_map_tokens
 from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
+from ccaco_cli.core.model.towers.tower import JointSpace, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
 from ccaco_cli.core.types import Features, Recording
 
@@ -112,22 +113,25 @@ def build_tiny(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 @dataclass(frozen=True)
 class HfAudioPreprocess:
-    """Recording -> output of a transformers feature extractor, float16, time first.
+    """Recording -> output of a transformers feature extractor, time first.
 
     Attributes:
         extractor: its repr names all its settings.
         seconds: the longest input; the rest of a recording is cut.
+        exact: float32, as the library of a pretrained model computes it; else float16.
     """
 
     extractor: Any
     seconds: float
+    exact: bool = False
 
     def __call__(self, recording: Recording) -> Tensor:
         rate = int(self.extractor.sampling_rate)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             extracted = self.extractor(_samples(recording, rate, self.seconds), sampling_rate=rate, return_tensors="np")
-        values = np.asarray(extracted[self.extractor.model_input_names[0]][0], np.float16)
+        dtype = np.float32 if self.exact else np.float16
+        values = np.asarray(extracted[self.extractor.model_input_names[0]][0], dtype)
         return torch.from_numpy(values[0] if values.ndim == 3 else values)  # CLAP has a leading axis for its four views
 
 
@@ -164,12 +168,21 @@ class AstModule(HfAudioModule):
 
 
 class ClapModule(HfAudioModule):
-    """The audio encoder of CLAP (arXiv:2211.06687): its last feature map; pooled is its own."""
+    """The audio encoder of CLAP (arXiv:2211.06687): its last feature map; pooled is its own.
+
+    Args:
+        projected: pooled is the embedding [B, E] of the whole model, and ``model`` is CLAP without its text side.
+    """
+
+    def __init__(self, model: Any, *, projected: bool = False):
+        super().__init__(model)
+        self.projected = projected
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         values = inputs["values"].to(self.body.dtype).unsqueeze(1)
         is_longer = torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
-        output = self.body(input_features=values, is_longer=is_longer)
+        encode = self.body.get_audio_features if self.projected else self.body
+        output = encode(input_features=values, is_longer=is_longer)
         tokens, _, _ = feature_map_tokens(output.last_hidden_state)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Features(tokens, mask, output.pooler_output)
@@ -228,7 +241,9 @@ HF_MODULES: Mapping[str, Callable[[Any], HfAudioModule]] = {
 
 def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a model type in ``HF_MODULES``."""
-    hf_config, extractor, model = load_pretrained(spec, AutoFeatureExtractor)
+    projected = config.head != "new"
+    hf_config, extractor, model = load_pretrained(spec, AutoFeatureExtractor, projected=projected)
+    scale = dual_encoder_scale(model, spec, "audio") if projected else None
     if hf_config.model_type not in HF_MODULES:
         raise TowerError(
             f"a {hf_config.model_type} model is no audio tower",
@@ -241,20 +256,27 @@ def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
                 "this tower has no log-mel normalisation", where=spec, expected="model.audio.normalisation left empty"
             )
         extractor.mean, extractor.std = _normalisation(config.normalisation)
-    module = HF_MODULES[hf_config.model_type](model)
     max_seconds = _max_seconds(extractor)
-    preprocess = HfAudioPreprocess(extractor, min(config.seconds, max_seconds) if config.seconds else max_seconds)
-    tokens, width = _measure(spec, module, preprocess)
+    seconds = min(config.seconds, max_seconds) if config.seconds else max_seconds
+    if projected:
+        module: HfAudioModule = ClapModule(one_side(model, "audio"), projected=True)
+    else:
+        module = HF_MODULES[hf_config.model_type](model)
+    preprocess = HfAudioPreprocess(extractor, seconds, exact=projected)
+    silence = _encode_silence(spec, module, preprocess)
+    space = JointSpace(silence.pooled.shape[1], *scale) if scale else None
+    facts = (spec.family, architecture_json(model.config), preprocess, *([space] if space else []))
     return Tower(
         spec=spec,
         modality="audio",
         module=module,
         preprocess=preprocess,
-        width=width,
-        tokens=tokens,
+        width=silence.tokens.shape[2],
+        tokens=silence.tokens.shape[1],
         grid=module.grid(),
         pretrained=spec.weights != RANDOM,
-        fingerprint=fingerprint(module, spec.family, architecture_json(model.config), preprocess),
+        fingerprint=fingerprint(module, *facts),
+        space=space,
         save_assets=partial(save_components, [hf_config.save_pretrained, extractor.save_pretrained]),
         set_grad_checkpointing=module.set_grad_checkpointing,
         pooled_from=module.pooled_from,
@@ -270,8 +292,8 @@ def _max_seconds(extractor: Any) -> float:
     return samples_seconds or frames_seconds or SECONDS
 
 
-def _measure(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioPreprocess) -> tuple[int, int]:
-    """Encodes silence of the longest input to learn (tokens, width) of a tower."""
+def _encode_silence(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioPreprocess) -> Features:
+    """Encodes one recording of the longest length, for the shapes of what a tower returns."""
 
     class Silence:
         def samples(self, rate: int, seconds: float) -> Any:
@@ -281,7 +303,9 @@ def _measure(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioPreproce
     try:
         with torch.no_grad():
             values = preprocess(Silence())[None]  # type: ignore[arg-type]
-            tokens = module.eval()({"values": values, "mask": torch.ones(values.shape[:2], dtype=torch.bool)}).tokens
+            features: Features = module.eval()(
+                {"values": values, "mask": torch.ones(values.shape[:2], dtype=torch.bool)}
+            )
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TowerError(
             f"this tower cannot encode audio of this length ({first_line(error)})",
@@ -289,7 +313,7 @@ def _measure(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioPreproce
             expected="another model.audio.seconds",
         ) from error
     module.train(training)
-    return tokens.shape[1], tokens.shape[2]
+    return features
 
 
 def _samples(recording: Recording, rate: int, seconds: float) -> Any:

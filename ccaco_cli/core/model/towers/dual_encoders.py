@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from transformers import AutoConfig
@@ -28,6 +32,29 @@ NO_DUAL_ENCODERS = {
     "xclip": "its text embedding depends on the video that it is compared with",
 }
 """``model_type`` of a model with two encoders that is refused -> why."""
+
+
+_shared_loads: ContextVar[dict[Hashable, Any] | None] = ContextVar("shared_loads", default=None)
+
+
+@contextmanager
+def sharing_loads() -> Iterator[None]:
+    """Within this block both sides of a pretrained model are taken from one load of it."""
+    token = _shared_loads.set({})
+    try:
+        yield
+    finally:
+        _shared_loads.reset(token)
+
+
+def load_once(key: Hashable, load: Callable[[], Any]) -> Any:
+    """Returns ``load()``; within ``sharing_loads`` the result of the first call with this key."""
+    loads = _shared_loads.get()
+    if loads is None:
+        return load()
+    if key not in loads:
+        loads[key] = load()
+    return loads[key]
 
 
 def dual_modalities(spec: TowerSpec) -> tuple[str, str]:
@@ -74,6 +101,11 @@ def dual_encoder_scale(model: Any, spec: TowerSpec, modality: str) -> LogitScale
         raise TowerError(
             f"this model aligns {modalities[0]} and {modalities[1]}", where=spec, expected=f"a model of {modality}"
         )
+    return read_scale(model)
+
+
+def read_scale(model: Any) -> LogitScale:
+    """The logit scale and bias of a dual encoder of transformers."""
     if hasattr(model, "temperature"):  # ALIGN
         return 1 / float(model.temperature.detach()), None
     log_scale = model.logit_scale_a if hasattr(model, "logit_scale_a") else model.logit_scale
@@ -81,12 +113,20 @@ def dual_encoder_scale(model: Any, spec: TowerSpec, modality: str) -> LogitScale
     return float(log_scale.detach().exp()), None if bias is None else float(bias.detach())
 
 
+def set_scale(model: Any, scale: LogitScale) -> None:
+    """Sets what ``read_scale`` reads; both directions of CLAP get the same scale."""
+    logit_scale, bias = scale
+    values = {"temperature": 1 / logit_scale, "logit_bias": bias}
+    values |= dict.fromkeys(("logit_scale", "logit_scale_a", "logit_scale_t"), math.log(logit_scale))
+    for name, value in values.items():
+        if value is not None and getattr(model, name, None) is not None:
+            getattr(model, name).data.fill_(value)
+
+
 def one_side(model: Any, modality: str) -> Any:
-    """A dual encoder without the encoder and the projection of its other modality."""
-    own = {"image": ("vision_model", "visual_projection")}.get(modality, (BODY[modality], f"{modality}_projection"))
-    for name, _ in list(model.named_children()):
-        if name not in own:
-            delattr(model, name)
-    for name, _ in list(model.named_parameters(recurse=False)):  # scale and bias belong to the aligner
-        delattr(model, name)
-    return model
+    """A dual encoder without the encoder and the projection of its other modality; ``model`` itself stays whole."""
+    parts = {"image": ("vision_model", "visual_projection")}.get(modality, (BODY[modality], f"{modality}_projection"))
+    side = copy.copy(model)
+    side._modules = {name: module for name, module in model._modules.items() if name in parts}
+    side._parameters = {}  # scale and bias belong to the aligner
+    return side

@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.attention import masked_mean
-from ccaco_cli.core.model.towers.dual_encoders import BODY, dual_encoder_scale, one_side
+from ccaco_cli.core.model.towers.dual_encoders import BODY, dual_encoder_scale, load_once, one_side
 from ccaco_cli.core.model.towers.image_base import (
     pooled_if_token_width,
 )
@@ -130,8 +130,8 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     config and the tokenizer.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
-    hf_config, hf_tokenizer, model = load_pretrained(spec, AutoTokenizer)
     projected = config.head != "new"
+    hf_config, hf_tokenizer, model = load_pretrained(spec, AutoTokenizer, projected=projected)
     scale = dual_encoder_scale(model, spec, "text") if projected else None
     body, clip_like = (one_side(model, "text"), True) if projected else encoder_of(model, "text")
     hf_tokenizer.padding_side = hf_tokenizer.truncation_side = "right"
@@ -208,11 +208,12 @@ def encoder_of(model: Any, modality: str) -> tuple[Any, bool]:
     return body, clip_like
 
 
-def load_pretrained(spec: TowerSpec, auto_processor: Any) -> tuple[Any, Any, Any]:
+def load_pretrained(spec: TowerSpec, auto_processor: Any, *, projected: bool = False) -> tuple[Any, Any, Any]:
     """Loads ``hf:NAME|FOLDER[@REVISION|FILE|none]``.
 
     Args:
         auto_processor: the Auto class of the preprocessing (AutoTokenizer, AutoImageProcessor, AutoFeatureExtractor).
+        projected: both sides are taken from one load of the model within ``sharing_loads``.
     Returns:
         (config, processor, model) of transformers.
     """
@@ -225,9 +226,8 @@ def load_pretrained(spec: TowerSpec, auto_processor: Any) -> tuple[Any, Any, Any
                 f"transformers has no encoder for a {config.model_type} model", where=spec, expected="an AutoModel"
             )
         processor = auto_processor.from_pretrained(name, revision=revision)
-        model = _load_model(spec, name, config, revision, load=spec.weights != RANDOM and file is None)
-    if file:
-        load_state(model, read_state(file), file, UNUSED)
+        load = partial(_load_model, spec, name, config, revision, file)
+        model = load_once(str(spec), load) if projected else load()
     return config, processor, model
 
 
@@ -238,9 +238,12 @@ def architecture_json(config: Any) -> str:
     return json.dumps(architecture, sort_keys=True, default=str)
 
 
-def _load_model(spec: TowerSpec, name: str, config: Any, revision: str, *, load: bool) -> Any:
-    if not load:
-        return AutoModel.from_config(config)
+def _load_model(spec: TowerSpec, name: str, config: Any, revision: str, file: Path | None) -> Any:
+    if file or spec.weights == RANDOM:
+        model = AutoModel.from_config(config)
+        if file:
+            load_state(model, read_state(file), file, UNUSED)
+        return model
     verbosity, progress_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

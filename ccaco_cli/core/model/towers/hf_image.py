@@ -14,7 +14,6 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from ccaco_cli.core.config import TowerConfig
-from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.dual_encoders import dual_encoder_scale, one_side
 from ccaco_cli.core.model.towers.hf import (
     architecture_json,
@@ -31,6 +30,7 @@ from ccaco_cli.core.model.towers.image_base import (
     image_tower,
     pooled_if_token_width,
 )
+from ccaco_cli.core.model.towers.library_checks import as_pixels, check_pixels
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import (
     RANDOM,
@@ -111,12 +111,14 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
     Pooled is the class token; where there is none, the output of the model's pooler, or the mean.
     ``save_assets`` writes the config and the image processor.
     """
-    hf_config, processor, model = load_pretrained(spec, AutoImageProcessor)
     projected = config.head != "new"
+    hf_config, processor, model = load_pretrained(spec, AutoImageProcessor, projected=projected)
     scale = dual_encoder_scale(model, spec, "image") if projected else None
     body = one_side(model, "image") if projected else encoder_of(model, "image")[0]
     preprocess = image_preprocess(processor, config.size, spec, exact=projected)
     module = HfImageModule(body, preprocess, projected=projected)
+    if projected and not config.size:  # its processor resizes to its own size only
+        check_pixels(spec, module, preprocess, as_pixels(processor))
     return image_tower(
         spec,
         module,
@@ -124,7 +126,6 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
         pretrained=spec.weights != RANDOM,
         facts=(architecture_json(body.config),),
         save_assets=partial(save_components, [hf_config.save_pretrained, processor.save_pretrained]),
-        set_grad_checkpointing=module.set_grad_checkpointing,
         scale=scale,
     )
 
@@ -135,32 +136,40 @@ def image_preprocess(processor: Any, size: int, spec: TowerSpec, *, exact: bool 
     Args:
         size: pixels of the square input; 0 = the processor's own.
         exact: decode and resize as transformers does.
-    Raises:
-        TowerError: it scales pixels to a range other than 0..1.
     """
-    if abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
-        raise TowerError(
-            "this image processor is not supported", where=spec, expected="pixels scaled to 0..1", next="timm:NAME"
-        )
     target, crop = processor.size, getattr(processor, "crop_size", None)
+    crops = bool(getattr(processor, "do_center_crop", False) and crop)
     short_side = target.get("shortest_edge")
     crop_share = getattr(processor, "crop_pct", None) or 1.0  # ConvNeXt resizes to a larger image, then crops
-    if short_side is None:
-        final = (target["height"], target["width"])
-        resize: tuple[int, ...] = final
+    resize: tuple[int, ...] = (
+        (target["height"], target["width"]) if short_side is None else (int(short_side / crop_share),)
+    )
+    if crops and crop:
+        final = (crop["height"], crop["width"])
     else:
-        cropped = getattr(processor, "do_center_crop", False) and crop
-        final = (crop["height"], crop["width"]) if cropped and crop else (short_side, short_side)
-        resize = (int(short_side / crop_share),)
+        final = (target["height"], target["width"]) if short_side is None else (short_side, short_side)
     if size:
         resize = (size, size) if short_side is None else (round(size * resize[0] / min(final)),)
         final = (size, size)
     interpolation = Image.Resampling(processor.resample).name.lower()
-    normalised = getattr(processor, "do_normalize", True)
-    mean, std = (tuple(processor.image_mean), tuple(processor.image_std)) if normalised else ((0.0,) * 3, (1.0,) * 3)
-    return ImagePreprocess(
-        final, resize, interpolation, mean, std, exact, exact and isinstance(processor, TorchvisionBackend)
-    )
+    mean, std = _normalisation(processor)
+    resize_tensor = exact and isinstance(processor, TorchvisionBackend)
+    return ImagePreprocess(final, resize, interpolation, mean, std, exact, resize_tensor, crop_down=exact)
+
+
+def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation of each channel that a processor applies, for pixels in 0..1.
+
+    It computes (pixel * factor - offset - mean) / std, and EfficientNet's may divide by std again.
+    """
+    factor = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
+    offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
+    normalises = getattr(processor, "do_normalize", True)
+    means, stds = (processor.image_mean, processor.image_std) if normalises else ((0.0,) * 3, (1.0,) * 3)
+    again = processor.image_std if getattr(processor, "include_top", False) else (1.0,) * 3
+    unit = 255 * factor
+    mean = tuple((offset + m) / unit for m in means)
+    return mean, tuple(s * a / unit for s, a in zip(stds, again, strict=True))
 
 
 def _patch_grid(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:

@@ -38,6 +38,7 @@ class ImagePreprocess:
         exact: as the library of a pretrained model does it: JPEG files are decoded at full size, not scaled.
         resize_tensor: resize the uint8 tensor (transformers' image processors), not the PIL image; the results differ
             by a level.
+        crop_down: of two middle positions the crop takes the upper and left one (transformers), not the even one.
     """
 
     size: tuple[int, int]
@@ -47,17 +48,22 @@ class ImagePreprocess:
     std: tuple[float, ...]
     exact: bool = False
     resize_tensor: bool = False
+    crop_down: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         image = image.convert("RGB")
         interpolation = InterpolationMode(self.interpolation)
         if self.resize_tensor:
-            resized = tensor_transforms.resize(transforms.pil_to_tensor(image), list(self.resize), interpolation)
-            cropped: Tensor = transforms.center_crop(resized, list(self.size))
-            return cropped
-        image = transforms.resize(image, list(self.resize), interpolation)
-        pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, list(self.size)))
-        return pixels
+            return self._crop(
+                tensor_transforms.resize(transforms.pil_to_tensor(image), list(self.resize), interpolation)
+            )
+        return self._crop(transforms.pil_to_tensor(transforms.resize(image, list(self.resize), interpolation)))
+
+    def _crop(self, pixels: Tensor) -> Tensor:
+        if not self.crop_down:
+            return transforms.center_crop(pixels, list(self.size))  # type: ignore[no-any-return]
+        top, left = ((side - final) // 2 for side, final in zip(pixels.shape[1:], self.size, strict=True))
+        return transforms.crop(pixels, top, left, *self.size)  # type: ignore[no-any-return]
 
 
 class ImageModule(nn.Module, ABC):
@@ -106,12 +112,12 @@ def image_tower(
     pretrained: bool,
     facts: Sequence[object],
     save_assets: Callable[[Path], str],
-    set_grad_checkpointing: Callable[[bool], None] | None = None,
     scale: LogitScale | None = None,
 ) -> Tower:
     """Completes an image tower: encodes one black image to learn its width, tokens and grid.
 
     Args:
+        module: its method ``set_grad_checkpointing``, where it has one, is the capability of the tower.
         facts: what names the architecture in the fingerprint.
         scale: of a pretrained dual encoder whose projection the module applies; None = it applies none.
     Raises:
@@ -143,5 +149,5 @@ def image_tower(
         save_assets=save_assets,
         input_size=preprocess.size,
         pooled_from="mean" if pooled is None else module.pooled_from,
-        set_grad_checkpointing=set_grad_checkpointing,
+        set_grad_checkpointing=getattr(module, "set_grad_checkpointing", None),
     )

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ccaco_cli.core.model.towers.tower import WordSpans
 
+CLEANING = {"_clean_lower": "clip", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
+"""Function with which an open_clip tokenizer cleans texts -> entry of ``query.CLEAN`` that does the same."""
+
 
 @dataclass(frozen=True)
 class ClipTokens:
@@ -30,21 +33,35 @@ class ClipTokens:
     trim: bool = True
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        # one token more than the context shows which texts are cut; the last token is the end of text in any case
-        ids = self.tokenizer(list(texts), self.context_length + 1)
-        last, ids = ids[:, -1], ids[:, :-1]
-        tokenizer = self.tokenizer
-        simple = isinstance(tokenizer, open_clip.SimpleTokenizer)
-        cut = last == tokenizer.eot_token_id if simple else last != tokenizer.tokenizer.pad_token_id
-        ids[cut, -1] = last[cut]
-        if simple:
-            # Padding is 0, and so is "!": the last end-of-text token shows where a caption ends, not the ids.
-            padding = (ids == self.tokenizer.eot_token_id).flip(1).int().argmax(1, keepdim=True)
-            mask = torch.arange(ids.shape[1]) < ids.shape[1] - padding
-        else:
-            mask = ids != self.tokenizer.tokenizer.pad_token_id
-        longest = int(mask.sum(1).max()) if self.trim and len(texts) else ids.shape[1]
+        encode = self._encode_simple if isinstance(self.tokenizer, open_clip.SimpleTokenizer) else self._encode_hub
+        ids, counts, cut = encode(list(texts))
+        longest = int(counts.max()) if self.trim and len(texts) else ids.shape[1]
+        mask = torch.arange(ids.shape[1]) < counts.unsqueeze(1)
         return {"ids": ids[:, :longest], "mask": mask[:, :longest], "cut": cut}
+
+    def _encode_simple(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """n texts -> (ids [n, L], number of real tokens [n], whether the text was cut [n])."""
+        # one token more than the context shows which texts are cut; the last token is the end of text in any case
+        ids = self.tokenizer(texts, self.context_length + 1)
+        end, last, ids = self.tokenizer.eot_token_id, ids[:, -1], ids[:, :-1]
+        cut = last == end
+        ids[cut, -1] = end
+        # Padding is 0, and so is "!": the last end-of-text token shows where a caption ends, not the ids.
+        return ids, ids.shape[1] - (ids == end).flip(1).int().argmax(1), cut
+
+    def _encode_hub(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        hub_tokenizer, length = self.tokenizer.tokenizer, self.context_length
+        padding = hub_tokenizer.pad_token_id
+        ids = self.tokenizer(texts, length)
+        counts = (ids != padding).sum(1)
+        if padding == hub_tokenizer.eos_token_id:  # SigLIP: the first of these tokens is the end of the text
+            counts = counts + 1
+        cut = torch.zeros(len(texts), dtype=torch.bool)
+        full = (ids[:, -2:] != padding).any(1).nonzero()[:, 0]
+        if len(full):
+            longer = self.tokenizer([texts[row] for row in full.tolist()], length + 1)
+            cut[full] = (longer[:, :length] != ids[full]).any(1) | (longer[:, length] != padding)
+        return ids, counts.clamp(1, length), cut
 
     def word_spans(self, text: str) -> WordSpans:
         if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
@@ -61,12 +78,14 @@ class ClipTokens:
 
     def portable(self) -> tuple[str, dict[str, Any]] | None:
         source = self.tokenizer
-        clean = getattr(getattr(source, "clean_fn", None), "__name__", "")
-        if (
-            not isinstance(source, open_clip.SimpleTokenizer)
-            or clean != "_clean_lower"
-            or source.reduction_fn is not None
-        ):
+        cleaning = CLEANING.get(getattr(getattr(source, "clean_fn", None), "__name__", ""))
+        pad_to = 0 if self.trim else self.context_length
+        if not isinstance(source, open_clip.SimpleTokenizer):
+            if cleaning is None or not source.tokenizer.is_fast or source.strip_sep_token:
+                return None
+            settings = {"clean": cleaning, "pad_id": source.tokenizer.pad_token_id, "pad_to": pad_to}
+            return _portable_json(source.tokenizer, self.context_length), settings
+        if cleaning != "clip" or source.reduction_fn is not None:
             return None
         start, end = ((name, source.encoder[name]) for name in ("<start_of_text>", "<end_of_text>"))
         converted = tokenizers.Tokenizer(models.BPE(source.encoder, list(source.bpe_ranks), end_of_word_suffix="</w>"))
@@ -77,7 +96,6 @@ class ClipTokens:
         converted.add_special_tokens([start[0], end[0]])
         converted.post_processor = processors.TemplateProcessing(f"{start[0]} $A {end[0]}", special_tokens=[start, end])
         converted.enable_truncation(self.context_length)
-        pad_to = 0 if self.trim else self.context_length
         return converted.to_str(), {"clean": "clip", "pad_id": 0, "pad_to": pad_to}
 
     def with_context_length(self, count: int) -> ClipTokens:
@@ -86,7 +104,11 @@ class ClipTokens:
     def __repr__(self) -> str:
         backend = getattr(self.tokenizer, "tokenizer", None)
         vocabulary = _vocabulary_hash(backend) if backend else ""
-        return f"ClipTokens({type(self.tokenizer).__name__} {vocabulary} {self.context_length} {self.trim})"
+        cleaning = getattr(getattr(self.tokenizer, "clean_fn", None), "__name__", "")
+        strip = " strip_sep_token" if getattr(self.tokenizer, "strip_sep_token", False) else ""
+        hub_settings = f" {cleaning}{strip}" if backend else ""
+        name = f"{type(self.tokenizer).__name__}{hub_settings}"
+        return f"ClipTokens({name} {vocabulary} {self.context_length} {self.trim})"
 
 
 @dataclass(frozen=True)
@@ -118,16 +140,25 @@ class HfTokens:
     def portable(self) -> tuple[str, dict[str, Any]] | None:
         if not self.tokenizer.is_fast:
             return None
-        converted = tokenizers.Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        converted.no_padding()
-        converted.enable_truncation(self.context_length)
-        return converted.to_str(), {"clean": "none", "pad_id": self.tokenizer.pad_token_id, "pad_to": 0}
+        return _portable_json(self.tokenizer, self.context_length), {
+            "clean": "none",
+            "pad_id": self.tokenizer.pad_token_id,
+            "pad_to": 0,
+        }
 
     def with_context_length(self, count: int) -> HfTokens:
         return replace(self, context_length=count)
 
     def __repr__(self) -> str:
         return f"HfTokens({_vocabulary_hash(self.tokenizer)} {self.context_length})"
+
+
+def _portable_json(tokenizer: Any, context_length: int) -> str:
+    """A fast transformers tokenizer as JSON that cuts texts and does not pad them."""
+    converted = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    converted.no_padding()
+    converted.enable_truncation(context_length)
+    return str(converted.to_str())
 
 
 def _vocabulary_hash(tokenizer: Any) -> str:

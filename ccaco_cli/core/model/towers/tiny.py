@@ -23,7 +23,8 @@ from ccaco_cli.core.model.towers.image_base import (
     feature_map_tokens,
     image_tower,
 )
-from ccaco_cli.core.model.towers.open_clip import TextModule, VitModule, text_tower
+from ccaco_cli.core.model.towers.open_clip import VitModule
+from ccaco_cli.core.model.towers.open_clip_text import TextModule, text_tower
 from ccaco_cli.core.model.towers.text_tokenizers import ClipTokens
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, nearest
@@ -122,7 +123,6 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
         pretrained=False,
         facts=(spec.name,),
         save_assets=lambda folder: rebuilt,
-        set_grad_checkpointing=module.set_grad_checkpointing,
     )
 
 

@@ -165,7 +165,6 @@ def build_timm(spec: TowerSpec, config: TowerConfig) -> Tower:
         pretrained=spec.weights != RANDOM,
         facts=(name,),
         save_assets=lambda folder: rebuilt,
-        set_grad_checkpointing=module.set_grad_checkpointing,
     )
 
 

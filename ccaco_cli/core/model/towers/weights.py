@@ -151,7 +151,7 @@ def hub_access(spec: TowerSpec) -> Iterator[None]:
 
     # The hub client retries a dead name server for 20 to 50 s; its offline mode reads the cache and fails at once.
     offline, muted = constants.HF_HUB_OFFLINE, logging.root.manager.disable
-    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = offline or not is_reachable(constants.ENDPOINT)
     logging.disable(logging.ERROR)
     try:
         yield
@@ -188,7 +188,8 @@ def _offline_alternative(spec: TowerSpec) -> str:
     return f"{random} for random weights, or {spec.family}:{spec.name}@FILE for weights at hand"
 
 
-def _reachable(endpoint: str, seconds: float = 3.0) -> bool:
+def is_reachable(endpoint: str, seconds: float = 3.0) -> bool:
+    """Whether a server can be connected to; with a proxy, this is not tried."""
     if urllib.request.getproxies():  # a proxy resolves the names, so the local name server does not matter
         return True
     address = urlsplit(endpoint)

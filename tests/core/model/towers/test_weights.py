@@ -110,7 +110,7 @@ def test_without_a_network_it_fails_fast_in_one_line(
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(weights, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(weights, "is_reachable", lambda endpoint: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     before = constants.HF_HUB_OFFLINE
     build(TowerConfig("tiny"), "image")  # pays for the imports
@@ -129,9 +129,9 @@ def test_without_a_network_it_fails_fast_in_one_line(
 
 def test_reachable_trusts_proxies_and_else_tries_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    assert not weights._reachable("http://127.0.0.1:1", 0.5)
+    assert not weights.is_reachable("http://127.0.0.1:1", 0.5)
     monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://127.0.0.1:1"})
-    assert weights._reachable("http://127.0.0.1:1", 0.5)
+    assert weights.is_reachable("http://127.0.0.1:1", 0.5)
 
 
 def test_a_weights_file_differs_from_a_tag(tmp_path: Path) -> None:
