@@ -29,19 +29,20 @@ with tempfile.TemporaryDirectory() as place:
         stages = manifest.open(root / name, kind="run").facts["metrics"]
         return {f"{stage}.{key}": value for stage, metrics in stages.items() for key, value in metrics.items()}
 
-    whole = trained("whole")
+    uninterrupted = trained("uninterrupted")
     process = subprocess.Popen([*train, "--name", "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list((root / "killed/checkpoints").glob("[0-9]*/state.pt")):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     killed = process.wait() != 0
-    resumed = trained("killed", "--resume", "latest") if killed else whole
-    logs = [(root / name / "metrics.jsonl").read_text("utf-8").splitlines() for name in ("whole", "killed")]
+    resumed = trained("killed", "--resume", "latest") if killed else uninterrupted
+    logs = [(root / name / "metrics.jsonl").read_text("utf-8").splitlines() for name in ("uninterrupted", "killed")]
     losses = [[entry["total"] for entry in map(json.loads, log) if "total" in entry] for log in logs]
-largest = max(abs(whole[name] - value) for name, value in resumed.items())
+metric_difference = max(abs(uninterrupted[name] - value) for name, value in resumed.items())
 loss_difference = max((abs(a - b) for a, b in zip(*losses, strict=True)), default=0.0)
 facts = [
     f"killed after the first checkpoint: {'yes' if killed else 'NO, it was faster'}",
-    f"{len(losses[0])} steps, in both; largest difference of a loss {loss_difference:.1e}, of a figure {largest:.1e}",
+    f"{len(losses[0])} steps, in both; largest difference of a loss {loss_difference:.1e}, "
+    f"of a figure {metric_difference:.1e}",
 ]
 record.finish("Killed and resumed", [], options, facts=facts)

@@ -287,7 +287,9 @@ class Aligner(nn.Module):
             encoder.tower.compile(mode=mode if fixed_shape else "default")
             graphs += [encoder.tower] if fixed_shape and mode != "default" else []
         if graphs:  # the memory of the last step's outputs may be used again from here
-            graphs[0].register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+            graphs[0].register_forward_pre_hook(
+                lambda *_: torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            )
 
     def logit_scale(self) -> Tensor:
         """1 / temperature, clamped: scalar that multiplies cosines."""

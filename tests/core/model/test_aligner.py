@@ -9,7 +9,8 @@ import torch
 from ccaco_cli.core.config import FusionConfig, LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model import aligner as module
-from ccaco_cli.core.model.aligner import Aligner, Center
+from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.centering import Center
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.types import Features
 
@@ -172,7 +173,8 @@ def test_compiled_towers_say_the_same_under_the_same_names(monkeypatch: pytest.M
     model.load_state_dict(plain.state_dict())
     called: list[torch.nn.Module] = []
 
-    def compiled(module: torch.nn.Module) -> None:
+    def compiled(module: torch.nn.Module, mode: str) -> None:
+        assert mode == "default"
         called.append(module)
         original(module, backend="eager")  # traced as ever, but no compiler has to be there
 
@@ -187,6 +189,19 @@ def test_compiled_towers_say_the_same_under_the_same_names(monkeypatch: pytest.M
         for rows in (5, 4, 2):  # batches of other sizes too
             batch = inputs(width, rows)
             assert torch.equal(model.eval().encode(modality, batch)[0].z, plain.eval().encode(modality, batch)[0].z)
+
+
+def test_towers_of_one_input_shape_are_compiled_for_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: dict[int, str] = {}
+    steps: list[None] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: modes.update({id(module): mode}))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(None))
+    model = aligner()
+    model.compile_towers("reduce-overhead")
+    assert [modes[id(side.tower)] for side in model.sides.values()] == ["reduce-overhead", "default"]
+    for modality, width in (("image", 6), ("text", 10)):
+        model.encode(modality, inputs(width, 3))
+    assert len(steps) == 1
 
 
 def test_gradient_checkpointing_reaches_the_towers_that_learn() -> None:
