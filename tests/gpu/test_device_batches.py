@@ -157,11 +157,11 @@ def test_on_a_cpu_batches_are_read_when_they_are_needed() -> None:
 
 def test_all_tensors_of_a_batch_are_pinned(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: set[int] = set()
-    kept = []
+    recorded = []
 
     def pin_memory(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
         result = tensor.clone()
-        kept.append(result)
+        recorded.append(result)
         pinned.add(id(result))
         return result
 
@@ -171,7 +171,7 @@ def test_all_tensors_of_a_batch_are_pinned(toy: Any, monkeypatch: pytest.MonkeyP
     assert {id(tensor) for tensor in tensors_of(batch)} == pinned
 
 
-def test_the_loader_pins_what_it_is_told_to(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_pins_memory_where_it_should(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[PairBatch] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

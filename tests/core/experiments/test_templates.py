@@ -45,7 +45,7 @@ def test_a_file_has_one_sentence_per_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"\n \n", "empty"),
@@ -54,9 +54,9 @@ def test_a_file_has_one_sentence_per_line(tmp_path: Path) -> None:
         (None, "none.txt"),
     ],
 )
-def test_bad_files_are_refused(content: bytes | None, what: str, tmp_path: Path) -> None:
+def test_bad_files_are_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "none.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ConfigError, match=what):
+    with pytest.raises(ConfigError, match=message):
         load_templates(str(file))

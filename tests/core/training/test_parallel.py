@@ -206,7 +206,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(toy: Any, monkeypatch: pytest.
         check(toy.config(parallel__kind="dp"))
 
 
-def test_blocks_of_towers_are_found(toy: Any) -> None:
+def test_blocks_of_towers_are_listed(toy: Any) -> None:
     aligner = model(toy, toy.config())
     tower = aligner.sides["image"].tower
     losses = step.StepLosses(aligner, toy.config().loss)
