@@ -64,7 +64,7 @@ def score_on(
     """
     templates = load_templates(options.templates) if options.templates else ()
     data = shards.open(prepared_for_evaluation(dataset, data_root, on_progress))
-    job = _Job(data, options.split or evaluation_split(data.splits), templates, on_progress)
+    job = _Evaluation(data, options.split or evaluation_split(data.splits), templates, on_progress)
     specs = [str(model) for model in models if not is_run(model)]
     runs = results.find_runs([Path(model) for model in models if is_run(model)])
     files: list[Path] = []
@@ -82,7 +82,7 @@ def score_on(
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class _Evaluation:
     """Scores models on one split with the same templates."""
 
     data: shards.PairData
