@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "ccaco_cli"
 LEVELS = {
     "workflows": 7,
     "reporting": 6,
+    "export": 6,
     "experiments": 5,
     "scoring": 4,
     "training": 3,

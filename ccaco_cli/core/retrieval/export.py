@@ -90,31 +90,32 @@ def export(
     try:
         manifest.write_bytes(folder / TOKENIZER, tokenizer.encode())
         manifest.write_json(folder / SETTINGS, {"modality": MODALITY, **settings})
-        with torch.inference_mode(False), torch.no_grad(), _quiet():
+        with torch.inference_mode(False), torch.no_grad(), quiet_exporter():
             texts = tower.preprocess(list(_NAMES))
-            _write(folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS)
+            write_graph(folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS)
             if matcher:
-                _write(folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",))
+                write_graph(folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",))
         differences = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
     except Exception as error:  # the exporter raises many kinds of errors
         shutil.rmtree(folder)
-        return {"exported": False, "why": _root_cause(error)}
+        return {"exported": False, "why": root_cause(error)}
     if max(differences.values()) > CLOSE:
         shutil.rmtree(folder)
         return {"exported": False, "why": "its results differ from those of the model", **differences}
     return {"exported": True, **differences}
 
 
-def _root_cause(error: Exception) -> str:
+def root_cause(error: Exception) -> str:
     """The first error of a chain, in one line: the exporter wraps it in pages of coloured text."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _write(
+def write_graph(
     path: Path, module: nn.Module, arguments: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
 ) -> None:
+    """Writes a module as an ONNX graph and its weights beside it; the first two dimensions of each input may vary."""
     auto = torch.export.Dim.AUTO
     shapes = {name: {0: auto, 1: auto} for name in inputs}
     program = torch.onnx.export(
@@ -162,7 +163,7 @@ def _differences(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter prints, warns and logs; transformer layers leave their fused path, which has no graph."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

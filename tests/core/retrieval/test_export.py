@@ -110,8 +110,8 @@ def test_a_text_query_imports_no_torch(index: Path) -> None:
 )  # attended: above; those with torch's own layers are the hard ones
 def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
     aligner, _ = built(fusion__kind=kind)
-    with torch.no_grad(), export._quiet():
-        export._write(
+    with torch.no_grad(), export.quiet_exporter():
+        export.write_graph(
             tmp_path / "m.onnx",
             export._Matcher(aligner),
             export._pairs(aligner, 3, 11, 6),
@@ -133,7 +133,7 @@ def test_other_matchers_are_exported(kind: str, tmp_path: Path) -> None:
 
 def test_what_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aligner, towers = built()
-    monkeypatch.setattr(export, "_write", lambda path, *arguments: path.write_bytes(b"not a graph"))
+    monkeypatch.setattr(export, "write_graph", lambda path, *arguments: path.write_bytes(b"not a graph"))
     facts = export.export(tmp_path / "q", aligner, towers, TEXTS, matcher=True)
     assert not facts["exported"]
     assert facts["why"]
