@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ccaco_cli.core import config_io
-from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config import RunConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.total import check_losses
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.training import augment, parallel
 
 
@@ -14,6 +15,7 @@ def check(config: RunConfig) -> None:
     config_io.validate(config)
     parallel.check(config)
     augment.check(config.model)
+    _check_finetuning(config)
     if config.loss.beta > 0:
         check_losses(config.loss)
     if not (config.loss.alpha or config.loss.beta or config.domain.classify):
@@ -28,4 +30,42 @@ def check(config: RunConfig) -> None:
             where="optim.batch_size = 1",
             expected="2 or more",
             next="--batch-size 128, or, with too little memory, 16",
+        )
+    if config.loss.beta > 0 and config.loss.cross == "infonce" and config.loss.cross_batch == 1:
+        raise ConfigError(
+            "the cross-attention loss compares a pair with the other pairs that it scores",
+            where="loss.cross_batch = 1",
+            expected="2 or more, or 0 for the whole batch",
+            next="--set loss.cross_batch=32",
+        )
+
+
+def _check_finetuning(config: RunConfig) -> None:
+    """Raises ConfigError: two ways of fine-tuning that exclude each other, or that a setting cannot be joined with."""
+    towers, optim = {m: config.model.tower(m) for m in MODALITIES}, config.optim
+    for modality, tower in towers.items():
+        if tower.lock and tower.unlock:
+            raise ConfigError(
+                "a locked tower has no blocks that learn",
+                where=f"--lock-{modality} --unlock-{modality} {tower.unlock}",
+                expected="one of them",
+            )
+        if optim.lora and tower.unlock:
+            raise ConfigError(
+                "LoRA freezes all weights of a tower",
+                where=f"--lora {optim.lora} --unlock-{modality} {tower.unlock}",
+                expected="one of them",
+            )
+    if config.loss.balance == "gradnorm" and any(tower.head != TowerConfig.head for tower in towers.values()):
+        raise ConfigError(
+            "GradNorm reads the gradients of a projection that all losses share, and a pretrained model has none",
+            where="loss.balance = 'gradnorm'",
+            expected="another balance",
+            next="--balance schedule",
+        )
+    if config.parallel.kind == "fsdp" and (optim.lora or optim.ema):
+        raise ConfigError(
+            "fsdp shards the weights that low-rank updates and averages are computed from",
+            where=f"parallel.kind = 'fsdp', optim.lora = {optim.lora}, optim.ema = {optim.ema:g}",
+            expected="--parallel ddp",
         )
