@@ -130,6 +130,7 @@ def train(
             TrainOptions(resume is not None, accept_changes, CheckpointOptions(save_minutes, keep_checkpoints), verify),
             data_root=data,
             on_progress=report_progress,
+            on_note=progress.note,
         )
     for line in train_notes(run):
         progress.note(line)

@@ -10,106 +10,7 @@ from dataclasses import dataclass
 
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.settings import section, setting, with_sections
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """The encoder (tower) and the projection head of one modality."""
-
-    spec: str = setting("tiny", "Tower for {modality}: {specs}.", flag="--{modality}-tower", metavar="SPEC")
-    head: str = setting(
-        "new",
-        "What maps the tower to the joint space: new (random weights), pretrained (the projection of the dual encoder "
-        "that the SPEC names), or adapter (pretrained, and a residual MLP that starts at identity).",
-        choices="model.aligner:HEADS",
-    )
-    lock: bool = setting(
-        False, "Freeze the {modality} tower; its tokens are computed once and cached.", flag="--lock-{modality}"
-    )
-    unlock: int = setting(
-        0,
-        "Train only the last N blocks of the {modality} tower, its final norm and its projection; 0: all of it; -N: as "
-        "many blocks as it has, at most N.",
-        flag="--unlock-{modality}",
-        metavar="N",
-        min=-1000,
-        max=1000,
-    )
-    size: int = setting(
-        0,
-        "Pixels per side of the square image that the tower takes; 0 means the tower's own size.",
-        flag="--image-size",
-        flag_modalities=("image",),
-        custom_flag=True,
-        shown_default="the tower's own",
-        min=0,
-        max=16_384,
-    )
-    tiles: str = setting(
-        "",
-        "ROWSxCOLUMNS: cut each image into that many squares of `size` pixels and encode each alone; empty: no tiles.",
-        flag="--tile",
-        flag_modalities=("image",),
-        custom_flag=True,
-        shown_default="no tiles",
-    )
-    context_length: int = setting(
-        0,
-        "Maximum text tokens; longer captions are cut and counted. 0 means the tower's own limit.",
-        flag="--context-length",
-        flag_modalities=("text",),
-        shown_default="the tower's own",
-        min=0,
-    )
-    positions: str = setting(
-        "stretch",
-        "How learned position embeddings are extended to a longer context than the tower was trained for.",
-        choices="model.towers.positions:RULES",
-    )
-    states: int = setting(
-        1,
-        "Number of layer states, evenly spaced over the tower, that are concatenated in each token; 1: only the last "
-        "state; -N: as many as the tower has, at most N.",
-        min=-100,
-        max=100,
-    )
-    seconds: float = setting(
-        0.0,
-        "Audio and video: seconds from the start of a clip that are encoded; 0 means the tower's own.",
-        min=0,
-        max=86_400,
-    )
-    rate: float = setting(
-        0.0, "Video: frames per second that are sampled; 0 means the tower's own rate.", min=0, max=1_000
-    )
-    normalisation: str = setting(
-        "",
-        "Mean and standard deviation of log-mel features; empty means the tower's own.",
-        choices="model.towers.audio:NORMALISATIONS",
-    )
-    cache_tokens: int = setting(
-        49,
-        "Maximum patch tokens in the cache of a locked tower; a larger patch grid is average-pooled.",
-        flag="--cache-tokens",
-        min=1,
-    )
-    center: str = setting(
-        "auto",
-        "Subtract the running mean token before pooling; auto: on when the tower is trained from scratch.",
-        choices=("auto", "on", "off"),
-    )
-    pool: str = setting("mean", "How tokens become one vector.", choices="model.aligner:POOLS")
-    crop: float = setting(
-        1.0,
-        "Random crops in training: the smallest fraction of the image area that a crop keeps; 1 means no crops.",
-        above=0,
-        max=1,
-    )
-    grayscale: float = setting(0.0, "Fraction of the training images that are turned grey.", min=0, max=1)
-    input_dropout: float = setting(
-        0.0, "Dropout on the tokens (or the class token), before pooling and projection.", min=0, max=1
-    )
-    head_dropout: float = setting(0.1, "Dropout inside the residual MLP of the head.", min=0, max=1)
+from ccaco_cli.core.tower_config import TowerConfig as TowerConfig
 
 
 @dataclass(frozen=True)
@@ -318,8 +219,8 @@ class OptimConfig:
     )
     lora: int = setting(
         0,
-        "Rank of LoRA (arXiv:2106.09685) on the linear layers of the towers that are not locked: low-rank updates learn "
-        "instead of the weights, and are merged into them when the model is saved; 0: off.",
+        "Rank of LoRA (arXiv:2106.09685): low-rank updates of the linear layers of unlocked towers learn in place of "
+        "the weights, and are merged into them when the model is saved; 0: off.",
         flag="--lora",
         metavar="RANK",
         min=0,
@@ -423,8 +324,8 @@ class RunConfig:
     arm: str = setting("ccaco", "Named variant of the model, see `ccaco ablate`.", flag="--arm", custom_flag=True)
     method: str = setting(
         "gradient",
-        "How the model is made: gradient descent, hand-made features with CCA, a label classifier, or a pretrained model "
-        "without training (zero-shot).",
+        "How the model is made: gradient descent, hand-made features with CCA, a label classifier, or a pretrained "
+        "model without training (zero-shot).",
         choices="experiments.methods:METHODS",
     )
     seed: int = setting(

@@ -1,12 +1,19 @@
-"""Defaults that follow from the towers of a run: trained from scratch, locked, or fine-tuned."""
+"""Defaults that follow from the towers of a run, trained from scratch, locked or fine-tuned, and from the number of its
+pairs where it starts from a pretrained model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import override
+from ccaco_cli.core.modalities import MODALITIES
+
+# The cross branch is new, and learns at the rate of new weights (3e-4) beside pretrained ones.
+_FINETUNE_PRETRAINED = {"optim.epochs": 5, "optim.lr": 1e-5, "optim.cross_lr": 30.0, "optim.wd": 0.1}
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Towers trained from scratch, in minutes on two cores. Objects cover few patches of a small image, so their mean
@@ -35,7 +42,74 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Pretrained towers that are trained further.
     "finetune": {"optim.epochs": 5, "optim.lr": 3e-5, "optim.wd": 0.1, "optim.batch_size": 64},
+    # A pretrained model (--model SPEC), from few pairs to many. Small residual adapters on locked towers learn in
+    # seconds and change little (CLIP-Adapter, arXiv:2110.04544).
+    "adapter": {
+        **{f"model.{m}.lock": True for m in MODALITIES},
+        **{f"model.{m}.head": "adapter" for m in MODALITIES},
+        "model.fusion.share": False,
+        "loss.balance": "fixed",
+        "loss.cross_batch": 96,
+        "optim.epochs": 25,
+        "optim.batch_size": 256,
+        "optim.captions": 5,
+    },
+    # The last blocks hold what is special to the task; those before them stay general.
+    "last-blocks": {**{f"model.{m}.unlock": -2 for m in MODALITIES}, **_FINETUNE_PRETRAINED},
+    # Everything learns, deeper blocks less the earlier they are (arXiv:2212.06138).
+    "everything": {"optim.layer_decay": 0.75, **_FINETUNE_PRETRAINED},
+    # Another way of fine-tuning that the user chose.
+    "pretrained": _FINETUNE_PRETRAINED,
+    # Low-rank updates start at zero and take a higher rate (arXiv:2106.09685).
+    "lora": {**_FINETUNE_PRETRAINED, "optim.lr": 2e-4, "optim.cross_lr": 1.5},
 }
+FEW_PAIRS, MANY_PAIRS = 10_000, 200_000
+"""Pairs of training below which adapters are trained, and from which everything learns; rules of thumb."""
+WAYS = ("lock", "unlock", "head", "lora", "layer_decay")
+"""Settings, by their last part, by which a user chooses a way to fine-tune a pretrained model."""
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """The recipe of a run that starts from a pretrained model.
+
+    Attributes:
+        name: key of ``RECIPES``.
+        pairs: number of pairs of training.
+        reason: why, as a sentence for the user.
+    """
+
+    name: str
+    pairs: int
+    reason: str
+
+
+def pretrained_recipe(user: Mapping[str, Any], modalities: Iterable[str], pairs: int) -> RecipeChoice:
+    """The way to fine-tune a pretrained model: the user's, else one that suits the number of pairs.
+
+    Args:
+        user: settings of the file and the flags; dotted key -> value.
+        pairs: of training.
+    """
+    chosen = [key for key in user if key.rpartition(".")[2] in WAYS]
+    if not chosen:
+        name, size = "everything", f"{MANY_PAIRS:,} pairs or more"
+        if pairs < MANY_PAIRS:
+            name, size = "last-blocks", f"fewer than {MANY_PAIRS:,} pairs"
+        if pairs < FEW_PAIRS:
+            name, size = "adapter", f"fewer than {FEW_PAIRS:,} pairs"
+        return RecipeChoice(name, pairs, f"recipe {name}: {_EFFECTS[name]} ({pairs:,} pairs: {size})")
+    locked = all(user.get(f"model.{m}.lock") for m in modalities)
+    name = "adapter" if locked else "lora" if user.get("optim.lora") else "pretrained"
+    return RecipeChoice(name, pairs, f"recipe {name}: chosen by {', '.join(chosen)}")
+
+
+_EFFECTS = {
+    "adapter": "towers are locked, and a residual adapter on each embedding learns",
+    "last-blocks": "the last two blocks of each tower learn, with its final norm and projection",
+    "everything": "everything learns, at 0.75 times the rate with every block further from the output",
+}
+"""Recipe -> what it trains."""
 
 
 def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
@@ -51,13 +125,27 @@ def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
     return "scratch" if scratch else "finetune"
 
 
-def build(*, base: Mapping[str, Any], explicit: Mapping[str, Any], modalities: Iterable[str]) -> RunConfig:
-    """Resolves the config of a run: defaults, the recipe of its towers, the file (``base``), the flags (``explicit``).
+def build(
+    *,
+    base: Mapping[str, Any],
+    explicit: Mapping[str, Any],
+    modalities: Iterable[str],
+    start: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+) -> RunConfig:
+    """Resolves the config of a run: defaults, the settings of the model that it starts from (``start``), the recipe,
+    the file (``base``), the flags (``explicit``).
 
+    Args:
+        recipe: its name; None = the recipe of the towers.
     Raises:
         ConfigError: as ``config_io.override``.
     """
     modalities = tuple(modalities)
-    requested = override(override(RunConfig(), base), explicit)
-    with_recipe = override(RunConfig(), RECIPES[recipe_of(requested, modalities)])
-    return override(override(with_recipe, base), explicit)
+    defaults = override(RunConfig(), start or {})
+    requested = override(override(defaults, base), explicit)
+    settings = RECIPES[recipe or recipe_of(requested, modalities)]
+    other = tuple(f"model.{m}." for m in MODALITIES if m not in modalities)
+    if recipe is not None:  # the towers that the data set does not have stay as they are
+        settings = {key: value for key, value in settings.items() if not key.startswith(other)}
+    return override(override(override(defaults, settings), base), explicit)

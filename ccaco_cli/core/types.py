@@ -33,6 +33,14 @@ def no_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:
     """The ``OnProgress`` that ignores everything."""
 
 
+OnNote = Callable[[str], None]
+"""Receives one sentence for the user."""
+
+
+def no_note(line: str) -> None:
+    """The ``OnNote`` that ignores everything."""
+
+
 class Recording(Protocol):
     """A video or audio file that is decoded at the rate and length that a tower needs."""
 

@@ -50,8 +50,22 @@ def ccaco(config: RunConfig) -> RunConfig:
 
 @arm("clip", "-cross", changes=("loss.beta",))
 def clip(config: RunConfig) -> RunConfig:
-    """Contrastive only (CLIP, arXiv:2103.00020): one vector per sample is enough."""
+    """Contrastive only, on the towers of this run (the loss of CLIP, arXiv:2103.00020; not OpenAI's model): one vector
+    per sample is enough.
+    """
     return override(config, {"loss.beta": 0.0})
+
+
+@arm("zero-shot", changes=("method", "loss.beta"))
+def zero_shot(config: RunConfig) -> RunConfig:
+    """The pretrained model of ``--model`` without any training is enough (scored by its cosine; it is in no set: select
+    it by name).
+    """
+    if not config.model.spec:
+        raise ConfigError(
+            "this arm scores a pretrained model, and none is named", where="zero-shot", expected="--model SPEC"
+        )
+    return override(config, {"method": "zero-shot", "loss.beta": 0.0})
 
 
 @arm("vilbert", changes=("loss.alpha", "model.fusion.kind", "model.fusion.layers", *MATCHING))

@@ -16,6 +16,11 @@ FAIR = {
 """Rule -> config keys that must have the same values in all arms of a comparison."""
 
 
+def same_for_every_seed(config: Mapping[str, Any]) -> bool:
+    """Whether runs of this nested config have the same results for every seed: a pretrained model without training."""
+    return config.get("method") == "zero-shot" and not str(config["model"]["spec"]).endswith("@none")
+
+
 def check_fair(configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks that arms can be compared.
 

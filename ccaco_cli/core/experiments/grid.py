@@ -20,7 +20,7 @@ from ccaco_cli.core.evaluation.protocols import single_pair_evaluation
 from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.experiments import ensemble as ensembles
 from ccaco_cli.core.experiments.arms import SETS
-from ccaco_cli.core.experiments.fairness import check_fair
+from ccaco_cli.core.experiments.fairness import check_fair, same_for_every_seed
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.scoring.results import RUN_KEYS
 from ccaco_cli.core.scoring.split_scorer import CLASS_ACCURACY
@@ -132,7 +132,8 @@ def read_grid(path: Path) -> dict[str, list[Any]]:
 def all_cells(request: AblationRequest, data: PairData) -> list[Cell]:
     """All cells of an ablation, seeds outermost.
 
-    A key of the grid that an arm overrides does not multiply the cells of that arm.
+    A key of the grid that an arm overrides does not multiply the cells of that arm, and an arm whose results do not
+    depend on the seed has the first seed only.
 
     Raises:
         ConfigError: an unknown arm or key, a value of the wrong type, a key that cannot vary, or two cells of one name.
@@ -141,6 +142,8 @@ def all_cells(request: AblationRequest, data: PairData) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for seed, arm in itertools.product(range(request.seeds), dict.fromkeys(request.arms)):
         for cell in _cells_of(request, arm, seed, data):
+            if seed and same_for_every_seed(asdict(cell.config)):
+                continue
             if cells.setdefault(cell.name, cell).config != cell.config:
                 raise ConfigError(
                     "two cells would have one name",

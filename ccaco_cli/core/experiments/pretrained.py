@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,14 +86,17 @@ def open_model(model: str | Path, device: str = "auto", verify: str = manifest.F
     return LoadedModel(aligner.to(runtime.device(device)).eval(), towers, config, described)
 
 
-def pretrained_settings(model: str, modalities: tuple[str, str]) -> dict[str, Any]:
+def pretrained_settings(
+    model: str, modalities: tuple[str, str], user_settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The settings of a run that starts from a pretrained model, dotted key -> value.
 
     Args:
         model: SPEC of a dual encoder, or folder of a finished run.
         modalities: of the data set.
+        user_settings: those of flags and of a config file, dotted key -> value.
     Raises:
-        ConfigError: the model aligns other modalities.
+        ConfigError: the model aligns other modalities, or the user names other towers, too.
         ManifestError: no finished run.
         TowerError: no dual encoder.
     """
@@ -104,7 +108,7 @@ def pretrained_settings(model: str, modalities: tuple[str, str]) -> dict[str, An
         settings = {
             key: value
             for key, value in config_io.flatten({"model": run.config["model"]}).items()
-            if key.rpartition(".")[2] not in ("lock", "unlock")
+            if key != "model.spec" and key.rpartition(".")[2] not in ("lock", "unlock")
         }
     else:
         aligned = dual_modalities(TowerSpec.parse(model))
@@ -117,4 +121,17 @@ def pretrained_settings(model: str, modalities: tuple[str, str]) -> dict[str, An
             where=f"--model {model}",
             expected=f"a model of {modalities[0]} and {modalities[1]}, as the data set has them",
         )
+    _refuse_other_towers(model, settings, user_settings or {})
     return settings | {"model.spec": model}
+
+
+def _refuse_other_towers(model: str, settings: Mapping[str, Any], user_settings: Mapping[str, Any]) -> None:
+    for key in (key for key in settings if key.endswith(".spec") and key in user_settings):
+        if user_settings[key] != settings[key]:
+            flag = f"--{key.split('.')[1]}-tower"
+            raise ConfigError(
+                "two models are named for one tower",
+                where=f"--model {model} and {flag} {user_settings[key]}",
+                expected="one of them",
+                next=f"leave out {flag} to use the pretrained model, or --model to train heads on towers",
+            )

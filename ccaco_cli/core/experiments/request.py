@@ -13,7 +13,8 @@ from ccaco_cli.core.data.split_shares import require_splits
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.protocols import pools, single_pair_evaluation
 from ccaco_cli.core.experiments import arms
-from ccaco_cli.core.experiments.pretrained import pretrained_settings
+from ccaco_cli.core.experiments.pretrained import is_run, pretrained_settings
+from ccaco_cli.core.recipes import RecipeChoice
 from ccaco_cli.core.training import config_checks
 
 
@@ -51,11 +52,39 @@ class TrainRequest:
         return (self.explicit or {}).get(key, (self.base or {}).get(key, default))
 
     def resolve(self, data: PairData) -> RunConfig:
-        model = str(self._setting("model.spec", ""))
-        pretrained = pretrained_settings(model, data.modalities) if model else {}
-        base = pretrained | dict(self.base or {})
-        config = recipes.build(base=base, explicit=self.explicit or {}, modalities=data.modalities)
+        """The config of the run on a data set."""
+        model, base, recipe = self._model, dict(self.base or {}), self.recipe(data)
+        user = base | dict(self.explicit or {})
+        start = pretrained_settings(model, data.modalities, user) if model else {}
+        if model and recipe is None:  # the architecture of a run is no default that a recipe replaces
+            start, base = {}, start | base
+        config = recipes.build(
+            base=base,
+            explicit=self.explicit or {},
+            modalities=data.modalities,
+            start=start,
+            recipe=recipe.name if recipe else None,
+        )
         return arms.apply(replace(config, dataset=self.dataset), self.arm)
+
+    def recipe(self, data: PairData) -> RecipeChoice | None:
+        """The recipe by which a pretrained model is fine-tuned; None where the run does not start from a SPEC."""
+        if not self._model or is_run(self._model):
+            return None
+        user = {**(self.base or {}), **(self.explicit or {})}
+        return recipes.pretrained_recipe(user, data.modalities, _count_pairs(data))
+
+    @property
+    def _model(self) -> str:
+        """The model that the run starts from; "" = none."""
+        return str(self._setting("model.spec", ""))
+
+
+def _count_pairs(data: PairData) -> int:
+    if "train" not in data.splits:  # which is refused later, with what to do
+        return 0
+    split = data.split("train")
+    return int(split.caption_count.sum()) if "text" in data.modalities else len(split)
 
 
 def check(config: RunConfig, data: PairData) -> None:

@@ -26,6 +26,8 @@ from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
 
 STARTED = "started.json"
 """File in the folder of a run: the data set and the number of processes at its start."""
+START_RUN = "start"
+"""Name of the run that a run started from, in the inputs of its manifest."""
 MAY_DIFFER = ("workers", "parallel.timeout")
 """Settings that may change between start and resume, because they affect the speed of a run and not its result."""
 
@@ -91,8 +93,6 @@ class RunFolder:
             manifest.write_json(started_file, self.started)
             manifest.write_bytes(config_file, config_io.to_toml(self.config).encode())
 
-    def _refuse_changes(self) -> None:
-        if self.changes and not self.options.accept_changes:
     @contextmanager
     def removed_when_refused(self) -> Iterator[None]:
         """Removes a folder that this block creates when config, data or tower are refused before the first checkpoint.
@@ -108,6 +108,8 @@ class RunFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
 
+    def _refuse_changes(self) -> None:
+        if self.changes and not self.options.accept_changes:
             raise ConfigError(
                 f"cannot resume, for this was changed: {'; '.join(self.changes)}",
                 where=self.path,
@@ -159,18 +161,21 @@ def load_run(
     """
     run = manifest.open(path, kind="run", verify=verify)
     config = config_io.from_dict(run.config)
-    if config.method != "gradient":
+    if config.method != "gradient" or not run.files:
         raise ManifestError(
             "this run stores its metrics only, no model",
             where=path,
             expected="a run that trained an aligner",
-            next="ccaco train --arm ccaco, or --arm clip",
+            next=run.facts.get("stored_by", "ccaco train --arm ccaco, or --arm clip"),
         )
     first, second = run.facts["modalities"]
     runtime.seed(config.seed)  # a locked tower without published weights is rebuilt as training built it
     aligner, towers = aligners.build(config.model, config.loss, (first, second))
+    aligner.stores_locked_towers = START_RUN in run.inputs
     for modality, fingerprint in run.facts["towers"].items():
-        if config.model.tower(modality).lock and towers[modality].fingerprint != fingerprint:
+        if aligner.stores_locked_towers:
+            towers[modality] = replace(towers[modality], fingerprint=fingerprint)
+        elif config.model.tower(modality).lock and towers[modality].fingerprint != fingerprint:
             raise ManifestError(
                 "the weights of a locked tower are not those of this run",
                 where=config.model.tower(modality).spec,

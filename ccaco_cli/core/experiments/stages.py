@@ -135,9 +135,9 @@ def _length(run: Manifest) -> str:
 
 def _refuse_unfit(run: Manifest, config: RunConfig) -> None:
     """Raises DataError: no method of steps, an end by a number that is not finite, or no added steps."""
-    if run.config["method"] == "cca":
+    if run.config["method"] in ("cca", "zero-shot"):
         raise DataError(
-            "this run was solved in one step, so there is nothing to add",
+            "this run took no training steps, so there is nothing to add",
             where=run.path,
             expected="a run that was trained by gradient descent",
             next="choose another --name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,15 +18,16 @@ WEIGHTS, HEADS = "model.safetensors", "adaptation.safetensors"
 """Files of the model, and of the adaptation heads, which are no part of it."""
 
 
-def weights_of(model: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:
+def weights_of(model: nn.Module, *, everything: bool = False, merged: bool = False) -> dict[str, Tensor]:
     """Returns the named tensors of a model on the CPU. Tensors that lie there already are not copied: write them before
     the next step.
 
     Args:
-        everything: also the weights of frozen towers, which can be rebuilt from their SPEC.
+        everything: also the weights of locked towers, which can be rebuilt from their SPEC.
+        merged: low-rank updates are added to the weights, so that the model without them can load these tensors.
     """
     # sharded tensors (fsdp) are gathered: every process must call this function
-    stored = _stored_tensors(model, everything)
+    stored = _stored_tensors(model, everything, merged)
     gathered = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in stored.items()}
     tensors, addresses = {}, set()
     for name, tensor in gathered.items():
@@ -36,9 +38,15 @@ def weights_of(model: nn.Module, *, everything: bool = False) -> dict[str, Tenso
     return tensors
 
 
-def _stored_tensors(model: nn.Module, everything: bool) -> dict[str, Tensor]:
+def _stored_tensors(model: nn.Module, everything: bool, merged: bool = False) -> dict[str, Tensor]:
+    everything = everything or bool(getattr(model, "stores_locked_towers", False))
     frozen = () if everything else tuple(_frozen_prefixes(model))
-    return {k: v.detach() for k, v in model.state_dict().items() if not k.startswith(frozen)}
+    state = model.state_dict()
+    if merged and getattr(model, "low_rank", False):
+        from ccaco_cli.core.model.low_rank import merged_state
+
+        state = merged_state(model)
+    return {k: v.detach() for k, v in state.items() if not k.startswith(frozen)}
 
 
 def save_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
@@ -47,7 +55,8 @@ def save_weights(path: Path, model: nn.Module, *, everything: bool = False) -> N
 
 
 def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> None:
-    """Loads weights into a model; ``everything`` as when they were written.
+    """Loads weights into a model; ``everything`` as when they were written. Weights of locked towers are loaded where
+    the file has them.
 
     Raises:
         ManifestError: no such file, not safetensors, or other names or shapes (the first differences are named).
@@ -58,23 +67,32 @@ def load_weights(path: Path, model: nn.Module, *, everything: bool = False) -> N
         raise ManifestError(
             f"cannot read these weights ({error})", where=path, expected="a safetensors file", next="ccaco train"
         ) from None
-    expected = _stored_tensors(model, everything)
-    faults = [f"{k} is missing" for k in expected.keys() - tensors.keys()]
-    faults += [f"{k} is unknown" for k in tensors.keys() - expected.keys()]
-    faults += [
-        f"{k} is {list(tensors[k].shape)}, not {list(v.shape)}"
-        for k, v in expected.items()
-        if k in tensors and tensors[k].shape != v.shape
-    ]
-    if faults:
-        first_faults = f"{'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}"
+    required = _stored_tensors(model, everything).keys()
+    if differences := shape_differences(required, model.state_dict(), tensors):
         raise ManifestError(
-            f"a checkpoint of another shape: {first_faults}",
+            f"a checkpoint of another shape: {differences}",
             where=path,
             expected="weights made with this config",
             next="train again, or use the run's own config.toml",
         )
     model.load_state_dict(tensors, strict=False)
+
+
+def shape_differences(required: Set[str], state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """How tensors differ from those of a model in names and shapes, the first three; "" = they fit.
+
+    Args:
+        required: names that must be among the tensors.
+        state: of the model.
+    """
+    faults = [f"{k} is missing" for k in required - tensors.keys()]
+    faults += [f"{k} is unknown" for k in tensors.keys() - state.keys()]
+    faults += [
+        f"{k} is {list(tensors[k].shape)}, not {list(v.shape)}"
+        for k, v in state.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
+    return f"{'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}" if faults else ""
 
 
 def _frozen_prefixes(model: nn.Module) -> set[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metric_table import METRICS, Shown, is_shown
-from ccaco_cli.core.experiments.fairness import check_fair
+from ccaco_cli.core.experiments.fairness import check_fair, same_for_every_seed
 from ccaco_cli.core.reporting.rows import ArmEvidence, ArmRow, ComparisonRow, Stratum
 from ccaco_cli.core.scoring.results import (
     Result,
@@ -174,6 +174,11 @@ def _compared(
     values = {
         label: {seed: result.per_query(metric) for seed, result in seeds.items()} for label, seeds in arms.items()
     }
+    all_seeds = {seed: None for seeds in values.values() for seed in seeds}
+    for label, seeds in arms.items():
+        first_seed, first_result = next(iter(seeds.items()))
+        if same_for_every_seed(first_result.run.config):  # one run stands for all seeds
+            values[label] = dict.fromkeys(all_seeds, values[label][first_seed])
     enough = len(next(iter(values[reference].values())).cluster) > 1  # one image has no spread between images
     paired = {label: sorted(seeds.keys() & values[reference].keys()) for label, seeds in values.items()}
     del paired[reference]
@@ -194,7 +199,7 @@ def _compared(
             verdict = "reference"
         else:
             verdict = "no seed in common" if enough else "too few queries"
-        per_seed = list(values[label].values())
+        per_seed = [values[label][seed] for seed in seeds]
         estimate = significance.estimate(per_seed) if enough else None
         value = estimate.value if estimate else float(np.mean([values_of_seed.mean for values_of_seed in per_seed]))
         seconds = [r.run.facts["fitted"]["seconds"] for r in results if "fitted" in r.run.facts]

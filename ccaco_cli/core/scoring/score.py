@@ -26,21 +26,22 @@ def score(
     config: RunConfig,
     folder: Path,
     oracle: Callable[[], SplitEncodings] | None = None,
+    *,
+    cross_trained: bool = True,
 ) -> dict[str, Any]:
     """Scores a model on validation and test. The weight of the cross score and all thresholds are chosen on validation.
 
     Stages: ``cosine``; ``two-stage`` (cosine and cross score over a shortlist); ``cross`` (every pair, for models
-        without a contrastive loss);
-    ``classes`` (data sets with labels: each sample chooses its class); and on larger test splits ``small``: the model's
-    headline score over the first
-    ``eval.small`` rows, the only pool that all arms have. Across domains ``test`` is the target and ``test-source`` the
-    sources.
+    without a contrastive loss); ``classes`` (data sets with labels: each sample chooses its class); and on larger test
+    splits ``small``: the model's headline score over the first ``eval.small`` rows, the only pool that all arms have.
+    Across domains ``test`` is the target and ``test-source`` the sources.
 
     Args:
         encode: name of a split -> its encodings; called once per split.
         aligner: None for a model that has vectors only.
         oracle: encodes ``test`` by another checkpoint, which it leaves in the aligner; called last. Its results are
             named ``oracle``.
+        cross_trained: False: the weight of the cross score is 0, and no other one is tried.
     Returns:
         Facts of the manifest of the run: {"metrics", "pool_rules", "headline", "weight", "weights_tried",
         "thresholds"}.
@@ -58,7 +59,7 @@ def score(
     for title, encode_split in encoders.items():
         name = "test" if title == ORACLE else title
         split, encodings, known = data.split(name), encode_split(), None
-        if title == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0:
+        if title == "val" and aligner and config.loss.alpha > 0 and config.loss.beta > 0 and cross_trained:
             groups = split.group[encodings.row_a], split.group[encodings.row_b]
             known = shortlists(aligner, encodings.a, encodings.b, groups, config.eval)
             weight, r_sums = choose_weight(*known, config.eval, logit_scale(aligner))

@@ -48,13 +48,15 @@ class CheckpointSaver:
         self.last_save = time.perf_counter()
         if distributed.main():
             self.log.flush()
-            best_is_current = self.best_step == self.state.cursor.step
+            # with an average or low-rank updates, ``best`` holds other tensors than the checkpoint
+            same = self.state.average is None and not self.state.aligner.low_rank
+            best_is_current = same and self.best_step == self.state.cursor.step
             same_weights = self.folder / "best" / weights.WEIGHTS if best_is_current else None
             checkpoint.save(self.folder, keep=self.options.keep, same_weights=same_weights, **snapshot)
 
     def save_weights(self, name: str) -> None:
-        """Saves the current weights under a name such as "best"."""
-        tensors = weights.weights_of(self.state.aligner)
+        """Saves the current weights under a name such as "best", without low-rank updates: they are merged."""
+        tensors = weights.weights_of(self.state.aligner, merged=True)
         heads = None if self.state.adaptation is None else weights.weights_of(self.state.adaptation)
         if distributed.main():
             checkpoint.save_best(self.folder, tensors, heads, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.training import checkpoint, health_checks, parallel
 from ccaco_cli.core.training.health_checks import HealthWarning
-from ccaco_cli.core.training.optim import adamw, lr_at
+from ccaco_cli.core.training.optim import WeightAverage, adamw, lr_at
 from ccaco_cli.core.training.step import StepLosses
 
 CRITIC_MOMENTUM = 0.5
@@ -47,7 +48,7 @@ class Cursor:
         epoch: current epoch, from 0.
         batch: next batch of this epoch.
         samples: samples in all batches so far, over all processes; those without a partner are not counted.
-        best, best_epoch: highest validation figure so far, and its epoch.
+        best, best_epoch: highest validation figure so far, and its epoch; -1 = the model before training.
         oracle, oracle_epoch: the same on the target's validation split.
         seconds: training time without validation.
         epoch_start: ``seconds`` at the start of this epoch.
@@ -118,6 +119,7 @@ class TrainingState:
         self.engine = parallel.build_engine(self.losses, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
         self._build_optimizer()
+        self.average = WeightAverage(aligner, config.optim.ema) if config.optim.ema else None
         # a generator of the CPU: it draws equal pairs on every device, and a run can be resumed on another device
         self.generator = torch.Generator()
         self.seed_epoch()
@@ -158,6 +160,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "pair_generator": self.generator.get_state(),
             "balance": self.balance.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
             "adaptation": {} if self.adaptation is None else self.adaptation.state_dict(),
         }
 
@@ -169,6 +172,9 @@ class TrainingState:
         checkpoint.set_generator_states(generators[distributed.rank() if same_world else 0], self.device)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.balance.load_state_dict(state.pop("balance"))
+        average = state.pop("average", {})  # checkpoints of older versions have none
+        if self.average is not None:
+            self.average.load_state_dict(average)
         adaptation = state.pop("adaptation")
         if self.adaptation is not None:
             self.adaptation.load_state_dict(adaptation)
@@ -179,9 +185,20 @@ class TrainingState:
         else:
             self.seed_epoch()
 
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are validated and saved as the best: with ``optim.ema`` their moving
+        average."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def seed_epoch(self) -> None:
         """Seeds the generator of sub-batches and hard negatives by run seed and epoch, equally on every process."""
         self.generator.manual_seed(self.config.seed * 1_000_003 + self.cursor.epoch)
+
+    @property
+    def at_start(self) -> bool:
+        """Whether nothing has been trained yet, in this stage or before."""
+        cursor = self.cursor
+        return cursor.step == cursor.epoch == cursor.batch == 0
 
     @property
     def finished(self) -> bool:

@@ -14,13 +14,16 @@ from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.experiments import stages
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.methods import CUT, METHODS, FittedModel
+from ccaco_cli.core.experiments.pretrained import ZERO_SHOT
 from ccaco_cli.core.experiments.request import TrainRequest, check
-from ccaco_cli.core.experiments.run_folder import RunFolder, TrainOptions
+from ccaco_cli.core.experiments.run_folder import START_RUN, RunFolder, TrainOptions
 from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.recipes import RecipeChoice
 from ccaco_cli.core.scoring.score import score
 from ccaco_cli.core.training.device_batches import worker_count
-from ccaco_cli.core.types import OnProgress, no_progress
+from ccaco_cli.core.training.loop import BEFORE_TRAINING
+from ccaco_cli.core.types import OnNote, OnProgress, no_note, no_progress
 
 
 def train(
@@ -30,6 +33,7 @@ def train(
     *,
     data_root: Path = Path("data"),
     on_progress: OnProgress = no_progress,
+    on_note: OnNote = no_note,
 ) -> Manifest:
     """Trains one model and scores its best checkpoint.
 
@@ -39,6 +43,7 @@ def train(
         folder: the run. A finished one is continued as a further stage in a folder beside it (``stages``), if
             ``options.resume`` is true and the request has more epochs or steps.
         options: whether to resume, how often to save.
+        on_note: called before the training with a sentence on what was chosen for the user.
     Returns:
         The manifest of the run: facts {"metrics", "headline", "weight", "fitted", "warnings", "modalities", ...}.
     Raises:
@@ -59,16 +64,22 @@ def train(
             runtime.limit_threads(worker_count(config.workers, runtime.device(config.device)))
             runtime.seed(config.seed)
             run_folder = RunFolder(folder, config, data, options, stage)
+            recipe = request.recipe(data)
+            if recipe is not None and distributed.main():
+                on_note(recipe.reason)
             with run_folder.removed_when_refused():
                 fitted_model = METHODS[config.method](data, config, run_folder, report_progress)
             with distributed.main_process_continues():
-                return _score_and_write(data, config, fitted_model, run_folder)
+                return _score_and_write(data, config, fitted_model, run_folder, recipe)
 
 
 def train_notes(run: Manifest) -> list[str]:
     """Sentences on a finished run, to read beside its results."""
     notes = [f"resumed although {change}" for change in run.facts.get("resumed_with", ())]
     notes += [f"warning: {warning['what']}" for warning in run.facts["warnings"] if warning["kind"] == CUT]
+    pretrained = run.config["model"].get("spec") and run.config["method"] == "gradient"
+    if pretrained and run.facts["fitted"]["best_epoch"] == BEFORE_TRAINING:
+        notes.append("no epoch was better on validation than the model before training, so its weights were kept")
     if len(run.facts.get("stages", ())) > 1:
         *_, before, last = run.facts["stages"]
         notes.append(
@@ -80,9 +91,23 @@ def train_notes(run: Manifest) -> list[str]:
     return notes
 
 
-def _score_and_write(data: PairData, config: RunConfig, fitted_model: FittedModel, run_folder: RunFolder) -> Manifest:
+def _score_and_write(
+    data: PairData,
+    config: RunConfig,
+    fitted_model: FittedModel,
+    run_folder: RunFolder,
+    recipe: RecipeChoice | None,
+) -> Manifest:
     fitted, folder, stage = fitted_model.fitted, run_folder.path, run_folder.stage
-    facts = score(data, fitted_model.encode, fitted_model.aligner, config, folder, fitted_model.oracle)
+    facts = score(
+        data,
+        fitted_model.encode,
+        fitted_model.aligner,
+        config,
+        folder,
+        fitted_model.oracle,
+        cross_trained=fitted_model.cross_trained,
+    )
     facts |= fitted_model.facts
     facts |= {"name": folder.name, "arm": config.arm, "seed": config.seed, "modalities": list(data.modalities)}
     facts |= {
@@ -90,8 +115,11 @@ def _score_and_write(data: PairData, config: RunConfig, fitted_model: FittedMode
         "warnings": list(fitted.warnings),
         "protocol": data.manifest.facts["protocol"],
     }
+    facts |= {"recipe": asdict(recipe)} if recipe is not None and config.method != ZERO_SHOT else {}
     facts |= {"resumed_with": list(run_folder.changes)} if run_folder.changes else {}
     inputs = {"dataset": data.manifest}
+    if fitted_model.start is not None:
+        inputs[START_RUN] = fitted_model.start
     if stage is not None:
         facts["stages"] = stage.entries(config, fitted)
         inputs["previous_stage"] = stage.previous

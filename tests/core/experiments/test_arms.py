@@ -18,7 +18,7 @@ from ccaco_cli.core.recipes import RECIPES
 # a base that is nowhere at the value an arm sets, so that every key an arm touches shows
 BASE = override(
     RunConfig(),
-    {"dataset": "x", "loss.alpha": 0.75, "loss.beta": 0.25, "loss.cross": "?", "loss.negatives": 3, "loss.balance": "?"}
+    {"dataset": "x", "model.spec": "?", "loss.alpha": 0.75, "loss.beta": 0.25, "loss.cross": "?", "loss.negatives": 3, "loss.balance": "?"}
     | {"domain.loss": "?", "domain.stats": "?", "domain.classify": 0.5}
     | {"model.fusion.kind": "?", "model.fusion.direction": "?", "model.fusion.layers": 5, "model.fusion.dropout": 0.3}
     | {
@@ -58,7 +58,7 @@ def test_an_arm_changes_only_its_declared_fields_and_all_of_them(name: str) -> N
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_states_its_hypothesis_and_can_be_built(name: str) -> None:
     assert len(ARMS[name].__doc__ or "") > 30
-    config = apply(RunConfig(), name)
+    config = apply(override(RunConfig(), {"model.spec": "?"}), name)
     assert config.model.fusion.kind in MATCHERS
     assert config.loss.cross in CROSS_LOSSES
     assert config.method in METHODS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccaco_cli.core.config import OptimConfig
-from ccaco_cli.core.training.optim import adamw, lr_at, set_lr
+from ccaco_cli.core.training.optim import WeightAverage, adamw, lr_at, set_lr
 
 
 def test_the_schedule_by_hand() -> None:
@@ -54,3 +54,21 @@ def test_a_step_is_adamw_by_hand() -> None:
     optimizer.step()
     assert model.weight.item() == pytest.approx(1 - 0.1 * 0.5 - 0.1, abs=1e-5)
     assert model.bias.item() == pytest.approx(1 - 0.1, abs=1e-5)
+
+
+def test_the_average_is_that_of_the_weights_after_each_step_and_is_exchanged_for_them() -> None:
+    model = torch.nn.Linear(1, 1)
+    model.bias.requires_grad_(False)
+    average, expected = WeightAverage(model, 0.75), None
+    for value in (1.0, 2.0, 4.0):
+        model.weight.data.fill_(value)
+        average.update()
+        expected = value if expected is None else 0.75 * expected + 0.25 * value
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(expected)
+        restored = WeightAverage(model, 0.75)
+        restored.load_state_dict(average.state_dict())
+    assert model.weight.item() == 4.0
+    average.update()
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(0.75 * (expected or 0.0) + 0.25 * 4.0)

@@ -96,13 +96,13 @@ def evaluate_frozen_parts(tower: nn.Module) -> None:
 
 def _prefixes(tower: nn.Module) -> list[str]:
     """The beginnings of the names of the parameters of each block."""
-    largest, prefixes = 0, list[str]()
+    max_size, prefixes = 0, list[str]()
     for name, module in tower.named_modules():
         blocks = _children_that_are_blocks(module)
         size = sum(parameter.numel() for block in blocks.values() for parameter in block.parameters())
-        if size > largest:
+        if size > max_size:
             path = f"{name}." if name else ""
-            largest, prefixes = size, [f"{path}{child}." for child in blocks]
+            max_size, prefixes = size, [f"{path}{child}." for child in blocks]
     return prefixes
 
 

@@ -90,8 +90,8 @@ class TextModule(nn.Module):
         else:
             pooled = text_global_pool(pooled_states, ids, text.pool_type, text.eos_id)
         if self.projected and text.text_projection is not None:
-            linear = isinstance(text.text_projection, nn.Linear)
-            pooled = text.text_projection(pooled) if linear else pooled @ text.text_projection
+            matrix = isinstance(text.text_projection, nn.Parameter)  # else a layer, or one with low-rank updates
+            pooled = pooled @ text.text_projection if matrix else text.text_projection(pooled)
         return Features(states[:, :real_length], mask, pooled)
 
     @property

@@ -53,10 +53,10 @@ def test_stems_come_first_and_projections_last(kind: str, tmp_path: Path) -> Non
         assert set(blocks.depth.values()) >= set(range(count + 1))
         for name, depth in blocks.depth.items():
             numbered = any(part.isdigit() or part.startswith("layer") for part in name.split("."))
-            if not numbered and any(part in LAST for part in name.split(".")):
-                assert depth == count + 1, name
-            elif not numbered and any(part in FIRST for part in name.split(".")):
+            if not numbered and any(part in FIRST for part in name.split(".")):
                 assert depth == 0, name
+            elif not numbered and any(part in LAST for part in name.split(".")):
+                assert depth == count + 1, name
 
 
 @pytest.mark.parametrize("kind", ["open_clip:vit", "open_clip:resnet", "open_clip:timm", "hf:clip"])
@@ -66,8 +66,8 @@ def test_only_the_last_blocks_and_what_follows_them_learn(kind: str, tmp_path: P
     encoder = aligner.encoder("image")
     blocks = find_blocks(encoder.tower)
     assert blocks is not None
-    learns = {name: p.requires_grad for name, p in encoder.tower.named_parameters()}
-    assert learns == {name: depth >= blocks.count for name, depth in blocks.depth.items()}
+    trainable = {name: p.requires_grad for name, p in encoder.tower.named_parameters()}
+    assert trainable == {name: depth >= blocks.count for name, depth in blocks.depth.items()}
     assert not any(p.requires_grad for p in aligner.encoder("text").tower.parameters())
     modes = [module.training for module in encoder.tower.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert not modes or set(modes) == {True, False}, "statistics of frozen blocks are fixed"

@@ -1,0 +1,100 @@
+"""The model that a run starts from: new weights, a pretrained dual encoder, or the best model of a finished run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ccaco_cli.core import runtime
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.experiments.pretrained import is_run
+from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.model import aligner as aligners
+from ccaco_cli.core.model import weights
+from ccaco_cli.core.model.aligner import ADAPTER, Aligner
+from ccaco_cli.core.model.towers.tower import Tower
+
+CROSS_BRANCH = ("matcher.", "cross_projection.")
+"""Beginnings of the names of the weights of the cross branch."""
+LOGIT_BIAS = "logit_bias"
+
+
+@dataclass(frozen=True)
+class StartModel:
+    """The model of a run before its first step.
+
+    Attributes:
+        aligner: on the CPU.
+        towers: modality -> tower.
+        run: manifest of the run that it was taken from; None = it is none.
+        cross_trained: whether the cross branch was trained in that run.
+    """
+
+    aligner: Aligner
+    towers: dict[str, Tower]
+    run: Manifest | None = None
+    cross_trained: bool = False
+
+
+def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
+    """Builds the model of a config, with the weights of the run that ``model.spec`` names, if it names one.
+
+    The cross branch of that run is taken over where it has the same architecture; otherwise it starts anew.
+
+    Raises:
+        ManifestError: the run is not there, not finished or damaged.
+        ConfigError: the settings change the architecture of the run.
+    """
+    aligner, towers = aligners.build(config.model, config.loss, modalities)
+    if not config.model.spec or not is_run(config.model.spec):
+        return StartModel(aligner, towers)
+    source, _, source_config, run = load_run(Path(config.model.spec), "cpu")
+    has_cross = _copy_weights(source, aligner, config.model.spec)
+    aligner.stores_locked_towers = True
+    fingerprints = {m: _fingerprint(run, source_config, m) for m in modalities}
+    towers = {m: replace(tower, fingerprint=fingerprints[m]) for m, tower in towers.items()}
+    runtime.seed(config.seed)
+    return StartModel(aligner, towers, run, has_cross and source_config.loss.beta > 0)
+
+
+def _copy_weights(source: Aligner, target: Aligner, path: str) -> bool:
+    """Copies the weights of a run; returns False where its cross branch does not fit. Raises ConfigError."""
+    tensors, state = source.state_dict(), target.state_dict()
+    cross = {name: tensor for name, tensor in tensors.items() if name.startswith(CROSS_BRANCH)}
+    copied = {name: tensor for name, tensor in tensors.items() if name not in cross and _is_common(name, state)}
+    cross_state = {name: tensor for name, tensor in state.items() if name.startswith(CROSS_BRANCH)}
+    new = {LOGIT_BIAS, *cross_state, *_adapter_weights(target)}  # these may start anew
+    if differences := weights.shape_differences(state.keys() - new, state, copied):
+        raise ConfigError(
+            f"the settings change the architecture of this run: {differences}",
+            where=f"--model {path}",
+            expected="the model settings of the run",
+            next="leave out the settings of the model",
+        )
+    has_cross = not weights.shape_differences(cross_state.keys(), cross_state, cross)
+    target.load_state_dict(copied | (cross if has_cross else {}), strict=False)
+    return has_cross
+
+
+def _is_common(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a weight must be in both models: the bias of the sigmoid loss may be in one only."""
+    return name != LOGIT_BIAS or name in state
+
+
+def _adapter_weights(aligner: Aligner) -> list[str]:
+    prefixes = tuple(f"sides.{m}.heads." for m in aligner.modalities if aligner.encoder(m).config.head == ADAPTER)
+    return [name for name in aligner.state_dict() if prefixes and name.startswith(prefixes)]
+
+
+def _fingerprint(run: Manifest, config: RunConfig, modality: str) -> str:
+    """The fingerprint of a tower of a run: as it was built where the run locked it, else one of its trained weights."""
+    fingerprint: str = run.facts["towers"][modality]
+    if config.model.tower(modality).lock:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {run.sha256}".encode()).hexdigest()
