@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval import query, token_store, vectors
+from ccaco_cli.core.retrieval.generations import open_generation
 from ccaco_cli.core.retrieval.rerank import Scorer, score_kind
 from ccaco_cli.core.retrieval.token_store import Tokens
 from ccaco_cli.core.retrieval.vectors import Vectors
@@ -183,7 +183,7 @@ class Index:
     """
 
     def __init__(self, path: Path, verify: str = manifest.QUICK):
-        self.manifest, number = _open_generation(path, verify)
+        self.manifest, number = open_generation(path, verify)
         if number is not None:
             weakref.finalize(self, os.close, number)
         try:
@@ -263,86 +263,6 @@ def thumbnail(modality: str, data: bytes) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return out.getvalue()
-
-
-def begin(root: Path) -> tuple[Path, str]:
-    """Removes what a killed build has left, and starts the next generation of an index.
-
-    Returns:
-        The folder that it is written to, and its name once it is complete.
-    """
-    manifest.sweep(root)
-    sweep(root, _generation(root))
-    numbers = [int(folder.name.rpartition("-")[2]) for folder in root.glob("generation-*")]
-    name = f"generation-{max(numbers, default=0) + 1}"
-    temp = root / f".{name}.tmp"
-    temp.mkdir(parents=True)
-    return temp, name
-
-
-def sweep(root: Path, keep: str) -> None:
-    """Removes generations except ``keep`` and those that are being read, and also those that were never finished."""
-    for old in [*root.glob("generation-*"), *root.glob(".generation-*.tmp")]:
-        if old.name != keep and _lock(old, exclusive=True):
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _generation(root: Path) -> str:
-    return str(manifest.open(root, kind="index").facts["generation"]) if manifest.exists(root) else ""
-
-
-def _lock(folder: Path, *, exclusive: bool = False) -> int | bool:
-    """Locks a folder.
-
-    Returns:
-        The file number that holds a shared lock until it is closed, or False; with ``exclusive``: whether no process
-        holds one.
-    """
-    try:
-        import fcntl
-
-        number = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return exclusive
-    try:
-        fcntl.flock(number, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        os.close(number)
-        return False
-    if exclusive:
-        os.close(number)
-        return True
-    return number
-
-
-def _open_generation(path: Path, verify: str) -> tuple[Manifest, int | None]:
-    """Opens the manifest of an index and locks its generation; tries again when the index was rebuilt between the two.
-
-    Returns:
-        The manifest, and the file number that holds the lock (None where the system has no locks).
-    """
-    for attempt in range(10):
-        before = _stamp(path)
-        try:
-            opened = manifest.open(path, kind="index", verify=verify)
-        except ManifestError:
-            if attempt < 9 and _stamp(path) != before:
-                continue
-            raise
-        number = _lock(path / str(opened.facts.get("generation")))
-        if _stamp(path) == before:
-            return opened, None if isinstance(number, bool) else number
-        if not isinstance(number, bool):
-            os.close(number)
-    raise ManifestError("this index is rebuilt again and again", where=path, next="the same command, when it is done")
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = (path / manifest.NAME).stat()
-    except OSError:
-        return 0, 0
-    return status.st_ino, status.st_mtime_ns
 
 
 def complete(

@@ -5,9 +5,8 @@ index.
 from __future__ import annotations
 
 import io
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +32,10 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.retrieval import generations, token_store, vectors
 from ccaco_cli.core.retrieval import index as indexes
-from ccaco_cli.core.retrieval import token_store, vectors
 from ccaco_cli.core.retrieval.export import export
+from ccaco_cli.core.retrieval.generations import IndexFolder, new_generation
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
 from ccaco_cli.core.types import OnProgress, no_progress
@@ -125,23 +125,6 @@ class _Job:
         return self.request.out / f"{MODALITIES[modality].folder}_emb"
 
 
-@dataclass(frozen=True)
-class _IndexFolder:
-    """Where an index is being written.
-
-    Attributes:
-        root: the index, or a hidden folder that becomes the index when it is new.
-        temp: receives the files; becomes ``root/name``.
-        name: of the generation.
-        new: True when there is no older generation.
-    """
-
-    root: Path
-    temp: Path
-    name: str
-    new: bool
-
-
 def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress: OnProgress = no_progress) -> Manifest:
     """Embeds both modalities of a split with the best model of a run, and builds an index if one is requested.
 
@@ -157,9 +140,7 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
     token_store.check(request.store_tokens)
     runtime.encoding_dtype(request.precision, runtime.device(request.device))  # refuses an unknown precision at once
     with distributed.session(request.device, on_progress) as report_progress:
-        aligner, towers, config, run = distributed.main_process_first(
-            lambda: open_model(request.model, request.device)
-        )
+        aligner, towers, config, run = distributed.main_process_first(lambda: open_model(request.model, request.device))
         data = distributed.main_process_first(
             lambda: shards.open(prepared(request.dataset, data_root, report_progress), request.verify)
         )
@@ -186,7 +167,7 @@ def split_to_embed(dataset: str, split: str | None, data_root: Path = Path("data
 
 def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
     finished = distributed.main_process_only(lambda: _finished_embeddings(job))
-    with _index_folder(job.request.index) as index_folder:
+    with new_generation(job.request.index if distributed.main() else None) as index_folder:
         with reduced_precision(job.aligner, job.request.dtype):
             for modality in job.columns:
                 _encode_modality(job, modality, index_folder, report_progress)
@@ -242,7 +223,7 @@ def _finished_embeddings(job: _Job) -> Manifest | None:
     return manifest.open(out, kind="embeddings") if manifest.exists(out) else None
 
 
-def _encode_modality(job: _Job, modality: str, index_folder: _IndexFolder | None, on_progress: OnProgress) -> None:
+def _encode_modality(job: _Job, modality: str, index_folder: IndexFolder | None, on_progress: OnProgress) -> None:
     """Encodes and writes the shards that are not there yet.
 
     When the index stores tokens, all items are encoded, and the tokens go to ``index_folder`` (None on all but the main
@@ -318,27 +299,7 @@ def _write_manifest(job: _Job) -> Manifest:
     return manifest.write(out, "embeddings", facts=facts, inputs=job.inputs, config=asdict(job.config), files=files)
 
 
-@contextmanager
-def _index_folder(index: Path | None) -> Iterator[_IndexFolder | None]:
-    """Locks an index for the time of a block and removes what the block did not finish; None without an index, and on
-    all but the main process.
-    """
-    if index is None or not distributed.main():
-        yield None
-        return
-    with lock.hold(index, "index"):
-        new = not index.exists()
-        root = index.with_name(f".{index.name}.tmp") if new else index
-        if new:
-            shutil.rmtree(root, ignore_errors=True)
-        temp, name = indexes.begin(root)
-        try:
-            yield _IndexFolder(root, temp, name, new)
-        finally:
-            shutil.rmtree(root if new else temp, ignore_errors=True)
-
-
-def _build_index(job: _Job, folder: _IndexFolder) -> Manifest:
+def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
     """Builds an index whose tokens are written, or its next generation beside the old one, which open readers keep."""
     index = job.request.index
     assert index is not None
@@ -379,7 +340,7 @@ def _build_index(job: _Job, folder: _IndexFolder) -> Manifest:
     fault.point("index.manifest")
     if folder.new:
         folder.root.rename(index)
-    indexes.sweep(index, folder.name)
+    generations.sweep(index, folder.name)
     fault.point("index.renamed")
     return manifest.open(index, kind="index")
 

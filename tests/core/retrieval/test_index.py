@@ -15,7 +15,8 @@ from PIL import Image
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
-from ccaco_cli.core.retrieval.index import Index, IndexSide, begin, sweep, thumbnail, write_side
+from ccaco_cli.core.retrieval.generations import begin, sweep
+from ccaco_cli.core.retrieval.index import Index, IndexSide, thumbnail, write_side
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.retrieval.token_store import Writer
 from tests.processes import CONTEXT
@@ -154,7 +155,7 @@ def build(root: Path, mark: int) -> None:
         )
     temp.rename(root / name)
     facts = {"modalities": ["image", "text"], "weight": 0.0, "headline": "cosine", "generation": name, "mark": mark}
-    facts |= {"rows": {"image": rows, "text": rows}}
+    facts |= {"rows": {"image": rows, "text": rows}, "dim": 8}
     manifest.write(
         root,
         "index",
