@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ccaco_cli.core import config_io, manifest, runtime
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.errors import ConfigError, ManifestError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import PRETRAINED, Aligner
@@ -54,6 +54,17 @@ def name_of(model: str | Path) -> str:
     return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
 
 
+def _require_model(model: str | Path) -> None:
+    """Raises ManifestError: neither a folder nor a SPEC."""
+    if ":" not in str(model) and not (str(model) and Path(model).exists()):
+        raise ManifestError(
+            "no run here",
+            where=model or "--model ''",
+            expected="a folder with manifest.json, or a SPEC: open_clip:NAME@TAG, open_clip:FOLDER, hf:NAME, hf:FOLDER",
+            next="ccaco train --dataset NAME, or name the family of a pretrained model: open_clip: or hf:",
+        )
+
+
 def open_model(model: str | Path, device: str = "auto", verify: str = manifest.FULL) -> LoadedModel:
     """Loads the best model of a finished run, or a pretrained dual encoder.
 
@@ -64,6 +75,7 @@ def open_model(model: str | Path, device: str = "auto", verify: str = manifest.F
         ManifestError: no finished run.
         TowerError: no such model, no weights, or a model without a joint space.
     """
+    _require_model(model)
     if is_run(model):
         return LoadedModel(*load_run(Path(model), device, verify))
     spec = TowerSpec.parse(str(model))
@@ -100,6 +112,7 @@ def pretrained_settings(
         ManifestError: no finished run.
         TowerError: no dual encoder.
     """
+    _require_model(model)
     if is_run(model):
         run = manifest.open(Path(model), kind="run")
         first, second = run.facts["modalities"]

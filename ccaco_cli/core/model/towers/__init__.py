@@ -58,6 +58,8 @@ def build(config: TowerConfig, modality: str) -> Tower:
             expected=f"a model that encodes {modality} inputs",
             next=f"another {modality} tower, such as tiny",
         ) from error
+    if config.head != "new":
+        _refuse_other_inputs(config, modality, tower)
     extended = modality == "text" and tower.tokens < config.context_length
     if extended:
         tower = extend_context(tower, config.context_length, config.positions)
@@ -67,3 +69,21 @@ def build(config: TowerConfig, modality: str) -> Tower:
     tower = with_hidden_states(tower, config.states)
     probe(tower)
     return with_tiles(tower, config.tiles)  # not probed again: tiles are passes of the tower that was probed
+
+
+def _refuse_other_inputs(config: TowerConfig, modality: str, tower: Tower) -> None:
+    """Raises TowerError: settings with which a pretrained model would give other embeddings than in its library."""
+    if modality == "text" and tower.tokens < config.context_length:
+        raise TowerError(
+            f"this pretrained model takes at most {tower.tokens} tokens",
+            where=f"model.text.context_length = {config.context_length}, {config.spec}",
+            expected=f"0, or at most {tower.tokens}",
+            next="leave out --context-length: longer texts are cut, as in the model's own library",
+        )
+    if config.tiles:
+        raise TowerError(
+            "a pretrained model sees its images whole, not in tiles",
+            where=f"model.{modality}.tiles = {config.tiles}, {config.spec}",
+            expected="no tiles",
+            next=f"leave out --tile, or train heads on it: --{modality}-tower SPEC",
+        )

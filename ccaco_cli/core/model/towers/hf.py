@@ -42,6 +42,8 @@ from ccaco_cli.core.model.towers.weights import (
 )
 from ccaco_cli.core.types import Features
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.vocab", "*.txt", "*.tiktoken")
+"""Names of the files of which at least one holds the vocabulary of a tokenizer."""
 NO_LIMIT = 1 << 20
 """Tokenizers without a limit report 1e30 tokens."""
 PADDED_TEXT = ("siglip_text_model", "siglip2_text_model")
@@ -225,10 +227,23 @@ def load_pretrained(spec: TowerSpec, auto_processor: Any, *, projected: bool = F
             raise TowerError(
                 f"transformers has no encoder for a {config.model_type} model", where=spec, expected="an AutoModel"
             )
+        if auto_processor is AutoTokenizer:
+            _require_tokenizer(Path(name))
         processor = auto_processor.from_pretrained(name, revision=revision)
         load = partial(_load_model, spec, name, config, revision, file)
         model = load_once(str(spec), load) if projected else load()
     return config, processor, model
+
+
+def _require_tokenizer(folder: Path) -> None:
+    """Raises TowerError: a folder without a tokenizer, of which transformers makes one that knows no words."""
+    if folder.is_dir() and not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        raise TowerError(
+            "no tokenizer here",
+            where=folder,
+            expected="tokenizer.json, or the vocabulary of the model, beside its config.json",
+            next="save it there: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)",
+        )
 
 
 def architecture_json(config: Any) -> str:

@@ -125,6 +125,8 @@ def _load(spec: TowerSpec, size: int, *, projected: bool) -> OpenClipModel:
 def _model_config(spec: TowerSpec, name: str) -> tuple[dict[str, Any], list[str], str]:
     """Returns (config, published tags of weights, name for open_clip) of a model by folder or by name."""
     folder = Path(spec.name)
+    if not spec.name:
+        raise TowerError("no model is named", where=spec, expected="open_clip:NAME@TAG or open_clip:FOLDER")
     if (folder / CONFIG).is_file():
         return _folder_config(folder), [], f"local-dir:{folder}"
     if folder.is_dir() or spec.name.startswith((".", "/", "~")):

@@ -59,6 +59,8 @@ def hub_name(spec: TowerSpec) -> str:
         raise TowerError("no model folder here", where=name, expected="a folder with config.json, or a name on the hub")
     if not spec.name:
         raise TowerError("no model is named", where=spec, expected="hf:NAME or hf:FOLDER")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise TowerError("no config.json here", where=name, expected="a folder with a model that transformers saved")
     return name
 
 
@@ -184,6 +186,8 @@ def first_line(error: Exception) -> str:
 def _offline_alternative(spec: TowerSpec) -> str:
     if spec.family == "hf":  # even random weights need the model's config
         return "hf:FOLDER with a saved model, or tiny, which needs nothing"
+    if spec.weights == RANDOM:  # even random weights need a config or a tokenizer of a hub
+        return f"{spec.family}:FOLDER with a saved model, or tiny, which needs nothing"
     random = TowerSpec(spec.family, spec.name, RANDOM)
     return f"{random} for random weights, or {spec.family}:{spec.name}@FILE for weights at hand"
 
