@@ -65,10 +65,10 @@ def largest_difference(model: LoadedModel, exported: LibraryModel) -> float:
     scale, bias = scale_of(model)
     differences["logit scale"] = abs(exported.logit_scale / scale - 1)
     differences["logit bias"] = 0.0 if bias is None else abs((exported.logit_bias or 0.0) - bias)
-    name, largest = max(differences.items(), key=lambda item: item[1])
-    if not largest <= CLOSE:  # NaN is no agreement
+    name, difference = max(differences.items(), key=lambda item: item[1])
+    if not difference <= CLOSE:  # NaN is no agreement
         raise DataError(
-            f"the exported model differs from this model ({name} by {largest:.2g})",
+            f"the exported model differs from this model ({name} by {difference:.2g})",
             where=model.manifest.facts["name"],
             expected=f"at most {CLOSE:g}",
         )
@@ -82,5 +82,5 @@ def _difference(
         model.aligner, model.towers[modality], samples, local_tokens=False, options=EncodeOptions()
     ).z.float()
     with torch.no_grad():
-        theirs = torch.nn.functional.normalize(encode(samples).float(), dim=-1)
-    return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+        exported = torch.nn.functional.normalize(encode(samples).float(), dim=-1)
+    return float((ours - exported).abs().max()) if ours.shape == exported.shape else float("inf")
