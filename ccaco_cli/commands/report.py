@@ -18,6 +18,7 @@ class Table(StrEnum):
     retrieval = "retrieval"
     matching = "matching"
     choices = "choices"
+    languages = "languages"
     ablation = "ablation"
     faithfulness = "faithfulness"
     domains = "domains"
@@ -61,6 +62,17 @@ def report(
             show_default=False,
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME[=FOLDER],...",
+            help="Score the runs and models on these suites first (only once), and show one table for each: "
+            "winoground, aro, sugarcrepe, crossmodal-3600. FOLDER is the suite as published; without it, it must be "
+            "prepared.",
+            show_default=False,
+        ),
+    ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
@@ -77,9 +89,9 @@ def report(
         typer.Option(
             "--table",
             help="runs: one row per run. retrieval, matching: by data set and arm. choices: caption choice by kind. "
-            "ablation: arms with a statistical test. faithfulness: of heat maps. domains: shift between domains. "
-            "classes: by class.",
-            show_default="ablation for ablations, choices for sugarcrepe, else runs",
+            "languages: retrieval by language. ablation: arms with a statistical test. faithfulness: of heat maps. "
+            "domains: shift between domains. classes: by class.",
+            show_default="ablation for ablations, the table of a suite, else runs",
         ),
     ] = None,
     compare: Annotated[
@@ -121,6 +133,17 @@ def report(
         ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show a run that is still training, until it ends.")] = False,
+    wise: Annotated[
+        str | None,
+        typer.Option(
+            "--wise",
+            metavar="MIXES",
+            help="Mix the weights of each run with those of the pretrained model that it started from (WiSE-FT): 0 is "
+            "the start and 1 the run, for example 0,0.25,0.5,0.75,1. The mix with the highest R-sum on validation is "
+            "chosen, and stored as a run. With --on, 'retention' is what is left of the start's score there.",
+            show_default=False,
+        ),
+    ] = None,
     output_format: options.OutputFormat = None,
     wide: options.Wide = False,
 ) -> None:
@@ -132,8 +155,12 @@ def report(
       ccaco report --compare runs/first runs/quick
       ccaco report runs/first --on sugarcrepe
       ccaco report --model open_clip:ViT-B-32@openai --on coco
+      ccaco report runs/mine --wise 0,0.25,0.5,0.75,1 --on coco --fail-if 'retention<0.97'
+      ccaco report --model open_clip:ViT-B-32@openai --suite winoground,aro=ARO
       ccaco report runs/first --html first.html
     """
+    from ccaco_cli.commands.report_mixes import refuse_with_mixes, report_mixes
+    from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.evaluation.metric_table import check_metric
     from ccaco_cli.core.reporting import report_tables
     from ccaco_cli.core.scoring import run_splits
@@ -143,43 +170,77 @@ def report(
 
     check_metric(metric)  # these before the runs are scored
     _refuse_files(html, figure)
-    runs = _sources(runs or [], model or [], on)
-    if on:
-        from ccaco_cli.core.experiments import cross_dataset
+    paths = _sources(runs or [], model or [], on, suite)
+    how = {"split": split, "every_stage": stages, "templates": templates or "", "device": device}
+    if wise is not None:
+        refuse_with_mixes(model=model, suite=suite, table=table, compare=compare, html=html, figure=figure, watch=watch)
+        return report_mixes(paths, wise, on, how, data, fail_if or (), {"output_format": output_format, "wide": wide})
+    measured: dict[str, list[Path]] = {"": paths}
+    if on or suite:
+        measured = _scored(paths, on, suite, data, **how)
+    if len(measured) > 1 and (html or figure or watch or compare):
+        raise ConfigError(
+            "pages, figures, comparisons and --watch show one data set",
+            where=f"--suite {suite}",
+            expected="one suite",
+            next=f"--suite {next(iter(measured))}",
+        )
+    tables, failed_gates = [], []
+    for name, files in measured.items():
+        finished_runs = find_runs(files)
+        shown_split = split or run_splits.default_split(finished_runs)
+        request = report_tables.ReportRequest(files, shown_split, stages, by, metric, reference)
+        if watch:
+            from ccaco_cli.view import watch as live_view
 
-        with progress.bar(f"score on {on}") as report_progress:
-            options_on = cross_dataset.ScoreOptions(split, stages, templates or "", device)
-            runs = cross_dataset.score_on(runs, on, options_on, data_root=data, on_progress=report_progress)
-    finished_runs = find_runs(runs)
-    split = split or run_splits.default_split(finished_runs)
-    request = report_tables.ReportRequest(runs, split, stages, by, metric, reference)
-    if watch:
-        from ccaco_cli.view import watch as live_view
-
-        live_view.watch(runs)
-    rows = report_tables.table(request, "compare" if compare else table)
-    failed_gates = workflow.failed_gates(request, fail_if or ())
-    if html or figure:  # after everything that a wrong option could end
-        _write_files(request, html, figure)
-    for line in run_splits.missing_notes(finished_runs, split):
-        progress.note(line)
-    results.show(rows, output_format, f"Results on {split}", wide=wide)
+            live_view.watch(files)
+        rows = report_tables.table(request, "compare" if compare else table)
+        failed_gates += workflow.failed_gates(request, fail_if or ())
+        if html or figure:  # after everything that a wrong option could end
+            _write_files(request, html, figure)
+        for line in run_splits.missing_notes(finished_runs, shown_split):
+            progress.note(line)
+        tables.append((f"Results on {f'{name}, ' if suite else ''}{shown_split}", rows))
+    results.show_tables(tables, output_format, wide=wide)
     for line in failed_gates:
         progress.note(f"gate: {line}")
     if failed_gates:
         raise typer.Exit(1)
 
 
-def _sources(runs: list[Path], models: list[str], on: str | None) -> list[Path]:
+def _scored(
+    models: list[Path], on: str | None, suite: str | None, data_root: Path, **how: Any
+) -> dict[str, list[Path]]:
+    """Scores models on a data set or on suites; ``how`` are the ``ScoreOptions``. Name of each -> its result files."""
+    from ccaco_cli.core.experiments import cross_dataset, suites
+    from ccaco_cli.view import progress
+
+    score_options = cross_dataset.ScoreOptions(**how)
+    with progress.bar(f"score on {on or suite}") as report_progress:
+        datasets = {on or "": on or ""}
+        if suite:
+            folders = suites.parse_suites(suite)
+            datasets = suites.prepared_suites(folders, data_root, report_progress, progress.note)
+        return {
+            name: cross_dataset.score_on(
+                models, dataset, score_options, data_root=data_root, on_progress=report_progress, on_note=progress.note
+            )
+            for name, dataset in datasets.items()
+        }
+
+
+def _sources(runs: list[Path], models: list[str], on: str | None, suite: str | None) -> list[Path]:
     """The runs and models to report, as one list."""
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.shell import command_line
 
-    if models and not on:
+    if on and suite:
+        raise ConfigError("two kinds of data sets", where=f"--on {on} --suite {suite}", expected="one of them")
+    if models and not (on or suite):
         raise ConfigError(
             "a pretrained model has no results of its own",
             where=f"--model {models[0]}",
-            expected="--on DATASET",
+            expected="--on DATASET or --suite NAME",
             next=command_line("report", "--model", models[0], "--on", "DATASET"),
         )
     if not runs and not models:

@@ -11,15 +11,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ccaco_cli.core.evaluation.metric_table import Shown, find_metric, is_shown
+from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
 from ccaco_cli.core.reporting.rows import (
     ArmMeanRow,
     ArmRow,
     Cells,
-    ChoiceRow,
-    ClassRow,
     ComparisonRow,
     DomainRow,
     FaithfulnessRow,
+    MixRow,
     ReportRow,
     RunRow,
     SplitRow,
@@ -149,6 +149,10 @@ def _choice(row: ChoiceRow) -> Cells:
     return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
 
 
+def _language(row: LanguageRow) -> Cells:
+    return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
+
+
 def _class(row: ClassRow) -> Cells:
     return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
 
@@ -158,6 +162,19 @@ def _faithfulness(row: FaithfulnessRow) -> Cells:
     cells |= {"value": row.value, "95 %": _interval(row.measure, row, digits=2)}
     cells |= {"random": row.random, "centre": row.centre, "cases": row.cases}
     return cells | {"verdict": row.verdict}
+
+
+def _mix(row: MixRow) -> Cells:
+    """A mix: what it was chosen by, what it does on the data set of the run, and what is left of its start."""
+    cells: Cells = {"run": row.run, "dataset": row.dataset, "mix": str(row.mix)}
+    cells |= {name.replace("_", " "): value for name, value in row.r_sums.items()}
+    cells |= {name: value for name, value in row.metrics.items() if is_shown(name, Shown.ARMS) and name != "R-sum"}
+    metric = row.retained_metric
+    cells |= {f"{row.retained_on} {tables.short(metric)}": _number(metric, row.retained)}
+    if row.retained_two_stage is not None:
+        cells |= {f"{row.retained_on} two-stage": _number(metric, row.retained_two_stage)}
+    cells |= {"retention": None if row.retention is None else f"{100 * row.retention:.1f} %"}
+    return cells | {"chosen": "chosen" if row.chosen else None}
 
 
 def _split(row: SplitRow) -> Cells:
@@ -197,12 +214,23 @@ LAYOUTS: dict[type[ReportRow], RowLayout] = {
     ChoiceRow: RowLayout(
         _choice, {"run": 0, "kind": 0, "stage": 1, "*_accuracy": 1, "items": 3, "arm": 6}, ("run", "kind")
     ),
+    LanguageRow: RowLayout(
+        _language,
+        {"run": 0, "language": 0, **RECALLS, "stage": 3, "R-sum": 1, "captions": 4, "arm": 6},
+        ("run", "language"),
+    ),
     ClassRow: RowLayout(_class, {"run": 0, "class": 0, "class_accuracy": 0, "arm": 6}, ("run", "class")),
     FaithfulnessRow: RowLayout(
         _faithfulness,
         {"run": 0, "method": 0, "measure": 0, "word": 0, "value": 0, "verdict": 0, "95 %": 1}
         | {"random": 2, "centre": 3, "cases": 4},
         ("run", "method", "measure"),
+    ),
+    MixRow: RowLayout(
+        _mix,
+        {"run": 5, "mix": 0, "val *": 1, "test *": 1, "chosen": 0, "retention": 0, "* R-sum": 1, "* two-stage": 4}
+        | {"*_R@1": 3, "* class": 1, "* choice": 1},
+        ("run", "mix"),
     ),
     SplitRow: RowLayout(_split, {}, ("split",)),
 }

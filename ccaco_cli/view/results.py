@@ -37,6 +37,23 @@ def show(rows: Sequence[ReportRow], format: str | None, title: str, *, wide: boo
         tables.show(cells, layouts.columns_of(cells), format, title)
 
 
+def show_tables(tables_of_rows: Sequence[tuple[str, Sequence[ReportRow]]], format: str | None, *, wide: bool) -> None:
+    """Prints several tables, such as one for each suite, one below the other. CSV and JSON are one document with the
+    columns of all tables.
+
+    Args:
+        tables_of_rows: (title, rows of one class) of each table.
+    """
+    format = format or tables.default_format()
+    if format not in ("csv", "json") or len(tables_of_rows) == 1:
+        for title, rows in tables_of_rows:
+            show(rows, format, title, wide=wide)
+        return
+    cells = [row for _, rows in tables_of_rows for row in as_dicts(rows)]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    tables.show([dict.fromkeys(columns) | row for row in cells], columns, format)
+
+
 def _show_on_terminal(rows: Sequence[ReportRow], cells: Sequence[Cells], title: str, wide: bool) -> None:
     layout, row = layouts.layout_of(rows[0]), rows[0]
     metrics = [row.metric for row in rows if isinstance(row, ComparisonRow | DomainRow)]

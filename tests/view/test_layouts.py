@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from ccaco_cli.core.evaluation.significance import NOT_SEPARABLE, Comparison, Estimate
-from ccaco_cli.core.reporting import rows
+from ccaco_cli.core.reporting import breakdown_rows, rows
+from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
 from ccaco_cli.core.reporting.rows import (
     ArmEvidence,
     ArmMeanRow,
     ArmRow,
-    ChoiceRow,
-    ClassRow,
     ComparisonRow,
     DomainRow,
     FaithfulnessRow,
@@ -104,6 +103,10 @@ TABLES: dict[str, list[ReportRow]] = {
     "domains": [domain("source-only"), domain("+adabn")],
     "choices": [
         ChoiceRow("first", "sugarcrepe", "ccaco", 0, "cosine", k, 9, 0.75, 0.5, 0.5) for k in ("add_obj", "mean")
+    ],
+    "languages": [
+        LanguageRow("first", "xm3600", "ccaco", 0, "cosine", name, 9, 18, {"R-sum": 300.0, "text_to_image_R@1": 0.5})
+        for name in ("de", "mean")
     ],
     "classes": [ClassRow("first", "squares", "ccaco", 0, name, 0.5) for name in ("red", "light blue")],
     "faithfulness": [faithfulness("deletion", ""), faithfulness("pointing", "sofa")],
@@ -207,6 +210,7 @@ def test_names_are_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_every_kind_of_row_has_a_layout_and_says_what_it_holds() -> None:
-    kinds = {kind for kind in vars(rows).values() if isinstance(kind, type) and issubclass(kind, ReportRow)}
+    names = vars(rows) | vars(breakdown_rows)
+    kinds = {kind for kind in names.values() if isinstance(kind, type) and issubclass(kind, ReportRow)}
     assert kinds - {ReportRow} == set(layouts.LAYOUTS)
     assert all(fields(kind) for kind in layouts.LAYOUTS)

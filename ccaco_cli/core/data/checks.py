@@ -199,7 +199,7 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
         for modality in (m for m in rules.modalities if m != "text"):
             if modality not in record.media:
                 raise DataError(f"no {modality}")
-            data = _read(record.media[modality], rules.folders)
+            data = read_media(record.media[modality], rules.folders)
             sha1 = sha1 or hashlib.sha1(data, usedforsecurity=False).hexdigest()
             checked: CheckedBytes = modalities.check_of(modality)(data, rules)
             row[modality], media_measures, facts = checked
@@ -246,7 +246,7 @@ def is_within(path: str, folders: Iterable[str]) -> bool:
     return any(os.path.commonpath([path, folder]) == folder for folder in folders)
 
 
-def _read(media: Media, folders: tuple[str, ...]) -> bytes:
+def read_media(media: Media, folders: tuple[str, ...]) -> bytes:
     """The bytes of one medium.
 
     Raises DataError: missing, outside ``folders`` (if there are any), not a file, too large, unreadable or empty.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Evaluation:
         pools: sizes of each pool, (rows of a, rows of b)
         a_to_b: per-query ranks of each pool; b_to_a the other way
         metrics: as ``metrics.summary`` names them, averaged over the pools
+        pool_names: of each pool, such as languages; () = they have none
     """
 
     protocol: str
@@ -44,6 +45,12 @@ class Evaluation:
     b_to_a: tuple[RankResult, ...]
     metrics: dict[str, float]
     tie_rule: str = TIE_RULE
+    pool_names: tuple[str, ...] = ()
+
+    def metrics_of_pools(self) -> dict[str, dict[str, float]]:
+        """Name of each pool -> its own metrics."""
+        parts = zip(self.pool_names, self.a_to_b, self.b_to_a, strict=True)
+        return {pool: summary(a_to_b, b_to_a, self.names) for pool, a_to_b, b_to_a in parts}
 
     def directions(self) -> dict[str, tuple[RankResult, ...]]:
         """``image_to_text`` and ``text_to_image`` -> per-query ranks of each pool."""
@@ -52,11 +59,13 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types, per-query ranks included; ``from_dict`` reads them back."""
+        pool_names = {"pool_names": list(self.pool_names)} if self.pool_names else {}
         return {
             "protocol": self.protocol,
             "tie_rule": self.tie_rule,
             "names": list(self.names),
             "pools": [list(sizes) for sizes in self.pools],
+            **pool_names,
             "metrics": self.metrics,
             "per_query": {
                 name: [result.as_dict() for result in results] for name, results in self.directions().items()
@@ -72,7 +81,8 @@ class Evaluation:
                 tuple(map(RankResult.from_dict, stored["per_query"][name])) for name in (f"{a}_to_{b}", f"{b}_to_{a}")
             )
             pools = tuple((int(n_a), int(n_b)) for n_a, n_b in stored["pools"])
-            return cls(stored["protocol"], (a, b), pools, a_to_b, b_to_a, dict(stored["metrics"]), stored["tie_rule"])
+            metrics, pool_names = dict(stored["metrics"]), tuple(stored.get("pool_names", ()))
+            return cls(stored["protocol"], (a, b), pools, a_to_b, b_to_a, metrics, stored["tie_rule"], pool_names)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"unreadable evaluation ({error!r})", expected="what Evaluation.as_dict wrote") from None
 
@@ -137,9 +147,25 @@ def evaluate(
     """
     chosen = pools(protocol, group_a, group_b)
     a_to_b, b_to_a = zip(*map(rank_pool, chosen), strict=True)
-    each = [summary(ab, ba, names) for ab, ba in zip(a_to_b, b_to_a, strict=True)]
-    averaged = {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
+    averaged = _mean([summary(ab, ba, names) for ab, ba in zip(a_to_b, b_to_a, strict=True)])
     return Evaluation(protocol, names, tuple((len(p.a), len(p.b)) for p in chosen), a_to_b, b_to_a, averaged)
+
+
+def join_pools(protocol: str, evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    """Joins evaluations of one pool each: metrics are means over the pools.
+
+    Args:
+        protocol: name of the result
+        evaluations: name of each pool -> its evaluation
+    """
+    parts = list(evaluations.values())
+    a_to_b, b_to_a = (tuple(getattr(part, side)[0] for part in parts) for side in ("a_to_b", "b_to_a"))
+    sizes, averaged = tuple(part.pools[0] for part in parts), _mean([part.metrics for part in parts])
+    return Evaluation(protocol, parts[0].names, sizes, a_to_b, b_to_a, averaged, pool_names=tuple(evaluations))
+
+
+def _mean(metrics_of_each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([metrics[name] for metrics in metrics_of_each])) for name in metrics_of_each[0]}
 
 
 def single_pair_evaluation(names: tuple[str, str]) -> Evaluation:

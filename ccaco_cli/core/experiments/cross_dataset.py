@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ccaco_cli.core import manifest
@@ -20,7 +21,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.score import store
 from ccaco_cli.core.scoring.split_scorer import CLASS_METRICS, SplitEncodings, SplitScorer
-from ccaco_cli.core.types import OnProgress, no_progress
+from ccaco_cli.core.types import OnNote, OnProgress, no_note, no_progress
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def score_on(
     *,
     data_root: Path = Path("data"),
     on_progress: OnProgress = no_progress,
+    on_note: OnNote = no_note,
 ) -> list[Path]:
     """Scores models on a split of a prepared data set, each once: results stay in
     ``RUN/results/on/DATASET-HASH/SPLIT.STAGE.json``, those of a pretrained model in ``runs/NAME/results/on/...``.
@@ -62,28 +64,24 @@ def score_on(
     Raises:
         DataError: other modalities, or no such split; also what ``open_model`` and ``prepared`` raise.
     """
-    templates = load_templates(options.templates) if options.templates else ()
-    data = shards.open(prepared_for_evaluation(dataset, data_root, on_progress))
-    job = _Evaluation(data, options.split or evaluation_split(data.splits), templates, on_progress)
+    job = open_scorer(dataset, options, data_root, on_progress, on_note)
     specs = [str(model) for model in models if not is_run(model)]
     runs = results.find_runs([Path(model) for model in models if is_run(model)])
     files: list[Path] = []
     for run in runs:
-        described, folder = manifest.open(run.path, kind="run"), job.folder(run.path)
-        if not job.is_scored(folder, described):
-            job.score(open_model(run.path, options.device), folder)
-        files += job.files(folder, "" if options.every_stage else described.facts["headline"])
+        described = manifest.open(run.path, kind="run")
+        stage = "" if options.every_stage else described.facts["headline"]
+        files += job.result_files(run.path, described, partial(open_model, run.path, options.device), stage)
     for spec in specs:
-        model, folder = open_model(spec, options.device), job.folder(Path("runs") / name_of(spec))
-        if not job.is_scored(folder, model.manifest):
-            job.score(model, folder)
-        files += job.files(folder, "" if options.every_stage else model.manifest.facts["headline"])
+        model = open_model(spec, options.device)
+        stage = "" if options.every_stage else model.manifest.facts["headline"]
+        files += job.result_files(Path("runs") / name_of(spec), model.manifest, partial(_loaded, model), stage)
     return files
 
 
 @dataclass(frozen=True, eq=False)
-class _Evaluation:
-    """Scores models on one split with the same templates."""
+class DatasetScorer:
+    """Scores models on one split with the same templates (``open_scorer``)."""
 
     data: shards.PairData
     split: str
@@ -100,6 +98,21 @@ class _Evaluation:
         """Where the results of a run are stored."""
         parts = (self.data.name, self.data.manifest.sha256[:12], self.templates_key)
         return run / "results" / "on" / "-".join(filter(None, parts))
+
+    def result_files(
+        self, run: Path, described: Manifest, load: Callable[[], LoadedModel], stage: str = ""
+    ) -> list[Path]:
+        """The result files of a model; it is loaded and scored where they are not there.
+
+        Args:
+            run: folder of the model.
+            described: its manifest.
+            stage: only the file of this stage; "" = of all stages.
+        """
+        folder = self.folder(run)
+        if not self.is_scored(folder, described):
+            self.score(load(), folder)
+        return self.files(folder, stage)
 
     def is_scored(self, folder: Path, model: Manifest) -> bool:
         files = folder.glob(f"{self.split}.*.json")
@@ -139,6 +152,23 @@ class _Evaluation:
             store(folder, data, config, split, result, **origin)
         if classes:
             store(folder, data, config, split, classes, **origin)
+
+
+def _loaded(model: LoadedModel) -> LoadedModel:
+    return model
+
+
+def open_scorer(
+    dataset: str, options: ScoreOptions, data_root: Path, on_progress: OnProgress, on_note: OnNote = no_note
+) -> DatasetScorer:
+    """Opens a data set for scoring, and prepares it where that needs no download.
+
+    Raises:
+        DataError: no such data set, split or templates.
+    """
+    templates = load_templates(options.templates) if options.templates else ()
+    data = shards.open(prepared_for_evaluation(dataset, data_root, on_progress, on_note))
+    return DatasetScorer(data, options.split or evaluation_split(data.splits), templates, on_progress)
 
 
 def encode_split(

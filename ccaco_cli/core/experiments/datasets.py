@@ -11,7 +11,7 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.types import OnProgress, no_progress
+from ccaco_cli.core.types import OnNote, OnProgress, no_note, no_progress
 
 
 def locate(dataset: str, data_root: Path = Path("data")) -> Path:
@@ -75,19 +75,33 @@ def prepared(dataset: str, data_root: Path = Path("data"), on_progress: OnProgre
 
 
 def prepared_for_evaluation(
-    dataset: str, data_root: Path = Path("data"), on_progress: OnProgress = no_progress
+    dataset: str,
+    data_root: Path = Path("data"),
+    on_progress: OnProgress = no_progress,
+    on_note: OnNote = no_note,
 ) -> Path:
-    """As ``prepared``; a folder of class folders is prepared on the way, with every image in ``test``.
-
-    It is prepared again when the folder has changed since.
-    """
+    """As ``prepared``; a folder of class folders is prepared on the way, with every image in ``test``."""
     folder = Path(dataset)
     if manifest.exists(data_root / dataset) or manifest.exists(folder) or dataset in SOURCES or not folder.is_dir():
         return prepared(dataset, data_root, on_progress)
-    state = "\n".join(f"{f.relative_to(folder)} {f.stat().st_size}" for f in sorted(folder.rglob("*")) if f.is_file())
-    out = data_root / f"{folder.resolve().name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
+    return prepared_folder("imagefolder", folder, data_root, SourceOptions(all_test=True), on_progress, on_note)
+
+
+def prepared_folder(
+    source: str, folder: Path, data_root: Path, options: SourceOptions, on_progress: OnProgress, on_note: OnNote
+) -> Path:
+    """The prepared data set of a published folder, made on the way. A folder that has changed since is prepared again.
+
+    Raises:
+        DataError: what ``prepare`` raises.
+    """
+    if not folder.is_dir():
+        raise DataError("no such folder", where=folder, expected=SOURCES[source].expects)
+    files = ((file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
+    state = "\n".join(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files)
+    name = folder.resolve().name if source == "imagefolder" else source
+    out = data_root / f"{name}-{hashlib.sha256(f'{source} {state}'.encode()).hexdigest()[:8]}"
     if not manifest.exists(out):
-        prepare(
-            "imagefolder", source_path=folder, out=out, options=SourceOptions(all_test=True), on_progress=on_progress
-        )
+        prepare(source, source_path=folder, out=out, options=options, on_progress=on_progress)
+        on_note(f"{folder} is prepared as {source} in {out}")
     return out

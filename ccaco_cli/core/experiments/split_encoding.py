@@ -22,6 +22,7 @@ from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.scoring import caption_choice
+from ccaco_cli.core.scoring.languages import caption_languages
 from ccaco_cli.core.scoring.split_scorer import SplitEncodings, classify
 from ccaco_cli.core.scoring.two_stage import exhaustive
 from ccaco_cli.core.types import EncodedSamples
@@ -58,7 +59,8 @@ class SplitEncoder:
                 self.towers["text"].preprocess,
                 lambda column: encode(self.aligner, "text", column, local_tokens=with_tokens),
             )
-        return SplitEncodings(a, b, row_a, row_b, choices, self._class_vectors(a, name))
+        language = caption_languages(self.data.split(name)) if "text" in columns else None
+        return SplitEncodings(a, b, row_a, row_b, choices, self._class_vectors(a, name), language)
 
     def validate(self, name: str, columns: Mapping[str, Column]) -> dict[str, float]:
         """The metrics of a validation split by which the best epoch is chosen.

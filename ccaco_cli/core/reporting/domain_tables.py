@@ -11,8 +11,9 @@ import numpy as np
 from ccaco_cli.core.data.domain_names import DOMAIN_EMBEDDINGS, ORACLE, SOURCE_TEST
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation import significance
+from ccaco_cli.core.reporting.breakdown_rows import ClassRow
 from ccaco_cli.core.reporting.comparison import warning_kinds
-from ccaco_cli.core.reporting.rows import ClassRow, DomainRow
+from ccaco_cli.core.reporting.rows import DomainRow
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Result, Run
 

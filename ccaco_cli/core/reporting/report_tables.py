@@ -13,11 +13,10 @@ from ccaco_cli.core.errors import ConfigError, DataError, nearest
 from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, find_metric, is_shown
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
+from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
 from ccaco_cli.core.reporting.rows import (
     ArmMeanRow,
     ArmRow,
-    ChoiceRow,
-    ClassRow,
     ComparisonRow,
     DomainRow,
     FaithfulnessRow,
@@ -191,7 +190,7 @@ def _seed_sd(seeds: Sequence[Result], metric: str) -> float | None:
 
 
 def _choices(request: ReportRequest) -> list[ChoiceRow]:
-    """One row for each run and kind of choice, and one for the mean over kinds."""
+    """One row for each run and kind of choice, one for the mean over the kinds of a part, and over all kinds."""
     rows = []
     for run in request.measured_runs():
         for stage in _stages(run, request.split, request.stages):
@@ -202,8 +201,12 @@ def _choices(request: ReportRequest) -> list[ChoiceRow]:
                 if name.startswith(PER_CHOICE) and name.endswith("_row")
             ]
             rows += [_choice_row(run, stage, result, kind, [kind]) for kind in kinds]
-            if kinds:
-                rows.append(_choice_row(run, stage, result, "choice", kinds))
+            means: dict[str, list[str]] = {}  # PREFIX_PART of kinds PART/NAME, and of all kinds
+            for kind in kinds:
+                if "/" in kind:
+                    means.setdefault(kind.partition("/")[0], []).append(kind)
+            means |= {"choice": kinds} if "choice_accuracy" in result.metrics else {}
+            rows += [_choice_row(run, stage, result, name, members) for name, members in means.items()]
     if not rows:
         raise DataError(
             "these results have no choices", where=request.where, expected="--on a data set such as sugarcrepe"
@@ -218,12 +221,33 @@ def _choice_row(run: Run, stage: str, result: Result, name: str, kinds: Sequence
         arm=run.label,
         seed=run.facts["seed"],
         stage=stage,
-        kind=name.removeprefix(PER_CHOICE) if name in kinds else "mean",
+        kind="mean" if name == "choice" else name.removeprefix(PER_CHOICE),
         items=sum(len(result.items[kind]) for kind in kinds),
         accuracy=result.metrics.get(f"{name}_accuracy"),
         text_only_accuracy=result.metrics.get(f"{name}_text_only_accuracy"),
         shuffled_accuracy=result.metrics.get(f"{name}_shuffled_accuracy"),
     )
+
+
+def _languages(request: ReportRequest) -> list[LanguageRow]:
+    """One row for each run and language, and one for the mean over languages."""
+    rows = []
+    for run in request.measured_runs():
+        for stage in _stages(run, request.split, request.stages):
+            result = results.load_result(run, request.split, stage)
+            identity = (run.name, run.dataset, run.label, run.facts["seed"], stage)
+            parts = result.evaluation.metrics_of_pools() if result.evaluation.pool_names else {}
+            for (language, metrics), sizes in zip(parts.items(), result.evaluation.pools, strict=bool(parts)):
+                rows.append(LanguageRow(*identity, language, *sizes, metrics))
+            if parts:
+                shown = {name for metrics in parts.values() for name in metrics}
+                mean = {name: value for name, value in result.metrics.items() if name in shown}
+                rows.append(LanguageRow(*identity, "mean", None, None, mean))
+    if not rows:
+        raise DataError(
+            "these results have no languages", where=request.where, expected="--on a data set such as crossmodal-3600"
+        )
+    return rows
 
 
 def arm_rows(request: ReportRequest) -> list[ArmRow]:
@@ -265,6 +289,7 @@ TABLES: dict[str, Callable[[ReportRequest], Sequence[ReportRow]]] = {
     "retrieval": _retrieval,
     "matching": _matching,
     "choices": _choices,
+    "languages": _languages,
     "ablation": arm_rows,
     "domains": _domains,
     "classes": _classes,

@@ -234,34 +234,6 @@ class ComparisonRow(ReportRow):
 
 
 @dataclass(frozen=True)
-class ChoiceRow(ReportRow):
-    """One run and kind of choice between captions (SugarCrepe): accuracy, beside two controls; chance is a half.
-
-    Attributes:
-        items: number of choices.
-        accuracy: with the image of the choice.
-        text_only_accuracy: without an image.
-        shuffled_accuracy: with the image of another choice.
-    """
-
-    run: str
-    dataset: str
-    arm: str
-    seed: int
-    stage: str
-    kind: str
-    items: int
-    accuracy: float | None
-    text_only_accuracy: float | None
-    shuffled_accuracy: float | None
-
-    def sections(self) -> tuple[Cells, ...]:
-        cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
-        cells |= {"stage": self.stage, "kind": self.kind, "items": self.items, "choice_accuracy": self.accuracy}
-        return (cells | {"text_only_accuracy": self.text_only_accuracy, "shuffled_accuracy": self.shuffled_accuracy},)
-
-
-@dataclass(frozen=True)
 class DomainRow(ReportRow):
     """One arm across domains: means over its seeds.
 
@@ -305,19 +277,52 @@ class DomainRow(ReportRow):
 
 
 @dataclass(frozen=True)
-class ClassRow(ReportRow):
-    """The accuracy of one run on one class (``label``)."""
+class MixRow(ReportRow):
+    """One mix of a run with the pretrained model that it started from (``report --wise``).
+
+    Attributes:
+        mix: fraction of the trained weights: 0 = the start, 1 = the run.
+        chosen: whether it has the highest R-sum on validation.
+        folder: where its results are; of the chosen mix, a run with weights.
+        stage: the score that ranks: two-stage, or cosine.
+        weight: of the match score, chosen on validation.
+        r_sums: ``SPLIT_STAGE_R-sum`` of the data set of the run -> R-sum (0..600); None where it was not measured.
+        metrics: of ``stage`` on test (or on val, without a test split).
+        retained_on: the data set that stands for the abilities of the start; None where none was named.
+        retained_metric: R-sum, or an accuracy.
+        retained, retained_start: that metric of the mix and of the start, by cosine.
+        retained_two_stage: that metric of the mix by the two-stage score; None where it has none.
+        retention: ``retained / retained_start``.
+    """
 
     run: str
     dataset: str
     arm: str
     seed: int
-    label: str
-    accuracy: float | None
+    mix: float
+    chosen: bool
+    folder: str
+    stage: str
+    weight: float
+    r_sums: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
+    retained_on: str | None = None
+    retained_metric: str = ""
+    retained: float | None = None
+    retained_start: float | None = None
+    retained_two_stage: float | None = None
+    retention: float | None = None
 
     def sections(self) -> tuple[Cells, ...]:
-        cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
-        return (cells | {"class": self.label, "class_accuracy": self.accuracy},)
+        identity: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
+        identity |= {"mix": self.mix, "chosen": self.chosen, "folder": self.folder}
+        identity |= {"stage": self.stage, "weight": self.weight}
+        if self.retained_on is None:
+            return identity, {**self.r_sums, **self.metrics}, {}
+        retained: Cells = {"retained_on": self.retained_on, "retained_metric": self.retained_metric}
+        retained |= {"retained": self.retained, "retained_start": self.retained_start}
+        retained |= {"retained_two_stage": self.retained_two_stage, "retention": self.retention}
+        return identity, {**self.r_sums, **self.metrics}, retained
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def score_choices(
     Returns:
         Metrics ``choice_KIND_accuracy``; ``choice_KIND_text_only_accuracy`` (mean score over 16 images of other groups,
         a fixed draw); ``choice_KIND_shuffled_accuracy`` (score with one of these); and ``choice_accuracy`` ..., the
-        means over kinds. Items ``choice_KIND`` -> 0 or 1 of each choice, and ``choice_KIND_row`` -> the row of its
+        means over kinds. A kind ``PART/NAME`` also counts in ``choice_PART_accuracy``, the mean over kinds of the part.
+        Items ``choice_KIND`` -> 0 or 1 of each choice, and ``choice_KIND_row`` -> the row of its
         image.
     """
     kind_of_choice = np.array(choices.kind)
@@ -97,9 +98,14 @@ def score_choices(
             metrics[f"{PREFIX}_{kind}{condition}_accuracy"] = float(outcome[selected].mean())
         items[f"{PREFIX}_{kind}"] = correct[""][selected].astype(int).tolist()
         items[f"{PREFIX}_{kind}_row"] = choices.row[selected].tolist()
-    for condition in correct:
-        over_kinds = [metrics[f"{PREFIX}_{kind}{condition}_accuracy"] for kind in kinds]
-        metrics[f"{PREFIX}{condition}_accuracy"] = float(np.mean(over_kinds))
+    means = {PREFIX: kinds}
+    for kind in kinds:
+        if "/" in kind:
+            means.setdefault(f"{PREFIX}_{kind.partition('/')[0]}", []).append(kind)
+    for name, members in means.items():
+        for condition in correct:
+            accuracies = [metrics[f"{PREFIX}_{kind}{condition}_accuracy"] for kind in members]
+            metrics[f"{name}{condition}_accuracy"] = float(np.mean(accuracies))
     return metrics, items
 
 

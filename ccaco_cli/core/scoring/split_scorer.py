@@ -19,7 +19,7 @@ from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evalu
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.rerank import COSINE, CROSS, TWO_STAGE, Scorer, score_kind
-from ccaco_cli.core.scoring import caption_choice, pair_sampling
+from ccaco_cli.core.scoring import caption_choice, languages, pair_sampling, paired_examples
 from ccaco_cli.core.scoring.two_stage import Shortlist, exhaustive, logit_scale, two_stage
 from ccaco_cli.core.types import EncodedSamples
 
@@ -29,7 +29,7 @@ PairScore = Callable[[Tensor], Tensor]
 CPU = torch.device("cpu")
 CLASS_ACCURACY = "class_accuracy"
 CLASS_METRICS = (CLASS_ACCURACY, "mean_class_accuracy")
-STRATA = ("things", "combination")
+STRATA = ("things", "combination", "tag")
 """Properties of a sample (``Split.meta``) by which results can be divided."""
 
 
@@ -43,6 +43,7 @@ class SplitEncodings:
         choices: caption choices of the split; None where it has none.
         classes: vectors [A, E] of the items of a and [C, E] of the classes, whose dot product is the score; None
             without classes.
+        language: [items of b] str, the language of each caption; None where they are not told apart.
     """
 
     a: EncodedSamples
@@ -51,11 +52,18 @@ class SplitEncodings:
     row_b: Array
     choices: caption_choice.CaptionChoices | None = None
     classes: tuple[Tensor, Tensor] | None = None
+    language: Array | None = None
 
     def first(self, rows: int) -> SplitEncodings:
         """The items of the first rows, without choices and classes."""
         items_a, items_b = np.flatnonzero(self.row_a < rows), np.flatnonzero(self.row_b < rows)
-        return SplitEncodings(self.a[items_a], self.b[items_b], self.row_a[items_a], self.row_b[items_b])
+        language = self.language if self.language is None else self.language[items_b]
+        a, b = self.a[items_a], self.b[items_b]
+        return SplitEncodings(a, b, self.row_a[items_a], self.row_b[items_b], language=language)
+
+    def with_items_b(self, items: Array) -> SplitEncodings:
+        """All items of a, and these items of b, without languages, choices and classes."""
+        return SplitEncodings(self.a, self.b[items], self.row_a, self.row_b[items])
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +183,10 @@ class SplitScorer:
         return StageResult(stage, scoring, self.weight, evaluation, self._strata(evaluation))
 
     def _evaluate(self, scoring: str, encodings: SplitEncodings, protocol: str) -> Evaluation:
+        if encodings.language is not None:
+            return languages.evaluate_by_language(
+                encodings.language, lambda items: self._evaluate(scoring, encodings.with_items_b(items), "full")
+            )
         a, b = encodings.a, encodings.b
         groups = self.split.group[encodings.row_a], self.split.group[encodings.row_b]
         if self.aligner is None or scoring == COSINE:
@@ -203,7 +215,7 @@ class SplitScorer:
         ``matching_N_way_accuracy``: each item of a chooses its own partner among N (``eval.ways``) drawn at random.
         ``twin_accuracy``: each item of a chooses between its own partner and that of its near-twin (of its family).
         ``binding_accuracy``: each item of a chooses between a caption and the same caption with its attributes swapped.
-        ``choice_.._accuracy``: as ``caption_choice.score_choices``.
+        ``choice_.._accuracy``: as ``caption_choice.score_choices`` and ``paired_examples.score_examples``.
         """
         if scoring not in self._pair_results:
             self._pair_results[scoring] = self._score_pairs(scoring)
@@ -220,6 +232,10 @@ class SplitScorer:
         if encodings.choices is not None:
             score_texts = self._pair_score(scoring, encodings.choices.texts)
             more_metrics, more_items = caption_choice.score_choices(encodings.choices, self.split.group, score_texts)
+            metrics, items = metrics | more_metrics, items | more_items
+        examples = paired_examples.read_examples(self.split, encodings.row_a, encodings.row_b)
+        if examples is not None:
+            more_metrics, more_items = paired_examples.score_examples(examples, score)
             metrics, items = metrics | more_metrics, items | more_items
         return metrics, items
 

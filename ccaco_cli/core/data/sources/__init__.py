@@ -25,8 +25,10 @@ LOCATIONS = {
     "webdataset": "webdataset.SOURCE",
     "hub": "hub.SOURCE",
     "sugarcrepe": "sugarcrepe.SOURCE",
+    "winoground": "winoground.SOURCE",
+    "aro": "aro.SOURCE",
+    "crossmodal-3600": "crossmodal_3600.SOURCE",
 }
-
 """Name on the command line -> module and variable of the ``Source``."""
 
 

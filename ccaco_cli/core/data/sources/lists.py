@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,27 @@ def decode_text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("cp1252", "replace")
+
+
+def assumed_encodings(paths: Iterable[Path]) -> dict[str, str]:
+    """The text files whose encoding is an assumption of ``decode_text``: file name -> encoding."""
+    return {path.name: "Windows-1252" for path in paths if not _is_unicode(path)}
+
+
+def _is_unicode(path: Path) -> bool:
+    with path.open("rb") as binary:
+        block = binary.read(1 << 20)
+        if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return True
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            while block:
+                decoder.decode(block)
+                block = binary.read(1 << 20)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
 def read_lines(path: Path) -> list[str]:
@@ -81,6 +102,24 @@ def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entry = _unique_keys(pairs)
     entry.pop("tokens", None)
     return entry
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file with one object per line.
+
+    Raises:
+        DataError: a line that is no JSON object, with its number.
+    """
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", decode_text(path.read_bytes())), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_strictly(line)
+        except ValueError as error:
+            raise DataError(f"not a JSON line ({error})", where=f"{path}, line {number}") from None
+        if not isinstance(entry, dict):
+            raise DataError("this line is no JSON object", where=f"{path}, line {number}", expected="{...}")
+        yield entry
 
 
 def karpathy_images(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,80 @@
+"""Rows of a result that is broken down by kind of choice, by language or by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ccaco_cli.core.reporting.rows import Cells, ReportRow
+
+
+@dataclass(frozen=True)
+class ChoiceRow(ReportRow):
+    """One run and kind of choice (SugarCrepe, ARO, Winoground): accuracy, beside two controls.
+
+    Chance is 1/2; for the text, image and group score of Winoground it is 1/4, 1/4 and 1/6.
+
+    Attributes:
+        items: number of choices.
+        accuracy: with the image of the choice.
+        text_only_accuracy: without an image.
+        shuffled_accuracy: with the image of another choice.
+    """
+
+    run: str
+    dataset: str
+    arm: str
+    seed: int
+    stage: str
+    kind: str
+    items: int
+    accuracy: float | None
+    text_only_accuracy: float | None
+    shuffled_accuracy: float | None
+
+    def sections(self) -> tuple[Cells, ...]:
+        cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
+        cells |= {"stage": self.stage, "kind": self.kind, "items": self.items, "choice_accuracy": self.accuracy}
+        return (cells | {"text_only_accuracy": self.text_only_accuracy, "shuffled_accuracy": self.shuffled_accuracy},)
+
+
+@dataclass(frozen=True)
+class LanguageRow(ReportRow):
+    """One run on the captions of one language, or the mean over languages.
+
+    Attributes:
+        language: its code; ``mean`` = the mean over languages.
+        images, captions: size of the pool; None for the mean.
+        metrics: name -> fraction (R-sum: 0..600).
+    """
+
+    run: str
+    dataset: str
+    arm: str
+    seed: int
+    stage: str
+    language: str
+    images: int | None
+    captions: int | None
+    metrics: Mapping[str, float | None]
+
+    def sections(self) -> tuple[Cells, ...]:
+        cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
+        cells |= {"stage": self.stage, "language": self.language}
+        return cells | {"images": self.images, "captions": self.captions}, dict(self.metrics)
+
+
+@dataclass(frozen=True)
+class ClassRow(ReportRow):
+    """The accuracy of one run on one class (``label``)."""
+
+    run: str
+    dataset: str
+    arm: str
+    seed: int
+    label: str
+    accuracy: float | None
+
+    def sections(self) -> tuple[Cells, ...]:
+        cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
+        return (cells | {"class": self.label, "class_accuracy": self.accuracy},)
