@@ -102,7 +102,7 @@ def quoted_table(file: Path, rng: random.Random) -> Check:
 
     def verify(results: Outcomes) -> None:
         _refuse_lost_rows(results, rows)
-        if is_quoted and not edits:
+        if not edits:
             texts = {record.id: list(record.captions) for record, _ in results}
             wrong = [row for row in table if texts[row["filepath"]] != [row["title"]]]
             assert not wrong, f"captions changed: {wrong}"

@@ -12,6 +12,7 @@ from typing import Any
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import DatasetInfo, WriteOptions
 from ccaco_cli.core.data.sources import SOURCES
+from ccaco_cli.core.data.sources.lists import assumed_encodings
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.data.split_shares import SplitShares, published_splits
 from ccaco_cli.core.errors import DataError
@@ -55,7 +56,7 @@ def prepare(
     info = DatasetInfo(
         out_name(f"{name}:{option}"),
         source.modalities,
-        facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": dict(data.facts)},
+        facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": _source_facts(data)},
         config={"source": name, **_config(options), **({"split_shares": asdict(shares)} if shares.requested() else {})},
         root=data.root or (None if path is None else path if path.is_dir() else path.parent),
         unpaired=options.unpaired,
@@ -90,6 +91,12 @@ def _divided(source: Source, path: Path | None, options: SourceOptions, shares: 
         counts={},
         splits=tuple({**dict.fromkeys(data.splits), **missing.requested()}) if data.splits else (),
     )
+
+
+def _source_facts(data: SourceData) -> dict[str, Any]:
+    """What the manifest says about the source, with the list files that are not UTF-8."""
+    encodings = assumed_encodings(data.text_files)
+    return {**data.facts, **({"assumed_encodings": encodings} if encodings else {})}
 
 
 def out_name(name: str) -> str:

@@ -46,15 +46,20 @@ def next_step(data: Manifest, dataset: object) -> str:
 def notes(data: Manifest) -> list[str]:
     """Sentences on leaked, unread and rejected samples and on missing splits, to read before training."""
     lines = []
-    used = data.facts.get("source", {}).get("split_shares", {})
+    source = data.facts.get("source", {})
+    used = source.get("split_shares", {})
     for name, share in data.config.get("split_shares", {}).items():
         if share and name not in used:
             lines.append(f"--{name} was not used: the source has a split {name!r} of its own")
+    for file, encoding in source.get("assumed_encodings", {}).items():
+        lines.append(f"{file} is not UTF-8: what is not was read as {encoding}; convert it if captions look wrong")
+    if "quotes" in source:
+        lines.append(f"the quotes of the table do not add up: they were read as {source['quotes']}, one row a line")
     if leaks := data.facts["leakage"]:
         lines.append(
             f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {data.path / LEAKAGE}"
         )
-    if passed_over := data.facts.get("source", {}).get("passed_over"):
+    if passed_over := source.get("passed_over"):
         suffixes = ", ".join(f"{suffix or 'no suffix'} {n:,}" for suffix, n in passed_over["suffixes"].items())
         if count := sum(passed_over["suffixes"].values()):
             lines.append(f"files that are no samples were not read: {count:,} ({suffixes})")

@@ -6,7 +6,7 @@ Layout: ``[SPLIT/]CLASS/*.wav|ogg|mp3|flac``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if "{}" not in template:
         raise DataError("the template has no {} for the class name", where=template, expected=f'"{_TEMPLATE}"')
     links_to, passed_over = (options.media_root,) if options.media_root else (), PassedOver()
-    sounds = list(_sounds(root, links_to, passed_over))
+    class_table = root / "meta" / "esc50.csv"
+    categories, table_facts = _categories(class_table) if class_table.is_file() else ({}, {})
+    sounds = list(_sounds(root, categories, links_to, passed_over))
     if not sounds:
         raise DataError(
             f"no sound in this folder (it holds {passed_over})",
@@ -77,7 +79,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         protocol=protocol,
         facts={"template": template, "classes": len({sound.label for sound in sounds})}
         | ({"test_fold": test} if in_folds else {})
+        | table_facts
         | passed_over.facts(),
+        text_files=(class_table,) if class_table.is_file() else (),
     )
 
 
@@ -98,8 +102,9 @@ def _records(sounds: list[_Sound], template: str, test_fold: int) -> Iterator[Pa
         )
 
 
-def _sounds(root: Path, links_to: tuple[Path, ...], passed_over: PassedOver) -> Iterator[_Sound]:
-    categories = _categories(root)
+def _sounds(
+    root: Path, categories: Mapping[str, str], links_to: tuple[Path, ...], passed_over: PassedOver
+) -> Iterator[_Sound]:
     for file in media_below(root, MODALITIES["audio"], links_to=links_to, passed_over=passed_over):
         path = file.path
         id = path.relative_to(root).as_posix()
@@ -117,14 +122,11 @@ def _class_name(folder: str) -> str:
     return re.sub(r"^\d+\s*-\s*", "", folder).replace("_", " ").strip().lower()
 
 
-def _categories(root: Path) -> dict[str, str]:
-    """File name -> class ("" = missing), from ESC-50's ``meta/esc50.csv`` if it exists.
+def _categories(table: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Reads ESC-50's ``meta/esc50.csv``: file name -> class ("" = missing), and the facts of the table.
 
     Raises DataError: other columns, or a file with two rows.
     """
-    table = root / "meta" / "esc50.csv"
-    if not table.is_file():
-        return {}
     opened = open_delimited(table, ",", path_column="filename")
     if any(opened.names.count(column) != 1 for column in ("filename", "category")):
         raise DataError(
@@ -136,7 +138,7 @@ def _categories(root: Path) -> dict[str, str]:
         if row["filename"] in categories:
             raise DataError("a file with two rows", where=f"{table}: {row['filename']}", expected="one row a file")
         categories[row["filename"]] = text_from(row["category"], "category").replace("_", " ")
-    return categories
+    return categories, opened.facts()
 
 
 SOURCE = Source("audiofolder", ("audio", "text"), _EXPECTS, _read)

@@ -78,6 +78,7 @@ def _karpathy(root: Path, file: Path, media_root: Path | None) -> SourceData:
         protocol=f"coco-karpathy ({rule}){missing_part(counts, _KARPATHY)}",
         licence=_LICENCE,
         revision=revision_of(file),
+        text_files=(file,),
         counts=counts,
     )
 
@@ -121,6 +122,7 @@ def _official(root: Path, year: str, files: dict[str, Path], media_root: Path | 
         protocol=f"coco-official-{year} ({rule}){suffix}",
         licence=_LICENCE,
         revision=revision_of(*files.values()),
+        text_files=tuple(files.values()),
         counts=Counter(split_of(part, key) for part, images in parts.items() for key in images),
     )
 

@@ -1,7 +1,8 @@
 """Reads CSV and TSV tables row by row, and refuses a table whose quotes do not add up.
 
 A stray quote opens a cell that swallows the lines up to the next quote. Readers that forgive this lose rows silently.
-Here each row is compared with the lines that it was read from.
+Here each row is compared with the lines that it was read from. A table whose quotes do not add up, but whose lines are
+all rows when quotes are ordinary characters, is read line by line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,10 @@ from ccaco_cli.core.errors import DataError
 
 _SEPARATORS = "\t,;"
 _MEND = 'inside a quoted cell write each quote twice ("") and close it; delete any other quote'
+_FILE_NAME = re.compile(r"[^\"]*\.\w{1,5}")
+_NO_SUFFIX = re.compile(r"[^\"\s]+")
+_QUOTED_QUOTE = re.compile(r'".*"".*"')
+"""A cell as only a writer of quoted cells makes it."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,16 @@ class DelimitedTable:
     Attributes:
         names: the header, in order; names may be repeated.
         rows: the cells of each row, as many as names; consumed once. Raises DataError, which names the line.
+        literal_quotes: the quotes do not add up, so they were read as ordinary characters.
     """
 
     names: list[str]
     rows: Iterator[list[str]]
+    literal_quotes: bool = False
+
+    def facts(self) -> dict[str, str]:
+        """For the manifest; {} = quotes enclose cells, as usual."""
+        return {"quotes": "ordinary characters"} if self.literal_quotes else {}
 
 
 def open_delimited(
@@ -43,9 +55,10 @@ def open_delimited(
         file: UTF-8, UTF-16 with a byte order mark, or Windows-1252 in single cells.
         separator: one character; None = the first of tab, comma and semicolon that the header contains.
         path_column: column of file names, by which a line is recognised as a row.
-        quoted: cells may be quoted as in RFC 4180; False = quotes are ordinary characters.
+        quoted: cells may be quoted as in RFC 4180, unless ``_has_literal_quotes`` finds otherwise; False = quotes are
+            ordinary characters.
     Raises:
-        DataError: an empty table, or a separator of several characters.
+        DataError: an empty table, a separator of several characters, or quotes that can be read in two ways.
     """
     with file.open("rb") as binary:
         wide = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -60,9 +73,69 @@ def open_delimited(
     separator = {"\\t": "\t"}.get(separator or "", separator) or next((s for s in _SEPARATORS if s in header), ",")
     if len(separator) != 1 or separator in '"\r\n':
         raise DataError("not a separator", where=repr(separator), expected="one character", next="--csv-separator ,")
-    parsed = _parse(file, wide, separator, quoted)
+    literal_quotes = quoted and _has_literal_quotes(file, wide, separator, path_column)
+    parsed = _parse(file, wide, separator, quoted and not literal_quotes)
     names = [name.strip() for name in next(parsed).cells]
-    return DelimitedTable(names, _checked_rows(file, parsed, names, separator, path_column))
+    return DelimitedTable(names, _checked_rows(file, parsed, names, separator, path_column), literal_quotes)
+
+
+def _has_literal_quotes(file: Path, wide: bool, separator: str, path_column: str) -> bool:
+    """Whether the quotes of a table are ordinary characters.
+
+    They are if the table cannot be read with quoted cells, and each of its lines is a row without them.
+
+    Raises:
+        DataError: both readings are possible and have different rows.
+    """
+    lines = _count_lines_that_are_rows(file, wide, separator, path_column)
+    if not lines:
+        return False
+    try:
+        parsed = _parse(file, wide, separator, quoted=True)
+        names = [name.strip() for name in next(parsed).cells]
+        rows = sum(1 for _ in _checked_rows(file, parsed, names, separator, path_column))
+    except DataError:
+        return True
+    if rows == lines:
+        return False
+    start = next(row.start for row in _parse(file, wide, separator, quoted=True) if len(row.lines) > 1)
+    raise _unreadable(f"the quote in line {start} may enclose several lines, or each of them may be a row", file, start)
+
+
+def _count_lines_that_are_rows(file: Path, wide: bool, separator: str, path_column: str) -> int:
+    """The number of lines below the header, if each is a row when quotes are ordinary characters.
+
+    Returns:
+        0 if a line has another number of cells or no file name in ``path_column``, if the table has no quotes, or if a
+        writer of quoted cells made it: names of columns or files are quoted, or quotes in a quoted cell are doubled.
+    """
+    if not _contains_quote(file):
+        return 0
+    try:
+        parsed = _parse(file, wide, separator, quoted=False)
+        names = [name.strip() for name in next(parsed).cells]
+        if any('"' in name for name in names):
+            return 0
+        at = names.index(path_column) if path_column in names else None
+        is_file_name, count = None, 0
+        for row in parsed:
+            count += 1
+            if len(row.cells) != len(names) or any(map(_QUOTED_QUOTE.fullmatch, row.cells)):
+                return 0
+            if at is None:
+                continue
+            path = row.cells[at].strip()
+            is_file_name = is_file_name or (_FILE_NAME if _FILE_NAME.fullmatch(path) else _NO_SUFFIX).fullmatch
+            if not is_file_name(path):
+                return 0
+    except DataError:
+        return 0
+    return count
+
+
+def _contains_quote(file: Path) -> bool:
+    with file.open("rb") as binary:
+        return any(b'"' in block for block in iter(lambda: binary.read(1 << 20), b""))
 
 
 def _open_text(file: Path, wide: bool) -> TextIO:

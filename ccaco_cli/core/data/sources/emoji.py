@@ -60,6 +60,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         protocol="emoji-styles: split by hash of the code point, so that no emoji is in two splits in whatever style",
         licence="noto2018 Apache-2.0; twemoji and fxemoji CC BY 4.0",
         revision=revision_of(table),
+        text_files=(table,),
         counts=Counter(row["split"] for row in rows for _ in row["styles"].split(",")),
     )
 

@@ -81,6 +81,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
         f"photo{missing_part(counts, _PUBLISHED[name])}",
         licence=_LICENCE,
         revision=revision_of(*read_from),
+        text_files=read_from,
         facts={"unlisted": unlisted},
         counts=counts,
     )

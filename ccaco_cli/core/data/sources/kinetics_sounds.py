@@ -33,6 +33,7 @@ _EXPECTS = (
     "or the lists *train*.txt and *test*.txt (ID,10,LABEL) beside the clips"
 )
 _NEXT = "ccaco prepare kinetics-sounds --source PATH"
+_CLASS_FILE = "class.txt"
 _CLIP = re.compile(r"(?P<video>.{11})_(?P<start>\d+)(?:_\d+)?")
 """Two notations: ``VIDEO_000058_000068`` and ``VIDEO_58``."""
 PROTOCOLS = {
@@ -93,6 +94,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         protocol=protocol,
         licence="clips belong to their uploaders; Kinetics' annotations CC BY 4.0",
         revision=revision,
+        text_files=[file for file in (*lists, root / _CLASS_FILE) if file.is_file()],
         facts=facts,
         counts=Counter(clip.split for clip in here),
     )
@@ -191,7 +193,7 @@ def _files(root: Path, media_root: Path | None, passed_over: PassedOver) -> Iter
 
 
 def _class_list(root: Path) -> list[str] | None:
-    file = root / "class.txt"
+    file = root / _CLASS_FILE
     if not file.is_file():
         return None
     names = (_class_name(name) for name in re.split(r"[,\n]", decode_text(file.read_bytes())))

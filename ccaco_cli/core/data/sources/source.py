@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class SourceData:
         counts: split -> number of records, if known in advance (for the progress bar).
         splits: all splits that the records can have, if known in advance; ``--limit`` can then stop early.
         root: real path of the folder that media paths may not leave, if ``--source`` does not name it.
+        text_files: list files and tables; the manifest names those that are not UTF-8.
     """
 
     records: Iterable[PairRecord]
@@ -64,6 +65,7 @@ class SourceData:
     counts: Mapping[str, int] = field(default_factory=dict)
     splits: Collection[str] = ()
     root: Path | None = None
+    text_files: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)

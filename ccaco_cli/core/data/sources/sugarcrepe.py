@@ -45,6 +45,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         "are wrong",
         licence="items MIT; photos as of COCO val2017",
         revision=revision_of(*files.values()),
+        text_files=tuple(files.values()),
         facts={"items": counts, "evaluation": "choices"},
         counts={"test": len(items)},
     )

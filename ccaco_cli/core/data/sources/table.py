@@ -64,7 +64,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         records=_records(root.parent, options.media_root, table),
         protocol=f"table (split: {rule}; rows of one path are one sample)",
         revision=revision_of(root),
-        facts={"rows": table.num_rows},
+        facts={"rows": table.num_rows, **opened.facts},
+        text_files=() if suffix == ".parquet" else (root,),
         splits=() if "split" in columns else HASH_SPLITS,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,12 @@ class RawTable:
         names: all column names, repeated ones too.
         table: (columns: our name -> name in the file) -> Arrow table of our names, with the column ``PROBLEM`` where
             values were checked.
+        facts: for the manifest: how the format was read, where that is not as usual.
     """
 
     names: list[str]
     table: Callable[[Mapping[str, str]], pa.Table]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_csv(file: Path, path_column: str, separator: str | None) -> RawTable:
@@ -47,7 +49,7 @@ def open_csv(file: Path, path_column: str, separator: str | None) -> RawTable:
         rows = ({ours: cells[at] for ours, at in positions.items()} for cells in opened.rows)
         return _arrow_table(rows, list(columns))
 
-    return RawTable(opened.names, table)
+    return RawTable(opened.names, table, opened.facts())
 
 
 def open_jsonl(file: Path, path_column: str, separator: str | None) -> RawTable:

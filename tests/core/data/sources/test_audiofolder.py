@@ -120,9 +120,13 @@ def test_classes_of_the_table_that_are_missing_or_repeated(tmp_path: Path) -> No
     assert data.facts["passed_over"] == {"suffixes": {".txt": 2, ".csv": 1}, "hidden": 0}
     for text, words in (
         ("1.wav,1,0,dog\n1.wav,1,0,cat\n", "a file with two rows"),
-        ('1.wav,1,0,"dog\n2.wav,1,0,cat\n', r"unreadable table.*esc50.csv:2"),
+        ('3.wav,1,0,"dog, wet"\n1.wav,1,0,"dog\n2.wav,1,0,cat\n', r"unreadable table.*esc50.csv:3"),
         ("1.wav,1,0\n", r"unreadable table.*esc50.csv:2"),
     ):
         table.write_text(header + text)
         with pytest.raises(DataError, match=words):
             SOURCE.read(tmp_path, SourceOptions())
+    table.write_bytes(header.encode() + b'1-100032-A-0.wav,1,0,19" wheels\n2-100038-A-14.w64,2,14,"caf\xe9\n')
+    data = SOURCE.read(tmp_path, SourceOptions())
+    assert {r.label for r in data.records if r.label} >= {'19" wheels', '"caf\xe9'}
+    assert data.facts["quotes"] == "ordinary characters" and list(data.text_files) == [table]

@@ -32,27 +32,70 @@ def test_proper_quotes_are_read(tmp_path: Path) -> None:
     assert read(tmp_path / "t.tsv", "filepath\ttitle\n\t\na.jpg\tx") == [["", ""], ["a.jpg", "x"]], "blank, but a row"
 
 
+STRAY_QUOTES = [
+    # the closing quote stands in the middle, at the end, nowhere
+    (['a.jpg\t"Hello there', "b.jpg\tx", 'c.jpg\t19" wheels'], "3-5"),
+    (['a.jpg\t"Hello there', "b.jpg\tx", 'c.jpg\t19"'], "3"),
+    (['a.jpg\t"Hello there', "b.jpg\tx", "c.jpg\ty"], "3-5"),
+    (["a.jpg\tx", 'b.jpg\t"Hello" she said', "c.jpg\ty"], "4"),
+    (["a.jpg\tx", 'b.jpg\t"Hello there', 'c.jpg\tlast" of', "e.jpg\tz"], "4-5"),
+    (["a.jpg\tx", 'b.jpg\t"Hello there', 'c.jpg\tlast"', "d.jpg\ty"], "4"),
+]
+
+
 @pytest.mark.parametrize(
-    ("rows", "lines"),
-    [
-        # the closing quote stands in the middle, at the end, nowhere
-        (['a.jpg\t"Hello there', "b.jpg\tx", 'c.jpg\t19" wheels'], "2-4"),
-        (['a.jpg\t"Hello there', "b.jpg\tx", 'c.jpg\t19"'], "2"),
-        (['a.jpg\t"Hello there', "b.jpg\tx", "c.jpg\ty"], "2-4"),
-        (["a.jpg\tx", 'b.jpg\t"Hello" she said', "c.jpg\ty"], "3"),
-        (["a.jpg\tx", 'b.jpg\t"Hello there', 'c.jpg\tlast" of', "e.jpg\tz"], "3-4"),
-        (["a.jpg\tx", 'b.jpg\t"Hello there', 'c.jpg\tlast"', "d.jpg\ty"], "3"),
-        (["a.jpg\tx", "b.jpg\ty\tz"], "3"),
-        (["a.jpg\tx", "b.jpg"], "3"),
-    ],
+    ("rows", "lines"), [*STRAY_QUOTES, (["a.jpg\tx", "b.jpg\ty\tz"], "4"), (["a.jpg\tx", "b.jpg"], "4")]
 )
 @pytest.mark.parametrize("separator", ["\t", ",", ";"])
-def test_a_stray_quote_names_its_line(tmp_path: Path, rows: list[str], lines: str, separator: str) -> None:
-    text = "\n".join(["filepath\ttitle", *rows, ""]).replace("\t", separator)
+@pytest.mark.parametrize("quoted_row", ['z.jpg\t"a quoted\tseparator"', 'z.jpg\t"a ""doubled"" quote"', '"z.jpg"\tx'])
+def test_a_stray_quote_among_quoted_cells_names_its_line(
+    tmp_path: Path, quoted_row: str, rows: list[str], lines: str, separator: str
+) -> None:
+    text = "\n".join(["filepath\ttitle", quoted_row, *rows, ""]).replace("\t", separator)
     with pytest.raises(DataError, match="unreadable table") as error:
         read(tmp_path / "t.txt", text)
     assert str(error.value.where) == f"{tmp_path / 't.txt'}:{lines}"
     assert error.value.next
+
+
+@pytest.mark.parametrize(
+    "rows", [rows for rows, _ in STRAY_QUOTES] + [["a\t'", 'b\t"x', 'c\t"y" and z'], ['a.JPEG\t"', 'b.png\t"x"']]
+)
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_quotes_that_do_not_add_up_are_characters_where_each_line_is_a_row(
+    tmp_path: Path, rows: list[str], separator: str, encoding: str
+) -> None:
+    file = tmp_path / "t.txt"
+    file.write_bytes("\n".join(["filepath\ttitle", *rows, ""]).replace("\t", separator).encode(encoding))
+    table = open_delimited(file, separator, path_column="filepath")
+    assert list(table.rows) == [row.split("\t") for row in rows]
+    assert table.facts() == {"quotes": "ordinary characters"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (['a.jpg\t"Hello', 'b.png\tthere"'], 2),
+        (["a.jpg\tx", 'b.jpg\t"Hello', 'c.gif\tthere"', "d.jpg\ty"], 3),
+        (["a\tx", 'b\t"Hello', "c.d\tz", 'd e\tthere"'], 0),
+    ],
+)
+def test_two_possible_readings_are_refused_with_the_line(tmp_path: Path, rows: list[str], line: int) -> None:
+    text = "\n".join(["filepath\ttitle", *rows, ""])
+    if not line:  # "d e" is no file name, so that only one reading is possible
+        with pytest.raises(DataError, match="swallows line 4"):
+            read(tmp_path / "t.tsv", text)
+        return
+    with pytest.raises(DataError, match="may enclose several lines, or each of them may be a row") as error:
+        read(tmp_path / "t.tsv", text)
+    assert str(error.value.where) == f"{tmp_path / 't.tsv'}:{line}"
+
+
+@pytest.mark.parametrize("text", ['"a"\t"b"\n"c.jpg"\t"x\n"d.jpg"\t"y"\n', '"filepath"\ttitle\na.jpg\t"x\nb.jpg\ty\n'])
+def test_a_table_with_quoted_names_is_not_read_without_quotes(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="unreadable table"):
+        read(tmp_path / "t.tsv", text)
 
 
 def test_quotes_are_characters_where_the_format_has_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,37 @@ def test_samples_and_rejects_add_up_and_the_notes_count_the_others(tmp_path: Pat
         "files that are no samples were not read: 1 (.txt 1)",
         "hidden files and folders were not read: 1",
     ]
+
+
+@pytest.mark.parametrize("layout", ["table csv", "table jsonl", "flickr8k", "coco"])
+def test_lists_that_are_not_utf8_are_named_in_the_manifest_and_the_notes(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "s"
+    (folder / "train2017").mkdir(parents=True)
+    draw(folder / "train2017" / "0.jpg", "JPEG", 0)
+    draw(folder / "0.jpg", "JPEG", 0)
+    image = {"filename": "0.jpg", "filepath": "train2017", "split": "train", "sentences": [{"raw": "caf\xe9"}]}
+    source, file, content = {
+        "table csv": ("table", "t.csv", "filepath,title\n0.jpg,caf\xe9\n"),
+        "table jsonl": ("table", "t.jsonl", '{"filepath": "0.jpg", "title": "caf\xe9"}\n'),
+        "flickr8k": ("flickr8k", "dataset_flickr8k.json", json.dumps({"images": [image]}, ensure_ascii=False)),
+        "coco": ("coco", "dataset_coco.json", json.dumps({"images": [image]}, ensure_ascii=False)),
+    }[layout]
+    path = folder / file if source == "table" else folder
+    for number, encoding in enumerate(("utf-8", "cp1252")):
+        (folder / file).write_text(content, encoding)
+        data = prepare(source, source_path=path, out=tmp_path / f"d{number}", write=WriteOptions(workers=0))
+        assumed = {} if encoding == "utf-8" else {file: "Windows-1252"}
+        assert data.facts["source"].get("assumed_encodings", {}) == assumed
+        named = [line for line in notes(data) if f"{file} is not UTF-8: what is not was read as Windows-1252" in line]
+        assert len(named) == len(assumed)
+
+
+def test_quotes_read_as_characters_are_named_in_the_notes(tmp_path: Path) -> None:
+    draw(tmp_path / "0.jpg", "JPEG", 0)
+    (tmp_path / "t.tsv").write_text('filepath\ttitle\n0.jpg\t"Hello there\n')
+    data = prepare("table", source_path=tmp_path / "t.tsv", out=tmp_path / "d", write=WriteOptions(workers=0))
+    assert counted(data) == 1
+    assert "the quotes of the table do not add up: they were read as ordinary characters, one row a line" in notes(data)
 
 
 @pytest.mark.parametrize(("source", "suffix"), [("imagefolder", ".foo"), ("audiofolder", ".foo"), ("imagefolder", "")])

@@ -236,6 +236,11 @@ def test_a_repeated_key_of_json_lines_names_its_line(tmp_path: Path) -> None:
 
 def test_a_stray_quote_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
-    path.write_text('filepath\ttitle\na.jpg\t"Hello there\nb.jpg\ttwo\nc.jpg\tthree\nd.jpg\t19" wheels\n')
-    with pytest.raises(DataError, match=r"unreadable table.*t.tsv:2-5"):
+    rows = 'a.jpg\t"Hello there\nb.jpg\ttwo\nc.jpg\tthree\nd.jpg\t19" wheels\n'
+    path.write_text(f'filepath\ttitle\nz.jpg\t"quoted\tcell"\n{rows}')
+    with pytest.raises(DataError, match=r"unreadable table.*t.tsv:3-6"):
         read(path)
+    path.write_text(f"filepath\ttitle\n{rows}")
+    data = SOURCE.read(path, SourceOptions())
+    assert [list(record.captions) for record in data.records] == [['"Hello there'], ["two"], ["three"], ['19" wheels']]
+    assert data.facts == {"rows": 4, "quotes": "ordinary characters"}
