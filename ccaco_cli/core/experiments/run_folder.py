@@ -13,6 +13,7 @@ from typing import Any
 
 from ccaco_cli.core import config_io, distributed, fault, manifest, runtime
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError, TowerError
 from ccaco_cli.core.experiments import stages
@@ -183,6 +184,30 @@ def load_run(
             )
     weights.load_weights(path / "checkpoints/best" / weights.WEIGHTS, aligner)
     return aligner.to(runtime.device(device)).eval(), towers, config, run
+
+
+def dataset_of_run(run: Manifest) -> PairData:
+    """Opens the data set that a run was trained on.
+
+    Raises:
+        DataError: it is not where it was.
+        ManifestError: it was prepared again since.
+    """
+    source = run.inputs["dataset"]
+    if not manifest.exists(Path(source["path"])):
+        raise DataError(
+            "the data set of this run is not where it was",
+            where=source["path"],
+            next="run this from the folder of the training",
+        )
+    data = shards.open(Path(source["path"]))
+    if data.manifest.sha256 != source["sha256"]:
+        raise ManifestError(
+            "the data set of this run was prepared anew",
+            where=source["path"],
+            expected=f"sha256 {source['sha256'][:12]}",
+        )
+    return data
 
 
 def refuse_other_modalities(run: Manifest, data: PairData) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,11 @@ from numpy.typing import NDArray
 
 from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
-from ccaco_cli.core.errors import DataError, ManifestError
-from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.experiments.run_folder import dataset_of_run, load_run
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.match import match_logits
@@ -74,20 +72,7 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progres
     if run.path.is_file():
         raise DataError("a result file has no model to look into", where=run.path, expected="the run's folder")
     measured = results.load_result(run, split)
-    source = manifest.open(run.path, kind="run").inputs["dataset"]
-    if not manifest.exists(Path(source["path"])):
-        raise DataError(
-            "the data set of this run is not where it was",
-            where=source["path"],
-            next="run this from the folder of the training",
-        )
-    data = shards.open(Path(source["path"]))
-    if data.manifest.sha256 != source["sha256"]:
-        raise ManifestError(
-            "the data set of this run was prepared anew",
-            where=source["path"],
-            expected=f"sha256 {source['sha256'][:12]}",
-        )
+    data = dataset_of_run(manifest.open(run.path, kind="run"))
     runtime.limit_threads()
     aligner, towers, config, _ = load_run(run.path)
     full_split = data.split(split)

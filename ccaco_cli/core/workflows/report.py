@@ -10,7 +10,7 @@ from ccaco_cli.core.errors import ConfigError, GateError
 from ccaco_cli.core.evaluation.significance import BETTER, WORSE
 from ccaco_cli.core.reporting import comparison
 from ccaco_cli.core.reporting.report_tables import ReportRequest, run_rows
-from ccaco_cli.core.reporting.rows import as_dicts
+from ccaco_cli.core.reporting.rows import MixRow, as_dicts
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.run_splits import REPORTED
 
@@ -45,6 +45,15 @@ def failed_gates(request: ReportRequest, gates: Iterable[str]) -> list[str]:
             rows = run_rows(request.paths, split=request.split, every_stage=request.stages)
             lines += failed_rows(as_dicts(rows), gate)
     return lines
+
+
+def failed_mixes(chosen: Sequence[MixRow], gates: Iterable[str]) -> list[str]:
+    """A line for each chosen mix that fails a gate such as ``retention<0.97``.
+
+    Raises:
+        GateError: as ``failed_rows``.
+    """
+    return [line for gate in gates for line in failed_rows(as_dicts(chosen), gate)]
 
 
 def failed_rows(rows: Sequence[Mapping[str, object]], gate: str) -> list[str]:
