@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core import manifest
+from tests.pretrained_models import open_clip_folder
 
 
 def test_shards_and_index(
@@ -63,6 +65,62 @@ def test_errors_are_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = ccaco("embed", "--run", run, "--data", data_root, *arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert words in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_export(ccaco: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_clip_folder(tmp_path / "small")
+    done = ccaco("embed", "--model", "open_clip:small", "--export", "open_clip", "--license", "mit")
+    assert (done.code, done.out) == (0, "")
+    first, last = done.err.splitlines()
+    assert first.startswith("exports/open_clip-small-open_clip: open_clip; loaded by its library, its vectors differ")
+    assert last == "next: ccaco embed --model open_clip:exports/open_clip-small-open_clip --dataset scenes"
+    assert sorted(p.name for p in (tmp_path / "exports/open_clip-small-open_clip").iterdir()) == [
+        "README.md",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    ]
+    again = ccaco("embed", "--model", "open_clip:small", "--export", "open_clip")
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert "something is there already: exports/open_clip-small-open_clip" in again.err
+
+
+def test_help_names_every_export_format() -> None:
+    from ccaco_cli.commands.embed import embed
+    from ccaco_cli.core.export.formats import FORMATS
+
+    (declared,) = inspect.signature(embed, eval_str=True).parameters["export"].annotation.__metadata__
+    assert all(name in declared.help for name in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--export", "onnyx"], "open_clip | transformers | onnx | sentence-transformers; next: did you mean onnx?"),
+        (["--export", "transformers"], "expected a format that can: onnx; next: --export onnx"),
+        (["--export", "onnx", "--index", "x.idx"], "an export builds no index"),
+        (["--license", "mit"], "--export FORMAT beside it"),
+        (["--push-to-hub", "me/small"], "--export FORMAT beside it"),
+        (["--export", "onnx", "--push-to-hub", "a/b/c"], "no name of a repository"),
+        (["--export", "onnx", "--push-to-hub", "me/small"], "the hub cannot be reached: --push-to-hub me/small"),
+    ],
+)
+def test_export_errors_are_one_line_and_leave_nothing(
+    ccaco: Callable[..., Any],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    from ccaco_cli.core.export import hub
+
+    monkeypatch.setattr(hub, "is_reachable", lambda endpoint: False)
+    monkeypatch.chdir(tmp_path)
+    done = ccaco("embed", "--run", run, *arguments)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert words in done.err
     assert not list(tmp_path.iterdir())

@@ -95,7 +95,11 @@ def _state(image: nn.Module, text: nn.Module, published: nn.Module) -> dict[str,
         parts |= {"visual.trunk.": image.body, "visual.head.": image.head}
     else:
         parts["visual."] = image.body
-    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
+    state = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
+    positions = f"{text_prefix}positional_embedding"
+    if positions in state:  # a shorter context uses the first ones
+        state[positions] = state[positions][: published.get_parameter(positions).shape[0]]
+    return state
 
 
 def _scale_and_bias(published: nn.Module) -> Mapping[str, Tensor]:

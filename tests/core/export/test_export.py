@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
 from ccaco_cli.core.experiments.pretrained import open_model
 from ccaco_cli.core.experiments.request import TrainRequest
@@ -17,6 +18,7 @@ from ccaco_cli.core.export import export as exporting
 from ccaco_cli.core.export import hub, open_clip_folder
 from ccaco_cli.core.export.export import ExportRequest, export_model, notes
 from ccaco_cli.core.export.same_vectors import images
+from ccaco_cli.core.model.aligner import build as build_aligner
 from ccaco_cli.core.training import loop
 from ccaco_cli.core.workflows.train import train
 from tests.pretrained_models import TEXTS
@@ -95,8 +97,6 @@ def test_a_run_with_new_heads_goes_to_onnx_only(run: Path, tmp_path: Path) -> No
 def test_what_a_dual_encoder_cannot_hold(
     settings: dict[str, Any], reason: str, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccaco_cli.core.config_io import override
-
     model = open_model(f"open_clip:{start}", "cpu")
     model = model._replace(config=override(model.config, settings))
     monkeypatch.setattr(exporting, "open_model", lambda *arguments: model)
@@ -246,3 +246,15 @@ def test_a_learned_bias_is_exported_where_the_format_has_one(start: Path, tmp_pa
     assert (read.logit_bias, math.log(read.logit_scale)) == (-3.0, pytest.approx(3.3, rel=1e-6))
     unit = F.normalize(read.encode["text"](TEXTS), dim=-1)
     torch.testing.assert_close(unit.detach(), open_clip_vectors(tmp_path / "out")[2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["open_clip", "onnx"])
+def test_a_shorter_context_is_exported(name: str, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(f"open_clip:{start}", "cpu")
+    config = override(model.config, {"model.text.context_length": 8})
+    aligner, towers = build_aligner(config.model, config.loss, model.aligner.modalities)
+    short = model._replace(aligner=aligner.eval(), towers=towers, config=config)
+    monkeypatch.setattr(exporting, "open_model", lambda *arguments: short)
+    assert export_model(ExportRequest("x:x", name, tmp_path / "out")).difference < 1e-5
+    if name == "open_clip":
+        assert open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(TEXTS).shape[1] == 8
