@@ -92,9 +92,13 @@ def export(
         manifest.write_json(folder / SETTINGS, {"modality": MODALITY, **settings})
         with torch.inference_mode(False), torch.no_grad(), quiet_exporter():
             texts = tower.preprocess(list(_NAMES))
-            write_graph(folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS)
+            write_graph(
+                folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS
+            )
             if matcher:
-                write_graph(folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",))
+                write_graph(
+                    folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",)
+                )
         differences = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
     except Exception as error:  # the exporter raises many kinds of errors
         shutil.rmtree(folder)
