@@ -21,6 +21,7 @@ from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.request import TrainRequest, check
+from ccaco_cli.core.experiments.start import add_updates
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.model.towers.tower import Tower
@@ -128,6 +129,7 @@ def _estimate(
 ) -> StepEstimate:
     device = runtime.device(config.device)
     aligner, towers = aligners.build(config.model, config.loss, modalities)
+    add_updates(aligner, config)
     aligner.to(device)
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()

@@ -29,7 +29,7 @@ from ccaco_cli.core.experiments import domain_adaptation
 from ccaco_cli.core.experiments.pretrained import ZERO_SHOT
 from ccaco_cli.core.experiments.run_folder import RunFolder
 from ccaco_cli.core.experiments.split_encoding import SplitEncoder
-from ccaco_cli.core.experiments.start import StartModel, build_start
+from ccaco_cli.core.experiments.start import StartModel, add_updates, build_start
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.memory import PeakMemory
 from ccaco_cli.core.model import aligner as aligners
@@ -150,10 +150,7 @@ def _build(data: PairData, config: RunConfig) -> tuple[StartModel, Adaptation | 
     device = runtime.device(config.device)
     start = distributed.main_process_first(lambda: build_start(config, data.modalities))
     aligner = start.aligner
-    if config.optim.lora:
-        from ccaco_cli.core.model.low_rank import add_low_rank
-
-        add_low_rank(aligner, config.optim.lora)
+    add_updates(aligner, config)
     aligner.to(device)
     if config.optim.grad_checkpointing:
         aligner.set_grad_checkpointing()

@@ -60,7 +60,20 @@ def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
     fingerprints = {m: _fingerprint(run, source_config, m) for m in modalities}
     towers = {m: replace(tower, fingerprint=fingerprints[m]) for m, tower in towers.items()}
     runtime.seed(config.seed)
-    return StartModel(aligner, towers, run, has_cross and source_config.loss.beta > 0)
+    return StartModel(aligner, towers, run, has_cross and _trained_cross(run, source_config))
+
+
+def _trained_cross(run: Manifest, config: RunConfig) -> bool:
+    """Whether the cross branch of a run has trained weights: not where its best model was its pretrained start."""
+    return config.loss.beta > 0 and (config.loss.alpha == 0 or bool(run.facts["weights_tried"]))
+
+
+def add_updates(aligner: Aligner, config: RunConfig) -> None:
+    """Adds the low-rank updates that are trained in place of the towers, with ``optim.lora``. Raises ConfigError."""
+    if config.optim.lora:
+        from ccaco_cli.core.model.low_rank import add_low_rank
+
+        add_low_rank(aligner, config.optim.lora)
 
 
 def _copy_weights(source: Aligner, target: Aligner, path: str) -> bool:

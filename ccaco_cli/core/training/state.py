@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ccaco_cli.core import distributed
 from ccaco_cli.core.config import RunConfig
@@ -119,7 +120,8 @@ class TrainingState:
         self.engine = parallel.build_engine(self.losses, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "amp_fp16")
         self._build_optimizer()
-        self.average = WeightAverage(aligner, config.optim.ema) if config.optim.ema else None
+        trained = nn.ModuleList([aligner] if adaptation is None else [aligner, adaptation])
+        self.average = WeightAverage(trained, config.optim.ema) if config.optim.ema else None
         # a generator of the CPU: it draws equal pairs on every device, and a run can be resumed on another device
         self.generator = torch.Generator()
         self.seed_epoch()

@@ -106,6 +106,8 @@ def test_a_destructive_learning_rate_leaves_the_start(spec: str, data_root: Path
     assert run.facts["weight"] == 0.0 and run.facts["headline"] == "cosine"
     assert not run.facts["weights_tried"]
     assert any("before training" in note for note in train_notes(run))
+    further = start_run(tmp_path / "run", tmp_path / "further", data_root, **DESTRUCTIVE, loss__beta=0.5)
+    assert further.facts["weight"] == 0.0 and not further.facts["weights_tried"], "its cross branch is untrained, too"
     aligner, towers, *_ = load_run(tmp_path / "run")
     assert same_embeddings((aligner, towers), open_model(spec)[:2], data_root)
     assert float(aligner.logit_scale()) == pytest.approx(float(open_model(spec).aligner.logit_scale()))
