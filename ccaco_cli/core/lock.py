@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,12 +24,14 @@ def hold(folder: Path, kind: str) -> Iterator[None]:
     """Holds the lock of an artefact during a ``with`` block.
 
     Args:
-        folder: of the artefact; need not exist. The lock file lies beside it.
+        folder: of the artefact; need not exist. The lock file lies beside it, in a parent folder that is made for it
+            and removed again if it is empty at the end.
         kind: run, data set ... for the error message.
     Raises:
         DataError: another process holds the lock; names the process, its host and the time.
     """
     folder = Path(os.path.abspath(folder))
+    parent_is_new = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
     note = folder.with_name(f".{folder.name}.holder")
@@ -51,6 +53,9 @@ def hold(folder: Path, kind: str) -> Iterator[None]:
         note.unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may belong to another process
         lock.release()
+        if parent_is_new:
+            with suppress(OSError):  # something lies in it
+                folder.parent.rmdir()
 
 
 def _holder(note: Path) -> str:
