@@ -175,16 +175,14 @@ def report(
     if wise is not None:
         refuse_with_mixes(model=model, suite=suite, table=table, compare=compare, html=html, figure=figure, watch=watch)
         return report_mixes(paths, wise, on, how, data, fail_if or (), {"output_format": output_format, "wide": wide})
-    measured: dict[str, list[Path]] = {"": paths}
-    if on or suite:
-        measured = _scored(paths, on, suite, data, **how)
-    if len(measured) > 1 and (html or figure or watch or compare):
+    if suite and "," in suite and (html or figure or watch or compare):
         raise ConfigError(
             "pages, figures, comparisons and --watch show one data set",
             where=f"--suite {suite}",
             expected="one suite",
-            next=f"--suite {next(iter(measured))}",
+            next=f"--suite {suite.partition(',')[0]}",
         )
+    measured = _scored(paths, on, suite, data, **how) if on or suite else {"": paths}
     tables, failed_gates = [], []
     for name, files in measured.items():
         finished_runs = find_runs(files)

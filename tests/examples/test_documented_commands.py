@@ -17,7 +17,7 @@ from tests.test_docs import command_lines
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md"))]
 NOT_RUN = {
-    r"SOURCE|flickr8k|coco|sugarcrepe|winoground|choices|esc10|hub:|CCACO_REAL_DATA": "needs files that a person downloads",
+    r"SOURCE|flickr8k|coco|sugarcrepe|winoground|choices|esc10|hub:|CCACO_REAL_DATA": "needs files to download",
     r"runs/(photos|sounds|pair)|album\.idx|photos\.idx|sounds\.idx": "needs a run on downloaded files or towers",
     r"^ccaco prepare scenes$": "draws the complete data set for half a minute; examples/quickstart.sh runs it",
     r"bounces|clips\.idx": "draws and trains on clips for minutes; tests/core/workflows/test_clips.py does the same",

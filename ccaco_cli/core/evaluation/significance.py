@@ -259,6 +259,9 @@ def verdict(comparison: Comparison, alpha: float | None = None) -> str:
 
 
 def _of_pools(pools: Sequence[RankResult], names: Sequence[str], scale: float) -> PerQuery:
+    """The mean over pools of a sum of metrics."""
+    if len({len(pool.rank) for pool in pools}) > 1:  # a mean over all queries would weight pools by their size
+        return PerQuery.joined([_of_pools([pool], names, scale / len(pools)) for pool in pools])
     value = np.concatenate([scale * np.sum([pool.per_query(name) for name in names], axis=0) for pool in pools])
     metrics = [rank_metric(name) for name in names]
     higher_is_better = all(metric.higher_is_better for metric in metrics if metric)

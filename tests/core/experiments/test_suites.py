@@ -126,6 +126,7 @@ def test_what_cannot_be_done_is_refused(
         (("--suite", f"aro={tmp_path / 'none'}"), "no such folder"),
         (("--suite", f"aro={published['winoground']}"), "no ARO files here"),
         (("--suite", "aro", "--on", "scenes"), "two kinds of data sets"),
+        (("--suite", "aro,winoground", "--html", tmp_path / "x.html"), "show one data set"),
     ):
         done = ccaco("report", run, *arguments, "--data", tmp_path, "--device", "cpu")
         assert done.code == 2 and message in done.err and len(done.err.splitlines()) == 1, done.err

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
+from ccaco_cli.core.evaluation.significance import per_query
 from ccaco_cli.core.scoring.languages import evaluate_by_language
 
 
@@ -25,6 +26,8 @@ def test_each_language_is_a_pool_and_the_metrics_are_means() -> None:
     assert joined.metrics_of_pools() == {name: evaluation.metrics for name, evaluation in alone.items()}
     for name, value in joined.metrics.items():
         assert value == pytest.approx((alone["de"].metrics[name] + alone["en"].metrics[name]) / 2)
+    for name in ("image_to_text_R@1", "text_to_image_R@5", "text_to_image_mAP", "R-sum"):  # as tables of tests show it
+        assert per_query(name, joined.directions()).mean == pytest.approx(joined.metrics[name])
     stored = Evaluation.from_dict(joined.as_dict())
     assert stored.pool_names == joined.pool_names and stored.metrics_of_pools() == joined.metrics_of_pools()
     assert Evaluation.from_dict(alone["de"].as_dict()).pool_names == ()
