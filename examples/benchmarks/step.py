@@ -7,7 +7,7 @@ from dataclasses import replace
 import open_clip
 import record
 import torch
-from open_clip.loss import ClipLoss
+from open_clip_loop import open_clip_step
 from photos import CAPTION
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,36 +59,7 @@ def trainer(beta: float):  # type: ignore[no-untyped-def]
     return update
 
 
-peer_model = open_clip.create_model(name, force_image_size=size).to(device).train()
-if options.torchcompile:
-    peer_model.compile()
-named = [(n, p) for n, p in peer_model.named_parameters() if p.requires_grad]
-excluded = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
-decayed = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
-peer_optimizer = torch.optim.AdamW(
-    [{"params": excluded, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}],
-    lr=1e-4,
-    betas=(0.9, 0.98),
-    eps=1e-6,
-)
-ids = open_clip.get_tokenizer(name)(texts, options.context)
-mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
-ready = (pixels.float() / 255 - mean) / std
-
-
-def peer() -> None:
-    """open_clip_train.train.train_one_epoch (3.x), one step: autocast on a GPU, clipping, clamp of the scale."""
-    images, tokens = ready.to(device, non_blocking=True), ids.to(device, non_blocking=True)
-    peer_optimizer.zero_grad()
-    with runtime.autocast("auto", device):
-        total = ClipLoss()(*peer_model(images, tokens))
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(peer_model.parameters(), 1.0, norm_type=2.0)
-    peer_optimizer.step()
-    with torch.no_grad():
-        peer_model.logit_scale.clamp_(0, 4.6052)
-
-
+peer = open_clip_step(name, pixels, texts, options.context, device, compiled=bool(options.torchcompile))
 contrastive, joined = trainer(0.0), trainer(0.5)
 with FlopCounterMode(display=False) as counter:
     contrastive()
