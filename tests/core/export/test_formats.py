@@ -138,6 +138,18 @@ def test_sentence_transformers_loads_what_was_exported(tmp_path: Path) -> None:
     equal_again(ours, exported)
 
 
+def test_an_encoder_of_transformers_keeps_its_published_name(tmp_path: Path) -> None:
+    """An exported folder holds the config of such an encoder, and open_clip takes it from the hub by its name."""
+    start = open_clip_folder(tmp_path / "start", "hf-bert")
+    first = export(f"open_clip:{start}", "open_clip", tmp_path / "first")
+    export(first.spec, "open_clip", tmp_path / "second")
+    names = [
+        json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]["hf_model_name"]
+        for folder in (start, tmp_path / "first", tmp_path / "second")
+    ]
+    assert len(set(names)) == 1
+
+
 def test_modules_of_sentence_transformers_are_its_own(tmp_path: Path) -> None:
     export(f"hf:{hf_folder(tmp_path / 'start', 'clip')}", "sentence-transformers", tmp_path / "out")
     modules = json.loads((tmp_path / "out/modules.json").read_text())

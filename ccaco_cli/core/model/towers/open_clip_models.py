@@ -105,6 +105,8 @@ def _load(spec: TowerSpec, size: int, *, projected: bool) -> OpenClipModel:
     if size:
         config["vision_cfg"]["image_size"] = size
     text_config = {**config["text_cfg"], "hf_model_pretrained": False}
+    if (Path(spec.name) / TEXT_CONFIG).is_dir():
+        text_config["hf_model_name"] = str(Path(spec.name) / TEXT_CONFIG)
     with hub_access(spec):
         model = open_clip.create_model(
             name,
@@ -146,16 +148,13 @@ def _model_config(spec: TowerSpec, name: str) -> tuple[dict[str, Any], list[str]
 def _folder_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))["model_cfg"]
-        text_config = config["text_cfg"]
-        config["vision_cfg"]["image_size"]
+        _ = config["text_cfg"], config["vision_cfg"]["image_size"]
     except (ValueError, KeyError, TypeError) as error:
         raise TowerError(
             f"this config cannot be read ({type(error).__name__}: {first_line(error)})",
             where=folder / CONFIG,
             expected="JSON with model_cfg, vision_cfg and text_cfg, as open_clip publishes it",
         ) from error
-    if (folder / TEXT_CONFIG).is_dir():
-        text_config["hf_model_name"] = str(folder / TEXT_CONFIG)
     return config
 
 

@@ -24,6 +24,7 @@ from ccaco_cli.core.model.towers.image_base import (
     image_tower,
     pooled_if_token_width,
 )
+from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, hub_access, load_state, nearest, read_state, weights_file
 
@@ -65,6 +66,7 @@ class TimmModule(ImageModule):
     def __init__(self, model: Any, preprocess: ImagePreprocess, head: nn.Module | None = None):
         super().__init__(preprocess)
         self.body, self.head = model, head
+        self.pooled_from = timm_pooling(model) if head is None else "model"
 
     def encode(self, pixels: Tensor) -> ImageEncoding:
         output = self.body.forward_features(pixels)
@@ -81,6 +83,32 @@ class TimmModule(ImageModule):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.body.set_grad_checkpointing(enable)
+
+
+def timm_pooling(model: Any) -> Pooling:
+    """How the pooled vector of a timm model follows from its tokens.
+
+    Returns:
+        ``first`` or ``mean`` where nothing follows the pooling; ``model`` where a norm follows, and for attention pools,
+        means without the special tokens, and models with a rule of their own.
+    """
+    from timm.layers import ClassifierHead, SelectAdaptivePool2d
+    from timm.models import EfficientNet, ResNet, VisionTransformer
+
+    rule = type(model).forward_head
+    if rule is VisionTransformer.forward_head:
+        if model.attn_pool is not None or not isinstance(model.fc_norm, nn.Identity):
+            return "model"
+        if model.global_pool == "token":
+            return "first" if model.num_prefix_tokens else "model"
+        all_tokens = not model.num_prefix_tokens or getattr(model, "pool_include_prefix", False)
+        return "mean" if model.global_pool == "avg" and all_tokens else "model"
+    head = getattr(model, "head", None)
+    holder = head if type(head) is ClassifierHead else model
+    pool = getattr(holder, "global_pool", None)
+    is_plain = type(head) is ClassifierHead or rule in (ResNet.forward_head, EfficientNet.forward_head)
+    averages = isinstance(pool, SelectAdaptivePool2d) and pool.pool_type in ("avg", "fast", "fastavg")
+    return "mean" if is_plain and averages else "model"
 
 
 def build_torchvision(spec: TowerSpec, config: TowerConfig) -> Tower:

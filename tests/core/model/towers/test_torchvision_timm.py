@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers import build
-from ccaco_cli.core.model.towers.image_base import ImagePreprocess
-from ccaco_cli.core.model.towers.torchvision_timm import TorchvisionModule
+from ccaco_cli.core.model.towers.image_base import ImagePreprocess, image_tower
+from ccaco_cli.core.model.towers.probing import probe
+from ccaco_cli.core.model.towers.torchvision_timm import TimmModule, TorchvisionModule
+from ccaco_cli.core.model.towers.tower import TowerSpec
 from tests.towers import check_reduced_precision
 
 
@@ -144,6 +147,44 @@ def test_torchvision_vit_keeps_its_class_token() -> None:
 
 def test_timm_checkpointing() -> None:
     build(TowerConfig("timm:resnet18@none", size=64), "image").module.set_grad_checkpointing(True)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "pooling"),
+    [
+        ("vit_tiny_patch16_224", {}, "first"),
+        ("vit_tiny_patch16_224", {"reg_tokens": 2}, "first"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "model"),  # a norm follows the mean
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False}, "model"),  # without the class token
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False, "class_token": False}, "mean"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": True}, "mean"),
+        ("vit_tiny_patch16_224", {"global_pool": "map", "class_token": False}, "model"),
+        ("deit_tiny_distilled_patch16_224", {}, "model"),  # the mean of two special tokens
+        ("resnet18", {}, "mean"),
+        ("resnet18", {"global_pool": "max"}, "model"),
+        ("efficientnet_b0", {}, "mean"),
+        ("regnetx_002", {}, "mean"),
+        ("convnext_atto", {}, "model"),  # a norm follows the mean
+    ],
+)
+def test_timm_pooling_is_declared_and_probed(name: str, settings: dict[str, Any], pooling: str) -> None:
+    torch.manual_seed(0)
+    size = {"img_size": 64} if "_patch" in name else {}
+    model = timm.create_model(name, num_classes=0, **settings, **size)
+    preprocess = ImagePreprocess((64, 64), (64,), "bilinear", (0.5,) * 3, (0.5,) * 3)
+    tower = image_tower(
+        TowerSpec("timm", name, "none"),
+        TimmModule(model, preprocess),
+        preprocess,
+        pretrained=False,
+        facts=(name, settings),
+        save_assets=lambda folder: "",
+    )
+    assert tower.pooled_from == pooling
+    probe(tower)
+    for wrong in {"first", "mean"} - {pooling} if tower.grid else ():
+        with pytest.raises(TowerError, match=f"is not the {wrong} of its tokens|no class token before its patches"):
+            probe(replace(tower, pooled_from=wrong, fingerprint=wrong + tower.fingerprint))
 
 
 def test_real_squeezenet() -> None:
