@@ -20,7 +20,7 @@ from ccaco_cli.api import Model
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.clips import Clip
 from ccaco_cli.core.encoding.conversion import FrameSequence, as_samples
-from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestError
+from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestError, TowerError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import ask
@@ -232,9 +232,15 @@ def test_a_model_without_a_cross_branch_has_no_match(model: Model, media: list[b
 
 
 def test_what_is_neither_run_nor_index_is_refused(data_root: Path, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none", "open_clip:ViT-B-32@openai", data_root / "scenes"):
+    for path in (tmp_path, tmp_path / "none", data_root / "scenes"):
         with pytest.raises(ConfigError, match=r"no model can be loaded from this.*finished run or of an index"):
             ccaco_cli.load(path)
+    for spec, problem in (
+        ("open_clip:ViT-B-33@none", "unknown open_clip model"),
+        ("timm:resnet18@none", "no pretrained"),
+    ):
+        with pytest.raises(TowerError, match=problem):
+            ccaco_cli.load(spec)
 
 
 def test_the_example_runs(run: Path, index: Path) -> None:

@@ -65,7 +65,9 @@ def test_every_setting_is_in_the_table() -> None:
     keys = {row.key for row in settings_table()}
     assert {"loss.beta", "optim.lr", "seed", "eval.rerank_weights", "model.MODALITY.spec", "parallel.timeout"} <= keys
     rows = {row.key: row for row in settings_table()}
-    assert rows["optim.epochs"].default == "10; scratch 7, locked 25, finetune 5"
+    assert rows["optim.epochs"].default == (
+        "10; scratch 7, locked 25, finetune 5, adapter 25, last-blocks 5, everything 5, pretrained 5, lora 5"
+    )
     assert rows["model.MODALITY.spec"].flag == "--MODALITY-tower"
     assert rows["model.MODALITY.context_length"].flag == "--context-length"
     assert rows["loss.balance"].accepted == "fixed | schedule | uncertainty | gradnorm"

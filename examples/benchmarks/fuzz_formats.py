@@ -126,11 +126,11 @@ def _read_dataset(folder: Path) -> Any:
 
 def _index(folder: Path) -> Path:
     from ccaco_cli.core import manifest
-    from ccaco_cli.core.retrieval import index, token_store
+    from ccaco_cli.core.retrieval import generations, index, token_store
 
     rng = np.random.default_rng(0)
     root = folder / "i.idx"
-    temp, name = index.begin(root)
+    temp, name = generations.begin(root)
     for modality, rows in (("image", 4), ("text", 6)):
         with token_store.Writer(temp / modality, "float16") as writer:
             writer.add(np.ones((rows, 3, 5), np.float16), np.ones((rows, 3), bool))

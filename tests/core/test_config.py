@@ -137,7 +137,7 @@ def test_a_number_has_an_upper_bound_also_where_none_is_declared() -> None:
     with pytest.raises(ConfigError, match=r"optim\.batch_size \(--batch-size\); expected 1 to 1000000$"):
         override(RunConfig(), {"optim.batch_size": MAX + 1})
     assert override(RunConfig(), {"optim.batch_size": MAX}).optim.batch_size == MAX
-    with pytest.raises(ConfigError, match="a number of more than 30 digits does not fit: loss.beta"):
+    with pytest.raises(ConfigError, match=r"a number of more than 30 digits does not fit: loss\.beta"):
         override(RunConfig(), {"loss.beta": 10**5000})
 
 

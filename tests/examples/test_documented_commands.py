@@ -17,7 +17,7 @@ from tests.test_docs import command_lines
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md"))]
 NOT_RUN = {
-    r"@(openai|laion2b)": "needs published weights",
+    r"@(openai|laion2b)|hf:(openai/|FOLDER)|push-to-hub": "needs published weights, or a network",
     r"SOURCE|flickr8k|coco|sugarcrepe|winoground|choices|esc10|hub:|CCACO_REAL_DATA": "needs files to download",
     r"runs/(photos|sounds|pair)|album2?\.idx|photos\.idx|sounds\.idx": "needs a run on downloaded files or towers",
     r"^ccaco prepare scenes$": "draws the complete data set for half a minute; examples/quickstart.sh runs it",

@@ -18,7 +18,15 @@ from ccaco_cli.core.recipes import RECIPES
 # a base that is nowhere at the value an arm sets, so that every key an arm touches shows
 BASE = override(
     RunConfig(),
-    {"dataset": "x", "model.spec": "?", "loss.alpha": 0.75, "loss.beta": 0.25, "loss.cross": "?", "loss.negatives": 3, "loss.balance": "?"}
+    {
+        "dataset": "x",
+        "model.spec": "?",
+        "loss.alpha": 0.75,
+        "loss.beta": 0.25,
+        "loss.cross": "?",
+        "loss.negatives": 3,
+        "loss.balance": "?",
+    }
     | {"domain.loss": "?", "domain.stats": "?", "domain.classify": 0.5}
     | {"model.fusion.kind": "?", "model.fusion.direction": "?", "model.fusion.layers": 5, "model.fusion.dropout": 0.3}
     | {

@@ -89,8 +89,8 @@ def timm_pooling(model: Any) -> Pooling:
     """How the pooled vector of a timm model follows from its tokens.
 
     Returns:
-        ``first`` or ``mean`` where nothing follows the pooling; ``model`` where a norm follows, and for attention pools,
-        means without the special tokens, and models with a rule of their own.
+        ``first`` or ``mean`` where nothing follows the pooling; ``model`` where a norm follows, and for attention
+        pools, means without the special tokens, and models with a rule of their own.
     """
     from timm.layers import ClassifierHead, SelectAdaptivePool2d
     from timm.models import EfficientNet, ResNet, VisionTransformer
