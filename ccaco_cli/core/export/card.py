@@ -18,6 +18,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.towers.tower import TowerSpec
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.results import Result
+from ccaco_cli.core.training.loop import BEFORE_TRAINING
 
 CARD = "README.md"
 COSINE = "cosine"
@@ -177,14 +178,22 @@ def _training(loaded: LoadedModel) -> str:
     fitted = facts.get("fitted", {})
     lines = [
         f"arm `{config.arm}`, seed {config.seed}, on `{Path(config.dataset).name}`",
-        f"loss: {config.loss.alpha:g} x {config.loss.contrastive} + {config.loss.beta:g} x {config.loss.cross} (cross)",
+        f"loss: {config.loss.alpha:g} x {config.loss.contrastive}"
+        + (f" + {config.loss.beta:g} x {config.loss.cross} (cross)" if config.loss.beta > 0 else ""),
         f"up to {config.optim.epochs} epochs, batch {config.optim.batch_size}, learning rate {config.optim.lr:g}, "
-        f"{config.optim.precision}; the best epoch on validation was {fitted.get('best_epoch', 'not recorded')}",
+        f"{config.optim.precision}; best on validation: {_best_epoch(fitted.get('best_epoch'))}",
         f"{facts.get('parameters', 0):,} trained parameters",
         f"ccaco {__version__}, run `{facts['name']}` ({loaded.manifest.sha256[:12]})",
     ]
     lines += [f"warning: {warning['what']}" for warning in facts.get("warnings", ())]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _best_epoch(epoch: int | None) -> str:
+    """The epoch whose weights are exported, in words; epochs count from 0."""
+    if epoch is None:
+        return "not recorded"
+    return "the start, before training" if epoch == BEFORE_TRAINING else f"after epoch {epoch + 1}"
 
 
 def _data_licence(run: Manifest) -> str:
