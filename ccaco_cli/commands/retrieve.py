@@ -75,7 +75,7 @@ def retrieve(
     from ccaco_cli.core.retrieval.index import Index
     from ccaco_cli.core.text_input import is_blank, read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
-    from ccaco_cli.view import figures, progress, results
+    from ccaco_cli.view import answers, figures, progress
 
     if bool(query) + len(files) != 1:
         flags = ", ".join(f"--{name}" for name, modality in MODALITIES.items() if modality.query_help)
@@ -114,4 +114,4 @@ def retrieve(
         )
         with progress.bar("explain") as report_progress:
             heat.write(explain, explanations, sum(len(hits) for _, hits in query_hits), report_progress)
-    results.show_answers(query_hits, output_format)
+    answers.show_answers(query_hits, output_format)

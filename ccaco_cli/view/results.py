@@ -1,9 +1,8 @@
-"""Prints report rows, prepared data sets and retrieval results."""
+"""Prints report rows and prepared data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ccaco_cli.core import escape
 from ccaco_cli.core.reporting.rows import Cells, ComparisonRow, DomainRow, ReportRow, SplitRow, as_dicts
@@ -113,43 +112,3 @@ def show_prepared(rows: Sequence[SplitRow], format: str | None, title: str) -> N
         title = f"{title}: {rows[0].protocol}"
         names.remove("protocol")
     tables.show(cells, names, format, title)
-
-
-def show_answers(answers: Iterable[tuple[str, Sequence[Any]]], format: str | None) -> None:
-    """Prints ranked hits while they come: one table for each query, or the rows of one CSV.
-
-    Stops when the process that reads stdout has ended, so that no further query is answered.
-
-    Args:
-        answers: (query, its hits) in order.
-    """
-    format = format or tables.default_format()
-    columns = ("query", "rank", "score", "cosine", "match", "id", "text")
-    if format == "table":
-        for query, hits in answers:
-            if not tables.show([_first_caption(_hit_cells(query, hit)) for hit in hits], columns[1:], "table", query):
-                return
-        return
-    if format == "csv":
-        for number, (query, hits) in enumerate(answers):
-            if not tables.show([_hit_cells(query, hit) for hit in hits], columns, "csv", header=number == 0):
-                return
-        return
-    rows = (_hit_cells(query, hit) for query, hits in answers for hit in hits)
-    if format == "json":
-        for part in tables.json_parts(rows, columns):
-            if not write_result(part):
-                return
-        return
-    tables.show(list(rows), columns, format)
-
-
-def _first_caption(cells: Cells) -> Cells:
-    text = cells["text"]
-    return cells | {"text": text[0] if isinstance(text, list) and text else text}
-
-
-def _hit_cells(query: str, hit: Any) -> Cells:
-    cells = {"query": query, "rank": hit.rank, "score": round(hit.score, 4), "cosine": round(hit.cosine, 4)}
-    match = None if hit.match is None else round(hit.match, 4)
-    return cells | {"match": match, "id": hit.item["id"], "text": hit.item["text"]}

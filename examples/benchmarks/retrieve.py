@@ -17,6 +17,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.export import export
+from ccaco_cli.core.retrieval.generations import begin
 from ccaco_cli.core.retrieval.search import encode_query, search
 from ccaco_cli.core.retrieval.token_store import Writer
 
@@ -37,7 +38,7 @@ with tempfile.TemporaryDirectory() as place:
         "group": list(range(rows)),
         "text": [[f"caption {i}"] for i in range(rows)],
     }
-    temp, name = indexes.begin(folder)
+    temp, name = begin(folder)
     caption_items = {k: v[:1] for k, v in items.items()} | {"text": ["caption"]}
     storage = {}
     for side, vectors, side_items in (("image", z, items), ("text", z[:1], caption_items)):
@@ -57,7 +58,8 @@ with tempfile.TemporaryDirectory() as place:
         "protocol": "",
     }
     run, data = (Manifest(folder, kind, facts) for kind in ("run", "dataset"))
-    more = {"scale": float(aligner.logit_scale().detach()), "storage": storage, "query": query}
+    scale = float(aligner.logit_scale().detach())
+    more = {"scale": scale, "dim": aligner.embedding_size, "storage": storage, "query": query}
     index_manifest = indexes.complete(folder, name, run, data, "test", {"image": rows, "text": 1}, config, **more)
     ours = [
         sys.executable,

@@ -9,7 +9,7 @@ import pytest
 
 from ccaco_cli.core.reporting.rows import DomainRow, RunRow
 from ccaco_cli.core.retrieval.search import Hit
-from ccaco_cli.view import results
+from ccaco_cli.view import answers, results
 
 ROWS = [
     RunRow(
@@ -48,7 +48,7 @@ def test_a_table_leaves_out_what_files_keep(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_answers_as_csv_have_one_header(capsys: pytest.CaptureFixture[str]) -> None:
-    results.show_answers(ANSWERS, "csv")
+    answers.show_answers(ANSWERS, "csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(r["query"], r["rank"], r["id"], r["match"]) for r in rows] == [
         ("a cat", "1", "x", "1.2346"),
@@ -64,16 +64,16 @@ def test_answers_come_one_query_at_a_time(capsys: pytest.CaptureFixture[str]) ->
         assert "a cat,1" in capsys.readouterr().out
         yield ANSWERS[2]
 
-    results.show_answers(stream(), "csv")
+    answers.show_answers(stream(), "csv")
 
 
 def test_answers_in_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
-    results.show_answers(ANSWERS, "json")
+    answers.show_answers(ANSWERS, "json")
     rows = json.loads(capsys.readouterr().out)
     assert [r["id"] for r in rows] == ["x", "y", "z"]
     assert rows[1]["match"] is None
     assert rows[0]["text"] == ["t1", "t2"]
-    results.show_answers(ANSWERS, "table")
+    answers.show_answers(ANSWERS, "table")
     out = capsys.readouterr().out
     assert out.index("a cat") < out.index("a dog")
     assert "query" not in out

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccaco_cli.core import lock, manifest
+from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ManifestError
 from ccaco_cli.core.manifest import Manifest
 
@@ -59,6 +59,8 @@ def new_generation(index: Path | None) -> Iterator[IndexFolder | None]:
     if index is None:
         yield None
         return
+    from ccaco_cli.core import lock  # readers do without
+
     with lock.hold(index, "index"):
         new = not index.exists()
         root = index.with_name(f".{index.name}.tmp") if new else index
