@@ -111,6 +111,17 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
 }
 """Kind of ``open_clip_folder`` -> ``model_cfg`` of open_clip_config.json."""
 
+SMALL_RUN = {
+    "optim.batch_size": 8,
+    "loss.cross_start": 0.0,
+    "loss.cross_ramp": 0.0,
+    "eval.shortlist": 8,
+    "eval.shortlist_back": 8,
+    "model.width": 16,
+    "device": "cpu",
+}
+"""Settings of a run of a few steps that starts from one of these models; the cross branch learns at once."""
+
 
 def open_clip_folder(path: Path, kind: str = "vit") -> Path:
     """Writes a small dual encoder in open_clip's own layout.

@@ -159,7 +159,7 @@ def report(
       ccaco report --model open_clip:ViT-B-32@openai --suite winoground,aro=ARO
       ccaco report runs/first --html first.html
     """
-    from ccaco_cli.commands.report_mixes import refuse_with_mixes, report_mixes
+    from ccaco_cli.commands.report_mixes import end_with_gates, refuse_with_mixes, report_mixes
     from ccaco_cli.core.errors import ConfigError
     from ccaco_cli.core.evaluation.metric_table import check_metric
     from ccaco_cli.core.reporting import report_tables
@@ -200,10 +200,7 @@ def report(
             progress.note(line)
         tables.append((f"Results on {f'{name}, ' if suite else ''}{shown_split}", rows))
     results.show_tables(tables, output_format, wide=wide)
-    for line in failed_gates:
-        progress.note(f"gate: {line}")
-    if failed_gates:
-        raise typer.Exit(1)
+    end_with_gates(failed_gates)
 
 
 def _scored(

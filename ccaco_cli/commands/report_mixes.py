@@ -41,6 +41,13 @@ def report_mixes(
     results.show(rows, show["output_format"], TITLE, wide=show["wide"])
     for row in chosen:
         progress.note(f"mix {row.mix} of {row.run} was chosen on validation; it is a run: {row.folder}")
+    end_with_gates(failed_gates)
+
+
+def end_with_gates(failed_gates: Sequence[str]) -> None:
+    """Notes each failed gate; raises ``typer.Exit`` with code 1 when there are any."""
+    from ccaco_cli.view import progress
+
     for line in failed_gates:
         progress.note(f"gate: {line}")
     if failed_gates:

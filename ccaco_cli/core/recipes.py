@@ -11,26 +11,32 @@ from typing import Any
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import override
 from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.tower_config import ADAPTER
 
 # The cross branch is new, and learns at the rate of new weights (3e-4) beside pretrained ones.
 _FINETUNE_PRETRAINED = {"optim.epochs": 5, "optim.lr": 1e-5, "optim.cross_lr": 30.0, "optim.wd": 0.1}
+
+# Locked towers: small layers learn on cached tokens, in large batches and with every caption of a sample. The cross
+# branch has its own projections and needs no contrastive warm-up, because there is no tower to share.
+_CACHED_TOKENS = {
+    "model.fusion.share": False,
+    "loss.balance": "fixed",
+    "loss.cross_batch": 96,
+    "optim.epochs": 25,
+    "optim.batch_size": 256,
+    "optim.captions": 5,
+}
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Towers trained from scratch, in minutes on two cores. Objects cover few patches of a small image, so their mean
     # hides them: max pooling.
     "scratch": {"optim.epochs": 7, "optim.lr": 2e-3, "loss.cross_batch": 32, "model.image.pool": "max"},
-    # Frozen towers: only heads are trained, four of them, strongly regularised (examples/benchmarks/RESEARCH.md). The
-    # cross branch has its own projections and needs no contrastive warm-up, because there is no tower to share. Several
-    # layer states of the text tower give the words alone beside their meaning in the sentence.
+    # Frozen towers: only heads are trained, four of them, strongly regularised (examples/benchmarks/RESEARCH.md).
+    # Several layer states of the text tower give the words alone beside their meaning in the sentence.
     "locked": {
         "model.vectors": 4,
         "model.text.states": -4,
-        "model.fusion.share": False,
-        "loss.balance": "fixed",
-        "loss.cross_batch": 96,
-        "optim.epochs": 25,
-        "optim.batch_size": 256,
-        "optim.captions": 5,
+        **_CACHED_TOKENS,
         "model.image.input_dropout": 0.6,
         "model.text.input_dropout": 0.2,
         "model.audio.input_dropout": 0.2,
@@ -46,13 +52,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # seconds and change little (CLIP-Adapter, arXiv:2110.04544).
     "adapter": {
         **{f"model.{m}.lock": True for m in MODALITIES},
-        **{f"model.{m}.head": "adapter" for m in MODALITIES},
-        "model.fusion.share": False,
-        "loss.balance": "fixed",
-        "loss.cross_batch": 96,
-        "optim.epochs": 25,
-        "optim.batch_size": 256,
-        "optim.captions": 5,
+        **{f"model.{m}.head": ADAPTER for m in MODALITIES},
+        **_CACHED_TOKENS,
     },
     # The last blocks hold what is special to the task; those before them stay general.
     "last-blocks": {**{f"model.{m}.unlock": -2 for m in MODALITIES}, **_FINETUNE_PRETRAINED},

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ccaco_cli.core.settings import setting
 
+NEW, PRETRAINED, ADAPTER = HEADS = ("new", "pretrained", "adapter")
+"""What maps a pooled vector to the joint space (``TowerConfig.head``)."""
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -13,10 +16,10 @@ class TowerConfig:
 
     spec: str = setting("tiny", "Tower for {modality}: {specs}.", flag="--{modality}-tower", metavar="SPEC")
     head: str = setting(
-        "new",
+        NEW,
         "What maps the tower to the joint space: new (random weights), pretrained (the projection of the dual encoder "
         "that the SPEC names), or adapter (pretrained, and a residual MLP that starts at identity).",
-        choices="model.aligner:HEADS",
+        choices=HEADS,
     )
     lock: bool = setting(
         False, "Freeze the {modality} tower; its tokens are computed once and cached.", flag="--lock-{modality}"
@@ -105,3 +108,8 @@ class TowerConfig:
         0.0, "Dropout on the tokens (or the class token), before pooling and projection.", min=0, max=1
     )
     head_dropout: float = setting(0.1, "Dropout inside the residual MLP of the head.", min=0, max=1)
+
+    @property
+    def projected(self) -> bool:
+        """Whether the tower applies the projection of a pretrained dual encoder."""
+        return self.head != NEW

@@ -147,8 +147,8 @@ def odd_tar(file: Path, rng: random.Random) -> Check:
                 wrong = [text for text in texts if not f"{stem}.".startswith(f"{text}.") and not text.startswith(stem)]
                 assert not wrong, f"picture {stem} has the captions {texts}"
         rejects = sum(isinstance(result, Rejected) for _, result in results)
-        further = [stem for stem in images.values() if stem == "k.seg" or stem.startswith(".")]
-        assert len(images) - len(further) <= rejects, f"{sorted(images.values())} are gone, {rejects} rejects"
+        without_sample = [stem for stem in images.values() if stem == "k.seg" or stem.startswith(".")]
+        assert len(images) - len(without_sample) <= rejects, f"{sorted(images.values())} are gone, {rejects} rejects"
         ids = Counter(record.id for record, result in results if isinstance(result, Passed))
         assert not ids or max(ids.values()) == 1, f"repeated ids: {ids}"
 

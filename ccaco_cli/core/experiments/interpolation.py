@@ -24,9 +24,10 @@ from ccaco_cli.core.errors import ConfigError, ManifestError
 from ccaco_cli.core.experiments.cross_dataset import ScoreOptions, encode_split, open_scorer
 from ccaco_cli.core.experiments.pretrained import LoadedModel
 from ccaco_cli.core.experiments.run_folder import START_RUN, dataset_of_run, load_run
-from ccaco_cli.core.experiments.start import CROSS_BRANCH, build_start
+from ccaco_cli.core.experiments.start import build_start
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import weights
+from ccaco_cli.core.model.aligner import CROSS_BRANCH
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.score import score
 from ccaco_cli.core.scoring.split_scorer import CLASS_ACCURACY

@@ -13,11 +13,12 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError, ManifestError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.model.aligner import PRETRAINED, Aligner
+from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.aligner import build as build_aligner
 from ccaco_cli.core.model.towers.dual_encoders import dual_modalities
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.retrieval.rerank import COSINE
+from ccaco_cli.core.tower_config import PRETRAINED
 
 ZERO_SHOT = "zero-shot"
 """Arm of a pretrained model that was not trained here."""

@@ -17,11 +17,10 @@ from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
-from ccaco_cli.core.model.aligner import ADAPTER, Aligner
+from ccaco_cli.core.model.aligner import CROSS_BRANCH, Aligner
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.tower_config import ADAPTER
 
-CROSS_BRANCH = ("matcher.", "cross_projection.")
-"""Beginnings of the names of the weights of the cross branch."""
 LOGIT_BIAS = "logit_bias"
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.pretrained import LoadedModel
-from ccaco_cli.core.model.aligner import ADAPTER, NEW
 from ccaco_cli.core.model.towers.dual_encoders import LogitScale
+from ccaco_cli.core.tower_config import ADAPTER, NEW
 
 HEADS = {
     NEW: "has a new head (projection and residual MLP)",

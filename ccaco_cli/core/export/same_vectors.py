@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +15,7 @@ from ccaco_cli.core.encoding.samples import encode_samples
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.pretrained import LoadedModel
 from ccaco_cli.core.export.dual_encoder import scale_of
+from ccaco_cli.core.model.towers.library_checks import picture
 
 CLOSE = 1e-4
 """Largest difference of one number of a unit vector, and relative difference of the logit scale."""
@@ -46,12 +46,7 @@ class LibraryModel:
 
 def images() -> list[Image.Image]:
     """Images of several shapes, smooth enough that a resize does not remove all that they show."""
-    rng = np.random.default_rng(0)
-    small = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in SIZES]
-    return [
-        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-        for pixels, size in zip(small, SIZES, strict=True)
-    ]
+    return [picture(size) for size in SIZES]
 
 
 def largest_difference(model: LoadedModel, exported: LibraryModel) -> float:

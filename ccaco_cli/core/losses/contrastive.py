@@ -28,11 +28,7 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor) -> Te
     Raises:
         LossInputError: shapes differ, or a row is not finite (on a GPU the loss is NaN then).
     """
-    if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
-        raise LossInputError(
-            f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]"
-        )
-    check_finite(z_a, z_b)
+    check_batch(z_a, z_b, group)
     if len(z_a) ** 2 > blocked.MAX_MATRIX_SCORES:
         return blocked.info_nce(z_a, z_b, group, logit_scale)
     return matrix_nce(scores(z_a, z_b, logit_scale), group, group)
@@ -64,6 +60,15 @@ def sharded_info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tenso
 def scores(z_a: Tensor, z_b: Tensor, logit_scale: Tensor) -> Tensor:
     """Scaled cosines of all pairs: z_a [A, E] and z_b [B, E] -> [A, B] float32."""
     return logit_scale * z_a @ z_b.T
+
+
+def check_batch(z_a: Tensor, z_b: Tensor, group: Tensor) -> None:
+    """Raises LossInputError: shapes other than [B, E], [B, E], [B], or as ``check_finite``."""
+    if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
+        raise LossInputError(
+            f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]"
+        )
+    check_finite(z_a, z_b)
 
 
 def check_finite(z_a: Tensor, z_b: Tensor) -> None:

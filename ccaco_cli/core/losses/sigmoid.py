@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ccaco_cli.core.errors import LossInputError
 from ccaco_cli.core.losses.blocked import MAX_MATRIX_SCORES
-from ccaco_cli.core.losses.contrastive import check_finite
+from ccaco_cli.core.losses.contrastive import check_batch
 from ccaco_cli.core.losses.precision import in_float32
 
 
@@ -39,11 +38,7 @@ def sigmoid_loss(
     Raises:
         LossInputError: shapes differ, or a row is not finite (on a GPU the loss is NaN then).
     """
-    if z_a.shape != z_b.shape or z_a.ndim != 2 or group.shape != z_a.shape[:1]:
-        raise LossInputError(
-            f"shapes {tuple(z_a.shape)}, {tuple(z_b.shape)}, group {tuple(group.shape)}", expected="[B, E], [B, E], [B]"
-        )
-    check_finite(z_a, z_b)
+    check_batch(z_a, z_b, group)
     rows, row_group = (z_a, group) if query_rows is None else (z_a[query_rows], group[query_rows])
     if len(rows) * len(z_b) <= MAX_MATRIX_SCORES:
         return _sum_of_rows(rows, row_group, z_b, group, logit_scale, logit_bias) / len(rows)

@@ -25,11 +25,12 @@ from ccaco_cli.core.model.towers.blocks import evaluate_frozen_parts, freeze_fir
 from ccaco_cli.core.model.towers.dual_encoders import sharing_loads
 from ccaco_cli.core.model.towers.length_bucketing import encode_by_length
 from ccaco_cli.core.model.towers.tower import JointSpace, Tower
+from ccaco_cli.core.tower_config import ADAPTER, NEW
 from ccaco_cli.core.types import Crossed, Embedding, Features, LocalTokens
 
 POOLS = ("mean", "max", "cls", "attention")
-NEW, PRETRAINED, ADAPTER = HEADS = ("new", "pretrained", "adapter")
-"""What maps a pooled vector to the joint space; ``config.TowerConfig.head`` says which."""
+CROSS_BRANCH = ("matcher.", "cross_projection.")
+"""Beginnings of the names of the weights of the cross branch."""
 POOL_VALUES = 1 << 19
 """Token values that are pooled at a time on a CPU: with their intermediate results they fit in a core's cache."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ccaco_cli.core.config import OptimConfig
+from ccaco_cli.core.model.aligner import CROSS_BRANCH
 from ccaco_cli.core.model.towers.blocks import require_blocks
 
 
@@ -29,7 +30,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            cross = name.startswith(("matcher.", "cross_projection."))
+            cross = name.startswith(CROSS_BRANCH)
             ratio = config.cross_lr if cross else ratios.get(name, 1.0)
             groups.setdefault((parameter.ndim >= 2, ratio, parameter.ndim == 0), []).append(parameter)
     settings = [

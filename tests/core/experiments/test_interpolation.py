@@ -21,20 +21,14 @@ from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.experiments.split_encoding import SplitEncoder
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.workflows.train import train
-from tests.pretrained_models import open_clip_folder
+from tests.pretrained_models import SMALL_RUN, open_clip_folder
 
 SETTINGS = {
-    "optim.batch_size": 8,
+    **SMALL_RUN,
     "optim.steps": 4,
     "optim.lr": 1e-2,
     "optim.layer_decay": 1.0,
     "loss.beta": 0.5,
-    "loss.cross_start": 0.0,
-    "loss.cross_ramp": 0.0,
-    "eval.shortlist": 8,
-    "eval.shortlist_back": 8,
-    "model.width": 16,
-    "device": "cpu",
 }
 CPU = ScoreOptions(device="cpu")
 SHARES = (0.0, 0.5, 1.0)

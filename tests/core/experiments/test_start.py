@@ -22,18 +22,12 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.workflows.train import train, train_notes
-from tests.pretrained_models import open_clip_folder
+from tests.pretrained_models import SMALL_RUN, open_clip_folder
 
 BEST = "checkpoints/best/model.safetensors"
 SETTINGS = {
-    "optim.batch_size": 8,
+    **SMALL_RUN,
     "optim.epochs": 2,
-    "loss.cross_start": 0.0,
-    "loss.cross_ramp": 0.0,
-    "eval.shortlist": 8,
-    "eval.shortlist_back": 8,
-    "model.width": 16,
-    "device": "cpu",
 }
 EVERYTHING = {"optim.layer_decay": 1.0}
 """Any setting of the way to fine-tune keeps the recipe by size away."""
@@ -106,8 +100,10 @@ def test_a_destructive_learning_rate_leaves_the_start(spec: str, data_root: Path
     assert run.facts["weight"] == 0.0 and run.facts["headline"] == "cosine"
     assert not run.facts["weights_tried"]
     assert any("before training" in note for note in train_notes(run))
-    further = start_run(tmp_path / "run", tmp_path / "further", data_root, **DESTRUCTIVE, loss__beta=0.5)
-    assert further.facts["weight"] == 0.0 and not further.facts["weights_tried"], "its cross branch is untrained, too"
+    second_run = start_run(tmp_path / "run", tmp_path / "further", data_root, **DESTRUCTIVE, loss__beta=0.5)
+    assert second_run.facts["weight"] == 0.0 and not second_run.facts["weights_tried"], (
+        "its cross branch is untrained, too"
+    )
     aligner, towers, *_ = load_run(tmp_path / "run")
     assert same_embeddings((aligner, towers), open_model(spec)[:2], data_root)
     assert float(aligner.logit_scale()) == pytest.approx(float(open_model(spec).aligner.logit_scale()))

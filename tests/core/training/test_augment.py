@@ -17,8 +17,10 @@ from tests.processes import launch
 BOTH = ("image", "text")
 
 
-def batch(count: int = 6, lone: int = 0) -> PairBatch:
-    shown = torch.randint(256, (count + lone, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+def batch(count: int = 6, unpaired: int = 0) -> PairBatch:
+    shown = torch.randint(
+        256, (count + unpaired, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
     rows = torch.arange(count)
     return PairBatch({"pixels": shown}, {"ids": rows[:, None], "mask": rows[:, None] >= 0}, rows, rows, rows * 0)
 
@@ -79,7 +81,7 @@ def test_what_cannot_be_is_refused(model: ModelConfig, message: str) -> None:
 def halves() -> None:
     with distributed.process_group("cpu"):
         rank = distributed.rank()
-        full_batch = batch(4, lone=2)
+        full_batch = batch(4, unpaired=2)
         seeds = torch.randint(2**62, [6], generator=torch.Generator().manual_seed(0))
         wanted = augment_pixels(full_batch.a["pixels"], TowerConfig(crop=0.5), seeds)
         rows = [2 * rank, 2 * rank + 1, 4 + rank]  # two pairs and one without a partner

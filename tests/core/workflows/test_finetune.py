@@ -20,19 +20,13 @@ from ccaco_cli.core.recipes import FEW_PAIRS, MANY_PAIRS, RECIPES, pretrained_re
 from ccaco_cli.core.training.config_checks import check
 from ccaco_cli.core.workflows.ablate import ablate
 from ccaco_cli.core.workflows.train import train
-from tests.pretrained_models import open_clip_folder
+from tests.pretrained_models import SMALL_RUN, open_clip_folder
 from tests.processes import launch
 
 BEST = "checkpoints/best/model.safetensors"
 SHORT = {
-    "optim.batch_size": 8,
+    **SMALL_RUN,
     "optim.steps": 3,
-    "loss.cross_start": 0.0,
-    "loss.cross_ramp": 0.0,
-    "eval.shortlist": 8,
-    "eval.shortlist_back": 8,
-    "model.width": 16,
-    "device": "cpu",
 }
 BOTH = ("image", "text")
 

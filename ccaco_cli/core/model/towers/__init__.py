@@ -58,7 +58,7 @@ def build(config: TowerConfig, modality: str) -> Tower:
             expected=f"a model that encodes {modality} inputs",
             next=f"another {modality} tower, such as tiny",
         ) from error
-    if config.head != "new":
+    if config.projected:
         _refuse_other_inputs(config, modality, tower)
     extended = modality == "text" and tower.tokens < config.context_length
     if extended:

@@ -241,7 +241,7 @@ HF_MODULES: Mapping[str, Callable[[Any], HfAudioModule]] = {
 
 def build_hf(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds ``hf:NAME[@REVISION|FILE|none]`` or ``hf:FOLDER[@FILE|none]`` of a model type in ``HF_MODULES``."""
-    projected = config.head != "new"
+    projected = config.projected
     hf_config, extractor, model = load_pretrained(spec, AutoFeatureExtractor, projected=projected)
     scale = dual_encoder_scale(model, spec, "audio") if projected else None
     if hf_config.model_type not in HF_MODULES:

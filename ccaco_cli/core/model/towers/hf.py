@@ -132,7 +132,7 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     config and the tokenizer.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
-    projected = config.head != "new"
+    projected = config.projected
     hf_config, hf_tokenizer, model = load_pretrained(spec, AutoTokenizer, projected=projected)
     scale = dual_encoder_scale(model, spec, "text") if projected else None
     body, clip_like = (one_side(model, "text"), True) if projected else encoder_of(model, "text")

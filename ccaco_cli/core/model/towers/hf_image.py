@@ -111,7 +111,7 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
     Pooled is the class token; where there is none, the output of the model's pooler, or the mean.
     ``save_assets`` writes the config and the image processor.
     """
-    projected = config.head != "new"
+    projected = config.projected
     hf_config, processor, model = load_pretrained(spec, AutoImageProcessor, projected=projected)
     scale = dual_encoder_scale(model, spec, "image") if projected else None
     body = one_side(model, "image") if projected else encoder_of(model, "image")[0]

@@ -42,9 +42,9 @@ def check_pixels(
         TowerError: the pixels differ.
     """
     all_expected = []
-    for picture in map(_picture, SIZES):
-        expected = library(picture)
-        pixels = (preprocess(picture)[None].float() - module.mean) / module.std
+    for image in map(picture, SIZES):
+        expected = library(image)
+        pixels = (preprocess(image)[None].float() - module.mean) / module.std
         if pixels[0].shape != expected.shape or _difference(pixels[0], expected) > PIXEL_LIMIT:
             raise _refusal(spec, "image preprocessing")
         all_expected.append(expected)
@@ -68,7 +68,7 @@ def check_image_side(
     """
     expected_pixels = check_pixels(spec, module, preprocess, transform)
     with evaluation(module):
-        pixels = torch.stack([preprocess(picture) for picture in map(_picture, SIZES)])
+        pixels = torch.stack([preprocess(image) for image in map(picture, SIZES)])
         embeddings, expected = module({"pixels": pixels}).pooled, encode(torch.stack(expected_pixels))
     _compare(spec, embeddings, expected, "image tower")
 
@@ -102,7 +102,7 @@ def _difference(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().nan_to_num(torch.inf).max())
 
 
-def _picture(size: tuple[int, int]) -> Image.Image:
+def picture(size: tuple[int, int]) -> Image.Image:
     """A smooth picture with some contrast at every scale."""
     coarse = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)

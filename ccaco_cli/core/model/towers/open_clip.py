@@ -88,7 +88,7 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
     open_clip_config.json (architecture, size, preprocessing).
     """
     loaded = load(spec, config)
-    visual, projected = loaded.model.visual, config.head != "new"
+    visual, projected = loaded.model.visual, config.projected
     preprocess = _image_preprocess(visual.preprocess_cfg, spec, exact=projected)
     module = _image_module(visual, preprocess, spec, projected=projected)
     if projected:

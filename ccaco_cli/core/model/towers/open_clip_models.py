@@ -74,7 +74,7 @@ def load(spec: TowerSpec, config: TowerConfig) -> OpenClipModel:
     Args:
         config: with a pretrained head, both sides are taken from one load of the model within ``sharing_loads``.
     """
-    if config.head == "new":
+    if not config.projected:
         return _load(spec, config.size, projected=False)
     key = (str(spec), config.size)
     model: OpenClipModel = load_once(key, partial(_load, spec, config.size, projected=True))

@@ -187,7 +187,7 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     transformers.
     """
     loaded = load(spec, config)
-    text, projected = loaded.model.text, config.head != "new"
+    text, projected = loaded.model.text, config.projected
     with hub_access(spec):
         library_tokenizer = open_clip.get_tokenizer(loaded.name, context_length=loaded.context_length)
     if isinstance(text, HFTextEncoder):
