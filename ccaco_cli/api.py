@@ -256,7 +256,7 @@ class Model:
             if is_blank(text):
                 raise DataError(f"query {number} is empty", expected="a sentence")
         opened = self._open(index)
-        opened.other(modality)
+        opened.target(modality)
         return ask(opened, modality, samples, k, rerank) if samples else []
 
     def _open(self, index: str | Path | Index | None) -> Index:

@@ -60,6 +60,13 @@ def explain_hits(
         ConfigError: as ``explain.relevance``.
     """
     first, second = index.modalities
+    target = index.target(modality)
+    if target == modality:
+        raise DataError(
+            f"a query and items of one modality ({modality}) have no match score to explain",
+            where=index.manifest.path,
+            expected=f"a query by {second if modality == first else first}",
+        )
     aligner, towers, _ = index.model
     if not all(side.has_tokens for side in index.sides.values()):
         raise DataError(
@@ -72,7 +79,7 @@ def explain_hits(
     sample = decoded(modality, query, towers[modality].preprocess)
     weight = index.scorer.weight
     for hit in hits:
-        item_tokens = index.sides[second if from_first else first].local_tokens([hit.row])
+        item_tokens = index.sides[target].local_tokens([hit.row])
         a, b = (query_tokens, item_tokens) if from_first else (item_tokens, query_tokens)
         # an index stores one frame of a video, which the video tower does not take
         stored = hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None

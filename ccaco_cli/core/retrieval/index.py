@@ -178,6 +178,9 @@ class Index:
 
     Args:
         verify: quick | full: whether every file is hashed first.
+    Attributes:
+        modalities: (a, b) of the model; a query may be of either.
+        sides: the modalities whose items are stored: both, or one of them.
     Raises:
         ManifestError: the folder is no index, was altered, or its parts do not belong together.
     """
@@ -193,12 +196,14 @@ class Index:
             self.weight = float(self.manifest.facts["weight"])
             self.embedding_size = int(self.manifest.facts["dim"])
             self.store_grid = int(self.manifest.facts.get("store_grid", 0))
-            rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities}
+            rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities if m in self.manifest.facts["rows"]}
+            if not rows:
+                raise ValueError("no rows")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ManifestError(
                 f"unreadable manifest ({error})", where=path, expected="an index", next=REBUILD
             ) from None
-        self.sides = {m: IndexSide(self.folder / m, rows[m]) for m in self.modalities}
+        self.sides = {modality: IndexSide(self.folder / modality, count) for modality, count in rows.items()}
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -239,15 +244,31 @@ class Index:
         stored = dtypes.get(str(self.manifest.facts.get("precision")), torch.float32)
         return stored if stored == runtime.encoding_dtype("auto", torch.device("cpu")) else torch.float32
 
-    def other(self, modality: str) -> str:
-        """The modality of the items that a query of this modality searches. Raises DataError: not in this index."""
-        if modality not in self.modalities:
+    def target(self, query_modality: str, target: str = "") -> str:
+        """The modality of the items that a query searches.
+
+        Args:
+            query_modality: one of the two modalities of the model.
+            target: the modality to search; "" = the modality that the query is not of, or the only one that is stored.
+        Raises:
+            DataError: the model cannot encode the query, or no items of the target are stored.
+        """
+        if query_modality not in self.modalities:
             raise DataError(
-                f"this index holds no {modality}",
+                f"the model of this index cannot encode {query_modality}",
                 where=self.manifest.path,
                 expected=f"a query by {' or '.join(self.modalities)}",
             )
-        return self.modalities[1 - self.modalities.index(modality)]
+        if target and target not in self.sides:
+            raise DataError(
+                f"this index holds no items of the modality {target!r}",
+                where=self.manifest.path,
+                expected=f"one of {', '.join(self.sides)}",
+            )
+        if target:
+            return target
+        opposite = self.modalities[1 - self.modalities.index(query_modality)]
+        return opposite if opposite in self.sides else next(iter(self.sides))
 
 
 def thumbnail(modality: str, data: bytes) -> bytes:

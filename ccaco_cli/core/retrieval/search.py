@@ -67,7 +67,9 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
 def search(
     index: Index, modality: str, query: EncodedSamples | Query, k: int, rerank: int | None = None
 ) -> list[list[Hit]]:
-    """Best k items of the other modality for each query.
+    """Best k items for each query: of the other modality, or of the only one that the index stores.
+
+    The cross branch scores pairs of two modalities, so items of the modality of the query are ranked by the cosine.
 
     Args:
         query: of ``encode_query``, or of the exported query side.
@@ -75,12 +77,13 @@ def search(
     Returns:
         One list of hits for each query, best first.
     """
-    side = index.sides[index.other(modality)]
-    exhaustive = index.scorer.kind == CROSS
+    target = index.target(modality)
+    side, crosses = index.sides[target], target != modality
+    exhaustive = crosses and index.scorer.kind == CROSS
     if rerank is None:
         settings = index.manifest.config["eval"]
         rerank = int(settings["shortlist_back" if modality == index.modalities[0] else "shortlist"])
-    if not side.has_tokens or not index.scorer.weight:
+    if not crosses or not side.has_tokens or not index.scorer.weight:
         rerank = 0
     queries = query if isinstance(query, Query) else _arrays(query)
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
@@ -97,7 +100,7 @@ def _arrays(query: EncodedSamples) -> Query:
 
 
 def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array, k: int, rerank: int) -> list[Hit]:
-    side = index.sides[index.other(modality)]
+    side = index.sides[index.target(modality)]
     cosines, rows = cosines[rows >= 0], rows[rows >= 0]  # an approximate search may have found fewer
     scores, matches = cosines.astype(np.float64), np.full(len(rows), np.nan)
     order = np.arange(len(rows))
@@ -121,7 +124,7 @@ def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array
 
 def _match(index: Index, modality: str, query: Query, rows: Array) -> Array:
     """Match logits [n] of one query with some rows of the other modality."""
-    tokens, mask = index.sides[index.other(modality)].tokens.read(rows)
+    tokens, mask = index.sides[index.target(modality)].tokens.read(rows)
     ours = np.repeat(query.tokens, len(rows), 0), np.repeat(query.mask, len(rows), 0)
     pairs = (*ours, tokens, mask) if modality == index.modalities[0] else (tokens, mask, *ours)
     if index.exported is not None and index.exported.has_matcher:

@@ -25,7 +25,7 @@ def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None)
     Raises:
         DataError: every query is blank, or there is none.
     """
-    index.other("text")
+    index.target("text")
     if index.exported is None:
         runtime.limit_threads()
     stripped = (query.strip() for query in queries if not is_blank(query))
@@ -44,5 +44,5 @@ def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None)
 def by_file(index: Index, modality: str, file: Path, *, k: int, rerank: int | None) -> list[Hit]:
     """The items of the other modality that match a media file (image, audio or video)."""
     runtime.limit_threads()
-    index.other(modality)
+    index.target(modality)
     return search(index, modality, encode_query(index, modality, [file]), k, rerank)[0]

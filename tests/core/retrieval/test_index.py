@@ -89,10 +89,13 @@ def test_facts(index: Path) -> None:
     assert opened.manifest.facts["rows"] == {"image": 25, "text": 125}
     assert opened.manifest.facts["split"] == "test"
     assert opened.manifest.facts["protocol"].startswith("scenes: ")
-    assert opened.other("text") == "image"
-    assert opened.other("image") == "text"
-    with pytest.raises(DataError, match="no audio"):
-        opened.other("audio")
+    assert opened.target("text") == "image"
+    assert opened.target("image") == "text"
+    assert opened.target("image", "image") == "image"
+    with pytest.raises(DataError, match="cannot encode audio"):
+        opened.target("audio")
+    with pytest.raises(DataError, match=r"no items of the modality 'audio'.*one of image, text"):
+        opened.target("image", "audio")
     item = opened.sides["text"].item(7)
     picture = opened.sides["image"].item(1)
     assert item["text"] == picture["text"][2]

@@ -12,7 +12,7 @@ from PIL import Image
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
-from ccaco_cli.core.errors import ManifestError
+from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
@@ -137,3 +137,28 @@ def test_queries_together_equal_queries_alone(weighted: Path) -> None:
         alone = search(opened, "text", encode_query(opened, "text", [text]), 5)[0]
         assert [h.row for h in alone] == [h.row for h in hits]
         assert [h.score for h in alone] == pytest.approx([h.score for h in hits], abs=1e-3)
+
+
+@pytest.mark.parametrize("stored", ["image", "text"])
+def test_an_index_of_one_side_answers_queries_of_both_modalities(weighted: Path, tmp_path: Path, stored: str) -> None:
+    rows = Index(weighted).manifest.facts["rows"][stored]
+    opened = Index(changed(weighted, tmp_path / "x.idx", rows={stored: rows}))
+    assert set(opened.sides) == {stored}
+    assert {opened.target(modality) for modality in ("image", "text")} == {stored}
+    picture = Image.open(io.BytesIO(Index(weighted).sides["image"].item(3)["thumbnail"]))
+    samples = {"image": picture, "text": opened.sides["text"].item(3)["text"] if stored == "text" else "a red cat"}
+    for modality, sample in samples.items():
+        hits = search(opened, modality, encode_query(opened, modality, [sample]), 6)[0]
+        assert len(hits) == 6
+        same = modality == stored
+        assert all((hit.match is None) == same for hit in hits), "the cross branch scores pairs of two modalities"
+        if same:
+            assert hits[0].cosine == pytest.approx(1, abs=2e-2)
+            assert [h.score for h in hits] == [h.cosine for h in hits] == sorted((h.cosine for h in hits), reverse=True)
+    with pytest.raises(DataError, match="no items of the modality"):
+        opened.target(stored, "text" if stored == "image" else "image")
+
+
+def test_an_index_without_any_side_is_refused(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="unreadable manifest"):
+        Index(changed(index, tmp_path / "x.idx", rows={}))
