@@ -40,6 +40,11 @@ def keep_bytes(data: bytes, rules: Any) -> tuple[bytes, dict[str, float], dict[s
     return data, {}, {}
 
 
+def no_facts(data: bytes) -> dict[str, Any]:
+    """The facts of a modality whose files say nothing of themselves."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Modality:
     """Everything that the program knows of one modality.
@@ -52,6 +57,7 @@ class Modality:
         unreadable_suffixes: endings of files of this modality that no decoder reads: such a file in a folder of samples
             is a reject, where a file of another ending is only counted.
         check: (bytes, ``checks.Rules``) -> (bytes to store, measures, facts for ``meta``); raises DataError.
+        facts: bytes -> width, date, camera, duration ... (``media_facts``); None where a fact is not known.
         decode: bytes -> what ``Tower.preprocess`` takes.
         decode_scaled: (bytes, shortest side in pixels) -> the same at a size that is still large enough; None = cannot.
         collate: list of preprocessed samples -> dict of tensors, what ``Tower.module`` takes.
@@ -63,6 +69,7 @@ class Modality:
         folder: start of the names of clip-retrieval's folders and files (``img_emb``).
         query: how ``ccaco retrieve`` takes a query of this modality.
         query_help: help of the option ``--NAME FILE`` of ``ccaco retrieve``; empty = no such option.
+        folder_option: option of ``ccaco embed`` that takes a folder of such files, without the dashes; empty = none.
         preprocessed_is_picture: what ``Tower.preprocess`` returns can be drawn under an attention map.
         picture_is_sample: ``picture`` gives what ``decode`` would, so that a stored thumbnail can be encoded again.
     """
@@ -72,6 +79,7 @@ class Modality:
     suffixes: tuple[str, ...] = ()
     unreadable_suffixes: tuple[str, ...] = ()
     check: Function = keep_bytes
+    facts: Function = no_facts
     decode: Function = _not_stored
     decode_scaled: Function | None = None
     collate: Function = field(default=lazy("data.loader:stack"))
@@ -82,6 +90,7 @@ class Modality:
     folder: str = ""
     query: str = ""
     query_help: str = ""
+    folder_option: str = ""
     preprocessed_is_picture: bool = False
     picture_is_sample: bool = False
 
@@ -105,6 +114,7 @@ MODALITIES: dict[str, Modality] = {
                 """
             ),
             check=lazy("data.checks:check_image"),
+            facts=lazy("data.media_facts:image_facts"),
             decode=lazy("data.checks:decode_image"),
             decode_scaled=lazy("data.checks:decode_image"),
             picture=lazy("data.checks:decode_image"),
@@ -119,6 +129,7 @@ MODALITIES: dict[str, Modality] = {
             folder="img",
             query="--image FILE",
             query_help="An image file as the query.",
+            folder_option="images",
             preprocessed_is_picture=True,
             picture_is_sample=True,
         ),
@@ -145,6 +156,7 @@ MODALITIES: dict[str, Modality] = {
             ),
             unreadable_suffixes=words(".mid .midi .wv .ape .dsf .ra .mpc .tta .aa .aax .voc .gsm .sph"),
             check=lazy("data.checks:check_audio"),
+            facts=lazy("data.media_facts:audio_facts"),
             decode=lazy("data.clips:Clip"),
             collate=lazy("data.loader:pad"),
             picture=lazy("data.clips:waveform_picture"),
@@ -157,6 +169,7 @@ MODALITIES: dict[str, Modality] = {
             folder="audio",
             query="--audio FILE",
             query_help="A sound file as the query (of a video file, its sound track).",
+            folder_option="sounds",
             preprocessed_is_picture=True,
         ),
         Modality(
@@ -170,6 +183,7 @@ MODALITIES: dict[str, Modality] = {
             ),
             unreadable_suffixes=words(".rm .rmvb .swf .mxf .dv .yuv .y4m"),
             check=lazy("data.checks:check_video"),
+            facts=lazy("data.media_facts:video_facts"),
             decode=lazy("data.clips:Clip"),
             collate=lazy("data.loader:pad"),
             picture=lazy("data.clips:middle_frame"),
@@ -183,6 +197,7 @@ MODALITIES: dict[str, Modality] = {
             folder="video",
             query="--video FILE",
             query_help="A video file as the query.",
+            folder_option="videos",
         ),
     )
 }
@@ -192,6 +207,11 @@ MODALITIES: dict[str, Modality] = {
 def check_of(name: str) -> Function:
     """The check of a modality; of one that has no entry, ``keep_bytes``."""
     return MODALITIES[name].check if name in MODALITIES else keep_bytes
+
+
+def facts_of(name: str) -> Function:
+    """The reader of the facts of a modality; of one that has no entry, ``no_facts``."""
+    return MODALITIES[name].facts if name in MODALITIES else no_facts
 
 
 def picture_of(name: str) -> Any:

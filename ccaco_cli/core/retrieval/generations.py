@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,18 +59,29 @@ def new_generation(index: Path | None) -> Iterator[IndexFolder | None]:
     if index is None:
         yield None
         return
+    with writer_lock(index), next_generation(index) as folder:
+        yield folder
+
+
+def writer_lock(index: Path) -> AbstractContextManager[None]:
+    """The lock of the only process that may write an index. Entering it raises DataError: another process has it."""
     from ccaco_cli.core import lock  # readers do without
 
-    with lock.hold(index, "index"):
-        new = not index.exists()
-        root = index.with_name(f".{index.name}.tmp") if new else index
-        if new:
-            shutil.rmtree(root, ignore_errors=True)
-        temp, name = begin(root)
-        try:
-            yield IndexFolder(root, temp, name, new)
-        finally:
-            shutil.rmtree(root if new else temp, ignore_errors=True)
+    return lock.hold(index, "index")
+
+
+@contextmanager
+def next_generation(index: Path) -> Iterator[IndexFolder]:
+    """Starts the next generation of an index whose lock is held, and removes what the block did not finish."""
+    new = not index.exists()
+    root = index.with_name(f".{index.name}.tmp") if new else index
+    if new:
+        shutil.rmtree(root, ignore_errors=True)
+    temp, name = begin(root)
+    try:
+        yield IndexFolder(root, temp, name, new)
+    finally:
+        shutil.rmtree(root if new else temp, ignore_errors=True)
 
 
 def begin(root: Path) -> tuple[Path, str]:

@@ -58,10 +58,19 @@ class Writer:
     def add(self, tokens: Array, mask: Array) -> None:
         """tokens [n, N, D] float, mask [n, N] bool True = real."""
         stored, scale = self.store(tokens[mask])
+        self._add(stored, mask.sum(1), scale)
+
+    def copy(self, source: Tokens, first: int, last: int) -> None:
+        """Appends the rows first .. last - 1 of a source of the same ``store``, to the byte."""
+        begin, end = int(source.offsets[first]), int(source.offsets[last])
+        scales = None if source.scales is None else source.scales[begin:end]
+        self._add(source.tokens[begin:end], np.diff(source.offsets[first : last + 1]), scales)
+
+    def _add(self, stored: Array, counts: Array, scales: Array | None) -> None:
         self.tokens.add(stored)
-        self.counts.append(mask.sum(1))
-        if scale is not None:
-            self.scales.add(scale)
+        self.counts.append(counts)
+        if scales is not None:
+            self.scales.add(scales)
 
     def __exit__(self, *_: object) -> None:
         with self.tokens, self.scales:

@@ -228,6 +228,17 @@ def write(folder: Path, z: Array, kind: str, queries: Array | None, target: floa
         np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
     )  # float16 shards are unit norm to three digits only
     np.save(folder / VECTORS, vectors)
+    return build(folder, kind, queries, target)
+
+
+def build(folder: Path, kind: str, queries: Array | None = None, target: float = TARGET) -> Built:
+    """Builds the index of vectors that a folder holds already (``VECTORS``), as ``write`` does.
+
+    Raises:
+        ConfigError: no such type.
+    """
+    check(kind)
+    vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     name = kind if kind != "auto" else "flat" if len(vectors) < EXACT_BELOW else "ivf"
     approximate = KINDS[name]
     if approximate is None:
