@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan, part
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.domain import ADVERSARIAL
-from ccaco_cli.core.model import weights
+from ccaco_cli.core.model import low_rank, weights
 from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
 from ccaco_cli.core.training import checkpoint, parallel, step
 from ccaco_cli.core.training.config_checks import check
@@ -24,12 +25,17 @@ from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, fit
 from ccaco_cli.core.types import Features
 from tests.processes import launch
 
+LOW_RANK = "low-rank"
 SETTINGS: dict[str, dict[str, Any]] = {
     "infonce": {},
     "matching": {"loss__cross": "matching"},
     "listwise": {"loss__cross": "listwise", "loss__negatives": 2},
     "mse": {"loss__cross": "mse", "model__fusion__kind": "residual"},
     "contrastive": {"loss__beta": 0.0},
+    "sigmoid": {"loss__contrastive": "sigmoid"},
+    "sigmoid-local": {"loss__contrastive": "sigmoid", "parallel__local_loss": True},
+    "sigmoid-accumulated": {"loss__contrastive": "sigmoid", "optim__accum_freq": 2, "optim__batch_size": 4},
+    LOW_RANK: {},
     "cross": {"loss__alpha": 0.0},
     "local-loss": {"parallel__local_loss": True},
     "own-rows-only": {"parallel__gather_with_grad": False},
@@ -50,6 +56,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "loss__cross": "matching",
     },
 }
+SETTING_NAMES = [name for name in SETTINGS if name != LOW_RANK or importlib.util.find_spec("peft")]
+"""LoRA needs the library peft."""
 
 
 class Block(torch.nn.Module):
@@ -88,6 +96,16 @@ def model(toy: Any, config: Any) -> Any:
     return aligner.train()
 
 
+def low_rank_model(toy: Any, config: Any) -> Any:
+    """The model with low-rank updates that do not start at zero, so that both of their matrices have gradients."""
+    aligner = model(toy, config)
+    low_rank.add_low_rank(aligner, 2)
+    for name, parameter in aligner.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    return aligner.train()
+
+
 def data_of(toy: Any, config: Any) -> tuple[Any, Any, Any]:
     """Data and batches; of a run across domains eight of the rows have no partner, and there are heads for them."""
     if config.domain.loss == "none":
@@ -106,7 +124,8 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
     with distributed.process_group("cpu"):
         for name in names:
             config = toy.config(optim__epochs=1, **SETTINGS[name])
-            aligner = model(toy, config)
+            make = low_rank_model if name == LOW_RANK else model
+            aligner = make(toy, config)
             data, plan, heads = data_of(toy, config)
             engine = parallel.build_engine(step.StepLosses(aligner, config.loss, config.parallel, heads), config)
             batch = data[part(plan.epoch(0)[0], distributed.rank(), distributed.world())]
@@ -123,7 +142,7 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
                 folder.mkdir(parents=True)
                 save_file({k: v.contiguous() for k, v in (gradients | losses).items()}, folder / "gradients")
             distributed.barrier()
-            aligner = model(toy, config)
+            aligner = make(toy, config)
             data, plan, heads = data_of(toy, config)
             callbacks = TrainingCallbacks(lambda model: {"R-sum": 1.0})
             fit(aligner, TrainingData(data, plan), config, folder, callbacks, heads)
@@ -143,7 +162,7 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
 @pytest.fixture(scope="module")
 def single_process(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
-    measure(toy, root, list(SETTINGS))
+    measure(toy, root, SETTING_NAMES)
     return root
 
 
@@ -152,7 +171,7 @@ def test_losses_gradients_and_parameters_equal_those_of_one_process(
     toy: Any, tmp_path: Path, single_process: Path, world: int
 ) -> None:
     names = (
-        list(SETTINGS)
+        SETTING_NAMES
         if world == 2
         else ["infonce", "matching", "listwise", "mse", "dann", "mmd", "coral", "local-loss", "fsdp"]
     )

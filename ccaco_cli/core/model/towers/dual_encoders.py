@@ -39,7 +39,7 @@ _shared_loads: ContextVar[dict[Hashable, Any] | None] = ContextVar("shared_loads
 
 @contextmanager
 def sharing_loads() -> Iterator[None]:
-    """Within this block both sides of a pretrained model are taken from one load of it."""
+    """Within this block both sides of a model are taken from one load of it."""
     token = _shared_loads.set({})
     try:
         yield
@@ -47,11 +47,16 @@ def sharing_loads() -> Iterator[None]:
         _shared_loads.reset(token)
 
 
-def load_once(key: Hashable, load: Callable[[], Any]) -> Any:
-    """Returns ``load()``; within ``sharing_loads`` the result of the first call with this key."""
+def load_once(key: Hashable, load: Callable[[], Any], fits: Callable[[Any], bool] | None = None) -> Any:
+    """Returns ``load()``; within ``sharing_loads`` the result of an earlier call with this key.
+
+    Args:
+        fits: key of an earlier call -> whether its result serves this call, too; None = only that of the same key.
+    """
     loads = _shared_loads.get()
     if loads is None:
         return load()
+    key = next((known for known in loads if fits is not None and fits(known)), key)
     if key not in loads:
         loads[key] = load()
     return loads[key]

@@ -68,16 +68,21 @@ class OpenClipModel:
         return f"open_clip:{folder}@{RANDOM}"
 
 
-def load(spec: TowerSpec, config: TowerConfig) -> OpenClipModel:
+def load(spec: TowerSpec, config: TowerConfig, *, text_only: bool = False) -> OpenClipModel:
     """Loads ``open_clip:NAME@TAG|FILE|none`` or ``open_clip:FOLDER[@FILE|none]``.
 
+    Within ``sharing_loads`` both sides are taken from one load of the model, which builds both of its towers anyway.
+
     Args:
-        config: with a pretrained head, both sides are taken from one load of the model within ``sharing_loads``.
+        text_only: only the text tower is wanted, whatever the image size of the model.
     """
-    if not config.projected:
-        return _load(spec, config.size, projected=False)
-    key = (str(spec), config.size)
-    model: OpenClipModel = load_once(key, partial(_load, spec, config.size, projected=True))
+
+    def fits(other: tuple[str, bool, int]) -> bool:
+        return other[:2] == key[:2]
+
+    key = (str(spec), config.projected, config.size)
+    make = partial(_load, spec, config.size, projected=config.projected)
+    model: OpenClipModel = load_once(key, make, fits if text_only else None)
     return model
 
 

@@ -186,7 +186,7 @@ def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
     ``save_assets`` writes open_clip_config.json, the hub tokenizer if there is one, and the config of an encoder of
     transformers.
     """
-    loaded = load(spec, config)
+    loaded = load(spec, config, text_only=True)
     text, projected = loaded.model.text, config.projected
     with hub_access(spec):
         library_tokenizer = open_clip.get_tokenizer(loaded.name, context_length=loaded.context_length)

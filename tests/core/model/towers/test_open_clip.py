@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.attention import masked_mean
-from ccaco_cli.core.model.towers import build
+from ccaco_cli.core.model.towers import build, open_clip_models
+from ccaco_cli.core.model.towers.dual_encoders import sharing_loads
 from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.model.towers.open_clip_models import CONFIG
 from tests.towers import check_reduced_precision
@@ -169,3 +170,21 @@ def test_masked_mean() -> None:
     tokens = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [4.0], [6.0]]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
     assert masked_mean(tokens, mask).tolist() == [[2.0], [4.0]]
+
+
+@pytest.mark.parametrize(("text", "loads"), [("vit", 1), ("other", 2)])
+def test_both_sides_come_from_one_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, loads: int) -> None:
+    calls: list[int] = []
+    load = open_clip_models._load
+    monkeypatch.setattr(
+        open_clip_models, "_load", lambda spec, size, **options: calls.append(size) or load(spec, size, **options)
+    )
+    specs = []
+    for name in ("vit", text):
+        (tmp_path / name).mkdir(exist_ok=True)
+        specs.append(f"open_clip:{folder(tmp_path / name, VIT)}@none")
+    with sharing_loads():
+        image = build(TowerConfig(spec=specs[0], size=48), "image")
+        captions = build(TowerConfig(spec=specs[1]), "text")
+    assert calls == [48, 0][:loads]
+    assert (image.input_size, captions.width) == ((48, 48), TEXT["width"])
