@@ -14,7 +14,7 @@ from typing import Any
 from ccaco_cli.core import config_io, distributed, fault, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.data.shards import PairData, PreparedData
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError, TowerError
 from ccaco_cli.core.experiments import stages
 from ccaco_cli.core.experiments.stages import Stage
@@ -210,9 +210,12 @@ def dataset_of_run(run: Manifest) -> PairData:
     return data
 
 
-def refuse_other_modalities(run: Manifest, data: PairData) -> None:
-    """Raises DataError when the data set has other modalities than the run."""
-    if tuple(run.facts["modalities"]) != data.modalities:
+def refuse_other_modalities(run: Manifest, data: PreparedData) -> None:
+    """Raises DataError when the data set has other modalities than the run; one of its two is enough."""
+    modalities = tuple(run.facts["modalities"])
+    if modalities != data.modalities and (len(data.modalities) > 1 or data.modalities[0] not in modalities):
         raise DataError(
-            "this run aligns other modalities", where=data.manifest.path, expected=" and ".join(run.facts["modalities"])
+            f"the model aligns other modalities: {' and '.join(modalities)}",
+            where=data.manifest.path,
+            expected=f"a model of {' and '.join(data.modalities)}, or another data set",
         )
