@@ -22,7 +22,7 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.rerank import CROSS, Scorer, score_kind
-from ccaco_cli.core.retrieval.search import Hit, ask
+from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask
 from ccaco_cli.core.scoring.two_stage import logit_scale
 from ccaco_cli.core.text_input import check_utf8, is_blank
 from ccaco_cli.core.types import EncodedSamples, OnProgress, no_progress
@@ -257,7 +257,7 @@ class Model:
                 raise DataError(f"query {number} is empty", expected="a sentence")
         opened = self._open(index)
         opened.target(modality)
-        return ask(opened, modality, samples, k, rerank) if samples else []
+        return ask(opened, modality, samples, SearchOptions(k, rerank)) if samples else []
 
     def _open(self, index: str | Path | Index | None) -> Index:
         if index is None:

@@ -23,7 +23,7 @@ from ccaco_cli.core.encoding.conversion import FrameSequence, as_samples
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, ManifestError, TowerError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import ask
+from ccaco_cli.core.retrieval.search import SearchOptions, ask
 from tests.manifests import edited
 from tests.recordings import film, sound, tone
 
@@ -131,7 +131,9 @@ def test_scores_and_match_logits_are_those_of_retrieve(
     images, texts = (media, TEXTS) if query == "text" else (media[:2], captions)
     scores = model.score(images, texts)
     assert scores.shape == (len(images), len(texts)) and scores.dtype == np.float32
-    expected_hits = ask(Index(weighted), query, TEXTS if query == "text" else [opened(m) for m in images], 5, 8)
+    expected_hits = ask(
+        Index(weighted), query, TEXTS if query == "text" else [opened(m) for m in images], SearchOptions(5, rerank=8)
+    )
     for number, hits in enumerate(expected_hits):
         for hit in hits:
             pair = (hit.row, number) if query == "text" else (number, hit.row)

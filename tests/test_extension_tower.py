@@ -19,7 +19,7 @@ from ccaco_cli.core.model import towers
 from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.reporting.hit_explanation import explain_hits
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.retrieval.search import SearchOptions, encode_query, search
 from ccaco_cli.core.types import Features
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
@@ -79,9 +79,9 @@ def test_a_tower_family_is_one_entry(dummy: None, data_root: Path, small: dict[s
     index = Index(tmp_path / "scenes.idx")
     thumbnail = index.sides["image"].item(0)["thumbnail"]
     (tmp_path / "query.png").write_bytes(thumbnail)
-    by_image = search(index, "image", encode_query(index, "image", [tmp_path / "query.png"]), 2)[0]
+    by_image = search(index, "image", encode_query(index, "image", [tmp_path / "query.png"]), SearchOptions(2))[0]
     assert [hit.rank for hit in by_image] == [1, 2]
-    by_text = search(index, "text", encode_query(index, "text", ["a red circle"]), 2)[0]
+    by_text = search(index, "text", encode_query(index, "text", ["a red circle"]), SearchOptions(2))[0]
     assert all(hit.item["thumbnail"] for hit in by_text)
 
     (explained,) = explain_hits(index, "text", "a red circle", by_text[:1], "attention")

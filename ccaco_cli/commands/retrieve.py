@@ -73,6 +73,7 @@ def retrieve(
     """
     from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.index import Index
+    from ccaco_cli.core.retrieval.search import SearchOptions
     from ccaco_cli.core.text_input import is_blank, read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import answers, figures, progress
@@ -89,14 +90,15 @@ def retrieve(
     if blank := [number for number, text in enumerate(query or (), 1) if is_blank(text)]:
         raise DataError(f"query {blank[0]} is empty", expected="a sentence", next="ccaco retrieve --help")
     search_index = Index(index, verify)
+    search_options = SearchOptions(k, rerank)
     queries = read_lines(sys.stdin.buffer, "stdin") if query == ["-"] else query or ()
     query_hits = (
         [
-            (str(file), workflow.by_file(search_index, modality, file, k=k, rerank=rerank))
+            (str(file), workflow.by_file(search_index, modality, file, search_options))
             for modality, file in files.items()
         ]
         if files
-        else workflow.by_text(search_index, queries, k=k, rerank=rerank)
+        else workflow.by_text(search_index, queries, search_options)
     )
     if save or explain:
         query_hits = list(query_hits)

@@ -18,7 +18,7 @@ from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.retrieval.generations import begin
-from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.retrieval.search import SearchOptions, encode_query, search
 from ccaco_cli.core.retrieval.token_store import Writer
 
 options = record.arguments(__doc__, rows=123287, tower="open_clip:ViT-B-32@none", tokens=16)
@@ -90,13 +90,13 @@ with tempfile.TemporaryDirectory() as place:
     facts_ = [f"exported: {query}", f"manifest of {index_manifest.kind}: {index_manifest.facts['storage']['image']}"]
     if query_vectors is not None:
         difference = float(np.abs(query_vectors.z - plain.z.numpy()).max())
-        same = [h.row for h in search(opened, "text", query_vectors, 10)[0]] == [
-            h.row for h in search(opened, "text", plain, 10)[0]
+        same = [h.row for h in search(opened, "text", query_vectors, SearchOptions(10))[0]] == [
+            h.row for h in search(opened, "text", plain, SearchOptions(10))[0]
         ]
         facts_.append(f"largest difference of the query vector: {difference:.1e}; same ten answers: {same}")
         light = record.alternate(
             "64 candidates x 1 query, in a warm process, against 0.1 s",
-            lambda: search(opened, "text", query_vectors, 10, rerank=64),
+            lambda: search(opened, "text", query_vectors, SearchOptions(10, 64)),
             lambda: __import__("time").sleep(0.1),
             options.repeats,
             wanted=1,

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.search import SearchOptions
 from ccaco_cli.core.workflows.retrieve import by_text
 
 
@@ -20,7 +21,9 @@ def test_answers_are_those_of_the_core(ccaco: Callable[..., Any], index: Path) -
     done = ccaco("retrieve", "a red cat", "a dog", "--index", index, "-k", 3, "--rerank", 0)
     assert (done.code, done.err) == (0, "")
     rows = list(csv.DictReader(io.StringIO(done.out)))
-    wanted = [(q, h) for q, hits in by_text(Index(index), ["a red cat", "a dog"], k=3, rerank=0) for h in hits]
+    wanted = [
+        (q, h) for q, hits in by_text(Index(index), ["a red cat", "a dog"], SearchOptions(3, rerank=0)) for h in hits
+    ]
     assert [(r["query"], r["id"], int(r["rank"])) for r in rows] == [(q, h.item["id"], h.rank) for q, h in wanted]
     assert [float(r["cosine"]) for r in rows] == pytest.approx([h.cosine for _, h in wanted], abs=1e-4)
 

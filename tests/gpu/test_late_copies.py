@@ -20,7 +20,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval import explain
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.match import match_logits
-from ccaco_cli.core.retrieval.search import ask
+from ccaco_cli.core.retrieval.search import SearchOptions, ask
 from ccaco_cli.core.types import EncodedSamples, Features, PairBatch, move, move_tensor
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
@@ -87,9 +87,11 @@ def test_match_logits_and_relevance_are_complete(toy: Any, request: pytest.Fixtu
 def test_search_results_are_complete(index: Path, request: pytest.FixtureRequest) -> None:
     opened = Index(index)
     queries = {"text": ["a red ball", "two cats"], "image": [Image.new("RGB", (32, 32), "red")]}
-    expected = {modality: ask(opened, modality, samples, 5) for modality, samples in queries.items()}
+    expected = {modality: ask(opened, modality, samples, SearchOptions(5)) for modality, samples in queries.items()}
     late_copies = request.getfixturevalue("late_copies")
-    assert {modality: ask(opened, modality, samples, 5) for modality, samples in queries.items()} == expected
+    assert {
+        modality: ask(opened, modality, samples, SearchOptions(5)) for modality, samples in queries.items()
+    } == expected
     assert not late_copies
 
 

@@ -24,7 +24,7 @@ from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval import explain, match
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import ask
+from ccaco_cli.core.retrieval.search import SearchOptions, ask
 from ccaco_cli.core.scoring import two_stage
 from ccaco_cli.core.training import cost
 from ccaco_cli.core.types import EncodedSamples, LocalTokens
@@ -121,7 +121,7 @@ def test_search(index: Path, mode: FakeTensorMode) -> None:
     aligner, towers, config = opened.model
     opened.model = on_gpu(aligner, mode), towers, config  # type: ignore[misc]
     with simulated(mode):
-        hits = ask(opened, "image", [Image.new("RGB", (32, 32), "red")] * 2, 5, rerank=8)
+        hits = ask(opened, "image", [Image.new("RGB", (32, 32), "red")] * 2, SearchOptions(5, rerank=8))
     assert [len(hits_of_query) for hits_of_query in hits] == [5, 5]
 
 

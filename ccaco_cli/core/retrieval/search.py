@@ -37,11 +37,32 @@ class Hit:
     item: dict[str, Any]
 
 
-def ask(index: Index, modality: str, samples: Sequence[Any], k: int, rerank: int | None = None) -> list[list[Hit]]:
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a search returns.
+
+    Attributes:
+        k: hits per query.
+        rerank: candidates that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
+        target: modality of the items that are searched; "" = as ``Index.target`` chooses.
+        where: a condition on the columns of the items (``filters``); "" = every item.
+        dedup: hits whose cosine of their vectors reaches this are one hit; 0 = each item is a hit.
+    """
+
+    k: int = 10
+    rerank: int | None = None
+    target: str = ""
+    where: str = ""
+    dedup: float = 0.0
+
+
+def ask(
+    index: Index, modality: str, samples: Sequence[Any], options: SearchOptions = SearchOptions()
+) -> list[list[Hit]]:
     """Encodes queries by the exported query side, if there is one for the modality, else by the model, and searches."""
     light = index.exported is not None and index.exported.modality == modality
     query = index.exported.encode(samples) if index.exported and light else encode_query(index, modality, samples)
-    return search(index, modality, query, k, rerank)
+    return search(index, modality, query, options)
 
 
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
@@ -65,7 +86,7 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
 
 
 def search(
-    index: Index, modality: str, query: EncodedSamples | Query, k: int, rerank: int | None = None
+    index: Index, modality: str, query: EncodedSamples | Query, options: SearchOptions = SearchOptions()
 ) -> list[list[Hit]]:
     """Best k items for each query: of the other modality, or of the only one that the index stores.
 
@@ -73,11 +94,11 @@ def search(
 
     Args:
         query: of ``encode_query``, or of the exported query side.
-        rerank: candidates that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
     Returns:
         One list of hits for each query, best first.
     """
-    target = index.target(modality)
+    target = index.target(modality, options.target)
+    k, rerank = options.k, options.rerank
     side, crosses = index.sides[target], target != modality
     exhaustive = crosses and index.scorer.kind == CROSS
     if rerank is None:
@@ -89,7 +110,7 @@ def search(
     wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
     cosines, rows = side.vectors.search(queries.z, wanted)
     return [
-        _rank(index, modality, queries[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
+        _rank(index, (modality, target), queries[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
         for i in range(len(queries.z))
     ]
 
@@ -99,14 +120,16 @@ def _arrays(query: EncodedSamples) -> Query:
     return Query(query.z.numpy(), tokens.tokens.float().numpy(), tokens.mask.numpy())
 
 
-def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array, k: int, rerank: int) -> list[Hit]:
-    side = index.sides[index.target(modality)]
+def _rank(
+    index: Index, direction: tuple[str, str], query: Query, cosines: Array, rows: Array, k: int, rerank: int
+) -> list[Hit]:
+    side = index.sides[direction[1]]
     cosines, rows = cosines[rows >= 0], rows[rows >= 0]  # an approximate search may have found fewer
     scores, matches = cosines.astype(np.float64), np.full(len(rows), np.nan)
     order = np.arange(len(rows))
     if rerank:
         listed = slice(min(rerank, len(rows)))
-        matches[listed] = _match(index, modality, query, rows[listed])
+        matches[listed] = _match(index, direction, query, rows[listed])
         scores[listed] = index.scorer(scores[listed], matches[listed])
         order[listed] = np.argsort(-scores[listed], kind="stable")
     return [
@@ -122,9 +145,10 @@ def _rank(index: Index, modality: str, query: Query, cosines: Array, rows: Array
     ]
 
 
-def _match(index: Index, modality: str, query: Query, rows: Array) -> Array:
+def _match(index: Index, direction: tuple[str, str], query: Query, rows: Array) -> Array:
     """Match logits [n] of one query with some rows of the other modality."""
-    tokens, mask = index.sides[index.target(modality)].tokens.read(rows)
+    modality, target = direction
+    tokens, mask = index.sides[target].tokens.read(rows)
     ours = np.repeat(query.tokens, len(rows), 0), np.repeat(query.mask, len(rows), 0)
     pairs = (*ours, tokens, mask) if modality == index.modalities[0] else (tokens, mask, *ours)
     if index.exported is not None and index.exported.has_matcher:

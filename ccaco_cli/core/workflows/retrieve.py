@@ -9,30 +9,29 @@ from pathlib import Path
 from ccaco_cli.core import runtime
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import Hit, ask, encode_query, search
+from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask, encode_query, search
 from ccaco_cli.core.text_input import is_blank
 
 QUERY_BATCH = 64
 """Text queries that are encoded at once."""
 
 
-def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None) -> Iterator[tuple[str, list[Hit]]]:
+def by_text(
+    index: Index, queries: Iterable[str], options: SearchOptions = SearchOptions()
+) -> Iterator[tuple[str, list[Hit]]]:
     """Yields (query, hits) in the order of the queries; skips blank ones; reads at most one batch of queries ahead.
 
-    Args:
-        k: hits per query.
-        rerank: length of the shortlist that the cross branch reorders; 0 = no reranking, None = as in the evaluation.
     Raises:
         DataError: every query is blank, or there is none.
     """
-    index.target("text")
+    index.target("text", options.target)
     if index.exported is None:
         runtime.limit_threads()
     stripped = (query.strip() for query in queries if not is_blank(query))
     answered = False
     while batch := list(islice(stripped, QUERY_BATCH)):
         answered = True
-        yield from zip(batch, ask(index, "text", batch, k, rerank), strict=True)
+        yield from zip(batch, ask(index, "text", batch, options), strict=True)
     if not answered:
         raise DataError(
             "no query: every line is empty",
@@ -41,8 +40,8 @@ def by_text(index: Index, queries: Iterable[str], *, k: int, rerank: int | None)
         )
 
 
-def by_file(index: Index, modality: str, file: Path, *, k: int, rerank: int | None) -> list[Hit]:
-    """The items of the other modality that match a media file (image, audio or video)."""
+def by_file(index: Index, modality: str, file: Path, options: SearchOptions = SearchOptions()) -> list[Hit]:
+    """The items that match a media file (image, audio or video)."""
     runtime.limit_threads()
-    index.target(modality)
-    return search(index, modality, encode_query(index, modality, [file]), k, rerank)[0]
+    index.target(modality, options.target)
+    return search(index, modality, encode_query(index, modality, [file]), options)[0]

@@ -17,7 +17,7 @@ from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.query import CLEAN, Exported
-from ccaco_cli.core.retrieval.search import ask, encode_query, search
+from ccaco_cli.core.retrieval.search import SearchOptions, ask, encode_query, search
 from tests.manifests import edited
 
 TEXTS = ["a red cat", "two dogs chase a large green ball over the hill", "x", ""]
@@ -77,7 +77,9 @@ def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_
                 body["files"] = [f for f in body["files"] if "/query/" not in f["name"]]
     light, plain = Index(tmp_path / "light"), Index(tmp_path / "plain")
     assert plain.exported is None
-    for light_hits, plain_hits in zip(ask(light, "text", TEXTS, 8), ask(plain, "text", TEXTS, 8), strict=True):
+    for light_hits, plain_hits in zip(
+        ask(light, "text", TEXTS, SearchOptions(8)), ask(plain, "text", TEXTS, SearchOptions(8)), strict=True
+    ):
         assert [h.row for h in light_hits] == [h.row for h in plain_hits]
         assert [h.score for h in light_hits] == pytest.approx([h.score for h in plain_hits], abs=1e-3)
         assert light_hits[0].match is not None

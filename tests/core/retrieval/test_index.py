@@ -17,7 +17,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.retrieval.generations import begin, sweep
 from ccaco_cli.core.retrieval.index import Index, IndexSide, thumbnail, write_side
-from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.retrieval.search import SearchOptions, encode_query, search
 from ccaco_cli.core.retrieval.token_store import Writer
 from tests.processes import CONTEXT
 
@@ -66,8 +66,8 @@ def test_a_side_gives_back_what_was_written(tmp_path: Path) -> None:
 def answers(path: Path) -> list[Any]:
     opened = Index(path)
     picture = Image.open(io.BytesIO(opened.sides["image"].item(3)["thumbnail"]))
-    both = search(opened, "text", encode_query(opened, "text", ["a red cat", "a dog"]), 6)
-    return [*both, *search(opened, "image", encode_query(opened, "image", [picture]), 6)]
+    both = search(opened, "text", encode_query(opened, "text", ["a red cat", "a dog"]), SearchOptions(6))
+    return [*both, *search(opened, "image", encode_query(opened, "image", [picture]), SearchOptions(6))]
 
 
 def test_it_needs_nothing_but_itself(run: Path, data_root: Path, index: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.match import match_logits
-from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.retrieval.search import SearchOptions, encode_query, search
 from tests.manifests import edited
 
 QUERIES = ["an orange cat napping", "two blue balls under a tree", "a dog"]
@@ -51,7 +51,7 @@ def test_answers_equal_brute_force_over_the_shards(embedded: Manifest, index: Pa
     opened = Index(index)
     query = encode_query(opened, "text", QUERIES)
     table = query.z.numpy() @ (lambda v: v / np.linalg.norm(v, axis=1, keepdims=True))(shard(embedded, "img")).T
-    for hits, scores in zip(search(opened, "text", query, 10, rerank=0), table, strict=True):
+    for hits, scores in zip(search(opened, "text", query, SearchOptions(10, rerank=0)), table, strict=True):
         assert [h.rank for h in hits] == list(range(1, 11))
         assert [h.score for h in hits] == pytest.approx(np.sort(scores)[::-1][:10], abs=1e-5)
         assert [scores[h.row] for h in hits] == pytest.approx([h.score for h in hits], abs=1e-5)
@@ -66,7 +66,7 @@ def test_a_test_pictures_own_vector_finds_the_captions_as_brute_force_does(
     data = shards.open(data_root / "scenes").split("test").media("image", [5])[0]
     query = encode_query(opened, "image", [Image.open(io.BytesIO(data)).convert("RGB")])
     assert query.z.numpy()[0] == pytest.approx(shard(embedded, "img")[5], abs=2e-3)
-    hits = search(opened, "image", query, 200, rerank=0)[0]
+    hits = search(opened, "image", query, SearchOptions(200, rerank=0))[0]
     assert sorted(h.row for h in hits) == list(range(125)), "no more than there are"
     wanted = query.z.numpy()[0] @ (lambda v: v / np.linalg.norm(v, axis=1, keepdims=True))(shard(embedded, "text")).T
     assert [wanted[h.row] for h in hits] == pytest.approx(np.sort(wanted)[::-1], abs=1e-5)
@@ -89,7 +89,7 @@ def test_rerank_reorders_the_first_n_and_leaves_the_rest(
     else:
         queries = [Image.open(io.BytesIO(data.split("test").media("image", [17])[0])).convert("RGB")]
     query = encode_query(opened, modality, queries)
-    plain, hits = (search(opened, modality, query, 12, rerank=n)[0] for n in (0, 6))
+    plain, hits = (search(opened, modality, query, SearchOptions(12, rerank=n))[0] for n in (0, 6))
     assert {h.row for h in hits[:6]} == {h.row for h in plain[:6]}
     assert [h.row for h in hits[6:]] == [h.row for h in plain[6:]]
     assert all(h.match is None for h in hits[6:])
@@ -112,29 +112,32 @@ def np_index(pair: list[int]) -> Any:
 
 def test_by_default_as_many_as_in_the_runs_evaluation(weighted: Path) -> None:
     opened = Index(weighted)
-    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 25)[0]
+    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(25))[0]
     assert sum(h.match is not None for h in hits) == opened.model[2].eval.shortlist == 8
-    assert search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 3, rerank=20)[0][0].match is not None
+    assert (
+        search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(3, rerank=20))[0][0].match
+        is not None
+    )
 
 
 def test_a_cross_branch_without_weight_is_not_called(index: Path, tmp_path: Path) -> None:
     opened = Index(changed(index, tmp_path / "x.idx", weight=0.0, headline="cosine"))
-    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 5, rerank=5)[0]
+    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(5, rerank=5))[0]
     assert all(h.match is None for h in hits)
 
 
 def test_a_model_without_contrastive_half_scores_everything_by_the_cross_branch(index: Path, tmp_path: Path) -> None:
     opened = Index(changed(index, tmp_path / "x.idx", weight=0.0, headline="cross", alpha=0.0))
-    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), 25)[0]
+    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(25))[0]
     assert [h.score for h in hits] == [h.match for h in hits] == sorted((h.score for h in hits), reverse=True)
     assert len({h.row for h in hits}) == 25
 
 
 def test_queries_together_equal_queries_alone(weighted: Path) -> None:
     opened = Index(weighted)
-    batched = search(opened, "text", encode_query(opened, "text", QUERIES), 5)
+    batched = search(opened, "text", encode_query(opened, "text", QUERIES), SearchOptions(5))
     for text, hits in zip(QUERIES, batched, strict=True):
-        alone = search(opened, "text", encode_query(opened, "text", [text]), 5)[0]
+        alone = search(opened, "text", encode_query(opened, "text", [text]), SearchOptions(5))[0]
         assert [h.row for h in alone] == [h.row for h in hits]
         assert [h.score for h in alone] == pytest.approx([h.score for h in hits], abs=1e-3)
 
@@ -148,7 +151,7 @@ def test_an_index_of_one_side_answers_queries_of_both_modalities(weighted: Path,
     picture = Image.open(io.BytesIO(Index(weighted).sides["image"].item(3)["thumbnail"]))
     samples = {"image": picture, "text": opened.sides["text"].item(3)["text"] if stored == "text" else "a red cat"}
     for modality, sample in samples.items():
-        hits = search(opened, modality, encode_query(opened, modality, [sample]), 6)[0]
+        hits = search(opened, modality, encode_query(opened, modality, [sample]), SearchOptions(6))[0]
         assert len(hits) == 6
         same = modality == stored
         assert all((hit.match is None) == same for hit in hits), "the cross branch scores pairs of two modalities"

@@ -13,6 +13,7 @@ from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.search import SearchOptions
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.retrieve import by_file, by_text
 from ccaco_cli.core.workflows.train import train
@@ -48,8 +49,8 @@ def test_from_photos_to_answers(tmp_path: Path) -> None:
     )
     index = Index(tmp_path / "photos.idx")
     assert index.exported is not None  # text queries need no torch
-    ((_, hits),) = by_text(index, ["a dog runs through the snow"], k=10, rerank=None)
+    ((_, hits),) = by_text(index, ["a dog runs through the snow"], SearchOptions(10))
     assert sum("dog" in " ".join(hit.item["text"]).lower() for hit in hits) >= 5
     photo = ROOT / "flickr8k/Images" / Path(hits[0].item["id"]).name
-    answers = by_file(index, "image", photo if photo.suffix else photo.with_suffix(".jpg"), k=10, rerank=None)
+    answers = by_file(index, "image", photo if photo.suffix else photo.with_suffix(".jpg"), SearchOptions(10))
     assert len(answers) == 10

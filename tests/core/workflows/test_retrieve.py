@@ -9,11 +9,12 @@ from PIL import Image
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.search import SearchOptions
 from ccaco_cli.core.workflows.retrieve import QUERY_BATCH, by_file, by_text
 
 
 def test_queries_are_answered_in_order_and_blank_lines_left_out(index: Path) -> None:
-    answers = list(by_text(Index(index), ["  a cat\n", "", "  \n", "a dog"], k=3, rerank=0))
+    answers = list(by_text(Index(index), ["  a cat\n", "", "  \n", "a dog"], SearchOptions(3, rerank=0)))
     assert [query for query, _ in answers] == ["a cat", "a dog"]
     assert all(len(hits) == 3 for _, hits in answers)
 
@@ -28,13 +29,13 @@ def test_a_stream_is_read_no_further_than_needed(index: Path) -> None:
             yield f"cat {number}"
             number += 1
 
-    assert len(list(islice(by_text(Index(index), endless(), k=1, rerank=0), 3))) == 3
+    assert len(list(islice(by_text(Index(index), endless(), SearchOptions(1, rerank=0)), 3))) == 3
     assert len(taken) == QUERY_BATCH
 
 
 def test_a_picture_finds_captions_and_a_broken_one_is_refused(index: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (50, 40), "green").save(tmp_path / "p.png")
-    hits = by_file(Index(index), "image", tmp_path / "p.png", k=4, rerank=0)
+    hits = by_file(Index(index), "image", tmp_path / "p.png", SearchOptions(4, rerank=0))
     assert len(hits) == 4
     assert all(isinstance(h.item["text"], str) for h in hits)
     (tmp_path / "bad.png").write_bytes(b"not a picture")
@@ -44,4 +45,4 @@ def test_a_picture_finds_captions_and_a_broken_one_is_refused(index: Path, tmp_p
         (".", "cannot read this file"),
     ):
         with pytest.raises(DataError, match=words):
-            by_file(Index(index), "image", tmp_path / name, k=1, rerank=0)
+            by_file(Index(index), "image", tmp_path / name, SearchOptions(1, rerank=0))
