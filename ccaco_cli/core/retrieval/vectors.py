@@ -13,6 +13,8 @@ from ccaco_cli.core.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
 FILES = VECTORS, APPROXIMATE = "vectors.npy", "vectors.faiss"
+DATABASE = "milvus.json"
+"""File that says in which database the vectors of a side lie, if they do not lie in its folder."""
 EXACT_BELOW = 1_000_000
 """Rows up to which ``auto`` searches exactly: 0.2 s a query there, limited by memory bandwidth."""
 TARGET = 0.98
@@ -255,7 +257,7 @@ def build(folder: Path, kind: str, queries: Array | None = None, target: float =
     setting, max_setting = approximate.start, approximate.max_setting(len(vectors))
     while True:
         approximate.tune(index, setting)
-        recall = _recall(Approximate(index, vectors).search(test_queries, 10)[1], wanted)
+        recall = recall_of(Approximate(index, vectors).search(test_queries, 10)[1], wanted)
         if recall >= target or setting >= max_setting:
             faiss.write_index(index, str(folder / APPROXIMATE))  # with its setting
             return Built(name, round(recall, 4), setting)
@@ -264,8 +266,13 @@ def build(folder: Path, kind: str, queries: Array | None = None, target: float =
 
 def open(folder: Path) -> Vectors:
     """The vectors of one side of an index."""
+    if (folder / DATABASE).exists():
+        from ccaco_cli.core.retrieval.milvus import MilvusVectors
+
+        return MilvusVectors.open(folder)
     return Approximate.open(folder) if (folder / APPROXIMATE).exists() else Flat(folder / VECTORS)
 
 
-def _recall(rows: Array, exact_rows: Array) -> float:
+def recall_of(rows: Array, exact_rows: Array) -> float:
+    """Share of the exact best rows [q, k] that a search has returned, 0..1."""
     return float(np.mean([len(np.intersect1d(r, e)) / len(e) for r, e in zip(rows, exact_rows, strict=True)]))
