@@ -77,15 +77,16 @@ def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_
                 body["files"] = [f for f in body["files"] if "/query/" not in f["name"]]
     light, plain = Index(tmp_path / "light"), Index(tmp_path / "plain")
     assert plain.exported is None
+    options = SearchOptions(8)
     for light_hits, plain_hits in zip(
-        ask(light, "text", TEXTS, SearchOptions(8)), ask(plain, "text", TEXTS, SearchOptions(8)), strict=True
+        ask(light, "text", TEXTS, options), ask(plain, "text", TEXTS, options), strict=True
     ):
         assert [h.row for h in light_hits] == [h.row for h in plain_hits]
         assert [h.score for h in light_hits] == pytest.approx([h.score for h in plain_hits], abs=1e-3)
         assert light_hits[0].match is not None
     picture = encode_query(light, "image", [Image.new("RGB", (32, 32), "red")])
     for light_hits, plain_hits in zip(
-        search(light, "image", picture, 8), search(plain, "image", picture, 8), strict=True
+        search(light, "image", picture, options), search(plain, "image", picture, options), strict=True
     ):
         assert [h.score for h in light_hits] == pytest.approx([h.score for h in plain_hits], abs=1e-3)
 

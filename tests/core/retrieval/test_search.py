@@ -114,10 +114,8 @@ def test_by_default_as_many_as_in_the_runs_evaluation(weighted: Path) -> None:
     opened = Index(weighted)
     hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(25))[0]
     assert sum(h.match is not None for h in hits) == opened.model[2].eval.shortlist == 8
-    assert (
-        search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(3, rerank=20))[0][0].match
-        is not None
-    )
+    hits = search(opened, "text", encode_query(opened, "text", QUERIES[:1]), SearchOptions(3, rerank=20))[0]
+    assert hits[0].match is not None
 
 
 def test_a_cross_branch_without_weight_is_not_called(index: Path, tmp_path: Path) -> None:
