@@ -9,10 +9,35 @@ from typing import Annotated, Any
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.parameters import Command, option, replace_parameter
+from ccaco_cli.core.modalities import MODALITIES
 
 
+def _folder_options(command: Command) -> Command:
+    """Replaces the parameter ``folders`` by one option per modality that has media files: modality -> folder."""
+    options = [
+        option(
+            name,
+            Path,
+            f"--{modality.folder_option}",
+            metavar="FOLDER",
+            help=f"Index the {name} files in this folder and below, without a data set; the same command again updates "
+            "the index.",
+            show_default=False,
+            rich_help_panel="Media files",
+        )
+        for name, modality in MODALITIES.items()
+        if modality.folder_option
+    ]
+    return replace_parameter(
+        command, "folders", options, lambda values: {name: path for name, path in values.items() if path is not None}
+    )
+
+
+@_folder_options
 def embed(
-    model: options.ModelSource,
+    folders: Mapping[str, Path],
+    model: options.ModelSource = None,
     dataset: options.Dataset = "scenes",
     split: options.Split = None,
     out: Annotated[
@@ -54,6 +79,17 @@ def embed(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Replace an existing index; processes that read it are not disturbed.")
     ] = False,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remove",
+            metavar="PATH|ID",
+            help="Take an item, or all below a folder, out of an index of media files; it stays out while its file is "
+            "unchanged. Can be repeated.",
+            show_default=False,
+            rich_help_panel="Media files",
+        ),
+    ] = None,
     export: Annotated[
         str | None,
         typer.Option(
@@ -88,33 +124,43 @@ def embed(
     device: options.Device = "auto",
     data: options.Data = Path("data"),
 ) -> None:
-    """Embed a data set and build a search index, or export the model.
+    """Embed a folder of media files or a data set and build a search index, or export the model.
 
-    The embeddings are shards in clip-retrieval's layout.
+    The embeddings of a data set are shards in clip-retrieval's layout.
 
-    Repeat the same command after an interruption: finished shards are kept. An export needs no data set.
+    Repeat the same command after an interruption: what is finished is kept. An export needs no data set.
 
     \b
     Examples:
+      ccaco embed --model open_clip:ViT-B-32@openai --images ~/Photos --index photos.idx
+      ccaco embed --index photos.idx --remove 2021/blurred.jpg
       ccaco embed --run runs/first --dataset scenes --index scenes.idx
       ccaco embed --run runs/first --dataset scenes --index small.idx --store-tokens int8 --store-grid 16
       ccaco embed --run runs/first --dataset scenes --split val --out embeddings/val
       ccaco embed --model open_clip:ViT-B-32@openai --dataset photos --index photos.idx
       ccaco embed --run runs/first --export onnx --out first-onnx --license apache-2.0
     """
+    if folders or remove:
+        from ccaco_cli.commands.embed_folder import embed_folder, refuse_other_options
+
+        other = {"--split": split, "--out": out, "--export": export, "--license": license}
+        refuse_other_options(other | {"--dataset": dataset if dataset != "scenes" else None})
+        settings = {"index_type": index_type, "store_tokens": store_tokens, "store_grid": store_grid}
+        settings |= {"precision": precision, "device": device, "rebuild": rebuild, "remove": remove or ()}
+        embed_folder(folders, index, model, settings)
+        return
+    if model is None:
+        raise typer.BadParameter("missing; a finished run or the SPEC of a pretrained model", param_hint="--model")
     if export is not None or license or push_to_hub:
         _export(model, export, out, license, push_to_hub, index)
         return
     from ccaco_cli.core.experiments.pretrained import name_of
-    from ccaco_cli.core.modalities import MODALITIES
     from ccaco_cli.core.shell import quoted_path
     from ccaco_cli.core.workflows.embed import EmbedRequest, split_to_embed
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 
     split, note = split_to_embed(dataset, split, data)
-    if note:
-        progress.note(note)
     out = out or Path("embeddings") / f"{name_of(model)}-{Path(dataset).name}-{split}"
     request = EmbedRequest(
         model,
@@ -134,8 +180,10 @@ def embed(
         embedded = workflow(request, data_root=data, on_progress=report_progress)
     rows = ", ".join(f"{count:,} {modality}" for modality, count in embedded.facts["rows"].items())
     progress.note(f"{embedded.path}: {rows}")
+    if note:
+        progress.note(note)
     for modality, storage in embedded.facts.get("storage", {}).items():
-        progress.note(f"{modality}: {_storage_text(storage)}")
+        progress.note(f"{modality}: {storage_text(storage)}")
     if reason := embedded.facts.get("query", {}).get("why"):
         progress.note(f"text queries load the whole model: {reason}")
     if index is None:
@@ -170,7 +218,7 @@ def _export(
         progress.note(line)
 
 
-def _storage_text(storage: Mapping[str, Any]) -> str:
+def storage_text(storage: Mapping[str, Any]) -> str:
     """Type, accuracy and size of the vectors and tokens that an index stores for one modality."""
     vectors, tokens = storage["vectors"], storage["tokens"]
     return (

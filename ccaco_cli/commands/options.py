@@ -47,7 +47,7 @@ Wide = Annotated[
     ),
 ]
 ModelSource = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--model",
         "--run",
@@ -58,7 +58,7 @@ ModelSource = Annotated[
 ]
 Split = Annotated[
     str | None,
-    typer.Option("--split", help="Split of the data set.", show_default="test, else val, else train"),
+    typer.Option("--split", help="Split of the data set; all means every split together.", show_default="test, else val, else train"),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
 Metric = Annotated[

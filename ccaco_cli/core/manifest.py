@@ -145,12 +145,12 @@ def write(
     kind: str,
     *,
     facts: Mapping[str, Any],
-    inputs: Mapping[str, Manifest] | None = None,
+    inputs: Mapping[str, Manifest | Mapping[str, str]] | None = None,
     config: Mapping[str, Any] | None = None,
     files: Iterable[Mapping[str, Any]] = (),
     device: str = "cpu",
 ) -> Manifest:
-    """Completes an artefact by writing its manifest."""
+    """Completes an artefact by writing its manifest. An input is an artefact, or its entry in another manifest."""
     body = {
         "kind": kind,
         "schema": SCHEMA,
@@ -162,7 +162,7 @@ def write(
             "libraries": _versions(),
             "device": device,
         },
-        "inputs": {name: input_of(m) for name, m in (inputs or {}).items()},
+        "inputs": {name: input_of(m) if isinstance(m, Manifest) else dict(m) for name, m in (inputs or {}).items()},
         "config": dict(config or {}),
         "facts": dict(facts),
         "files": [dict(f) for f in files],

@@ -66,6 +66,20 @@ class SampleColumn:
             raise DataError(error.what, where=sample, expected=error.expected) from None
 
 
+class PreprocessedColumn:
+    """A ``Column`` of samples of one modality that are preprocessed already, as the tower takes them."""
+
+    def __init__(self, modality: str, samples: Sequence[Tensor]):
+        self.modality, self.samples = modality, samples
+        self.row, self.start = np.arange(len(samples)), np.arange(len(samples) + 1)
+        clips = MODALITIES[modality].kind == "clip"
+        self.length: Array | None = np.array([len(sample) for sample in samples]) if clips else None
+
+    def inputs(self, items: Array) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = MODALITIES[self.modality].collate([self.samples[i] for i in items])
+        return batch
+
+
 def decoded(modality: str, sample: Any, preprocess: Any) -> Any:
     """A file or encoded bytes as ``preprocess`` takes them; anything else is decoded already, and returned as it is.
 

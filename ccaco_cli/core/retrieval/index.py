@@ -35,8 +35,8 @@ REBUILD = "ccaco embed --run RUN --dataset NAME --index NAME.idx --rebuild"
 QUERY = "query"
 """Folder of the exported query side."""
 _COLUMNS = {("group", False): pa.int64(), ("thumbnail", False): pa.binary(), ("text", True): pa.list_(pa.string())}
-"""(name, holds lists) -> type of a column of the items; all others are texts. The first part alone does not always
-tell."""
+"""(name, holds lists) -> type of a column of the items that is no Arrow array; all others are texts. The first part
+alone does not always tell."""
 
 
 def save_model(folder: Path, aligner: Aligner, towers: Mapping[str, Tower], config: RunConfig) -> None:
@@ -81,6 +81,7 @@ def write_side(
     Args:
         z: [n, E] float16 or float32, unit norm.
         items: parts of column name -> values (id, group, text ...), n rows in all; ``thumbnail`` holds JPEG bytes.
+            Values in an Arrow array keep its type.
         store: how tokens are stored: an entry of ``token_store.STORES``, or none.
         kind: how vectors are searched (``vectors.write``).
         queries: [m, E] vectors of the other modality, on which an approximate search is tuned.
@@ -93,15 +94,22 @@ def write_side(
     first = next(parts)
     schema = pa.schema(
         {
-            name: _COLUMNS.get((name, isinstance(next(iter(values), ""), list)), pa.string())
+            name: values.type
+            if isinstance(values, pa.Array)
+            else _COLUMNS.get((name, isinstance(next(iter(values), ""), list)), pa.string())
             for name, values in first.items()
         }
     )
     with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for part in (first, *parts):
             writer.write_table(pa.table(dict(part), schema=schema))
+    return storage_facts(folder, built, store, len(z))
+
+
+def storage_facts(folder: Path, built: vectors.Built, store: str, count: int) -> dict[str, Any]:
+    """For the manifest: how a side of ``count`` items stores its vectors and tokens, and the bytes of one item."""
     size = {
-        name: _bytes(folder, names) / max(1, len(z))
+        name: _bytes(folder, names) / max(1, count)
         for name, names in (("vectors", vectors.FILES), ("tokens", token_store.FILES))
     }
     return {
@@ -279,7 +287,11 @@ def thumbnail(modality: str, data: bytes) -> bytes:
     picture = MODALITIES[modality].picture
     if picture is None:
         return b""
-    image: Image.Image = picture(data, THUMBNAIL)
+    return thumbnail_jpeg(picture(data, THUMBNAIL))
+
+
+def thumbnail_jpeg(image: Image.Image) -> bytes:
+    """Shrinks an RGB image in place to at most 224 pixels per side, and encodes it as a JPEG."""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)

@@ -1,0 +1,408 @@
+"""``ccaco embed --images FOLDER --index NAME.idx``: an index made from media files, and kept up to date with them.
+
+Nothing heavy is imported before there is something to encode: an update that has nothing to do takes about a second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccaco_cli.core import fault, manifest, runtime
+from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.retrieval import generations, media_index, media_library, media_parts, token_store
+from ccaco_cli.core.retrieval import index as indexes
+from ccaco_cli.core.retrieval import vectors as vector_files
+from ccaco_cli.core.retrieval.media_hashing import read_known
+from ccaco_cli.core.retrieval.media_index import LIBRARY, ModelSource, NewModel, StoredModel
+from ccaco_cli.core.retrieval.media_library import Library, Update
+from ccaco_cli.core.retrieval.media_parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
+from ccaco_cli.core.retrieval.media_scan import Reject, Scan, scan
+from ccaco_cli.core.retrieval.side_rows import SideRows
+from ccaco_cli.core.shell import quoted_path
+from ccaco_cli.core.types import OnProgress, no_progress
+
+if TYPE_CHECKING:
+    from ccaco_cli.core.experiments.pretrained import LoadedModel
+
+_UNREAD = "unread.json"
+"""While several processes encode: the files that they divide."""
+
+
+@dataclass(frozen=True)
+class MediaRequest:
+    """Which files to index, and how.
+
+    Attributes:
+        index: folder of the index; made or updated.
+        source: folder of the files; None = only ``remove``.
+        modality: of the files.
+        model: folder of a finished run, or SPEC of a pretrained dual encoder; None = the model in the index.
+        remove: paths or ids of items that are taken out, and stay out while their content is unchanged.
+        rebuild: encode everything again, whatever the index holds.
+        index_type, store_tokens, store_grid, precision, device: as in ``EmbedRequest``.
+    """
+
+    index: Path
+    source: Path | None = None
+    modality: str = "image"
+    model: str | Path | None = None
+    remove: Sequence[str] = ()
+    rebuild: bool = False
+    index_type: str = "auto"
+    store_tokens: str = "float16"
+    store_grid: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class MediaResult:
+    """What ``embed_folder`` did.
+
+    Attributes:
+        index: manifest of the index.
+        counts: number of items that are new, changed, moved, unchanged, removed.
+        rejects: files that are no items.
+        written: False = nothing had to be done.
+    """
+
+    index: Manifest
+    counts: Mapping[str, int]
+    rejects: Sequence[Reject]
+    written: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A request with the state of its index.
+
+    Attributes:
+        settings: what is stored under ``LIBRARY``.
+        old: manifest of the index; None = there is none yet, or it is built anew.
+        library: what the index holds.
+        scan: of the folder.
+        remove: items to take out.
+        known: files that were read for this update without the model.
+        parts: what was read and encoded for this update, by this process or an earlier one.
+        model: that encodes; None = there is nothing to encode.
+    """
+
+    request: MediaRequest
+    settings: Mapping[str, Any]
+    old: Manifest | None
+    library: Library
+    scan: Scan
+    remove: set[str]
+    known: KnownFiles | None = None
+    parts: Sequence[Part] = ()
+    model: LoadedModel | None = None
+
+    @property
+    def read(self) -> Sequence[ReadFiles]:
+        """All files that were read, the latest last."""
+        return [*self.parts, *([self.known] if self.known else [])]
+
+    @property
+    def modality(self) -> str:
+        return str(self.settings["modality"])
+
+    @property
+    def source(self) -> Path:
+        return Path(self.settings["source"])
+
+    @property
+    def token_store(self) -> str:
+        """How tokens are stored; none without a cross branch."""
+        beta = self.model.config.loss.beta if self.model else self.old.config["loss"]["beta"] if self.old else 0.0
+        return str(self.settings["store_tokens"]) if beta > 0 else "none"
+
+
+def embed_folder(request: MediaRequest, *, on_progress: OnProgress = no_progress) -> MediaResult:
+    """Builds an index from the media files of a folder, or updates it: only new and changed contents are encoded.
+
+    Under a launcher the processes divide the files; the main process writes the index.
+
+    Raises:
+        DataError: no such folder, no media in it, an index of another kind, source or model, or no such item.
+        ConfigError: no such index type, token format or precision, or other settings than those of the index.
+    """
+    vector_files.check(request.index_type)
+    token_store.check(request.store_tokens)
+    if request.precision not in runtime.ENCODING_PRECISIONS:
+        runtime.encoding_dtype(request.precision, None)  # raises the error
+    if runtime.launcher_rank()[1] > 1:
+        return _across_processes(request, on_progress)
+    with generations.writer_lock(request.index):
+        job = _start(request)
+        job, unread = _read_known(job, job.library.unread(job.scan, ()), on_progress)
+        if unread:
+            job = _encode(_with_model(job), on_progress)
+        return _finish(job)
+
+
+def _across_processes(request: MediaRequest, on_progress: OnProgress) -> MediaResult:
+    from ccaco_cli.core import distributed
+
+    with (
+        distributed.session(request.device, on_progress) as report_progress,
+        distributed.on_main_process(lambda: generations.writer_lock(request.index)),
+    ):
+        job = distributed.main_process_first(lambda: _start(request))
+        if distributed.broadcast(len(job.library.unread(job.scan, ()))):
+            job = distributed.main_process_first(lambda: _with_model(job))
+            unread_file = _parts_folder(job) / _UNREAD
+            # the processes divide the list of the main process: their own scans of a folder in use may differ
+            distributed.main_process_only(lambda: manifest.write_json(unread_file, _unread(job)))
+            paths = manifest.read_json(unread_file)[distributed.rank() :: distributed.world()]
+            job = _encode(job, report_progress, paths, distributed.rank())
+            distributed.barrier(while_alive=True)
+        with distributed.main_process_continues():
+            return _finish(replace(job, parts=finished_parts(_parts_folder(job)) if job.model else ()))
+
+
+def _read_known(job: _Job, unread: Sequence[str], on_progress: OnProgress) -> tuple[_Job, Sequence[str]]:
+    """Reads files of an update whose contents may be known; returns the files that need the model.
+
+    Moved and touched files do, as long as no new one is among them, without loading it.
+    """
+    if job.old is None or not unread:
+        return job, unread
+    states, remaining = read_known(job.source, unread, job.library.known_contents(()), on_progress)
+    return replace(job, known=KnownFiles(states)), remaining
+
+
+def _unread(job: _Job) -> list[str]:
+    return job.library.unread(job.scan, job.read)
+
+
+def _start(request: MediaRequest) -> _Job:
+    """Reads the state of the index and of the folder. Raises the errors of ``embed_folder``."""
+    index = request.index
+    old = _open_index(index, request)
+    if old is not None:
+        _refuse_other_settings(request, old)
+    if request.source is None:
+        assert old is not None
+        settings = old.facts[LIBRARY]
+    else:
+        settings = _settings(request) | {"model": str(request.model or (old.facts[LIBRARY]["model"] if old else ""))}
+    library = Library()
+    if old is not None:
+        generation = index / old.facts["generation"]
+        library = Library(media_library.read_states(generation), SideRows.open(generation / settings["modality"]))
+    source = Path(settings["source"])
+    option = MODALITIES[settings["modality"]].folder_option
+    remove = library.resolve_names(request.remove, source)
+    if request.source is None:
+        assert old is not None
+        return _Job(request, settings, old, library, library.stored_scan(index / old.facts["generation"]), remove)
+    return _Job(request, settings, old, library, scan(source, settings["modality"], option), remove)
+
+
+def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
+    """The manifest of an index that is updated; None = a new one, or one that is built anew."""
+    if not index.exists() and request.source is not None:
+        if request.model is None:
+            raise ConfigError("a new index needs a model", where=f"--index {index}", expected="--model RUN or SPEC")
+        return None
+    if index.exists() and not manifest.exists(index):
+        raise DataError("something else is there already", where=index, expected="a new name", next="another --index")
+    old = manifest.open(index, kind="index")
+    if request.rebuild and request.source is not None:
+        if request.model is None:
+            raise ConfigError("an index that is built anew needs a model", expected="--model RUN or SPEC")
+        return None
+    if LIBRARY not in old.facts:
+        raise DataError(
+            "this index was made from a data set, so files of a folder cannot be added or removed",
+            where=index,
+            expected="an index made by --images, --sounds or --videos",
+            next="another --index, or add --rebuild to replace it",
+        )
+    return old
+
+
+def _settings(request: MediaRequest) -> dict[str, Any]:
+    assert request.source is not None
+    names = ("modality", "index_type", "store_tokens", "store_grid", "precision")
+    return {"source": os.path.realpath(request.source), **{name: getattr(request, name) for name in names}}
+
+
+def _refuse_other_settings(request: MediaRequest, old: Manifest) -> None:
+    """Raises ConfigError or DataError: the index was made from other files, by another model or with other settings."""
+    if request.source is not None:
+        stored, settings = old.facts[LIBRARY], _settings(request)
+        different = [name for name in settings if name != "index_type" and settings[name] != stored[name]]
+        if different:
+            raise ConfigError(
+                f"this index was made with {_described(different, stored)}",
+                where=request.index,
+                expected=f"the same, not {_described(different, settings)}",
+                next="the command that made the index, or add --rebuild",
+            )
+    text = str(request.model)
+    if request.model is None or (text == old.facts[LIBRARY]["model"] and ":" in text and not Path(text).exists()):
+        return  # its weights are compared when it is loaded, which is only done when there is something to encode
+    if manifest.exists(Path(text)) or ":" not in text:
+        _refuse_other_model(manifest.open(Path(text), kind="run"), old, request)
+    else:
+        from ccaco_cli.core.experiments.pretrained import open_model
+
+        _refuse_other_model(open_model(text, request.device).manifest, old, request)
+
+
+def _described(names: Sequence[str], settings: Mapping[str, Any]) -> str:
+    flags = {"source": f"--{MODALITIES[settings['modality']].folder_option}"}
+    names = [name for name in names if name != "modality"] or ["source"]
+    return " ".join(f"{flags.get(name, '--' + name.replace('_', '-'))} {settings[name]}" for name in names)
+
+
+def _refuse_other_model(model: Manifest, old: Manifest, request: MediaRequest) -> None:
+    if _identity(model) != old.facts["model"]:
+        raise DataError(
+            f"this index was made by the model {old.facts['run']} ({old.facts[LIBRARY]['model']}), in which other "
+            "vectors are near",
+            where=request.index,
+            expected=f"that model, not {request.model}",
+            next="leave out --model to use the model in the index, or add --rebuild",
+        )
+
+
+def _identity(model: Manifest) -> str:
+    """Identifies a model by its content: a run by its hash, a pretrained one by those of its towers."""
+    return model.sha256 if model.kind == "run" else manifest.json_text(model.facts["towers"])
+
+
+def _with_model(job: _Job) -> _Job:
+    """Opens the model, finds the parts that earlier processes have finished, and lists what is still to be read."""
+    from ccaco_cli.core.experiments.pretrained import open_model
+
+    request = job.request
+    dtype = _precision(job)
+    if job.old is not None and dtype != job.old.facts["precision"]:
+        raise ConfigError(
+            f"this index was made in {job.old.facts['precision']}, and this device computes in {dtype}",
+            where=request.index,
+            expected="the same precision for all items",
+            next="--device of before, or add --rebuild with --precision fp32",
+        )
+    if request.model is None:
+        assert job.old is not None
+        model = _stored_model(job.old, request)
+    else:
+        model = open_model(request.model, request.device)
+    if job.old is not None and request.model is not None:
+        _refuse_other_model(model.manifest, job.old, request)
+    if job.modality not in model.manifest.facts["modalities"]:
+        raise DataError(
+            f"this model cannot encode {job.modality} files",
+            where=request.model,
+            expected=f"a model of {job.modality}; this one has {' and '.join(model.manifest.facts['modalities'])}",
+        )
+    job = replace(job, model=model)
+    return replace(job, parts=finished_parts(_parts_folder(job)))
+
+
+def _stored_model(old: Manifest, request: MediaRequest) -> LoadedModel:
+    """The model in an index, for an update without ``--model``."""
+    from ccaco_cli.core.experiments.pretrained import LoadedModel
+
+    first, second = old.facts["modalities"]
+    folder = request.index / old.facts["generation"] / "model"
+    aligner, towers, config = indexes.load_model(folder, (first, second))
+    return LoadedModel(aligner.to(runtime.device(request.device)).eval(), towers, config, old)
+
+
+def _parts_folder(job: _Job) -> Path:
+    """The folder for the parts of this index, by this model and with these settings."""
+    assert job.model is not None
+    model = job.model.manifest
+    identity = model.facts["model"] if model.kind == "index" else _identity(model)
+    names = ("modality", "store_tokens", "store_grid")
+    key = {name: job.settings[name] for name in names} | {"model": identity, "precision": _precision(job)}
+    return media_parts.parts_folder(job.request.index, key)
+
+
+def _precision(job: _Job) -> str:
+    """Name of the dtype in which the towers compute."""
+    dtype = runtime.encoding_dtype(job.settings["precision"], runtime.device(job.request.device))
+    return str(dtype).removeprefix("torch.")
+
+
+def _encode(job: _Job, on_progress: OnProgress, paths: Sequence[str] | None = None, rank: int = 0) -> _Job:
+    """Reads and encodes files (``paths``, or all that are unread); returns the job with all finished parts."""
+    from ccaco_cli.core.encoding.encode import reduced_precision
+    from ccaco_cli.core.retrieval.media_encoder import MediaEncoder
+    from ccaco_cli.core.retrieval.media_reader import MediaReader
+
+    assert job.model is not None
+    aligner, towers = job.model.aligner, job.model.towers
+    device = runtime.device(job.request.device)
+    if runtime.launcher_rank()[1] == 1 and device.type == "cpu":
+        runtime.limit_threads()
+    folder = _parts_folder(job)
+    known = job.library.known_contents(job.parts)
+    encoder = MediaEncoder(aligner, job.modality, int(job.settings["store_grid"]), job.token_store != "none")
+    with reduced_precision(aligner, runtime.encoding_dtype(job.settings["precision"], device)):
+        reader = MediaReader(job.source, towers[job.modality], known)
+        encoder.encode_files(
+            reader, _unread(job) if paths is None else paths, PartWriter(folder, job.token_store, rank), on_progress
+        )
+    return replace(job, parts=finished_parts(folder))
+
+
+def _finish(job: _Job) -> MediaResult:
+    """Writes the next generation of the index, unless it would be the same as the last."""
+    request, library = job.request, job.library
+    update = library.update(job.scan, job.read, job.remove)
+    if not len(update.picks):
+        raise _nothing_left(job, update)
+    parts_root = media_parts.root_folder(request.index)
+    if job.old is not None and _is_same(job, update):
+        shutil.rmtree(parts_root, ignore_errors=True)
+        return MediaResult(job.old, update.counts, update.rejects, written=False)
+    written = media_index.write(request.index, update, _model_source(job), job.settings, job.token_store)
+    shutil.rmtree(parts_root, ignore_errors=True)
+    fault.point("media.parts")
+    return MediaResult(written, update.counts, update.rejects)
+
+
+def _is_same(job: _Job, update: Update) -> bool:
+    assert job.old is not None
+    same_settings = dict(job.settings) == job.old.facts[LIBRARY]
+    stored = job.request.index / job.old.facts["generation"] / media_library.REJECTS
+    text = media_library.rejects_csv(update.rejects)
+    return same_settings and list(update.states) == list(job.library.states) and stored.read_text("utf-8") == text
+
+
+def _model_source(job: _Job) -> ModelSource:
+    if job.old is not None:
+        return StoredModel(job.old)
+    assert job.model is not None
+    aligner, towers, config, run = job.model
+    matcher, grid = job.token_store != "none", int(job.settings["store_grid"])
+    return NewModel(aligner, towers, config, run, _identity(run), _precision(job), grid, matcher)
+
+
+def _nothing_left(job: _Job, update: Update) -> DataError:
+    if job.remove:
+        return DataError(
+            "no item would be left in the index; nothing was removed",
+            where=job.request.index,
+            expected="an index with at least one item",
+            next=f"rm -r {quoted_path(job.request.index)}",
+        )
+    first = next(iter(update.rejects), None)
+    reason = f"; the first: {first.path}: {first.reason}" if first else ""
+    return DataError(
+        f"none of {len(update.rejects):,} files can be an item{reason}",
+        where=job.source,
+        expected=f"{job.modality} files that can be read",
+    )
