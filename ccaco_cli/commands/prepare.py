@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from ccaco_cli.commands import options
@@ -16,8 +17,14 @@ def prepare(
         typer.Argument(help="Source: scenes, flickr8k, coco, table, hub:NAME ... (see --list).", show_default=False),
     ] = None,
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="Published folder or file, or a pattern of tar files.", show_default=False),
+        str | None,
+        typer.Option(
+            "--source",
+            click_type=click.Path(),  # completes files; an address or a command must stay as it is
+            help="Published folder or file; webdataset: also a pattern of tar files, an address such as "
+            "'s3://bucket/{00000..00099}.tar', or 'pipe:COMMAND', which runs the command.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the prepared data set.", show_default="data/NAME")
@@ -123,6 +130,7 @@ def prepare(
     from ccaco_cli.core.data.domains import split_names
     from ccaco_cli.core.data.shards import WriteOptions
     from ccaco_cli.core.data.sources.source import SourceOptions
+    from ccaco_cli.core.data.sources.tar_streams import is_address
     from ccaco_cli.core.data.split_shares import SplitShares
     from ccaco_cli.core.workflows import prepare as workflow
     from ccaco_cli.view import figures, progress, results, tables
@@ -133,16 +141,18 @@ def prepare(
     columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v}
     columns |= options.parse_column_mapping(column, "--column")
     size = image_size or 64
+    address = source if source is not None and is_address(source) else ""
     out = out or Path("data") / workflow.out_name(name)
     if preview:
         figures.check_suffix(preview)
     with progress.bar(f"prepare {name}") as report_progress:
         prepared = workflow.prepare(
             name,
-            source_path=source,
+            source_path=Path(source) if source is not None and not address else None,
             out=out,
             options=SourceOptions(
                 limit=limit,
+                address=address,
                 seed=seed,
                 columns=columns,
                 separator=separator,
@@ -161,7 +171,7 @@ def prepare(
     if preview:
         from ccaco_cli.core.data import shards
 
-        figures.preview(preview, shards.open(out))
+        figures.preview(preview, shards.open_any(out))
     results.show_prepared(workflow.summary(prepared), output_format, str(out))
     for line in workflow.notes(prepared):
         progress.note(line)

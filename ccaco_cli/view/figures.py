@@ -12,7 +12,7 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import picture_of
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.data.shards import PairData
+    from ccaco_cli.core.data.shards import PreparedData
 
 COLUMNS = 5
 PIXELS = 224
@@ -74,7 +74,7 @@ def check_suffix(path: Path) -> None:
         raise DataError("no such kind of picture", where=path, expected=" | ".join(SUFFIXES))
 
 
-def preview(path: Path, data: PairData, rows: int = 3) -> None:
+def preview(path: Path, data: PreparedData, rows: int = 3) -> None:
     """Draws evenly spaced samples of every split, each with its id, domain and captions.
 
     Args:

@@ -46,13 +46,13 @@ class Rules:
     Attributes:
         root: real path of the source folder; files outside it are rejected. None = media are generated, not read.
         media_root: real path of a second folder that files may lie in (``--image-root``).
-        modalities: the two modalities of the data set.
+        modalities: of the data set: two, or one.
         image_size: short side in pixels above which images and videos are re-encoded; None = keep the original bytes.
         unpaired: domains whose records may have no captions.
     """
 
     root: str | None
-    modalities: tuple[str, str]
+    modalities: tuple[str, ...]
     image_size: int | None = None
     unpaired: frozenset[str] = frozenset()
     media_root: str | None = None

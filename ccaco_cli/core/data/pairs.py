@@ -19,8 +19,11 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data.split_shares import prepare_command
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.shell import quoted_path
 
 Array = np.ndarray[Any, Any]
+ALL = "all"
+"""Name of the split that is every split together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Split:
 
     Attributes:
         name: train | val | test ...
-        modalities: the two of every pair.
+        modalities: of every sample: the two of a pair, or one.
         rows: [n] int64, position of each row in the stored split.
         group: [n] int64, dense over the data set; rows of one group have the same meaning.
         domain: [n] int64, index into ``domains``.
@@ -40,7 +43,7 @@ class Split:
     """
 
     name: str
-    modalities: tuple[str, str]
+    modalities: tuple[str, ...]
     rows: Array
     group: Array
     domain: Array
@@ -118,8 +121,12 @@ class Split:
 
     def meta(self, row: int) -> dict[str, Any]:
         """The other facts that the source has about a row (``PairRecord.meta``)."""
-        meta: dict[str, Any] = json.loads(self._data.data.column("meta")[int(self.rows[row])].as_py())
-        return meta
+        return self.metas([row])[0]
+
+    def metas(self, rows: Sequence[int] | Array) -> list[dict[str, Any]]:
+        """``meta`` of several rows."""
+        column = self._data.data.column("meta")
+        return [json.loads(column[int(row)].as_py()) for row in self.rows[np.asarray(rows, np.int64)]]
 
     @property
     def _is_complete(self) -> bool:
@@ -135,42 +142,49 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class PairData:
-    """An opened data set.
+class PreparedData:
+    """An opened data set, of pairs or of one modality.
 
     Attributes:
         manifest: of the data set.
         name: of its folder.
-        modalities: the two of every pair.
+        modalities: of every sample: the two of a pair, or one.
         splits: names of the splits that have rows.
     """
 
     manifest: Manifest
     name: str
-    modalities: tuple[str, str]
+    modalities: tuple[str, ...]
     splits: tuple[str, ...]
 
     def split(self, name: str) -> Split:
-        """One split. Raises DataError that lists the splits: there is no such split."""
-        if name not in self.splits:
+        """One split; ``all`` is every split together, in their order.
+
+        Raises DataError that lists the splits: there is no such split.
+        """
+        if name not in self.splits and name != ALL:
             expected = f"one of {', '.join(self.splits)}"
             can_divide = name in ("val", "test") and "train" in self.splits
             next_step = prepare_command(self.manifest, [name]) if can_divide else None
             raise DataError(f"no split {name!r}", where=self.manifest.path, expected=expected, next=next_step)
-        start = sum(len(self._tables[before]) for before in self.splits[: self.splits.index(name)])
-        rows = slice(start, start + len(self._tables[name]))
+        if name in self.splits:
+            start = sum(len(self._tables[before]) for before in self.splits[: self.splits.index(name)])
+            table = self._tables[name]
+        else:
+            start, table = 0, datasets.concatenate_datasets([self._tables[part] for part in self.splits])
+        rows = slice(start, start + len(table))
         codes, names = self._codes
         return Split(
             name=name,
             modalities=self.modalities,
-            rows=np.arange(len(self._tables[name])),
+            rows=np.arange(len(table)),
             group=codes["group"][rows],
             domain=codes["domain"][rows],
             label=codes["label"][rows],
             family=codes["family"][rows],
             domains=names["domain"],
             labels=names["label"],
-            _data=self._tables[name],
+            _data=table,
         )
 
     @cached_property
@@ -214,8 +228,41 @@ class PairData:
         return codes, names
 
 
+@dataclass(frozen=True, eq=False)
+class PairData(PreparedData):
+    """An opened data set of pairs.
+
+    Attributes:
+        modalities: the two of every pair.
+    """
+
+    modalities: tuple[str, str]
+
+
 def open(path: Path, verify: str = manifest.QUICK) -> PairData:
-    """Opens a prepared data set.
+    """Opens a prepared data set of pairs.
+
+    Args:
+        path: its folder.
+        verify: quick | full, as ``manifest.open``.
+    Raises:
+        DataError: a data set of one modality, which has no pairs.
+        ManifestError: not a data set, or one of its files is missing or altered.
+    """
+    data = open_any(path, verify)
+    if not isinstance(data, PairData):
+        index = quoted_path(f"{data.name}.idx")
+        raise DataError(
+            f"this data set has one modality ({data.modalities[0]}), and this needs pairs",
+            where=path,
+            expected="a data set of two modalities, such as images with captions",
+            next=f"ccaco embed --model SPEC --dataset {quoted_path(path)} --index {index}",
+        )
+    return data
+
+
+def open_any(path: Path, verify: str = manifest.QUICK) -> PreparedData:
+    """Opens a prepared data set of two modalities (``PairData``) or of one.
 
     Args:
         path: its folder.
@@ -225,9 +272,12 @@ def open(path: Path, verify: str = manifest.QUICK) -> PairData:
     """
     opened = manifest.open(Path(path), kind="dataset", verify=verify)
     try:
-        first, second = map(str, opened.facts["modalities"])
+        modalities = tuple(map(str, opened.facts["modalities"]))
         splits = tuple(name for name, counts in opened.facts["splits"].items() if counts["samples"])
-        return PairData(opened, opened.path.resolve().name, (first, second), splits)
+        if not 1 <= len(modalities) <= 2:
+            raise ValueError(f"{len(modalities)} modalities")
+        data = PairData if len(modalities) == 2 else PreparedData
+        return data(opened, opened.path.resolve().name, modalities, splits)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ManifestError(
             f"unreadable manifest ({error})", where=path, expected="a dataset", next="ccaco prepare NAME"

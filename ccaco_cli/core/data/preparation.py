@@ -14,6 +14,7 @@ from ccaco_cli.core.data.shards import DatasetInfo, WriteOptions
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.sources.lists import assumed_encodings
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
+from ccaco_cli.core.data.sources.tar_streams import public
 from ccaco_cli.core.data.split_shares import SplitShares, published_splits
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
@@ -47,6 +48,7 @@ def prepare(
     name, _, option = name.partition(":")
     options = replace(options or SourceOptions(), name=option)
     source = find_source(name)
+    _refuse_address(source, options)
     shards.refuse_overwrite(Path(out))
     path = _resolve(source, source_path)
     options = replace(options, media_root=_media_root(options.media_root))
@@ -55,7 +57,7 @@ def prepare(
     protocol = data.protocol if limit is None else f"{data.protocol}; at most {limit:,} samples a split"
     info = DatasetInfo(
         out_name(f"{name}:{option}"),
-        source.modalities,
+        data.modalities or source.modalities,
         facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": _source_facts(data)},
         config={"source": name, **_config(options), **({"split_shares": asdict(shares)} if shares.requested() else {})},
         root=data.root or (None if path is None else path if path.is_dir() else path.parent),
@@ -135,6 +137,18 @@ def _resolve(source: Source, path: Path | None) -> Path | None:
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
+def _refuse_address(source: Source, options: SourceOptions) -> None:
+    """Raises DataError: an address or a command for a source that reads files."""
+    if options.address and not source.reads_addresses:
+        readers = ", ".join(name for name, entry in SOURCES.items() if entry.reads_addresses)
+        raise DataError(
+            f"{source.name} reads files, not addresses or commands",
+            where=f"--source {public(options.address)}",
+            expected=source.expects,
+            next=f"a folder or file, or tar shards with ccaco prepare {readers}",
+        )
+
+
 def _media_root(folder: Path | None) -> Path | None:
     """The real path of the folder that the user names for media. Raises DataError: there is none."""
     if folder is None:
@@ -150,6 +164,8 @@ def _config(options: SourceOptions) -> dict[str, Any]:
     """The options as the manifest stores them."""
     config = asdict(options)
     folder = config.pop("media_root")
+    address = config.pop("address")
+    config |= {"address": public(address)} if address else {}
     return config if folder is None else {**config, "media_root": str(folder)}
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 from ccaco_cli.core import fault, lock, manifest
 from ccaco_cli.core.data.checks import MISSING, OUTSIDE, SPLIT_NAME, Passed, Rejected, Rules
 from ccaco_cli.core.data.dataset_stats import REJECTS, DatasetStats, compute_stats, journals
-from ccaco_cli.core.data.pairs import PairData, Split, open
+from ccaco_cli.core.data.pairs import ALL, PairData, PreparedData, Split, open, open_any
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
@@ -45,7 +45,7 @@ class DatasetInfo:
 
     Attributes:
         name: stored in the manifest.
-        modalities: the two of every pair.
+        modalities: of every sample: the two of a pair, or one.
         facts: protocol, licence, revision and the like, stored in the manifest.
         config: what the records depend on; a partial data set with another config is deleted.
         root: real path of the source folder, which media paths may not leave; None = media are not files.
@@ -54,7 +54,7 @@ class DatasetInfo:
     """
 
     name: str
-    modalities: tuple[str, str]
+    modalities: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     root: Path | None = None
@@ -222,7 +222,7 @@ class _OpenShard:
         names = (record.id, record.group, record.domain, record.label, record.family, list(record.captions))
         self.digest.update(repr(names).encode())
 
-    def add(self, result: Passed | Rejected, modalities: tuple[str, str]) -> None:
+    def add(self, result: Passed | Rejected, modalities: tuple[str, ...]) -> None:
         """Adds the outcome of a check: a row, or a line of the rejects."""
         journal = self.journal
         if isinstance(result, Rejected):
@@ -335,10 +335,21 @@ def _write_shard(folder: Path, split: str, shard: _OpenShard, schema: pa.Schema)
     fault.point("prepare.journal")
 
 
-def _schema(modalities: tuple[str, str]) -> pa.Schema:
+def _schema(modalities: tuple[str, ...]) -> pa.Schema:
     texts = [(name, pa.string()) for name in ("id", "group", "domain", "label", "family")]
     media = [(name, pa.binary()) for name in modalities if name != "text"]
     return pa.schema([*texts, ("captions", pa.list_(pa.string())), ("meta", pa.string()), *media])
 
 
-__all__ = ["DatasetInfo", "PairData", "Split", "WriteOptions", "open", "refuse_overwrite", "write"]
+__all__ = [
+    "ALL",
+    "DatasetInfo",
+    "PairData",
+    "PreparedData",
+    "Split",
+    "WriteOptions",
+    "open",
+    "open_any",
+    "refuse_overwrite",
+    "write",
+]

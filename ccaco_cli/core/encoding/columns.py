@@ -9,7 +9,7 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.config import ModelConfig
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
-from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.data.shards import PreparedData
 from ccaco_cli.core.encoding.token_cache import cached
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
@@ -18,7 +18,7 @@ from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def columns(
-    data: PairData,
+    data: PreparedData,
     split: str,
     aligner: Aligner,
     towers: Mapping[str, Tower],
@@ -45,7 +45,7 @@ def columns(
 
 
 def _cached(
-    data: PairData,
+    data: PreparedData,
     split: str,
     tower: Tower,
     column: Column,
@@ -79,7 +79,7 @@ def _cached(
     return tokens
 
 
-def _uncached(data: PairData, split: str, tower: Tower, lock: bool, on_progress: OnProgress) -> Column:
+def _uncached(data: PreparedData, split: str, tower: Tower, lock: bool, on_progress: OnProgress) -> Column:
     """The inputs of a tower."""
     part, modality = data.split(split), tower.modality
     name = cache.key(data=data.manifest.sha256, split=part.key, modality=modality, preprocess=repr(tower.preprocess))

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
-from ccaco_cli.core.data.shards import PairData, Split
+from ccaco_cli.core.data.shards import ALL, PreparedData, Split
 from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
@@ -32,10 +32,11 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval import generations, token_store, vectors
+from ccaco_cli.core.retrieval import generations, item_columns, token_store, vectors
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.retrieval.generations import IndexFolder, new_generation
+from ccaco_cli.core.retrieval.item_columns import ColumnTypes
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
 from ccaco_cli.core.types import OnProgress, no_progress
@@ -103,7 +104,7 @@ class _Job:
     towers: Mapping[str, Tower]
     config: RunConfig
     run: Manifest
-    data: PairData
+    data: PreparedData
     split: Split
     columns: Mapping[str, Column]
 
@@ -114,6 +115,11 @@ class _Job:
     @property
     def rows(self) -> dict[str, int]:
         return {modality: len(column.row) for modality, column in self.columns.items()}
+
+    @cached_property
+    def types(self) -> ColumnTypes:
+        """The columns that the source has of its samples."""
+        return item_columns.types_of(self.split)
 
     @property
     def token_format(self) -> str:
@@ -142,7 +148,7 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
     with distributed.session(request.device, on_progress) as report_progress:
         aligner, towers, config, run = distributed.main_process_first(lambda: open_model(request.model, request.device))
         data = distributed.main_process_first(
-            lambda: shards.open(prepared(request.dataset, data_root, report_progress), request.verify)
+            lambda: shards.open_any(prepared(request.dataset, data_root, report_progress), request.verify)
         )
         distributed.main_process_only(lambda: _check(request, run, data))
         split = data.split(request.split)
@@ -154,15 +160,30 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
 
 
 def split_to_embed(dataset: str, split: str | None, data_root: Path = Path("data")) -> tuple[str, str]:
-    """The split to embed where none is named (test, else val, else train), and a sentence if it is not test.
+    """The split to embed where none is named, and a sentence on what is left out ("" = nothing).
 
-    It prepares nothing, because every process of a launcher calls it: embedded sources have all splits.
+    That is every split of a data set of one modality, which is not trained on; of pairs it is test, else val, else
+    train. It prepares nothing, because every process of a launcher calls it: embedded sources have all splits.
     """
     if split is not None:
         return split, ""
     folder = locate(dataset, data_root)
-    chosen = evaluation_split(shards.open(folder).splits) if manifest.exists(folder) else "test"
-    return chosen, "" if chosen == "test" else f"{dataset} has no split 'test': the split {chosen!r} is embedded"
+    if not manifest.exists(folder):
+        return "test", ""
+    data = shards.open_any(folder)
+    if len(data.modalities) == 1:
+        return ALL, ""
+    chosen = evaluation_split(data.splits)
+    samples = {name: int(data.manifest.facts["splits"][name]["samples"]) for name in data.splits}
+    total = sum(samples.values())
+    parts = [f"{dataset} has no split 'test'"] if chosen != "test" else []
+    parts += [f"the split {chosen!r} is embedded"] if parts or samples[chosen] < total else []
+    parts += (
+        [f"{total - samples[chosen]:,} of {total:,} samples are left out (--split {ALL} takes all)"]
+        if samples[chosen] < total
+        else []
+    )
+    return chosen, "; ".join(parts)
 
 
 def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
@@ -176,7 +197,7 @@ def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
             return embeddings if index_folder is None else _build_index(job, index_folder)
 
 
-def _check(request: EmbedRequest, run: Manifest, data: PairData) -> None:
+def _check(request: EmbedRequest, run: Manifest, data: PreparedData) -> None:
     refuse_other_modalities(run, data)
     if any(warning["kind"] == NAN_EMBEDDINGS for warning in run.facts.get("warnings", ())):
         raise _not_finite(request, run.config["optim"]["lr"])
@@ -317,7 +338,7 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
             items,
             store=job.token_format,
             kind=job.request.index_type,
-            queries=z[next(m for m in job.columns if m != modality)],
+            queries=next((z[m] for m in job.columns if m != modality), None),
         )
         fault.point("index.side")
     indexes.save_model(folder.temp / "model", job.aligner, job.towers, job.config)
@@ -351,12 +372,17 @@ def _load_vectors(folder: Path) -> Any:
     return np.concatenate([np.load(file, allow_pickle=False) for file in files])
 
 
-def _items(job: _Job, modality: str, items: Any, *, thumbnails: bool) -> dict[str, list[Any]]:
+def _items(job: _Job, modality: str, items: Any, *, thumbnails: bool) -> dict[str, Any]:
     """Column name -> values: what is stored of items beside their vectors."""
     split = job.split
     rows = job.columns[modality].row[items]
     captions, start = split.captions, split.caption_start
-    columns: dict[str, list[Any]] = {"id": [split.ids[r] for r in rows], "group": [int(split.group[r]) for r in rows]}
+    columns: dict[str, Any] = {"id": [split.ids[r] for r in rows], "group": [int(split.group[r]) for r in rows]}
+    import pyarrow as pa
+
+    distinct, at = np.unique(rows, return_inverse=True)
+    facts = job.types.arrays(item_columns.row_facts(split, distinct))
+    columns |= {name: values.take(pa.array(at)) for name, values in facts.items()}
     if modality == "text":
         return columns | {"text": [captions[i] for i in items]}
     # the text of an item without captions is the name of its class

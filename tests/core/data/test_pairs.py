@@ -89,3 +89,37 @@ def test_what_is_not_there(data: shards.PairData, tmp_path: Path) -> None:
         f.write(b"x")
     with pytest.raises(ManifestError, match="altered"):
         shards.open(tmp_path / "d")
+
+
+def test_all_is_every_split_together(data: shards.PairData) -> None:
+    parts, every = [data.split(name) for name in data.splits], data.split("all")
+    assert (
+        every.ids == [id for part in parts for id in part.ids] and len(every) == 6 and every.name == every.key == "all"
+    )
+    for codes in ("group", "domain", "label", "family"):
+        assert getattr(every, codes).tolist() == [code for part in parts for code in getattr(part, codes)]
+    assert every.captions == [text for part in parts for text in part.captions]
+    assert every.media("raw", [5]) == parts[1].media("raw", [2]) and every.meta(5) == parts[1].meta(2)
+    assert every.metas([5, 0]) == [every.meta(5), every.meta(0)]
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "raw"])
+def test_a_data_set_of_one_modality(tmp_path: Path, modality: str) -> None:
+    records = [PairRecord(f"id{n}", f"id{n}", "test", {modality: b"%d" % n}) for n in range(3)]
+    info = shards.DatasetInfo(name="mine", modalities=(modality,))
+    if modality in ("image", "audio"):
+        with pytest.raises(DataError, match=r"3 of 3 samples rejected \(not a"):
+            shards.write(records, tmp_path / "my set", info, shards.WriteOptions(workers=0))
+        return
+    shards.write(records, tmp_path / "my set", info, shards.WriteOptions(workers=0))
+    opened = shards.open_any(tmp_path / "my set")
+    assert (opened.modalities, opened.splits) == (("raw",), ("test",)) and not isinstance(opened, shards.PairData)
+    split = opened.split("all")
+    assert (
+        split.media("raw", [2, 0]) == [b"2", b"0"] and split.captions == [] and split.caption_count.tolist() == [0] * 3
+    )
+    wanted = (
+        r"one modality \(raw\), and this needs pairs: .*my set; .*next: ccaco embed --model SPEC --dataset '.*my set'"
+    )
+    with pytest.raises(DataError, match=wanted):
+        shards.open(tmp_path / "my set")

@@ -26,11 +26,20 @@ def media_root(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     test = shards.open(data_root / "scenes").split("test")
     records = [
         PairRecord(
-            f"{row}.png", f"{row}", "test", {"image": test.media("image", [row])[0]}, meta={"year": 2000 + row, "n": None}
+            f"{n}.png",
+            f"{n}",
+            "test",
+            {"image": test.media("image", [n])[0]},
+            meta={"year": 2000 + n, "n": None},
         )
-        for row in range(len(test))
+        for n in range(len(test))
     ]
-    shards.write(records, root / "photos", shards.DatasetInfo("photos", ("image",)), shards.WriteOptions(workers=0))
+    shards.write(
+        records,
+        root / "photos",
+        shards.DatasetInfo("photos", ("image",), {"protocol": "toy"}),
+        shards.WriteOptions(workers=0),
+    )
     return root
 
 
@@ -104,7 +113,12 @@ def test_every_split_together(run: Path, data_root: Path, embedded: Manifest, tm
 
 def test_a_data_set_of_a_foreign_modality_is_refused(run: Path, tmp_path: Path) -> None:
     records = [PairRecord("x", "x", "test", {"raw": b"1"})]
-    shards.write(records, tmp_path / "raw", shards.DatasetInfo("raw", ("raw",)), shards.WriteOptions(workers=0))
+    shards.write(
+        records,
+        tmp_path / "raw",
+        shards.DatasetInfo("raw", ("raw",), {"protocol": "toy"}),
+        shards.WriteOptions(workers=0),
+    )
     with pytest.raises(DataError, match="aligns other modalities: image and text"):
         embed(EmbedRequest(run, "raw", tmp_path / "out", "all", device="cpu"), data_root=tmp_path)
     assert not (tmp_path / "out").exists()

@@ -25,6 +25,7 @@ class SourceOptions:
         fold: of ``audiofolder``: the test fold of a data set in folds; 0 = the last.
         name: of ``hub``: the part after the colon of ``hub:NAME``.
         all_test: of ``imagefolder``: samples without a split folder belong to ``test``.
+        address: of sources that read streams: address or command instead of a path.
         unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class
             folders.
     """
@@ -38,6 +39,7 @@ class SourceOptions:
     media_root: Path | None = None
     fold: int = 0
     name: str = ""
+    address: str = ""
     unpaired: tuple[str, ...] = ()
     all_test: bool = False
 
@@ -55,6 +57,7 @@ class SourceData:
         splits: all splits that the records can have, if known in advance; ``--limit`` can then stop early.
         root: real path of the folder that media paths may not leave, if ``--source`` does not name it.
         text_files: list files and tables; the manifest names those that are not UTF-8.
+        modalities: of the records, where they differ from those of the ``Source``; () = they do not.
     """
 
     records: Iterable[PairRecord]
@@ -66,6 +69,7 @@ class SourceData:
     splits: Collection[str] = ()
     root: Path | None = None
     text_files: Sequence[Path] = ()
+    modalities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,20 @@ class Source:
 
     Attributes:
         name: of the source on the command line.
-        modalities: the two of every pair.
+        modalities: the two of every pair, or the one of every sample; () = they depend on the files
+            (``SourceData.modalities``).
         expects: what ``--source PATH`` must contain, one line for ``prepare --list`` and for errors.
         read: (root, options) -> SourceData; raises DataError at once if the layout is not there.
         embedded: nothing needs to be downloaded (``root`` is None).
         resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name is
             enough.
+        reads_addresses: ``read`` also takes an address or a command (``SourceOptions.address``).
     """
 
     name: str
-    modalities: tuple[str, str]
+    modalities: tuple[str, ...]
     expects: str
     read: Callable[[Path | None, SourceOptions], SourceData]
     embedded: bool = False
     resolves_path: bool = False
+    reads_addresses: bool = False
