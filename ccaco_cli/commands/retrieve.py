@@ -11,6 +11,7 @@ import typer
 
 from ccaco_cli.commands import options
 from ccaco_cli.commands.parameters import Command, option, replace_parameter
+from ccaco_cli.commands.serve_options import ServeAddress, ServeOriginals, ServeToken, serve_page
 from ccaco_cli.core.modalities import MODALITIES
 
 
@@ -60,6 +61,9 @@ def retrieve(
         str,
         typer.Option("--explain-method", help="attention, or gradient (attention weighted by its gradient)."),
     ] = "attention",
+    serve: ServeAddress = None,
+    serve_originals: ServeOriginals = False,
+    token: ServeToken = None,
     verify: options.Verify = "quick",
     output_format: options.OutputFormat = None,
 ) -> None:
@@ -70,6 +74,7 @@ def retrieve(
       ccaco retrieve "an orange cat napping" --index scenes.idx -k 5
       echo "a dog chasing a ball" | ccaco retrieve - --index scenes.idx --format csv
       ccaco retrieve "a red ball on a sofa" --index scenes.idx -k 3 --explain why
+      ccaco retrieve --serve 8000 --index scenes.idx
     """
     from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.index import Index
@@ -78,6 +83,8 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import answers, figures, progress
 
+    if serve is not None or serve_originals or token is not None:
+        return serve_page(index, verify, (serve, token, serve_originals), bool(query or files or save or explain))
     if bool(query) + len(files) != 1:
         flags = ", ".join(f"--{name}" for name, modality in MODALITIES.items() if modality.query_help)
         raise DataError(

@@ -49,12 +49,12 @@ class ExplainedHit:
 
 
 def explain_hits(
-    index: Index, modality: str, query: str | Path, hits: Sequence[Hit], method: str
+    index: Index, modality: str, query: str | Path | bytes, hits: Sequence[Hit], method: str
 ) -> Iterator[ExplainedHit]:
     """Explains hits: the relevance of each image cell for each word, and whether the match score depends on it.
 
     Args:
-        query: a text, or a file of the ``modality``.
+        query: a text; or a file of the ``modality``, or its bytes.
     Raises:
         DataError: an index without a cross branch, or of a tower without a grid.
         ConfigError: as ``explain.relevance``.
@@ -78,6 +78,7 @@ def explain_hits(
     query_tokens = encode_query(index, modality, [query]).local_tokens
     sample = decoded(modality, query, towers[modality].preprocess)
     weight = index.scorer.weight
+    name = "" if isinstance(query, bytes) else str(query)
     for hit in hits:
         item_tokens = index.sides[target].local_tokens([hit.row])
         a, b = (query_tokens, item_tokens) if from_first else (item_tokens, query_tokens)
@@ -89,7 +90,7 @@ def explain_hits(
         grid = explain.patch_grid(aligner, towers[first], int(a.mask.sum()), index.store_grid)
         explanation = explain.explain(aligner, a, b, grid, words, method)
         image = None if first_sample is None else model_input_image(towers[first], first_sample)
-        yield ExplainedHit(str(query), hit, explanation, image, weight)
+        yield ExplainedHit(name, hit, explanation, image, weight)
 
 
 def model_input_image(tower: Tower, sample: Any) -> NDArray[np.uint8]:
