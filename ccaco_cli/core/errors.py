@@ -80,6 +80,10 @@ class LostProcess(CcacoError):
     """One of several processes ended or hangs, so the run cannot continue."""
 
 
+class FilterError(CcacoError):
+    """A condition on the columns of items that cannot be evaluated."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The process was interrupted (Ctrl-C, SIGTERM) and has saved its work.
 
