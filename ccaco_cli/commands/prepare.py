@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from ccaco_cli.commands import options
@@ -20,7 +19,7 @@ def prepare(
         str | None,
         typer.Option(
             "--source",
-            click_type=click.Path(),  # completes files; an address or a command must stay as it is
+            metavar="PATH",  # as it was typed: a Path would change an address or a command
             help="Published folder or file; webdataset: also a pattern of tar files, an address such as "
             "'s3://bucket/{00000..00099}.tar', or 'pipe:COMMAND', which runs the command.",
             show_default=False,

@@ -1,20 +1,23 @@
 """Tar shards as img2dataset writes them: consecutive ``KEY.jpg``, ``KEY.txt`` and ``KEY.json``, never unpacked.
 
 This process reads the headers of a shard in sequence. The worker processes that check images read them directly from
-the tar.
+the tar. Shards of an object store or of a command are streams that this process reads (``tar_streams``).
 """
 
 from __future__ import annotations
 
 import glob
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, cast
 
 from ccaco_cli.core.data.checks import MAX_FILE_BYTES
 from ccaco_cli.core.data.sources.fields import CAPTION_KEYS, FieldReader
@@ -31,12 +34,13 @@ from ccaco_cli.core.data.sources.lists import (
 from ccaco_cli.core.data.sources.media_files import is_hidden
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.data.sources.tar_members import Member, TarSample, parse_member, split_members
+from ccaco_cli.core.data.sources.tar_streams import PIPE, TarShard, shards_of
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
 _EXPECTS = (
-    "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, or a pattern such as "
-    "'shards/{00000..00099}.tar'"
+    "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, a pattern such as "
+    "'shards/{00000..00099}.tar', addresses such as 's3://bucket/{00000..00099}.tar', or 'pipe:COMMAND'"
 )
 _MAX_TEXT_BYTES = 1 << 20  # of a caption or a json file
 _MAX_SHARDS = 1_000_000
@@ -44,6 +48,7 @@ _SHARD_FILES = (TYPE_FILE, "nshards.txt", "classnames.txt", "zeroshot_classifica
 """Files of CLIP_benchmark that describe a data set and are no samples."""
 TOO_LARGE = object()
 """Stands for the content of a member that is too large to be read."""
+_BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 _META_KEYS = ("url", "key", "license")  # of a sample's json
 
 
@@ -77,19 +82,31 @@ class Damaged:
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
-    files = [] if root is None else _files(root)
-    if not files:
+    if options.address:
+        tars = shards_of(_addresses(options.address))
+    else:
+        tars = [TarShard(file) for file in (_files(root) if root is not None else [])]
+    if not tars:
         raise DataError(
             "no tar shards here", where=root, expected=_EXPECTS, next="ccaco prepare webdataset --source PATTERN"
         )
+    files = [tar.file for tar in tars if tar.file is not None]
+    size = f", {sum(file.stat().st_size for file in files)} bytes" if files else ""
+    splits = [_split(tar.path) for tar in tars]
     return SourceData(
-        records=_records(files, options.limit),
+        records=_records(tars, options.limit),
         protocol="webdataset (split: name of the shard or of its folder, else 80/10/10 by hash of shard and key)",
-        revision=f"{len(files)} shards, {files[0].name} to {files[-1].name}, "
-        f"{sum(file.stat().st_size for file in files)} bytes",
-        facts={"shards": len(files)},
-        splits={split for file in files for split in ([_split(file)] if _split(file) else HASH_SPLITS)},
+        revision=f"{len(tars)} shards, {tars[0].path.name} to {tars[-1].path.name}{size}",
+        facts={"shards": len(tars)},
+        splits={name for split in splits for name in ([split] if split else HASH_SPLITS)},
     )
+
+
+def _addresses(text: str) -> list[str]:
+    """The addresses that a pattern stands for. In a command only ``{00..99}`` is a pattern."""
+    if text.startswith(PIPE) and not re.search(r"\{\d+\.\.\d+\}", text):
+        return [text]
+    return expand_braces(text)
 
 
 def _files(root: Path) -> list[Path]:
@@ -127,24 +144,27 @@ def expand_braces(pattern: str) -> list[str]:
     return [f"{head}{choice}{end}" for end in expand_braces(tail) for choice in choices]
 
 
-def _split(file: Path) -> str:
+def _split(file: PurePath) -> str:
     """The split in the name of a shard or of its folder; "" = they name none."""
     words = (re.split(r"[^a-z]", file.name.lower())[0], file.parent.name.lower())
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
-def _records(files: list[Path], limit: int | None) -> Iterator[PairRecord]:
+def _records(tars: list[TarShard], limit: int | None) -> Iterator[PairRecord]:
     counts: Counter[str] = Counter()
-    for file, place in zip(files, _places(files), strict=True):
-        split = _split(file)
-        for record in _samples(file, place, split):
-            if limit is not None and split and counts[split] >= limit:
-                break  # the remaining records of the shard are not needed
-            counts[split] += 1
-            yield record
+    for tar, place in zip(tars, _places([tar.path for tar in tars]), strict=True):
+        split = _split(tar.path)
+        if limit is not None and split and counts[split] >= limit:
+            continue
+        with closing(_samples(tar, place, split)) as samples:
+            for record in samples:
+                if limit is not None and split and counts[split] >= limit:
+                    break  # the remaining records of the shard are not needed
+                counts[split] += 1
+                yield record
 
 
-def _places(files: list[Path]) -> list[str]:
+def _places(files: list[PurePath]) -> list[str]:
     """The start of the ids of each shard's samples: its name, with its folders where shards have the same name."""
     names = []
     for file in files:
@@ -157,7 +177,7 @@ def _places(files: list[Path]) -> list[str]:
     ]
 
 
-def _samples(file: Path, place: str, split: str) -> Iterator[PairRecord]:
+def _samples(shard: TarShard, place: str, split: str) -> Generator[PairRecord, None, None]:
     """The samples of a shard. Every member that is not hidden is part of a sample, or of a record with a problem."""
     ids: Counter[str] = Counter()
 
@@ -168,11 +188,10 @@ def _samples(file: Path, place: str, split: str) -> Iterator[PairRecord]:
             suffix = f"#{ids[sample.key]}" if ids[sample.key] > 1 else ""
             yield _record(f"{place}/{sample.key}{suffix}", split, sample, lines)
 
-    lines = _is_retrieval(file)
+    lines = shard.file is not None and _is_retrieval(shard.file)
     members: list[Member] = []
     try:
-        plain = _is_uncompressed(file)
-        with tarfile.open(file, "r:" if plain else "r|*") as tar:
+        with _open_tar(shard) as (tar, plain):
             for header in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # otherwise the headers of all members stay in memory
                 path = PurePosixPath(header.name)
@@ -184,13 +203,45 @@ def _samples(file: Path, place: str, split: str) -> Iterator[PairRecord]:
                 if members and member.key != members[0].key:
                     yield from records(members)
                     members = []
-                members.append(replace(member, content=_media(tar, header, member.kind, file if plain else None)))
-    except (tarfile.TarError, EOFError, OSError) as error:
+                members.append(replace(member, content=_media(tar, header, member.kind, plain)))
+    except _BROKEN_TAR as error:
         yield from records(members)
-        id = f"{place}/(the rest of {file.name})"
+        id = f"{place}/(the rest of {shard.path.name})"
         yield PairRecord(id, id, split or "train", {"image": Damaged(str(error))}, ["what follows the damage"])
         return
     yield from records(members)
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """A header. A broken one is an error everywhere; ``tarfile`` takes it for the end, except at the start of a tar."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _StrictHeader:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.SubsequentHeaderError(str(error)) from None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _open_tar(shard: TarShard) -> Iterator[tuple[tarfile.TarFile, Path | None]]:
+    """Opens a shard; also gives the file that members can be read from directly, if there is one.
+
+    Raises DataError: the connection or the command failed, which is no damage of the shard.
+    """
+    if shard.file is not None:
+        plain = _is_uncompressed(shard.file)
+        with tarfile.open(shard.file, "r:" if plain else "r|*", tarinfo=_StrictHeader) as tar:
+            yield tar, shard.file if plain else None
+        return
+    with shard.stream() as stream:
+        try:
+            with tarfile.open(fileobj=cast(Any, stream), mode="r|*", tarinfo=_StrictHeader) as tar:
+                yield tar, None
+        except _BROKEN_TAR:
+            stream.finish()
+            raise
+        stream.finish()
 
 
 def _is_retrieval(file: Path) -> bool:
@@ -257,4 +308,4 @@ def _record(id: str, split: str, sample: TarSample, lines: bool) -> PairRecord:
     )
 
 
-SOURCE = Source("webdataset", ("image", "text"), _EXPECTS, _read, resolves_path=True)
+SOURCE = Source("webdataset", ("image", "text"), _EXPECTS, _read, resolves_path=True, reads_addresses=True)
