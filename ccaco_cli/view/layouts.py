@@ -146,7 +146,10 @@ def _comparison(row: ComparisonRow) -> Cells:
 
 
 def _choice(row: ChoiceRow) -> Cells:
-    return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
+    cells: Cells = {"run": row.run, "arm": row.arm, "stage": row.stage, "kind": row.kind, "items": row.items}
+    cells |= {"choice_accuracy": row.accuracy, "95 %": _interval("choice_accuracy", row)}
+    cells |= {"chance": _number("choice_accuracy", row.chance)}
+    return cells | {"text_only_accuracy": row.text_only_accuracy, "shuffled_accuracy": row.shuffled_accuracy}
 
 
 def _language(row: LanguageRow) -> Cells:
@@ -212,7 +215,9 @@ LAYOUTS: dict[type[ReportRow], RowLayout] = {
         ("metric",),
     ),
     ChoiceRow: RowLayout(
-        _choice, {"run": 0, "kind": 0, "stage": 1, "*_accuracy": 1, "items": 3, "arm": 6}, ("run", "kind")
+        _choice,
+        {"run": 0, "kind": 0, "stage": 1, "*_accuracy": 1, "95 %": 1, "chance": 2, "items": 3, "arm": 6},
+        ("run", "kind"),
     ),
     LanguageRow: RowLayout(
         _language,

@@ -102,7 +102,8 @@ TABLES: dict[str, list[ReportRow]] = {
     "comparison": [comparison(name) for name in ("text_to_image_R@1", "text_to_image_mean_rank", "R-sum")],
     "domains": [domain("source-only"), domain("+adabn")],
     "choices": [
-        ChoiceRow("first", "sugarcrepe", "ccaco", 0, "cosine", k, 9, 0.75, 0.5, 0.5) for k in ("add_obj", "mean")
+        ChoiceRow("first", "sugarcrepe", "ccaco", 0, "cosine", k, 9, 0.75, 0.5, 0.9, 0.5, 0.5, 0.5)
+        for k in ("add_obj", "mean")
     ],
     "languages": [
         LanguageRow("first", "xm3600", "ccaco", 0, "cosine", name, 9, 18, {"R-sum": 300.0, "text_to_image_R@1": 0.5})

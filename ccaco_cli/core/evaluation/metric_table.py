@@ -105,6 +105,7 @@ METRICS: dict[str, Metric] = {
     # of single choices
     "matching_accuracy": Metric(Unit.FRACTION, _ACCURACY | {Shown.RUNS, Shown.COMPARE}),
     "binding_accuracy": Metric(Unit.FRACTION, _ACCURACY | {Shown.RUNS, Shown.COMPARE}),
+    "binding_*_accuracy": Metric(Unit.FRACTION, _ACCURACY | {Shown.RUNS, Shown.COMPARE}),  # by what is swapped
     "choice_*/*_accuracy": Metric(Unit.FRACTION),  # of one relation or pair of attributes of many
     "choice*_accuracy": Metric(Unit.FRACTION, _ACCURACY | {Shown.RUNS, Shown.COMPARE}),
     "matching_binary_accuracy": Metric(Unit.FRACTION, _ACCURACY),

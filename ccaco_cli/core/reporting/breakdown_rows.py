@@ -10,13 +10,13 @@ from ccaco_cli.core.reporting.rows import Cells, ReportRow
 
 @dataclass(frozen=True)
 class ChoiceRow(ReportRow):
-    """One run and kind of choice (SugarCrepe, ARO, Winoground): accuracy, beside two controls.
-
-    Chance is 1/2; for the text, image and group score of Winoground it is 1/4, 1/4 and 1/6.
+    """One run and kind of choice (swapped twins, SugarCrepe, ARO, Winoground): accuracy, beside chance and controls.
 
     Attributes:
         items: number of choices.
         accuracy: with the image of the choice.
+        low, high: 95 % interval of the accuracy over images; None where the choices are not stored one by one.
+        chance: accuracy of a blind draw.
         text_only_accuracy: without an image.
         shuffled_accuracy: with the image of another choice.
     """
@@ -29,12 +29,16 @@ class ChoiceRow(ReportRow):
     kind: str
     items: int
     accuracy: float | None
+    low: float | None
+    high: float | None
+    chance: float
     text_only_accuracy: float | None
     shuffled_accuracy: float | None
 
     def sections(self) -> tuple[Cells, ...]:
         cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
         cells |= {"stage": self.stage, "kind": self.kind, "items": self.items, "choice_accuracy": self.accuracy}
+        cells |= {"low": self.low, "high": self.high, "chance": self.chance}
         return (cells | {"text_only_accuracy": self.text_only_accuracy, "shuffled_accuracy": self.shuffled_accuracy},)
 
 

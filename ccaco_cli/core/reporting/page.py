@@ -215,7 +215,8 @@ def summary_metrics(measured: Sequence[Result]) -> list[SummaryMetric]:
     a, b = measured[0].evaluation.names
     names = [f"{direction}_{m}" for m in ("R@1", "R@10", "mAP") for direction in (f"{b}_to_{a}", f"{a}_to_{b}")]
     summary = []
-    for name in ["R-sum", *names, "matching_accuracy", "binding_accuracy"]:
+    swapped = [name for name in measured[0].metrics if name.startswith("binding")]  # all together, and by kind
+    for name in ["R-sum", *names, "matching_accuracy", *swapped]:
         try:
             estimate = significance.estimate([result.per_query(name) for result in measured])
         except CcacoError:

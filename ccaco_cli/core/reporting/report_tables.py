@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError, nearest
+from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, find_metric, is_shown
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
@@ -35,6 +36,10 @@ WHOLE_GALLERY_STAGES = ("cosine", "two-stage", "cross")
 DEFAULT_METRIC = "R-sum"
 PER_CHOICE = "choice_"
 """Prefix of the outcomes of choices between captions."""
+CHANCE = {f"choice_winoground_{kind}": chance for kind, chance in (("text", 1 / 4), ("image", 1 / 4), ("group", 1 / 6))}
+"""Accuracy of a blind draw, for choices that are not between two."""
+SWAPPED = "binding_"
+"""Prefix of the outcomes of choices between a caption and its swapped twin, by what is swapped."""
 
 
 @dataclass(frozen=True)
@@ -190,16 +195,20 @@ def _seed_sd(seeds: Sequence[Result], metric: str) -> float | None:
 
 
 def _choices(request: ReportRequest) -> list[ChoiceRow]:
-    """One row for each run and kind of choice, one for the mean over the kinds of a part, and over all kinds."""
+    """One row for each run and kind of choice, one for the mean over the kinds of a part, and over all kinds; swapped
+    twins by what is swapped and by relation.
+    """
     rows = []
     for run in request.measured_runs():
         for stage in _stages(run, request.split, request.stages):
             result = results.load_result(run, request.split, stage)
-            kinds = [
-                name.removesuffix("_row")
-                for name in result.items
-                if name.startswith(PER_CHOICE) and name.endswith("_row")
-            ]
+            swapped = _kinds(result, SWAPPED)
+            rows += [_choice_row(run, stage, result, name, [name]) for name in [*swapped, *_kinds(result, "binding")]]
+            if swapped and "relation" in result.strata:
+                for relation, part in strata(result, "relation").items():
+                    names = [name for name in swapped if part.items.get(name)]
+                    rows += [_choice_row(run, stage, part, name, [name], f"/{relation}") for name in names]
+            kinds = _kinds(result, PER_CHOICE)
             rows += [_choice_row(run, stage, result, kind, [kind]) for kind in kinds]
             means: dict[str, list[str]] = {}  # PREFIX_PART of kinds PART/NAME, and of all kinds
             for kind in kinds:
@@ -214,16 +223,30 @@ def _choices(request: ReportRequest) -> list[ChoiceRow]:
     return rows
 
 
-def _choice_row(run: Run, stage: str, result: Result, name: str, kinds: Sequence[str]) -> ChoiceRow:
+def _kinds(result: Result, prefix: str) -> list[str]:
+    """Names of the choices that begin with a prefix and are stored one by one."""
+    names = [name.removesuffix("_row") for name in result.items if name.endswith("_row")]
+    return [name for name in names if name.startswith(prefix) and (prefix.endswith("_") or name == prefix)]
+
+
+def _choice_row(
+    run: Run, stage: str, result: Result, name: str, kinds: Sequence[str], part_name: str = ""
+) -> ChoiceRow:
+    metric, interval = f"{name}_accuracy", None
+    if list(kinds) == [name] and len(set(result.items[f"{name}_row"])) > 1:
+        interval = significance.estimate([result.per_query(metric)])
     return ChoiceRow(
         run=run.name,
         dataset=run.dataset,
         arm=run.label,
         seed=run.facts["seed"],
         stage=stage,
-        kind="mean" if name == "choice" else name.removeprefix(PER_CHOICE),
+        kind=("mean" if name == "choice" else name.removeprefix(PER_CHOICE)) + part_name,
         items=sum(len(result.items[kind]) for kind in kinds),
-        accuracy=result.metrics.get(f"{name}_accuracy"),
+        accuracy=result.metrics.get(metric),
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        chance=CHANCE.get(name, 1 / 2),
         text_only_accuracy=result.metrics.get(f"{name}_text_only_accuracy"),
         shuffled_accuracy=result.metrics.get(f"{name}_shuffled_accuracy"),
     )

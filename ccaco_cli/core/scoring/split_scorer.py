@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,8 +30,12 @@ PairScore = Callable[[Tensor], Tensor]
 CPU = torch.device("cpu")
 CLASS_ACCURACY = "class_accuracy"
 CLASS_METRICS = (CLASS_ACCURACY, "mean_class_accuracy")
-STRATA = ("things", "combination", "tag")
-"""Properties of a sample (``Split.meta``) by which results can be divided."""
+NO_TWIN = "none"
+STRATA: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    **{name: operator.itemgetter(name) for name in ("things", "combination", "tag", "relation")},
+    "twin": lambda meta: (meta["twin"] or {}).get("kind", NO_TWIN),
+}
+"""Property by which results can be divided -> how it is read from ``Split.meta``; what a twin of the sample swaps."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,8 @@ class SplitScorer:
         if evaluation.protocol.startswith("first-"):
             rows = rows[: evaluation.pools[0][0]]
         metas = [self.split.meta(int(row)) for row in rows]
-        return {name: [m[name] for m in metas] for name in STRATA if metas and all(name in m for m in metas)}
+        known = {name: read for name, read in STRATA.items() if metas and all(name in meta for meta in metas)}
+        return {name: [read(meta) for meta in metas] for name, read in known.items()}
 
     def pairs(self, scoring: str) -> tuple[dict[str, float], dict[str, Any]]:
         """Accuracies (0..1) of one score on single pairs, and the outcome of every item; computed once per score.
@@ -214,7 +220,8 @@ class SplitScorer:
         validation.
         ``matching_N_way_accuracy``: each item of a chooses its own partner among N (``eval.ways``) drawn at random.
         ``twin_accuracy``: each item of a chooses between its own partner and that of its near-twin (of its family).
-        ``binding_accuracy``: each item of a chooses between a caption and the same caption with its attributes swapped.
+        ``binding_accuracy``: each item of a chooses between a caption and the same caption with its attributes swapped;
+        ``binding_KIND_accuracy``: where KIND is swapped (role, colour ...).
         ``choice_.._accuracy``: as ``caption_choice.score_choices`` and ``paired_examples.score_examples``.
         """
         if scoring not in self._pair_results:
@@ -229,6 +236,8 @@ class SplitScorer:
                 correct = choice_accuracy(score(true), score(false).view(len(true), -1))
                 metrics[f"{name}_accuracy"], items[name] = float(correct.mean()), correct.astype(int).tolist()
                 items[f"{name}_row"] = encodings.row_a[true[:, 0].numpy()].tolist()
+        more_metrics, more_items = self._binding_by_kind(items)
+        metrics, items = metrics | more_metrics, items | more_items
         if encodings.choices is not None:
             score_texts = self._pair_score(scoring, encodings.choices.texts)
             more_metrics, more_items = caption_choice.score_choices(encodings.choices, self.split.group, score_texts)
@@ -238,6 +247,19 @@ class SplitScorer:
             more_metrics, more_items = paired_examples.score_examples(examples, score)
             metrics, items = metrics | more_metrics, items | more_items
         return metrics, items
+
+    def _binding_by_kind(self, items: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        """The choices of ``binding``, divided by what the twin swaps: one mean hides a kind that is not learned."""
+        metrics: dict[str, float] = {}
+        by_kind: dict[str, Any] = {}
+        for row, correct in zip(items.get("binding_row", ()), items.get("binding", ()), strict=True):
+            kind = STRATA["twin"]({"twin": None, **self.split.meta(int(row))})
+            if kind != NO_TWIN:
+                by_kind.setdefault(f"binding_{kind}", []).append(correct)
+                by_kind.setdefault(f"binding_{kind}_row", []).append(row)
+        for name in [name for name in by_kind if not name.endswith("_row")]:
+            metrics[f"{name}_accuracy"] = float(np.mean(by_kind[name]))
+        return metrics, by_kind
 
     def _matching(self, scoring: str, score: PairScore) -> tuple[dict[str, float], dict[str, Any]]:
         """The metrics on pairs of items with their own partner and with a random one."""

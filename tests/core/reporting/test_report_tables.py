@@ -163,3 +163,33 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code, *request.paths], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 3)
+
+
+def test_swapped_twins_by_kind_and_relation_with_chance_and_interval(fabricate: Any) -> None:
+    colour, role = [1] * 20, [1, 0] * 10
+    items = {
+        **{"binding": colour + role, "binding_row": list(range(40))},
+        **{"binding_colour": colour, "binding_colour_row": list(range(20))},
+        **{"binding_role": role, "binding_role_row": list(range(20, 40))},
+        # a choice between captions, with one image: no interval
+        **{"choice_add_obj": [1, 1], "choice_add_obj_row": [3, 3]},
+    }
+    strata = {"relation": ["left"] * 30 + ["on"] * 30}
+    run = fabricate("ccaco-s0", 1.0, items=items, strata=strata)
+    by_kind = {row["kind"]: row for row in table(ReportRequest([run]), "choices")}
+    assert list(by_kind) == [
+        *("binding_colour", "binding_role", "binding", "binding_colour/left", "binding_role/left", "binding_role/on"),
+        "add_obj",
+    ]
+    assert [by_kind[kind]["items"] for kind in ("binding", "binding_role/left", "binding_role/on")] == [40, 10, 10]
+    role_row = by_kind["binding_role"]
+    assert (role_row["choice_accuracy"], role_row["chance"]) == (0.5, 0.5)
+    assert 0.2 < role_row["low"] < 0.45 < 0.55 < role_row["high"] < 0.8
+    assert by_kind["add_obj"]["low"] is None and by_kind["add_obj"]["choice_accuracy"] == 1.0
+    twins = ReportRequest([run], by="relation")
+    assert [(row["relation"], row["binding_role_accuracy"]) for row in table(twins, "runs")] == [
+        ("left", 0.5),
+        ("on", 0.5),
+    ]
+    assert not failed_gates(ReportRequest([run]), ["binding_colour_accuracy<0.9"])
+    assert failed_gates(ReportRequest([run]), ["binding_role_accuracy<0.9"])

@@ -64,7 +64,19 @@ def test_a_model_that_knows_all_is_right_in_everything(data: PairData, tmp_path:
     assert len(cosine["per_item"]["binding"]) == sum(pairs)
     assert cosine["per_item"]["binding_row"] == [row for row, n in enumerate(pairs) for _ in range(n)]
     assert len(cosine["per_item"]["matching"]) == len(split.captions)
-    assert cosine["strata"] == {"things": [split.meta(row)["things"] for row in range(len(split))]}
+    metas = [split.meta(row) for row in range(len(split))]
+    assert cosine["strata"] == {
+        "things": [meta["things"] for meta in metas],
+        "relation": [meta["relation"] for meta in metas],
+        "twin": [(meta["twin"] or {"kind": "none"})["kind"] for meta in metas],
+    }
+    rows_by_kind: dict[str, list[int]] = {}
+    for row in cosine["per_item"]["binding_row"]:
+        rows_by_kind.setdefault(metas[row]["twin"]["kind"], []).append(row)
+    assert len(rows_by_kind) > 1
+    for kind, kind_rows in rows_by_kind.items():
+        assert cosine["per_item"][f"binding_{kind}_row"] == kind_rows
+        assert cosine["metrics"][f"binding_{kind}_accuracy"] == 1.0
     assert (facts["headline"], facts["pool_rules"]["test.cosine"], cosine["pool_rule"], cosine["scoring"]) == (
         "cosine",
         "full",
