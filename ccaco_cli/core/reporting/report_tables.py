@@ -243,7 +243,7 @@ def _choice_row(
         stage=stage,
         kind=("mean" if name == "choice" else name.removeprefix(PER_CHOICE)) + part_name,
         items=sum(len(result.items[kind]) for kind in kinds),
-        accuracy=result.metrics.get(metric),
+        accuracy=interval.value if interval else result.metrics.get(metric),
         low=interval.low if interval else None,
         high=interval.high if interval else None,
         chance=CHANCE.get(name, 1 / 2),

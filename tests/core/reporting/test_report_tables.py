@@ -185,11 +185,9 @@ def test_swapped_twins_by_kind_and_relation_with_chance_and_interval(fabricate: 
     role_row = by_kind["binding_role"]
     assert (role_row["choice_accuracy"], role_row["chance"]) == (0.5, 0.5)
     assert 0.2 < role_row["low"] < 0.45 < 0.55 < role_row["high"] < 0.8
-    assert by_kind["add_obj"]["low"] is None and by_kind["add_obj"]["choice_accuracy"] == 1.0
+    assert by_kind["add_obj"]["low"] is None
     twins = ReportRequest([run], by="relation")
     assert [(row["relation"], row["binding_role_accuracy"]) for row in table(twins, "runs")] == [
         ("left", 0.5),
         ("on", 0.5),
     ]
-    assert not failed_gates(ReportRequest([run]), ["binding_colour_accuracy<0.9"])
-    assert failed_gates(ReportRequest([run]), ["binding_role_accuracy<0.9"])
