@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ccaco_cli.core import manifest, runtime
@@ -20,6 +21,7 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
+from ccaco_cli.core.retrieval import export, media_encoder, media_parts
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
@@ -27,9 +29,11 @@ from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, fit
 from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.ablate import ablate
+from ccaco_cli.core.workflows.embed_folder import MediaRequest, embed_folder
 from ccaco_cli.core.workflows.train import train
 from tests.core.data.test_shards import picture
 from tests.faults.killing import everywhere, hashes
+from tests.processes import launch
 
 
 def records() -> Iterator[PairRecord]:
@@ -171,6 +175,58 @@ def test_rebuilding_an_index(run: Path, data_root: Path, embedded: Any, index: P
         return opened.sides["text"].vectors.rows.tobytes(), len(left)
 
     assert everywhere(partial(index_anew, run, data_root), outcome, tmp_path, begin=begin, every=10) >= 3
+
+
+def embed_photos(run: Path, photos: Path, folder: Path) -> None:
+    """``embed --images``, but for the export, in parts of four files."""
+    export.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
+    media_encoder.BATCH_SIZE, media_parts.PART_FILES = {"cpu": 4, "cuda": 4}, 4
+    request = MediaRequest(folder / "me.idx", photos, model=run, device="cpu", precision="fp32")
+    embed_folder(request)
+
+
+def update_photos(run: Path, photos: Path, folder: Path) -> None:
+    """The index of before or of afterwards is there, complete, whenever the update was killed."""
+    before = Index(folder / "me.idx", "full")
+    assert len(before.sides["image"].items) in (7, 9)
+    del before
+    embed_photos(run, photos, folder)
+
+
+def photos_outcome(folder: Path) -> Any:
+    side = Index(folder / "me.idx", "full").sides["image"]
+    items = side.items.drop_columns(["path", "modified", "year"]).to_pylist()
+    vectors, tokens = (np.load(side.folder / f"{name}.npy").tobytes() for name in ("vectors", "tokens"))
+    names = [p.name for p in folder.iterdir() if "me.idx" in p.name]
+    return items, vectors, tokens, sorted(names), len(list((folder / "me.idx").iterdir()))
+
+
+def first_photos(folder: Path) -> None:
+    for number in range(7):
+        path = folder / f"photos/p{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+
+
+def test_a_folder_of_photos(run: Path, tmp_path: Path) -> None:
+    first_photos(tmp_path)
+    work = partial(embed_photos, run, tmp_path / "photos")
+    assert everywhere(work, photos_outcome, tmp_path, every=4) >= 4
+
+
+def test_an_update_of_a_folder_of_photos(run: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    first_photos(library)
+    assert launch(1, embed_photos, run, library / "photos", library) == [0]
+    for number in range(7, 10):
+        (library / f"photos/p{number}.png").write_bytes(picture(number))
+    (library / "photos/p0.png").unlink()
+
+    def begin(folder: Path) -> None:
+        shutil.copytree(library / "me.idx", folder / "me.idx")
+
+    work = partial(update_photos, run, library / "photos")
+    assert everywhere(work, photos_outcome, tmp_path, begin=begin, every=4) >= 4
 
 
 def ablate_scenes(request: TrainRequest, data_root: Path, folder: Path) -> None:

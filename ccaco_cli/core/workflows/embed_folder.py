@@ -366,6 +366,7 @@ def _finish(job: _Job) -> MediaResult:
         raise _nothing_left(job, update)
     parts_root = media_parts.root_folder(request.index)
     if job.old is not None and _is_same(job, update):
+        generations.sweep(request.index, job.old.facts["generation"])  # of a process that was killed at its end
         shutil.rmtree(parts_root, ignore_errors=True)
         return MediaResult(job.old, update.counts, update.rejects, written=False)
     written = media_index.write(request.index, update, _model_source(job), job.settings, job.token_store)
