@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ccaco_cli.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ccaco_cli.core.retrieval.filters import Selection
 
 Array = np.ndarray[Any, Any]
 FILES = VECTORS, APPROXIMATE = "vectors.npy", "vectors.faiss"
@@ -21,6 +25,9 @@ TARGET = 0.98
 QUERIES = 1000
 _SCORES = 2**20  # of one tile: 4 MiB, which stay in a core's cache
 _ROWS = 2**14  # most rows of one tile
+_GATHER = 8  # rows are gathered where a selection keeps at most one in so many, and masked where it keeps more
+EXACT_SELECTION = 200_000
+"""Selected rows up to which an approximate index searches them exactly: 0.05 s a query."""
 _WIDER = 8  # candidates of a compressed index, in units of k, that are scored again by their exact vectors
 
 
@@ -37,14 +44,21 @@ class Vectors(Protocol):
         """Their width."""
         ...
 
-    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
+    def search(self, queries: Array, k: int, selection: Selection | None = None) -> tuple[Array, Array]:
         """Finds the k best rows of each query.
 
         Args:
             queries: [q, E] float32, unit norm.
+            selection: the rows that may be returned; None = all of them.
         Returns:
-            (cosines, rows), both [q, k], best first; row -1 where an approximate index returns fewer.
+            (cosines, rows), both [q, at most k], best first; row -1 where an approximate index returns fewer.
+        Raises:
+            FilterError: the condition of the selection cannot be evaluated.
         """
+        ...
+
+    def read(self, rows: Array) -> Array:
+        """The vectors of some rows, [n, E] float32, unit norm."""
         ...
 
 
@@ -77,26 +91,54 @@ class Flat:
     def d(self) -> int:
         return int(self.rows.shape[1])
 
-    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
-        k = min(k, self.ntotal)
-        queries = np.ascontiguousarray(queries, np.float32)
-        best = np.full((len(queries), k), -np.inf, np.float32)
-        where = np.full((len(queries), k), -1, np.int64)
-        step = max(k, min(_ROWS, _SCORES // max(1, len(queries))))
-        for first in range(0, self.ntotal, step):
-            scores = queries @ self.rows[first : first + step].T
-            better = np.flatnonzero(scores > best[:, -1:])  # all of the first tile, few of those behind it
-            query, row = np.divmod(better, scores.shape[1])
-            counts = np.bincount(query, minlength=len(queries))
-            candidates = np.full((len(queries), k + counts.max(initial=0)), -np.inf, np.float32)
-            rows = np.full(candidates.shape, -1)
-            new = np.arange(candidates.shape[1]) - k < counts[:, None]
-            new[:, :k] = False
-            candidates[:, :k], rows[:, :k] = best, where
-            candidates[new], rows[new] = scores.ravel()[better], first + row
-            top = _top(candidates, k)
-            best, where = np.take_along_axis(candidates, top, 1), np.take_along_axis(rows, top, 1)
+    def search(self, queries: Array, k: int, selection: Selection | None = None) -> tuple[Array, Array]:
+        return _exact_search(self.rows, queries, k, selection)
+
+    def read(self, rows: Array) -> Array:
+        return np.asarray(self.rows[rows])
+
+
+def _exact_search(vectors: Array, queries: Array, k: int, selection: Selection | None) -> tuple[Array, Array]:
+    """The k best rows of vectors [n, E], tile by tile; of a selection, fewer where it holds fewer."""
+    queries = np.ascontiguousarray(queries, np.float32)
+    selected = None if selection is None else selection.rows
+    count = len(vectors) if selected is None else len(selected)
+    k = min(k, count)
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    where = np.full((len(queries), k), -1, np.int64)
+    if not k:
         return best, where
+    step = max(k, min(_ROWS, _SCORES // max(1, len(queries))))
+    for numbers, scores in _score_tiles(vectors, queries, selected, step):
+        better = np.flatnonzero(scores > best[:, -1:])  # all of the first tile, few of those behind it
+        query, column = np.divmod(better, scores.shape[1])
+        counts = np.bincount(query, minlength=len(queries))
+        candidates = np.full((len(queries), k + counts.max(initial=0)), -np.inf, np.float32)
+        rows = np.full(candidates.shape, -1)
+        new = np.arange(candidates.shape[1]) - k < counts[:, None]
+        new[:, :k] = False
+        candidates[:, :k], rows[:, :k] = best, where
+        candidates[new], rows[new] = scores.ravel()[better], numbers[column]
+        top = _top(candidates, k)
+        best, where = np.take_along_axis(candidates, top, 1), np.take_along_axis(rows, top, 1)
+    return best, where
+
+
+def _score_tiles(vectors: Array, queries: Array, selected: Array | None, step: int) -> Iterator[tuple[Array, Array]]:
+    """Yields (row numbers [m], scores [q, m]); a row that is not selected is left out, or its score is -inf."""
+    if selected is not None and len(selected) * _GATHER <= len(vectors):
+        for first in range(0, len(selected), step):
+            numbers = selected[first : first + step]
+            yield numbers, queries @ vectors[numbers].T
+        return
+    left_out = None if selected is None else np.ones(len(vectors), bool)
+    if left_out is not None:
+        left_out[selected] = False
+    for first in range(0, len(vectors), step):
+        scores = queries @ vectors[first : first + step].T
+        if left_out is not None:
+            scores[:, left_out[first : first + step]] = -np.inf
+        yield np.arange(first, first + scores.shape[1]), scores
 
 
 @dataclass
@@ -122,23 +164,68 @@ class Approximate:
     def d(self) -> int:
         return int(self.exact.shape[1])
 
-    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
+    def search(self, queries: Array, k: int, selection: Selection | None = None) -> tuple[Array, Array]:
+        if selection is not None and len(selection.rows) <= EXACT_SELECTION:
+            return _exact_search(self.exact, queries, k, selection)
         queries, k = np.ascontiguousarray(queries, np.float32), min(k, self.ntotal)
-        _, rows = self.index.search(queries, min(self.ntotal, _WIDER * k))
+        if selection is None:
+            return self._rescored(queries, k, None)
+        return self._search_selected(queries, k, selection.rows)
+
+    def _rescored(self, queries: Array, k: int, parameters: Any) -> tuple[Array, Array]:
+        """Candidates of faiss, ranked by their exact vectors."""
+        _, rows = self.index.search(queries, min(self.ntotal, _WIDER * k), params=parameters)
         scores = np.einsum("qe,qce->qc", queries, self.exact[np.maximum(rows, 0)])
         scores[rows < 0] = -np.inf
         keep = _top(scores, k)
         return np.take_along_axis(scores, keep, 1), np.take_along_axis(rows, keep, 1)
 
+    def _search_selected(self, queries: Array, k: int, selected: Array) -> tuple[Array, Array]:
+        """Widens the search until its answers stay: selected rows may lie far from where a query would look for them.
+
+        Args:
+            selected: [m] rows, more than ``EXACT_SELECTION``.
+        """
+        faiss: Any = import_module("faiss")  # its type stubs do not know the arguments that it takes
+        chosen = np.zeros(self.ntotal, bool)
+        chosen[selected] = True
+        selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        graph = isinstance(self.index, faiss.IndexHNSW)
+        setting = self.index.hnsw.efSearch if graph else self.index.nprobe
+        max_setting = self.ntotal if graph else self.index.nlist
+        width = int(setting * self.ntotal / len(selected)) + 1
+        cosines = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        waiting = np.arange(len(queries))
+        while len(waiting):
+            width = min(width, max_setting)
+            parameters = (
+                faiss.SearchParametersHNSW(sel=selector, efSearch=width)
+                if graph
+                else faiss.SearchParametersIVF(sel=selector, nprobe=width)
+            )
+            scores, answers = self._rescored(queries[waiting], k, parameters)
+            changed = (answers != rows[waiting]).any(1)
+            cosines[waiting], rows[waiting] = scores, answers
+            waiting = waiting[changed & (width < max_setting)]
+            width *= 2
+        return cosines, rows
+
+    def read(self, rows: Array) -> Array:
+        return np.asarray(self.exact[rows])
+
 
 def _top(scores: Array, k: int) -> Array:
     """Columns of the k best of each row, best first; equal scores in order of their columns."""
     k = min(k, scores.shape[1])
-    columns = (
-        np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        if k < scores.shape[1]
-        else np.broadcast_to(np.arange(k), scores.shape)
-    )
+    if k == scores.shape[1]:
+        columns = np.broadcast_to(np.arange(k), scores.shape)
+    else:
+        columns = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        last = np.take_along_axis(scores, columns, 1).min(1, keepdims=True)
+        for row in np.flatnonzero((scores >= last).sum(1) > k):  # of equal scores at the end, the first ones
+            better = np.flatnonzero(scores[row] > last[row])
+            columns[row] = np.concatenate([better, np.flatnonzero(scores[row] == last[row])[: k - len(better)]])
     columns = np.sort(columns, 1)
     order = np.argsort(-np.take_along_axis(scores, columns, 1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, 1)
