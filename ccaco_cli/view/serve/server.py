@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.view.serve import address as addresses
 from ccaco_cli.view.serve import app
 from ccaco_cli.view.serve.api import Api
+from ccaco_cli.view.serve.gate import Gate
 from ccaco_cli.view.serve.library import Library
 from ccaco_cli.view.serve.limits import Limits
 from ccaco_cli.view.streams import write_message
@@ -59,25 +61,30 @@ def serve(request: ServeRequest, opening: Callable[[], Index], limits: Limits = 
         token = addresses.check_token(request.token, address)
         library = Library(request.folder, opening)
         api = Api(library, limits, request.originals)
-        config = uvicorn.Config(
-            app.build(api, address, token, limits),
-            http=_protocol(limits),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",  # its own messages are no sentences for users
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=limits.idle_seconds,
-            timeout_graceful_shutdown=limits.end_seconds,
-            h11_max_incomplete_event_size=limits.header_bytes + limits.url_bytes,
-        )
-        server = _Server(config)
+        server = make_server(app.build(api, address, token, limits), limits)
         _announce(address, token, request, library)
         server.run(sockets=[listener])
         api.close()
     raise interrupts.interrupted(server.stop_signal or signal.SIGINT, "the page is no longer served")
+
+
+def make_server(application: Gate, limits: Limits) -> Server:
+    """A server of an application; ``run(sockets=[...])`` serves until a signal comes."""
+    config = uvicorn.Config(
+        application,
+        http=_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",  # its own messages are no sentences for users
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=limits.end_seconds,
+        h11_max_incomplete_event_size=limits.header_bytes + limits.url_bytes,
+    )
+    return Server(config)
 
 
 def _announce(address: addresses.Address, token: str, request: ServeRequest, library: Library) -> None:
@@ -91,7 +98,7 @@ def _announce(address: addresses.Address, token: str, request: ServeRequest, lib
     write_message("ccaco: stop with Ctrl-C")
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A server that ends at Ctrl-C and SIGTERM, and keeps the signal for the exit code.
 
     Attributes:
@@ -103,6 +110,9 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Inside the block signals end the server; uvicorn would raise them again in the event loop afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         previous = {number: signal.signal(number, self.handle_exit) for number in interrupts.SIGNALS}
         try:
             yield
