@@ -83,7 +83,8 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tower]:
 
     def build(module: nn.Module, **changes: Any) -> Tower:
         def builder(spec: TowerSpec, config: TowerConfig) -> Tower:
-            facts: dict[str, Any] = {"pooled_from": "mean", "fingerprint": f"{id(module)}", "width": 8, **changes}
+            facts: dict[str, Any] = {"pooled_from": "mean", "fingerprint": f"{id(module)}", "width": 8}
+            facts |= {"pretrained": True, **changes}
             return replace(build_text(TowerSpec("tiny", "", ""), config), spec=spec, module=module, **facts)
 
         monkeypatch.setitem(MODALITIES["text"].tower_families, "planted", builder)  # type: ignore[arg-type]
@@ -197,6 +198,14 @@ def test_a_known_fingerprint_is_not_encoded_again(plant: Callable[..., Tower]) -
     assert Counting.calls == 2
     plant(module, fingerprint="another one")
     assert Counting.calls == 4
+    # random weights: the architecture alone counts
+    plant(module, pretrained=False)
+    assert Counting.calls == 6
+    plant(module, pretrained=False, fingerprint="of another seed")
+    assert Counting.calls == 6
+    module.extra = torch.nn.Linear(2, 2)
+    plant(module, pretrained=False)
+    assert Counting.calls == 8
 
 
 @pytest.mark.parametrize(
