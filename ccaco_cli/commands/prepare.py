@@ -83,6 +83,14 @@ def prepare(
             show_default=False,
         ),
     ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            "--modality",
+            help="media, table: image, audio or video files.",
+            show_default="media: what the folder holds; table: image",
+        ),
+    ] = None,
     fold: Annotated[
         int,
         typer.Option(
@@ -124,6 +132,7 @@ def prepare(
     Examples:
       ccaco prepare --list
       ccaco prepare scenes --limit 200 --out data/few-scenes --preview few.png
+      ccaco prepare media --source ~/Photos --out data/photos
       ccaco prepare webdataset --source 'shards/{00000..00099}.tar' --image-size 256
     """
     from ccaco_cli.core.data.domains import split_names
@@ -160,6 +169,7 @@ def prepare(
                 media_root=media_root,
                 unpaired=split_names(unpaired or ""),
                 fold=fold,
+                modality=modality or "",
             ),
             shares=SplitShares(options.parse_fraction(val, "--val"), options.parse_fraction(test, "--test")),
             on_progress=report_progress,

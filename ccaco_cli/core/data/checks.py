@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ccaco_cli.core import modalities
+from ccaco_cli.core.data import media_facts
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
 
@@ -36,6 +37,12 @@ SPLIT_NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
 OUTSIDE = "outside the source folder"
 """Reason of a reject whose file lies in no folder that the user named."""
 MISSING = "missing file"
+PHASH = "phash"
+"""Fact of an image that is no part of its ``meta``: its perceptual hash."""
+HASHED_SIDE = 64
+"""Short side in pixels to which an image is averaged before it is hashed: twice what the hash looks at."""
+MIN_CONTRAST = 16
+"""Grey levels between the darkest and the lightest point of an image that is hashed."""
 _NAMES = ("id", "group", "domain", "label", "family")
 
 
@@ -49,6 +56,8 @@ class Rules:
         modalities: of the data set: two, or one.
         image_size: short side in pixels above which images and videos are re-encoded; None = keep the original bytes.
         unpaired: domains whose records may have no captions.
+        media_facts: store size, date, camera and place of media, and compute the perceptual hash of images.
+        file_facts: store path, folder, size, date and SHA-256 of files.
     """
 
     root: str | None
@@ -56,6 +65,8 @@ class Rules:
     image_size: int | None = None
     unpaired: frozenset[str] = frozenset()
     media_root: str | None = None
+    media_facts: bool = False
+    file_facts: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -71,6 +82,7 @@ class Passed:
         row: the columns of the shard.
         measures: sizes and lengths of the stored media, such as ``width`` and ``height`` in pixels.
         sha1: hex digest of the first medium's original bytes; "" = the pair has no media.
+        phash: perceptual hash of the first image, 16 hex digits; "" = not computed, or an image without contrast.
         cleaned: number of captions whose white space was changed.
         dropped: number of empty captions, which are left out.
     """
@@ -80,6 +92,7 @@ class Passed:
     sha1: str
     cleaned: int
     dropped: int
+    phash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +200,7 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     row: dict[str, Any] = {name: getattr(record, name) for name in _NAMES} | {"captions": captions}
     meta = dict(record.meta)
     measures: dict[str, float] = {}
-    sha1 = ""
+    sha1 = phash = ""
     try:
         if record.problem:
             raise DataError(record.problem)
@@ -199,17 +212,35 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
         for modality in (m for m in rules.modalities if m != "text"):
             if modality not in record.media:
                 raise DataError(f"no {modality}")
+            described = _file_facts(record.media[modality], rules)
             data = read_media(record.media[modality], rules.folders)
             sha1 = sha1 or hashlib.sha1(data, usedforsecurity=False).hexdigest()
             checked: CheckedBytes = modalities.check_of(modality)(data, rules)
             row[modality], media_measures, facts = checked
             measures |= media_measures
+            phash = phash or facts.pop(PHASH, "")
             meta |= {modality: facts} if facts else {}
+            if described:
+                described |= {"sha256": hashlib.sha256(data).hexdigest()}
+            if rules.media_facts:
+                described |= media_facts.media_facts(modality, data)
+            meta = media_facts.with_year({**described, **meta}) if described else meta
     except DataError as error:
         return Rejected(_printable(record.id), record.split, error.what, _location(record, rules, error))
     row["meta"] = json.dumps(meta, sort_keys=True)
     changed = sum(text != "" and text != before for text, before in zip(cleaned, record.captions, strict=True))
-    return Passed(row, measures, sha1, cleaned=changed, dropped=len(cleaned) - len(captions))
+    return Passed(row, measures, sha1, cleaned=changed, dropped=len(cleaned) - len(captions), phash=phash)
+
+
+def _file_facts(media: Media, rules: Rules) -> dict[str, Any]:
+    """``media_facts.file_facts`` of a sample that is a file; {} = it is none, or they are not wanted."""
+    if not rules.file_facts or not isinstance(media, Path):
+        return {}
+    folder = next((folder for folder in rules.folders if media.is_relative_to(folder)), str(media.parent))
+    try:
+        return media_facts.file_facts(media, Path(folder), media.stat())
+    except (OSError, ValueError):  # ``read_media`` says why the file cannot be read
+        return {}
 
 
 def check_image(data: bytes, rules: Rules) -> CheckedBytes:
@@ -218,7 +249,22 @@ def check_image(data: bytes, rules: Rules) -> CheckedBytes:
     size = image.size
     if rules.image_size is not None and min(size) > rules.image_size:
         data, size = shrink(image, rules.image_size)
-    return data, dict(zip(("width", "height"), size, strict=True)), {}
+    facts = {PHASH: perceptual_hash(image)} if rules.media_facts else {}
+    return data, dict(zip(("width", "height"), size, strict=True)), facts
+
+
+def perceptual_hash(image: Image.Image) -> str:
+    """The 64 bits of pHash (``imagehash``) as 16 hex digits: images that look alike differ in few bits.
+
+    "" for an image without contrast: all plain areas, of whatever colour, have the same hash.
+    """
+    import imagehash  # imports SciPy
+
+    factor = max(1, min(image.size) // HASHED_SIDE)
+    small = image.reduce(factor).convert("L") if factor > 1 else image.convert("L")
+    extrema: Any = small.getextrema()
+    low, high = extrema
+    return str(imagehash.phash(small)) if high - low >= MIN_CONTRAST else ""
 
 
 def check_audio(data: bytes, rules: Rules) -> CheckedBytes:

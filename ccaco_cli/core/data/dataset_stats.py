@@ -1,6 +1,7 @@
-"""Computes the statistics of a data set from its shards and journals: counts, lengths, sizes, rejects and leakage.
+"""Computes the statistics of a data set from its shards and journals: counts, lengths, sizes, rejects, leakage and
+near-duplicates.
 
-One shard is read at a time. Of each sample three hashes of eight bytes are kept, so memory hardly grows with their
+One shard is read at a time. Of each sample four hashes of eight bytes are kept, so memory hardly grows with their
 number.
 """
 
@@ -22,11 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ccaco_cli.core import escape, manifest
+from ccaco_cli.core.data.near_duplicates import near_groups
 from ccaco_cli.core.errors import DataError
 
 REJECTS = "rejects.csv"
 LEAKAGE = "leakage.csv"
+DUPLICATES = "duplicates.csv"
 _ORDER = ("train", "val", "test")
+Array = np.ndarray[Any, Any]
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
@@ -72,6 +76,7 @@ class _SplitStats:
     ids: list[Hashes] = field(default_factory=list)
     groups: list[Hashes] = field(default_factory=list)
     media: list[Hashes] = field(default_factory=list)
+    looks: list[Hashes] = field(default_factory=list)
     captions: list[Any] = field(default_factory=list)
 
     def add(self, table: pa.Table, journal: dict[str, Any]) -> None:
@@ -81,6 +86,7 @@ class _SplitStats:
         self.ids.append(_hashes(table["id"].to_pylist()))
         self.groups.append(_hashes(table["group"].to_pylist()))
         self.media.append(_media_hashes(journal))
+        self.looks.append(np.array([int(digits or "0", 16) for digits in journal["phash"]], np.uint64))
         self.captions.append(pc.list_value_length(table["captions"]).to_numpy())
         measured = {"words": pc.list_value_length(pc.utf8_split_whitespace(captions)).to_numpy(), **journal["measures"]}
         for name, values in measured.items():
@@ -109,12 +115,13 @@ def journals(folder: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def compute_stats(folder: Path) -> DatasetStats:
-    """Computes the statistics of finished shards; writes rejects.csv, and leakage.csv if there is leakage.
+    """Computes the statistics of finished shards; writes rejects.csv, and leakage.csv and duplicates.csv if any.
 
     Returns:
         Facts: splits {name: samples, groups, captions, rejects}; inspection {name: {captions_per_group, words, width,
         height ...: {min, mean, max}, rejects: {reason: count}}}; domains {name: samples}; captions {cleaned,
-        dropped}; rejects {reason: count}; leakage = number of media (by their bytes) that are in several splits.
+        dropped}; rejects {reason: count}; leakage = number of media (by their bytes) that are in several splits;
+        duplicates {groups, samples, across_splits} of images that look alike.
     Raises:
         DataError: two samples have the same id.
     """
@@ -139,9 +146,11 @@ def compute_stats(folder: Path) -> DatasetStats:
     _refuse_duplicate_ids(folder, {split: stats.ids for split, stats in splits.items()})
     media = {split: stats.media for split, stats in splits.items()}
     leaked = _leaked_media(media)
+    alike, duplicates = _near_duplicates(folder, {split: stats.looks for split, stats in splits.items()})
     tables = (
         (REJECTS, ("id", "split", "reason", "where"), rejects),
         (LEAKAGE, ("sha1", "split", "id"), sorted(_find_samples(folder, media, leaked))),
+        (DUPLICATES, ("group", "split", "id", "phash"), alike),
     )
     for name, header, rows in tables:
         (folder / name).unlink(missing_ok=True)
@@ -156,6 +165,7 @@ def compute_stats(folder: Path) -> DatasetStats:
         "captions": {"cleaned": counts["cleaned"], "dropped": counts["dropped"]},
         "rejects": dict(sorted(sum((stats.reasons for stats in splits.values()), Counter()).items())),
         "leakage": len(leaked),
+        "duplicates": duplicates,
     }
     return DatasetStats(facts, files, counts["seen"], len(rejects))
 
@@ -199,15 +209,48 @@ def _leaked_media(media: dict[str, list[Hashes]]) -> Hashes:
     return leaked
 
 
+def _near_duplicates(folder: Path, looks: dict[str, list[Hashes]]) -> tuple[list[tuple[str, ...]], dict[str, int]]:
+    """The rows of duplicates.csv (group, split, id, hash), and how many groups and samples they are."""
+    hashes = np.concatenate([*(part for parts in looks.values() for part in parts), np.empty(0, np.uint64)])
+    hashed = np.flatnonzero(hashes)  # 0 stands for an image without a hash
+    group = np.full(len(hashes), -1)
+    group[hashed] = near_groups(hashes[hashed])
+    rows: list[tuple[int, str, str, str]] = []
+    start = 0
+    for split, parts in looks.items():
+        ends = start + np.cumsum([len(part) for part in parts], dtype=int)
+        numbers = [group[end - len(part) : end] for end, part in zip(ends, parts, strict=True)]
+        start = int(ends[-1]) if parts else start
+        for place, journal, ids, chosen in _shards_with(folder, split, [part >= 0 for part in numbers]):
+            for row in chosen.tolist():
+                rows.append((int(numbers[place][row]), split, ids[row].as_py(), journal["phash"][row]))
+    rows.sort(key=lambda row: row[0])
+    splits = Counter(number for number, _ in {row[:2] for row in rows})
+    across = sum(count > 1 for count in splits.values())
+    facts = {"groups": len(splits), "samples": len(rows), "across_splits": across}
+    return [(str(number + 1), *others) for number, *others in rows], facts
+
+
 def _find_samples(folder: Path, hashes: dict[str, list[Hashes]], wanted: Hashes) -> Iterator[tuple[str, str, str]]:
-    """(SHA-1 of the medium, split, id) of the samples with these hashes; reads only the shards that contain one."""
+    """(SHA-1 of the medium, split, id) of the samples with these hashes."""
     for split, parts in hashes.items() if len(wanted) else ():
-        with_rows = ((i, j) for i, j in enumerate(journals(folder, split)) if j["rows"])
-        for (index, journal), part in zip(with_rows, parts, strict=True):
-            rows = np.flatnonzero(np.isin(part, wanted))
-            if len(rows):
-                ids = read_shard(folder / f"{split}-{index:05d}.arrow")["id"]
-                yield from ((journal["sha1"][row], split, ids[row].as_py()) for row in rows.tolist())
+        for _, journal, ids, rows in _shards_with(folder, split, [np.isin(part, wanted) for part in parts]):
+            yield from ((journal["sha1"][row], split, ids[row].as_py()) for row in rows.tolist())
+
+
+def _shards_with(
+    folder: Path, split: str, chosen: Sequence[Array]
+) -> Iterator[tuple[int, dict[str, Any], pa.ChunkedArray, Array]]:
+    """(place, journal, ids, chosen rows) of the shards that contain a chosen row; no others are read.
+
+    Args:
+        chosen: one mask for each shard that has rows.
+    """
+    with_rows = ((i, j) for i, j in enumerate(journals(folder, split)) if j["rows"])
+    for place, ((index, journal), mask) in enumerate(zip(with_rows, chosen, strict=True)):
+        if mask.any():
+            ids = read_shard(folder / f"{split}-{index:05d}.arrow")["id"]
+            yield place, journal, ids, np.flatnonzero(mask)
 
 
 def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:

@@ -21,7 +21,6 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from ccaco_cli.core import modalities
-from ccaco_cli.core.data.checks import FORMATS, lenient
 
 MAX_TEXT = 100
 """Characters of the longest camera name; a longer one is damaged."""
@@ -78,6 +77,8 @@ def with_year(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def image_facts(data: bytes) -> dict[str, Any]:
     """``media_facts`` of an image, of which only the header is read."""
+    from ccaco_cli.core.data.checks import FORMATS, lenient  # which imports this module
+
     with lenient(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         tags: Mapping[int, Any] = {}

@@ -18,6 +18,7 @@ from ccaco_cli.core.data.sources.tar_streams import public
 from ccaco_cli.core.data.split_shares import SplitShares, published_splits
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
 
 
@@ -63,6 +64,8 @@ def prepare(
         root=data.root or (None if path is None else path if path.is_dir() else path.parent),
         unpaired=options.unpaired,
         media_root=options.media_root,
+        media_facts=not source.embedded,
+        file_facts=source.file_facts,
     )
     total = sum(n if limit is None else min(n, limit) for n in counts) if counts else None
     records = _limited(data.records, limit, data.splits or tuple(data.counts))
@@ -129,10 +132,7 @@ def _resolve(source: Source, path: Path | None) -> Path | None:
         )
     if not path.exists():
         raise DataError(
-            "no such file or folder",
-            where=path,
-            expected=source.expects,
-            next=f"ccaco prepare {source.name} --source PATH",
+            "no such file or folder", where=path, expected=source.expects, next=_nearest_path(source.name, path)
         )
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
@@ -147,6 +147,13 @@ def _refuse_address(source: Source, options: SourceOptions) -> None:
             expected=source.expects,
             next=f"a folder or file, or tar shards with ccaco prepare {readers}",
         )
+
+
+def _nearest_path(name: str, path: Path) -> str:
+    """The command with the name beside ``path`` that is most like it, or else the list of sources."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, 1)
+    return f"ccaco prepare {name} --source {quoted_path(path.with_name(near[0]))}" if near else "ccaco prepare --list"
 
 
 def _media_root(folder: Path | None) -> Path | None:

@@ -51,6 +51,7 @@ class DatasetInfo:
         root: real path of the source folder, which media paths may not leave; None = media are not files.
         unpaired: domains whose records may have no captions.
         media_root: real path of a second folder that media paths may lie in.
+        media_facts, file_facts: what is stored of media and files (``Rules``).
     """
 
     name: str
@@ -60,6 +61,8 @@ class DatasetInfo:
     root: Path | None = None
     unpaired: tuple[str, ...] = ()
     media_root: Path | None = None
+    media_facts: bool = False
+    file_facts: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,18 @@ def write(
         "config": dict(info.config),
         "rows": options.rows_per_shard,
         "image_size": options.image_size,
+        "stored_facts": [info.media_facts, info.file_facts],
     }
     root, media_root = (str(folder) if folder is not None else None for folder in (info.root, info.media_root))
-    rules = Rules(root, info.modalities, options.image_size, frozenset(info.unpaired), media_root)
+    rules = Rules(
+        root,
+        info.modalities,
+        options.image_size,
+        frozenset(info.unpaired),
+        media_root,
+        info.media_facts,
+        info.file_facts,
+    )
     with lock.hold(out, "data set"):
         _begin(partial, plan)
         count = _ShardWriter(partial, rules, options, total, on_progress).write(records)
@@ -203,7 +215,8 @@ def _changed(partial: Path) -> DataError:
 
 
 def _new_journal() -> dict[str, Any]:
-    return {"seen": 0, "rows": 0, "cleaned": 0, "dropped": 0, "measures": {}, "sha1": [], "rejects": []}
+    counts = {"seen": 0, "rows": 0, "cleaned": 0, "dropped": 0}
+    return {**counts, "measures": {}, "sha1": [], "phash": [], "rejects": []}
 
 
 @dataclass
@@ -233,6 +246,7 @@ class _OpenShard:
         journal["cleaned"] += result.cleaned
         journal["dropped"] += result.dropped
         journal["sha1"].append(result.sha1)
+        journal["phash"].append(result.phash)
         for name, value in result.measures.items():
             journal["measures"].setdefault(name, []).append(value)
 

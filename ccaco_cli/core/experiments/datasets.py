@@ -7,9 +7,12 @@ import hashlib
 from pathlib import Path
 
 from ccaco_cli.core import manifest
+from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import ALL
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import OnNote, OnProgress, no_note, no_progress
 
@@ -105,3 +108,30 @@ def prepared_folder(
         prepare(source, source_path=folder, out=out, options=options, on_progress=on_progress)
         on_note(f"{folder} is prepared as {source} in {out}")
     return out
+
+
+def split_to_embed(dataset: str, split: str | None, data_root: Path = Path("data")) -> tuple[str, str]:
+    """The split to embed where none is named, and a sentence on what is left out ("" = nothing).
+
+    That is every split of a data set of one modality, which is not trained on; of pairs it is test, else val, else
+    train. It prepares nothing, because every process of a launcher calls it: embedded sources have all splits.
+    """
+    if split is not None:
+        return split, ""
+    folder = locate(dataset, data_root)
+    if not manifest.exists(folder):
+        return "test", ""
+    data = shards.open_any(folder)
+    if len(data.modalities) == 1:
+        return ALL, ""
+    chosen = evaluation_split(data.splits)
+    samples = {name: int(data.manifest.facts["splits"][name]["samples"]) for name in data.splits}
+    total = sum(samples.values())
+    parts = []
+    if chosen != "test":
+        parts.append(f"{dataset} has no split 'test': the split {chosen!r} is embedded")
+    elif samples[chosen] < total:
+        parts.append(f"the split {chosen!r} is embedded")
+    if samples[chosen] < total:
+        parts.append(f"{total - samples[chosen]:,} of {total:,} samples are left out (--split {ALL} takes all)")
+    return chosen, "; ".join(parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
-from ccaco_cli.core.data.dataset_stats import LEAKAGE, REJECTS
+from ccaco_cli.core.data.dataset_stats import DUPLICATES, LEAKAGE, REJECTS
 from ccaco_cli.core.data.preparation import out_name, prepare
 from ccaco_cli.core.data.sources import SOURCES
+from ccaco_cli.core.data.sources.media import MEDIA
 from ccaco_cli.core.data.split_shares import prepare_command
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.reporting.rows import SplitRow
@@ -17,7 +19,10 @@ __all__ = ["listing", "notes", "out_name", "prepare", "summary"]
 
 def listing() -> list[dict[str, str]]:
     """Rows of all sources: name, modalities, and the files that each expects."""
-    return [{"name": s.name, "modalities": "-".join(s.modalities), "expects": s.expects} for s in SOURCES.values()]
+    return [
+        {"name": s.name, "modalities": "-".join(s.modalities) or " or ".join(MEDIA), "expects": s.expects}
+        for s in SOURCES.values()
+    ]
 
 
 def summary(data: Manifest) -> list[SplitRow]:
@@ -36,6 +41,9 @@ def summary(data: Manifest) -> list[SplitRow]:
 def next_step(data: Manifest, dataset: object) -> str:
     """The command to type after ``prepare``: training where that is possible, else what makes it possible."""
     splits = [name for name, counts in data.facts["splits"].items() if counts["samples"]]
+    if len(data.facts["modalities"]) == 1:
+        index = f"{PurePath(str(dataset)).name}.idx"
+        return command_line("embed", "--model", "SPEC", "--dataset", dataset, "--index", index)
     if "train" not in splits:
         return command_line("report", "RUN", "--on", dataset)
     if "val" not in splits:
@@ -52,12 +60,18 @@ def notes(data: Manifest) -> list[str]:
         if share and name not in used:
             lines.append(f"--{name} was not used: the source has a split {name!r} of its own")
     for file, encoding in source.get("assumed_encodings", {}).items():
-        lines.append(f"{file} is not UTF-8: what is not was read as {encoding}; convert it if captions look wrong")
+        lines.append(f"{file} is not UTF-8: its other bytes were read as {encoding}; convert it if captions look wrong")
     if "quotes" in source:
         lines.append(f"the quotes of the table do not add up: they were read as {source['quotes']}, one row a line")
     if leaks := data.facts["leakage"]:
         lines.append(
             f"leakage: {leaks:,} media lie in several splits, byte for byte; they are listed in {data.path / LEAKAGE}"
+        )
+    if (alike := data.facts.get("duplicates", {})).get("groups"):
+        across = f" ({alike['across_splits']:,} of them across splits)" if alike["across_splits"] else ""
+        lines.append(
+            f"near-duplicates: {alike['samples']:,} images in {alike['groups']:,} groups{across} look alike; they are "
+            f"listed in {data.path / DUPLICATES}"
         )
     if passed_over := source.get("passed_over"):
         suffixes = ", ".join(f"{suffix or 'no suffix'} {n:,}" for suffix, n in passed_over["suffixes"].items())
@@ -65,13 +79,15 @@ def notes(data: Manifest) -> list[str]:
             lines.append(f"files that are no samples were not read: {count:,} ({suffixes})")
         if passed_over["hidden"]:
             lines.append(f"hidden files and folders were not read: {passed_over['hidden']:,}")
+        if links := passed_over.get("links"):
+            lines.append(f"links to what is read under its own name were not followed: {links:,}")
     if rejects := data.facts["rejects"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
         lines.append(
             f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {data.path / REJECTS}"
         )
     samples = {name: counts["samples"] for name, counts in data.facts["splits"].items()}
-    if samples.get("train"):
+    if samples.get("train") and len(data.facts["modalities"]) > 1:
         if not samples.get("val"):
             lines.append("there are no samples of val, which training needs to choose the best epoch")
         if not samples.get("test"):

@@ -12,11 +12,12 @@ import pytest
 
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.experiments.datasets import split_to_embed
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import SearchOptions, encode_query, search
 from ccaco_cli.core.types import PairRecord
-from ccaco_cli.core.workflows.embed import EmbedRequest, embed, split_to_embed
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ LOCATIONS = {
     "kinetics-sounds": "kinetics_sounds.SOURCE",
     "audiofolder": "audiofolder.SOURCE",
     "imagefolder": "imagefolder.SOURCE",
+    "media": "media.SOURCE",
     "table": "table.SOURCE",
     "webdataset": "webdataset.SOURCE",
     "hub": "hub.SOURCE",

@@ -28,7 +28,7 @@ from typing import Any
 from ccaco_cli.core.data.checks import clean_caption, decode_image, read_media
 from ccaco_cli.core.data.sources.fields import text_from
 from ccaco_cli.core.data.sources.lists import decode_text, parse_strictly, revision_of
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -55,7 +55,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     files = {} if root is None else {part: root / f"visual_genome_{part}.json" for part in PARTS}
     files = {part: file for part, file in files.items() if file.is_file()}
     if root is None or not files:
-        raise DataError("no ARO files here", where=root, expected=_EXPECTS, next="ccaco prepare aro --source PATH")
+        raise layout_error("aro", "no ARO files here", root, _EXPECTS)
     choices: list[_Choice] = []
     counts, left_out = {}, {}
     for part, file in files.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from ccaco_cli.core.data.sources.delimited import open_delimited
 from ccaco_cli.core.data.sources.fields import text_from
 from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_fraction, hash_split
-from ccaco_cli.core.data.sources.media_files import PassedOver, media_below
+from ccaco_cli.core.data.sources.media_files import PassedOver, layout_error, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
@@ -43,7 +43,7 @@ class _Sound:
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
-        raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare audiofolder --source PATH")
+        raise layout_error("audiofolder", "no folder here", root, _EXPECTS)
     template = options.template or _TEMPLATE
     if "{}" not in template:
         raise DataError("the template has no {} for the class name", where=template, expected=f'"{_TEMPLATE}"')
@@ -52,12 +52,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     categories, table_facts = _categories(class_table) if class_table.is_file() else ({}, {})
     sounds = list(_sounds(root, categories, links_to, passed_over))
     if not sounds:
-        raise DataError(
-            f"no sound in this folder (it holds {passed_over})",
-            where=root,
-            expected=_EXPECTS,
-            next="ccaco prepare audiofolder --source PATH",
-        )
+        what = f"no sound in this folder (it holds {passed_over})"
+        raise layout_error("audiofolder", what, root, _EXPECTS, folder_of_media=True)
     folds = sorted({sound.fold for sound in sounds})
     in_folds = folds[0] > 0 and len(folds) > 1 and not any(sound.split for sound in sounds)
     if options.fold and (not in_folds or options.fold not in folds):

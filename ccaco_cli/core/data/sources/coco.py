@@ -21,7 +21,7 @@ from ccaco_cli.core.data.sources.lists import (
     repeated,
     revision_of,
 )
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -38,7 +38,7 @@ _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
-        raise DataError("no COCO folder here", where=root, expected=_EXPECTS, next="ccaco prepare coco --source PATH")
+        raise layout_error("coco", "no COCO folder here", root, _EXPECTS)
     karpathy = next(
         (p for p in (root / "dataset_coco.json", root / "annotations" / "dataset_coco.json") if p.is_file()), None
     )
@@ -49,9 +49,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         files = {part: file for part, file in files.items() if file.is_file()}
         if files:
             return _official(root, year, files, options.media_root)
-    raise DataError(
-        "no COCO captions in this folder", where=root, expected=_EXPECTS, next="ccaco prepare coco --source PATH"
-    )
+    raise layout_error("coco", "no COCO captions in this folder", root, _EXPECTS)
 
 
 def _karpathy(root: Path, file: Path, media_root: Path | None) -> SourceData:

@@ -17,7 +17,7 @@ from typing import Any
 from ccaco_cli.core.data.checks import clean_caption
 from ccaco_cli.core.data.sources.fields import captions_from, text_from
 from ccaco_cli.core.data.sources.lists import read_json_lines, repeated, revision_of
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -39,9 +39,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     folders = [] if root is None else [root, root / "captions"]
     file = next((folder / "captions.jsonl" for folder in folders if (folder / "captions.jsonl").is_file()), None)
     if root is None or file is None:
-        raise DataError(
-            "no captions.jsonl here", where=root, expected=_EXPECTS, next="ccaco prepare crossmodal-3600 --source PATH"
-        )
+        raise layout_error("crossmodal-3600", "no captions.jsonl here", root, _EXPECTS)
     photos = [_photo(entry, f"{file}, photo {number}") for number, entry in enumerate(read_json_lines(file), 1)]
     twice = repeated(photo.key for photo in photos)
     if twice or not photos:

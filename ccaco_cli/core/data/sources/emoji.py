@@ -9,7 +9,7 @@ from pathlib import Path
 from ccaco_cli.core.data.sources.delimited import open_delimited
 from ccaco_cli.core.data.sources.fields import FieldReader
 from ccaco_cli.core.data.sources.lists import REPEATED, repeated, revision_of
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -26,9 +26,7 @@ _COLUMNS = {"codepoint", "unicode_name", "category", "split", "styles"}
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     table = root / "emoji.tsv" if root is not None else None
     if root is None or table is None or not table.is_file():
-        raise DataError(
-            "no emoji styles here", where=root, expected=_EXPECTS, next="ccaco prepare emoji-styles --source PATH"
-        )
+        raise layout_error("emoji-styles", "no emoji styles here", root, _EXPECTS)
     opened = open_delimited(table, "\t", quoted=False)
     rows = [dict(zip(opened.names, cells, strict=True)) for cells in opened.rows]
     if not rows or any(opened.names.count(column) != 1 for column in _COLUMNS):

@@ -19,7 +19,7 @@ from ccaco_cli.core.data.sources.lists import (
     repeated,
     revision_of,
 )
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -55,7 +55,7 @@ class _Photo:
 def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     expects = _EXPECTS.format(name, _TOKENS[name][0])
     if root is None or not root.exists():
-        raise DataError(f"no {name} here", where=root, expected=expects, next=f"ccaco prepare {name} --source PATH")
+        raise layout_error(name, f"no {name} here", root, expects)
     folder = root if root.is_dir() else root.parent
     json_file = root if root.suffix == ".json" else _first(root, (f"dataset_{name}.json",)) if root.is_dir() else None
     if json_file is not None:
@@ -64,12 +64,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     else:
         tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
         if tokens is None:
-            raise DataError(
-                f"no {name} list in this folder",
-                where=root,
-                expected=expects,
-                next=f"ccaco prepare {name} --source PATH",
-            )
+            raise layout_error(name, f"no {name} list in this folder", root, expects)
         listed, lists, unlisted = _token_layout(folder, tokens, name)
         read_from = [tokens, *lists]
     counts: dict[str, int] = {}

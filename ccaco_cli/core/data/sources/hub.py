@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccaco_cli.core.data.sources.extra_columns import extra_facts
 from ccaco_cli.core.data.sources.fields import FieldReader
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, TYPE_FILE, hash_split, is_retrieval
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
@@ -37,13 +38,15 @@ _USUAL = {
 class _Columns:
     """Our names -> names of the columns (``source``).
 
-    ``labels`` converts class numbers to names; with ``lines`` each line of a text is a caption.
+    ``labels`` converts class numbers to names; with ``lines`` each line of a text is a caption. ``extra`` are further
+    columns, of numbers, texts and dates.
     """
 
     source: Mapping[str, str]
     labels: Any
     template: str
     lines: bool = False
+    extra: tuple[str, ...] = ()
 
     def captions(self, row: Mapping[str, Any], label: str, fields: FieldReader) -> list[str]:
         if "caption" in self.source:
@@ -125,7 +128,13 @@ def _columns(where: str, part: IterableDataset, options: SourceOptions) -> _Colu
             next=f"--column {missing[0]}=ONE_OF_THESE",
         )
     source = {ours: names[0] for ours, names in wanted.items() if names}
-    return _Columns(source, features.get(source.get("label", "")), options.template or _TEMPLATE)
+    extra = tuple(name for name, kind in features.items() if name not in source.values() and _is_plain(kind))
+    return _Columns(source, features.get(source.get("label", "")), options.template or _TEMPLATE, extra=extra)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column holds numbers, texts or dates, which cost little to read."""
+    return type(kind).__name__ == "Value" and "binary" not in str(kind.dtype)
 
 
 def _records(
@@ -135,7 +144,7 @@ def _records(
 
     for name, part in parts.items():
         picture = columns.source["image"]
-        part = part.select_columns(list(dict.fromkeys(columns.source.values())))  # other columns are not decoded
+        part = part.select_columns([*dict.fromkeys(columns.source.values()), *columns.extra])  # others are not decoded
         if type((part.features or {}).get(picture)).__name__ == "Image":
             part = part.cast_column(picture, datasets.Image(decode=False))
         for number, row in enumerate(_rows(part, name)):
@@ -151,6 +160,7 @@ def _records(
                 columns.captions(row, label, fields),
                 domain=columns.text(row, "domain", fields),
                 label=label,
+                meta=extra_facts({name: row[name] for name in columns.extra}),
                 problem=fields.problem,
             )
 

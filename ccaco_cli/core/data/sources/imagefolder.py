@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ccaco_cli.core.data.sources.lists import SPLIT_NAMES, hash_split
-from ccaco_cli.core.data.sources.media_files import count_files, media_below
+from ccaco_cli.core.data.sources.media_files import count_files, layout_error, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
@@ -20,17 +20,12 @@ _TEMPLATE = "a photo of a {}"
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
-        raise DataError("no folder here", where=root, expected=_EXPECTS, next="ccaco prepare imagefolder --source PATH")
+        raise layout_error("imagefolder", "no folder here", root, _EXPECTS)
     template = options.template or _TEMPLATE
     if "{}" not in template:
         raise DataError("the template has no {} for the class name", where=template, expected=f'"{_TEMPLATE}"')
     if not any(entry.is_dir() for entry in root.iterdir()):
-        raise DataError(
-            "no class folder in this folder",
-            where=root,
-            expected=_EXPECTS,
-            next="ccaco prepare imagefolder --source PATH",
-        )
+        raise layout_error("imagefolder", "no class folder in this folder", root, _EXPECTS, folder_of_media=True)
     places = [root, *(entry for entry in root.iterdir() if entry.name.lower() in SPLIT_NAMES)]
     for name in options.unpaired:
         if not any(picture for place in places for picture in media_below(place / name, MODALITIES["image"])):
@@ -39,12 +34,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     links_to = (options.media_root,) if options.media_root else ()
     samples, passed_over = count_files(root, MODALITIES["image"], links_to)
     if not samples:
-        raise DataError(
-            f"no pictures in this folder (it holds {passed_over})",
-            where=root,
-            expected=_EXPECTS,
-            next="ccaco prepare imagefolder --source PATH",
-        )
+        what = f"no pictures in this folder (it holds {passed_over})"
+        raise layout_error("imagefolder", what, root, _EXPECTS, folder_of_media=True)
     otherwise = "all in test" if options.all_test else "80/10/10 by hash of the path"
     return SourceData(
         records=_records(root, template, options, links_to),

@@ -22,7 +22,7 @@ from ccaco_cli.core.data.sources.lists import (
     repeated,
     revision_of,
 )
-from ccaco_cli.core.data.sources.media_files import MediaFile, PassedOver, media_below
+from ccaco_cli.core.data.sources.media_files import MediaFile, PassedOver, layout_error, media_below
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
@@ -32,7 +32,6 @@ _EXPECTS = (
     "CLASS/*.mp4 (under train/ val/ test/ if you have splits; class.txt chooses classes), "
     "or the lists *train*.txt and *test*.txt (ID,10,LABEL) beside the clips"
 )
-_NEXT = "ccaco prepare kinetics-sounds --source PATH"
 _CLASS_FILE = "class.txt"
 _CLIP = re.compile(r"(?P<video>.{11})_(?P<start>\d+)(?:_\d+)?")
 """Two notations: ``VIDEO_000058_000068`` and ``VIDEO_58``."""
@@ -60,7 +59,7 @@ class _Clip:
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_dir():
-        raise DataError("no folder here", where=root, expected=_EXPECTS, next=_NEXT)
+        raise layout_error("kinetics-sounds", "no folder here", root, _EXPECTS)
     lists, passed_over = _lists(root), PassedOver()
     files = list(_files(root, options.media_root, passed_over))
     if lists:
@@ -72,7 +71,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     missing = sorted(clip.name for clip in clips if clip.path is None)
     if len(missing) == len(clips):
         problem = f"none of the {len(clips):,} listed clips is here" if clips else "no clips here"
-        raise DataError(problem, where=root, expected=_EXPECTS, next=_NEXT)
+        raise layout_error("kinetics-sounds", problem, root, _EXPECTS)
     listed, lost = Counter(clip.split for clip in clips), Counter(clip.split for clip in clips if clip.path is None)
     known = PROTOCOLS.get(len(classes), "no published number of classes")
     protocol = f"kinetics-sounds-{len(classes)} ({known}; class list sha256:{_hash(classes)})"

@@ -19,6 +19,7 @@ class SourceOptions:
         seed: of generated data sets.
         size: short side in pixels of generated images.
         columns: of ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> name of the column.
+        modality: of ``media`` and ``table``: image, audio or video; "" = what the folder holds, or image in a table.
         separator: of ``table``: CSV separator.
         template: of sources with classes: caption made from a class name; empty = the source's default.
         media_root: folder of the files that a list names, or that links lead to, if it is not the folder of the list.
@@ -42,6 +43,7 @@ class SourceOptions:
     address: str = ""
     unpaired: tuple[str, ...] = ()
     all_test: bool = False
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Source:
         embedded: nothing needs to be downloaded (``root`` is None).
         resolves_path: ``read`` interprets ``--source`` itself: as a pattern of files, or as nothing where the name is
             enough.
+        file_facts: the samples are files of the user, so that path, folder, size and date of each are stored. A data
+            set of another folder, or of files that were touched, is then another data set.
         reads_addresses: ``read`` also takes an address or a command (``SourceOptions.address``).
     """
 
@@ -94,4 +98,5 @@ class Source:
     read: Callable[[Path | None, SourceOptions], SourceData]
     embedded: bool = False
     resolves_path: bool = False
+    file_facts: bool = False
     reads_addresses: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from ccaco_cli.core.data.checks import clean_caption
 from ccaco_cli.core.data.sources.fields import text_from
 from ccaco_cli.core.data.sources.lists import decode_text, parse_strictly, revision_of
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -28,9 +28,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     places = [] if root is None else [root, root / "sugar_crepe", root / "sugar-crepe" / "data", root / "data"]
     here = next((place for place in places if (place / f"{TYPES[0]}.json").is_file()), None)
     if root is None or here is None:
-        raise DataError(
-            "no SugarCrepe items here", where=root, expected=_EXPECTS, next="ccaco prepare sugarcrepe --source PATH"
-        )
+        raise layout_error("sugarcrepe", "no SugarCrepe items here", root, _EXPECTS)
     files = {name: here / f"{name}.json" for name in TYPES}
     items: _Items = {}
     counts = {}

@@ -1,18 +1,25 @@
-"""A table of image paths and captions: CSV, TSV, JSON, JSON lines or Parquet; default column names as in open_clip."""
+"""A table of paths of images, sounds or videos, with or without captions: CSV, TSV, JSON, JSON lines or Parquet.
+
+Default column names are those of open_clip. All further columns travel to the index (``extra_columns``).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccaco_cli.core.data.sources.extra_columns import extra_facts
 from ccaco_cli.core.data.sources.fields import FieldReader, is_missing
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_split, revision_of
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media import checked_modality
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
-from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM
+from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM, extra_values
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import PairRecord
 
@@ -31,15 +38,17 @@ _NEEDED = ("image", "caption")
 _ONE_OF_A_FILE = ("split", "domain", "label", "group")
 """Columns that must agree in all rows of one file."""
 _EXPECTS = (
-    "a .csv, .tsv, .json, .jsonl or .parquet file with columns filepath and title; optional split, domain, "
-    "label, group; paths from its folder, or from --image-root"
+    "a .csv, .tsv, .json, .jsonl or .parquet file with columns filepath and title, or filepath alone; optional split, "
+    "domain, label, group; paths from its folder, or from --image-root"
 )
 
 
 def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if root is None or not root.is_file():
-        raise DataError("no table here", where=root, expected=_EXPECTS, next="ccaco prepare table --source FILE.csv")
-    unknown = options.columns.keys() - COLUMNS.keys()
+        raise layout_error("table", "no table here", root, _EXPECTS, folder_of_media=True)
+    modality = checked_modality(options.modality) or "image"
+    named = {"image" if ours == modality else ours: column for ours, column in options.columns.items()}
+    unknown = named.keys() - COLUMNS.keys()
     if unknown:
         raise DataError(
             f"unknown column name: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}"
@@ -47,27 +56,52 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     suffix = root.suffix.lower()
     if suffix not in FORMATS:
         raise DataError("a table of unknown kind", where=root, expected=f"a file ending in {', '.join(FORMATS)}")
-    wanted = {**COLUMNS, **options.columns}
+    wanted = {**COLUMNS, **named}
     opened = FORMATS[suffix](root, wanted["image"], options.separator)
     if suffix in LISTS:
-        wanted |= {ours: ours for ours in _NEEDED if ours not in options.columns and wanted[ours] not in opened.names}
-    columns = _columns(opened.names, wanted, options.columns, root)
-    table = _with_paths(opened.table(columns), columns["image"], root, options.media_root)
+        wanted |= {ours: ours for ours in _NEEDED if ours not in named and wanted[ours] not in opened.names}
+    if "caption" not in named and wanted["caption"] not in opened.names:
+        del wanted["caption"]
+    columns = _columns(opened.names, wanted, named, root)
+    extra = [name for name in dict.fromkeys(opened.names) if name and name not in columns.values()]
+    table = _with_paths(opened.table(columns, extra), columns["image"], root, options.media_root)
+    _refuse_other_media(table, modality, root)
+    captioned = "caption" in columns
     rule = (
         "its split column"
         if "split" in columns
+        else "all in test"
+        if not captioned
         else "80/10/10 by hash of the group"
         if "group" in columns
         else "80/10/10 by hash of the path"
     )
     return SourceData(
-        records=_records(root.parent, options.media_root, table),
+        records=_records(_Reader(root.parent, options.media_root, modality, captioned), table),
         protocol=f"table (split: {rule}; rows of one path are one sample)",
         revision=revision_of(root),
         facts={"rows": table.num_rows, **opened.facts},
         text_files=() if suffix == ".parquet" else (root,),
-        splits=() if "split" in columns else HASH_SPLITS,
+        splits=() if "split" in columns else HASH_SPLITS if captioned else ("test",),
+        modalities=(modality, "text") if captioned else (modality,),
     )
+
+
+def _refuse_other_media(table: pa.Table, modality: str, file: Path) -> None:
+    """Raises DataError: the first path has a suffix of another modality, which would make every row a reject."""
+    import pyarrow.compute as pc
+
+    paths = table.column("image")
+    first = next(iter(paths.filter(pc.not_equal(paths, "")).slice(0, 1).to_pylist()), "")
+    suffix = os.path.splitext(first)[1].lower()
+    entry = next((m for m in MODALITIES.values() if suffix in (*m.suffixes, *m.unreadable_suffixes)), None)
+    if entry is not None and entry.name != modality:
+        raise DataError(
+            f"the paths of this table are {entry.name} files, not {modality}",
+            where=f"{file}: {first}",
+            expected=f"--modality {entry.name}",
+            next=f"ccaco prepare table --source {quoted_path(file)} --modality {entry.name}",
+        )
 
 
 def _columns(names: list[str], wanted: Mapping[str, str], named: Mapping[str, str], file: Path) -> dict[str, str]:
@@ -75,7 +109,7 @@ def _columns(names: list[str], wanted: Mapping[str, str], named: Mapping[str, st
     wrong = [
         ours
         for ours, column in wanted.items()
-        if names.count(column) != 1 and (ours in _NEEDED or column in names or ours in named)
+        if names.count(column) != 1 and (ours == "image" or column in names or ours in named)
     ]
     if wrong:
         raise DataError(
@@ -109,8 +143,25 @@ def _with_paths(table: pa.Table, column: str, file: Path, media_root: Path | Non
     return table.set_column(table.schema.get_field_index("image"), "image", paths)
 
 
-def _records(folder: Path, media_root: Path | None, table: pa.Table) -> Iterator[PairRecord]:
-    """One record per image, in the order of first mention; each row without an image is a record of its own.
+@dataclass(frozen=True)
+class _Reader:
+    """How rows become records.
+
+    Attributes:
+        folder: of the table.
+        media_root: ``--image-root``.
+        modality: of the files.
+        captioned: there is a column of captions.
+    """
+
+    folder: Path
+    media_root: Path | None
+    modality: str
+    captioned: bool
+
+
+def _records(reader: _Reader, table: pa.Table) -> Iterator[PairRecord]:
+    """One record per file, in the order of first mention; each row without a path is a record of its own.
 
     The table stays in Arrow; rows become Python objects batch by batch.
     """
@@ -126,17 +177,17 @@ def _records(folder: Path, media_root: Path | None, table: pa.Table) -> Iterator
         numbers = order[start : start + BATCH]
         for number, row in zip(numbers.tolist(), table.take(pa.array(numbers)).to_pylist(), strict=True):
             if rows and (row["image"] != rows[0]["image"] or is_missing(row["image"])):
-                yield _record(folder, media_root, rows)
+                yield _record(reader, rows)
                 rows = []
             rows.append(row | {"number": number + 1})
     if rows:
-        yield _record(folder, media_root, rows)
+        yield _record(reader, rows)
 
 
-def _record(folder: Path, media_root: Path | None, rows: list[dict[str, Any]]) -> PairRecord:
+def _record(reader: _Reader, rows: list[dict[str, Any]]) -> PairRecord:
     fields = FieldReader(next((row[PROBLEM] for row in rows if row.get(PROBLEM)), ""))
     # a row without a caption counts as an empty caption
-    captions = [text for row in rows for text in (fields.captions(row["caption"]) or [""])]
+    captions = [text for row in rows for text in (fields.captions(row["caption"]) or [""])] if reader.captioned else []
     values: dict[str, str] = {}
     for name in _ONE_OF_A_FILE:
         texts = dict.fromkeys(text for row in rows if (text := fields.text(row.get(name), name)))
@@ -146,17 +197,24 @@ def _record(folder: Path, media_root: Path | None, rows: list[dict[str, Any]]) -
     path = "" if is_missing(rows[0]["image"]) else str(rows[0]["image"])
     id = path or f"row {rows[0]['number']}"
     group = values["group"] or id
-    split = values["split"] or hash_split(group)
+    split = values["split"] or (hash_split(group) if reader.captioned else "test")
     return PairRecord(
         id=id,
         group=group,
         split=SPLIT_NAMES.get(split.lower(), split),
-        media={"image": locate(path, folder, media_root)} if path else {},
+        media={reader.modality: locate(path, reader.folder, reader.media_root)} if path else {},
         captions=captions,
         domain=values["domain"],
         label=values["label"],
+        meta=_common_facts(rows),
         problem=fields.problem,
     )
 
 
-SOURCE = Source("table", ("image", "text"), _EXPECTS, _read)
+def _common_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The further columns of a file; a column in which its rows differ is one of captions, and is left out."""
+    first, *others = (extra_facts(extra_values(row)) for row in rows)
+    return {name: value for name, value in first.items() if all(facts.get(name) == value for facts in others)}
+
+
+SOURCE = Source("table", ("image", "text"), _EXPECTS, _read, file_facts=True)

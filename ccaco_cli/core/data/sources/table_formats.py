@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccaco_cli.core.data.sources.delimited import open_delimited
+from ccaco_cli.core.data.sources.extra_columns import typed_texts
 from ccaco_cli.core.data.sources.fields import FieldReader
 from ccaco_cli.core.data.sources.lists import decode_text, parse_strictly
 from ccaco_cli.core.errors import DataError
@@ -20,6 +22,8 @@ BATCH = 4096
 """Rows that are Python objects at a time."""
 PROBLEM = "problem"
 """Column of the reasons why rows cannot be read."""
+EXTRA = "extra"
+"""Column of the further columns of a row, as JSON text."""
 LISTS = (".json", ".jsonl")
 """Formats whose lists may name the columns as BLIP and LAVIS do: ``[{"image": ..., "caption": ...}]``."""
 
@@ -30,24 +34,41 @@ class RawTable:
 
     Attributes:
         names: all column names, repeated ones too.
-        table: (columns: our name -> name in the file) -> Arrow table of our names, with the column ``PROBLEM`` where
-            values were checked.
+        table: (columns: our name -> name in the file, extra: further columns) -> Arrow table of our names, with the
+            column ``PROBLEM`` where values were checked. The further columns have the name ``extra_name``, or lie
+            together in ``EXTRA`` as JSON text where their values have no common type.
         facts: for the manifest: how the format was read, where that is not as usual.
     """
 
     names: list[str]
-    table: Callable[[Mapping[str, str]], pa.Table]
+    table: Callable[[Mapping[str, str], Sequence[str]], pa.Table]
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def extra_name(column: str) -> str:
+    """Name of a further column of the file beside our names."""
+    return f"{EXTRA}:{column}"
+
+
+def extra_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The further columns of a row of the table: name in the file -> value."""
+    start = extra_name("")
+    values = {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
+    return json.loads(row[EXTRA]) if row.get(EXTRA) else values
 
 
 def open_csv(file: Path, path_column: str, separator: str | None) -> RawTable:
     """CSV and TSV. Raises DataError: the rows do not add up; it names the line."""
     opened = open_delimited(file, separator, path_column=path_column)
 
-    def table(columns: Mapping[str, str]) -> pa.Table:
+    def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
         positions = {ours: opened.names.index(column) for ours, column in columns.items()}
+        positions |= {extra_name(column): opened.names.index(column) for column in extra}
         rows = ({ours: cells[at] for ours, at in positions.items()} for cells in opened.rows)
-        return _arrow_table(rows, list(columns))
+        read = _arrow_table(rows, list(positions))
+        for name in map(extra_name, extra):
+            read = read.set_column(read.schema.get_field_index(name), name, typed_texts(read.column(name)))
+        return read
 
     return RawTable(opened.names, table, opened.facts())
 
@@ -57,7 +78,7 @@ def open_jsonl(file: Path, path_column: str, separator: str | None) -> RawTable:
     names: dict[str, None] = {}
     for row in _json_lines(file):
         names |= dict.fromkeys(row)
-    return RawTable(list(names), lambda columns: _objects_table(_json_lines(file), columns))
+    return RawTable(list(names), lambda columns, extra: _objects_table(_json_lines(file), columns, extra))
 
 
 def open_json(file: Path, path_column: str, separator: str | None) -> RawTable:
@@ -75,7 +96,7 @@ def open_json(file: Path, path_column: str, separator: str | None) -> RawTable:
             next="ccaco prepare --list",
         )
     names = dict.fromkeys(name for row in rows for name in row)
-    return RawTable(list(names), lambda columns: _objects_table(rows, columns))
+    return RawTable(list(names), lambda columns, extra: _objects_table(rows, columns, extra))
 
 
 def open_parquet(file: Path, path_column: str, separator: str | None) -> RawTable:
@@ -83,12 +104,15 @@ def open_parquet(file: Path, path_column: str, separator: str | None) -> RawTabl
     import pyarrow as pa
     from pyarrow import parquet
 
-    def table(columns: Mapping[str, str]) -> pa.Table:
+    def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
         try:
-            read = parquet.read_table(file, columns=list(dict.fromkeys(columns.values())))
+            schema = parquet.read_schema(file)
+            further = [name for name in extra if not _is_binary(schema.field(name).type)]
+            read = parquet.read_table(file, columns=list(dict.fromkeys([*columns.values(), *further])))
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise _no_parquet(error, file) from None
-        return pa.table({ours: read.column(column) for ours, column in columns.items()})
+        named = {ours: read.column(column) for ours, column in columns.items()}
+        return pa.table(named | {extra_name(column): read.column(column) for column in further})
 
     try:
         return RawTable(parquet.read_schema(file).names, table)
@@ -105,6 +129,12 @@ FORMATS: Mapping[str, Callable[[Path, str, str | None], RawTable]] = {
     ".parquet": open_parquet,
 }
 """Suffix -> (file, column of paths, separator) -> table."""
+
+
+def _is_binary(type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(type) or pa.types.is_large_binary(type) or pa.types.is_fixed_size_binary(type))
 
 
 def _no_parquet(error: Exception, file: Path) -> DataError:
@@ -127,7 +157,7 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _objects_table(objects: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
+def _objects_table(objects: Iterable[Mapping[str, Any]], columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
     """The table of JSON objects, whose values are read here because Arrow's columns have one type."""
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -137,9 +167,12 @@ def _objects_table(objects: Iterable[Mapping[str, Any]], columns: Mapping[str, s
             for ours, column in columns.items():
                 value = values.get(column)
                 row[ours] = fields.captions(value) if ours == "caption" else fields.text(value, ours)
+            further = {column: values[column] for column in extra if column in values}
+            row |= {EXTRA: json.dumps(further, default=str)} if extra else {}
             yield row | {PROBLEM: fields.problem}
 
-    return _arrow_table(rows(), [*columns, PROBLEM], lists=("caption",))
+    names = [*columns, PROBLEM, *([EXTRA] if extra else [])]
+    return _arrow_table(rows(), names, lists=("caption",))
 
 
 def _arrow_table(rows: Iterable[Mapping[str, Any]], names: list[str], lists: tuple[str, ...] = ()) -> pa.Table:

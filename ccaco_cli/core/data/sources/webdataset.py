@@ -31,7 +31,7 @@ from ccaco_cli.core.data.sources.lists import (
     parse_strictly,
     repeated,
 )
-from ccaco_cli.core.data.sources.media_files import is_hidden
+from ccaco_cli.core.data.sources.media_files import is_hidden, layout_error
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.data.sources.tar_members import Member, TarSample, parse_member, split_members
 from ccaco_cli.core.data.sources.tar_streams import PIPE, TarShard, shards_of
@@ -87,9 +87,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     else:
         tars = [TarShard(file) for file in (_files(root) if root is not None else [])]
     if not tars:
-        raise DataError(
-            "no tar shards here", where=root, expected=_EXPECTS, next="ccaco prepare webdataset --source PATTERN"
-        )
+        raise layout_error("webdataset", "no tar shards here", root, _EXPECTS, folder_of_media=True)
     files = [tar.file for tar in tars if tar.file is not None]
     size = f", {sum(file.stat().st_size for file in files)} bytes" if files else ""
     splits = [_split(tar.path) for tar in tars]

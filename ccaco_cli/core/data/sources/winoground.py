@@ -15,7 +15,7 @@ from pathlib import Path
 from ccaco_cli.core.data.checks import clean_caption
 from ccaco_cli.core.data.sources.fields import text_from
 from ccaco_cli.core.data.sources.lists import read_json_lines, repeated, revision_of
-from ccaco_cli.core.data.sources.media_files import locate
+from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
@@ -29,9 +29,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     folders = [] if root is None else [root, root / "data"]
     folder = next((folder for folder in folders if (folder / "examples.jsonl").is_file()), None)
     if root is None or folder is None:
-        raise DataError(
-            "no Winoground examples here", where=root, expected=_EXPECTS, next="ccaco prepare winoground --source PATH"
-        )
+        raise layout_error("winoground", "no Winoground examples here", root, _EXPECTS)
     file = folder / "examples.jsonl"
     examples = _examples(file)
     images = next((path for path in (folder / "images", root / "images") if path.is_dir()), root)

@@ -73,7 +73,7 @@ def test_a_token_file_of_another_name(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no flickr8k list in this folder.*Flickr8k.token.txt.*ccaco prepare flickr8k --source PATH"
+        DataError, match=r"no flickr8k list in this folder.*Flickr8k.token.txt.*next: ccaco prepare --list"
     ):
         SOURCE.read(tmp_path, OPTIONS)
     (tmp_path / "Flickr8k.token.txt").write_text("a.jpg\tno number\n")

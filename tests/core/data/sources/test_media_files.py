@@ -179,7 +179,9 @@ def test_lists_that_are_not_utf8_are_named_in_the_manifest_and_the_notes(tmp_pat
         data = prepare(source, source_path=path, out=tmp_path / f"d{number}", write=WriteOptions(workers=0))
         assumed = {} if encoding == "utf-8" else {file: "Windows-1252"}
         assert data.facts["source"].get("assumed_encodings", {}) == assumed
-        named = [line for line in notes(data) if f"{file} is not UTF-8: its other bytes were read as Windows-1252" in line]
+        named = [
+            line for line in notes(data) if f"{file} is not UTF-8: its other bytes were read as Windows-1252" in line
+        ]
         assert len(named) == len(assumed)
 
 

@@ -38,9 +38,7 @@ def test_a_record_is_a_photo_with_its_choices(tmp_path: Path, folder: str) -> No
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no SugarCrepe items here.*replace_obj.json.*ccaco prepare sugarcrepe --source PATH"
-    ):
+    with pytest.raises(DataError, match=r"no SugarCrepe items here.*replace_obj.json.*next: ccaco prepare --list"):
         SOURCE.read(tmp_path, OPTIONS)
     lay_out(tmp_path / "s")
     (tmp_path / "s" / "sugar_crepe" / "swap_att.json").unlink()

@@ -10,12 +10,17 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.fields import MISSING_TEXTS
 from ccaco_cli.core.data.sources.lists import hash_split
 from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.data.sources.table import SOURCE
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.retrieval.item_columns import row_facts, types_of
 
 ROWS = pd.DataFrame(
     {
@@ -244,3 +249,169 @@ def test_a_stray_quote_is_an_error_with_its_line(tmp_path: Path) -> None:
     data = SOURCE.read(path, SourceOptions())
     assert [list(record.captions) for record in data.records] == [['"Hello there'], ["two"], ["three"], ['19" wheels']]
     assert data.facts == {"rows": 4, "quotes": "ordinary characters"}
+
+
+ALONE = {
+    "t.csv": "filepath,year,ok,note\na.jpg,2020,true,x\nb.jpg,,false,\n",
+    "t.tsv": "filepath\tyear\tok\tnote\na.jpg\t2020\ttrue\tx\nb.jpg\t\tfalse\tNaN\n",
+    "t.jsonl": '{"filepath": "a.jpg", "year": 2020, "ok": true, "note": "x"}\n{"filepath": "b.jpg", "ok": false}\n',
+    "t.json": '[{"filepath": "a.jpg", "year": 2020, "ok": true, "note": "x"}, {"filepath": "b.jpg", "ok": false}]',
+}
+
+
+@pytest.mark.parametrize("kind", [*ALONE, "t.parquet"])
+@pytest.mark.parametrize("modality", ["image", "audio", "video"])
+def test_a_table_of_paths_alone_is_a_data_set_of_one_modality(tmp_path: Path, kind: str, modality: str) -> None:
+    path, suffix = tmp_path / kind, {"image": ".jpg", "audio": ".wav", "video": ".mp4"}[modality]
+    if kind == "t.parquet":
+        table = pd.DataFrame(
+            {"filepath": ["a.jpg", "b.jpg"], "year": [2020, None], "ok": [True, False], "note": ["x", None]}
+        )
+        table = table.replace({"filepath": {".jpg": suffix}}, regex=True)
+        table.to_parquet(path)
+    else:
+        path.write_text(ALONE[kind].replace(".jpg", suffix))
+    data = SOURCE.read(path, SourceOptions(modality="" if modality == "image" else modality))
+    assert data.modalities == (modality,) and "all in test" in data.protocol and data.splits == ("test",)
+    first, second = data.records
+    assert (first.split, first.captions, dict(first.media)) == ("test", [], {modality: tmp_path / f"a{suffix}"})
+    assert dict(first.meta) == {"year": 2020, "ok": True, "note": "x"} and dict(second.meta) == {"ok": False}
+
+
+def test_a_split_column_is_kept_without_captions(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("filepath,split\na.jpg,train\nb.jpg,dev\nc.jpg,\n")
+    assert [record.split for record in SOURCE.read(path, SourceOptions()).records] == ["train", "val", "test"]
+
+
+def test_captions_of_sounds_are_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("file,title\na.wav,a dog barks\n")
+    data = SOURCE.read(path, SourceOptions(modality="audio", columns={"audio": "file"}))
+    (record,) = data.records
+    assert data.modalities == ("audio", "text") and record.captions == ["a dog barks"]
+    assert dict(record.media) == {"audio": tmp_path / "a.wav"}
+
+
+def test_a_named_caption_column_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("filepath,x\na.jpg,1\n")
+    with pytest.raises(DataError, match=r"not one column 'text' for caption.*one of filepath, x"):
+        SOURCE.read(path, SourceOptions(columns={"caption": "text"}))
+    path.write_text("filepath,title,title\na.jpg,1,2\n")
+    with pytest.raises(DataError, match="not one column 'title' for caption"):
+        SOURCE.read(path, SourceOptions())
+
+
+def test_paths_of_another_modality_name_the_option(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("filepath\n\na.wav\n")
+    with pytest.raises(DataError, match=r"are audio files, not image.*ccaco prepare table --source .*--modality audio"):
+        SOURCE.read(path, SourceOptions())
+    with pytest.raises(DataError, match=r"no such modality of files: --modality adio.*did you mean audio"):
+        SOURCE.read(path, SourceOptions(modality="adio"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["1", "-2", " 3 "], [1, -2, 3]),
+        (["1", "2.5", "1e3", ".5"], [1.0, 2.5, 1000.0, 0.5]),
+        (["01234", "98765"], ["01234", "98765"]),
+        (["1", "x"], ["1", "x"]),
+        (["true", "FALSE", "NaN"], [True, False, None]),
+        (["9223372036854775807", "1"], [9223372036854775807, 1]),
+        (["9223372036854775808", "1"], [9223372036854775808.0, 1.0]),
+        (["2020-01-01", "2021-05-06T07:08:09"], ["2020-01-01", "2021-05-06T07:08:09"]),
+        (["", "null", "None"], [None, None, None]),
+        (["[1, 2]", "1"], ["[1, 2]", "1"]),
+        (["inf", "1"], ["inf", "1"]),
+        (["+1", "2"], [1.0, 2.0]),
+        (["日本", " x "], ["日本", " x "]),
+    ],
+)
+def test_columns_of_a_text_file_have_the_type_that_all_their_values_spell(
+    tmp_path: Path, cells: list[str], values: list[Any]
+) -> None:
+    rows = [{"filepath": f"{n}.jpg", "title": "t", "x": cell} for n, cell in enumerate(cells)]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    read = [record.meta.get("x") for record in SOURCE.read(tmp_path / "t.csv", SourceOptions()).records]
+    assert read == values and [type(a) for a in read] == [type(b) for b in values]
+
+
+def test_reserved_names_structures_and_columns_without_a_name(tmp_path: Path) -> None:
+    entry = {
+        "filepath": "a.jpg", "title": "t", "id": 7, "Path": "/etc/passwd", "size": 3, "score": 0.5, "": 1, "year": 1999,
+        "tags": ["a", "b"], "box": {"x": 1}, "none": None, "long": "x" * 70_000, "image": "other",
+    }  # fmt: skip
+    (tmp_path / "t.json").write_text(json.dumps([entry]))
+    (record,) = SOURCE.read(tmp_path / "t.json", SourceOptions()).records
+    assert dict(record.meta) == {
+        "id_": 7,
+        "Path_": "/etc/passwd",
+        "size_": 3,
+        "score_": 0.5,
+        "year": 1999,
+        "tags": '["a", "b"]',
+        "box": '{"x": 1}',
+        "image": "other",
+    }
+
+
+def test_a_column_that_differs_between_the_captions_of_a_picture_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("filepath,title,who,year\na.jpg,x,ann,1\na.jpg,y,bob,1\nb.jpg,z,ann,2\n")
+    assert [dict(record.meta) for record in SOURCE.read(path, SourceOptions()).records] == [
+        {"year": 1},
+        {"who": "ann", "year": 2},
+    ]
+
+
+def test_types_of_parquet(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "filepath": ["a.jpg", "b.jpg"],
+            "title": ["x", "y"],
+            "when": pd.to_datetime(["2020-01-02T03:04:05", None]),
+            "day": [pd.Timestamp("2020-01-02").date(), None],
+            "n": pd.array([1, None], "Int64"),
+            "z": [0.5, float("nan")],
+            "raw": [b"1", b"2"],
+            "tags": [["a"], []],
+        }
+    )
+    table.to_parquet(tmp_path / "t.parquet")
+    first, second = SOURCE.read(tmp_path / "t.parquet", SourceOptions()).records
+    assert dict(first.meta) == {
+        "when": "2020-01-02T03:04:05",
+        "day": "2020-01-02",
+        "n": 1,
+        "z": 0.5,
+        "tags": '["a"]',
+    }
+    assert dict(second.meta) == {"tags": "[]"}
+
+
+def test_a_table_of_photos_ends_as_typed_columns_of_an_index(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (9, 7)).save(tmp_path / name)
+    (tmp_path / "t.csv").write_text("filepath,stars,when,year\na.jpg,5,2020-05-06,1999\nb.jpg,4,2021-05-06,\n")
+    prepare("table", source_path=tmp_path / "t.csv", out=tmp_path / "d", write=WriteOptions(workers=0))
+    split = shards.open_any(tmp_path / "d").split("all")
+    types = types_of(split)
+    assert {name: str(type) for name, type in types.schema().items()} == {
+        "folder": "string",
+        "height": "int64",
+        "modified": "timestamp[s]",
+        "path": "string",
+        "sha256": "string",
+        "size": "int64",
+        "stars": "int64",
+        "when": "timestamp[s]",
+        "width": "int64",
+        "year": "int64",
+    }
+    columns = types.arrays(row_facts(split, [0, 1]))
+    assert columns["stars"].to_pylist() == [5, 4] and columns["path"].to_pylist()[1] == str(tmp_path / "b.jpg")
+    first, second = columns["year"].to_pylist()
+    assert first == 1999 and second >= 2024, "the year of the table, else that of the file"
