@@ -19,8 +19,10 @@ from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.experiments.pretrained import is_run, open_model
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.retrieval.address import is_address
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.match import match_logits
+from ccaco_cli.core.retrieval.open_index import open_index
 from ccaco_cli.core.retrieval.rerank import CROSS, Scorer, score_kind
 from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask
 from ccaco_cli.core.scoring.two_stage import logit_scale
@@ -39,7 +41,8 @@ def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto"
 
     Args:
         path_or_spec: folder of a finished run (``runs/first``) or of an index (``photos.idx``), which holds its model;
-            or a pretrained model (``open_clip:ViT-B-32@openai``, ``hf:openai/clip-vit-base-patch32``, ``hf:FOLDER``).
+            an index in a database (``milvus:photos.db``); or a pretrained model (``open_clip:ViT-B-32@openai``,
+            ``hf:openai/clip-vit-base-patch32``, ``hf:FOLDER``).
         device: ``auto``, ``cpu``, ``cuda`` ...; a model of an index runs on the CPU, as it does in ``ccaco retrieve``.
         precision: of the towers, as in ``ccaco embed``: ``auto`` (16 bits where the device is faster with it),
             ``fp32``, ``bf16`` or ``fp16``; a model of an index computes as its items were computed.
@@ -51,14 +54,14 @@ def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto"
         ManifestError: the run is not finished, or files of the folder were changed.
     """
     path = Path(path_or_spec)
-    kind = _kind(path)
+    kind = "index" if is_address(path_or_spec) else _kind(path)
     runtime.limit_threads()
-    if kind == "run" or not is_run(path_or_spec):
+    if kind == "run" or (kind != "index" and not is_run(path_or_spec)):
         aligner, towers, config, run = open_model(path_or_spec, device)
         reduce_precision(aligner, runtime.encoding_dtype(precision, next(aligner.parameters()).device))
         return Model(aligner, towers, config, weight=float(run.facts.get("weight") or 0.0), run=run.sha256)
     if kind == "index":
-        index = Index(path)
+        index = open_index(path_or_spec)
         run_digest = index.manifest.inputs["run"]["sha256"]
         return Model(*index.model, weight=index.weight, run=run_digest, index=index)
     raise ConfigError(

@@ -49,7 +49,14 @@ def embed(
         ),
     ] = None,
     index: Annotated[
-        Path | None, typer.Option("--index", help="Also build a self-contained search index here.", show_default=False)
+        str | None,
+        typer.Option(
+            "--index",
+            metavar="FOLDER",  # a Path would change an address
+            help="Also build a self-contained search index here. milvus:FILE.db and "
+            "milvus:http://HOST:19530#COLLECTION put its vectors into a Milvus database.",
+            show_default=False,
+        ),
     ] = None,
     index_type: Annotated[
         str,
@@ -154,12 +161,15 @@ def embed(
     if export is not None or license or push_to_hub:
         _export(model, export, out, license, push_to_hub, index)
         return
+    from ccaco_cli.core.experiments.datasets import split_to_embed
     from ccaco_cli.core.experiments.pretrained import name_of
+    from ccaco_cli.core.retrieval.address import index_place
     from ccaco_cli.core.shell import quoted_path
-    from ccaco_cli.core.workflows.embed import EmbedRequest, split_to_embed
+    from ccaco_cli.core.workflows.embed import EmbedRequest
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 
+    folder, database = index_place(index)
     split, note = split_to_embed(dataset, split, data)
     out = out or Path("embeddings") / f"{name_of(model)}-{Path(dataset).name}-{split}"
     request = EmbedRequest(
@@ -167,7 +177,8 @@ def embed(
         dataset,
         out,
         split,
-        index=index,
+        index=folder,
+        database=database,
         rebuild=rebuild,
         index_type=index_type,
         store_tokens=store_tokens,
@@ -194,7 +205,7 @@ def embed(
 
 
 def _export(
-    model: str, export_format: str | None, out: Path | None, license: str, repository: str, index: Path | None
+    model: str, export_format: str | None, out: Path | None, license: str, repository: str, index: str | None
 ) -> None:
     """Exports the model and prints what was written."""
     from ccaco_cli.core.errors import ConfigError

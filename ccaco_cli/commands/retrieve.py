@@ -33,7 +33,15 @@ def retrieve(
     query: Annotated[
         list[str] | None, typer.Argument(help="Sentences, or - to read one per line from stdin.", show_default=False)
     ] = None,
-    index: Annotated[Path, typer.Option("--index", "-i", help="Index built by 'ccaco embed'.")] = ...,  # type: ignore[assignment]
+    index: Annotated[
+        str,
+        typer.Option(
+            "--index",
+            "-i",
+            metavar="FOLDER",  # a Path would change an address
+            help="Index built by 'ccaco embed': a folder, milvus:FILE.db or milvus:http://HOST:19530#COLLECTION.",
+        ),
+    ] = ...,  # type: ignore[assignment]
     k: Annotated[int, typer.Option("-k", min=1, max=10**6, help="Hits per query.")] = 10,
     rerank: Annotated[
         int | None,
@@ -77,7 +85,7 @@ def retrieve(
       ccaco retrieve --serve 8000 --index scenes.idx
     """
     from ccaco_cli.core.errors import DataError
-    from ccaco_cli.core.retrieval.index import Index
+    from ccaco_cli.core.retrieval.open_index import open_index
     from ccaco_cli.core.retrieval.search import SearchOptions
     from ccaco_cli.core.text_input import is_blank, read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
@@ -96,7 +104,7 @@ def retrieve(
         raise DataError("sentences both from the command line and from stdin", expected="sentences, or - alone")
     if blank := [number for number, text in enumerate(query or (), 1) if is_blank(text)]:
         raise DataError(f"query {blank[0]} is empty", expected="a sentence", next="ccaco retrieve --help")
-    search_index = Index(index, verify)
+    search_index = open_index(index, verify)
     search_options = SearchOptions(k, rerank)
     queries = read_lines(sys.stdin.buffer, "stdin") if query == ["-"] else query or ()
     query_hits = (

@@ -96,3 +96,11 @@ def parse(text: str) -> Address:
             expected=f"the variable {TOKEN}=USER:PASSWORD in the environment",
         )
     return Address(uri, folder.name, folder.with_name(f"{folder.name}.idx"))
+
+
+def index_place(text: str | None) -> tuple[Path | None, Address | None]:
+    """The folder that ``--index`` names, its own or the companion of a database, and the address of the database."""
+    if text is None:
+        return None, None
+    address = parse(text) if is_address(text) else None
+    return (Path(text) if address is None else address.folder), address

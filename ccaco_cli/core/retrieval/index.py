@@ -16,7 +16,7 @@ from PIL import Image
 
 from ccaco_cli.core import config_io, manifest, runtime
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.errors import DataError, ManifestError
+from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval import query, token_store, vectors
@@ -29,8 +29,11 @@ from ccaco_cli.core.types import LocalTokens
 if TYPE_CHECKING:  # torch and the model are imported where they are needed: a text query does without
     from ccaco_cli.core.model.aligner import Aligner
     from ccaco_cli.core.model.towers.tower import Tower
+    from ccaco_cli.core.retrieval.filters import Selection
 
 THUMBNAIL = 224
+SELECTIONS = 8
+"""Conditions on one side whose rows are remembered."""
 REBUILD = "ccaco embed --run RUN --dataset NAME --index NAME.idx --rebuild"
 QUERY = "query"
 """Folder of the exported query side."""
@@ -112,6 +115,8 @@ def storage_facts(folder: Path, built: vectors.Built, store: str, count: int) ->
         name: _bytes(folder, names) / max(1, count)
         for name, names in (("vectors", vectors.FILES), ("tokens", token_store.FILES))
     }
+    if (folder / vectors.DATABASE).exists():
+        size["vectors"] = 4.0 * vectors.open(folder).d + 8  # a vector in the database, and the key of its row
     return {
         "vectors": asdict(built) | {"bytes_per_item": round(size["vectors"], 1)},
         "tokens": {"store": store, "bytes_per_item": round(size["tokens"], 1)},
@@ -127,11 +132,14 @@ class IndexSide:
 
     def __init__(self, folder: Path, rows: int | None = None):
         self.folder, self.rows = folder, rows
+        self._selections: dict[str, Selection] = {}
 
     @cached_property
     def vectors(self) -> Vectors:
         try:
             return vectors.open(self.folder)
+        except CcacoError:
+            raise
         except Exception as error:  # numpy and faiss raise many kinds for a broken file
             message = f"unreadable vectors ({' '.join(str(error).split())[-80:]})"
             raise ManifestError(message, where=self.folder, next=REBUILD) from None
@@ -174,6 +182,18 @@ class IndexSide:
 
         tokens, mask = map(torch.from_numpy, self.tokens.read(rows))
         return LocalTokens(tokens, mask)
+
+    def select(self, expression: str) -> Selection:
+        """The items that satisfy a condition on their columns; the rows of the last few conditions are remembered."""
+        from ccaco_cli.core.retrieval import filters
+
+        selection = self._selections.get(expression)
+        if selection is None:
+            selection = filters.Selection(expression, lambda: filters.rows_where(self.items, expression))
+            if len(self._selections) >= SELECTIONS:
+                self._selections.clear()
+            self._selections[expression] = selection
+        return selection
 
     def item(self, row: int) -> dict[str, Any]:
         """All columns of one row."""
@@ -277,6 +297,22 @@ class Index:
             return target
         opposite = self.modalities[1 - self.modalities.index(query_modality)]
         return opposite if opposite in self.sides else next(iter(self.sides))
+
+
+def model_identity(model: Manifest) -> str:
+    """Identifies a model by its content: a run by its hash, a pretrained one by those of its towers."""
+    return model.sha256 if model.kind == "run" else manifest.json_text(model.facts["towers"])
+
+
+def is_made_from(path: Path, inputs: Mapping[str, Manifest], settings: Mapping[str, Any], store: str) -> bool:
+    """Whether a complete index was made from these inputs, with these facts, and stores tokens in this way."""
+    old = manifest.open(path, kind="index")
+    tokens = {storage["tokens"]["store"] for storage in old.facts["storage"].values()}
+    return (
+        {name: source["sha256"] for name, source in old.inputs.items()} == {n: m.sha256 for n, m in inputs.items()}
+        and all(old.facts.get(name) == value for name, value in settings.items())
+        and tokens == {store if old.config["loss"]["beta"] > 0 else "none"}
+    )
 
 
 def thumbnail(modality: str, data: bytes) -> bytes:

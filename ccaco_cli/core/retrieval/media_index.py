@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ccaco_cli.core import fault, manifest
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval import generations, media_items, media_library, side_rows, vectors
+from ccaco_cli.core.retrieval import generations, media_items, media_library, near_duplicates, side_rows, vectors
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.generations import IndexFolder, next_generation
 from ccaco_cli.core.retrieval.media_library import Update
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ccaco_cli.core.config import RunConfig
     from ccaco_cli.core.model.aligner import Aligner
     from ccaco_cli.core.model.towers.tower import Tower
+    from ccaco_cli.core.retrieval.milvus import MilvusStore
 
 LIBRARY = "library"
 """Key in the manifest of an index of media files: their folder, their modality, and the settings of the command."""
@@ -50,6 +53,10 @@ class ModelSource:
     def put(self, folder: IndexFolder) -> IndexModel:
         """Puts the model and the query side into the folder of a generation."""
         raise NotImplementedError
+
+    def last_generation(self, root: Path) -> Path | None:
+        """The generation whose rows may be kept; None = there is none."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +104,9 @@ class StoredModel(ModelSource):
 
     old: Manifest
 
+    def last_generation(self, root: Path) -> Path | None:
+        return root / str(self.old.facts["generation"])
+
     def put(self, folder: IndexFolder) -> IndexModel:
         generation = self.old.facts["generation"]
         entries = {}
@@ -118,7 +128,37 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write(index: Path, update: Update, model: ModelSource, settings: Mapping[str, Any], store: str) -> Manifest:
+def _write_duplicates(temp: Path, side: Path, update: Update, last: Path | None) -> dict[str, Any]:
+    """Writes ``duplicates.csv``: only rows that are new, or were in a group before, are compared with all.
+
+    Returns:
+        For the manifest: {"groups", "threshold"}, or {"skipped": why}.
+    """
+    z = np.load(side / vectors.VECTORS, mmap_mode="r", allow_pickle=False)
+    listed = near_duplicates.listed_ids(last) if last is not None else None
+    rows = np.arange(len(z))
+    if listed is not None:  # the first source is the last generation
+        ids = update.picks.sources[0].items["id"].to_pylist()
+        stored = np.array([name in listed for name in ids], bool)
+        is_kept = update.picks.source == 0
+        rows = np.flatnonzero(~is_kept | stored[np.where(is_kept, update.picks.row, 0)])
+    groups = near_duplicates.near_duplicates(z, rows)
+    if isinstance(groups, str):
+        return {"skipped": groups}
+    text = near_duplicates.csv_text(groups, update.files.paths)
+    manifest.write_bytes(temp / near_duplicates.FILE, text.encode())
+    fault.point("media.duplicates")
+    return {"groups": len(groups), "threshold": near_duplicates.THRESHOLD}
+
+
+def write(
+    index: Path,
+    update: Update,
+    model: ModelSource,
+    settings: Mapping[str, Any],
+    store: str,
+    database: MilvusStore | None = None,
+) -> Manifest:
     """Writes the next generation of an index whose lock is held; readers keep the one that they have opened.
 
     Args:
@@ -126,6 +166,7 @@ def write(index: Path, update: Update, model: ModelSource, settings: Mapping[str
         model: a new model, or the one of the last generation.
         settings: what is stored under ``LIBRARY``.
         store: how tokens are stored.
+        database: receives the vectors; None = they stay in the index.
     Returns:
         The manifest of the index.
     """
@@ -136,7 +177,9 @@ def write(index: Path, update: Update, model: ModelSource, settings: Mapping[str
         side_rows.write_vectors(side, update.picks)
         side_rows.write_tokens(side, update.picks, store)
         media_items.write_items(side, source, update.files, update.picks)
-        built = vectors.build(side, settings["index_type"])
+        duplicates = _write_duplicates(folder.temp, side, update, model.last_generation(folder.root))
+        build = vectors.build if database is None else database.upload
+        built = build(side, settings["index_type"])
         media_library.write_states(folder.temp, update)
         fault.point("media.side")
         described = model.put(folder)
@@ -149,7 +192,9 @@ def write(index: Path, update: Update, model: ModelSource, settings: Mapping[str
             "rows": {modality: count},
             "generation": folder.name,
             "storage": {modality: indexes.storage_facts(folder.root / folder.name / modality, built, store, count)},
+            "duplicates": duplicates,
             LIBRARY: dict(settings),
+            **({"database": database.address.facts} if database else {}),
         }
         files = [
             described.files.get(path.relative_to(folder.root).as_posix()) or manifest.file_entry(folder.root, path)
@@ -162,5 +207,7 @@ def write(index: Path, update: Update, model: ModelSource, settings: Mapping[str
         if folder.new:
             folder.root.rename(index)
         generations.sweep(index, folder.name)
+        if database is not None:
+            database.finish(index / folder.name, [modality])
         fault.point("media.swept")
     return manifest.open(index, kind="index")

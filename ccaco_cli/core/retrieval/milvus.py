@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,9 @@ from ccaco_cli.core.retrieval.address import Address, of_companion
 from ccaco_cli.core.retrieval.milvus_client import Client
 from ccaco_cli.core.retrieval.milvus_fields import Fields
 from ccaco_cli.core.retrieval.vectors import DATABASE, VECTORS, Array, Built, Flat
+
+if TYPE_CHECKING:
+    from ccaco_cli.core.retrieval.filters import Selection
 
 KEYS = "keys.npy"
 """File of one side of a companion: the key of each row."""
@@ -126,18 +129,18 @@ class MilvusVectors:
         rows: Array = np.where(known[place] == keys, order[place], -1)
         return rows
 
-    def search(self, queries: Array, k: int, where: str = "") -> tuple[Array, Array]:
+    def search(self, queries: Array, k: int, selection: Selection | None = None) -> tuple[Array, Array]:
         """Finds the k best rows of each query; equal cosines in the order of their rows.
 
         Args:
             queries: [q, E] float32, unit norm.
-            where: a filter in Milvus's own language over the columns of the collection; "" = all rows.
+            selection: its expression is a filter in Milvus's own language over the columns of the collection.
         Returns:
             (cosines, rows), both [q, k], best first; row -1 where fewer are found.
         Raises:
             DataError: the database is not there, refuses the filter, or holds vectors of another model.
         """
-        k = min(k, self.ntotal)
+        k, where = min(k, self.ntotal), "" if selection is None else selection.expression
         if k > MAX_HITS:
             raise DataError(
                 f"{k} answers to a query",
@@ -159,6 +162,14 @@ class MilvusVectors:
                     open_ties += [] if complete or limit == MAX_HITS else [query]
                 waiting, limit = np.array(open_ties, np.int64), min(MAX_HITS, 4 * limit)
         return cosines, rows
+
+    def read(self, rows: Array) -> Array:
+        """The vectors of some rows, [n, E] float32. Raises DataError: one of them is no longer in the database."""
+        vectors = np.zeros((len(rows), self.d), np.float32)
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(first, first + ROWS_AT_ONCE)
+            vectors[part] = self.client.vectors(self.collection, self.keys[rows[part]])
+        return vectors
 
     def _rank(self, scores: Array, keys: Array, best: Array, best_rows: Array, *, exhausted: bool) -> bool:
         """Fills in the best rows of one query; False if the next of Milvus's answers may belong among them."""
@@ -184,12 +195,28 @@ class MilvusStore:
     model: Mapping[str, str]
     replace: bool = False
 
+    @classmethod
+    def of(cls, address: Address, name: str, identity: str, replace: bool = False) -> MilvusStore:
+        """A store for vectors of the model that has this name and is identified by its content."""
+        return cls(address, {"name": name, "sha256": hashlib.sha256(identity.encode()).hexdigest()}, replace)
+
     def check(self, modalities: Iterable[str], width: int) -> None:
         """Raises DataError: the database is not there, or holds vectors of another model, which are not replaced."""
         with Client.connect(self.address, create=True) as client:
             for modality in modalities:
                 if not self.replace and client.exists(self._collection(modality)):
                     client.check_model(self._collection(modality), self.model, width)
+
+    def move(self, generation: Path, z: Mapping[str, Array], kind: str) -> dict[str, Built]:
+        """Moves the vectors of all sides of a generation into the database (``upload``).
+
+        Args:
+            z: modality -> [n, E]: vectors, on which the recall of the other side is measured.
+        """
+        return {
+            modality: self.upload(generation / modality, kind, next((z[m] for m in z if m != modality), None))
+            for modality in z
+        }
 
     def upload(self, folder: Path, kind: str = "auto", queries: Array | None = None) -> Built:
         """Moves the vectors of one side into the database, with the columns of its items.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
+from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, FilterError
 from ccaco_cli.core.retrieval.address import TOKEN, Address
 from ccaco_cli.core.retrieval.milvus_fields import KEY, VECTOR, Fields
 from ccaco_cli.core.retrieval.vectors import Array
@@ -23,6 +23,7 @@ CONNECT_SECONDS, CALL_SECONDS, BUILD_SECONDS = 5.0, 120.0, 3600.0
 """Time limits: to reach a server, of one call, and of building an index."""
 LOCK_SECONDS = 10.0
 """How long to wait for another process that has opened an embedded database."""
+WHERE = "a boolean expression of Milvus, such as year >= 2020 and folder like '%/beach/%'"
 _MODEL = "ccaco.model"
 """Property of a collection that names the model of its vectors."""
 _open_files: Counter[str] = Counter()
@@ -45,14 +46,16 @@ def _pymilvus() -> Any:
 
 
 @contextmanager
-def refusals(where: object, what: str = "Milvus refuses this", expected: str | None = None) -> Iterator[None]:
+def refusals(
+    where: object, what: str = "Milvus refuses this", expected: str | None = None, kind: type[CcacoError] = DataError
+) -> Iterator[None]:
     """Turns every error of a block into one line."""
     try:
         yield
     except CcacoError:
         raise
     except Exception as error:  # pymilvus and grpc raise many kinds
-        raise DataError(f"{what} ({_first_line(error)})", where=where, expected=expected) from None
+        raise kind(f"{what} ({_first_line(error)})", where=where, expected=expected) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -121,6 +124,26 @@ class Client:
             )
         return np.isin(keys, [row[KEY] for row in rows])
 
+    def vectors(self, collection: str, keys: Array) -> Array:
+        """[n, E] float32: the vectors of some keys. Raises DataError: a key has no row."""
+        with refusals(self.address):
+            rows = self.milvus.get(
+                collection,
+                ids=keys.tolist(),
+                output_fields=[KEY, VECTOR],
+                consistency_level="Strong",
+                timeout=CALL_SECONDS,
+            )
+        stored = {row[KEY]: row[VECTOR] for row in rows}
+        if lost := sum(key not in stored for key in keys.tolist()):
+            raise DataError(
+                f"{lost} of {len(keys)} rows are no longer in the collection {collection!r}",
+                where=self.address,
+                expected="the rows that the companion folder names",
+                next="the same command again: the index was updated meanwhile; or ccaco embed with --rebuild",
+            )
+        return np.array([stored[key] for key in keys.tolist()], np.float32)
+
     def keys(self, collection: str) -> Iterator[Array]:
         """All keys of a collection, in parts."""
         with refusals(self.address):
@@ -157,8 +180,11 @@ class Client:
         self, collection: str, queries: Array, limit: int, where: str, params: Mapping[str, int]
     ) -> list[tuple[Array, Array]]:
         """Returns (cosines, keys) of each query, best first, at most ``limit`` of them."""
-        what = "Milvus refuses this filter" if where else "Milvus cannot search this collection"
-        with refusals(where or self.address, what):
+        if where:
+            refused = refusals(f"--where {where!r}", "Milvus refuses this condition", WHERE, FilterError)
+        else:
+            refused = refusals(self.address, "Milvus cannot search this collection")
+        with refused:
             answers = self.milvus.search(
                 collection,
                 data=list(queries),

@@ -20,6 +20,19 @@ BLOCK = 8192
 """Most rows that are copied at once."""
 
 
+@dataclass(frozen=True)
+class StoredVectors:
+    """Vectors in a database, read in slices as those of a file are."""
+
+    vectors: vectors.Vectors
+
+    def __len__(self) -> int:
+        return self.vectors.ntotal
+
+    def __getitem__(self, rows: slice) -> Array:
+        return self.vectors.read(np.arange(*rows.indices(len(self))))
+
+
 @dataclass(frozen=True, eq=False)
 class SideRows:
     """One modality of an index, or a part of one, by memory map.
@@ -37,7 +50,11 @@ class SideRows:
     @classmethod
     def open(cls, folder: Path) -> SideRows:
         """Raises OSError, ValueError or ArrowException: files that are broken or do not belong together."""
-        z = np.load(folder / vectors.VECTORS, mmap_mode="r", allow_pickle=False)
+        z: Any = (
+            StoredVectors(vectors.open(folder))
+            if (folder / vectors.DATABASE).exists()
+            else np.load(folder / vectors.VECTORS, mmap_mode="r", allow_pickle=False)
+        )
         items = pa.ipc.open_file(pa.memory_map(str(folder / ITEMS))).read_all()
         if len(items) != len(z):
             raise ValueError("vectors and items of other rows")

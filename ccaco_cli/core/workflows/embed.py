@@ -20,12 +20,11 @@ from ccaco_cli.core import distributed, fault, lock, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
-from ccaco_cli.core.data.shards import ALL, PreparedData, Split
-from ccaco_cli.core.data.split_shares import evaluation_split
+from ccaco_cli.core.data.shards import PreparedData, Split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.experiments.datasets import locate, prepared
+from ccaco_cli.core.experiments.datasets import prepared
 from ccaco_cli.core.experiments.pretrained import open_model
 from ccaco_cli.core.experiments.run_folder import refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
@@ -34,9 +33,11 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import generations, item_columns, token_store, vectors
 from ccaco_cli.core.retrieval import index as indexes
+from ccaco_cli.core.retrieval.address import Address
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.retrieval.generations import IndexFolder, new_generation
 from ccaco_cli.core.retrieval.item_columns import ColumnTypes
+from ccaco_cli.core.retrieval.milvus import MilvusStore
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
 from ccaco_cli.core.types import OnProgress, no_progress
@@ -60,6 +61,8 @@ class EmbedRequest:
             norm), ``metadata/metadata_0.parquet`` (one row per image), ``text_metadata/...`` (one row per caption).
             Finished shards are kept.
         index: also build an index here; None = no index. A text query on it imports no torch.
+        database: holds the vectors of the index, whose folder is then a companion; the same command again inserts only
+            what is new. None = the folder holds them.
         rebuild: replace an index that exists; processes that have opened it keep the old one.
         index_type: how vectors are searched: an entry of ``vectors.KINDS``, or auto (by size).
         store_tokens: how tokens for the cross branch are stored: float16 | int8 | none.
@@ -74,6 +77,7 @@ class EmbedRequest:
     out: Path
     split: str = "test"
     index: Path | None = None
+    database: Address | None = None
     rebuild: bool = False
     index_type: str = "auto"
     store_tokens: str = "float16"
@@ -127,6 +131,14 @@ class _Job:
         request = self.request
         return request.store_tokens if request.index is not None and self.config.loss.beta > 0 else "none"
 
+    @property
+    def vector_store(self) -> MilvusStore | None:
+        """The database that holds the vectors of the index; None = its folder does."""
+        if self.request.database is None:
+            return None
+        identity = indexes.model_identity(self.run)
+        return MilvusStore.of(self.request.database, self.run.facts["name"], identity, self.request.rebuild)
+
     def vector_folder(self, modality: str) -> Path:
         return self.request.out / f"{MODALITIES[modality].folder}_emb"
 
@@ -151,6 +163,8 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
             lambda: shards.open_any(prepared(request.dataset, data_root, report_progress), request.verify)
         )
         distributed.main_process_only(lambda: _check(request, run, data))
+        if request.index and distributed.broadcast(float(distributed.main() and _is_current(request, run, data))):
+            return manifest.open(request.index, kind="index")
         split = data.split(request.split)
         with distributed.on_main_process(lambda: lock.hold(request.out, "folder of embeddings")):
             split_columns = distributed.main_process_first(
@@ -159,35 +173,10 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
             return _embed(_Job(request, aligner, towers, config, run, data, split, split_columns), report_progress)
 
 
-def split_to_embed(dataset: str, split: str | None, data_root: Path = Path("data")) -> tuple[str, str]:
-    """The split to embed where none is named, and a sentence on what is left out ("" = nothing).
-
-    That is every split of a data set of one modality, which is not trained on; of pairs it is test, else val, else
-    train. It prepares nothing, because every process of a launcher calls it: embedded sources have all splits.
-    """
-    if split is not None:
-        return split, ""
-    folder = locate(dataset, data_root)
-    if not manifest.exists(folder):
-        return "test", ""
-    data = shards.open_any(folder)
-    if len(data.modalities) == 1:
-        return ALL, ""
-    chosen = evaluation_split(data.splits)
-    samples = {name: int(data.manifest.facts["splits"][name]["samples"]) for name in data.splits}
-    total = sum(samples.values())
-    parts = [f"{dataset} has no split 'test'"] if chosen != "test" else []
-    parts += [f"the split {chosen!r} is embedded"] if parts or samples[chosen] < total else []
-    parts += (
-        [f"{total - samples[chosen]:,} of {total:,} samples are left out (--split {ALL} takes all)"]
-        if samples[chosen] < total
-        else []
-    )
-    return chosen, "; ".join(parts)
-
-
 def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
     finished = distributed.main_process_only(lambda: _finished_embeddings(job))
+    if store := job.vector_store:
+        distributed.main_process_only(lambda: store.check(job.columns, job.aligner.embedding_size))
     with new_generation(job.request.index if distributed.main() else None) as index_folder:
         with reduced_precision(job.aligner, job.request.dtype):
             for modality in job.columns:
@@ -206,11 +195,25 @@ def _check(request: EmbedRequest, run: Manifest, data: PreparedData) -> None:
         return
     if not manifest.exists(index):
         raise DataError("something else is there already", where=index, expected="a new name", next="another --index")
-    manifest.open(index, kind="index")
-    if not request.rebuild:
-        raise DataError(
-            "an index is there already", where=index, expected="a new name", next="another --index, or add --rebuild"
-        )
+    old = manifest.open(index, kind="index")
+    same_source = old.inputs["run"]["sha256"] == run.sha256 and old.facts.get("dataset") == data.manifest.facts["name"]
+    if request.rebuild or (same_source and request.database is not None):
+        return
+    raise DataError(
+        f"an index is there already, of the data set {old.facts.get('dataset')} by the model {old.facts['run']}",
+        where=index,
+        expected="a new name",
+        next="another --index, or add --rebuild",
+    )
+
+
+def _is_current(request: EmbedRequest, run: Manifest, data: PreparedData) -> bool:
+    """Whether an index with its vectors in a database is what the request would make, so that nothing is to be done."""
+    if request.rebuild or request.index is None or request.database is None or not manifest.exists(request.index):
+        return False
+    settings = {name: request.facts[name] for name in ("split", "precision")}
+    settings |= {"store_grid": request.store_grid, "database": request.database.facts}
+    return indexes.is_made_from(request.index, {"run": run, "dataset": data.manifest}, settings, request.store_tokens)
 
 
 def _not_finite(request: EmbedRequest, lr: float) -> DataError:
@@ -337,10 +340,14 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
             z[modality],
             items,
             store=job.token_format,
-            kind=job.request.index_type,
+            kind=job.request.index_type if job.vector_store is None else "flat",
             queries=next((z[m] for m in job.columns if m != modality), None),
         )
         fault.point("index.side")
+    if store := job.vector_store:
+        for modality, built in store.move(folder.temp, z, job.request.index_type).items():
+            side = folder.temp / modality
+            storage[modality] = indexes.storage_facts(side, built, job.token_format, job.rows[modality])
     indexes.save_model(folder.temp / "model", job.aligner, job.towers, job.config)
     samples = list(job.split.captions[:EXPORT_SAMPLES]) if "text" in job.columns else []
     with_matcher = job.token_format != "none"
@@ -355,6 +362,7 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
         "query": exported,
         "store_grid": job.request.store_grid,
         "precision": job.request.facts["precision"],
+        **({"database": store.address.facts} if store else {}),
     }
     dataset = job.data.manifest
     indexes.complete(folder.root, folder.name, job.run, dataset, job.split.name, job.rows, job.config, **facts)
@@ -362,6 +370,8 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
     if folder.new:
         folder.root.rename(index)
     generations.sweep(index, folder.name)
+    if store:
+        store.finish(index / folder.name, job.columns)
     fault.point("index.renamed")
     return manifest.open(index, kind="index")
 

@@ -30,6 +30,8 @@ from ccaco_cli.core.types import OnProgress, no_progress
 
 if TYPE_CHECKING:
     from ccaco_cli.core.experiments.pretrained import LoadedModel
+    from ccaco_cli.core.retrieval.address import Address
+    from ccaco_cli.core.retrieval.milvus import MilvusStore
 
 _UNREAD = "unread.json"
 """While several processes encode: the files that they divide."""
@@ -45,6 +47,7 @@ class MediaRequest:
         modality: of the files.
         model: folder of a finished run, or SPEC of a pretrained dual encoder; None = the model in the index.
         remove: paths or ids of items that are taken out, and stay out while their content is unchanged.
+        database: holds the vectors, and ``index`` is its companion folder; None = the folder holds them.
         rebuild: encode everything again, whatever the index holds.
         index_type, store_tokens, store_grid, precision, device: as in ``EmbedRequest``.
     """
@@ -54,6 +57,7 @@ class MediaRequest:
     modality: str = "image"
     model: str | Path | None = None
     remove: Sequence[str] = ()
+    database: Address | None = None
     rebuild: bool = False
     index_type: str = "auto"
     store_tokens: str = "float16"
@@ -265,7 +269,7 @@ def _described(names: Sequence[str], settings: Mapping[str, Any]) -> str:
 
 
 def _refuse_other_model(model: Manifest, old: Manifest, request: MediaRequest) -> None:
-    if _identity(model) != old.facts["model"]:
+    if indexes.model_identity(model) != old.facts["model"]:
         raise DataError(
             f"this index was made by the model {old.facts['run']} ({old.facts[LIBRARY]['model']}), in which other "
             "vectors are near",
@@ -273,11 +277,6 @@ def _refuse_other_model(model: Manifest, old: Manifest, request: MediaRequest) -
             expected=f"that model, not {request.model}",
             next="leave out --model to use the model in the index, or add --rebuild",
         )
-
-
-def _identity(model: Manifest) -> str:
-    """Identifies a model by its content: a run by its hash, a pretrained one by those of its towers."""
-    return model.sha256 if model.kind == "run" else manifest.json_text(model.facts["towers"])
 
 
 def _with_model(job: _Job) -> _Job:
@@ -324,7 +323,7 @@ def _parts_folder(job: _Job) -> Path:
     """The folder for the parts of this index, by this model and with these settings."""
     assert job.model is not None
     model = job.model.manifest
-    identity = model.facts["model"] if model.kind == "index" else _identity(model)
+    identity = model.facts["model"] if model.kind == "index" else indexes.model_identity(model)
     names = ("modality", "store_tokens", "store_grid")
     key = {name: job.settings[name] for name in names} | {"model": identity, "precision": _precision(job)}
     return media_parts.parts_folder(job.request.index, key)
@@ -369,10 +368,26 @@ def _finish(job: _Job) -> MediaResult:
         generations.sweep(request.index, job.old.facts["generation"])  # of a process that was killed at its end
         shutil.rmtree(parts_root, ignore_errors=True)
         return MediaResult(job.old, update.counts, update.rejects, written=False)
-    written = media_index.write(request.index, update, _model_source(job), job.settings, job.token_store)
+    written = media_index.write(
+        request.index, update, _model_source(job), job.settings, job.token_store, _vector_store(job)
+    )
     shutil.rmtree(parts_root, ignore_errors=True)
     fault.point("media.parts")
     return MediaResult(written, update.counts, update.rejects)
+
+
+def _vector_store(job: _Job) -> MilvusStore | None:
+    """The database that holds the vectors; None = the index does."""
+    if job.request.database is None:
+        return None
+    from ccaco_cli.core.retrieval.milvus import MilvusStore
+
+    if job.old is not None:
+        name, identity = job.old.facts["run"], job.old.facts["model"]
+    else:
+        assert job.model is not None
+        name, identity = job.model.manifest.facts["name"], indexes.model_identity(job.model.manifest)
+    return MilvusStore.of(job.request.database, name, identity, job.request.rebuild)
 
 
 def _is_same(job: _Job, update: Update) -> bool:
@@ -389,7 +404,7 @@ def _model_source(job: _Job) -> ModelSource:
     assert job.model is not None
     aligner, towers, config, run = job.model
     matcher, grid = job.token_store != "none", int(job.settings["store_grid"])
-    return NewModel(aligner, towers, config, run, _identity(run), _precision(job), grid, matcher)
+    return NewModel(aligner, towers, config, run, indexes.model_identity(run), _precision(job), grid, matcher)
 
 
 def _nothing_left(job: _Job, update: Update) -> DataError:

@@ -10,15 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.errors import ConfigError, DataError, FilterError
 from ccaco_cli.core.retrieval import vectors
 from ccaco_cli.core.retrieval.address import Address, parse
+from ccaco_cli.core.retrieval.filters import Selection
 
 pytest.importorskip("pymilvus", reason="needs the extra milvus: pip install 'ccaco[milvus]'")
 pytest.importorskip("milvus_lite", reason="needs the extra milvus: pip install 'ccaco[milvus]'")
 
 from ccaco_cli.core.retrieval.milvus import MilvusStore, MilvusVectors, row_keys, unique
 from ccaco_cli.core.retrieval.milvus_client import Client
+
 
 MODEL = {"name": "first", "sha256": "a" * 64}
 
@@ -54,6 +56,13 @@ def side(root: Path, z: Any, table: pa.Table, modality: str = "image", generatio
     return folder
 
 
+def condition(expression: str) -> Selection:
+    def evaluate() -> Any:
+        raise AssertionError("Milvus evaluates conditions itself")
+
+    return Selection(expression, evaluate)
+
+
 @pytest.fixture
 def address(tmp_path: Path) -> Address:
     return parse(f"milvus:{tmp_path / 'me.db'}")
@@ -82,6 +91,8 @@ def test_answers_equal_the_flat_index_also_where_vectors_are_equal(address: Addr
     equal = [3, 7, 900, 901, *range(1500, 1540), 2999]
     for k in (1, 5, 20, 45):
         assert opened.search(z[[3]], k)[1][0].tolist() == equal[:k], "equal vectors in the order of their rows"
+    assert np.array_equal(opened.read(np.array([5, 2999, 5])), z[[5, 2999, 5]])
+    assert np.array_equal(opened.read(np.arange(2500)), z[:2500])
     opened.client.close()
 
 
@@ -107,16 +118,16 @@ def test_every_kind_of_column_filters_in_the_language_of_milvus(address: Address
     }.items():
         allowed = [n for n, row in enumerate(rows) if keep(row)]
         assert allowed, where
-        cosines, answers = opened.search(queries, 10, where)
+        cosines, answers = opened.search(queries, 10, condition(where))
         for query in range(3):
             wanted = [row for row in exact[query] if row in set(allowed)][:10]
             assert [row for row in answers[query] if row >= 0] == wanted, where
             assert (cosines[query][len(wanted) :] == -np.inf).all()
-    assert (opened.search(queries, 5, "year == 1")[1] == -1).all(), "an empty selection is no error"
+    assert (opened.search(queries, 5, condition("year == 1"))[1] == -1).all(), "an empty selection is no error"
     for bad, word in {"yeer > 3": "year", "year >": "end", "id == 3": "string", "import os": "os"}.items():
-        with pytest.raises(DataError) as error:
-            opened.search(queries, 5, bad)
-        assert "filter" in error.value.what and word in str(error.value) and bad in str(error.value)
+        with pytest.raises(FilterError) as error:
+            opened.search(queries, 5, condition(bad))
+        assert "condition" in error.value.what and word in str(error.value) and bad in str(error.value)
         assert "\n" not in str(error.value)
     opened.client.close()
 
@@ -208,7 +219,7 @@ def test_other_columns_need_a_rebuild(address: Address) -> None:
     folder = side(address.folder, units(20, 1), wider, generation="g3")
     MilvusStore(address, MODEL, replace=True).upload(folder)
     opened = MilvusVectors.open(folder)
-    assert opened.search(units(1, 1), 5, "size == 7")[1][0].tolist() == [7, -1, -1, -1, -1]
+    assert opened.search(units(1, 1), 5, condition("size == 7"))[1][0].tolist() == [7, -1, -1, -1, -1]
     opened.client.close()
 
 
