@@ -193,7 +193,7 @@ def test_nothing_to_do_writes_nothing_and_loads_no_model(
         f"sys.argv = ['ccaco', 'embed', '--run', {str(run)!r}, '--images', {str(photos)!r}, '--precision', 'fp32', "
         f"'--index', {str(tmp_path / 'me.idx')!r}]\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
-        "print('HEAVY', [m for m in ('torch', 'pandas', 'faiss', 'transformers') if m in sys.modules])"
+        "print('HEAVY', [m for m in ('torch', 'faiss', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "HEAVY []" in done.stdout, done.stderr
