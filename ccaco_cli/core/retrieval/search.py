@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.retrieval.index import Index, IndexSide
 from ccaco_cli.core.retrieval.query import Query
 from ccaco_cli.core.retrieval.rerank import CROSS
 from ccaco_cli.core.types import EncodedSamples
 
+if TYPE_CHECKING:
+    from ccaco_cli.core.retrieval.filters import Selection
+
 Array = np.ndarray[Any, Any]
+MIX_WEIGHT = 0.5
+"""Weight of a text of ``plus`` or ``minus``, where that of the query is 1."""
+CANDIDATES = 100
+"""Fewest candidates among which near-duplicates are grouped."""
+_COSINE_ERROR = 1e-5  # cosine of equal vectors is 1 up to this
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Hit:
         cosine: -1..1.
         match: match logit, or None where the cross branch did not score the item.
         item: columns of the index: id, group, text, thumbnail ...
+        duplicates: further candidates that this hit stands for (``SearchOptions.dedup``).
     """
 
     rank: int
@@ -35,6 +46,7 @@ class Hit:
     cosine: float
     match: float | None
     item: dict[str, Any]
+    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,9 @@ class SearchOptions:
         rerank: candidates that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
         target: modality of the items that are searched; "" = as ``Index.target`` chooses.
         where: a condition on the columns of the items (``filters``); "" = every item.
-        dedup: hits whose cosine of their vectors reaches this are one hit; 0 = each item is a hit.
+        dedup: candidates whose vectors have at least this cosine with a better hit are not hits of their own, but
+            counted with it, 0..1; 0 = each item is a hit.
+        plus, minus: texts that are added to each query, and taken away from it, each with ``MIX_WEIGHT``.
     """
 
     k: int = 10
@@ -54,15 +68,28 @@ class SearchOptions:
     target: str = ""
     where: str = ""
     dedup: float = 0.0
+    plus: tuple[str, ...] = ()
+    minus: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ConfigError: a number out of its range."""
+        if self.k < 1 or (self.rerank is not None and self.rerank < 0) or not 0 <= self.dedup <= 1:
+            numbers = ", ".join(f"{name} = {getattr(self, name)}" for name in ("k", "rerank", "dedup"))
+            expected = "k >= 1, rerank >= 0, dedup from 0 to 1"
+            raise ConfigError("a number out of range", where=numbers, expected=expected)
 
 
 def ask(
     index: Index, modality: str, samples: Sequence[Any], options: SearchOptions = SearchOptions()
 ) -> list[list[Hit]]:
     """Encodes queries by the exported query side, if there is one for the modality, else by the model, and searches."""
-    light = index.exported is not None and index.exported.modality == modality
-    query = index.exported.encode(samples) if index.exported and light else encode_query(index, modality, samples)
-    return search(index, modality, query, options)
+    return search(index, modality, _encode(index, modality, samples), options)
+
+
+def _encode(index: Index, modality: str, samples: Sequence[Any]) -> Query:
+    if index.exported is not None and index.exported.modality == modality:
+        return index.exported.encode(samples)
+    return _arrays(encode_query(index, modality, samples))
 
 
 def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> EncodedSamples:
@@ -85,6 +112,28 @@ def encode_query(index: Index, modality: str, samples: Sequence[Any]) -> Encoded
     return encode_samples(aligner, towers[modality], samples, options=EncodeOptions(max_tokens=index.store_grid))
 
 
+def stored_query(index: Index, modality: str, rows: Array) -> Query:
+    """Queries that are items of the index itself: their stored vectors, and their stored tokens if there are any."""
+    side = index.sides[modality]
+    z = side.vectors.read(rows)
+    if side.has_tokens:
+        return Query(z, *side.tokens.read(rows))
+    return Query(z, np.zeros((len(rows), 0, 1), np.float32), np.zeros((len(rows), 0), bool))
+
+
+def similar_items(index: Index, modality: str, row: int, options: SearchOptions = SearchOptions()) -> list[Hit]:
+    """The items that are most like an item of the index, without the item itself.
+
+    Args:
+        modality: of the item, and of the answers unless ``options.target`` says otherwise.
+    """
+    target = options.target or modality
+    query = stored_query(index, modality, np.array([row]))
+    (hits,) = search(index, modality, query, replace(options, k=options.k + 1, target=target))
+    different = [hit for hit in hits if hit.row != row or target != modality][: options.k]
+    return [replace(hit, rank=rank) for rank, hit in enumerate(different, 1)]
+
+
 def search(
     index: Index, modality: str, query: EncodedSamples | Query, options: SearchOptions = SearchOptions()
 ) -> list[list[Hit]]:
@@ -92,27 +141,28 @@ def search(
 
     The cross branch scores pairs of two modalities, so items of the modality of the query are ranked by the cosine.
 
+    With ``options.plus`` and ``options.minus`` the query is a weighted sum of vectors, of unit norm again. Its match
+    logit is the same weighted sum: that of the parts which the cross branch can score against the items.
+
     Args:
-        query: of ``encode_query``, or of the exported query side.
+        query: of ``encode_query``, ``stored_query``, or of the exported query side.
     Returns:
-        One list of hits for each query, best first.
+        One list of hits for each query, best first. It is empty where no item satisfies ``options.where``.
+    Raises:
+        DataError: the index holds no items of the target, or the parts of a query cancel each other out.
+        FilterError: ``options.where`` cannot be evaluated.
     """
+    options.check()
     target = index.target(modality, options.target)
-    k, rerank = options.k, options.rerank
-    side, crosses = index.sides[target], target != modality
-    exhaustive = crosses and index.scorer.kind == CROSS
-    if rerank is None:
-        settings = index.manifest.config["eval"]
-        rerank = int(settings["shortlist_back" if modality == index.modalities[0] else "shortlist"])
-    if not crosses or not side.has_tokens or not index.scorer.weight:
-        rerank = 0
     queries = query if isinstance(query, Query) else _arrays(query)
-    wanted = side.vectors.ntotal if exhaustive else min(side.vectors.ntotal, max(k, rerank))
-    cosines, rows = side.vectors.search(queries.z, wanted)
-    return [
-        _rank(index, (modality, target), queries[i : i + 1], cosines[i], rows[i], k, wanted if exhaustive else rerank)
-        for i in range(len(queries.z))
-    ]
+    parts = [_Part(modality, queries, 1.0)]
+    texts = ((options.plus, MIX_WEIGHT), (options.minus, -MIX_WEIGHT))
+    if options.plus or options.minus:
+        index.target("text", target)
+        encoded = _encode(index, "text", [*options.plus, *options.minus])
+        weights = [weight for names, weight in texts for _ in names]
+        parts += [_Part("text", encoded[i : i + 1], weight) for i, weight in enumerate(weights)]
+    return _Search(index, target, options, parts).hits()
 
 
 def _arrays(query: EncodedSamples) -> Query:
@@ -120,35 +170,196 @@ def _arrays(query: EncodedSamples) -> Query:
     return Query(query.z.numpy(), tokens.tokens.float().numpy(), tokens.mask.numpy())
 
 
-def _rank(
-    index: Index, direction: tuple[str, str], query: Query, cosines: Array, rows: Array, k: int, rerank: int
-) -> list[Hit]:
-    side = index.sides[direction[1]]
-    cosines, rows = cosines[rows >= 0], rows[rows >= 0]  # an approximate search may have found fewer
-    scores, matches = cosines.astype(np.float64), np.full(len(rows), np.nan)
-    order = np.arange(len(rows))
-    if rerank:
-        listed = slice(min(rerank, len(rows)))
-        matches[listed] = _match(index, direction, query, rows[listed])
-        scores[listed] = index.scorer(scores[listed], matches[listed])
-        order[listed] = np.argsort(-scores[listed], kind="stable")
-    return [
-        Hit(
-            place + 1,
-            int(rows[i]),
-            float(scores[i]),
-            float(cosines[i]),
-            None if np.isnan(matches[i]) else float(matches[i]),
-            side.item(int(rows[i])),
-        )
-        for place, i in enumerate(order[:k])
-    ]
+@dataclass(frozen=True)
+class _Part:
+    """One term of a composed query.
+
+    Attributes:
+        query: one row for each query, or one row for all.
+    """
+
+    modality: str
+    query: Query
+    weight: float
+
+    def row(self, number: int) -> Query:
+        return self.query[number : number + 1] if len(self.query.z) > 1 else self.query
 
 
-def _match(index: Index, direction: tuple[str, str], query: Query, rows: Array) -> Array:
+@dataclass(frozen=True)
+class _Candidates:
+    """Candidates of one query in the order of their rank: arrays [n]; ``matches`` is NaN without a match logit."""
+
+    rows: Array
+    scores: Array
+    cosines: Array
+    matches: Array
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search whose queries are encoded."""
+
+    index: Index
+    target: str
+    options: SearchOptions
+    parts: Sequence[_Part]
+
+    @cached_property
+    def side(self) -> IndexSide:
+        return self.index.sides[self.target]
+
+    @cached_property
+    def scored_parts(self) -> list[_Part]:
+        """The parts that the cross branch can score against the items."""
+        weighted = self.side.has_tokens and self.index.scorer.weight
+        return [p for p in self.parts if weighted and p.modality != self.target and p.query.tokens.shape[1]]
+
+    @cached_property
+    def exhaustive(self) -> bool:
+        """True where the cross branch scores every item."""
+        return bool(self.scored_parts) and self.index.scorer.kind == CROSS
+
+    @cached_property
+    def shortlist(self) -> int:
+        """Candidates that the cross branch scores."""
+        if not self.scored_parts:
+            return 0
+        if self.exhaustive:
+            return self.side.vectors.ntotal
+        if self.options.rerank is not None:
+            return self.options.rerank
+        settings = self.index.manifest.config["eval"]
+        return int(settings["shortlist" if self.target == self.index.modalities[0] else "shortlist_back"])
+
+    @cached_property
+    def selection(self) -> Selection | None:
+        return self.side.select(self.options.where) if self.options.where else None
+
+    @cached_property
+    def norms(self) -> Array:
+        """[q, 1]: norms of the sums of vectors, 1 for a query of one part."""
+        if len(self.parts) == 1:
+            return np.ones((len(self.parts[0].query.z), 1), np.float32)
+        norms: Array = np.linalg.norm(self._sums, axis=1, keepdims=True)
+        if (norms < 1e-3).any():
+            raise DataError(
+                "the parts of this query cancel each other out",
+                where="--minus",
+                expected="other words than those of the query",
+            )
+        return norms
+
+    @cached_property
+    def _sums(self) -> Array:
+        sums: Array = self.parts[0].query.z
+        for part in self.parts[1:]:
+            sums = sums + part.weight * part.query.z
+        return sums
+
+    def hits(self) -> list[list[Hit]]:
+        """The answers to all queries."""
+        z = self._sums / self.norms if len(self.parts) > 1 else self._sums
+        k, ntotal = self.options.k, self.side.vectors.ntotal
+        count = max(k, self.shortlist, max(CANDIDATES, 4 * k) if self.options.dedup else 0)
+        cosines, rows = self.side.vectors.search(z, min(ntotal, count), self.selection)
+        answer = self._grouped if self.options.dedup else self._best
+        return [answer(number, z[number : number + 1], cosines[number], rows[number]) for number in range(len(z))]
+
+    def _best(self, number: int, z: Array, cosines: Array, rows: Array) -> list[Hit]:
+        """The first k candidates."""
+        ranked = self._rank(number, cosines, rows, {})
+        return self._hits(ranked, range(min(self.options.k, len(ranked.rows))))
+
+    def _rank(self, number: int, cosines: Array, rows: Array, logits: dict[int, float]) -> _Candidates:
+        """Reorders the first candidates of a query by both stages.
+
+        Args:
+            logits: row -> match logit, which this fills in.
+        """
+        cosines, rows = cosines[rows >= 0], rows[rows >= 0]  # an approximate search may have found fewer
+        scores, matches = cosines.astype(np.float64), np.full(len(rows), np.nan)
+        order = np.arange(len(rows))
+        if self.shortlist:
+            listed = slice(min(self.shortlist, len(rows)))
+            missing = np.array([row for row in rows[listed].tolist() if row not in logits], np.int64)
+            if len(missing):
+                logits.update(zip(missing.tolist(), self._match(number, missing).tolist(), strict=True))
+            matches[listed] = [logits[row] for row in rows[listed].tolist()]
+            scores[listed] = self.index.scorer(scores[listed], matches[listed])
+            order[listed] = np.argsort(-scores[listed], kind="stable")
+        return _Candidates(rows[order], scores[order], cosines[order], matches[order])
+
+    def _match(self, number: int, rows: Array) -> Array:
+        """Match logits [n] of one query with some rows."""
+        weighted = [
+            part.weight * _match(self.index, part.modality, part.row(number), self.side, rows)
+            for part in self.scored_parts
+        ]
+        logits: Array = weighted[0] if len(weighted) == 1 else np.sum(weighted, 0)
+        return logits / self.norms[number, 0] if len(self.parts) > 1 else logits
+
+    def _grouped(self, number: int, z: Array, cosines: Array, rows: Array) -> list[Hit]:
+        """Groups near-duplicates, among more and more candidates until there are k groups, or all are grouped."""
+        logits: dict[int, float] = {}
+        while True:
+            ranked = self._rank(number, cosines, rows, logits)
+            vectors = self.side.vectors.read(ranked.rows)
+            groups = group_duplicates(vectors, self.options.dedup, self.options.k)
+            complete = len(ranked.rows) < len(rows) or len(rows) == self.side.vectors.ntotal
+            if complete or groups.max(initial=-1) + 1 >= self.options.k:
+                break
+            before = len(rows)
+            wanted = min(self.side.vectors.ntotal, 4 * before)
+            (cosines,), (rows,) = self.side.vectors.search(z, wanted, self.selection)
+            if len(rows) == before:  # of a selection
+                break
+        firsts = np.unique(groups[groups >= 0], return_index=True)[1]
+        sizes = np.bincount(groups[groups >= 0])
+        leaders = np.flatnonzero(groups >= 0)[firsts]
+        return [
+            replace(hit, duplicates=int(size) - 1)
+            for hit, size in zip(self._hits(ranked, leaders.tolist()), sizes, strict=True)
+        ]
+
+    def _hits(self, candidates: _Candidates, places: Sequence[int]) -> list[Hit]:
+        return [
+            Hit(
+                rank,
+                int(candidates.rows[i]),
+                float(candidates.scores[i]),
+                float(candidates.cosines[i]),
+                None if np.isnan(candidates.matches[i]) else float(candidates.matches[i]),
+                self.side.item(int(candidates.rows[i])),
+            )
+            for rank, i in enumerate(places, 1)
+        ]
+
+
+def group_duplicates(z: Array, threshold: float, groups: int) -> Array:
+    """Groups vectors around the first ones: one joins the first group whose first vector is close enough.
+
+    Args:
+        z: [n, E] unit norm, best first.
+        threshold: cosine from which two are near-duplicates.
+        groups: how many groups are formed.
+    Returns:
+        [n] int64: group of each vector, numbered in the order of their first vectors; -1 for those of further groups.
+    """
+    group = np.full(len(z), -1, np.int64)
+    for number in range(groups):
+        waiting = np.flatnonzero(group < 0)
+        if not len(waiting):
+            break
+        near = z[waiting] @ z[waiting[0]] >= threshold - _COSINE_ERROR
+        near[0] = True
+        group[waiting[near]] = number
+    return group
+
+
+def _match(index: Index, modality: str, query: Query, side: IndexSide, rows: Array) -> Array:
     """Match logits [n] of one query with some rows of the other modality."""
-    modality, target = direction
-    tokens, mask = index.sides[target].tokens.read(rows)
+    tokens, mask = side.tokens.read(rows)
     ours = np.repeat(query.tokens, len(rows), 0), np.repeat(query.mask, len(rows), 0)
     pairs = (*ours, tokens, mask) if modality == index.modalities[0] else (tokens, mask, *ours)
     if index.exported is not None and index.exported.has_matcher:
