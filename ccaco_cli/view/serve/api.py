@@ -15,12 +15,11 @@ from starlette.routing import Route
 
 from ccaco_cli import __version__
 from ccaco_cli.core.modalities import MODALITIES
-from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask
+from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask, similar_items
 from ccaco_cli.view.serve import originals, parameters, pictures, uploads
 from ccaco_cli.view.serve.columns import FIXED, json_value
 from ccaco_cli.view.serve.library import Library, OpenIndex
 from ccaco_cli.view.serve.limits import Limits
-from ccaco_cli.view.serve.neighbours import similar_items
 from ccaco_cli.view.serve.parameters import Parameter
 from ccaco_cli.view.serve.problems import HttpError, json_response
 from ccaco_cli.view.serve.workers import Lane
@@ -234,7 +233,8 @@ def _values(request: Request, allowed: Sequence[Parameter]) -> Mapping[str, Any]
 
 
 def _options(values: Mapping[str, Any]) -> SearchOptions:
-    return SearchOptions(**{name: values[name] for name in ("k", "rerank", "target", "where", "dedup")})
+    mixed = {name: (values[name],) if values[name] else () for name in ("plus", "minus")}
+    return SearchOptions(**{name: values[name] for name in ("k", "rerank", "target", "where", "dedup")}, **mixed)
 
 
 def _numbers(hit: Hit) -> dict[str, Any]:

@@ -185,6 +185,7 @@ _SCHEMAS: dict[str, Any] = {
         score={"type": "number", "description": "What ranks the hits."},
         cosine=_NUMBER,
         match={"type": ["number", "null"], "description": "Match logit of cross-attention, if it scored the item."},
+        duplicates={"type": "integer", "description": "Further items that this hit stands for (dedup)."},
         item={"$ref": "#/components/schemas/Item"},
     ),
     "Answer": _object(

@@ -85,6 +85,8 @@ TEXT = Parameter("text", str, "What to search for.", required=True, maximum=1000
 MODALITY = Parameter("modality", str, "Modality of the uploaded file, such as image.", required=True, maximum=20)
 TARGET = Parameter("target", str, "Modality of the items that are searched.", "", maximum=20)
 WHERE = Parameter("where", str, "Filter of the items: an expression over their columns.", "", maximum=4000)
+PLUS = Parameter("plus", str, "A text that is added to the query with half its weight.", "", maximum=1000)
+MINUS = Parameter("minus", str, "A text that is taken away from the query with half its weight.", "", maximum=1000)
 HITS = Parameter("k", int, "Hits to return.", 24, minimum=1, maximum=240)
 RERANK = Parameter(
     "rerank", int, "Items that cross-attention reorders; left out: as in the run.", minimum=0, maximum=1000
@@ -95,7 +97,7 @@ DEDUP = Parameter(
 METHOD = Parameter(
     "method", str, "How relevance is computed.", "attention", maximum=20, choices=("attention", "gradient")
 )
-SEARCH = (TARGET, WHERE, HITS, RERANK, DEDUP)
+SEARCH = (TARGET, WHERE, PLUS, MINUS, HITS, RERANK, DEDUP)
 """Parameters that every search has."""
 
 

@@ -77,7 +77,7 @@
     return parts.length > 1 ? parts.map(part => `(${part})`).join(" and ") : parts[0] ?? "";
   };
   const showFilter = () => {
-    const parts = [...columns.map(condition), $("where").value.trim()].filter(Boolean).length;
+    const parts = [...columns.map(condition), $("where").value.trim(), $("plus").value.trim(), $("minus").value.trim()].filter(Boolean).length;
     $("filter-count").textContent = parts ? ` (${parts} set)` : "";
     $("where-sent").textContent = filter() || "none";
   };
@@ -131,6 +131,7 @@
     document.title = `${facts.name} · ccaco search`;
     $("facts").textContent = `${facts.program} · model ${facts.model ?? "?"} · ${amounts.join(", ")}`;
     const media = facts.file_queries.map(modality => NAME[modality] ?? modality);
+    for (const id of ["plus", "minus"]) $(`${id}-field`).hidden = !facts.text_queries;
     $("hint").textContent = `${amounts.join(" and ")}. ${facts.text_queries ? "Type what you look for" : "Choose a file"}${media.length ? `, or drop or paste a ${media.join(" or a ")}` : ""}.`;
     $("text").hidden = !facts.text_queries;
     document.querySelector("button[type=submit]").hidden = !facts.text_queries;
@@ -167,7 +168,7 @@
     showQuery();
     search();
   };
-  const settings = () => ({ where: $("where").value.trim(), target: $("target").value, dedup: $("dedup").checked ? "1" : "" });
+  const settings = () => ({ where: filter(), plus: $("plus").value.trim(), minus: $("minus").value.trim(), target: $("target").value, dedup: $("dedup").checked ? "1" : "" });
   const remember = () => {
     const values = { ...settings(), ...(query?.kind === "text" ? { q: query.text } : query?.kind === "similar" ? { similar: query.url } : {}) };
     history.pushState(query, "", address(location.pathname, values).replace(/\?$/, ""));
@@ -191,15 +192,16 @@
     if (!query) return;
     running?.abort();
     const control = running = new AbortController();
-    const options = { k: count, where: filter(), dedup: $("dedup").checked ? DEDUP : "" };
-    const target = $("target").value;
+    const { where, plus, minus, target } = settings();
+    const options = { k: count, where, dedup: $("dedup").checked ? DEDUP : "" };
+    const mixed = { plus, minus, target, ...options };
     $("status").textContent = "Searching…";
     $("hits").setAttribute("aria-busy", "true");
     showError(null);
     try {
-      const answer = query.kind === "text" ? await request(address("/api/search", { text: query.text, target, ...options }), { signal: control.signal })
+      const answer = query.kind === "text" ? await request(address("/api/search", { text: query.text, ...mixed }), { signal: control.signal })
         : query.kind === "similar" ? await request(address(`${query.url}/similar`, options), { signal: control.signal })
-        : await request(address("/api/search", { modality: query.modality, target, ...options }), { method: "POST", body: files.get(query.file), signal: control.signal });
+        : await request(address("/api/search", { modality: query.modality, ...mixed }), { method: "POST", body: files.get(query.file), signal: control.signal });
       if (control !== running) return;
       showAnswer(answer);
       if (answer.version !== version) await loadIndex();
@@ -236,7 +238,7 @@
     parts.push(make("h3", { textContent: label }));
     const meter = make("i");
     meter.style.width = `${Math.max(2, 100 * share).toFixed(1)}%`;
-    const repeats = hit.duplicates > 1 ? ` · ${hit.duplicates} near-duplicates` : "";
+    const repeats = hit.duplicates ? ` · ${hit.duplicates} near-${hit.duplicates === 1 ? "duplicate" : "duplicates"}` : "";
     parts.push(make("p", { className: "score" }, `${hit.rank}. score ${hit.score.toFixed(3)} · cosine ${hit.cosine.toFixed(3)}${repeats}`, make("span", { className: "meter" }, meter)));
     const rows = Object.entries({ id: item.id, ...item.columns }).filter(([, value]) => value !== null);
     const details = make("details", {}, make("summary", { textContent: "Details" }));
@@ -297,12 +299,11 @@
     waiting = setTimeout(() => { if (query) { count = STEP; remember(); search(); } }, PAUSE);
   };
   $("filter-fields").addEventListener("input", filterChanged);
-  $("where").addEventListener("input", filterChanged);
-  $("dedup").addEventListener("input", filterChanged);
+  for (const id of ["where", "plus", "minus", "dedup"]) $(id).addEventListener("input", filterChanged);
   $("target").addEventListener("input", async () => { await loadColumns(); filterChanged(); });
   $("filter-clear").addEventListener("click", () => {
     for (const field of $("filter-fields").querySelectorAll("input")) field.type === "checkbox" ? field.checked = false : field.value = "";
-    $("where").value = "";
+    for (const id of ["where", "plus", "minus"]) $(id).value = "";
     filterChanged();
   });
   $("more").addEventListener("click", () => { count = Math.min(count + STEP, facts.limits.k); search(); });
@@ -335,7 +336,7 @@
   // ---- the address of the page says what it shows
   const restore = async () => {
     const values = new URLSearchParams(location.search);
-    $("where").value = values.get("where") ?? "";
+    for (const id of ["where", "plus", "minus"]) $(id).value = values.get(id) ?? "";
     $("target").value = facts.items[values.get("target")] ? values.get("target") : "";
     $("dedup").checked = values.get("dedup") === "1";
     const similar = (values.get("similar") ?? "").match(/^\/api\/items\/\w+\/(\w+)\/\d+$/);
