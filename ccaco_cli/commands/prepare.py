@@ -107,6 +107,13 @@ def prepare(
     max_rejects: Annotated[
         str, typer.Option("--max-rejects", help="Stop when a larger fraction of the samples is rejected.")
     ] = "1%",
+    duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--duplicates/--no-duplicates",
+            help="List images that look alike in duplicates.csv (0.2 ms an image, 5 ms for 6 megapixels).",
+        ),
+    ] = True,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -174,7 +181,10 @@ def prepare(
             shares=SplitShares(options.parse_fraction(val, "--val"), options.parse_fraction(test, "--test")),
             on_progress=report_progress,
             write=WriteOptions(
-                image_size=image_size, workers=workers, max_rejects=options.parse_fraction(max_rejects, "--max-rejects")
+                image_size=image_size,
+                workers=workers,
+                max_rejects=options.parse_fraction(max_rejects, "--max-rejects"),
+                duplicates=duplicates,
             ),
         )
     if preview:

@@ -39,10 +39,6 @@ OUTSIDE = "outside the source folder"
 MISSING = "missing file"
 PHASH = "phash"
 """Fact of an image that is no part of its ``meta``: its perceptual hash."""
-HASHED_SIDE = 64
-"""Short side in pixels to which an image is averaged before it is hashed: twice what the hash looks at."""
-MIN_CONTRAST = 16
-"""Grey levels between the darkest and the lightest point of an image that is hashed."""
 _NAMES = ("id", "group", "domain", "label", "family")
 
 
@@ -56,8 +52,9 @@ class Rules:
         modalities: of the data set: two, or one.
         image_size: short side in pixels above which images and videos are re-encoded; None = keep the original bytes.
         unpaired: domains whose records may have no captions.
-        media_facts: store size, date, camera and place of media, and compute the perceptual hash of images.
+        media_facts: store size, date, camera and place of media.
         file_facts: store path, folder, size, date and SHA-256 of files.
+        hash_images: compute the perceptual hash of images.
     """
 
     root: str | None
@@ -67,6 +64,7 @@ class Rules:
     media_root: str | None = None
     media_facts: bool = False
     file_facts: bool = False
+    hash_images: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -249,22 +247,12 @@ def check_image(data: bytes, rules: Rules) -> CheckedBytes:
     size = image.size
     if rules.image_size is not None and min(size) > rules.image_size:
         data, size = shrink(image, rules.image_size)
-    facts = {PHASH: perceptual_hash(image)} if rules.media_facts else {}
+    facts = {}
+    if rules.hash_images:
+        from ccaco_cli.core.data.near_duplicates import perceptual_hash  # imports NumPy
+
+        facts[PHASH] = perceptual_hash(image)
     return data, dict(zip(("width", "height"), size, strict=True)), facts
-
-
-def perceptual_hash(image: Image.Image) -> str:
-    """The 64 bits of pHash (``imagehash``) as 16 hex digits: images that look alike differ in few bits.
-
-    "" for an image without contrast: all plain areas, of whatever colour, have the same hash.
-    """
-    import imagehash  # imports SciPy
-
-    factor = max(1, min(image.size) // HASHED_SIDE)
-    small = image.reduce(factor).convert("L") if factor > 1 else image.convert("L")
-    extrema: Any = small.getextrema()
-    low, high = extrema
-    return str(imagehash.phash(small)) if high - low >= MIN_CONTRAST else ""
 
 
 def check_audio(data: bytes, rules: Rules) -> CheckedBytes:

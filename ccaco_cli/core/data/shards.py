@@ -74,12 +74,14 @@ class WriteOptions:
         workers: processes; None = all cores, 0 or 1 = only this one.
         max_rejects: share of records, 0..1, that may be rejected.
         rows_per_shard: records per shard.
+        duplicates: list images that look alike, unless they are generated.
     """
 
     image_size: int | None = None
     workers: int | None = None
     max_rejects: float = 0.01
     rows_per_shard: int = 2048
+    duplicates: bool = True
 
 
 def write(
@@ -119,7 +121,7 @@ def write(
         "config": dict(info.config),
         "rows": options.rows_per_shard,
         "image_size": options.image_size,
-        "stored_facts": [info.media_facts, info.file_facts],
+        "stored_facts": [info.media_facts, info.file_facts, options.duplicates],
     }
     root, media_root = (str(folder) if folder is not None else None for folder in (info.root, info.media_root))
     rules = Rules(
@@ -130,6 +132,7 @@ def write(
         media_root,
         info.media_facts,
         info.file_facts,
+        hash_images=info.media_facts and options.duplicates,
     )
     with lock.hold(out, "data set"):
         _begin(partial, plan)

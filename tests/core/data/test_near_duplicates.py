@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from ccaco_cli.core.data import near_duplicates
-from ccaco_cli.core.data.checks import Rules, check, perceptual_hash
-from ccaco_cli.core.data.near_duplicates import DISTANCE, near_groups
+from ccaco_cli.core.data.checks import Rules, check
+from ccaco_cli.core.data.near_duplicates import DISTANCE, near_groups, perceptual_hash
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
@@ -89,9 +91,19 @@ def test_a_picture_that_was_saved_again_or_made_smaller_is_near() -> None:
     assert set(group[1 + len(variants) :]) == {-1}
 
 
+@pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 90), (1000, 130)])
+def test_the_hash_is_that_of_imagehash(size: tuple[int, int]) -> None:
+    imagehash = pytest.importorskip("imagehash", reason="imagehash is not installed: no library to compare with")
+    for seed in range(20):
+        image = photo(seed, size)
+        assert imagehash.phash(image) - imagehash.hex_to_hash(perceptual_hash(image)) <= 2, "averaging costs few bits"
+        small = image.resize((48, 48))
+        assert perceptual_hash(small) == str(imagehash.phash(small))
+
+
 def test_plain_areas_have_no_hash() -> None:
     assert {perceptual_hash(Image.new("RGB", (40, 40), colour)) for colour in ("red", "black", "white")} == {""}
-    rules = Rules(None, ("image",), media_facts=True)
+    rules = Rules(None, ("image",), hash_images=True)
     passed = check(PairRecord("x", "x", "test", {"image": encoded(photo(1))}), rules)
     assert len(passed.phash) == 16 and "phash" not in passed.row["meta"]  # type: ignore[union-attr]
 
@@ -133,6 +145,18 @@ def test_groups_are_listed_beside_the_rejects(tmp_path: Path) -> None:
         assert any(
             line.startswith("near-duplicates: 5 images in 2 groups (1 of them across splits)") for line in notes(data)
         )
+
+
+def test_the_search_for_duplicates_can_be_switched_off(ccaco: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "s" / name).write_bytes(encoded(photo(1)))
+    command = ("prepare", "media", "--source", tmp_path / "s", "--workers", 0)
+    done = ccaco(*command, "--out", tmp_path / "a")
+    assert done.code == 0 and "near-duplicates: 2 images in 1 groups look alike" in done.err
+    done = ccaco(*command, "--out", tmp_path / "b", "--no-duplicates")
+    assert done.code == 0 and "near-duplicates" not in done.err
+    assert [(tmp_path / name / "duplicates.csv").exists() for name in "ab"] == [True, False]
 
 
 def test_generated_pictures_are_not_compared(tmp_path: Path) -> None:

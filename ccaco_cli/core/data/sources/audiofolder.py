@@ -52,8 +52,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     categories, table_facts = _categories(class_table) if class_table.is_file() else ({}, {})
     sounds = list(_sounds(root, categories, links_to, passed_over))
     if not sounds:
-        what = f"no sound in this folder (it holds {passed_over})"
-        raise layout_error("audiofolder", what, root, _EXPECTS, folder_of_media=True)
+        problem = f"no sound in this folder (it holds {passed_over})"
+        raise layout_error("audiofolder", problem, root, _EXPECTS, folder_of_media=True)
     folds = sorted({sound.fold for sound in sounds})
     in_folds = folds[0] > 0 and len(folds) > 1 and not any(sound.split for sound in sounds)
     if options.fold and (not in_folds or options.fold not in folds):

@@ -34,8 +34,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     links_to = (options.media_root,) if options.media_root else ()
     samples, passed_over = count_files(root, MODALITIES["image"], links_to)
     if not samples:
-        what = f"no pictures in this folder (it holds {passed_over})"
-        raise layout_error("imagefolder", what, root, _EXPECTS, folder_of_media=True)
+        problem = f"no pictures in this folder (it holds {passed_over})"
+        raise layout_error("imagefolder", problem, root, _EXPECTS, folder_of_media=True)
     otherwise = "all in test" if options.all_test else "80/10/10 by hash of the path"
     return SourceData(
         records=_records(root, template, options, links_to),

@@ -49,9 +49,9 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
 def checked_modality(name: str) -> str:
     """``--modality``, "" or the name of a modality whose samples are files. Raises DataError: it is neither."""
     if name and name not in MEDIA:
-        what = "no such modality of files"
+        problem = "no such modality of files"
         expected = f"one of {', '.join(MEDIA)}"
-        raise DataError(what, where=f"--modality {name}", expected=expected, next=nearest(name, MEDIA))
+        raise DataError(problem, where=f"--modality {name}", expected=expected, next=nearest(name, MEDIA))
     return name
 
 
@@ -74,8 +74,8 @@ def count_media(root: Path, modality: str, links_to: tuple[Path, ...] = ()) -> t
 def _only_modality(root: Path, counts: Mapping[str, int], passed_over: PassedOver) -> str:
     """The modality of the files of a folder. Raises DataError: it holds none, or several."""
     if not counts:
-        what = f"no images, sounds or videos in this folder (it holds {passed_over})"
-        raise layout_error("media", what, root, _EXPECTS)
+        problem = f"no images, sounds or videos in this folder (it holds {passed_over})"
+        raise layout_error("media", problem, root, _EXPECTS)
     if len(counts) > 1:
         frequent = max(counts, key=lambda name: counts[name])
         raise DataError(

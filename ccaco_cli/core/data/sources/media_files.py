@@ -127,12 +127,14 @@ def _is_read_elsewhere(link: str, root: str, modality: Modality, linked: set[str
     return os.path.isdir(real) or (os.path.isfile(real) and os.path.splitext(real)[1].lower() in modality.suffixes)
 
 
-def layout_error(name: str, what: str, root: Path | None, expects: str, *, folder_of_media: bool = False) -> DataError:
+def layout_error(
+    name: str, problem: str, root: Path | None, expects: str, *, folder_of_media: bool = False
+) -> DataError:
     """The error of a source that does not find its files. The next step is never the command that was typed.
 
     Args:
         name: of the source.
-        what: what is missing.
+        problem: what is missing.
         root: ``--source``; None = it was not named.
         folder_of_media: whether images, sounds or videos without captions are likely to be meant, if there are any.
     """
@@ -142,7 +144,7 @@ def layout_error(name: str, what: str, root: Path | None, expects: str, *, folde
         step = f"ccaco prepare media --source {quoted_path(root)}"
     else:
         step = "ccaco prepare --list"
-    return DataError(what, where=root, expected=expects, next=step)
+    return DataError(problem, where=root, expected=expects, next=step)
 
 
 def _has_media(root: Path) -> bool:

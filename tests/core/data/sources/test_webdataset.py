@@ -170,7 +170,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a shard of this pattern is missing: .*00001.tar"):
         read(tmp_path / "{00000..00002}.tar")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no tar shards here.*ccaco prepare webdataset --source PATTERN"):
+    with pytest.raises(DataError, match=r"no tar shards here.*next: ccaco prepare --list"):
         read(tmp_path / "empty")
     with pytest.raises(DataError, match="no tar shards here"):
         prepare("webdataset", out=tmp_path / "d")
