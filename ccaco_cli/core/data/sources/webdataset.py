@@ -20,6 +20,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
 
 from ccaco_cli.core.data.checks import MAX_FILE_BYTES
+from ccaco_cli.core.data.sources.extra_columns import extra_facts
 from ccaco_cli.core.data.sources.fields import CAPTION_KEYS, FieldReader
 from ccaco_cli.core.data.sources.lists import (
     HASH_SPLITS,
@@ -42,6 +43,8 @@ _EXPECTS = (
     "tar shards of KEY.jpg, KEY.txt or KEY.json: a folder of them, one file, a pattern such as "
     "'shards/{00000..00099}.tar', addresses such as 's3://bucket/{00000..00099}.tar', or 'pipe:COMMAND'"
 )
+_LEFT_OUT = (*CAPTION_KEYS, "width", "height", "sha256")
+"""Keys of a sample's json that are no facts to keep: its captions, and what img2dataset measured on the same bytes."""
 _MAX_TEXT_BYTES = 1 << 20  # of a caption or a json file
 _MAX_SHARDS = 1_000_000
 _SHARD_FILES = (TYPE_FILE, "nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt")
@@ -49,7 +52,6 @@ _SHARD_FILES = (TYPE_FILE, "nshards.txt", "classnames.txt", "zeroshot_classifica
 TOO_LARGE = object()
 """Stands for the content of a member that is too large to be read."""
 _BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
-_META_KEYS = ("url", "key", "license")  # of a sample's json
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,7 @@ def _record(id: str, split: str, sample: TarSample, lines: bool) -> PairRecord:
         split or hash_split(id),
         {"image": sample.parts["image"].content} if "image" in sample.parts and not fields.problem else {},
         captions,
-        meta={k: facts[k] for k in _META_KEYS if isinstance(facts.get(k), str)},
+        meta=extra_facts({key: value for key, value in facts.items() if key not in _LEFT_OUT}),
         problem=fields.problem,
     )
 

@@ -46,6 +46,23 @@ def read(path: Path, **options: Any) -> list[PairRecord]:
     return list(SOURCE.read(path, SourceOptions(**options)).records)
 
 
+def test_further_columns_of_plain_values_travel(tmp_path: Path) -> None:
+    folder = parquet(
+        tmp_path / "set",
+        {"test": 2},
+        text=lambda i: "x",
+        stars=lambda i: i,
+        score=lambda i: i / 2,
+        ok=lambda i: bool(i),
+        who=lambda i: ["ann", None][i],
+        boxes=lambda i: [[i, i]],
+    )
+    assert [dict(record.meta) for record in read(folder, columns={"image": "photo"})] == [
+        {"stars": 0, "score_": 0.0, "ok": False, "who": "ann"},
+        {"stars": 1, "score_": 0.5, "ok": True},
+    ]
+
+
 def test_a_local_folder_in_the_hubs_format(tmp_path: Path) -> None:
     folder = parquet(
         tmp_path / "set", {"train": 3, "validation": 2}, text=lambda i: [f" one {i}", "two"], rest=lambda i: i
