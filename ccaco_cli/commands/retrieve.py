@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ccaco_cli.commands import options
 from ccaco_cli.commands.parameters import Command, option, replace_parameter
+from ccaco_cli.commands.retrieve_options import (
+    AnswerFormat,
+    Columns,
+    Dedup,
+    Format,
+    Index,
+    Minus,
+    OpenHits,
+    Plus,
+    Similar,
+    Target,
+    Where,
+    ZeroByte,
+)
 from ccaco_cli.commands.serve_options import ServeAddress, ServeOriginals, ServeToken, serve_page
 from ccaco_cli.core.modalities import MODALITIES
 
@@ -33,15 +48,7 @@ def retrieve(
     query: Annotated[
         list[str] | None, typer.Argument(help="Sentences, or - to read one per line from stdin.", show_default=False)
     ] = None,
-    index: Annotated[
-        str,
-        typer.Option(
-            "--index",
-            "-i",
-            metavar="FOLDER",  # a Path would change an address
-            help="Index built by 'ccaco embed': a folder, milvus:FILE.db or milvus:http://HOST:19530#COLLECTION.",
-        ),
-    ] = ...,  # type: ignore[assignment]
+    index: Index = ...,  # type: ignore[assignment]
     k: Annotated[int, typer.Option("-k", min=1, max=10**6, help="Hits per query.")] = 10,
     rerank: Annotated[
         int | None,
@@ -53,6 +60,15 @@ def retrieve(
             show_default="as in the run",
         ),
     ] = None,
+    similar: Similar = None,
+    target: Target = "",
+    plus: Plus = None,
+    minus: Minus = None,
+    where: Where = "",
+    dedup: Dedup = 0.0,
+    columns: Columns = None,
+    zero_byte: ZeroByte = False,
+    open_hits: OpenHits = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -73,7 +89,7 @@ def retrieve(
     serve_originals: ServeOriginals = False,
     token: ServeToken = None,
     verify: options.Verify = "quick",
-    output_format: options.OutputFormat = None,
+    output_format: Format = None,
 ) -> None:
     """Search an index by text, or by an image, audio or video file.
 
@@ -82,53 +98,102 @@ def retrieve(
       ccaco retrieve "an orange cat napping" --index scenes.idx -k 5
       echo "a dog chasing a ball" | ccaco retrieve - --index scenes.idx --format csv
       ccaco retrieve "a red ball on a sofa" --index scenes.idx -k 3 --explain why
+      ccaco retrieve --similar dog.jpg --plus "at night" --minus people --dedup 0.97 --index me.idx
+      ccaco retrieve "a dog" --where "year >= 2020 and folder like '%/beach/%'" --columns path,year --index me.idx
+      ccaco retrieve "a dog" -k 100 -0 --index me.idx | xargs -0 cp -t dogs/
       ccaco retrieve --serve 8000 --index scenes.idx
     """
-    from ccaco_cli.core.errors import DataError
     from ccaco_cli.core.retrieval.open_index import open_index
     from ccaco_cli.core.retrieval.search import SearchOptions
-    from ccaco_cli.core.text_input import is_blank, read_lines
+    from ccaco_cli.core.text_input import read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
-    from ccaco_cli.view import answers, figures, progress
+    from ccaco_cli.view import answers
 
     if serve is not None or serve_originals or token is not None:
-        return serve_page(index, verify, (serve, token, serve_originals), bool(query or files or save or explain))
-    if bool(query) + len(files) != 1:
-        flags = ", ".join(f"--{name}" for name, modality in MODALITIES.items() if modality.query_help)
-        raise DataError(
-            "more than one kind of query" if query or files else "no query",
-            expected=f"sentences, -, or one of {flags} FILE",
-            next="ccaco retrieve --help",
-        )
-    if query and "-" in query and len(query) > 1:
-        raise DataError("sentences both from the command line and from stdin", expected="sentences, or - alone")
-    if blank := [number for number, text in enumerate(query or (), 1) if is_blank(text)]:
-        raise DataError(f"query {blank[0]} is empty", expected="a sentence", next="ccaco retrieve --help")
+        other = bool(query or files or similar or save or explain or open_hits)
+        return serve_page(index, verify, (serve, token, serve_originals), other)
+    texts = {"query": query or (), "--plus": plus or (), "--minus": minus or ()}
+    _check_queries(texts, len(files) + (similar is not None))
+    format = _format(output_format, zero_byte, columns)
     search_index = open_index(index, verify)
-    search_options = SearchOptions(k, rerank)
-    queries = read_lines(sys.stdin.buffer, "stdin") if query == ["-"] else query or ()
-    query_hits = (
-        [
-            (str(file), workflow.by_file(search_index, modality, file, search_options))
-            for modality, file in files.items()
-        ]
-        if files
-        else workflow.by_text(search_index, queries, search_options)
-    )
-    if save or explain:
-        query_hits = list(query_hits)
-        if save:
-            figures.contact_sheet(save, query_hits)
+    search_options = SearchOptions(k, rerank, target, where, dedup, tuple(texts["--plus"]), tuple(texts["--minus"]))
+    modality, file = next(iter(files.items()), ("text", None))
+    if similar is not None:
+        file, modality = similar, workflow.media_modality(search_index, similar)
+        search_options = replace(search_options, target=target or modality)
+    target = search_index.target(modality, search_options.target)
+    shown = answers.parse_columns(columns or (), search_index.sides[target].items.schema.names if columns else ())
+    query_hits: answers.Answers
+    if file is not None:
+        query_hits = [(str(file), workflow.by_file(search_index, modality, file, search_options))]
+    else:
+        lines = read_lines(sys.stdin.buffer, "stdin") if query == ["-"] else texts["query"]
+        query_hits = workflow.by_text(search_index, lines, search_options)
+    if where:
+        query_hits = answers.note_empty_selection(query_hits, where)
+    listed: list[tuple[str, Sequence[Any]]] = []
+    if save or explain or open_hits:
+        query_hits = listed = list(query_hits)
+    if save:
+        from ccaco_cli.view import figures
+
+        figures.contact_sheet(save, listed)
     if explain:
         from ccaco_cli.core.reporting.hit_explanation import explain_hits
-        from ccaco_cli.view import heat
+        from ccaco_cli.view import heat, progress
 
-        modality = next(iter(files), "text")
         explanations = (
             explanation
-            for text, hits in query_hits
-            for explanation in explain_hits(search_index, modality, files.get(modality, text), hits, explain_method)
+            for text, hits in listed
+            for explanation in explain_hits(search_index, modality, file or text, hits, explain_method, target)
         )
         with progress.bar("explain") as report_progress:
-            heat.write(explain, explanations, sum(len(hits) for _, hits in query_hits), report_progress)
-    answers.show_answers(query_hits, output_format)
+            heat.write(explain, explanations, sum(len(hits) for _, hits in listed), report_progress)
+    if format == AnswerFormat.paths:
+        answers.show_paths(query_hits, zero_byte)
+    else:
+        answers.show_answers(query_hits, format, shown, duplicates=bool(dedup))
+    if open_hits:
+        from ccaco_cli.view import viewer
+
+        viewer.open_hits(listed)
+
+
+def _check_queries(texts: Mapping[str, Sequence[str]], files: int) -> None:
+    """Raises DataError: not exactly one kind of query, or a text that is empty.
+
+    Args:
+        texts: name of an option or of the argument -> its texts.
+        files: number of files that are queries.
+    """
+    from ccaco_cli.core.errors import DataError
+    from ccaco_cli.core.text_input import is_blank
+
+    queries = texts["query"]
+    if bool(queries) + files != 1:
+        flags = ", ".join(f"--{name}" for name, modality in MODALITIES.items() if modality.query_help)
+        raise DataError(
+            "more than one kind of query" if queries or files else "no query",
+            expected=f"sentences, -, or one of {flags}, --similar FILE",
+            next="ccaco retrieve --help",
+        )
+    if "-" in queries and len(queries) > 1:
+        raise DataError("sentences both from the command line and from stdin", expected="sentences, or - alone")
+    for name, given in texts.items():
+        if blank := [number for number, text in enumerate(given, 1) if is_blank(text)]:
+            problem = f"query {blank[0]} is empty" if name == "query" else f"{name} is empty"
+            raise DataError(problem, expected="a sentence", next="ccaco retrieve --help")
+
+
+def _format(format: AnswerFormat | None, zero_byte: bool, columns: Sequence[str] | None) -> AnswerFormat | None:
+    """The format of the answers; raises ConfigError: options that do not fit together."""
+    from ccaco_cli.core.errors import ConfigError
+
+    if zero_byte and format not in (None, AnswerFormat.paths):
+        raise ConfigError("zero bytes end paths only", where=f"-0 --format {format}", expected="-0 --format paths")
+    if zero_byte:
+        format = AnswerFormat.paths
+    if format == AnswerFormat.paths and columns:
+        where = f"--format paths --columns {','.join(columns)}"
+        raise ConfigError("paths are printed alone, without columns", where=where, expected="--format csv for columns")
+    return format

@@ -56,7 +56,7 @@ def contact_sheet(path: Path, results: Sequence[tuple[str, Sequence[Any]]]) -> N
         for axis in row:
             axis.axis("off")
         for axis, hit in zip(row, hits, strict=False):
-            captions = hit.item["text"]
+            captions = hit.item.get("text") or hit.item["id"]
             caption = captions[0] if isinstance(captions, list) and captions else captions or ""
             if hit.item.get("thumbnail"):
                 axis.imshow(Image.open(io.BytesIO(hit.item["thumbnail"])), interpolation="nearest")

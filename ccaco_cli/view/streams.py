@@ -55,6 +55,18 @@ def write_result(text: str) -> bool:
     return True
 
 
+def write_result_bytes(data: bytes) -> bool:
+    """Writes bytes to stdout at once, as ``write_result`` writes text."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return False
+    return True
+
+
 def write_message(line: str, *, any_rank: bool = False) -> None:
     """Prints one line on stderr; it is lost when stderr cannot be written.
 

@@ -49,18 +49,19 @@ class ExplainedHit:
 
 
 def explain_hits(
-    index: Index, modality: str, query: str | Path | bytes, hits: Sequence[Hit], method: str
+    index: Index, modality: str, query: str | Path | bytes, hits: Sequence[Hit], method: str, target: str = ""
 ) -> Iterator[ExplainedHit]:
     """Explains hits: the relevance of each image cell for each word, and whether the match score depends on it.
 
     Args:
         query: a text; or a file of the ``modality``, or its bytes.
+        target: modality of the hits, as it was searched; "" = as ``Index.target`` chooses.
     Raises:
         DataError: an index without a cross branch, or of a tower without a grid.
         ConfigError: as ``explain.relevance``.
     """
     first, second = index.modalities
-    target = index.target(modality)
+    target = index.target(modality, target)
     if target == modality:
         raise DataError(
             f"a query and items of one modality ({modality}) have no match score to explain",

@@ -17,6 +17,19 @@ def index_folder(text: str | Path) -> Path:
     return parse(str(text)).folder if is_address(text) else Path(text)
 
 
+def column_names(text: str | Path) -> list[str]:
+    """Names of the columns of the items of an index, without opening anything else; [] where there is no index."""
+    import pyarrow as pa
+
+    names: dict[str, None] = {}
+    folder = index_folder(text)
+    if manifest.exists(folder):
+        generation = manifest.read_json(folder / manifest.NAME)["facts"]["generation"]
+        for file in sorted((folder / str(generation)).glob("*/items.arrow")):
+            names |= dict.fromkeys(pa.ipc.open_file(pa.memory_map(str(file))).schema.names)
+    return [name for name in names if name != "thumbnail"]
+
+
 def open_index(text: str | Path, verify: str = manifest.QUICK) -> Index:
     """Opens an index.
 
