@@ -100,6 +100,14 @@ def _title(explained: ExplainedHit) -> str:
     )
 
 
+def enlarged(picture: Any) -> Image.Image:
+    """An image [H, W, 3] uint8 as RGB image with a shorter side of ``SIDE`` pixels or more."""
+    base = Image.fromarray(picture)
+    scale = max(1.0, SIDE / min(base.size))
+    size = (round(base.width * scale), round(base.height * scale))
+    return base.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
+
+
 def overlay(picture: Any, heat: Any) -> Image.Image:
     """Draws a heat map over an image; the hottest cell is brightest.
 
@@ -111,10 +119,8 @@ def overlay(picture: Any, heat: Any) -> Image.Image:
     """
     from matplotlib import colormaps
 
-    base = Image.fromarray(picture)
-    scale = max(1.0, SIDE / min(base.size))
-    size = (round(base.width * scale), round(base.height * scale))
-    base = base.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
+    base = enlarged(picture)
+    size = base.size
     share = Image.fromarray((255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)).resize(
         size, Image.Resampling.BICUBIC
     )

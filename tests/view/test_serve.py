@@ -115,6 +115,33 @@ def test_the_heat_map_of_an_answer(scenes: Served, index: Path, picture: bytes) 
     assert [word["word"] for word in scenes.get(address, text="a red cat")[1]["words"]] == ["red", "cat"]
 
 
+def test_answers_are_as_the_description_says(scenes: Served, picture: bytes) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with openapi-spec-validator")
+    description = scenes.get("/openapi.json")[1]
+    version = scenes.get("/api/index")[1]["version"]
+    item = f"/api/items/{version}/image/3"
+    for schema, answer in {
+        "Index": scenes.get("/api/index"),
+        "Columns": scenes.get("/api/columns"),
+        "Answer": scenes.get("/api/search", text="a cat", k=3),
+        "Item": scenes.get(item),
+        "Explanation": scenes.get(f"{item}/explanation", text="a cat"),
+        "Problem": scenes.get("/api/search"),
+    }.items():
+        reference = {"$ref": f"#/components/schemas/{schema}", "components": description["components"]}
+        jsonschema.validate(answer[1], reference)
+
+
+def test_a_text_is_added_and_taken_away(scenes: Served, index: Path) -> None:
+    plain, mixed = (
+        scenes.get("/api/search", text="a red cat", k=10, **more)[1]
+        for more in ({}, {"plus": "snow", "minus": "a dog"})
+    )
+    options = SearchOptions(10, plus=("snow",), minus=("a dog",))
+    (wanted,) = ask(Index(index), "text", ["a red cat"], options)
+    assert ids(mixed) == [hit.item["id"] for hit in wanted] != ids(plain)
+
+
 def test_items_thumbnails_and_facts(scenes: Served, index: Path) -> None:
     status, facts = scenes.get("/api/index")
     opened = Index(index)

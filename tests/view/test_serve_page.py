@@ -141,7 +141,7 @@ def test_filters_narrow_the_search(browser: Any, photo_server: Served) -> None:
     fill(browser, "folder", 0, "")
     until(lambda: hits(browser) == 3)
     assert text(browser, "where-sent") in [
-        f"(year >= 2020) and (folder in ('/{place}/'))" for place in ("beach", "city")
+        f"(folder in ('/{place}/')) and (year >= 2020)" for place in ("beach", "city")
     ]
     press(browser, "Clear the filters")
     until(lambda: hits(browser) == 16)
@@ -204,7 +204,7 @@ def test_the_heat_map_opens_and_closes_by_keyboard(browser: Any, scenes: Served)
     browser.get_log("browser")
     visit(browser, scenes.url)
     search(browser, "a red cat")
-    button = next(b for b in browser.find_elements("css selector", "#hits button") if b.text == "Heat map")
+    button = next(b for b in browser.find_elements("css selector", "#hits button") if b.text.startswith("Heat map"))
     browser.execute_script("arguments[0].focus()", button)
     button.send_keys(Keys.ENTER)
     until(lambda: ask(browser, "document.querySelectorAll('#why-maps img').length") == 3)
@@ -229,7 +229,7 @@ def test_more_like_this_and_the_way_back(browser: Any, scenes: Served) -> None:
     until(lambda: text(browser, "query-name").startswith("More like "))
     until(lambda: ask(browser, ids) != before)
     assert before[0] not in ask(browser, ids) and hits(browser) == 24
-    assert not any(b.text == "Heat map" for b in browser.find_elements("css selector", "#hits button"))
+    assert not any(b.text.startswith("Heat map") for b in browser.find_elements("css selector", "#hits button"))
     address = ask(browser, "location.href")
     browser.back()
     until(lambda: ask(browser, ids) == before)
@@ -260,9 +260,8 @@ def test_the_keyboard_reaches_everything(browser: Any, photo_server: Served) -> 
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    visit(browser, photo_server.url)
-    search(browser, "a cat")
-    browser.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+    visit(browser, f"{photo_server.url}?q=a+cat")
+    answered(browser)
     reached = []
     for _ in range(14):
         ActionChains(browser).send_keys(Keys.TAB).perform()
@@ -270,7 +269,7 @@ def test_the_keyboard_reaches_everything(browser: Any, photo_server: Served) -> 
             ask(browser, "document.activeElement.id || document.activeElement.textContent.split(':')[0].trim()")
         )
         assert ask(browser, "getComputedStyle(document.activeElement).outlineStyle") != "none" or reached[-1] == "file"
-    for name in ("text", "Search", "file", "Details", "More like this"):
+    for name in ("Skip to the results", "text", "Search", "file", "Details", "More like this"):
         assert name in reached, reached
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ccaco_cli.core.reporting.hit_explanation import explain_hits
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import Hit
-from ccaco_cli.view.heat import SIDE, overlay
+from ccaco_cli.view.heat import SIDE, enlarged, overlay
 
 MAX_WORDS = 24
 
@@ -33,7 +33,7 @@ def explanation(index: Index, modality: str, query: str | bytes, hit: Hit, metho
     image = np.full((SIDE, SIDE, 3), 128, np.uint8) if explained.image is None else explained.image
     maps = zip(facts["words"][:MAX_WORDS], explained.explanation.heat, strict=False)
     words = [{**word, "picture": _data_uri(overlay(image, heat))} for word, heat in maps]
-    return facts | {"words": words, "weight": explained.weight, "input": _data_uri(Image.fromarray(image))}
+    return facts | {"words": words, "weight": explained.weight, "input": _data_uri(enlarged(image))}
 
 
 def _data_uri(picture: Image.Image) -> str:
