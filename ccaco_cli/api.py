@@ -234,8 +234,15 @@ class Model:
         video: Any = None,
         k: int = 10,
         rerank: int | None = None,
+        target: str = "",
+        where: str = "",
+        dedup: float = 0.0,
+        plus: str | Sequence[str] = (),
+        minus: str | Sequence[str] = (),
     ) -> list[list[Hit]]:
         """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
+
+        Each hit has all columns of its item: ``hit.item["path"]``, ``hit.item["year"]`` ...
 
         Args:
             index: folder of an index that this model was embedded into; None = the index that the model was loaded
@@ -243,24 +250,31 @@ class Model:
             images, texts, audio, video: the queries, by one of these keywords; a list, or one query alone.
             k: answers for each query.
             rerank: items that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
+            target: modality of the items that are searched, as "image" for images that are like an image; "" = the
+                modality that the query is not of, or the only one that the index holds.
+            where: a condition in SQL on the columns of the items: "year >= 2020 and folder like '%/beach/%'".
+            dedup: cosine from which items are near-duplicates, which are one hit with their number in
+                ``hit.duplicates``; 0 = each item is a hit.
+            plus, minus: texts that are added to each query and taken away from it.
         Returns:
-            One list of hits for each query, best first.
+            One list of hits for each query, best first; empty where no item satisfies the condition.
         Raises:
-            ConfigError: no index, an index of another model, or no keyword or several.
-            DataError: a query that cannot be read or decoded.
+            ConfigError: no index, an index of another model, no keyword or several, or a number out of range.
+            DataError: a query that cannot be read or decoded, or a target that the index does not hold.
+            FilterError: the condition does not parse, is not boolean, or names an unknown column.
         """
         modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
-        if k < 1 or (rerank is not None and rerank < 0):
-            raise ConfigError(
-                "a number out of range", where=f"k = {k}, rerank = {rerank}", expected="k >= 1, rerank >= 0"
-            )
-        for number, text in enumerate(samples if modality == "text" else (), 1):
-            check_utf8(text, f"query {number}")
-            if is_blank(text):
-                raise DataError(f"query {number} is empty", expected="a sentence")
+        added, removed = ((texts,) if isinstance(texts, str) else tuple(texts) for texts in (plus, minus))
+        options = SearchOptions(k, rerank, target, where, dedup, added, removed)
+        options.check()
+        for name, queries in (("query", samples if modality == "text" else ()), ("plus", added), ("minus", removed)):
+            for number, text in enumerate(queries, 1):
+                check_utf8(text, f"{name} {number}")
+                if is_blank(text):
+                    raise DataError(f"{name} {number} is empty", expected="a sentence")
         opened = self._open(index)
-        opened.target(modality)
-        return ask(opened, modality, samples, SearchOptions(k, rerank)) if samples else []
+        opened.target(modality, target)
+        return ask(opened, modality, samples, options) if samples else []
 
     def _open(self, index: str | Path | Index | None) -> Index:
         if index is None:

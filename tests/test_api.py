@@ -169,6 +169,31 @@ def test_search_is_what_retrieve_prints(
     assert model.search(Index(index), texts=[], k=3) == []
 
 
+def test_search_takes_the_options_of_retrieve(
+    run: Path, index: Path, media: list[bytes], ccaco: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(media[3])
+    model = ccaco_cli.load(run, device="cpu")
+    where = "place = 'street' or things > 1"
+    options = ("--index", index, "-k", 4, "--target", "image", "--where", where, "--dedup", 0.9, "--columns", "place")
+    mix = ("--plus", "a red ball", "--plus", "a cat", "--minus", "a box")
+    for query, argument in (
+        ({"texts": "a dog"}, ("a dog",)),
+        ({"images": tmp_path / "a.png"}, ("--image", tmp_path / "a.png")),
+    ):
+        (hits,) = model.search(
+            index, **query, k=4, target="image", where=where, dedup=0.9, plus=["a red ball", "a cat"], minus="a box"
+        )
+        done = ccaco("retrieve", *argument, *options, *mix)
+        rows = list(csv.DictReader(io.StringIO(done.out)))
+        assert [(r["id"], r["place"], int(r["duplicates"])) for r in rows] == [
+            (hit.item["id"], hit.item["place"], hit.duplicates) for hit in hits
+        ]
+        assert hits and all(hit.item["place"] == "street" or hit.item["things"] > 1 for hit in hits)
+    with pytest.raises(DataError, match="no items of the modality 'audio'"):
+        model.search(index, texts=TEXTS, target="audio")
+
+
 def test_recordings_are_taken_as_files_bytes_and_arrays(tmp_path: Path) -> None:
     wave = tone(0.5, 16_000)
     from_file = Clip(sound(wave, 16_000, "flac")).samples(8_000)
@@ -209,6 +234,8 @@ WRONG: dict[str, tuple[Callable[[Model, Path], Any], type[CcacoError], str]] = {
     "an empty query": (lambda m, index: m.search(index, texts=["a cat", " "]), DataError, "query 2 is empty"),
     "half a character": (lambda m, index: m.search(index, texts=["caf\udce9"]), DataError, "query 1, line 1, byte 4"),
     "no answers": (lambda m, index: m.search(index, texts=TEXTS, k=0), ConfigError, "k = 0"),
+    "no cosine": (lambda m, index: m.search(index, texts=TEXTS, dedup=3), ConfigError, "dedup = 3"),
+    "an empty text": (lambda m, index: m.search(index, texts=TEXTS, plus=["a", ""]), DataError, "plus 2 is empty"),
 }
 
 

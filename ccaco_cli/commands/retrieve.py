@@ -179,8 +179,8 @@ def _check_queries(texts: Mapping[str, Sequence[str]], files: int) -> None:
         )
     if "-" in queries and len(queries) > 1:
         raise DataError("sentences both from the command line and from stdin", expected="sentences, or - alone")
-    for name, given in texts.items():
-        if blank := [number for number, text in enumerate(given, 1) if is_blank(text)]:
+    for name, values in texts.items():
+        if blank := [number for number, text in enumerate(values, 1) if is_blank(text)]:
             problem = f"query {blank[0]} is empty" if name == "query" else f"{name} is empty"
             raise DataError(problem, expected="a sentence", next="ccaco retrieve --help")
 
