@@ -16,7 +16,7 @@ from starlette.routing import Route
 from ccaco_cli import __version__
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask, similar_items
-from ccaco_cli.view.serve import originals, parameters, pictures, uploads
+from ccaco_cli.view.serve import originals, parameters, uploads
 from ccaco_cli.view.serve.columns import FIXED, json_value
 from ccaco_cli.view.serve.library import Library, OpenIndex
 from ccaco_cli.view.serve.limits import Limits
@@ -174,6 +174,8 @@ class Api:
         return await self._explain(request, values["modality"], data, values["method"])
 
     async def _explain(self, request: Request, query_modality: str, query: str | bytes, method: str) -> Response:
+        from ccaco_cli.view.serve import pictures  # imports torch, which a text search does without
+
         opened, modality, row = self._place(request)
         hit = Hit(rank=1, row=row, score=0.0, cosine=0.0, match=None, item=opened.item(modality, row))
         call = functools.partial(pictures.explanation, opened.index, query_modality, query, hit, method)
