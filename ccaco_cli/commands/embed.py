@@ -162,10 +162,10 @@ def embed(
         _export(model, export, out, license, push_to_hub, index)
         return
     from ccaco_cli.core.experiments.datasets import split_to_embed
+    from ccaco_cli.core.experiments.embed_request import EmbedRequest
     from ccaco_cli.core.experiments.pretrained import name_of
     from ccaco_cli.core.retrieval.address import index_place
     from ccaco_cli.core.shell import quoted_path
-    from ccaco_cli.core.workflows.embed import EmbedRequest
     from ccaco_cli.core.workflows.embed import embed as workflow
     from ccaco_cli.view import progress
 

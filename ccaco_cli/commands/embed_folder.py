@@ -27,8 +27,9 @@ def embed_folder(
     from ccaco_cli.core.retrieval import near_duplicates
     from ccaco_cli.core.retrieval.address import index_place
     from ccaco_cli.core.retrieval.media_library import REJECTS
+    from ccaco_cli.core.retrieval.media_request import MediaRequest
     from ccaco_cli.core.shell import quoted_path
-    from ccaco_cli.core.workflows.embed_folder import MediaRequest, embed_folder
+    from ccaco_cli.core.workflows.embed_folder import embed_folder
     from ccaco_cli.view import progress
 
     flags = ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)

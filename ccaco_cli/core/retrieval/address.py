@@ -22,7 +22,7 @@ _DEFAULT = "ccaco"
 
 
 @dataclass(frozen=True)
-class Address:
+class DatabaseAddress:
     """Where the vectors of an index lie, and its companion folder with everything else.
 
     Attributes:
@@ -49,10 +49,10 @@ class Address:
         return f"{SCHEME}{self.uri}" + ("" if self.embedded else f"#{self.collection}")
 
 
-def of_companion(folder: Path, facts: Mapping[str, str | None]) -> Address:
-    """The address whose companion lies in ``folder`` and has these ``Address.facts``."""
+def of_companion(folder: Path, facts: Mapping[str, str | None]) -> DatabaseAddress:
+    """The address whose companion lies in ``folder`` and has these ``DatabaseAddress.facts``."""
     uri = facts["uri"]
-    return Address(str(folder.with_suffix("")) if uri is None else uri, str(facts["collection"]), folder)
+    return DatabaseAddress(str(folder.with_suffix("")) if uri is None else uri, str(facts["collection"]), folder)
 
 
 def is_address(text: str | Path) -> bool:
@@ -60,23 +60,23 @@ def is_address(text: str | Path) -> bool:
     return str(text).startswith(SCHEME)
 
 
-def parse(text: str) -> Address:
+def parse(text: str) -> DatabaseAddress:
     """Reads an address.
 
     The companion of ``FILE.db`` is ``FILE.db.idx`` beside it. The companion of a server's collection is
     ``COLLECTION.idx`` in the working directory, or in the folder that stands before the name:
-    ``#/shared/COLLECTION``.
+    ``#/srv/COLLECTION``.
 
     Raises:
         ConfigError: another form, or a name that Milvus does not allow.
     """
-    rest = text.removeprefix(SCHEME)
-    if "://" not in rest:
-        if not rest.endswith(".db") or rest == ".db" or "#" in rest:
+    place = text.removeprefix(SCHEME)
+    if "://" not in place:
+        if not place.endswith(".db") or place == ".db" or "#" in place:
             raise ConfigError("not the address of a Milvus database", where=text, expected=EXPECTED)
-        file = Path(rest)
-        return Address(str(file), _DEFAULT, file.with_name(f"{file.name}.idx"))
-    uri, _, name = rest.partition("#")
+        file = Path(place)
+        return DatabaseAddress(str(file), _DEFAULT, file.with_name(f"{file.name}.idx"))
+    uri, _, name = place.partition("#")
     try:
         server = urlsplit(uri)
         valid = server.scheme in ("http", "https", "tcp") and bool(server.hostname) and server.port != 0
@@ -95,10 +95,10 @@ def parse(text: str) -> Address:
             where=f"{SCHEME}{server.scheme}://***@{server.hostname}",
             expected=f"the variable {TOKEN}=USER:PASSWORD in the environment",
         )
-    return Address(uri, folder.name, folder.with_name(f"{folder.name}.idx"))
+    return DatabaseAddress(uri, folder.name, folder.with_name(f"{folder.name}.idx"))
 
 
-def index_place(text: str | None) -> tuple[Path | None, Address | None]:
+def index_place(text: str | None) -> tuple[Path | None, DatabaseAddress | None]:
     """The folder that ``--index`` names, its own or the companion of a database, and the address of the database."""
     if text is None:
         return None, None

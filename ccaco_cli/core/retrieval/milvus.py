@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ import pyarrow as pa
 from ccaco_cli.core import fault
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.retrieval import vectors
-from ccaco_cli.core.retrieval.address import Address, of_companion
+from ccaco_cli.core.retrieval.address import DatabaseAddress, of_companion
 from ccaco_cli.core.retrieval.milvus_client import Client
 from ccaco_cli.core.retrieval.milvus_fields import Fields
 from ccaco_cli.core.retrieval.vectors import DATABASE, VECTORS, Array, Built, Flat
@@ -42,7 +43,7 @@ _RECALL_QUERIES = 100
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _IndexKind:
     """A type of vector index of Milvus.
 
     Attributes:
@@ -59,16 +60,16 @@ class _Kind:
     limit: int = 1
 
 
-def _kind(kind: str, rows: int, width: int, embedded: bool) -> _Kind:
+def _kind(kind: str, rows: int, width: int, embedded: bool) -> _IndexKind:
     """The type of an ``--index-type``; ``auto`` is exact in an embedded database and AUTOINDEX on a server."""
     lists = max(1, min(65_536, int(4 * rows**0.5)))
     parts = next(p for p in range(min(width, max(16, width // 4)), 0, -1) if width % p == 0)
     kinds = {
-        "auto": _Kind("FLAT", {}) if embedded else _Kind("AUTOINDEX", {}),
-        "flat": _Kind("FLAT", {}),
-        "ivf": _Kind("IVF_FLAT", {"nlist": lists}, "nprobe", 1, lists),
-        "hnsw": _Kind("HNSW", {"M": 32, "efConstruction": 200}, "ef", 16, 4096),
-        "ivfpq": _Kind("IVF_PQ", {"nlist": lists, "m": parts, "nbits": 8}, "nprobe", 1, lists),
+        "auto": _IndexKind("FLAT", {}) if embedded else _IndexKind("AUTOINDEX", {}),
+        "flat": _IndexKind("FLAT", {}),
+        "ivf": _IndexKind("IVF_FLAT", {"nlist": lists}, "nprobe", 1, lists),
+        "hnsw": _IndexKind("HNSW", {"M": 32, "efConstruction": 200}, "ef", 16, 4096),
+        "ivfpq": _IndexKind("IVF_PQ", {"nlist": lists, "m": parts, "nbits": 8}, "nprobe", 1, lists),
     }
     if embedded and kind == "ivfpq":
         raise ConfigError(
@@ -87,7 +88,7 @@ class MilvusVectors:
         client: connected to the database; None = connect at the first search.
     """
 
-    def __init__(self, address: Address, keys: Array, facts: Mapping[str, Any], client: Client | None = None):
+    def __init__(self, address: DatabaseAddress, keys: Array, facts: Mapping[str, Any], client: Client | None = None):
         self.address, self.keys = address, keys
         self.collection, self._width = str(facts["collection"]), int(facts["width"])
         self.model: dict[str, str] = dict(facts["model"])
@@ -113,6 +114,7 @@ class MilvusVectors:
     @cached_property
     def client(self) -> Client:
         client = Client.connect(self.address)
+        weakref.finalize(self, client.close)  # gives an embedded database free
         client.check_model(self.collection, self.model, self._width)
         client.load(self.collection)
         return client
@@ -173,11 +175,11 @@ class MilvusVectors:
 
     def _rank(self, scores: Array, keys: Array, best: Array, best_rows: Array, *, exhausted: bool) -> bool:
         """Fills in the best rows of one query; False if the next of Milvus's answers may belong among them."""
-        found = self.rows_of(keys)
+        rows = self.rows_of(keys)
         last = scores[-1] if len(scores) else -np.inf
-        scores, found = scores[found >= 0], found[found >= 0]
-        order = np.lexsort((found, -scores))[: len(best)]
-        best[: len(order)], best_rows[: len(order)] = scores[order], found[order]
+        scores, rows = scores[rows >= 0], rows[rows >= 0]
+        order = np.lexsort((rows, -scores))[: len(best)]
+        best[: len(order)], best_rows[: len(order)] = scores[order], rows[order]
         return exhausted or (len(order) == len(best) and bool(last < best[-1]))
 
 
@@ -191,12 +193,12 @@ class MilvusStore:
         replace: a collection of another model, or with other columns, is replaced.
     """
 
-    address: Address
+    address: DatabaseAddress
     model: Mapping[str, str]
     replace: bool = False
 
     @classmethod
-    def of(cls, address: Address, name: str, identity: str, replace: bool = False) -> MilvusStore:
+    def of(cls, address: DatabaseAddress, name: str, identity: str, replace: bool = False) -> MilvusStore:
         """A store for vectors of the model that has this name and is identified by its content."""
         return cls(address, {"name": name, "sha256": hashlib.sha256(identity.encode()).hexdigest()}, replace)
 
@@ -308,7 +310,7 @@ def _parts(items: Any) -> Iterator[tuple[slice, pa.Table]]:
             first += len(part)
 
 
-def _tune(side: MilvusVectors, index: _Kind, exact: Flat, queries: Array) -> float:
+def _tune(side: MilvusVectors, index: _IndexKind, exact: Flat, queries: Array) -> float:
     """Widens the search of an approximate index until its recall@10 reaches the target; returns the recall."""
     rng = np.random.default_rng(0)
     test_queries = np.asarray(queries[np.sort(rng.permutation(len(queries))[:_RECALL_QUERIES])], np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError, FilterError
-from ccaco_cli.core.retrieval.address import TOKEN, Address
+from ccaco_cli.core.retrieval.address import TOKEN, DatabaseAddress
 from ccaco_cli.core.retrieval.milvus_fields import KEY, VECTOR, Fields
 from ccaco_cli.core.retrieval.vectors import Array
 
@@ -47,7 +47,7 @@ def _pymilvus() -> Any:
 
 @contextmanager
 def refusals(
-    where: object, what: str = "Milvus refuses this", expected: str | None = None, kind: type[CcacoError] = DataError
+    where: object, problem: str = "Milvus refuses this", expected: str | None = None, kind: type[CcacoError] = DataError
 ) -> Iterator[None]:
     """Turns every error of a block into one line."""
     try:
@@ -55,7 +55,7 @@ def refusals(
     except CcacoError:
         raise
     except Exception as error:  # pymilvus and grpc raise many kinds
-        raise kind(f"{what} ({_first_line(error)})", where=where, expected=expected) from None
+        raise kind(f"{problem} ({_first_line(error)})", where=where, expected=expected) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -70,11 +70,11 @@ def _first_line(error: BaseException) -> str:
 class Client:
     """A connection, which is closed at the end of a ``with`` block."""
 
-    def __init__(self, address: Address, milvus: Any):
-        self.address, self.milvus = address, milvus
+    def __init__(self, address: DatabaseAddress, milvus: Any):
+        self.address, self.milvus, self.closed = address, milvus, False
 
     @classmethod
-    def connect(cls, address: Address, *, create: bool = False) -> Client:
+    def connect(cls, address: DatabaseAddress, *, create: bool = False) -> Client:
         """Opens a database.
 
         Args:
@@ -100,6 +100,9 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection. The last one of an embedded database gives the file free."""
+        if self.closed:
+            return
+        self.closed = True
         self.milvus.close()
         if self.address.embedded:
             _release_file(self.address.uri)
@@ -109,7 +112,8 @@ class Client:
             return bool(self.milvus.has_collection(collection, timeout=CALL_SECONDS))
 
     def count(self, collection: str) -> int:
-        """Rows of a collection."""
+        """Rows of a collection, which is made ready for searches."""
+        self.load(collection)
         with refusals(self.address):
             rows = self.milvus.query(
                 collection, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=CALL_SECONDS
@@ -311,7 +315,7 @@ class _LastError(logging.Handler):
         self.error = record.exc_info[1] if record.exc_info else None
 
 
-def _open_file(client: Any, address: Address, create: bool) -> Any:
+def _open_file(client: Any, address: DatabaseAddress, create: bool) -> Any:
     file = Path(os.path.abspath(address.uri))
     if not file.exists() and not create:
         raise DataError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, ManifestError
-from ccaco_cli.core.retrieval.address import Address, is_address, parse
+from ccaco_cli.core.retrieval.address import DatabaseAddress, is_address, parse
 from ccaco_cli.core.retrieval.index import Index
 
 MAKE = "ccaco embed --run RUN --dataset NAME --index {address}"
@@ -59,7 +59,7 @@ def open_index(text: str | Path, verify: str = manifest.QUICK) -> Index:
     return index
 
 
-def _check_companion(index: Index, address: Address) -> None:
+def _check_companion(index: Index, address: DatabaseAddress) -> None:
     """Raises DataError: the folder describes the vectors of another database."""
     if index.manifest.facts.get("database") != address.facts:
         raise DataError(

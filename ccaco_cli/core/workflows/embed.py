@@ -25,6 +25,7 @@ from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduced_precision
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.datasets import prepared
+from ccaco_cli.core.experiments.embed_request import EmbedRequest
 from ccaco_cli.core.experiments.pretrained import open_model
 from ccaco_cli.core.experiments.run_folder import refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
@@ -33,7 +34,6 @@ from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import generations, item_columns, token_store, vectors
 from ccaco_cli.core.retrieval import index as indexes
-from ccaco_cli.core.retrieval.address import Address
 from ccaco_cli.core.retrieval.export import export
 from ccaco_cli.core.retrieval.generations import IndexFolder, new_generation
 from ccaco_cli.core.retrieval.item_columns import ColumnTypes
@@ -42,61 +42,10 @@ from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.training.health_checks import NAN_EMBEDDINGS
 from ccaco_cli.core.types import OnProgress, no_progress
 
-SHARD_SIZE = 8192
-"""Items of a shard of vectors: this many are in memory at once."""
 ITEMS_AT_ONCE = 1024
 """Captions and thumbnails that are in memory at once when an index is written."""
 EXPORT_SAMPLES = 64
 """Captions on which the exported query encoder is compared with the model."""
-
-
-@dataclass(frozen=True)
-class EmbedRequest:
-    """What to embed, and how the index stores it.
-
-    Attributes:
-        model: folder of a finished run, whose best checkpoint embeds, or SPEC of a pretrained dual encoder.
-        dataset: name or folder of a prepared data set.
-        out: folder of the embeddings: ``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy`` ... (float16 [n, E], unit
-            norm), ``metadata/metadata_0.parquet`` (one row per image), ``text_metadata/...`` (one row per caption).
-            Finished shards are kept.
-        index: also build an index here; None = no index. A text query on it imports no torch.
-        database: holds the vectors of the index, whose folder is then a companion; the same command again inserts only
-            what is new. None = the folder holds them.
-        rebuild: replace an index that exists; processes that have opened it keep the old one.
-        index_type: how vectors are searched: an entry of ``vectors.KINDS``, or auto (by size).
-        store_tokens: how tokens for the cross branch are stored: float16 | int8 | none.
-        store_grid: patch tokens of an image are average-pooled to at most this number; 0 = all.
-        precision: of the towers: auto (bf16 where the device is faster with it) | fp32 | bf16 | fp16.
-        shard: items of a shard of vectors.
-        verify: quick | full: whether every file of the data set is hashed first.
-    """
-
-    model: str | Path
-    dataset: str
-    out: Path
-    split: str = "test"
-    index: Path | None = None
-    database: Address | None = None
-    rebuild: bool = False
-    index_type: str = "auto"
-    store_tokens: str = "float16"
-    store_grid: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    shard: int = SHARD_SIZE
-    verify: str = manifest.QUICK
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the towers compute."""
-        dtype: torch.dtype = runtime.encoding_dtype(self.precision, runtime.device(self.device))
-        return dtype
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The settings that decide which embeddings are written."""
-        return {"split": self.split, "shard": self.shard, "precision": str(self.dtype).removeprefix("torch.")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +83,7 @@ class _Job:
     @property
     def vector_store(self) -> MilvusStore | None:
         """The database that holds the vectors of the index; None = its folder does."""
-        if self.request.database is None:
-            return None
-        identity = indexes.model_identity(self.run)
-        return MilvusStore.of(self.request.database, self.run.facts["name"], identity, self.request.rebuild)
+        return _vector_store(self.request, self.run)
 
     def vector_folder(self, modality: str) -> Path:
         return self.request.out / f"{MODALITIES[modality].folder}_emb"
@@ -164,7 +110,9 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
         )
         distributed.main_process_only(lambda: _check(request, run, data))
         if request.index and distributed.broadcast(float(distributed.main() and _is_current(request, run, data))):
-            return manifest.open(request.index, kind="index")
+            index = manifest.open(request.index, kind="index")
+            distributed.main_process_only(lambda: _finish_database(request, run, index))
+            return index
         split = data.split(request.split)
         with distributed.on_main_process(lambda: lock.hold(request.out, "folder of embeddings")):
             split_columns = distributed.main_process_first(
@@ -205,6 +153,18 @@ def _check(request: EmbedRequest, run: Manifest, data: PreparedData) -> None:
         expected="a new name",
         next="another --index, or add --rebuild",
     )
+
+
+def _vector_store(request: EmbedRequest, run: Manifest) -> MilvusStore | None:
+    if request.database is None:
+        return None
+    return MilvusStore.of(request.database, run.facts["name"], indexes.model_identity(run), request.rebuild)
+
+
+def _finish_database(request: EmbedRequest, run: Manifest, index: Manifest) -> None:
+    """Deletes what a process that was killed at its end has left in the database."""
+    if store := _vector_store(request, run):
+        store.finish(index.path / index.facts["generation"], index.facts["rows"])
 
 
 def _is_current(request: EmbedRequest, run: Manifest, data: PreparedData) -> bool:

@@ -21,70 +21,24 @@ from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import vectors as vector_files
 from ccaco_cli.core.retrieval.media_hashing import read_known
 from ccaco_cli.core.retrieval.media_index import LIBRARY, ModelSource, NewModel, StoredModel
-from ccaco_cli.core.retrieval.media_library import Library, Update
+from ccaco_cli.core.retrieval.media_library import MediaLibrary, Update
 from ccaco_cli.core.retrieval.media_parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
-from ccaco_cli.core.retrieval.media_scan import Reject, Scan, scan
+from ccaco_cli.core.retrieval.media_request import MediaRequest, MediaResult
+from ccaco_cli.core.retrieval.media_scan import Scan, scan
 from ccaco_cli.core.retrieval.side_rows import SideRows
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, no_progress
 
 if TYPE_CHECKING:
     from ccaco_cli.core.experiments.pretrained import LoadedModel
-    from ccaco_cli.core.retrieval.address import Address
     from ccaco_cli.core.retrieval.milvus import MilvusStore
 
 _UNREAD = "unread.json"
 """While several processes encode: the files that they divide."""
 
 
-@dataclass(frozen=True)
-class MediaRequest:
-    """Which files to index, and how.
-
-    Attributes:
-        index: folder of the index; made or updated.
-        source: folder of the files; None = only ``remove``.
-        modality: of the files.
-        model: folder of a finished run, or SPEC of a pretrained dual encoder; None = the model in the index.
-        remove: paths or ids of items that are taken out, and stay out while their content is unchanged.
-        database: holds the vectors, and ``index`` is its companion folder; None = the folder holds them.
-        rebuild: encode everything again, whatever the index holds.
-        index_type, store_tokens, store_grid, precision, device: as in ``EmbedRequest``.
-    """
-
-    index: Path
-    source: Path | None = None
-    modality: str = "image"
-    model: str | Path | None = None
-    remove: Sequence[str] = ()
-    database: Address | None = None
-    rebuild: bool = False
-    index_type: str = "auto"
-    store_tokens: str = "float16"
-    store_grid: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class MediaResult:
-    """What ``embed_folder`` did.
-
-    Attributes:
-        index: manifest of the index.
-        counts: number of items that are new, changed, moved, unchanged, removed.
-        rejects: files that are no items.
-        written: False = nothing had to be done.
-    """
-
-    index: Manifest
-    counts: Mapping[str, int]
-    rejects: Sequence[Reject]
-    written: bool = True
-
-
 @dataclass(frozen=True, eq=False)
-class _Job:
+class _FolderJob:
     """A request with the state of its index.
 
     Attributes:
@@ -101,7 +55,7 @@ class _Job:
     request: MediaRequest
     settings: Mapping[str, Any]
     old: Manifest | None
-    library: Library
+    library: MediaLibrary
     scan: Scan
     remove: set[str]
     known: KnownFiles | None = None
@@ -171,7 +125,7 @@ def _across_processes(request: MediaRequest, on_progress: OnProgress) -> MediaRe
             return _finish(replace(job, parts=finished_parts(_parts_folder(job)) if job.model else ()))
 
 
-def _read_known(job: _Job, unread: Sequence[str], on_progress: OnProgress) -> tuple[_Job, Sequence[str]]:
+def _read_known(job: _FolderJob, unread: Sequence[str], on_progress: OnProgress) -> tuple[_FolderJob, Sequence[str]]:
     """Reads files of an update whose contents may be known; returns the files that need the model.
 
     Moved and touched files do, as long as no new one is among them, without loading it.
@@ -182,11 +136,11 @@ def _read_known(job: _Job, unread: Sequence[str], on_progress: OnProgress) -> tu
     return replace(job, known=KnownFiles(states)), remaining
 
 
-def _unread(job: _Job) -> list[str]:
+def _unread(job: _FolderJob) -> list[str]:
     return job.library.unread(job.scan, job.read)
 
 
-def _start(request: MediaRequest) -> _Job:
+def _start(request: MediaRequest) -> _FolderJob:
     """Reads the state of the index and of the folder. Raises the errors of ``embed_folder``."""
     index = request.index
     old = _open_index(index, request)
@@ -197,17 +151,17 @@ def _start(request: MediaRequest) -> _Job:
         settings = old.facts[LIBRARY]
     else:
         settings = _settings(request) | {"model": str(request.model or (old.facts[LIBRARY]["model"] if old else ""))}
-    library = Library()
+    library = MediaLibrary()
     if old is not None:
         generation = index / old.facts["generation"]
-        library = Library(media_library.read_states(generation), SideRows.open(generation / settings["modality"]))
+        library = MediaLibrary(media_library.read_states(generation), SideRows.open(generation / settings["modality"]))
     source = Path(settings["source"])
     option = MODALITIES[settings["modality"]].folder_option
     remove = library.resolve_names(request.remove, source)
     if request.source is None:
         assert old is not None
-        return _Job(request, settings, old, library, library.stored_scan(index / old.facts["generation"]), remove)
-    return _Job(request, settings, old, library, scan(source, settings["modality"], option), remove)
+        return _FolderJob(request, settings, old, library, library.stored_scan(index / old.facts["generation"]), remove)
+    return _FolderJob(request, settings, old, library, scan(source, settings["modality"], option), remove)
 
 
 def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
@@ -279,7 +233,7 @@ def _refuse_other_model(model: Manifest, old: Manifest, request: MediaRequest) -
         )
 
 
-def _with_model(job: _Job) -> _Job:
+def _with_model(job: _FolderJob) -> _FolderJob:
     """Opens the model, finds the parts that earlier processes have finished, and lists what is still to be read."""
     from ccaco_cli.core.experiments.pretrained import open_model
 
@@ -319,7 +273,7 @@ def _stored_model(old: Manifest, request: MediaRequest) -> LoadedModel:
     return LoadedModel(aligner.to(runtime.device(request.device)).eval(), towers, config, old)
 
 
-def _parts_folder(job: _Job) -> Path:
+def _parts_folder(job: _FolderJob) -> Path:
     """The folder for the parts of this index, by this model and with these settings."""
     assert job.model is not None
     model = job.model.manifest
@@ -329,13 +283,13 @@ def _parts_folder(job: _Job) -> Path:
     return media_parts.parts_folder(job.request.index, key)
 
 
-def _precision(job: _Job) -> str:
+def _precision(job: _FolderJob) -> str:
     """Name of the dtype in which the towers compute."""
     dtype = runtime.encoding_dtype(job.settings["precision"], runtime.device(job.request.device))
     return str(dtype).removeprefix("torch.")
 
 
-def _encode(job: _Job, on_progress: OnProgress, paths: Sequence[str] | None = None, rank: int = 0) -> _Job:
+def _encode(job: _FolderJob, on_progress: OnProgress, paths: Sequence[str] | None = None, rank: int = 0) -> _FolderJob:
     """Reads and encodes files (``paths``, or all that are unread); returns the job with all finished parts."""
     from ccaco_cli.core.encoding.encode import reduced_precision
     from ccaco_cli.core.retrieval.media_encoder import MediaEncoder
@@ -357,7 +311,7 @@ def _encode(job: _Job, on_progress: OnProgress, paths: Sequence[str] | None = No
     return replace(job, parts=finished_parts(folder))
 
 
-def _finish(job: _Job) -> MediaResult:
+def _finish(job: _FolderJob) -> MediaResult:
     """Writes the next generation of the index, unless it would be the same as the last."""
     request, library = job.request, job.library
     update = library.update(job.scan, job.read, job.remove)
@@ -366,6 +320,8 @@ def _finish(job: _Job) -> MediaResult:
     parts_root = media_parts.root_folder(request.index)
     if job.old is not None and _is_same(job, update):
         generations.sweep(request.index, job.old.facts["generation"])  # of a process that was killed at its end
+        if store := _vector_store(job):  # the rows of a process that was killed at its end
+            store.finish(request.index / job.old.facts["generation"], [job.modality])
         shutil.rmtree(parts_root, ignore_errors=True)
         return MediaResult(job.old, update.counts, update.rejects, written=False)
     written = media_index.write(
@@ -376,7 +332,7 @@ def _finish(job: _Job) -> MediaResult:
     return MediaResult(written, update.counts, update.rejects)
 
 
-def _vector_store(job: _Job) -> MilvusStore | None:
+def _vector_store(job: _FolderJob) -> MilvusStore | None:
     """The database that holds the vectors; None = the index does."""
     if job.request.database is None:
         return None
@@ -390,7 +346,7 @@ def _vector_store(job: _Job) -> MilvusStore | None:
     return MilvusStore.of(job.request.database, name, identity, job.request.rebuild)
 
 
-def _is_same(job: _Job, update: Update) -> bool:
+def _is_same(job: _FolderJob, update: Update) -> bool:
     assert job.old is not None
     same_settings = dict(job.settings) == job.old.facts[LIBRARY]
     stored = job.request.index / job.old.facts["generation"] / media_library.REJECTS
@@ -398,7 +354,7 @@ def _is_same(job: _Job, update: Update) -> bool:
     return same_settings and list(update.states) == list(job.library.states) and stored.read_text("utf-8") == text
 
 
-def _model_source(job: _Job) -> ModelSource:
+def _model_source(job: _FolderJob) -> ModelSource:
     if job.old is not None:
         return StoredModel(job.old)
     assert job.model is not None
@@ -407,7 +363,7 @@ def _model_source(job: _Job) -> ModelSource:
     return NewModel(aligner, towers, config, run, indexes.model_identity(run), _precision(job), grid, matcher)
 
 
-def _nothing_left(job: _Job, update: Update) -> DataError:
+def _nothing_left(job: _FolderJob, update: Update) -> DataError:
     if job.remove:
         return DataError(
             "no item would be left in the index; nothing was removed",

@@ -12,7 +12,7 @@ import pytest
 
 from ccaco_cli.core.errors import ConfigError, DataError, FilterError
 from ccaco_cli.core.retrieval import vectors
-from ccaco_cli.core.retrieval.address import Address, parse
+from ccaco_cli.core.retrieval.address import DatabaseAddress, parse
 from ccaco_cli.core.retrieval.filters import Selection
 
 pytest.importorskip("pymilvus", reason="needs the extra milvus: pip install 'ccaco[milvus]'")
@@ -20,7 +20,6 @@ pytest.importorskip("milvus_lite", reason="needs the extra milvus: pip install '
 
 from ccaco_cli.core.retrieval.milvus import MilvusStore, MilvusVectors, row_keys, unique
 from ccaco_cli.core.retrieval.milvus_client import Client
-
 
 MODEL = {"name": "first", "sha256": "a" * 64}
 
@@ -64,11 +63,11 @@ def condition(expression: str) -> Selection:
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Address:
+def address(tmp_path: Path) -> DatabaseAddress:
     return parse(f"milvus:{tmp_path / 'me.db'}")
 
 
-def test_answers_equal_the_flat_index_also_where_vectors_are_equal(address: Address) -> None:
+def test_answers_equal_the_flat_index_also_where_vectors_are_equal(address: DatabaseAddress) -> None:
     z, queries = units(3000, 1), units(70, 2)
     z[[7, 900, 901, *range(1500, 1540), 2999]] = z[3]
     queries[:2] = z[[3, 4]]
@@ -96,7 +95,7 @@ def test_answers_equal_the_flat_index_also_where_vectors_are_equal(address: Addr
     opened.client.close()
 
 
-def test_every_kind_of_column_filters_in_the_language_of_milvus(address: Address) -> None:
+def test_every_kind_of_column_filters_in_the_language_of_milvus(address: DatabaseAddress) -> None:
     z, queries = units(500, 1), units(3, 2)
     table = items(500, key=[f"k{n}" for n in range(500)])  # Milvus has a field of this name for itself
     folder = side(address.folder, z, table)
@@ -133,7 +132,7 @@ def test_every_kind_of_column_filters_in_the_language_of_milvus(address: Address
 
 
 def test_an_update_inserts_only_what_is_new_and_removes_what_is_gone(
-    address: Address, monkeypatch: pytest.MonkeyPatch
+    address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inserted: list[int] = []
     insert = Client.insert
@@ -166,7 +165,7 @@ def test_an_update_inserts_only_what_is_new_and_removes_what_is_gone(
 
 
 def test_a_run_that_was_stopped_between_insertions_is_completed(
-    address: Address, monkeypatch: pytest.MonkeyPatch
+    address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z, table, store = units(2500, 1), items(2500), MilvusStore(address, MODEL)
     insert, calls = Client.insert, []
@@ -190,7 +189,7 @@ def test_a_run_that_was_stopped_between_insertions_is_completed(
     opened.client.close()
 
 
-def test_a_collection_of_another_model_is_refused_by_name_and_replaced_when_asked(address: Address) -> None:
+def test_a_collection_of_another_model_is_refused_by_name_and_replaced_by_a_rebuild(address: DatabaseAddress) -> None:
     folder = side(address.folder, units(20, 1), items(20))
     MilvusStore(address, MODEL).upload(folder)
     other = {"name": "second", "sha256": "b" * 64}
@@ -211,7 +210,7 @@ def test_a_collection_of_another_model_is_refused_by_name_and_replaced_when_aske
     opened.client.close()
 
 
-def test_other_columns_need_a_rebuild(address: Address) -> None:
+def test_other_columns_need_a_rebuild(address: DatabaseAddress) -> None:
     MilvusStore(address, MODEL).upload(side(address.folder, units(20, 1), items(20)))
     wider = items(20, size=list(range(20)))
     with pytest.raises(DataError, match=r"other columns.*--rebuild"):
@@ -223,7 +222,7 @@ def test_other_columns_need_a_rebuild(address: Address) -> None:
     opened.client.close()
 
 
-def test_an_approximate_index_is_tuned_and_its_recall_reported(address: Address) -> None:
+def test_an_approximate_index_is_tuned_and_its_recall_reported(address: DatabaseAddress) -> None:
     folder = side(address.folder, units(3000, 1), items(3000))
     built = MilvusStore(address, MODEL).upload(folder, "hnsw", units(200, 2))
     assert built.type == "milvus HNSW" and built.recall >= vectors.TARGET and built.setting >= 16
@@ -257,13 +256,13 @@ def test_other_addresses_are_refused(text: str) -> None:
 
 def test_addresses_name_their_companion() -> None:
     assert parse("milvus:a/me.db").folder == Path("a/me.db.idx")
-    assert parse("milvus:http://h:19530#me") == Address("http://h:19530", "me", Path("me.idx"))
-    assert parse("milvus:http://h:19530#/shared/me").folder == Path("/shared/me.idx")
+    assert parse("milvus:http://h:19530#me") == DatabaseAddress("http://h:19530", "me", Path("me.idx"))
+    assert parse("milvus:http://h:19530#/srv/me").folder == Path("/srv/me.idx")
     assert str(parse("milvus:http://h:19530#me")) == "milvus:http://h:19530#me"
 
 
 def test_databases_that_are_not_there_locked_or_of_another_kind_are_refused(
-    tmp_path: Path, address: Address, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from milvus_lite.db import MilvusLite
 
@@ -291,7 +290,7 @@ def test_databases_that_are_not_there_locked_or_of_another_kind_are_refused(
             Client.connect(parse(f"milvus:{uri}#me"))
 
 
-def test_a_full_disk_is_one_line(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch) -> None:
     from milvus_lite.engine.collection import Collection
 
     def full(*_: Any, **__: Any) -> None:

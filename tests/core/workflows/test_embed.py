@@ -14,7 +14,7 @@ from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.search import encode_query, search
+from ccaco_cli.core.retrieval.search import SearchOptions, encode_query, search
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
@@ -63,7 +63,9 @@ def test_several_global_vectors_are_stored_and_searched_as_one(
     queries = ["a red ball"]
     light, full = opened.exported.encode(queries), encode_query(opened, "text", queries)
     assert np.allclose(light.z, full.z.numpy(), atol=1e-4)
-    assert [h.row for h in search(opened, "text", light, 5)[0]] == [h.row for h in search(opened, "text", full, 5)[0]]
+    assert [h.row for h in search(opened, "text", light, SearchOptions(5))[0]] == [
+        h.row for h in search(opened, "text", full, SearchOptions(5))[0]
+    ]
 
 
 def test_finished_shards_are_kept_and_missing_ones_made_again(

@@ -47,7 +47,7 @@ def public(address: str) -> str:
     return without_secrets(address if address.startswith(PIPE) else address.partition("?")[0])
 
 
-class Stream(Protocol):
+class ShardStream(Protocol):
     """The bytes of one shard."""
 
     def read(self, size: int = -1) -> bytes: ...
@@ -75,10 +75,10 @@ class TarShard:
         return None if self.address else Path(self.path)
 
     @contextmanager
-    def stream(self) -> Iterator[Stream]:
+    def stream(self) -> Iterator[ShardStream]:
         """Opens a stream. Raises DataError: it cannot be opened."""
         if self.address.startswith(PIPE):
-            opened: contextlib.AbstractContextManager[Stream] = _command(self.address.removeprefix(PIPE))
+            opened: contextlib.AbstractContextManager[ShardStream] = _command(self.address.removeprefix(PIPE))
         else:
             opened = _remote(self.address)
         with opened as stream:
@@ -147,8 +147,8 @@ class _Counted:
 
 
 def _broken(address: str, problem: str) -> DataError:
-    what = "this command failed" if address.startswith(PIPE) else "this shard cannot be read"
-    return DataError(f"{what} ({problem})", where=public(address), expected=_EXPECTED, next=_RESUME)
+    failure = "this command failed" if address.startswith(PIPE) else "this shard cannot be read"
+    return DataError(f"{failure} ({problem})", where=public(address), expected=_EXPECTED, next=_RESUME)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _transport_errors(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[Stream]:
+def _remote(address: str) -> Iterator[ShardStream]:
     opener = _open_http if address.startswith(("http://", "https://")) else _open_file
     with _transport_errors(address):
         for attempt in range(ATTEMPTS):
@@ -226,7 +226,7 @@ def _file_system(address: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _command(command: str) -> Iterator[Stream]:
+def _command(command: str) -> Iterator[ShardStream]:
     """The output of a shell command. A command whose output is not needed any more is ended."""
     shell = shutil.which("bash")
     words = [shell, "-o", "pipefail", "-c", command] if shell else ["sh", "-c", command]

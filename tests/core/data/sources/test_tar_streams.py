@@ -138,7 +138,7 @@ def test_a_broken_shard_behind_an_address_is_a_reject_as_in_a_file(folder: Path,
             assert [r.id for r in records] == [r.id for r in local], address
 
 
-def test_a_server_that_is_busy_is_asked_again_and_a_missing_file_is_not(server: str) -> None:
+def test_a_busy_server_gets_a_second_request_and_a_missing_file_does_not(server: str) -> None:
     _Handler.refuse = tar_streams.ATTEMPTS - 1
     assert len(rows(f"{server}/00000.tar")) == 3
     _Handler.refuse = tar_streams.ATTEMPTS
@@ -159,7 +159,7 @@ def test_a_missing_package_of_a_protocol_is_named(monkeypatch: pytest.MonkeyPatc
 def test_an_interrupted_prepare_keeps_finished_parts_and_goes_on(folder: Path, server: str, tmp_path: Path) -> None:
     options = SourceOptions(address=f"{server}/{{00000..00001}}.tar?signature=first")
     write = WriteOptions(workers=0, rows_per_shard=1)
-    whole = prepare("webdataset", out=tmp_path / "whole", options=options, write=write)
+    undisturbed = prepare("webdataset", out=tmp_path / "undisturbed", options=options, write=write)
     second = (folder / "00001.tar").read_bytes()
     (folder / "00001.tar").unlink()
     with pytest.raises(DataError, match="404"):
@@ -176,10 +176,10 @@ def test_an_interrupted_prepare_keeps_finished_parts_and_goes_on(folder: Path, s
         on_progress=lambda d, t, f: resumed.append(bool(f.get("resumed"))),
     )
     assert sum(resumed) == 3, "the samples of the first shard"
-    assert [f["sha256"] for f in data.files] == [f["sha256"] for f in whole.files]
+    assert [f["sha256"] for f in data.files] == [f["sha256"] for f in undisturbed.files]
     text = (tmp_path / "d" / "manifest.json").read_text()
     assert "signature" not in text and f"{server}/{{00000..00001}}.tar" in text
-    assert shards.open(tmp_path / "d").manifest.facts["splits"] == whole.facts["splits"]
+    assert shards.open(tmp_path / "d").manifest.facts["splits"] == undisturbed.facts["splits"]
 
 
 def test_a_limit_ends_the_command(tmp_path: Path) -> None:

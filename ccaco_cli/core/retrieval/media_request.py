@@ -1,0 +1,57 @@
+"""What the user requests of ``ccaco embed --images``, and what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.retrieval.address import DatabaseAddress
+from ccaco_cli.core.retrieval.media_scan import Reject
+
+
+@dataclass(frozen=True)
+class MediaRequest:
+    """Which files to index, and how.
+
+    Attributes:
+        index: folder of the index; made or updated.
+        source: folder of the files; None = only ``remove``.
+        modality: of the files.
+        model: folder of a finished run, or SPEC of a pretrained dual encoder; None = the model in the index.
+        remove: paths or ids of items that are taken out, and stay out while their content is unchanged.
+        database: holds the vectors, and ``index`` is its companion folder; None = the folder holds them.
+        rebuild: encode everything again, whatever the index holds.
+        index_type, store_tokens, store_grid, precision, device: as in ``EmbedRequest``.
+    """
+
+    index: Path
+    source: Path | None = None
+    modality: str = "image"
+    model: str | Path | None = None
+    remove: Sequence[str] = ()
+    database: DatabaseAddress | None = None
+    rebuild: bool = False
+    index_type: str = "auto"
+    store_tokens: str = "float16"
+    store_grid: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class MediaResult:
+    """What ``embed_folder`` did.
+
+    Attributes:
+        index: manifest of the index.
+        counts: number of items that are new, changed, moved, unchanged, removed.
+        rejects: files that are no items.
+        written: False = nothing had to be done.
+    """
+
+    index: Manifest
+    counts: Mapping[str, int]
+    rejects: Sequence[Reject]
+    written: bool = True

@@ -1,0 +1,140 @@
+"""Slopes with the number of processes: `ccaco prepare --workers N`, and `ccaco embed` under torchrun.
+
+Each figure is the time of two runs of different size, so that starting up does not count. The processes compute with
+one thread each. The source of prepare are shards on disk, and the same through `pipe:cat`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import record
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+options = record.arguments(__doc__, samples=2_000, side=256, processes=4, vision_layers=12, vision_width=768)
+samples = 60 if options.quick else options.samples
+processes = range(1, (2 if options.quick else options.processes) + 1)
+LAYERS, WIDTH = (2, 64) if options.quick else (options.vision_layers, options.vision_width)
+VISION = {"layers": LAYERS, "width": WIDTH, "head_width": 64, "patch_size": 32, "image_size": 224}
+TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
+BILLION, PHOTOS = 10**9, 400 * 10**6
+EMBEDDING = 512
+
+
+def small_model(folder: Path) -> Path:
+    """A dual encoder with random weights, in open_clip's own layout; by default the image tower of ViT-B-32."""
+    folder.mkdir()
+    config = {
+        "model_cfg": {"embed_dim": EMBEDDING, "vision_cfg": VISION, "text_cfg": TEXT},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def shard(path: Path, count: int) -> None:
+    """A tar of JPEGs of random blocks with captions; all of the split ``test``."""
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            blocks = np.random.default_rng([count, number]).integers(0, 256, (16, 16, 3), np.uint8)
+            picture = io.BytesIO()
+            size = (options.side * 4 // 3, options.side)
+            Image.fromarray(blocks).resize(size, Image.Resampling.BILINEAR).save(picture, "JPEG", quality=85)
+            for suffix, data in (("jpg", picture.getvalue()), ("txt", f"picture number {number}".encode())):
+                info = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def seconds(command: list[str]) -> float:
+    """Wall time of a command whose processes compute with one thread each."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    return time.perf_counter() - begun
+
+
+def prepare(source: str, out: Path, workers: int) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "ccaco_cli", "prepare", "webdataset", "--source", source]
+    return seconds([*command, "--workers", str(workers), "--out", str(out)])
+
+
+def embed(model: Path, data: Path, out: Path, count: int) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    launcher = ["torchrun", "--standalone", "--nproc-per-node", str(count), "-m", "--", "ccaco_cli"]
+    command = ["embed", "--model", f"open_clip:{model}", "--dataset", str(data), "--split", "test", "--device", "cpu"]
+    return seconds([*launcher, *command, "--precision", "fp32", "--out", str(out)])
+
+
+def slope(label: str, small: list[float], large: list[float]) -> tuple[list[record.Row], float]:
+    """Rows of the rates by number of processes, and the best rate in samples per second."""
+    rates = [samples / (b - a) if b > a else math.nan for a, b in zip(small, large, strict=True)]
+    rows = [
+        # nan: the sizes are too small for the noise of this machine
+        record.Row(f"{label} {n}", f"{rate:,.0f} samples/s", f"{rate / rates[0]:.2f} of one process", [])
+        for n, rate in zip(processes, rates, strict=True)
+    ]
+    return rows, max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
+
+
+def arithmetic(prepared: float, embedded: float) -> list[str]:
+    """What 400 million pictures and a billion vectors take at these rates."""
+    tera = BILLION / 1e12
+    code = EMBEDDING // 4
+    return [
+        f"{PHOTOS:,} pictures at the best rate here: prepare {PHOTOS / prepared / 3600:,.0f} h, "
+        f"embed {PHOTOS / embedded / 3600:,.0f} h; divide by the number of such machines",
+        f"a billion vectors of {EMBEDDING}: float16 shards {2 * EMBEDDING * tera:.2f} TB; flat index (float32) "
+        f"{4 * EMBEDDING * tera:.2f} TB; ivf {(4 * EMBEDDING * 2 + 8) * tera:.2f} TB, ivfpq "
+        f"{(4 * EMBEDDING + code + 8) * tera:.2f} TB, of which the search reads the codes, {(code + 8) * tera:.2f} TB; "
+        f"Milvus {(4 * EMBEDDING + 8) * tera:.2f} TB without columns, its IVF_PQ {(code + 8) * tera:.2f} TB in memory; "
+        f"the keys of the companion folder {8 * tera:.3f} TB",
+    ]
+
+
+with tempfile.TemporaryDirectory() as place:
+    root = Path(place)
+    for size in (samples, 2 * samples):
+        (root / f"shards{size}").mkdir()
+        shard(root / f"shards{size}" / "test-0.tar", size)
+    sources = {"files": "{}", "pipe": "pipe:cat {}/test-0.tar"}
+    rows: list[record.Row] = []
+    best = {}
+    for name, pattern in sources.items():
+        times = [
+            [prepare(pattern.format(root / f"shards{size}"), root / f"d{size}", n) for n in processes]
+            for size in (samples, 2 * samples)
+        ]
+        part, rate = slope(f"prepare of {name}, --workers", *times)
+        rows += part
+        best[name] = rate
+    model = small_model(root / "model")
+    times = [[embed(model, root / f"d{size}", root / "e", n) for n in processes] for size in (samples, 2 * samples)]
+    part, rate = slope("embed, torchrun --nproc-per-node", *times)
+    rows += part
+    note = (
+        f"{os.cpu_count()} cores; JPEGs of {options.side * 4 // 3} x {options.side}; an image tower of {LAYERS} layers "
+        f"of {WIDTH} at 224 px in float32; more processes than cores share them"
+    )
+    record.finish("Scaling with processes", rows, options, note, arithmetic(best["files"], rate))
