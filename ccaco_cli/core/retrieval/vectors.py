@@ -25,7 +25,7 @@ TARGET = 0.98
 QUERIES = 1000
 _SCORES = 2**20  # of one tile: 4 MiB, which stay in a core's cache
 _ROWS = 2**14  # most rows of one tile
-_GATHER = 8  # rows are gathered where a selection keeps at most one in so many, and masked where it keeps more
+_GATHER = 2  # rows are gathered where a selection keeps at most one in so many, and masked where more
 EXACT_SELECTION = 200_000
 """Selected rows up to which an approximate index searches them exactly: 0.05 s a query."""
 _WIDER = 8  # candidates of a compressed index, in units of k, that are scored again by their exact vectors
