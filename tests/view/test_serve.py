@@ -224,13 +224,14 @@ def test_a_file_that_is_not_the_indexed_one_is_not_sent(
 ) -> None:
     copies = tmp_path / "photos"
     shutil.copytree(photos / "beach", copies)
-    from ccaco_cli.core.workflows.embed_folder import MediaRequest, embed_folder
+    from ccaco_cli.core.retrieval.media_request import MediaRequest
+    from ccaco_cli.core.workflows.embed_folder import embed_folder
 
     embed_folder(MediaRequest(source=copies, model=run, index=tmp_path / "m.idx", device="cpu", precision="fp32"))
     with serving(tmp_path / "m.idx", originals=True) as served:
         hits = served.get("/api/search", text="a cat")[1]["hits"]
         items = {Path(hit["item"]["columns"]["path"]).name: hit["item"] for hit in hits}
-        kept, touched, longer, same_size, gone, pipe, linked, folder = sorted(items)
+        unchanged, touched, longer, same_size, gone, pipe, linked, folder = sorted(items)
         os.utime(copies / touched, (1, 1))
         with (copies / longer).open("ab") as file:
             file.write(b"x")
@@ -243,7 +244,7 @@ def test_a_file_that_is_not_the_indexed_one_is_not_sent(
         (copies / folder).mkdir()
         status = {name: served.send("GET", item["original"])[0] for name, item in items.items()}
     assert status == {
-        kept: 200,
+        unchanged: 200,
         touched: 200,
         longer: 409,
         same_size: 409,
@@ -552,7 +553,7 @@ def test_work_that_takes_too_long_ends_and_waiting_work_is_dropped(
         go_on.set()
         monkeypatch.undo()
         assert served.get("/api/search", text="a cat", k=4)[0] == 200
-        assert calls == [1], "nobody waits for the others any more"
+        assert calls == [1], "the clients of the others have gone"
 
 
 def test_many_clients_at_once_get_their_own_answers(scenes: Served, index: Path) -> None:
@@ -564,10 +565,10 @@ def test_many_clients_at_once_get_their_own_answers(scenes: Served, index: Path)
     }
     answers: dict[int, tuple[int, Any]] = {}
 
-    def one(number: int) -> None:
+    def send(number: int) -> None:
         answers[number] = scenes.get("/api/search", text=texts[number % len(texts)], k=5)
 
-    threads = [threading.Thread(target=one, args=[number]) for number in range(60)]
+    threads = [threading.Thread(target=send, args=[number]) for number in range(60)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -605,7 +606,8 @@ def until(condition: Any, seconds: float = 20.0) -> None:
 
 
 def test_a_new_generation_is_served_without_a_restart(run: Path, photos: Path, tmp_path: Path) -> None:
-    from ccaco_cli.core.workflows.embed_folder import MediaRequest, embed_folder
+    from ccaco_cli.core.retrieval.media_request import MediaRequest
+    from ccaco_cli.core.workflows.embed_folder import embed_folder
 
     media, path = tmp_path / "photos", tmp_path / "me.idx"
     shutil.copytree(photos / "beach", media)

@@ -103,7 +103,7 @@ class Update:
 
 
 @dataclass(frozen=True, eq=False)
-class Library:
+class MediaLibrary:
     """An index of media files as it is: its states and its rows. Empty for an index that is not there yet."""
 
     states: Sequence[State] = ()
@@ -182,7 +182,7 @@ class Library:
 class _Resolution:
     """Decides for each file of a scan what it becomes."""
 
-    def __init__(self, library: Library, scan: Scan, parts: Sequence[ReadFiles], removed: set[str]):
+    def __init__(self, library: MediaLibrary, scan: Scan, parts: Sequence[ReadFiles], removed: set[str]):
         self.library, self.scan, self.parts, self.removed = library, scan, parts, removed
         states = library.states
         self.rows = {state.sha256: (0, row) for row, state in enumerate(states) if state.status == ITEM}

@@ -18,8 +18,9 @@ from ccaco_cli.core import lock, manifest
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
 from ccaco_cli.core.retrieval import export, media_encoder, media_hashing, media_parts
 from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.media_request import MediaRequest
 from ccaco_cli.core.retrieval.search import SearchOptions, ask, encode_query, search
-from ccaco_cli.core.workflows.embed_folder import MediaRequest, MediaResult, embed_folder
+from ccaco_cli.core.workflows.embed_folder import MediaResult, embed_folder
 from tests.manifests import edited
 from tests.pretrained_models import hf_folder
 from tests.processes import launch
