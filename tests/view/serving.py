@@ -16,7 +16,7 @@ from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.view.serve import address as addresses
 from ccaco_cli.view.serve import app, server
 from ccaco_cli.view.serve.api import Api
-from ccaco_cli.view.serve.library import Library
+from ccaco_cli.view.serve.library import ServedIndex
 from ccaco_cli.view.serve.limits import Limits
 
 
@@ -55,7 +55,7 @@ def serving(
 ) -> Iterator[Served]:
     """Serves an index at a free port."""
     listener, address = addresses.listen(f"{host}:0" if host else "0")
-    library = Library(index, lambda: Index(index))
+    library = ServedIndex(index, lambda: Index(index))
     api = Api(library, limits, originals)
     running = server.make_server(app.build(api, address, addresses.check_token(token, address), limits), limits)
     thread = threading.Thread(target=lambda: running.run(sockets=[listener]), daemon=True)

@@ -39,10 +39,10 @@ def test_waiting_jobs_of_one_key_are_one_batch() -> None:
         first = asyncio.create_task(lane.run_joined(work, 0, "x", 20))
         await asyncio.sleep(0.1)  # the thread has taken it
         keys = ["x", "y", "x", "x", "y"]
-        rest = [asyncio.create_task(lane.run_joined(work, i, key, 20)) for i, key in enumerate(keys, 1)]
+        joined = [asyncio.create_task(lane.run_joined(work, i, key, 20)) for i, key in enumerate(keys, 1)]
         await asyncio.sleep(0.1)
         work.go_on.set()
-        results = [await task for task in (first, *rest)]
+        results = [await task for task in (first, *joined)]
         lane.close()
         assert work.batches == [[0], [1, 3, 4], [2, 5]]
         return results

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,11 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ccaco_cli import __version__
+from ccaco_cli.core import runtime
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask, similar_items
 from ccaco_cli.view.serve import originals, parameters, uploads
 from ccaco_cli.view.serve.columns import FIXED, json_value
-from ccaco_cli.view.serve.library import Library, OpenIndex
+from ccaco_cli.view.serve.library import OpenIndex, ServedIndex
 from ccaco_cli.view.serve.limits import Limits
 from ccaco_cli.view.serve.parameters import Parameter
 from ccaco_cli.view.serve.problems import HttpError, json_response
@@ -37,7 +38,7 @@ class Api:
         serve_originals: whether the files themselves are sent, beside the thumbnails that the index stores.
     """
 
-    def __init__(self, library: Library, limits: Limits, serve_originals: bool = False):
+    def __init__(self, library: ServedIndex, limits: Limits, serve_originals: bool = False):
         self.library, self.limits, self.serve_originals = library, limits, serve_originals
         self._quick = Lane("text", limits.waiting)
         self._slow = Lane("media", limits.waiting)  # decoding and heat maps take seconds; texts need not wait for them
@@ -118,7 +119,7 @@ class Api:
         data, options = await self._upload(request, opened, modality), _options(values)
         begun = time.perf_counter()
         call = functools.partial(ask, opened.index, modality, [data], options)
-        (hits,) = await self._slow.run(call, self.limits.answer_seconds)
+        (hits,) = await self._slow.run(_on_all_cores(call), self.limits.answer_seconds)
         return self._answer(opened, modality, options, hits, begun)
 
     async def item(self, request: Request) -> Response:
@@ -179,7 +180,7 @@ class Api:
         opened, modality, row = self._place(request)
         hit = Hit(rank=1, row=row, score=0.0, cosine=0.0, match=None, item=opened.item(modality, row))
         call = functools.partial(pictures.explanation, opened.index, query_modality, query, hit, method)
-        return json_response(_finite(await self._slow.run(call, self.limits.answer_seconds)))
+        return json_response(_finite(await self._slow.run(_on_all_cores(call), self.limits.answer_seconds)))
 
     async def _upload(self, request: Request, opened: OpenIndex, modality: str) -> bytes:
         """The body of a request, as a query of a modality."""
@@ -235,8 +236,19 @@ def _values(request: Request, allowed: Sequence[Parameter]) -> Mapping[str, Any]
 
 
 def _options(values: Mapping[str, Any]) -> SearchOptions:
-    mixed = {name: (values[name],) if values[name] else () for name in ("plus", "minus")}
-    return SearchOptions(**{name: values[name] for name in ("k", "rerank", "target", "where", "dedup")}, **mixed)
+    settings = {name: values[name] for name in ("k", "rerank", "target", "where", "dedup")}
+    texts = {name: (values[name],) if values[name] else () for name in ("plus", "minus")}
+    return SearchOptions(**(settings | texts))
+
+
+def _on_all_cores(call: Callable[[], Any]) -> Callable[[], Any]:
+    """A call that uses torch, with one thread for each core: the default ignores the limits of containers."""
+
+    def limited() -> Any:
+        runtime.limit_threads()
+        return call()
+
+    return limited
 
 
 def _numbers(hit: Hit) -> dict[str, Any]:

@@ -67,7 +67,9 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Errors of the router: no such address, or another method."""
     assert isinstance(error, HTTPException)
-    what = {404: "no such address", 405: "this address has no such method"}.get(error.status_code, error.detail)
-    expected = (error.headers or {}).get("Allow") if error.status_code == 405 else "an address of /openapi.json"
+    reasons = {404: "no such address", 405: "this address has no such method"}
+    reason = reasons.get(error.status_code, error.detail)
+    methods = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))  # a set's own order changes
+    expected = methods if error.status_code == 405 else "an address of /openapi.json"
     where = f"{request.method} {request.url.path[:80]}"
-    return error_response(HttpError(error.status_code, what, where=where, expected=expected, headers=error.headers))
+    return error_response(HttpError(error.status_code, reason, where=where, expected=expected, headers=error.headers))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ccaco_cli.core import manifest
+from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.retrieval.index import Index, IndexSide
 from ccaco_cli.core.retrieval.search import SearchOptions, ask
 from ccaco_cli.view.serve import columns
@@ -39,6 +39,8 @@ class OpenIndex:
         for modality, side in self.index.sides.items():
             self.columns(modality)
             side.check(self.index.embedding_size)
+        if self.index.exported is None:
+            runtime.limit_threads()
         if "text" in self.index.modalities:
             ask(self.index, "text", [WARM_UP], SearchOptions(k=1))
         else:
@@ -76,7 +78,7 @@ class OpenIndex:
         return has_cross_branch and all(side.has_tokens for side in index.sides.values())
 
 
-class Library:
+class ServedIndex:
     """The index that is served; follows it when it is rebuilt or updated.
 
     Args:

@@ -30,7 +30,7 @@ def description() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "ccaco search",
+            "title": "Search of an index",
             "version": __version__,
             "description": "Searches one index. Where the server has a token, send it as Authorization: Bearer TOKEN.",
         },

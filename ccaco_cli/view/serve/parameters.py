@@ -57,8 +57,8 @@ class Parameter:
             raise self._refusal("no such choice", text)
         return text.strip()
 
-    def _refusal(self, what: str, value: str) -> HttpError:
-        return HttpError(400, what, where=f"{self.name} = {value[:80]}", expected=self._expected())
+    def _refusal(self, problem: str, value: str) -> HttpError:
+        return HttpError(400, problem, where=f"{self.name} = {value[:80]}", expected=self._expected())
 
     def _expected(self) -> str:
         if self.choices:

@@ -23,7 +23,7 @@ class HttpError(CcacoError):
     def __init__(
         self,
         status: int,
-        what: str,
+        problem: str,
         *,
         where: object = None,
         expected: str | None = None,
@@ -31,7 +31,7 @@ class HttpError(CcacoError):
         headers: Mapping[str, str] | None = None,
     ):
         self.status, self.headers = status, dict(headers or {})
-        super().__init__(what, where=where, expected=expected, next=next)
+        super().__init__(problem, where=where, expected=expected, next=next)
 
 
 def status_of(error: CcacoError) -> int:

@@ -22,7 +22,7 @@ from ccaco_cli.view.serve import address as addresses
 from ccaco_cli.view.serve import app
 from ccaco_cli.view.serve.api import Api
 from ccaco_cli.view.serve.gate import Gate
-from ccaco_cli.view.serve.library import Library
+from ccaco_cli.view.serve.library import ServedIndex
 from ccaco_cli.view.serve.limits import Limits
 from ccaco_cli.view.streams import write_message
 
@@ -59,7 +59,7 @@ def serve(request: ServeRequest, opening: Callable[[], Index], limits: Limits = 
     listener, address = addresses.listen(request.address)
     with listener:
         token = addresses.check_token(request.token, address)
-        library = Library(request.folder, opening)
+        library = ServedIndex(request.folder, opening)
         api = Api(library, limits, request.originals)
         server = make_server(app.build(api, address, token, limits), limits)
         _announce(address, token, request, library)
@@ -87,7 +87,7 @@ def make_server(application: Gate, limits: Limits) -> Server:
     return Server(config)
 
 
-def _announce(address: addresses.Address, token: str, request: ServeRequest, library: Library) -> None:
+def _announce(address: addresses.Address, token: str, request: ServeRequest, library: ServedIndex) -> None:
     """Says on stderr where the page is, and what it sends."""
     items = ", ".join(f"{len(side.items):,} {m} items" for m, side in library.current().index.sides.items())
     write_message(f"ccaco: serving {request.folder} ({items}) at {address.url}{f'?token={token}' if token else ''}")
