@@ -36,6 +36,11 @@ class FusionConfig:
         "Start value of the learned scale of the cosines inside the attention softmax (attended kinds).",
         above=0,
     )
+    place: bool = setting(
+        False,
+        "Score also where the patches lie that each word attends to, so that relations count (attended kind, dense "
+        "attention, words over a patch grid).",
+    )
     attention: str = setting(
         "dense",
         "Attention of the cross branch: dense, window or linear.",
@@ -108,6 +113,11 @@ class LossConfig:
     cross: str = setting("infonce", "Loss of the cross branch.", choices="losses.total:CROSS_LOSSES")
     cross_batch: int = setting(
         64, "Pairs of the batch that the cross branch scores in each step; 0 means all of them.", min=0
+    )
+    separation: float = setting(
+        0.0,
+        "Weight of a loss that keeps samples of different meaning apart within each modality; 0 means none.",
+        min=0,
     )
     cross_start: float = setting(
         0.3, "Fraction of the steps before beta starts to rise (contrastive warm-up).", min=0, max=1

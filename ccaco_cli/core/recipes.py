@@ -29,8 +29,16 @@ _CACHED_TOKENS = {
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Towers trained from scratch, in minutes on two cores. Objects cover few patches of a small image, so their mean
-    # hides them: max pooling.
-    "scratch": {"optim.epochs": 7, "optim.lr": 2e-3, "loss.cross_batch": 32, "model.image.pool": "max"},
+    # hides them: max pooling. Relations need the places of objects, and an early start of the cross branch.
+    "scratch": {
+        "optim.epochs": 7,
+        "optim.lr": 2e-3,
+        "loss.cross_batch": 32,
+        "loss.cross_start": 0.1,
+        "loss.separation": 10.0,
+        "model.image.pool": "max",
+        "model.fusion.place": True,
+    },
     # Frozen towers: only heads are trained, four of them, strongly regularised (examples/benchmarks/RESEARCH.md).
     # Several layer states of the text tower give the words alone beside their meaning in the sentence.
     "locked": {

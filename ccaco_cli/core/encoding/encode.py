@@ -137,7 +137,7 @@ def _empty(count: int, aligner: Aligner, longest: int | None) -> EncodedSamples:
     embedding = Embedding(torch.zeros(count, size), torch.zeros(count, size))
     if longest is None:
         return EncodedSamples(embedding)
-    tokens = torch.zeros(count, longest, aligner.config.width, dtype=torch.float16)
+    tokens = torch.zeros(count, longest, aligner.matcher.local_width, dtype=torch.float16)
     return EncodedSamples(embedding, LocalTokens(tokens, torch.zeros(count, longest, dtype=torch.bool)))
 
 

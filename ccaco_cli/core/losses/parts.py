@@ -60,6 +60,15 @@ def _taught(inputs: LossInputs, config: LossConfig) -> Tensor | None:
     return None if inputs.alignment is None else total.distillation_loss(inputs.alignment)
 
 
+def _separation(inputs: LossInputs, config: LossConfig) -> Tensor | None:
+    from ccaco_cli.core.losses.separation import separation
+
+    if inputs.alignment is None:
+        return None
+    alignment = inputs.alignment
+    return (separation(alignment.a.z, alignment.group) + separation(alignment.b.z, alignment.group)) / 2
+
+
 def _domain(inputs: LossInputs, config: LossConfig) -> Tensor | None:
     import torch
 
@@ -84,6 +93,10 @@ def _cross_chance(config: LossConfig, batch_size: int) -> float | None:
     return chance(config, batch_size) if chance else None
 
 
+def _separation_weight(config: LossConfig, beta: float, heads: Mapping[str, float]) -> float | None:
+    return config.separation if config.separation and config.alpha > 0 else None
+
+
 LOSS_PARTS: dict[str, LossPart] = {
     part.name: part
     for part in (
@@ -92,6 +105,7 @@ LOSS_PARTS: dict[str, LossPart] = {
         LossPart("taught", "teach", lambda config, beta, heads: config.teach * beta if config.teach else None, _taught),
         LossPart("domain", "domain_weight", lambda config, beta, heads: heads.get("domain"), _domain),
         LossPart("label", "label_weight", lambda config, beta, heads: heads.get("label"), _label),
+        LossPart("separation", "separation_weight", _separation_weight, _separation),
     )
 }
 """Name -> part. Learned weights are stored in this order: append new parts."""

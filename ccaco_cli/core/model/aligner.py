@@ -312,7 +312,7 @@ class Aligner(nn.Module):
         return Embedding(normalised.flatten(1) / vectors**0.5, pooled), features
 
     def local_tokens(self, modality: str, features: Features) -> LocalTokens:
-        """Prepares tokens for ``cross``: [R, N, W] -> [R, N, D] (what an index stores)."""
+        """Prepares tokens for ``cross``: [R, N, W] -> [R, N, ``matcher.local_width``] (what an index stores)."""
         tokens = _to_float32(features.tokens)
         if self.shares_projection:
             tokens = self.encoder(modality).project(tokens)

@@ -13,7 +13,9 @@ from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.model.attention import apply_weights, masked_mean
 from ccaco_cli.core.model.attention_kernels import KINDS, Kernel, Layouts, build_kernel
 from ccaco_cli.core.model.fusion import mlp
+from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.matcher import CosineMatcher
+from ccaco_cli.core.model.places import Places
 from ccaco_cli.core.types import Crossed, LocalTokens
 
 
@@ -24,18 +26,20 @@ class GatedTokens(NamedTuple):
         unit: [R, N, D], unit norm.
         gate: [R, N] float32, sums to 1 over the tokens of a sample; zero for padding.
         mask: [R, N] bool, True = real.
+        place: [R, N, 2], what ``Places.local`` returns; [R, N, 0] without places.
     """
 
     unit: Tensor
     gate: Tensor
     mask: Tensor
+    place: Tensor
 
     @classmethod
-    def split(cls, local: LocalTokens) -> GatedTokens:
-        """Splits tokens into direction and norm (the gate)."""
-        gate = local.tokens.float().norm(dim=-1)
-        unit = local.tokens / gate.clamp_min(1e-6).unsqueeze(-1).to(local.tokens.dtype)
-        return cls(unit, gate, local.mask)
+    def split(cls, local: LocalTokens, width: int) -> GatedTokens:
+        """Splits tokens into direction (the first ``width`` numbers), norm (the gate), and place."""
+        gate = local.tokens[..., :width].float().norm(dim=-1)
+        tokens = local.tokens / gate.clamp_min(1e-6).unsqueeze(-1).to(local.tokens.dtype)
+        return cls(tokens[..., :width], gate, local.mask, tokens[..., width:])
 
     def rows(self, index: Tensor) -> GatedTokens:
         """Returns the samples with these row numbers."""
@@ -48,13 +52,13 @@ class Attended(CosineMatcher):
     t_w = unit(B x_w), v_p = unit(A x_p); a_wp = softmax_p(lambda t_w . v_p); score = sum_w g_w cos(t_w, sum_p a_wp
     v_p), g = softmax over the attending modality's tokens of Linear(LN(x)). A and B start as the identity: with random
     maps the first loss is 4.4 in place of 1.9. ``local`` returns g_w * t_w: the norm holds the gate, so that an index
-    stores nothing else.
+    stores nothing else. With ``place`` the positions of the attended patches count, too (``Places``).
     """
 
     kinds = tuple(KINDS)
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         # dense attention needs no kernel, see ``_attended_cosine``
         self.kernel = None if config.attention == "dense" else build_kernel(width, config)
         maps = [nn.Linear(width, width, bias=False) for _ in range(2)]
@@ -63,10 +67,16 @@ class Attended(CosineMatcher):
         self.maps = nn.ModuleList(maps)
         self.gates = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in range(2))
         self.log_sharpness = nn.Parameter(torch.tensor(config.sharpness).log())
+        over_grid = layouts[0].grid is not None and config.direction != "a_to_b" and self.kernel is None
+        self.places = Places(width) if config.place and over_grid else None
+        self.local_width = width + (Places.size if self.places else 0)
 
     def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
         gate = self.gates[side](tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf).softmax(-1)
-        gated: Tensor = F.normalize(self.maps[side](tokens), dim=-1) * gate.unsqueeze(-1)
+        unit = F.normalize(self.maps[side](tokens), dim=-1)
+        if self.places is not None:
+            unit = torch.cat([unit, self.places.local(side, unit, self.layouts[0])], -1)
+        gated: Tensor = unit * gate.unsqueeze(-1)
         return gated
 
     def forward(
@@ -74,41 +84,57 @@ class Attended(CosineMatcher):
     ) -> Crossed:
         if index is None and self.kernel is not None:
             return super().forward(a, b)
-        gated_a, gated_b = GatedTokens.split(a), GatedTokens.split(b)  # before rows are repeated for their pairs
+        gated_a, gated_b = (
+            GatedTokens.split(x, self.width) for x in (a, b)
+        )  # before rows are repeated for their pairs
         if index is not None:
             rows_a, rows_b = gated_a.rows(index[:, 0]), gated_b.rows(index[:, 1])
             return self._score_rows(rows_a, rows_b, self.token_layouts(a, b), attention)
         tables = []
         if self.config.direction != "a_to_b":
-            tables.append(self._score_table(gated_b, gated_a))
+            tables.append(self._score_table(gated_b, gated_a, self.places))
         if self.config.direction != "b_to_a":
-            tables.append(self._score_table(gated_a, gated_b).T)
+            tables.append(self._score_table(gated_a, gated_b, None).T)
         return Crossed(self.scale() * torch.stack(tables).mean(0))
 
     def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:
-        return self._score_rows(GatedTokens.split(a), GatedTokens.split(b), self.token_layouts(a, b), attention)
+        gated_a, gated_b = (GatedTokens.split(x, self.width) for x in (a, b))
+        return self._score_rows(gated_a, gated_b, self.token_layouts(a, b), attention)
 
-    def _score_table(self, queries: GatedTokens, keys: GatedTokens) -> Tensor:
+    def _score_table(self, queries: GatedTokens, keys: GatedTokens, places: Places | None) -> Tensor:
         """Scores all pairs: K samples of ``keys`` and Q samples of ``queries`` -> [K, Q].
 
         Half of the tokens of a batch of captions is padding. A CPU computes only real tokens. A GPU computes all of
         them, since the program would have to wait for it to know how many are real; the gate of padding is zero.
         """
+        gate = queries.gate.masked_fill(~queries.mask, 0.0)
         if runtime.must_wait(queries.mask):
-            scores = self._token_scores(queries.unit.flatten(0, 1), keys).view(-1, *queries.mask.shape)
-            padded_table: Tensor = (scores * queries.gate.masked_fill(~queries.mask, 0.0)).sum(-1)
+            scores, positions = self._token_scores(queries.unit.flatten(0, 1), keys)
+            padded_table: Tensor = (scores.view(-1, *queries.mask.shape) * gate).sum(-1)
+            if places is not None:
+                positions = positions.view(len(keys.unit), *queries.place.shape)
+                padded_table = padded_table + places.score(positions, queries.place, gate)
             return padded_table
         row = queries.mask.nonzero()[:, 0]
         belongs = row.unsqueeze(1) == torch.arange(len(queries.mask), device=queries.mask.device)
-        gate = queries.gate[queries.mask].unsqueeze(1)
-        table: Tensor = self._token_scores(queries.unit[queries.mask], keys) @ (belongs * gate)
+        of_sample = belongs * queries.gate[queries.mask].unsqueeze(1)  # [T, Q], the gate of each word of a sample
+        scores, positions = self._token_scores(queries.unit[queries.mask], keys)
+        table = scores @ of_sample
+        if places is not None:
+            padded = positions.new_zeros(len(keys.unit), *queries.place.shape)
+            padded[:, queries.mask] = positions
+            table = table + places.score(padded, queries.place, gate)
         return table
 
-    def _token_scores(self, tokens: Tensor, keys: GatedTokens) -> Tensor:
-        """Cosine of each of T tokens with what it attends to in each of K samples of ``keys``: [T, D] -> [K, T]."""
+    def _token_scores(self, tokens: Tensor, keys: GatedTokens) -> tuple[Tensor, Tensor]:
+        """Compares each of T tokens with what it attends to in each of K samples of ``keys``.
+
+        Returns:
+            Cosines [K, T], and mean places of the attended keys [K, T, 2] (of no numbers without places).
+        """
         cosines = (keys.unit.flatten(0, 1) @ tokens.T).view(*keys.unit.shape[:2], -1)  # [K, P, T]
         weights = (self.log_sharpness.exp() * cosines).masked_fill(~keys.mask.unsqueeze(-1), -torch.inf).softmax(1)
-        return _attended_cosine(weights, cosines, keys.unit)
+        return _attended_cosine(weights, cosines, keys.unit), weights.transpose(1, 2) @ keys.place
 
     def _score_rows(self, a: GatedTokens, b: GatedTokens, layout: Layouts, attention: bool) -> Crossed:
         """Scores row i of a against row i of b."""
@@ -125,7 +151,10 @@ class Attended(CosineMatcher):
         if self.config.direction != "a_to_b":
             attention = _attention(cosines, a.mask, sharpness)
             weights = attention.squeeze(-3).transpose(-1, -2)
-            scores.append((b.gate * _attended_cosine(weights, cosines.transpose(-1, -2), a.unit)).sum(-1))
+            score = (b.gate * _attended_cosine(weights, cosines.transpose(-1, -2), a.unit)).sum(-1)
+            if self.places is not None:
+                score = score + self.places.score(attention.squeeze(-3) @ a.place, b.place, b.gate)
+            scores.append(score)
         if self.config.direction != "b_to_a":
             backward = _attention(cosines.transpose(-1, -2), b.mask, sharpness).transpose(-1, -2)
             scores.append((a.gate * _attended_cosine(backward.squeeze(-3), cosines, b.unit)).sum(-1))
@@ -231,8 +260,8 @@ class Residual(CosineMatcher):
 class Late(CosineMatcher):
     """Late fusion: each modality is encoded alone, by its own layers, to one vector; the score is their cosine."""
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         self.encode = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(()))
 

@@ -9,6 +9,7 @@ from ccaco_cli.core.config import FusionConfig
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.attention_kernels import KINDS
 from ccaco_cli.core.model.fusion import CoAttentionBlock, SingleStream, Stream, mlp
+from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.matcher import Matcher
 from ccaco_cli.core.types import Crossed, LocalTokens
 
@@ -18,8 +19,8 @@ class CoAttention(Matcher):
 
     kinds = tuple(KINDS)
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         self.blocks = nn.ModuleList(CoAttentionBlock(width, config) for _ in range(config.layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.head = mlp(width, config.dropout, 1)
@@ -42,8 +43,8 @@ class Unified(Matcher):
 
     kinds = tuple(KINDS)
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         self.stream = SingleStream(width, config)
         self.norm = nn.LayerNorm(width)
         self.head = mlp(width, config.dropout, 1)
@@ -61,8 +62,8 @@ class Early(Matcher):
 
     kinds = tuple(KINDS)
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         self.stream = Stream(width, config)
         self.head = nn.Sequential(nn.LayerNorm(width), mlp(width, config.dropout, 1))
 
@@ -76,8 +77,8 @@ class Early(Matcher):
 class Concat(Matcher):
     """Concatenated mean tokens, then fully connected layers: the plain baseline of the field."""
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         self.head = nn.Sequential(nn.LayerNorm(2 * width), mlp(2 * width, config.dropout, 1))
 
     def pairs(self, a: LocalTokens, b: LocalTokens, attention: bool = False) -> Crossed:

@@ -29,16 +29,17 @@ class Matcher(nn.Module, ABC):
     Attributes:
         kinds: attention kinds that it can use (class attribute).
         width: D of the tokens that ``local`` takes and returns.
-        layouts: layouts of both modalities (set by ``matching.build``).
+        layouts: layouts of both modalities.
+        local_width: numbers of a token that ``local`` returns; D unless a matcher adds some.
         checkpointing: recompute activations of listed pairs in the backward pass.
     """
 
     kinds: tuple[str, ...] = ("dense",)
 
-    def __init__(self, width: int, config: FusionConfig):
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
         super().__init__()
-        self.width, self.config = width, config
-        self.layouts: tuple[Layout, Layout] = (LINE, LINE)
+        self.width, self.config, self.layouts = width, config, layouts
+        self.local_width = width
         self.checkpointing = False
 
     def token_layouts(self, a: LocalTokens, b: LocalTokens) -> Layouts:
@@ -47,7 +48,13 @@ class Matcher(nn.Module, ABC):
         return (layout_a.segment(a.tokens.shape[1]),), (layout_b.segment(b.tokens.shape[1]),)
 
     def local(self, side: int, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Prepares the tokens of modality ``side`` (0 = a, 1 = b): tokens [R, N, D], mask [R, N] -> [R, N, D]."""
+        """Prepares the tokens of modality ``side`` (0 = a, 1 = b).
+
+        Args:
+            tokens, mask: [R, N, D] and [R, N] bool.
+        Returns:
+            [R, N, local_width].
+        """
         return tokens
 
     def forward(
@@ -98,8 +105,8 @@ class Matcher(nn.Module, ABC):
 class CosineMatcher(Matcher):
     """Base class of matchers whose score is a cosine times a learned, clamped scale."""
 
-    def __init__(self, width: int, config: FusionConfig):
-        super().__init__(width, config)
+    def __init__(self, width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LINE, LINE)):
+        super().__init__(width, config, layouts)
         self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
 
     def scale(self) -> Tensor:

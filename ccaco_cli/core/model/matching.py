@@ -12,7 +12,7 @@ from ccaco_cli.core.model.fusion_matchers import CoAttention, Concat, Early, Uni
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.matcher import Matcher
 
-MATCHERS: dict[str, Callable[[int, FusionConfig], Matcher]] = {
+MATCHERS: dict[str, Callable[[int, FusionConfig, tuple[Layout, Layout]], Matcher]] = {
     "attended": Attended,
     "maxsim": MaxSim,
     "residual": Residual,
@@ -53,7 +53,7 @@ def build(width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LI
             expected=f"a divisor of {width}",
         )
     check_attention(config)
-    matcher = MATCHERS[config.kind](width, config)
+    matcher = MATCHERS[config.kind](width, config, layouts)
     if config.attention not in matcher.kinds:
         raise ConfigError(
             f"fusion {config.kind!r} has no {config.attention} attention",
@@ -61,5 +61,4 @@ def build(width: int, config: FusionConfig, layouts: tuple[Layout, Layout] = (LI
             expected=" | ".join(matcher.kinds),
             next="--set model.fusion.kind=coattention (or attended, unified, early)",
         )
-    matcher.layouts = layouts
     return matcher

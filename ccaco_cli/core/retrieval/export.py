@@ -139,7 +139,7 @@ def write_graph(
 def _pairs(aligner: Aligner, count: int, n_a: int, n_b: int) -> tuple[Tensor, ...]:
     """Random prepared tokens of ``count`` pairs, with padding."""
     generator = torch.Generator().manual_seed(0)
-    width = aligner.config.width
+    width = aligner.matcher.local_width
     a, b = (torch.randn(count, n, width, generator=generator) / width**0.5 for n in (n_a, n_b))
     mask_a, mask_b = torch.ones(count, n_a, dtype=torch.bool), torch.ones(count, n_b, dtype=torch.bool)
     mask_b[0, n_b // 2 :], b[0, n_b // 2 :] = False, 0.0

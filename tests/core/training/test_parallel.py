@@ -32,6 +32,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "listwise": {"loss__cross": "listwise", "loss__negatives": 2},
     "mse": {"loss__cross": "mse", "model__fusion__kind": "residual"},
     "contrastive": {"loss__beta": 0.0},
+    "separation": {"loss__separation": 10.0},
+    "place": {"model__fusion__place": True},
     "sigmoid": {"loss__contrastive": "sigmoid"},
     "sigmoid-local": {"loss__contrastive": "sigmoid", "parallel__local_loss": True},
     "sigmoid-accumulated": {"loss__contrastive": "sigmoid", "optim__accum_freq": 2, "optim__batch_size": 4},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import open_clip
@@ -32,6 +32,8 @@ from ccaco_cli.core.model.towers.weights import RANDOM, nearest
 SIZE, CONTEXT = 64, 48
 PATCH, WIDTH, HEADS, LAYERS, TEXT_LAYERS = 4, 128, 4, 2, 1
 MLP_RATIO = 2.0
+WINDOWS = (3, 9)
+"""Words that a convolution of the text tower joins; odd."""
 
 
 class TinyImageModule(ImageModule):
@@ -70,17 +72,18 @@ class TinyImageModule(ImageModule):
 
 
 class WordConvolutions(nn.Module):
-    """Mixes each word with its neighbours: residual convolutions over three words at a time (after arXiv:1408.5882).
+    """Mixes each word with its neighbours: residual convolutions over some words at a time (after arXiv:1408.5882).
 
-    Phrases such as "orange cat" are learned within a hundred steps. Attention alone takes thousands of steps to learn
-    which words belong together; until then the tower is a bag of words that cannot tell two captions of the same words
-    apart.
+    Phrases such as "orange cat" are learned within a hundred steps by the window of three words, and what stands before
+    and after a relation ("a dog to the left of a red ball") by that of nine. Attention alone takes thousands of steps
+    to learn which words belong together; until then the tower is a bag of words that cannot tell two captions of the
+    same words apart.
     """
 
-    def __init__(self, width: int = WIDTH, layers: int = LAYERS):
+    def __init__(self, width: int = WIDTH, windows: Sequence[int] = WINDOWS):
         super().__init__()
-        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(layers))
-        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
+        self.norms = nn.ModuleList(LayerNorm(width) for _ in windows)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, words, padding=words // 2) for words in windows)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """states [B, L, W], mask [B, L] True = real (padding counts as zero) -> [B, L, W]."""
