@@ -210,4 +210,5 @@ def test_real_photos_as_a_bare_folder(tmp_path: Path) -> None:
     split = shards.open_any(tmp_path / "d").split("all")
     for row, meta in enumerate(split.metas(range(len(split)))):
         assert Path(meta["path"]).read_bytes() == split.media("image", [row])[0]
-        assert Image.open(meta["path"]).size == (meta["width"], meta["height"])
+        with Image.open(meta["path"]) as photo:
+            assert photo.size == (meta["width"], meta["height"])
