@@ -213,8 +213,8 @@ def test_removed_items_stay_out_until_they_change(make: Any, photos: Path, tmp_p
     result = make(remove=remove, source=None, model=None)
     assert result.counts == {"new": 0, "changed": 0, "moved": 0, "unchanged": 5, "removed": 8}
     assert len(result.rejects) == 1, "the broken file is still listed"
-    kept = rows(tmp_path / "me.idx")
-    assert kept == {name: before[name] for name in ("p2.png", "p3.png", "p4.png", "p5.png", "trip/copy.png")}
+    remaining = rows(tmp_path / "me.idx")
+    assert remaining == {name: before[name] for name in ("p2.png", "p3.png", "p4.png", "p5.png", "trip/copy.png")}
     again = make()
     assert (again.written, again.counts["unchanged"]) == (False, 5)
     (photos / "p0.png").rename(photos / "trip/moved.png")
@@ -302,8 +302,8 @@ def test_the_model_in_the_index_encodes_as_the_run_does(make: Any, photos: Path,
     picture(photos / "new.png", 300)
     make(model=None)
     make(index=tmp_path / "fresh.idx")
-    one, fresh = rows(tmp_path / "me.idx")["new.png"], rows(tmp_path / "fresh.idx")["new.png"]
-    assert np.allclose(*(np.frombuffer(row[0], np.float32) for row in (one, fresh)), atol=1e-6)
+    updated, fresh = rows(tmp_path / "me.idx")["new.png"], rows(tmp_path / "fresh.idx")["new.png"]
+    assert np.allclose(*(np.frombuffer(row[0], np.float32) for row in (updated, fresh)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -505,11 +505,11 @@ def test_two_processes_divide_the_files(
 ) -> None:
     assert launch(2, embed_in_processes, run, photos, tmp_path / "two.idx") == [0, 0]
     make()
-    two, one = rows(tmp_path / "two.idx"), rows(tmp_path / "me.idx")
-    assert list(two) == list(one)
-    for name in one:
-        assert two[name][3] == one[name][3]
-        assert np.allclose(*(np.frombuffer(part[name][0], np.float32) for part in (two, one)), atol=1e-6)
+    two, single = rows(tmp_path / "two.idx"), rows(tmp_path / "me.idx")
+    assert list(two) == list(single)
+    for name in single:
+        assert two[name][3] == single[name][3]
+        assert np.allclose(*(np.frombuffer(part[name][0], np.float32) for part in (two, single)), atol=1e-6)
     picture(photos / "new.png", 800)
     assert launch(2, embed_in_processes, run, photos, tmp_path / "two.idx") == [0, 0]
     after = rows(tmp_path / "two.idx")
