@@ -237,11 +237,11 @@ def test_a_server(
 ) -> None:
     shutil.copytree(embedded.path, tmp_path / "e")
     text = f"milvus:{server}#{tmp_path / 'photos'}"
-    made = to_milvus(text, run, data_root, tmp_path / "e")
-    assert made.path == tmp_path / "photos.idx"
-    assert made.facts["storage"]["image"]["vectors"]["type"] == "milvus AUTOINDEX"
-    assert made.facts["storage"]["image"]["vectors"]["recall"] >= 0.98
-    assert made.facts["database"] == {"uri": server, "collection": "photos"}
+    index_manifest = to_milvus(text, run, data_root, tmp_path / "e")
+    assert index_manifest.path == tmp_path / "photos.idx"
+    assert index_manifest.facts["storage"]["image"]["vectors"]["type"] == "milvus AUTOINDEX"
+    assert index_manifest.facts["storage"]["image"]["vectors"]["recall"] >= 0.98
+    assert index_manifest.facts["database"] == {"uri": server, "collection": "photos"}
     flat = Index(index)
     for opened in (open_index(text), open_index(tmp_path / "photos.idx")):
         assert rows(opened, SearchOptions(5)) == rows(flat, SearchOptions(5))
