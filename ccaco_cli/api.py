@@ -239,6 +239,7 @@ class Model:
         dedup: float = 0.0,
         plus: str | Sequence[str] = (),
         minus: str | Sequence[str] = (),
+        mix_weight: float = 1.0,
     ) -> list[list[Hit]]:
         """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
 
@@ -256,6 +257,7 @@ class Model:
             dedup: cosine from which items are near-duplicates, which are one hit with their number in
                 ``hit.duplicates``; 0 = each item is a hit.
             plus, minus: texts that are added to each query and taken away from it.
+            mix_weight: of each of these texts, where that of the query is 1.
         Returns:
             One list of hits for each query, best first; empty where no item satisfies the condition.
         Raises:
@@ -265,7 +267,7 @@ class Model:
         """
         modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
         added, removed = ((texts,) if isinstance(texts, str) else tuple(texts) for texts in (plus, minus))
-        options = SearchOptions(k, rerank, target, where, dedup, added, removed)
+        options = SearchOptions(k, rerank, target, where, dedup, added, removed, mix_weight)
         options.check()
         for name, queries in (("query", samples if modality == "text" else ()), ("plus", added), ("minus", removed)):
             for number, text in enumerate(queries, 1):

@@ -19,6 +19,7 @@ from ccaco_cli.commands.retrieve_options import (
     Format,
     Index,
     Minus,
+    MixWeight,
     OpenHits,
     Plus,
     Similar,
@@ -64,6 +65,7 @@ def retrieve(
     target: Target = "",
     plus: Plus = None,
     minus: Minus = None,
+    mix_weight: MixWeight = 1.0,
     where: Where = "",
     dedup: Dedup = 0.0,
     columns: Columns = None,
@@ -116,7 +118,8 @@ def retrieve(
     _check_queries(texts, len(files) + (similar is not None))
     format = _format(output_format, zero_byte, columns)
     search_index = open_index(index, verify)
-    search_options = SearchOptions(k, rerank, target, where, dedup, tuple(texts["--plus"]), tuple(texts["--minus"]))
+    added, removed = tuple(texts["--plus"]), tuple(texts["--minus"])
+    search_options = SearchOptions(k, rerank, target, where, dedup, added, removed, mix_weight)
     modality, file = next(iter(files.items()), ("text", None))
     if similar is not None:
         file, modality = similar, workflow.media_modality(search_index, similar)

@@ -89,6 +89,12 @@ Minus = Annotated[
         "--minus", metavar="TEXT", help="A text that is taken away from the query (repeatable).", show_default=False
     ),
 ]
+MixWeight = Annotated[
+    float,
+    typer.Option(
+        "--mix-weight", min=0.01, max=100.0, help="Weight of each text of --plus and --minus; the query has 1."
+    ),
+]
 Where = Annotated[
     str,
     typer.Option(

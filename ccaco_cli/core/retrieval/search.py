@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ccaco_cli.core.retrieval.filters import Selection
 
 Array = np.ndarray[Any, Any]
-MIX_WEIGHT = 0.5
-"""Weight of a text of ``plus`` or ``minus``, where that of the query is 1."""
 CANDIDATES = 100
 """Fewest candidates among which near-duplicates are grouped."""
 _COSINE_ERROR = 1e-5  # cosine of equal vectors is 1 up to this
@@ -60,7 +58,8 @@ class SearchOptions:
         where: a condition on the columns of the items (``filters``); "" = every item.
         dedup: candidates whose vectors have at least this cosine with a better hit are not hits of their own, but
             counted with it, 0..1; 0 = each item is a hit.
-        plus, minus: texts that are added to each query, and taken away from it, each with ``MIX_WEIGHT``.
+        plus, minus: texts that are added to each query, and taken away from it.
+        mix_weight: of each of these texts, where that of the query is 1.
     """
 
     k: int = 10
@@ -70,12 +69,15 @@ class SearchOptions:
     dedup: float = 0.0
     plus: tuple[str, ...] = ()
     minus: tuple[str, ...] = ()
+    mix_weight: float = 1.0
 
     def check(self) -> None:
         """Raises ConfigError: a number out of its range."""
-        if self.k < 1 or (self.rerank is not None and self.rerank < 0) or not 0 <= self.dedup <= 1:
-            numbers = ", ".join(f"{name} = {getattr(self, name)}" for name in ("k", "rerank", "dedup"))
-            expected = "k >= 1, rerank >= 0, dedup from 0 to 1"
+        valid = self.k >= 1 and (self.rerank is None or self.rerank >= 0)
+        if not (valid and 0 <= self.dedup <= 1 and 0 < self.mix_weight < float("inf")):
+            names = ("k", "rerank", "dedup", "mix_weight")
+            numbers = ", ".join(f"{name} = {getattr(self, name)}" for name in names)
+            expected = "k >= 1, rerank >= 0, dedup from 0 to 1, mix_weight > 0"
             raise ConfigError("a number out of range", where=numbers, expected=expected)
 
 
@@ -156,7 +158,7 @@ def search(
     target = index.target(modality, options.target)
     queries = query if isinstance(query, Query) else _arrays(query)
     parts = [_Part(modality, queries, 1.0)]
-    texts = ((options.plus, MIX_WEIGHT), (options.minus, -MIX_WEIGHT))
+    texts = ((options.plus, options.mix_weight), (options.minus, -options.mix_weight))
     if options.plus or options.minus:
         index.target("text", target)
         encoded = _encode(index, "text", [*options.plus, *options.minus])
