@@ -163,7 +163,7 @@ class PreparedData:
         Raises DataError that lists the splits: there is no such split.
         """
         if name not in self.splits and name != ALL:
-            expected = f"one of {', '.join(self.splits)}"
+            expected = f"one of {', '.join(self.splits)}, or {ALL}"
             can_divide = name in ("val", "test") and "train" in self.splits
             next_step = prepare_command(self.manifest, [name]) if can_divide else None
             raise DataError(f"no split {name!r}", where=self.manifest.path, expected=expected, next=next_step)

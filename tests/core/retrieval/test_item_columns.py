@@ -79,8 +79,12 @@ def test_parts_have_the_types_of_all_rows(tmp_path: Path, monkeypatch: pytest.Mo
 
     loads = json.loads
     monkeypatch.setattr(json, "loads", count)
+    at_once: list[int] = []
+    metas_of = shards.Split.metas
+    monkeypatch.setattr(shards.Split, "metas", lambda self, rows: at_once.append(len(rows)) or metas_of(self, rows))
     types = types_of(split)
     assert parsed == len(metas), "each row is read once for the types"
+    assert at_once == [2, 2, 1], "the facts of few rows are Python objects at a time"
     assert types.schema() == {"n": pa.float64(), "when": pa.timestamp("s"), "label": pa.string()}
     part = types.arrays(row_facts(split, [3, 0]))
     assert [part[name].to_pylist() for name in ("n", "label")] == [[None, 1.0], ["dog", None]]
