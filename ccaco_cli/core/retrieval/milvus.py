@@ -23,6 +23,7 @@ from ccaco_cli.core import fault
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.retrieval import vectors
 from ccaco_cli.core.retrieval.address import DatabaseAddress, of_companion
+from ccaco_cli.core.retrieval.media_items import CONTENT_COLUMNS
 from ccaco_cli.core.retrieval.milvus_client import Client
 from ccaco_cli.core.retrieval.milvus_fields import Fields
 from ccaco_cli.core.retrieval.vectors import DATABASE, VECTORS, Array, Built, Flat
@@ -237,7 +238,9 @@ class MilvusStore:
         collection = self._collection(folder.name)
         index = _kind(kind, exact.ntotal, exact.d, self.address.embedded)
         items = pa.ipc.open_file(pa.memory_map(str(folder / "items.arrow")))
-        fields = Fields.of(items.schema)
+        # a photo of a later update may be the first with a camera or a place
+        later = CONTENT_COLUMNS | {"year": pa.int64()} if "path" in items.schema.names else {}
+        fields = Fields.of(items.schema, later)
         keys = unique(np.concatenate([row_keys(part, exact.rows[rows]) for rows, part in _parts(items)]))
         with Client.connect(self.address, create=True) as client:
             client.prepare(collection, fields, exact.d, (index.name, index.build), self.model, self.replace)
@@ -279,10 +282,15 @@ def row_keys(items: pa.Table, z: Array) -> Array:
     """[n] int64, not negative: the key of each item, a hash of its columns and of its vector in float16."""
     rounded = np.ascontiguousarray(z, np.float16)
     digests = (
-        hashlib.blake2b(repr(item).encode("utf-8", "surrogateescape") + vector.tobytes(), digest_size=8).digest()
+        hashlib.blake2b(_known(item).encode("utf-8", "surrogateescape") + vector.tobytes(), digest_size=8).digest()
         for item, vector in zip(items.to_pylist(), rounded, strict=True)
     )
     return np.array([int.from_bytes(digest) >> 1 for digest in digests], np.int64)
+
+
+def _known(item: Mapping[str, Any]) -> str:
+    """The columns of an item without those that are null: a column that comes or goes does not change other items."""
+    return repr(sorted((name, value) for name, value in item.items() if value is not None))
 
 
 def unique(keys: Array) -> Array:

@@ -282,7 +282,7 @@ class Client:
         self.load(collection)
 
     def _fits(self, collection: str, fields: Fields, width: int, index: str, model: Mapping[str, str]) -> bool:
-        """Whether a collection has this model, these fields and this index."""
+        """Whether a collection has this model, at least these fields, and this index."""
         with refusals(self.address):
             facts = self.milvus.describe_collection(collection, timeout=CALL_SECONDS)
             built = self.milvus.describe_index(collection, VECTOR, timeout=CALL_SECONDS) or {}
@@ -290,7 +290,7 @@ class Client:
         wanted = {KEY: "INT64", VECTOR: "FLOAT_VECTOR"} | fields.names_and_kinds()
         widths = [int(field["params"]["dim"]) for field in facts["fields"] if field["name"] == VECTOR]
         same_model = _stored_model(facts).get("sha256") == model["sha256"]
-        return same_model and kinds == wanted and widths == [width] and built.get("index_type") == index
+        return same_model and wanted.items() <= kinds.items() and widths == [width] and built.get("index_type") == index
 
 
 def _stored_model(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,16 @@ class Fields:
     columns: Mapping[str, str]
 
     @classmethod
-    def of(cls, schema: pa.Schema) -> Fields:
-        """Fields for all columns except pictures. Milvus allows letters, digits and underscores in a name."""
+    def of(cls, schema: pa.Schema, later: Mapping[str, pa.DataType] = MappingProxyType({})) -> Fields:
+        """Fields for all columns except pictures. Milvus allows letters, digits and underscores in a name.
+
+        Args:
+            later: columns that items may have after an update; null until then.
+        """
+        columns_later = [pa.field(name, type) for name, type in later.items() if name not in schema.names]
         types: dict[str, pa.DataType] = {}
         columns: dict[str, str] = {}
-        for column in schema:
+        for column in (*schema, *columns_later):
             if pa.types.is_binary(column.type):
                 continue
             name = base = re.sub(r"^(?=\d)|\W", "_", column.name, flags=re.ASCII)[:200] or "_"
@@ -47,7 +53,12 @@ class Fields:
 
     def rows(self, items: pa.Table, keys: Array, vectors: Array) -> list[dict[str, Any]]:
         """Rows for an insertion: key, vector and all fields."""
-        values = [[_value(value) for value in items[column].to_pylist()] for column in self.columns.values()]
+        values = [
+            [_value(value) for value in items[column].to_pylist()]
+            if column in items.column_names
+            else [None] * len(items)
+            for column in self.columns.values()
+        ]
         names = [KEY, VECTOR, *self.columns]
         return [dict(zip(names, row, strict=True)) for row in zip(keys.tolist(), vectors, *values, strict=True)]
 

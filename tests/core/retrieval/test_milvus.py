@@ -222,6 +222,31 @@ def test_other_columns_need_a_rebuild(address: DatabaseAddress) -> None:
     opened.client.close()
 
 
+def test_a_column_that_comes_or_goes_with_an_update_changes_no_other_item(
+    address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of photos, the columns are known in advance: the first one with a camera needs no rebuild."""
+    counts: list[int] = []
+    insert = Client.insert
+    monkeypatch.setattr(Client, "insert", lambda *a: (counts.append(len(a[2])), insert(*a))[1])
+    z, store = units(21, 1), MilvusStore(address, MODEL)
+    table = items(21, path=[f"/photos/{n}" for n in range(21)]).drop_columns(["taken"])
+    store.upload(side(address.folder, z[:20], table[:20]))
+    camera = table.append_column("camera", pa.array([None] * 20 + ["a box"], pa.string()))
+    counts.clear()
+    second = side(address.folder, z, camera, generation="generation-2")
+    store.upload(second)
+    assert sum(counts) == 1
+    opened = MilvusVectors.open(second)
+    assert opened.search(z[:1], 3, condition('camera == "a box"'))[1][0].tolist() == [20, -1, -1]
+    opened.client.close()
+    counts.clear()
+    third = side(address.folder, z[:20], table[:20].drop_columns(["year"]), generation="generation-3")
+    store.upload(third)
+    assert sum(counts) == 13, "items that had a year"
+    assert np.array_equal(MilvusVectors.open(third).search(z[:20], 1)[1][:, 0], np.arange(20))
+
+
 def test_an_approximate_index_is_tuned_and_its_recall_reported(address: DatabaseAddress) -> None:
     folder = side(address.folder, units(3000, 1), items(3000))
     built = MilvusStore(address, MODEL).upload(folder, "hnsw", units(200, 2))
