@@ -104,7 +104,7 @@ def test_a_model_of_one_half(
     small: dict[str, Any], data_root: Path, tmp_path: Path, arm: str, stage: str, part: str, weight: float
 ) -> None:
     run_manifest = train(
-        TrainRequest("scenes", arm, explicit=small | {"optim.steps": 2, "loss.alpha": 1.0}),
+        TrainRequest("scenes", arm, explicit=small | {"optim.steps": 2, "loss.alpha": 1.0, "loss.separation": 0.0}),
         tmp_path / "r",
         data_root=data_root,
     )

@@ -159,14 +159,14 @@ def test_every_parameter_learns_and_checkpointing_changes_nothing(spec: str, mod
 
 def test_words_take_in_their_neighbours_and_padding_is_none() -> None:
     torch.manual_seed(0)
-    module = WordConvolutions(8).eval()
+    module = WordConvolutions(8, (3, 5)).eval()
     states = torch.randn(1, 12, 8)
     mask = torch.arange(12)[None] < 9
     plain = module(states, mask)
     other = states.clone()
     other[0, 4] = torch.randn(8)
-    assert (module(other, mask) != plain).any(2).nonzero()[:, 1].tolist() == [2, 3, 4, 5, 6], (
-        "two layers of three words reach two words away"
+    assert (module(other, mask) != plain).any(2).nonzero()[:, 1].tolist() == [1, 2, 3, 4, 5, 6, 7], (
+        "windows of three and five words reach three words away"
     )
     other = states.clone()
     other[0, 9:] = 100
