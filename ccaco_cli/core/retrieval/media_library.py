@@ -278,7 +278,9 @@ class _Resolution:
         for number, state in enumerate(self.library.states):
             if state.path in self.paths:
                 continue
-            if closed and state.path.startswith(closed):
+            if state.path in self.removed:
+                self._exclude(state)
+            elif closed and state.path.startswith(closed):
                 self._keep(number)
             elif state.status == EXCLUDED and state.sha256 not in again:
                 self.others.append(state)

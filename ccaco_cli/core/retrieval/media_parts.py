@@ -98,18 +98,19 @@ class Part:
         return True
 
 
-def finished_parts(folder: Path) -> list[Part]:
-    """The parts that earlier processes finished, oldest first; removes what is incomplete."""
-    for leftover in folder.glob(".part-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    parts = []
-    for path in sorted(folder.glob("part-*"), key=_order):
-        part = Part(path)
-        if part.is_complete():
-            parts.append(part)
-        else:
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes have left. No process may be writing a part meanwhile."""
+    for path in folder.glob(".part-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("part-*"):
+        if not Part(path).is_complete():
             shutil.rmtree(path, ignore_errors=True)
-    return parts
+
+
+def finished_parts(folder: Path) -> list[Part]:
+    """The parts that this and earlier processes have finished, oldest first."""
+    parts = [Part(path) for path in sorted(folder.glob("part-*"), key=_order)]
+    return [part for part in parts if part.is_complete()]
 
 
 def _order(folder: Path) -> list[int]:

@@ -118,6 +118,7 @@ def _across_processes(request: MediaRequest, on_progress: OnProgress) -> MediaRe
             unread_file = _parts_folder(job) / _UNREAD
             # the processes divide the list of the main process: their own scans of a folder in use may differ
             distributed.main_process_only(lambda: manifest.write_json(unread_file, _unread(job)))
+            distributed.barrier(while_alive=True)  # a process that opens the model now would remove parts in writing
             paths = manifest.read_json(unread_file)[distributed.rank() :: distributed.world()]
             job = _encode(job, report_progress, paths, distributed.rank())
             distributed.barrier(while_alive=True)
@@ -150,7 +151,7 @@ def _start(request: MediaRequest) -> _FolderJob:
         assert old is not None
         settings = old.facts[LIBRARY]
     else:
-        settings = _settings(request) | {"model": str(request.model or (old.facts[LIBRARY]["model"] if old else ""))}
+        settings = _settings(request) | {"model": old.facts[LIBRARY]["model"] if old else str(request.model)}
     library = MediaLibrary()
     if old is not None:
         generation = index / old.facts["generation"]
@@ -260,6 +261,7 @@ def _with_model(job: _FolderJob) -> _FolderJob:
             expected=f"a model of {job.modality}; this one has {' and '.join(model.manifest.facts['modalities'])}",
         )
     job = replace(job, model=model)
+    media_parts.remove_unfinished(_parts_folder(job))
     return replace(job, parts=finished_parts(_parts_folder(job)))
 
 

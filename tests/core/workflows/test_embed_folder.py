@@ -225,6 +225,11 @@ def test_removed_items_stay_out_until_they_change(make: Any, photos: Path, tmp_p
     result = make()
     assert (result.counts["new"], result.counts["unchanged"]) == (1, 5), "another content is an item"
     assert "p1.png" in rows(tmp_path / "me.idx")
+    data = (photos / "p2.png").read_bytes()
+    (photos / "p2.png").unlink()  # removed while it is not there, it stays out when it is back
+    assert make(remove=["p2.png"]).counts["removed"] == 1
+    (photos / "p2.png").write_bytes(data)
+    assert make().counts["new"] == 0
     assert make(rebuild=True).counts["new"] == 13, "built anew, the index forgets what was removed"
 
 
@@ -282,9 +287,14 @@ def test_another_model_or_other_settings_are_refused_by_name(
     with pytest.raises(ConfigError, match="needs a model"):
         make(index=tmp_path / "b.idx", model=None)
     assert manifest.open(tmp_path / "me.idx", kind="index").sha256 == before
+    link = tmp_path / "same-run"
+    link.symlink_to(run)
+    assert make(model=link).counts["new"] == 1, "the same model under another name"
+    assert not make().written
+    picture(photos / "newer.png", 301)
     assert make(model=None).counts["new"] == 1, "the model in the index encodes what is new"
     result = make(store_tokens="int8", rebuild=True)
-    assert result.counts["new"] == 14
+    assert result.counts["new"] == 15
     assert result.index.facts["storage"]["image"]["tokens"]["store"] == "int8"
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".idx")] == ["me.idx"]
 
