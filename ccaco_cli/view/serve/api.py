@@ -80,6 +80,7 @@ class Api:
                 "file_queries": [m for m in index.modalities if MODALITIES[m].query_help],
                 "text_queries": "text" in index.modalities,
                 "explains": opened.explains,
+                "filter_language": "milvus" if index.manifest.facts.get("database") else "sql",
                 "originals": self.serve_originals,
                 "limits": {
                     "text_characters": parameters.TEXT.maximum,

@@ -224,6 +224,7 @@ _SCHEMAS: dict[str, Any] = {
         file_queries={"type": "array", "items": _TEXT},
         text_queries=_FLAG,
         explains=_FLAG,
+        filter_language={"enum": ["sql", "milvus"]},
         originals=_FLAG,
         limits={"type": "object", "additionalProperties": _NUMBER},
     ),

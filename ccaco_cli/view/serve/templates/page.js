@@ -44,12 +44,26 @@
     $("error").replaceChildren(...parts);
   };
 
-  // ---- filters: fields made from the columns; together they are one SQL condition
-  const identifier = name => /^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.replaceAll('"', '""')}"`;
-  const literal = text => `'${String(text).replaceAll("'", "''")}'`;
-  const contains = (name, text) => {
-    const escaped = text.replace(/[\\%_]/g, "\\$&");
-    return `${identifier(name)} ilike ${literal(`%${escaped}%`)}${escaped === text ? "" : " escape '\\'"}`;
+  // ---- filters: fields made from the columns; together they are one condition, in SQL or in the language of Milvus
+  const quoted = text => `'${String(text).replaceAll("'", "''")}'`;
+  const escaped = text => text.replace(/[\\%_]/g, "\\$&");
+  const LANGUAGES = {
+    sql: {
+      column: name => /^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.replaceAll('"', '""')}"`,
+      contains: (column, text) => `${column} ilike ${quoted(`%${escaped(text)}%`)}${escaped(text) === text ? "" : " escape '\\'"}`,
+      oneOf: (column, values) => `${column} in (${values.map(quoted).join(", ")})`,
+      equals: (column, value) => `${column} = ${value}`,
+      time: text => `timestamp ${quoted(text)}`,
+      example: "year >= 2020 and folder like '%/beach/%'",
+    },
+    milvus: {  // times are texts there
+      column: name => name.replace(/^(?=\d)|\W/g, "_"),
+      contains: (column, text) => `${column} like ${JSON.stringify(`%${text}%`)}`,
+      oneOf: (column, values) => `${column} in ${JSON.stringify(values)}`,
+      equals: (column, value) => `${column} == ${value}`,
+      time: JSON.stringify,
+      example: 'year >= 2020 and folder like "%/beach/%"',
+    },
   };
   const nextDay = day => {
     const date = new Date(`${day}T00:00:00Z`);
@@ -58,18 +72,17 @@
   };
   const fieldsOf = number => [...$("filter-fields").querySelectorAll(`[data-column="${number}"]`)];
   const condition = (column, number) => {
-    const name = identifier(column.name), fields = fieldsOf(number);
+    const language = LANGUAGES[facts.filter_language], name = language.column(column.name), fields = fieldsOf(number);
     if (column.values) {
       const chosen = fields.filter(field => field.checked).map(field => column.values[field.dataset.value].value);
       if (!chosen.length) return "";
-      if (column.type === "boolean") return chosen.map(value => `${name} = ${value}`).join(" or ");
-      return `${name} in (${chosen.map(literal).join(", ")})`;
+      return column.type === "boolean" ? chosen.map(value => language.equals(name, value)).join(" or ") : language.oneOf(name, chosen);
     }
-    if (column.type === "text") return fields[0].value.trim() ? contains(column.name, fields[0].value.trim()) : "";
+    if (column.type === "text") return fields[0].value.trim() ? language.contains(name, fields[0].value.trim()) : "";
     const [low, high] = fields.map(field => field.value), isDate = column.type === "date";
     const limits = [];
-    if (low) limits.push(`${name} >= ${isDate ? `timestamp ${literal(low)}` : Number(low)}`);
-    if (high) limits.push(isDate ? `${name} < timestamp ${literal(nextDay(high))}` : `${name} <= ${Number(high)}`);
+    if (low) limits.push(`${name} >= ${isDate ? language.time(low) : Number(low)}`);
+    if (high) limits.push(isDate ? `${name} < ${language.time(nextDay(high))}` : `${name} <= ${Number(high)}`);
     return limits.join(" and ");
   };
   const filter = () => {
@@ -131,6 +144,7 @@
     document.title = `${facts.name} · ccaco search`;
     $("facts").textContent = `${facts.program} · model ${facts.model ?? "?"} · ${amounts.join(", ")}`;
     const media = facts.file_queries.map(modality => NAME[modality] ?? modality);
+    $("where").placeholder = LANGUAGES[facts.filter_language].example;
     for (const id of ["plus", "minus"]) $(`${id}-field`).hidden = !facts.text_queries;
     $("hint").textContent = `${amounts.join(" and ")}. ${facts.text_queries ? "Type what you look for" : "Choose a file"}${media.length ? `, or drop or paste a ${media.join(" or a ")}` : ""}.`;
     $("text").hidden = !facts.text_queries;
