@@ -47,9 +47,9 @@ def test_groups_equal_a_comparison_of_all_pairs(drawn: list[tuple[int, list[int]
 def test_many_pairs_are_joined_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     hashes = [int(h) ^ (1 << int(rng.integers(64))) for h in rng.integers(0, 2**63, 20, np.uint64) for _ in range(8)]
-    whole = near_groups(np.array(hashes, np.uint64))
+    expected = near_groups(np.array(hashes, np.uint64))
     monkeypatch.setattr(near_duplicates, "PAIRS_AT_ONCE", 3)
-    assert near_groups(np.array(hashes, np.uint64)).tolist() == whole.tolist() == by_brute_force(hashes, DISTANCE)
+    assert near_groups(np.array(hashes, np.uint64)).tolist() == expected.tolist() == by_brute_force(hashes, DISTANCE)
 
 
 def test_a_hundred_thousand_hashes_take_seconds() -> None:

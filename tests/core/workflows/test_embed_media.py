@@ -54,7 +54,7 @@ def photos(media_root: Path, run: Path, tmp_path_factory: pytest.TempPathFactory
     return embed(request, data_root=media_root)
 
 
-def test_pictures_without_captions_are_found_by_text_and_by_picture(
+def test_images_without_captions_answer_texts_and_images(
     photos: Manifest, embedded: Manifest, index: Path
 ) -> None:
     opened, pairs = Index(photos.path), Index(index)

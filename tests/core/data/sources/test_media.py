@@ -44,7 +44,7 @@ def sound(path: Path, seconds: float = 0.2) -> None:
         file.writeframes(b"\x00\x40" * round(8000 * seconds))
 
 
-def made(source: Path, out: Path, **options: Any) -> Manifest:
+def prepare_media(source: Path, out: Path, **options: Any) -> Manifest:
     write = WriteOptions(workers=0, max_rejects=options.pop("max_rejects", 0.01))
     return prepare("media", source_path=source, out=out, options=SourceOptions(**options), write=write)
 
@@ -59,7 +59,7 @@ def test_photos_at_any_depth_are_one_split_with_the_facts_of_their_files(tmp_pat
     draw(root, ".hidden/f.jpg", "@eaDir/g.jpg", "System Volume Information/h.jpg", "2021/.i.jpg", "$RECYCLE.BIN/j.jpg")
     (root / "notes.txt").write_text("x")
     os.utime(root / "a.jpg", (1_625_394_790, 1_625_394_790))
-    data = made(root, tmp_path / "d")
+    data = prepare_media(root, tmp_path / "d")
     assert data.facts["modalities"] == ["image"]
     assert data.facts["splits"] == {"test": {"samples": 5, "groups": 5, "captions": 0, "rejects": 0}}
     split = shards.open_any(tmp_path / "d").split("all")
@@ -102,7 +102,7 @@ def test_links_are_followed_once_and_never_in_circles(tmp_path: Path) -> None:
     counts, passed_over = count_media(root, "image")
     assert counts == {"image": 5} and passed_over.links == 4
     (root / "away").unlink()
-    data = made(root, tmp_path / "d")
+    data = prepare_media(root, tmp_path / "d")
     assert data.facts["rejects"] == {} and "links to what is read under its own name were not followed: 4" in notes(
         data
     )
@@ -181,8 +181,8 @@ def test_undecodable_files_are_rejects(tmp_path: Path) -> None:
     (root / "gone.jpg").symlink_to("nowhere")
     (root / os.fsdecode(b"caf\xe9.jpg")).write_bytes((root / "1.jpg").read_bytes())
     with pytest.raises(DataError, match=r"5 of 7 samples rejected.*--max-rejects 0.72"):
-        made(root, tmp_path / "d")
-    data = made(root, tmp_path / "d", max_rejects=0.72)
+        prepare_media(root, tmp_path / "d")
+    data = prepare_media(root, tmp_path / "d", max_rejects=0.72)
     assert data.facts["rejects"] == {
         "broken picture": 1,
         "missing file": 1,
@@ -205,7 +205,7 @@ def test_real_photos_as_a_bare_folder(tmp_path: Path) -> None:
     (tmp_path / "s" / "b").mkdir(parents=True)
     for number, photo in enumerate(photos):
         shutil.copy2(photo, tmp_path / "s" / ("b" if number % 2 else "") / photo.name)
-    data = made(tmp_path / "s", tmp_path / "d")
+    data = prepare_media(tmp_path / "s", tmp_path / "d")
     assert data.facts["splits"]["test"]["samples"] == 200 and not data.facts["rejects"]
     split = shards.open_any(tmp_path / "d").split("all")
     for row, meta in enumerate(split.metas(range(len(split)))):
