@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -34,6 +34,27 @@ __all__ = ["Hit", "Model", "load"]
 Array = np.ndarray[Any, Any]
 SAMPLES = {"images": "image", "texts": "text", "audio": "audio", "video": "video"}
 """Keyword of the methods of ``Model`` -> modality."""
+
+
+class SearchSettings(TypedDict, total=False):
+    """Further keywords of ``Model.search``, which are the options of ``ccaco retrieve``.
+
+    Attributes:
+        target: modality of the items that are searched, such as "image" for images that are like an image; by default
+            the modality that the query is not of, or the only one that the index holds.
+        where: a condition in SQL on the columns of the items: "year >= 2020 and folder like '%/beach/%'".
+        dedup: cosine from which items are near-duplicates, which are one hit with their number in ``hit.duplicates``;
+            by default each item is a hit.
+        plus, minus: texts that are added to each query and taken away from it; a list, or one text.
+        mix_weight: of each of these texts, where that of the query is 1; 1 by default.
+    """
+
+    target: str
+    where: str
+    dedup: float
+    plus: str | Sequence[str]
+    minus: str | Sequence[str]
+    mix_weight: float
 
 
 def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto") -> Model:
@@ -234,12 +255,7 @@ class Model:
         video: Any = None,
         k: int = 10,
         rerank: int | None = None,
-        target: str = "",
-        where: str = "",
-        dedup: float = 0.0,
-        plus: str | Sequence[str] = (),
-        minus: str | Sequence[str] = (),
-        mix_weight: float = 1.0,
+        **further: Unpack[SearchSettings],
     ) -> list[list[Hit]]:
         """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
 
@@ -251,13 +267,7 @@ class Model:
             images, texts, audio, video: the queries, by one of these keywords; a list, or one query alone.
             k: answers for each query.
             rerank: items that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
-            target: modality of the items that are searched, as "image" for images that are like an image; "" = the
-                modality that the query is not of, or the only one that the index holds.
-            where: a condition in SQL on the columns of the items: "year >= 2020 and folder like '%/beach/%'".
-            dedup: cosine from which items are near-duplicates, which are one hit with their number in
-                ``hit.duplicates``; 0 = each item is a hit.
-            plus, minus: texts that are added to each query and taken away from it.
-            mix_weight: of each of these texts, where that of the query is 1.
+            further: target, where, dedup, plus, minus and mix_weight, as ``SearchSettings`` describes them.
         Returns:
             One list of hits for each query, best first; empty where no item satisfies the condition.
         Raises:
@@ -266,16 +276,15 @@ class Model:
             FilterError: the condition does not parse, is not boolean, or names an unknown column.
         """
         modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
-        added, removed = ((texts,) if isinstance(texts, str) else tuple(texts) for texts in (plus, minus))
-        options = SearchOptions(k, rerank, target, where, dedup, added, removed, mix_weight)
-        options.check()
-        for name, queries in (("query", samples if modality == "text" else ()), ("plus", added), ("minus", removed)):
+        options = _search_options(k, rerank, further)
+        texts_of = {"query": samples if modality == "text" else (), "plus": options.plus, "minus": options.minus}
+        for name, queries in texts_of.items():
             for number, text in enumerate(queries, 1):
                 check_utf8(text, f"{name} {number}")
                 if is_blank(text):
                     raise DataError(f"{name} {number} is empty", expected="a sentence")
         opened = self._open(index)
-        opened.target(modality, target)
+        opened.target(modality, options.target)
         return ask(opened, modality, samples, options) if samples else []
 
     def _open(self, index: str | Path | Index | None) -> Index:
@@ -356,6 +365,17 @@ class Model:
         weight = "" if self.scorer.kind == CROSS else f", weight {self.scorer.weight:g}"
         towers = ", ".join(f"{m}: {tower.spec}" for m, tower in self.towers.items())
         return f"Model({towers}; {self.embedding_size} dimensions; score {self.scorer.kind}{weight})"
+
+
+def _search_options(k: int, rerank: int | None, further: SearchSettings) -> SearchOptions:
+    """Raises ConfigError: a number out of range."""
+    settings: dict[str, Any] = dict(further)
+    for name in ("plus", "minus"):
+        texts = settings.get(name, ())
+        settings[name] = (texts,) if isinstance(texts, str) else tuple(texts)
+    options = SearchOptions(k, rerank, **settings)
+    options.check()
+    return options
 
 
 def _print_progress(modality: str) -> OnProgress:

@@ -252,9 +252,9 @@ def test_copies_of_a_file_are_one_hit(index: Path, tmp_path: Path) -> None:
     opened = Index(copy)
     (hits,) = ask(opened, "image", [picture(opened, 7)], SearchOptions(5, target="image", dedup=1.0))
     query = z(opened, "image", picture(opened, 7))
-    rest = 20 + np.argsort(-(table[20:] @ query), kind="stable")
+    remaining = 20 + np.argsort(-(table[20:] @ query), kind="stable")
     assert hits[0].row == 0 and hits[0].duplicates == 19
-    assert [hit.row for hit in hits[1:]] == rest[:4].tolist() and not any(hit.duplicates for hit in hits[1:])
+    assert [hit.row for hit in hits[1:]] == remaining[:4].tolist() and not any(hit.duplicates for hit in hits[1:])
     (selected,) = ask(
         opened, "image", [picture(opened, 7)], SearchOptions(5, target="image", dedup=1.0, where="things >= 0")
     )
