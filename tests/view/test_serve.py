@@ -147,6 +147,7 @@ def test_items_thumbnails_and_facts(scenes: Served, index: Path) -> None:
     opened = Index(index)
     assert status == 200 and facts["items"] == {m: len(side.items) for m, side in opened.sides.items()}
     assert facts["file_queries"] == ["image"] and facts["text_queries"] and facts["explains"] and not facts["originals"]
+    assert facts["filter_language"] == "sql"
     _, answer = scenes.get("/api/search", text="a cat", k=1)
     item = answer["hits"][0]["item"]
     row = opened.sides["image"].item(item["row"])
@@ -224,8 +225,8 @@ def test_a_file_that_is_not_the_indexed_one_is_not_sent(
 ) -> None:
     copies = tmp_path / "photos"
     shutil.copytree(photos / "beach", copies)
-    from ccaco_cli.core.retrieval.media_request import MediaRequest
-    from ccaco_cli.core.workflows.embed_folder import embed_folder
+    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.update import embed_folder
 
     embed_folder(MediaRequest(source=copies, model=run, index=tmp_path / "m.idx", device="cpu", precision="fp32"))
     with serving(tmp_path / "m.idx", originals=True) as served:
@@ -606,8 +607,8 @@ def until(condition: Any, seconds: float = 20.0) -> None:
 
 
 def test_a_new_generation_is_served_without_a_restart(run: Path, photos: Path, tmp_path: Path) -> None:
-    from ccaco_cli.core.retrieval.media_request import MediaRequest
-    from ccaco_cli.core.workflows.embed_folder import embed_folder
+    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.update import embed_folder
 
     media, path = tmp_path / "photos", tmp_path / "me.idx"
     shutil.copytree(photos / "beach", media)

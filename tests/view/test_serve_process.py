@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,14 +73,16 @@ def test_a_server_answers_and_ends_with_the_code_of_the_signal(index: Path, numb
         socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1].strip("/"))), timeout=2)
 
 
-def test_an_index_can_be_rebuilt_after_its_server_was_killed(index: Path) -> None:
+def test_an_index_can_be_rebuilt_after_its_server_was_killed(index: Path, tmp_path: Path) -> None:
     """The lock of the generation belongs to the process."""
     import fcntl
 
-    generation = next(index.glob("generation-*"))
+    copy = tmp_path / "copy.idx"  # other tests of this process may read the index itself
+    shutil.copytree(index, copy)
+    generation = next(copy.glob("generation-*"))
     number = os.open(generation, os.O_RDONLY)
     try:
-        with process(index) as (server, _, _):
+        with process(copy) as (server, _, _):
             with pytest.raises(BlockingIOError):
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             server.kill()
