@@ -12,6 +12,7 @@ LEVELS = {
     "workflows": 7,
     "reporting": 6,
     "export": 6,
+    "library": 6,
     "experiments": 5,
     "scoring": 4,
     "training": 3,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccaco_cli.core.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.retrieval.media_scan import Reject
+    from ccaco_cli.core.library.media_scan import Reject
 
 
 def embed_folder(
@@ -24,12 +24,12 @@ def embed_folder(
         settings: fields of ``MediaRequest``.
     """
     from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.library.media_library import REJECTS
+    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.update import embed_folder
     from ccaco_cli.core.retrieval import near_duplicates
     from ccaco_cli.core.retrieval.address import index_place
-    from ccaco_cli.core.retrieval.media_library import REJECTS
-    from ccaco_cli.core.retrieval.media_request import MediaRequest
     from ccaco_cli.core.shell import quoted_path
-    from ccaco_cli.core.workflows.embed_folder import embed_folder
     from ccaco_cli.view import progress
 
     flags = ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)

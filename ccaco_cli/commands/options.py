@@ -58,7 +58,11 @@ ModelSource = Annotated[
 ]
 Split = Annotated[
     str | None,
-    typer.Option("--split", help="Split of the data set; all means every split together.", show_default="test, else val, else train"),
+    typer.Option(
+        "--split",
+        help="Split of the data set; all means every split together.",
+        show_default="test, else val, else train",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N].")]
 Metric = Annotated[

@@ -103,7 +103,10 @@ def report(
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", metavar="STRATUM", help="Split the queries by a property: things, twin, relation ...", show_default=False
+            "--by",
+            metavar="STRATUM",
+            help="Split the queries by a property: things, twin, relation ...",
+            show_default=False,
         ),
     ] = None,
     metric: options.Metric = "R-sum",

@@ -32,7 +32,9 @@ def test_shards_and_index(
     facts = manifest.open(tmp_path / "v.idx", kind="index", verify="full").facts
     assert facts["split"] == "val"
     assert facts["query"]["exported"]
-    assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").shape == (25, 18), "one token an image, with its place"
+    assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").shape == (25, 18), (
+        "one token an image, with its place"
+    )
     assert np.load(tmp_path / "v.idx/generation-1/image/tokens.npy").dtype == np.int8
     hits = ccaco("retrieve", "a red cat", "--index", "v.idx", "-k", 2, "--format", "csv")
     assert (hits.code, hits.err, hits.out.count("\n")) == (0, "", 3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ccaco_cli.core.retrieval.index import Index
-from tests.core.workflows.test_embed_folder import picture
+from tests.core.library.test_update import picture
 from tests.pretrained_models import open_clip_folder
 
 REAL = Path(os.environ.get("CCACO_REAL_DATA", "/nowhere"))

@@ -21,16 +21,17 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
-from ccaco_cli.core.retrieval import export, media_encoder, media_parts
+from ccaco_cli.core.library import media_encoder, media_parts
+from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library.update import embed_folder
+from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.media_request import MediaRequest
 from ccaco_cli.core.training import checkpoint
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
 from ccaco_cli.core.training.loop import TrainingCallbacks, TrainingData, fit
 from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.ablate import ablate
-from ccaco_cli.core.workflows.embed_folder import embed_folder
 from ccaco_cli.core.workflows.train import train
 from tests.core.data.test_shards import picture
 from tests.faults.killing import everywhere, hashes

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccaco_cli.core.retrieval import export, media_encoder, media_parts
+from ccaco_cli.core.library import media_encoder, media_parts
+from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library.update import embed_folder
+from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.address import index_place, parse
-from ccaco_cli.core.retrieval.media_request import MediaRequest
 from ccaco_cli.core.retrieval.open_index import open_index
 from ccaco_cli.core.workflows import embed as embedding
-from ccaco_cli.core.workflows.embed_folder import embed_folder
 from tests.core.data.test_shards import picture
 from tests.faults.killing import everywhere
 from tests.processes import launch

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 ITEM_COLUMNS = ("id", "group", "text", "thumbnail")
 """Columns of the items that are not facts of the source."""
+SECONDS = pa.timestamp("s")
+CONTENT_COLUMNS: dict[str, pa.DataType] = {
+    "sha256": pa.string(),
+    "width": pa.int64(),
+    "height": pa.int64(),
+    "taken": SECONDS,
+    "camera": pa.string(),
+    "latitude": pa.float64(),
+    "longitude": pa.float64(),
+    "duration": pa.float64(),
+}
+"""What is known of the content of a file: name -> type. Two files of one content have the same values."""
 MAX_COLUMNS = 256
 """Columns that are stored: a source whose objects have ever new keys would fill the memory."""
 ROWS_AT_ONCE = 1024

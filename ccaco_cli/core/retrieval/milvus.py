@@ -23,7 +23,7 @@ from ccaco_cli.core import fault
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.retrieval import vectors
 from ccaco_cli.core.retrieval.address import DatabaseAddress, of_companion
-from ccaco_cli.core.retrieval.media_items import CONTENT_COLUMNS
+from ccaco_cli.core.retrieval.item_columns import CONTENT_COLUMNS
 from ccaco_cli.core.retrieval.milvus_client import Client
 from ccaco_cli.core.retrieval.milvus_fields import Fields
 from ccaco_cli.core.retrieval.vectors import DATABASE, VECTORS, Array, Built, Flat

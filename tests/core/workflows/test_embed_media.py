@@ -54,9 +54,7 @@ def photos(media_root: Path, run: Path, tmp_path_factory: pytest.TempPathFactory
     return embed(request, data_root=media_root)
 
 
-def test_images_without_captions_answer_texts_and_images(
-    photos: Manifest, embedded: Manifest, index: Path
-) -> None:
+def test_images_without_captions_answer_texts_and_images(photos: Manifest, embedded: Manifest, index: Path) -> None:
     opened, pairs = Index(photos.path), Index(index)
     assert list(opened.sides) == ["image"] and opened.modalities == ("image", "text")
     assert photos.facts["rows"] == {"image": 25} and photos.facts["split"] == "all"

@@ -24,18 +24,18 @@ import ccaco_cli
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library.update import embed_folder
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.address import index_place, parse
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.media_request import MediaRequest
 from ccaco_cli.core.retrieval.open_index import open_index
 from ccaco_cli.core.retrieval.search import SearchOptions
 from ccaco_cli.core.workflows import embed as embedding
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
-from ccaco_cli.core.workflows.embed_folder import embed_folder
 from ccaco_cli.core.workflows.retrieve import by_file, by_text
 from ccaco_cli.core.workflows.train import train
-from tests.core.workflows.test_embed_folder import picture
+from tests.core.library.test_update import picture
 from tests.processes import free_port
 
 pytest.importorskip("pymilvus", reason="needs the extra milvus: pip install 'ccaco[milvus]'")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccaco_cli.core.library.media_scan import Reject
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.address import DatabaseAddress
-from ccaco_cli.core.retrieval.media_scan import Reject
 
 
 @dataclass(frozen=True)

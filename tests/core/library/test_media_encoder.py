@@ -12,12 +12,12 @@ import torch
 from ccaco_cli.core.config import LossConfig, ModelConfig
 from ccaco_cli.core.config_io import override
 from ccaco_cli.core.encoding.samples import encode_samples
+from ccaco_cli.core.library import media_encoder, media_parts
+from ccaco_cli.core.library.media_encoder import MediaEncoder
+from ccaco_cli.core.library.media_parts import PartWriter, finished_parts
+from ccaco_cli.core.library.media_reader import MediaReader
 from ccaco_cli.core.model import aligner as aligners
-from ccaco_cli.core.retrieval import media_encoder, media_parts
-from ccaco_cli.core.retrieval.media_encoder import MediaEncoder
-from ccaco_cli.core.retrieval.media_parts import PartWriter, finished_parts
-from ccaco_cli.core.retrieval.media_reader import MediaReader
-from tests.core.workflows.test_embed_folder import picture
+from tests.core.library.test_update import picture
 from tests.recordings import film
 
 

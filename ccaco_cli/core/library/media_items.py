@@ -14,26 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ccaco_cli.core import fault
-from ccaco_cli.core.retrieval.side_rows import ITEMS, Picks
+from ccaco_cli.core.library.side_rows import ITEMS, Picks
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.retrieval.media_reader import ReadFile
+    from ccaco_cli.core.library.media_reader import ReadFile
+from ccaco_cli.core.retrieval.item_columns import CONTENT_COLUMNS, SECONDS
 
 Array = np.ndarray[Any, Any]
 ROWS_AT_ONCE = 1024
 """Rows of a batch of items: their thumbnails are in memory at once."""
-SECONDS = pa.timestamp("s")
-CONTENT_COLUMNS: dict[str, pa.DataType] = {
-    "sha256": pa.string(),
-    "width": pa.int64(),
-    "height": pa.int64(),
-    "taken": SECONDS,
-    "camera": pa.string(),
-    "latitude": pa.float64(),
-    "longitude": pa.float64(),
-    "duration": pa.float64(),
-}
-"""What is known of the content of a file: name -> type. Two files of one content have the same values."""
 THUMBNAIL = "thumbnail"
 
 

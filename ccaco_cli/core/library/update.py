@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from ccaco_cli.core import fault, manifest, runtime
 from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.library import media_index, media_library, media_parts
+from ccaco_cli.core.library.media_hashing import read_known
+from ccaco_cli.core.library.media_index import LIBRARY, ModelSource, NewModel, StoredModel
+from ccaco_cli.core.library.media_library import MediaLibrary, Update
+from ccaco_cli.core.library.media_parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
+from ccaco_cli.core.library.media_request import MediaRequest, MediaResult
+from ccaco_cli.core.library.media_scan import Scan, scan
+from ccaco_cli.core.library.side_rows import SideRows
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
-from ccaco_cli.core.retrieval import generations, media_index, media_library, media_parts, token_store
+from ccaco_cli.core.retrieval import generations, token_store
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval import vectors as vector_files
-from ccaco_cli.core.retrieval.media_hashing import read_known
-from ccaco_cli.core.retrieval.media_index import LIBRARY, ModelSource, NewModel, StoredModel
-from ccaco_cli.core.retrieval.media_library import MediaLibrary, Update
-from ccaco_cli.core.retrieval.media_parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
-from ccaco_cli.core.retrieval.media_request import MediaRequest, MediaResult
-from ccaco_cli.core.retrieval.media_scan import Scan, scan
-from ccaco_cli.core.retrieval.side_rows import SideRows
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, no_progress
 
@@ -294,8 +295,8 @@ def _precision(job: _FolderJob) -> str:
 def _encode(job: _FolderJob, on_progress: OnProgress, paths: Sequence[str] | None = None, rank: int = 0) -> _FolderJob:
     """Reads and encodes files (``paths``, or all that are unread); returns the job with all finished parts."""
     from ccaco_cli.core.encoding.encode import reduced_precision
-    from ccaco_cli.core.retrieval.media_encoder import MediaEncoder
-    from ccaco_cli.core.retrieval.media_reader import MediaReader
+    from ccaco_cli.core.library.media_encoder import MediaEncoder
+    from ccaco_cli.core.library.media_reader import MediaReader
 
     assert job.model is not None
     aligner, towers = job.model.aligner, job.model.towers

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccaco_cli.core import fault, manifest
+from ccaco_cli.core.library import media_items, media_library, side_rows
+from ccaco_cli.core.library.media_library import Update
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval import generations, media_items, media_library, near_duplicates, side_rows, vectors
+from ccaco_cli.core.retrieval import generations, near_duplicates, vectors
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.generations import IndexFolder, next_generation
-from ccaco_cli.core.retrieval.media_library import Update
 
 if TYPE_CHECKING:
     from ccaco_cli.core.config import RunConfig

@@ -20,12 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from ccaco_cli.core import fault
-from ccaco_cli.core.retrieval import media_items, token_store, vectors
-from ccaco_cli.core.retrieval.media_hashing import FileState
-from ccaco_cli.core.retrieval.side_rows import SideRows
+from ccaco_cli.core.library import media_items
+from ccaco_cli.core.library.media_hashing import FileState
+from ccaco_cli.core.library.side_rows import SideRows
+from ccaco_cli.core.retrieval import token_store, vectors
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.retrieval.media_reader import ReadFile
+    from ccaco_cli.core.library.media_reader import ReadFile
     from ccaco_cli.core.types import EncodedSamples
 
 Array = np.ndarray[Any, Any]

@@ -16,11 +16,12 @@ from PIL import Image
 
 from ccaco_cli.core import lock, manifest
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
-from ccaco_cli.core.retrieval import export, media_encoder, media_hashing, media_parts
+from ccaco_cli.core.library import media_encoder, media_hashing, media_parts
+from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library.update import MediaResult, embed_folder
+from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
-from ccaco_cli.core.retrieval.media_request import MediaRequest
 from ccaco_cli.core.retrieval.search import SearchOptions, ask, encode_query, search
-from ccaco_cli.core.workflows.embed_folder import MediaResult, embed_folder
 from tests.manifests import edited
 from tests.pretrained_models import hf_folder
 from tests.processes import launch
@@ -481,7 +482,7 @@ def test_what_was_encoded_before_an_interruption_is_not_encoded_again(
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr("ccaco_cli.core.retrieval.side_rows.write_vectors", full)
+        patch.setattr("ccaco_cli.core.library.side_rows.write_vectors", full)
         make()
     assert not (tmp_path / "me.idx").exists()
     assert sum(encoded) == 12
