@@ -67,8 +67,8 @@ def test_new_loss_part_is_one_entry(
     with charts.style():
         titles = [axis.get_title() for axis in charts.curves({"run": read_log(folder)}).axes]
     assert titles[: titles.index("logit_scale")] == [
-        *("total", "contrastive", "cross", "uniformity"),
-        *("alpha", "beta", "uniformity_weight"),
+        *("total", "contrastive", "cross", "separation", "uniformity"),
+        *("alpha", "beta", "separation_weight", "uniformity_weight"),
     ]
     shown = io.StringIO()
     Console(file=shown, width=200).print(snapshot([folder]))

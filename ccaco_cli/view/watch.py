@@ -60,7 +60,7 @@ def snapshot(paths: Sequence[Path]) -> Any:
     losses = (TOTAL, *listed_parts(name for entries in logs.values() for entry in entries for name in entry))
     table = Table(header_style="bold")
     for name in ("run", "step", *losses, "validation R-sum", "state"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("step", "state"))
     for run, entries in logs.items():
         steps = [entry for entry in entries if "validation" not in entry]
         best = [

@@ -98,7 +98,7 @@ def test_a_condition_and_columns(ccaco: Callable[..., Any], photos: Path) -> Non
     answers = json.loads(done.out)
     assert [row["year"] for row in answers] == [int(row["year"]) for row in rows]
     assert {row["taken"] for row in answers} == {None, "2020-05-01 08:30:00"} and answers[0]["latitude"] == 48.123456
-    done = ccaco("retrieve", "a cat", "-i", photos, "-k", 3, *columns, "--format", "table")
+    done = ccaco("retrieve", "a cat", "-i", photos, "-k", 100, *columns, "--format", "table")
     assert "2,0" not in done.out and "48.123456" in done.out and "2020-05-01 08:30:00" in done.out
     assert "text" not in done.out.splitlines()[1], "no item has a text"
 

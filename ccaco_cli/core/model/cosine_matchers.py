@@ -107,8 +107,8 @@ class Attended(CosineMatcher):
         Half of the tokens of a batch of captions is padding. A CPU computes only real tokens. A GPU computes all of
         them, since the program would have to wait for it to know how many are real; the gate of padding is zero.
         """
-        gate = queries.gate.masked_fill(~queries.mask, 0.0)
         if runtime.must_wait(queries.mask):
+            gate = queries.gate.masked_fill(~queries.mask, 0.0)
             scores, positions = self._token_scores(queries.unit.flatten(0, 1), keys)
             padded_table: Tensor = (scores.view(-1, *queries.mask.shape) * gate).sum(-1)
             if places is not None:
@@ -121,9 +121,7 @@ class Attended(CosineMatcher):
         scores, positions = self._token_scores(queries.unit[queries.mask], keys)
         table = scores @ of_sample
         if places is not None:
-            padded = positions.new_zeros(len(keys.unit), *queries.place.shape)
-            padded[:, queries.mask] = positions
-            table = table + places.score(padded, queries.place, gate)
+            table = table + places.score_words(positions, queries.place[queries.mask], of_sample)
         return table
 
     def _token_scores(self, tokens: Tensor, keys: GatedTokens) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,21 @@ class Places(nn.Module):
         score: Tensor = self.gain * (relative * directions * weights).sum((-2, -1))
         return score
 
+    def score_words(self, positions: Tensor, directions: Tensor, of_sample: Tensor) -> Tensor:
+        """``score`` of T words of Q texts side by side, without padding, for K images.
+
+        Args:
+            positions: [K, T, 2].
+            directions: [T, 2].
+            of_sample: [T, Q], the gate of each word in the column of its text; zero elsewhere.
+        Returns:
+            [K, Q].
+        """
+        absolute = (positions * directions).sum(-1) @ of_sample
+        mean = torch.einsum("ktx,tq->kqx", positions, of_sample)
+        scores: Tensor = self.gain * (absolute - (mean * (of_sample.T @ directions)).sum(-1))
+        return scores
+
 
 def grid_positions(layout: Layout, count: int, device: torch.device | None = None) -> Tensor:
     """Positions of ``count`` tokens: [count, 2] float32, x and y from -1 to 1; zero for special tokens."""

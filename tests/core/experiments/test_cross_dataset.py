@@ -112,5 +112,5 @@ def test_the_command_scores_shows_and_gates(ccaco: Callable[..., Any], runs: Pat
     done = ccaco(*arguments, "--table", "runs", "--fail-if", "choice_accuracy<=1")
     assert done.code == 1 and "choice_accuracy = " in done.err
     assert json.loads(done.out)[0]["run"] == "first"
-    done = ccaco("report", runs, "--table", "choices")
-    assert done.code == 2 and "these results have no choices" in done.err
+    done = ccaco("report", runs, "--table", "languages")
+    assert done.code == 2 and "these results have no languages" in done.err

@@ -113,7 +113,8 @@ def test_a_run_across_domains_is_complete(dann: Path) -> None:
     logged = [e for e in steps(dann) if "validation" not in e]
     assert all({"contrastive", "cross", "domain", "domain_accuracy", "total"} <= e.keys() for e in logged)
     for e in logged:
-        assert e["total"] == pytest.approx(e["contrastive"] + 0.5 * e["cross"] + e["domain"], abs=1e-4)
+        expected = e["contrastive"] + 0.5 * e["cross"] + e["domain"] + e["separation_weight"] * e["separation"]
+        assert e["total"] == pytest.approx(expected, abs=1e-4)
     assert all({"validation", "oracle"} <= e.keys() for e in steps(dann) if "validation" in e)
     stored = json.loads((dann / "results/test-source.cosine.json").read_text())
     assert stored["split"] == "test-source" and len(stored["per_query"]["image_to_text"][0]["rank"]) == 12

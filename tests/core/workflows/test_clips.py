@@ -86,8 +86,8 @@ def test_video_and_audio(ccaco: Callable[..., Any], place: Path, monkeypatch: py
         assert len(hits) == 3 and {r["id"] for r in hits} <= set(part.ids) and hits[0]["text"]
         assert (place / "sheet.png").stat().st_size > 1_000
     for wrong, message in (
-        (["a ball"], "holds no text"),
-        (["--image", "film.mp4"], "holds no image"),
+        (["a ball"], "cannot encode text"),
+        (["--image", "film.mp4"], "cannot encode image"),
         (["--audio", "no.wav"], "no.wav"),
     ):
         done = ccaco("retrieve", *wrong, "--index", "b.idx")

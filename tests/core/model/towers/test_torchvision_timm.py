@@ -184,7 +184,7 @@ def test_timm_pooling_is_declared_and_probed(name: str, settings: dict[str, Any]
     probe(tower)
     for wrong in {"first", "mean"} - {pooling} if tower.grid else ():
         with pytest.raises(TowerError, match=f"is not the {wrong} of its tokens|no class token before its patches"):
-            probe(replace(tower, pooled_from=wrong, fingerprint=wrong + tower.fingerprint))
+            probe(replace(tower, pooled_from=wrong, pretrained=True, fingerprint=wrong + tower.fingerprint))
 
 
 def test_real_squeezenet() -> None:
