@@ -361,9 +361,10 @@
     $("text").value = query?.kind === "text" ? query.text : "";
     count = STEP;
     showQuery();
+    if (!query) { $("results").hidden = true; $("status").textContent = ""; showError(null); }
+    const restored = query;
     await loadColumns();
-    if (query) await search();
-    else { $("results").hidden = true; $("status").textContent = ""; showError(null); }
+    if (query && query === restored) await search(); // else the reader has begun another search meanwhile
   };
   addEventListener("popstate", restore);
   loadIndex().then(restore).catch(error => { if (!(error instanceof Refused)) throw error; showError(error.problem); });
