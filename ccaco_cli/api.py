@@ -255,7 +255,7 @@ class Model:
         video: Any = None,
         k: int = 10,
         rerank: int | None = None,
-        **further: Unpack[SearchSettings],
+        **settings: Unpack[SearchSettings],
     ) -> list[list[Hit]]:
         """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
 
@@ -267,7 +267,7 @@ class Model:
             images, texts, audio, video: the queries, by one of these keywords; a list, or one query alone.
             k: answers for each query.
             rerank: items that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
-            further: target, where, dedup, plus, minus and mix_weight, as ``SearchSettings`` describes them.
+            settings: target, where, dedup, plus, minus and mix_weight, as ``SearchSettings`` describes them.
         Returns:
             One list of hits for each query, best first; empty where no item satisfies the condition.
         Raises:
@@ -276,7 +276,7 @@ class Model:
             FilterError: the condition does not parse, is not boolean, or names an unknown column.
         """
         modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
-        options = _search_options(k, rerank, further)
+        options = _search_options(k, rerank, settings)
         texts_of = {"query": samples if modality == "text" else (), "plus": options.plus, "minus": options.minus}
         for name, queries in texts_of.items():
             for number, text in enumerate(queries, 1):
@@ -367,9 +367,9 @@ class Model:
         return f"Model({towers}; {self.embedding_size} dimensions; score {self.scorer.kind}{weight})"
 
 
-def _search_options(k: int, rerank: int | None, further: SearchSettings) -> SearchOptions:
+def _search_options(k: int, rerank: int | None, keywords: SearchSettings) -> SearchOptions:
     """Raises ConfigError: a number out of range."""
-    settings: dict[str, Any] = dict(further)
+    settings: dict[str, Any] = dict(keywords)
     for name in ("plus", "minus"):
         texts = settings.get(name, ())
         settings[name] = (texts,) if isinstance(texts, str) else tuple(texts)

@@ -5,7 +5,6 @@ Each is a complete process, beside plain open_clip and faiss (``plain_library.py
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import subprocess
@@ -16,34 +15,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import record
-import torch
+from checkpoint_folder import write_checkpoint
 from PIL import Image
-from safetensors.torch import save_file
 
 from ccaco_cli.core.retrieval.index import Index
 
 options = record.arguments(__doc__, count=100_000, size=64, photos="", new=10)
 count = 300 if options.quick else options.count
+# towers that cost little, so that everything else shows
 VISION = {"layers": 2, "width": 64, "head_width": 16, "patch_size": 16, "image_size": 32}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 2}
-
-
-def small_model(folder: Path) -> Path:
-    """A dual encoder of a few layers with random weights, in open_clip's own layout: the towers cost little, so that
-    everything else shows."""
-    folder.mkdir()
-    config = {
-        "model_cfg": {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": TEXT},
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "open_clip_model.safetensors")
-    return folder
 
 
 def draw(file: Path, seed: int) -> None:
@@ -105,7 +87,12 @@ def rclip(photos: Path, add_new: Callable[[], None]) -> str:
 
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
-    model, photos, index, plain = small_model(root / "model"), root / "photos", root / "me.idx", root / "plain"
+    model, photos, index, plain = (
+        write_checkpoint(root / "model", 64, VISION, TEXT),
+        root / "photos",
+        root / "me.idx",
+        root / "plain",
+    )
     fill(photos)
     files = sorted(photos.rglob("*.jpg"))
     embed = [sys.executable, "-m", "ccaco_cli", "embed", "--model", f"open_clip:{model}", "--images", str(photos)]

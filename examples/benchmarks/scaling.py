@@ -7,7 +7,6 @@ one thread each. The source of prepare are shards on disk, and the same through 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import shutil
@@ -19,11 +18,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import record
-import torch
+from checkpoint_folder import write_checkpoint
 from PIL import Image
-from safetensors.torch import save_file
 
 options = record.arguments(__doc__, samples=2_000, side=256, processes=4, vision_layers=12, vision_width=768)
 samples = 60 if options.quick else options.samples
@@ -33,21 +30,6 @@ VISION = {"layers": LAYERS, "width": WIDTH, "head_width": 64, "patch_size": 32, 
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
 BILLION, PHOTOS = 10**9, 400 * 10**6
 EMBEDDING = 512
-
-
-def small_model(folder: Path) -> Path:
-    """A dual encoder with random weights, in open_clip's own layout; by default the image tower of ViT-B-32."""
-    folder.mkdir()
-    config = {
-        "model_cfg": {"embed_dim": EMBEDDING, "vision_cfg": VISION, "text_cfg": TEXT},
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "open_clip_model.safetensors")
-    return folder
 
 
 def shard(path: Path, count: int) -> None:
@@ -129,7 +111,7 @@ with tempfile.TemporaryDirectory() as place:
         part, rate = slope(f"prepare of {name}, --workers", *times)
         rows += part
         best[name] = rate
-    model = small_model(root / "model")
+    model = write_checkpoint(root / "model", EMBEDDING, VISION, TEXT)
     times = [[embed(model, root / f"d{size}", root / "e", n) for n in processes] for size in (samples, 2 * samples)]
     part, rate = slope("embed, torchrun --nproc-per-node", *times)
     rows += part

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -48,20 +48,20 @@ class IndexModel:
     files: Mapping[str, Mapping[str, Any]]
 
 
-class ModelSource:
+class ModelSource(Protocol):
     """Where the model of a generation comes from."""
 
     def put(self, folder: IndexFolder) -> IndexModel:
         """Puts the model and the query side into the folder of a generation."""
-        raise NotImplementedError
+        ...
 
     def last_generation(self, root: Path) -> Path | None:
         """The generation whose rows may be kept; None = there is none."""
-        return None
+        ...
 
 
 @dataclass(frozen=True, eq=False)
-class NewModel(ModelSource):
+class NewModel:
     """A model that was opened for this index.
 
     Attributes:
@@ -98,9 +98,12 @@ class NewModel(ModelSource):
         }
         return IndexModel(facts, asdict(self.config), {"run": self.run}, {})
 
+    def last_generation(self, root: Path) -> Path | None:
+        return None
+
 
 @dataclass(frozen=True, eq=False)
-class StoredModel(ModelSource):
+class StoredModel:
     """The model of the last generation, whose files are linked into the new one."""
 
     old: Manifest

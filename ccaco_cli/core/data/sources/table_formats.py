@@ -107,12 +107,12 @@ def open_parquet(file: Path, path_column: str, separator: str | None) -> RawTabl
     def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
         try:
             schema = parquet.read_schema(file)
-            further = [name for name in extra if not _is_binary(schema.field(name).type)]
-            read = parquet.read_table(file, columns=list(dict.fromkeys([*columns.values(), *further])))
+            stored = [name for name in extra if not _is_binary(schema.field(name).type)]
+            read = parquet.read_table(file, columns=list(dict.fromkeys([*columns.values(), *stored])))
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise _no_parquet(error, file) from None
         named = {ours: read.column(column) for ours, column in columns.items()}
-        return pa.table(named | {extra_name(column): read.column(column) for column in further})
+        return pa.table(named | {extra_name(column): read.column(column) for column in stored})
 
     try:
         return RawTable(parquet.read_schema(file).names, table)
@@ -167,8 +167,8 @@ def _objects_table(objects: Iterable[Mapping[str, Any]], columns: Mapping[str, s
             for ours, column in columns.items():
                 value = values.get(column)
                 row[ours] = fields.captions(value) if ours == "caption" else fields.text(value, ours)
-            further = {column: values[column] for column in extra if column in values}
-            row |= {EXTRA: json.dumps(further, default=str)} if extra else {}
+            extra_values = {column: values[column] for column in extra if column in values}
+            row |= {EXTRA: json.dumps(extra_values, default=str)} if extra else {}
             yield row | {PROBLEM: fields.problem}
 
     names = [*columns, PROBLEM, *([EXTRA] if extra else [])]
