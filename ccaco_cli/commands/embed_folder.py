@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccaco_cli.core.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.library.media_scan import Reject
+    from ccaco_cli.core.library.scan import Reject
 
 
 def embed_folder(
@@ -24,10 +24,10 @@ def embed_folder(
         settings: fields of ``MediaRequest``.
     """
     from ccaco_cli.core.errors import ConfigError
-    from ccaco_cli.core.library.media_library import REJECTS
-    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.request import MediaRequest
+    from ccaco_cli.core.library.states import REJECTS
     from ccaco_cli.core.library.update import embed_folder
-    from ccaco_cli.core.retrieval import near_duplicates
+    from ccaco_cli.core.retrieval import vector_duplicates
     from ccaco_cli.core.retrieval.address import index_place
     from ccaco_cli.core.shell import quoted_path
     from ccaco_cli.view import progress
@@ -56,7 +56,7 @@ def embed_folder(
     if reason := duplicates.get("skipped"):
         progress.note(f"near-duplicates are not listed: {reason}")
     elif duplicates["groups"]:
-        file = index / result.index.facts["generation"] / near_duplicates.FILE
+        file = index / result.index.facts["generation"] / vector_duplicates.FILE
         count = duplicates["groups"]
         progress.note(f"{count:,} group{'s' if count > 1 else ''} of near-duplicates: see {file}")
     from ccaco_cli.commands.embed import storage_text

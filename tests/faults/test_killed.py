@@ -21,8 +21,8 @@ from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import TrainOptions
-from ccaco_cli.core.library import media_encoder, media_parts
-from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library import encoder, parts
+from ccaco_cli.core.library.request import MediaRequest
 from ccaco_cli.core.library.update import embed_folder
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
@@ -182,7 +182,7 @@ def test_rebuilding_an_index(run: Path, data_root: Path, embedded: Any, index: P
 def embed_photos(run: Path, photos: Path, folder: Path) -> None:
     """``embed --images``, but for the export, in parts of four files."""
     export.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
-    media_encoder.BATCH_SIZE, media_parts.PART_FILES = {"cpu": 4, "cuda": 4}, 4
+    encoder.BATCH_SIZE, parts.PART_FILES = {"cpu": 4, "cuda": 4}, 4
     request = MediaRequest(folder / "me.idx", photos, model=run, device="cpu", precision="fp32")
     embed_folder(request)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccaco_cli.core.library import media_encoder, media_parts
-from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library import encoder, parts
+from ccaco_cli.core.library.request import MediaRequest
 from ccaco_cli.core.library.update import embed_folder
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.address import index_place, parse
@@ -62,7 +62,7 @@ def test_a_data_set(run: Path, data_root: Path, embedded: Any, tmp_path: Path) -
 
 def embed_photos(run: Path, photos: Path, folder: Path) -> None:
     export.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
-    media_encoder.BATCH_SIZE, media_parts.PART_FILES = {"cpu": 4, "cuda": 4}, 4
+    encoder.BATCH_SIZE, parts.PART_FILES = {"cpu": 4, "cuda": 4}, 4
     milvus.ROWS_AT_ONCE = 4
     index, database = index_place(f"milvus:{folder / 'me.db'}")
     assert index is not None

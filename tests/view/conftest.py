@@ -34,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photo_index(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the photos: one side, with the columns of their files and EXIF data."""
-    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.request import MediaRequest
     from ccaco_cli.core.library.update import embed_folder
 
     index = tmp_path_factory.mktemp("photo") / "photos.idx"

@@ -225,7 +225,7 @@ def test_a_file_that_is_not_the_indexed_one_is_not_sent(
 ) -> None:
     copies = tmp_path / "photos"
     shutil.copytree(photos / "beach", copies)
-    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.request import MediaRequest
     from ccaco_cli.core.library.update import embed_folder
 
     embed_folder(MediaRequest(source=copies, model=run, index=tmp_path / "m.idx", device="cpu", precision="fp32"))
@@ -607,7 +607,7 @@ def until(condition: Any, seconds: float = 20.0) -> None:
 
 
 def test_a_new_generation_is_served_without_a_restart(run: Path, photos: Path, tmp_path: Path) -> None:
-    from ccaco_cli.core.library.media_request import MediaRequest
+    from ccaco_cli.core.library.request import MediaRequest
     from ccaco_cli.core.library.update import embed_folder
 
     media, path = tmp_path / "photos", tmp_path / "me.idx"

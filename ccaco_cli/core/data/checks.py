@@ -249,7 +249,7 @@ def check_image(data: bytes, rules: Rules) -> CheckedBytes:
         data, size = shrink(image, rules.image_size)
     facts = {}
     if rules.hash_images:
-        from ccaco_cli.core.data.near_duplicates import perceptual_hash  # imports NumPy
+        from ccaco_cli.core.data.hash_duplicates import perceptual_hash  # imports NumPy
 
         facts[PHASH] = perceptual_hash(image)
     return data, dict(zip(("width", "height"), size, strict=True)), facts

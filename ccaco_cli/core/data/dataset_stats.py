@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ccaco_cli.core import escape, manifest
-from ccaco_cli.core.data.near_duplicates import near_groups
+from ccaco_cli.core.data.hash_duplicates import near_groups
 from ccaco_cli.core.errors import DataError
 
 REJECTS = "rejects.csv"

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from ccaco_cli.core import fault, manifest, runtime
 from ccaco_cli.core.errors import ConfigError, DataError
-from ccaco_cli.core.library import media_index, media_library, media_parts
-from ccaco_cli.core.library.media_hashing import read_known
-from ccaco_cli.core.library.media_index import LIBRARY, ModelSource, NewModel, StoredModel
-from ccaco_cli.core.library.media_library import MediaLibrary, Update
-from ccaco_cli.core.library.media_parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
-from ccaco_cli.core.library.media_request import MediaRequest, MediaResult
-from ccaco_cli.core.library.media_scan import Scan, scan
+from ccaco_cli.core.library import parts, states, writer
+from ccaco_cli.core.library.hashing import read_known
+from ccaco_cli.core.library.parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
+from ccaco_cli.core.library.request import MediaRequest, MediaResult
+from ccaco_cli.core.library.scan import Scan, scan
 from ccaco_cli.core.library.side_rows import SideRows
+from ccaco_cli.core.library.states import MediaLibrary, Update
+from ccaco_cli.core.library.writer import LIBRARY, ModelSource, NewModel, StoredModel
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval import generations, token_store
@@ -156,7 +156,7 @@ def _start(request: MediaRequest) -> _FolderJob:
     library = MediaLibrary()
     if old is not None:
         generation = index / old.facts["generation"]
-        library = MediaLibrary(media_library.read_states(generation), SideRows.open(generation / settings["modality"]))
+        library = MediaLibrary(states.read_states(generation), SideRows.open(generation / settings["modality"]))
     source = Path(settings["source"])
     option = MODALITIES[settings["modality"]].folder_option
     remove = library.resolve_names(request.remove, source)
@@ -262,7 +262,7 @@ def _with_model(job: _FolderJob) -> _FolderJob:
             expected=f"a model of {job.modality}; this one has {' and '.join(model.manifest.facts['modalities'])}",
         )
     job = replace(job, model=model)
-    media_parts.remove_unfinished(_parts_folder(job))
+    parts.remove_unfinished(_parts_folder(job))
     return replace(job, parts=finished_parts(_parts_folder(job)))
 
 
@@ -283,7 +283,7 @@ def _parts_folder(job: _FolderJob) -> Path:
     identity = model.facts["model"] if model.kind == "index" else indexes.model_identity(model)
     names = ("modality", "store_tokens", "store_grid")
     key = {name: job.settings[name] for name in names} | {"model": identity, "precision": _precision(job)}
-    return media_parts.parts_folder(job.request.index, key)
+    return parts.parts_folder(job.request.index, key)
 
 
 def _precision(job: _FolderJob) -> str:
@@ -295,8 +295,8 @@ def _precision(job: _FolderJob) -> str:
 def _encode(job: _FolderJob, on_progress: OnProgress, paths: Sequence[str] | None = None, rank: int = 0) -> _FolderJob:
     """Reads and encodes files (``paths``, or all that are unread); returns the job with all finished parts."""
     from ccaco_cli.core.encoding.encode import reduced_precision
-    from ccaco_cli.core.library.media_encoder import MediaEncoder
-    from ccaco_cli.core.library.media_reader import MediaReader
+    from ccaco_cli.core.library.encoder import MediaEncoder
+    from ccaco_cli.core.library.reader import MediaReader
 
     assert job.model is not None
     aligner, towers = job.model.aligner, job.model.towers
@@ -320,16 +320,14 @@ def _finish(job: _FolderJob) -> MediaResult:
     update = library.update(job.scan, job.read, job.remove)
     if not len(update.picks):
         raise _nothing_left(job, update)
-    parts_root = media_parts.root_folder(request.index)
+    parts_root = parts.root_folder(request.index)
     if job.old is not None and _is_same(job, update):
         generations.sweep(request.index, job.old.facts["generation"])  # of a process that was killed at its end
         if store := _vector_store(job):  # the rows of a process that was killed at its end
             store.finish(request.index / job.old.facts["generation"], [job.modality])
         shutil.rmtree(parts_root, ignore_errors=True)
         return MediaResult(job.old, update.counts, update.rejects, written=False)
-    written = media_index.write(
-        request.index, update, _model_source(job), job.settings, job.token_store, _vector_store(job)
-    )
+    written = writer.write(request.index, update, _model_source(job), job.settings, job.token_store, _vector_store(job))
     shutil.rmtree(parts_root, ignore_errors=True)
     fault.point("media.parts")
     return MediaResult(written, update.counts, update.rejects)
@@ -352,8 +350,8 @@ def _vector_store(job: _FolderJob) -> MilvusStore | None:
 def _is_same(job: _FolderJob, update: Update) -> bool:
     assert job.old is not None
     same_settings = dict(job.settings) == job.old.facts[LIBRARY]
-    stored = job.request.index / job.old.facts["generation"] / media_library.REJECTS
-    text = media_library.rejects_csv(update.rejects)
+    stored = job.request.index / job.old.facts["generation"] / states.REJECTS
+    text = states.rejects_csv(update.rejects)
     return same_settings and list(update.states) == list(job.library.states) and stored.read_text("utf-8") == text
 
 

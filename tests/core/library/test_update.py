@@ -16,8 +16,8 @@ from PIL import Image
 
 from ccaco_cli.core import lock, manifest
 from ccaco_cli.core.errors import CcacoError, ConfigError, DataError
-from ccaco_cli.core.library import media_encoder, media_hashing, media_parts
-from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library import encoder, hashing, parts
+from ccaco_cli.core.library.request import MediaRequest
 from ccaco_cli.core.library.update import MediaResult, embed_folder
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.index import Index
@@ -72,13 +72,13 @@ def make(run: Path, tmp_path: Path, photos: Path) -> Callable[..., MediaResult]:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of samples of each call of the encoder."""
     counts: list[int] = []
-    encode = media_encoder.encode
+    encode = encoder.encode
 
     def counted(aligner: Any, modality: str, column: Any, **settings: Any) -> Any:
         counts.append(len(column.row))
         return encode(aligner, modality, column, **settings)
 
-    monkeypatch.setattr(media_encoder, "encode", counted)
+    monkeypatch.setattr(encoder, "encode", counted)
     return counts
 
 
@@ -403,12 +403,12 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_and_then_rejected_th
         return status
 
     with monkeypatch.context() as patch:
-        patch.setattr(media_hashing.os, "fstat", changing)
+        patch.setattr(hashing.os, "fstat", changing)
         result = make()
     assert {(reject.path, reject.reason) for reject in result.rejects} == {
         ("broken.jpg", "not a picture"),
-        ("p1.png", media_hashing.CHANGING),
-        ("always.png", media_hashing.CHANGING),
+        ("p1.png", hashing.CHANGING),
+        ("always.png", hashing.CHANGING),
     }
     after = rows(tmp_path / "me.idx")
     assert "once.png" in after and "always.png" not in after
@@ -475,8 +475,8 @@ def test_what_was_encoded_before_an_interruption_is_not_encoded_again(
     make: Any, tmp_path: Path, photos: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk while the index is written, then while a part is written."""
-    monkeypatch.setattr(media_encoder, "BATCH_SIZE", {"cpu": 4, "cuda": 4})
-    monkeypatch.setattr(media_parts, "PART_FILES", 4)
+    monkeypatch.setattr(encoder, "BATCH_SIZE", {"cpu": 4, "cuda": 4})
+    monkeypatch.setattr(parts, "PART_FILES", 4)
 
     def full(*arguments: Any, **settings: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", "x")
@@ -507,7 +507,7 @@ def test_what_was_encoded_before_an_interruption_is_not_encoded_again(
 
 def embed_in_processes(run: Path, photos: Path, index: Path) -> None:
     export.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
-    media_encoder.BATCH_SIZE = {"cpu": 4, "cuda": 4}
+    encoder.BATCH_SIZE = {"cpu": 4, "cuda": 4}
     embed_folder(MediaRequest(index, photos, model=run, device="cpu", precision="fp32"))
 
 

@@ -24,7 +24,7 @@ import ccaco_cli
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import ConfigError, DataError, ManifestError
 from ccaco_cli.core.experiments.request import TrainRequest
-from ccaco_cli.core.library.media_request import MediaRequest
+from ccaco_cli.core.library.request import MediaRequest
 from ccaco_cli.core.library.update import embed_folder
 from ccaco_cli.core.retrieval import export
 from ccaco_cli.core.retrieval.address import index_place, parse

@@ -13,7 +13,7 @@ from pathlib import Path
 from ccaco_cli.core import runtime
 from ccaco_cli.core.data.checks import MAX_FILE_BYTES
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.library.media_scan import NOT_A_FILE
+from ccaco_cli.core.library.scan import NOT_A_FILE
 from ccaco_cli.core.types import OnProgress
 
 CHANGING = "file changes while it is read"

@@ -17,7 +17,7 @@ from ccaco_cli.core import fault
 from ccaco_cli.core.library.side_rows import ITEMS, Picks
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.library.media_reader import ReadFile
+    from ccaco_cli.core.library.reader import ReadFile
 from ccaco_cli.core.retrieval.item_columns import CONTENT_COLUMNS, SECONDS
 
 Array = np.ndarray[Any, Any]

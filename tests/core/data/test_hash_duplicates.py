@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from ccaco_cli.core.data import near_duplicates
+from ccaco_cli.core.data import hash_duplicates
 from ccaco_cli.core.data.checks import Rules, check
-from ccaco_cli.core.data.near_duplicates import DISTANCE, near_groups, perceptual_hash
+from ccaco_cli.core.data.hash_duplicates import DISTANCE, near_groups, perceptual_hash
 from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.data.sources.source import SourceOptions
@@ -48,7 +48,7 @@ def test_many_pairs_are_joined_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
     rng = np.random.default_rng(0)
     hashes = [int(h) ^ (1 << int(rng.integers(64))) for h in rng.integers(0, 2**63, 20, np.uint64) for _ in range(8)]
     expected = near_groups(np.array(hashes, np.uint64))
-    monkeypatch.setattr(near_duplicates, "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(hash_duplicates, "PAIRS_AT_ONCE", 3)
     assert near_groups(np.array(hashes, np.uint64)).tolist() == expected.tolist() == by_brute_force(hashes, DISTANCE)
 
 

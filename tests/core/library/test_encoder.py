@@ -12,10 +12,10 @@ import torch
 from ccaco_cli.core.config import LossConfig, ModelConfig
 from ccaco_cli.core.config_io import override
 from ccaco_cli.core.encoding.samples import encode_samples
-from ccaco_cli.core.library import media_encoder, media_parts
-from ccaco_cli.core.library.media_encoder import MediaEncoder
-from ccaco_cli.core.library.media_parts import PartWriter, finished_parts
-from ccaco_cli.core.library.media_reader import MediaReader
+from ccaco_cli.core.library import encoder, parts
+from ccaco_cli.core.library.encoder import MediaEncoder
+from ccaco_cli.core.library.parts import PartWriter, finished_parts
+from ccaco_cli.core.library.reader import MediaReader
 from ccaco_cli.core.model import aligner as aligners
 from tests.core.library.test_update import picture
 from tests.recordings import film
@@ -28,11 +28,11 @@ def model(*modalities: str) -> Any:
     return aligner.eval(), towers
 
 
-def encode(root: Path, modality: str, built: Any, names: list[str], parts: Path) -> list[Any]:
+def encode(root: Path, modality: str, built: Any, names: list[str], folder: Path) -> list[Any]:
     aligner, towers = built
-    encoder = MediaEncoder(aligner, modality, with_tokens=True)
-    encoder.encode_files(MediaReader(root, towers[modality], ()), names, PartWriter(parts, "float16"))
-    return finished_parts(parts)
+    media_encoder = MediaEncoder(aligner, modality, with_tokens=True)
+    media_encoder.encode_files(MediaReader(root, towers[modality], ()), names, PartWriter(folder, "float16"))
+    return finished_parts(folder)
 
 
 def test_films_of_different_length(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_films_of_different_length(tmp_path: Path) -> None:
 
 def test_an_embedding_that_is_not_finite_is_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [picture(tmp_path / f"{number}.png", number).name for number in range(5)]
-    original = media_encoder.encode
+    original = encoder.encode
 
     def diverged(*arguments: Any, **settings: Any) -> Any:
         encoded = original(*arguments, **settings)
@@ -71,12 +71,12 @@ def test_an_embedding_that_is_not_finite_is_a_reject(tmp_path: Path, monkeypatch
             encoded.z[:] = torch.nan
         return encoded
 
-    monkeypatch.setattr(media_encoder, "encode", diverged)
+    monkeypatch.setattr(encoder, "encode", diverged)
     (part,) = encode(tmp_path, "image", model("image", "text"), names, tmp_path / "parts")
-    assert part.files["problem"] == ["", *[media_encoder.NOT_FINITE] * 2, "", ""]
+    assert part.files["problem"] == ["", *[encoder.NOT_FINITE] * 2, "", ""]
     assert np.isfinite(part.rows.z).all() and len(part.rows.z) == 3
     assert part.rows.items["sha256"].to_pylist() == [part.files["sha256"][row] for row in (0, 3, 4)]
-    monkeypatch.setattr(media_encoder, "encode", without_numbers)
+    monkeypatch.setattr(encoder, "encode", without_numbers)
     *_, part = encode(tmp_path, "image", model("image", "text"), names, tmp_path / "all")
     assert part.rows is None and all(part.files["problem"])
 
@@ -85,9 +85,9 @@ def test_an_embedding_that_is_not_finite_is_a_reject(tmp_path: Path, monkeypatch
 def test_a_part_ends_by_files_bytes_or_seconds(
     limit: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(media_parts, limit, value)
-    monkeypatch.setattr(media_encoder, "BATCH_SIZE", {"cpu": 2, "cuda": 2})
+    monkeypatch.setattr(parts, limit, value)
+    monkeypatch.setattr(encoder, "BATCH_SIZE", {"cpu": 2, "cuda": 2})
     names = [picture(tmp_path / f"{number}.png", number).name for number in range(5)]
-    parts = encode(tmp_path, "image", model("image", "text"), names, tmp_path / "parts")
-    assert [part.files["path"] for part in parts] == [names[:2], names[2:4], names[4:]]
-    assert [part.folder.name for part in parts] == ["part-1-0", "part-2-0", "part-3-0"]
+    finished = encode(tmp_path, "image", model("image", "text"), names, tmp_path / "parts")
+    assert [part.files["path"] for part in finished] == [names[:2], names[2:4], names[4:]]
+    assert [part.folder.name for part in finished] == ["part-1-0", "part-2-0", "part-3-0"]

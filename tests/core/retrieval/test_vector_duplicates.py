@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccaco_cli.core.retrieval import near_duplicates
-from ccaco_cli.core.retrieval.near_duplicates import csv_text, listed_ids
+from ccaco_cli.core.retrieval import vector_duplicates
+from ccaco_cli.core.retrieval.vector_duplicates import csv_text, listed_ids
 
 N = 600
 
@@ -27,40 +27,40 @@ def rows_of(groups: Any) -> list[list[int]]:
 
 def test_groups_are_those_of_all_pairs() -> None:
     z = vectors()
-    groups = near_duplicates.near_duplicates(z, np.arange(N))
+    groups = vector_duplicates.near_duplicates(z, np.arange(N))
     assert rows_of(groups) == [[5, 300, 301], [7, 20]]
     cosines = z @ z.T - 2 * np.eye(N)
     for group in groups:
         for row, cosine in group:  # type: ignore[misc]
             assert cosine == pytest.approx(cosines[row].max(), abs=1e-6)
             assert cosine >= 0.97
-    assert near_duplicates.near_duplicates(z[10:20], np.arange(10)) == []
+    assert vector_duplicates.near_duplicates(z[10:20], np.arange(10)) == []
 
 
 def test_new_rows_are_enough_where_the_groups_of_before_are_checked_again() -> None:
     z = vectors()
-    assert rows_of(near_duplicates.near_duplicates(z, np.array([20]))) == [[7, 20]]
-    assert rows_of(near_duplicates.near_duplicates(z, np.array([300]))) == [[5, 300, 301]]
-    assert near_duplicates.near_duplicates(z, np.array([], np.int64)) == []
+    assert rows_of(vector_duplicates.near_duplicates(z, np.array([20]))) == [[7, 20]]
+    assert rows_of(vector_duplicates.near_duplicates(z, np.array([300]))) == [[5, 300, 301]]
+    assert vector_duplicates.near_duplicates(z, np.array([], np.int64)) == []
 
 
 def test_many_rows_are_compared_by_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     z = vectors(4000)
-    exact = near_duplicates.near_duplicates(z, np.arange(len(z)))
-    monkeypatch.setattr(near_duplicates, "MAX_PRODUCTS", 0)
-    monkeypatch.setattr(near_duplicates, "_LISTS", 16)
-    likely = near_duplicates.near_duplicates(z, np.arange(len(z)))
+    exact = vector_duplicates.near_duplicates(z, np.arange(len(z)))
+    monkeypatch.setattr(vector_duplicates, "MAX_PRODUCTS", 0)
+    monkeypatch.setattr(vector_duplicates, "_LISTS", 16)
+    likely = vector_duplicates.near_duplicates(z, np.arange(len(z)))
     assert rows_of(likely) == rows_of(exact)
 
 
 @pytest.mark.parametrize("products", [0, 10**12])
 def test_a_model_that_sees_no_difference_has_no_groups(products: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "MAX_PRODUCTS", products)
-    monkeypatch.setattr(near_duplicates, "MAX_PAIRS_PER_ROW", 4)
+    monkeypatch.setattr(vector_duplicates, "MAX_PRODUCTS", products)
+    monkeypatch.setattr(vector_duplicates, "MAX_PAIRS_PER_ROW", 4)
     z = np.ones((1000, 4), np.float32) / 2
-    assert "sees no difference" in str(near_duplicates.near_duplicates(z, np.arange(1000)))
-    monkeypatch.setattr(near_duplicates, "MAX_ROWS", 999)
-    assert near_duplicates.near_duplicates(z, np.arange(1000)) == "more than 999 items"
+    assert "sees no difference" in str(vector_duplicates.near_duplicates(z, np.arange(1000)))
+    monkeypatch.setattr(vector_duplicates, "MAX_ROWS", 999)
+    assert vector_duplicates.near_duplicates(z, np.arange(1000)) == "more than 999 items"
 
 
 def test_the_file_names_every_item_of_a_group(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ccaco_cli.core import fault, manifest
-from ccaco_cli.core.library import media_items, media_library, side_rows
-from ccaco_cli.core.library.media_library import Update
+from ccaco_cli.core.library import items, side_rows, states
+from ccaco_cli.core.library.states import Update
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval import generations, near_duplicates, vectors
+from ccaco_cli.core.retrieval import generations, vector_duplicates, vectors
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.generations import IndexFolder, next_generation
 
@@ -139,20 +139,20 @@ def _write_duplicates(temp: Path, side: Path, update: Update, last: Path | None)
         For the manifest: {"groups", "threshold"}, or {"skipped": why}.
     """
     z = np.load(side / vectors.VECTORS, mmap_mode="r", allow_pickle=False)
-    listed = near_duplicates.listed_ids(last) if last is not None else None
+    listed = vector_duplicates.listed_ids(last) if last is not None else None
     rows = np.arange(len(z))
     if listed is not None:  # the first source is the last generation
         ids = update.picks.sources[0].items["id"].to_pylist()
         stored = np.array([name in listed for name in ids], bool)
         is_kept = update.picks.source == 0
         rows = np.flatnonzero(~is_kept | stored[np.where(is_kept, update.picks.row, 0)])
-    groups = near_duplicates.near_duplicates(z, rows)
+    groups = vector_duplicates.near_duplicates(z, rows)
     if isinstance(groups, str):
         return {"skipped": groups}
-    text = near_duplicates.csv_text(groups, update.files.paths)
-    manifest.write_bytes(temp / near_duplicates.FILE, text.encode())
+    text = vector_duplicates.csv_text(groups, update.files.paths)
+    manifest.write_bytes(temp / vector_duplicates.FILE, text.encode())
     fault.point("media.duplicates")
-    return {"groups": len(groups), "threshold": near_duplicates.THRESHOLD}
+    return {"groups": len(groups), "threshold": vector_duplicates.THRESHOLD}
 
 
 def write(
@@ -180,11 +180,11 @@ def write(
         side.mkdir()
         side_rows.write_vectors(side, update.picks)
         side_rows.write_tokens(side, update.picks, store)
-        media_items.write_items(side, source, update.files, update.picks)
+        items.write_items(side, source, update.files, update.picks)
         duplicates = _write_duplicates(folder.temp, side, update, model.last_generation(folder.root))
         build = vectors.build if database is None else database.upload
         built = build(side, settings["index_type"])
-        media_library.write_states(folder.temp, update)
+        states.write_states(folder.temp, update)
         fault.point("media.side")
         described = model.put(folder)
         fault.point("media.model")

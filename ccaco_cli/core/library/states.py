@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from ccaco_cli.core import fault, manifest
 from ccaco_cli.core.errors import DataError, ManifestError, nearest
-from ccaco_cli.core.library.media_items import Files
-from ccaco_cli.core.library.media_parts import FILE_COLUMNS, FILES, ReadFiles
-from ccaco_cli.core.library.media_scan import Reject, Scan
+from ccaco_cli.core.library.items import Files
+from ccaco_cli.core.library.parts import FILE_COLUMNS, FILES, ReadFiles
+from ccaco_cli.core.library.scan import Reject, Scan
 from ccaco_cli.core.library.side_rows import Picks, SideRows
 
 Array = np.ndarray[Any, Any]

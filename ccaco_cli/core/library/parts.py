@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from ccaco_cli.core import fault
-from ccaco_cli.core.library import media_items
-from ccaco_cli.core.library.media_hashing import FileState
+from ccaco_cli.core.library import items
+from ccaco_cli.core.library.hashing import FileState
 from ccaco_cli.core.library.side_rows import SideRows
 from ccaco_cli.core.retrieval import token_store, vectors
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.library.media_reader import ReadFile
+    from ccaco_cli.core.library.reader import ReadFile
     from ccaco_cli.core.types import EncodedSamples
 
 Array = np.ndarray[Any, Any]
@@ -182,7 +182,7 @@ class PartWriter:
                 for encoded in self._encoded:
                     writer.add(encoded.local_tokens.tokens.numpy(), encoded.local_tokens.mask.numpy())
         fault.point("part.tokens")
-        media_items.write_contents(folder, [file for file in self._files if file.sample is not None])
+        items.write_contents(folder, [file for file in self._files if file.sample is not None])
 
 
 def _write_files(path: Path, states: Iterable[FileState]) -> None:

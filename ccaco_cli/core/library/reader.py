@@ -17,7 +17,7 @@ from ccaco_cli.core.data.checks import lenient
 from ccaco_cli.core.data.media_facts import media_facts
 from ccaco_cli.core.encoding.samples import decoded
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.library.media_hashing import FileState, hashed
+from ccaco_cli.core.library.hashing import FileState, hashed
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.index import THUMBNAIL, thumbnail, thumbnail_jpeg
 

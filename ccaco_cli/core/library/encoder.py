@@ -11,8 +11,8 @@ import torch
 from ccaco_cli.core.encoding.batching import BATCH_SIZE, prefetch
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode
 from ccaco_cli.core.encoding.samples import PreprocessedColumn
-from ccaco_cli.core.library.media_parts import PartWriter
-from ccaco_cli.core.library.media_reader import MediaReader, ReadFile
+from ccaco_cli.core.library.parts import PartWriter
+from ccaco_cli.core.library.reader import MediaReader, ReadFile
 from ccaco_cli.core.memory import keep_freed_memory
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner

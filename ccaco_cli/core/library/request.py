@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccaco_cli.core.library.media_scan import Reject
+from ccaco_cli.core.library.scan import Reject
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval.address import DatabaseAddress
 
