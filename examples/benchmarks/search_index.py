@@ -17,8 +17,8 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval import index as indexes
-from ccaco_cli.core.retrieval.export import export
-from ccaco_cli.core.retrieval.generations import begin
+from ccaco_cli.core.retrieval.complete import NewModel, complete
+from ccaco_cli.core.retrieval.generations import next_generation
 from ccaco_cli.core.retrieval.token_store import Writer
 
 WIDTH = 512
@@ -58,17 +58,6 @@ def build(folder: Path, spec: str, rows: int, tokens: int) -> Generated:
     stored_tokens = (np.random.default_rng(1).normal(size=(stored, tokens, WIDTH)) / WIDTH**0.5).astype(np.float16)
     items = _items(rows)
     caption = {name: items[name][:1] for name in ("id", "group")} | {"text": ["caption"]}
-    temp, name = begin(folder)
-    storage = {}
-    for side, vectors, side_items in (("image", z, items), ("text", z[:1], caption)):
-        with Writer(temp / side, "float16") as writer:
-            for first in range(0, len(vectors), stored):
-                part = stored_tokens[: len(vectors) - first]
-                writer.add(part, np.ones(part.shape[:2], bool))
-        storage[side] = indexes.write_side(temp / side, vectors, [side_items], store="float16")
-    indexes.save_model(temp / "model", aligner, towers, config)
-    query = export(temp / indexes.QUERY, aligner, towers, ["a red cat sleeps on a mat"], matcher=True)
-    temp.rename(folder / name)
     facts = {
         "modalities": ["image", "text"],
         "weight": 1.0,
@@ -76,11 +65,21 @@ def build(folder: Path, spec: str, rows: int, tokens: int) -> Generated:
         "name": "benchmark",
         "protocol": "",
     }
-    run, data = (Manifest(folder, kind, facts) for kind in ("run", "dataset"))
-    scale = float(aligner.logit_scale().detach())
-    more = {"scale": scale, "dim": aligner.embedding_size, "storage": storage, "query": query}
-    manifest = indexes.complete(folder, name, run, data, "test", {"image": rows, "text": 1}, config, **more)
-    return Generated(manifest, query, folder / name / indexes.QUERY, z.nbytes)
+    run, dataset = (Manifest(folder, kind, facts) for kind in ("run", "dataset"))
+    model = NewModel(aligner, towers, config, run, "float32", 0, True, ["a red cat sleeps on a mat"])
+    with next_generation(folder) as generation:
+        storage = {}
+        for side, vectors, side_items in (("image", z, items), ("text", z[:1], caption)):
+            with Writer(generation.temp / side, "float16") as writer:
+                for first in range(0, len(vectors), stored):
+                    part = stored_tokens[: len(vectors) - first]
+                    writer.add(part, np.ones(part.shape[:2], bool))
+            storage[side] = indexes.write_side(generation.temp / side, vectors, [side_items], store="float16")
+        described = model.put(generation)
+        more = {"split": "test", "rows": {"image": rows, "text": 1}, "storage": storage}
+        manifest = complete(folder, generation, described, more, dataset)
+    query = folder / generation.name / indexes.QUERY
+    return Generated(manifest, dict(described.facts["query"]), query, z.nbytes)
 
 
 def _items(rows: int) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def build(run: Path, data_root: Path, folder: Path, **more: Any) -> None:
     """``embed --index``, but for the export: it takes longer than all else together, and writes into the folder that
     all else goes to.
     """
-    embedding.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
+    export.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
     files = {"out": folder / "e", "index": folder / "i.idx"}
     request = embedding.EmbedRequest(run, "scenes", **files, device="cpu", precision="fp32", **more)
     embedding.embed(request, data_root=data_root)

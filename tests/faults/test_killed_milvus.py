@@ -31,7 +31,7 @@ from ccaco_cli.core.retrieval.milvus_client import Client
 
 def embed_scenes(run: Path, data_root: Path, folder: Path) -> None:
     """Embeddings are there; the vectors go to Milvus in parts of forty rows."""
-    embedding.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
+    export.export = lambda *arguments, **settings: {"exported": False, "why": "not tried here"}  # type: ignore[assignment]
     milvus.ROWS_AT_ONCE = 40
     index, database = index_place(f"milvus:{folder / 'me.db'}")
     files: dict[str, Any] = {"out": folder / "e", "index": index, "database": database}

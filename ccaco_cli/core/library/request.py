@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ccaco_cli.core.library.scan import Reject
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval.address import DatabaseAddress
+from ccaco_cli.core.retrieval.storage_settings import StorageSettings
 
 
 @dataclass(frozen=True)
-class MediaRequest:
-    """Which files to index, and how.
+class MediaRequest(StorageSettings):
+    """Which files to index, and how; ``StorageSettings`` describes the other attributes.
 
     Attributes:
         index: folder of the index; made or updated.
@@ -21,9 +21,6 @@ class MediaRequest:
         modality: of the files.
         model: folder of a finished run, or SPEC of a pretrained dual encoder; None = the model in the index.
         remove: paths or ids of items that are taken out, and stay out while their content is unchanged.
-        database: holds the vectors, and ``index`` is its companion folder; None = the folder holds them.
-        rebuild: encode everything again, whatever the index holds.
-        index_type, store_tokens, store_grid, precision, device: as in ``EmbedRequest``.
     """
 
     index: Path
@@ -31,13 +28,6 @@ class MediaRequest:
     modality: str = "image"
     model: str | Path | None = None
     remove: Sequence[str] = ()
-    database: DatabaseAddress | None = None
-    rebuild: bool = False
-    index_type: str = "auto"
-    store_tokens: str = "float16"
-    store_grid: int = 0
-    precision: str = "auto"
-    device: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from ccaco_cli.core.library.request import MediaRequest, MediaResult
 from ccaco_cli.core.library.scan import Scan, scan
 from ccaco_cli.core.library.side_rows import SideRows
 from ccaco_cli.core.library.states import MediaLibrary, Update
-from ccaco_cli.core.library.writer import LIBRARY, ModelSource, NewModel, StoredModel
+from ccaco_cli.core.library.writer import LIBRARY, ModelSource, StoredModel
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
-from ccaco_cli.core.retrieval import generations, token_store
+from ccaco_cli.core.retrieval import generations
 from ccaco_cli.core.retrieval import index as indexes
-from ccaco_cli.core.retrieval import vectors as vector_files
+from ccaco_cli.core.retrieval.complete import NewModel
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, no_progress
 
@@ -92,10 +92,7 @@ def embed_folder(request: MediaRequest, *, on_progress: OnProgress = no_progress
         DataError: no such folder, no media in it, an index of another kind, source or model, or no such item.
         ConfigError: no such index type, token format or precision, or other settings than those of the index.
     """
-    vector_files.check(request.index_type)
-    token_store.check(request.store_tokens)
-    if request.precision not in runtime.ENCODING_PRECISIONS:
-        runtime.encoding_dtype(request.precision, None)  # raises the error
+    request.check()
     if runtime.launcher_rank()[1] > 1:
         return _across_processes(request, on_progress)
     with generations.writer_lock(request.index):
@@ -240,7 +237,7 @@ def _with_model(job: _FolderJob) -> _FolderJob:
     from ccaco_cli.core.experiments.pretrained import open_model
 
     request = job.request
-    dtype = _precision(job)
+    dtype = job.request.dtype_name
     if job.old is not None and dtype != job.old.facts["precision"]:
         raise ConfigError(
             f"this index was made in {job.old.facts['precision']}, and this device computes in {dtype}",
@@ -282,14 +279,8 @@ def _parts_folder(job: _FolderJob) -> Path:
     model = job.model.manifest
     identity = model.facts["model"] if model.kind == "index" else indexes.model_identity(model)
     names = ("modality", "store_tokens", "store_grid")
-    key = {name: job.settings[name] for name in names} | {"model": identity, "precision": _precision(job)}
+    key = {name: job.settings[name] for name in names} | {"model": identity, "precision": job.request.dtype_name}
     return parts.parts_folder(job.request.index, key)
-
-
-def _precision(job: _FolderJob) -> str:
-    """Name of the dtype in which the towers compute."""
-    dtype = runtime.encoding_dtype(job.settings["precision"], runtime.device(job.request.device))
-    return str(dtype).removeprefix("torch.")
 
 
 def _encode(job: _FolderJob, on_progress: OnProgress, paths: Sequence[str] | None = None, rank: int = 0) -> _FolderJob:
@@ -306,7 +297,7 @@ def _encode(job: _FolderJob, on_progress: OnProgress, paths: Sequence[str] | Non
     folder = _parts_folder(job)
     known = job.library.known_contents(job.parts)
     encoder = MediaEncoder(aligner, job.modality, int(job.settings["store_grid"]), job.token_store != "none")
-    with reduced_precision(aligner, runtime.encoding_dtype(job.settings["precision"], device)):
+    with reduced_precision(aligner, job.request.dtype):
         reader = MediaReader(job.source, towers[job.modality], known)
         encoder.encode_files(
             reader, _unread(job) if paths is None else paths, PartWriter(folder, job.token_store, rank), on_progress
@@ -327,7 +318,15 @@ def _finish(job: _FolderJob) -> MediaResult:
             store.finish(request.index / job.old.facts["generation"], [job.modality])
         shutil.rmtree(parts_root, ignore_errors=True)
         return MediaResult(job.old, update.counts, update.rejects, written=False)
-    written = writer.write(request.index, update, _model_source(job), job.settings, job.token_store, _vector_store(job))
+    written = writer.write(
+        request.index,
+        update,
+        _model_source(job),
+        job.settings,
+        job.token_store,
+        request.index / job.old.facts["generation"] if job.old else None,
+        _vector_store(job),
+    )
     shutil.rmtree(parts_root, ignore_errors=True)
     fault.point("media.parts")
     return MediaResult(written, update.counts, update.rejects)
@@ -361,7 +360,7 @@ def _model_source(job: _FolderJob) -> ModelSource:
     assert job.model is not None
     aligner, towers, config, run = job.model
     matcher, grid = job.token_store != "none", int(job.settings["store_grid"])
-    return NewModel(aligner, towers, config, run, indexes.model_identity(run), _precision(job), grid, matcher)
+    return NewModel(aligner, towers, config, run, job.request.dtype_name, grid, matcher)
 
 
 def _nothing_left(job: _FolderJob, update: Update) -> DataError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,37 +15,16 @@ from ccaco_cli.core import fault, manifest
 from ccaco_cli.core.library import items, side_rows, states
 from ccaco_cli.core.library.states import Update
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.retrieval import generations, vector_duplicates, vectors
 from ccaco_cli.core.retrieval import index as indexes
+from ccaco_cli.core.retrieval import vector_duplicates, vectors
+from ccaco_cli.core.retrieval.complete import MODEL, IndexModel, complete
 from ccaco_cli.core.retrieval.generations import IndexFolder, next_generation
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.config import RunConfig
-    from ccaco_cli.core.model.aligner import Aligner
-    from ccaco_cli.core.model.towers.tower import Tower
     from ccaco_cli.core.retrieval.milvus import MilvusStore
 
 LIBRARY = "library"
 """Key in the manifest of an index of media files: their folder, their modality, and the settings of the command."""
-MODEL = "model"
-"""Folder of the model, and key of its identity in the manifest."""
-
-
-@dataclass(frozen=True, eq=False)
-class IndexModel:
-    """The model of an index, and what its manifest says of it.
-
-    Attributes:
-        facts: modalities, weight, scale, dim, precision ...
-        config: of the run.
-        inputs: manifest of the run, or its entry in the inputs of the last generation.
-        files: entries of the files whose hashes are known, by name.
-    """
-
-    facts: Mapping[str, Any]
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
 
 
 class ModelSource(Protocol):
@@ -55,61 +34,12 @@ class ModelSource(Protocol):
         """Puts the model and the query side into the folder of a generation."""
         ...
 
-    def last_generation(self, root: Path) -> Path | None:
-        """The generation whose rows may be kept; None = there is none."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class NewModel:
-    """A model that was opened for this index.
-
-    Attributes:
-        run: manifest of the run, or description of a pretrained model.
-        identity: identifies the model by its content.
-        precision: in which the items were encoded.
-        store_grid: as in ``EmbedRequest``.
-        matcher: whether the cross branch reorders hits.
-    """
-
-    aligner: Aligner
-    towers: Mapping[str, Tower]
-    config: RunConfig
-    run: Manifest
-    identity: str
-    precision: str
-    store_grid: int
-    matcher: bool
-
-    def put(self, folder: IndexFolder) -> IndexModel:
-        from ccaco_cli.core.retrieval.export import export
-
-        aligner = self.aligner.to("cpu")
-        indexes.save_model(folder.temp / MODEL, aligner, self.towers, self.config)
-        exported = export(folder.temp / indexes.QUERY, aligner, self.towers, (), matcher=self.matcher)
-        facts = {key: self.run.facts[key] for key in ("modalities", "weight", "headline")} | {
-            "run": self.run.facts["name"],
-            MODEL: self.identity,
-            "scale": float(aligner.logit_scale().detach()),
-            "dim": aligner.embedding_size,
-            "query": exported,
-            "store_grid": self.store_grid,
-            "precision": self.precision,
-        }
-        return IndexModel(facts, asdict(self.config), {"run": self.run}, {})
-
-    def last_generation(self, root: Path) -> Path | None:
-        return None
-
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
     """The model of the last generation, whose files are linked into the new one."""
 
     old: Manifest
-
-    def last_generation(self, root: Path) -> Path | None:
-        return root / str(self.old.facts["generation"])
 
     def put(self, folder: IndexFolder) -> IndexModel:
         generation = self.old.facts["generation"]
@@ -161,6 +91,7 @@ def write(
     model: ModelSource,
     settings: Mapping[str, Any],
     store: str,
+    last: Path | None = None,
     database: MilvusStore | None = None,
 ) -> Manifest:
     """Writes the next generation of an index whose lock is held; readers keep the one that they have opened.
@@ -170,6 +101,7 @@ def write(
         model: a new model, or the one of the last generation.
         settings: what is stored under ``LIBRARY``.
         store: how tokens are stored.
+        last: the generation whose rows are the first source of ``update``; None = there is none.
         database: receives the vectors; None = they stay in the index.
     Returns:
         The manifest of the index.
@@ -181,37 +113,18 @@ def write(
         side_rows.write_vectors(side, update.picks)
         side_rows.write_tokens(side, update.picks, store)
         items.write_items(side, source, update.files, update.picks)
-        duplicates = _write_duplicates(folder.temp, side, update, model.last_generation(folder.root))
+        duplicates = _write_duplicates(folder.temp, side, update, last)
         build = vectors.build if database is None else database.upload
         built = build(side, settings["index_type"])
         states.write_states(folder.temp, update)
         fault.point("media.side")
         described = model.put(folder)
         fault.point("media.model")
-        folder.temp.rename(folder.root / folder.name)
-        fault.point("media.generation")
         count = len(update.picks)
         facts = {
-            **described.facts,
             "rows": {modality: count},
-            "generation": folder.name,
-            "storage": {modality: indexes.storage_facts(folder.root / folder.name / modality, built, store, count)},
+            "storage": {modality: indexes.storage_facts(side, built, store, count)},
             "duplicates": duplicates,
             LIBRARY: dict(settings),
-            **({"database": database.address.facts} if database else {}),
         }
-        files = [
-            described.files.get(path.relative_to(folder.root).as_posix()) or manifest.file_entry(folder.root, path)
-            for path in sorted((folder.root / folder.name).rglob("*"))
-            if path.is_file()
-        ]
-        inputs = dict(described.inputs)
-        manifest.write(folder.root, "index", facts=facts, inputs=inputs, config=described.config, files=files)
-        fault.point("media.manifest")
-        if folder.new:
-            folder.root.rename(index)
-        generations.sweep(index, folder.name)
-        if database is not None:
-            database.finish(index / folder.name, [modality])
-        fault.point("media.swept")
-    return manifest.open(index, kind="index")
+        return complete(index, folder, described, facts, database=database)

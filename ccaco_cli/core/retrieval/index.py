@@ -332,28 +332,3 @@ def thumbnail_jpeg(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return out.getvalue()
-
-
-def complete(
-    root: Path,
-    generation: str,
-    run: Manifest,
-    dataset: Manifest,
-    split: str,
-    counts: Mapping[str, int],
-    config: RunConfig,
-    **more: Any,
-) -> Manifest:
-    """Writes the manifest of an index whose sides and model lie in ``root/generation``; ``more`` goes to its facts."""
-    files = [manifest.file_entry(root, f) for f in sorted((root / generation).rglob("*")) if f.is_file()]
-    facts = {k: run.facts[k] for k in ("modalities", "weight", "headline")} | {"split": split, "rows": dict(counts)}
-    facts |= {
-        "dataset": dataset.facts["name"],
-        "protocol": dataset.facts["protocol"],
-        "run": run.facts["name"],
-        "generation": generation,
-    }
-    facts |= more
-    return manifest.write(
-        root, "index", facts=facts, inputs={"run": run, "dataset": dataset}, config=asdict(config), files=files
-    )

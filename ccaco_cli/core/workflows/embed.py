@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccaco_cli.core import distributed, fault, lock, manifest, runtime
+from ccaco_cli.core import distributed, fault, lock, manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.loader import Column
@@ -32,9 +32,9 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval import generations, item_columns, token_store, vectors
 from ccaco_cli.core.retrieval import index as indexes
-from ccaco_cli.core.retrieval.export import export
+from ccaco_cli.core.retrieval import item_columns, token_store
+from ccaco_cli.core.retrieval.complete import NewModel, complete
 from ccaco_cli.core.retrieval.generations import IndexFolder, new_generation
 from ccaco_cli.core.retrieval.item_columns import ColumnTypes
 from ccaco_cli.core.retrieval.milvus import MilvusStore
@@ -100,9 +100,7 @@ def embed(request: EmbedRequest, *, data_root: Path = Path("data"), on_progress:
         DataError: other modalities, other embeddings in ``out``, or an index that exists.
         ConfigError: no such index type, token format or precision.
     """
-    vectors.check(request.index_type)
-    token_store.check(request.store_tokens)
-    runtime.encoding_dtype(request.precision, runtime.device(request.device))  # refuses an unknown precision at once
+    request.check()
     with distributed.session(request.device, on_progress) as report_progress:
         aligner, towers, config, run = distributed.main_process_first(lambda: open_model(request.model, request.device))
         data = distributed.main_process_first(
@@ -308,32 +306,20 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
         for modality, built in store.move(folder.temp, z, job.request.index_type).items():
             side = folder.temp / modality
             storage[modality] = indexes.storage_facts(side, built, job.token_format, job.rows[modality])
-    indexes.save_model(folder.temp / "model", job.aligner, job.towers, job.config)
-    samples = list(job.split.captions[:EXPORT_SAMPLES]) if "text" in job.columns else []
-    with_matcher = job.token_format != "none"
-    exported = export(folder.temp / indexes.QUERY, job.aligner.to("cpu"), job.towers, samples, matcher=with_matcher)
+    captions = list(job.split.captions[:EXPORT_SAMPLES]) if "text" in job.columns else []
+    model = NewModel(
+        job.aligner,
+        job.towers,
+        job.config,
+        job.run,
+        precision=job.request.dtype_name,
+        store_grid=job.request.store_grid,
+        matcher=job.token_format != "none",
+        captions=captions,
+    ).put(folder)
     fault.point("index.model")
-    folder.temp.rename(folder.root / folder.name)
-    fault.point("index.generation")
-    facts = {
-        "scale": float(job.aligner.logit_scale().detach()),
-        "dim": job.aligner.embedding_size,
-        "storage": storage,
-        "query": exported,
-        "store_grid": job.request.store_grid,
-        "precision": job.request.facts["precision"],
-        **({"database": store.address.facts} if store else {}),
-    }
-    dataset = job.data.manifest
-    indexes.complete(folder.root, folder.name, job.run, dataset, job.split.name, job.rows, job.config, **facts)
-    fault.point("index.manifest")
-    if folder.new:
-        folder.root.rename(index)
-    generations.sweep(index, folder.name)
-    if store:
-        store.finish(index / folder.name, job.columns)
-    fault.point("index.renamed")
-    return manifest.open(index, kind="index")
+    facts = {"split": job.split.name, "rows": job.rows, "storage": storage}
+    return complete(index, folder, model, facts, job.data.manifest, job.vector_store)
 
 
 def _load_vectors(folder: Path) -> Any:

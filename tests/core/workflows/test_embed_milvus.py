@@ -58,7 +58,6 @@ def to_milvus(text: str, run: Path, data_root: Path, out: Path, **fields: Any) -
 
 @pytest.fixture
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "export", lambda *_, **__: {"exported": False, "why": "not tried here"})
     monkeypatch.setattr(export, "export", lambda *_, **__: {"exported": False, "why": "not tried here"})
 
 
@@ -142,7 +141,7 @@ def test_the_same_command_inserts_only_what_is_missing(
     monkeypatch.setattr(embedding, "encode", lambda *_, **__: pytest.fail("nothing is to be encoded"))
     assert to_milvus(text, run, data_root, out).sha256 == first.sha256 and inserted == []
     monkeypatch.undo()
-    monkeypatch.setattr(embedding, "export", lambda *_, **__: {"exported": False, "why": "not tried here"})
+    monkeypatch.setattr(export, "export", lambda *_, **__: {"exported": False, "why": "not tried here"})
     shutil.rmtree(tmp_path / "me.db.idx")  # the companion is made again, beside the rows that are there
     again = to_milvus(text, run, data_root, out)
     assert again.facts["rows"] == first.facts["rows"]
