@@ -235,7 +235,7 @@ class PairBatch(TensorRecord):
 
 
 LENGTHS = "lengths"
-"""The input of text towers that stays on the CPU: the program, not the GPU, decides by it what is encoded together."""
+"""The input of towers of texts and clips that stays on the CPU: the program decides by it what is encoded together."""
 
 
 def _map_dict(

@@ -40,7 +40,7 @@ def units(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))), dim=-1)
 
 
-@pytest.mark.parametrize("scale", [20.0, 99.0])
+@pytest.mark.parametrize("scale", [20.0, 99.0, 1000.0])
 def test_large_batches(on_both: Both, scale: float) -> None:
     group = torch.arange(40) // 3
 

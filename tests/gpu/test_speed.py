@@ -145,7 +145,7 @@ def test_tiles_of_ranks_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch, 
     assert tiles.tile_size(CPU) == tiles.TILE_SCORES
 
 
-@pytest.mark.parametrize(("free", "expected"), [(1 << 20, 256), (200 << 20, 1045), (80 << 30, 4096)])
+@pytest.mark.parametrize(("free", "expected"), [(1 << 20, 256), (200 << 20, 1280), (80 << 30, 4096)])
 def test_tiles_of_losses_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, expected: int) -> None:
     monkeypatch.setattr(runtime, "free_memory", lambda device: free)
     assert blocked.tile_side(GPU) == expected

@@ -17,7 +17,7 @@ from ccaco_cli.core import distributed
 from ccaco_cli.core.losses import balance as balances
 from ccaco_cli.core.losses import contrastive
 from ccaco_cli.core.losses.domain import DOMAIN_LOSSES
-from ccaco_cli.core.losses.total import CROSS_LOSSES
+from ccaco_cli.core.losses.total import CONTRASTIVE_LOSSES, CROSS_LOSSES
 from ccaco_cli.core.model.matching import MATCHERS
 from ccaco_cli.core.training import health_checks, metrics_log, parallel
 from ccaco_cli.core.types import PairBatch
@@ -112,9 +112,12 @@ def test_domain_losses(loss: str) -> None:
     check_step(domain__loss=loss, domain__classify=0.1, heads=domain_heads(loss))
 
 
-def test_a_large_batch_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccaco_cli.core.losses.blocked.MAX_MATRIX_SCORES", 4)
-    check_step()
+@pytest.mark.parametrize("vectors", [1, 4])
+@pytest.mark.parametrize("contrastive_loss", CONTRASTIVE_LOSSES)
+def test_a_large_batch_in_tiles(monkeypatch: pytest.MonkeyPatch, contrastive_loss: str, vectors: int) -> None:
+    for module in ("blocked", "sigmoid"):
+        monkeypatch.setattr(f"ccaco_cli.core.losses.{module}.MAX_MATRIX_SCORES", 4)
+    check_step(loss__contrastive=contrastive_loss, model__vectors=vectors)
 
 
 def test_batches_that_are_accumulated(monkeypatch: pytest.MonkeyPatch) -> None:

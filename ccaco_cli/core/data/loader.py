@@ -25,7 +25,7 @@ from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.checks import lenient
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.modalities import MODALITIES
-from ccaco_cli.core.types import Features, OnProgress, PairBatch, no_progress
+from ccaco_cli.core.types import LENGTHS, Features, OnProgress, PairBatch, Words, no_progress
 
 Array = np.ndarray[Any, Any]
 CLIPS_PER_CHUNK = 64
@@ -40,11 +40,12 @@ def stack(samples: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def pad(samples: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Clips of any length, time first -> {"values" [B, N, ...] padded with zeros, "mask" [B, N] True = real}."""
+    """Clips, time first -> {"values" [B, N, ...] padded with zeros, "mask" [B, N] True = real, "lengths" [B] int64}."""
     counts = torch.tensor([len(sample) for sample in samples])
     return {
         "values": pad_sequence(list(samples), batch_first=True),
         "mask": torch.arange(int(counts.max())) < counts[:, None],
+        LENGTHS: counts,
     }
 
 
@@ -112,7 +113,7 @@ class TextColumn:
         return {
             "ids": torch.from_numpy(self.ids[items, :longest]).long(),
             "mask": mask[:, :longest],
-            "lengths": mask.sum(1),
+            LENGTHS: mask.sum(1),
         }
 
 

@@ -26,7 +26,7 @@ from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model.token_pooling import pool_grid
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.training import cost
-from ccaco_cli.core.types import Features, OnProgress, PairBatch, no_progress
+from ccaco_cli.core.types import Features, OnProgress, PairBatch, move, no_progress
 
 CPU_OVERHEAD = 1.25
 """Bytes that a process on a CPU holds per byte of live tensors: the allocator keeps freed memory, and convolutions need
@@ -169,4 +169,4 @@ def _inputs(split: Split, tower: Tower, config: RunConfig, size: int, device: An
         features = Features(tokens, torch.ones(1, count, dtype=torch.bool), tokens[:, 0])
         features = pool_grid(features, tower.grid, settings.cache_tokens)
         return features.map(lambda t: t.to(device).expand(size, *t.shape[1:]))
-    return {name: t.to(device).expand(size, *t.shape[1:]) for name, t in sample.items()}
+    return {name: t.expand(size, *t.shape[1:]) for name, t in move(dict(sample), device).items()}

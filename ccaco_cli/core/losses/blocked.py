@@ -20,8 +20,8 @@ TILE = 1024
 """Rows and columns of a tile of scores on a CPU: 4 MiB in float32, which stay in its cache after the product."""
 TILE_ON_GPU = 4096
 """Rows and columns of a tile on a GPU: 64 MiB, enough work for one kernel launch; fewer where memory is scarce."""
-_SCORE_BYTES = 24
-"""Memory of one score of a tile, with its copies, where it is computed in float64."""
+_SCORE_BYTES = 16
+"""Memory of one score of a tile in float32, with its copies."""
 _MAX_EXPONENT = 75.0
 """exp(75) summed over more than 60,000 rows still fits float32."""
 
@@ -57,32 +57,30 @@ def info_nce(z_a: Tensor, z_b: Tensor, group: Tensor, logit_scale: Tensor, query
 class _LogSums(torch.autograd.Function):
     """mean_i logsumexp_j(scale a_i . b_j), plus mean_j logsumexp_i of the same if ``both``; for unit vectors.
 
-    The scale bounds every logit, so one constant shift replaces the running maxima, and one exp serves rows and
-    columns. The cost is one product of 2 B^2 E operations forward and three backward; a stored matrix that is
-    multiplied in both directions needs six.
+    The cost is one product of 2 B^2 E operations forward and three backward; a stored matrix that is multiplied in both
+    directions needs six. On a CPU one constant shift, which bounds every logit, replaces the running maxima, and one
+    exp serves rows and columns. Where all candidates of a query point away from it, its sum would be zero; to know
+    that, the program would wait for a GPU, which therefore computes every sum with its own maximum.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, both: bool) -> Tensor:
         with torch.autocast(a.device.type, enabled=False):
-            shift = (scale - _MAX_EXPONENT).clamp_min(0.0)
-            sums = _sums(a, b, scale, shift, a.dtype, both)
-            in_range = torch.stack([part.min() for part in sums]).min() >= torch.finfo(a.dtype).tiny
-            if not in_range:  # all candidates of a query point away from it; the only wait for a GPU
-                sums = _sums(a, b, scale, shift, torch.float64, both)
-            ctx.save_for_backward(a, b, scale, shift, *sums)
-            return torch.stack([part.log().mean() + shift for part in sums]).sum().to(a.dtype)
+            sums = None if runtime.must_wait(a) else _shifted_log_sums(a, b, scale, both)
+            ctx.constant_shift = sums is not None
+            sums = sums or _log_sums(a, b, scale, both)
+            ctx.save_for_backward(a, b, scale, *sums)
+            return torch.stack([part.mean() for part in sums]).sum()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        a, b, scale, shift, rows, *columns = ctx.saved_tensors
+        a, b, scale, rows, *columns = ctx.saved_tensors
+        softmax = _shifted_softmax if ctx.constant_shift else _softmax
         grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
         with torch.autocast(a.device.type, enabled=False):
             for i, j in _tiles(a, b):
-                weight = _exp(a[i], b[j], scale, shift, rows.dtype)
-                norm = rows[i].reciprocal()[:, None]  # the softmax over the row, plus the one over the column
-                weight = weight.mul_(norm + columns[0][j].reciprocal() if columns else norm).to(a.dtype)
+                weight = softmax(_logits(a[i], b[j], scale), scale, rows[i], columns[0][j] if columns else None)
                 grad_a[i].addmm_(weight, b[j])
                 grad_b[j].addmm_(weight.T, a[i])
         grad = grad / len(a)
@@ -90,21 +88,54 @@ class _LogSums(torch.autograd.Function):
         return grad * scale * grad_a, grad * scale * grad_b, grad * (a * grad_a).sum(), None
 
 
-def _sums(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, both: bool) -> tuple[Tensor, ...]:
-    """Sums of exp(logit - shift) of every row [A] and, if ``both``, of every column [B] of the score matrix."""
-    rows, columns = a.new_zeros(len(a), dtype=dtype), b.new_zeros(len(b), dtype=dtype)
+def _logits(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    return torch.mm(a * scale, b.T)
+
+
+def _log_sums(a: Tensor, b: Tensor, scale: Tensor, both: bool) -> tuple[Tensor, ...]:
+    """logsumexp of every row [A] and, if ``both``, of every column [B] of the logits; of any scale, without a wait."""
+    rows, columns = (x.new_full((len(x),), -math.inf) for x in (a, b))
     for i, j in _tiles(a, b):
-        weight = _exp(a[i], b[j], scale, shift, dtype)
-        rows[i] += weight.sum(1)
+        logits = _logits(a[i], b[j], scale)
+        rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
         if both:
-            columns[j] += weight.sum(0)
+            columns[j] = torch.logaddexp(columns[j], logits.logsumexp(0))
     return (rows, columns) if both else (rows,)
 
 
-def _exp(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    logits = torch.mm(a * scale, b.T).to(dtype)
-    # a zero shift is skipped on a CPU only: to know it, the program would wait for a GPU
-    return (logits.sub_(shift) if runtime.must_wait(shift) or shift else logits).exp_()
+def _softmax(logits: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+    """The softmax over the rows [A, B], plus the one over the columns; ``rows`` and ``columns`` are their logsumexp."""
+    weight = (logits - rows[:, None]).exp_()
+    return weight if columns is None else weight.add_(logits.sub_(columns).exp_())
+
+
+def _shift(scale: Tensor) -> Tensor:
+    return (scale - _MAX_EXPONENT).clamp_min(0.0)
+
+
+def _shifted_exp(logits: Tensor, shift: Tensor) -> Tensor:
+    return (logits.sub_(shift) if shift else logits).exp_()
+
+
+def _shifted_log_sums(a: Tensor, b: Tensor, scale: Tensor, both: bool) -> tuple[Tensor, ...] | None:
+    """``_log_sums`` with one exp for both directions; None where a sum is too small for float32."""
+    shift = _shift(scale)
+    rows, columns = (x.new_zeros(len(x)) for x in (a, b))
+    for i, j in _tiles(a, b):
+        weight = _shifted_exp(_logits(a[i], b[j], scale), shift)
+        rows[i] += weight.sum(1)
+        if both:
+            columns[j] += weight.sum(0)
+    sums = (rows, columns) if both else (rows,)
+    in_range = all(part.min() >= torch.finfo(a.dtype).tiny for part in sums)
+    return tuple(part.log() + shift for part in sums) if in_range else None
+
+
+def _shifted_softmax(logits: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+    """``_softmax`` with one exp for both directions; no sum is too small for float32."""
+    shift = _shift(scale)
+    norm = (shift - rows).exp()[:, None]
+    return _shifted_exp(logits, shift).mul_(norm if columns is None else norm + (shift - columns).exp())
 
 
 def _group_positions(group: Tensor) -> tuple[Tensor, Tensor]:

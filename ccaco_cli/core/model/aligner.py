@@ -26,7 +26,7 @@ from ccaco_cli.core.model.towers.dual_encoders import sharing_loads
 from ccaco_cli.core.model.towers.length_bucketing import encode_by_length
 from ccaco_cli.core.model.towers.tower import JointSpace, Tower
 from ccaco_cli.core.tower_config import ADAPTER, NEW
-from ccaco_cli.core.types import Crossed, Embedding, Features, LocalTokens
+from ccaco_cli.core.types import LENGTHS, Crossed, Embedding, Features, LocalTokens
 
 POOLS = ("mean", "max", "cls", "attention")
 CROSS_BRANCH = ("matcher.", "cross_projection.")
@@ -162,7 +162,8 @@ class ModalityEncoder(nn.Module):
         return Features(self.center(_to_float32(features.tokens), features.mask), features.mask, features.pooled)
 
     def _run_tower(self, inputs: Any) -> Features:
-        features: Features = encode_by_length(self.tower, inputs) if "lengths" in inputs else self.tower(inputs)
+        texts_of_known_length = inputs.keys() >= {"ids", LENGTHS}
+        features: Features = encode_by_length(self.tower, inputs) if texts_of_known_length else self.tower(inputs)
         return features
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -146,8 +146,13 @@ def step_cost(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             with FakeCopyMode(fake):
                 model = copy.deepcopy(aligner).train()
-            batch_tensors = [fake.from_tensor(t) for t in _tensors(batch)]
-            inputs = _with_tensors(batch, iter(batch_tensors))
+            batch_tensors: list[Tensor] = []
+
+            def to_fake(tensor: Tensor) -> Tensor:
+                batch_tensors.append(fake.from_tensor(tensor))
+                return batch_tensors[-1]
+
+            inputs = batch.map(to_fake)
             moments = [
                 torch.empty_like(p, dtype=torch.float32)
                 for p in model.parameters()
@@ -165,21 +170,3 @@ def step_cost(aligner: Aligner, batch: PairBatch, config: RunConfig) -> Cost:
             return Cost(tracker.flops, tracker.peak)
     finally:
         layout.attention_plan.cache_clear()
-
-
-def _tensors(batch: PairBatch) -> list[Tensor]:
-    inputs: list[Tensor] = []
-    for side in (batch.a, batch.b):
-        inputs += side.values() if isinstance(side, dict) else (side.tokens, side.mask, side.pooled)
-    return [*inputs, batch.rows, batch.group, batch.domain]
-
-
-def _with_tensors(batch: PairBatch, tensors: Any) -> PairBatch:
-    sides = [
-        {name: next(tensors) for name in side}
-        if isinstance(side, dict)
-        else type(side)(*(next(tensors) for _ in range(3)))
-        for side in (batch.a, batch.b)
-    ]
-    rows, group, domain = tensors
-    return replace(batch, a=sides[0], b=sides[1], rows=rows, group=group, domain=domain)

@@ -79,6 +79,19 @@ def test_vectors_that_all_agree_or_all_oppose(sign: float) -> None:
     assert torch.isfinite(a.grad).all()
 
 
+@pytest.mark.parametrize("query_rows", [None, slice(2, 9)])
+@pytest.mark.parametrize("scale", [200.0, 2000.0, 10_000.0])
+def test_sums_that_are_too_small_for_a_constant_shift(
+    monkeypatch: pytest.MonkeyPatch, scale: float, query_rows: slice | None
+) -> None:
+    monkeypatch.setattr(blocked, "TILE", 5)
+    z_a, z_b, group = unit(12, 8), unit(12, 8, seed=1), torch.arange(12)
+    monkeypatch.setattr(contrastive.blocked, "MAX_MATRIX_SCORES", 1000)
+    expected = contrastive.sharded_info_nce(z_a, z_b, group, torch.tensor(scale), query_rows or slice(0, 12))
+    loss = blocked.info_nce(z_a, z_b, group, torch.tensor(scale), query_rows)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_it_is_used_by_itself_and_not_for_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(contrastive.blocked, "info_nce", lambda *args: calls.append(args) or torch.tensor(0.0))

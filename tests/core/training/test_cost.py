@@ -113,8 +113,14 @@ def test_attention_still_works_after_an_estimate() -> None:
 def test_the_estimate_of_a_large_batch_has_no_float64_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = int(blocked.MAX_MATRIX_SCORES**0.5) + 8
     dtypes: list[torch.dtype] = []
-    exp = blocked._exp
-    monkeypatch.setattr(blocked, "_exp", lambda *arguments: dtypes.append(arguments[-1]) or exp(*arguments))
+    logits = blocked._logits
+
+    def recorded_logits(*arguments: torch.Tensor) -> torch.Tensor:
+        result = logits(*arguments)
+        dtypes.append(result.dtype)
+        return result
+
+    monkeypatch.setattr(blocked, "_logits", recorded_logits)
     with FakeTensorMode(), cost.FakeStepTracker(rows):
         z = torch.ones(rows, 8, requires_grad=True)
         info_nce(z, z * 2, torch.arange(rows), torch.tensor(10.0)).backward()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,11 +26,12 @@ from ccaco_cli.core.model.towers.hf import (
     set_grad_checkpointing,
 )
 from ccaco_cli.core.model.towers.image_base import feature_map_tokens
+from ccaco_cli.core.model.towers.length_bucketing import in_groups
 from ccaco_cli.core.model.towers.pooling import Pooling
 from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
 from ccaco_cli.core.model.towers.tower import JointSpace, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
-from ccaco_cli.core.types import Features, Recording
+from ccaco_cli.core.types import LENGTHS, Features, Recording, move_tensor
 
 RATE, BINS, SECONDS = 16_000, 128, 10.0
 FRAME, HOP = 400, 160
@@ -208,23 +210,29 @@ class Wav2Vec2Module(HfAudioModule):
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         values, mask = inputs["values"].to(self.body.dtype), inputs["mask"]
-        counts = self.body._get_feat_extract_output_lengths(mask.sum(1))
+        lengths = inputs[LENGTHS] if LENGTHS in inputs else move_tensor(mask.sum(1), "cpu")
         if self.reads_padding:
-            tokens = self._encode_by_length(values, mask.sum(1), int(counts.max()))
+            tokens = self._encode_by_length(values, lengths.tolist())
         else:
             tokens = self.body(values, attention_mask=mask.long()).last_hidden_state
+        counts = move_tensor(self.body._get_feat_extract_output_lengths(lengths), tokens.device)
         real = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
         return Features(tokens, real, masked_mean(tokens, real))
 
-    def _encode_by_length(self, values: Tensor, lengths: Tensor, count: int) -> Tensor:
-        """values [B, N], lengths [B] -> [B, count, W]; zero behind the end of a recording."""
-        order, parts = [], []
-        for length in torch.unique(lengths).tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            tokens = self.body(values[rows, :length]).last_hidden_state
-            parts.append(F.pad(tokens, (0, 0, 0, count - tokens.shape[1])))
-            order.append(rows)
-        return torch.cat(parts)[torch.cat(order).argsort()]
+    def _encode_by_length(self, values: Tensor, lengths: Sequence[int]) -> Tensor:
+        """values [B, N], B lengths -> [B, tokens of the longest, W]; zero behind the end of a recording."""
+        groups = defaultdict(list)
+        for row, length in enumerate(lengths):
+            groups[length].append(row)
+        counts: list[int] = []
+
+        def encode(rows: Sequence[int], group: dict[str, Tensor]) -> tuple[Tensor]:
+            tokens = self.body(group["values"][:, : lengths[rows[0]]]).last_hidden_state
+            counts.append(tokens.shape[1])
+            return (F.pad(tokens, (0, 0, 0, counts[0] - tokens.shape[1])),)
+
+        longest_first = [groups[length] for length in sorted(groups, reverse=True)]
+        return in_groups({"values": values}, longest_first, encode)[0]
 
 
 HF_MODULES: Mapping[str, Callable[[Any], HfAudioModule]] = {
