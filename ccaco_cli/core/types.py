@@ -202,6 +202,19 @@ class Crossed(TensorRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class Words(TensorRecord):
+    """Captions of B pairs as token ids of the text tower's tokenizer, for the decoder.
+
+    Attributes:
+        ids: [B, L] int64, with the start and end that the tokenizer adds.
+        mask: [B, L] bool, True = real token.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class PairBatch(TensorRecord):
     """B pairs as the model takes them.
 
@@ -213,6 +226,7 @@ class PairBatch(TensorRecord):
         domain: [B] int64.
         at_a, at_b: int64, position in a or b of the sample of each pair (then of each sample without a partner); None =
             each sample belongs to one pair, and they are in order.
+        words: the caption of each pair, also where its text tower is locked; None = no decoder is trained.
     """
 
     a: Any
@@ -222,6 +236,7 @@ class PairBatch(TensorRecord):
     domain: torch.Tensor
     at_a: torch.Tensor | None = None
     at_b: torch.Tensor | None = None
+    words: Words | None = None
 
     def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> PairBatch:
         """The batch with ``fn`` applied to every tensor, also to those of both inputs."""
