@@ -12,6 +12,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.evaluation.calibration import Calibration
 from ccaco_cli.core.experiments.datasets import prepared_for_evaluation
 from ccaco_cli.core.experiments.pretrained import LoadedModel, is_run, name_of, open_model
 from ccaco_cli.core.experiments.run_folder import refuse_other_modalities
@@ -143,10 +144,11 @@ class DatasetScorer:
             "evaluation": data.manifest.facts.get("source", {}).get("evaluation"),
             "templates": len(self.templates),
         }
+        calibrations = {name: Calibration.from_dict(fit) for name, fit in facts.get("calibration", {}).items()}
         classes = scorer.classes()
         class_metrics = {name: classes.evaluation.metrics[name] for name in CLASS_METRICS} if classes else {}
         for result in scorer.stages():
-            result = result.extended(*scorer.pairs(result.scoring))
+            result = scorer.with_reliability(result.extended(*scorer.pairs(result.scoring)), calibrations)
             if classes:
                 result = result.extended(class_metrics, classes.items)
             store(folder, data, config, split, result, **origin)

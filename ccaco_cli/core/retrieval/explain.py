@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -131,6 +132,27 @@ def relevance(aligner: Aligner, a: LocalTokens, b: LocalTokens, method: str) -> 
             )
         token_relevance = METHODS[method](crossed.attention, crossed.match_logit)
     return token_relevance.detach().float().cpu()
+
+
+def attended_cosines(aligner: Aligner, a: LocalTokens, b: LocalTokens) -> Tensor:
+    """How well each token of b is matched by what it attends to in a (as in SCAN, arXiv:1803.08024, eq. 5).
+
+    Args:
+        a, b: tokens of M samples each, on the CPU; row i of both is one pair.
+    Returns:
+        [M, N_b] float32, cosine of each token with the mean of a's tokens, weighted by its attention; of padding
+        without meaning.
+    Raises:
+        ConfigError: as ``relevance``.
+    """
+    weights = relevance(aligner, a, b, "attention")
+    unit_a, unit_b = (F.normalize(x.tokens[..., : aligner.matcher.width].float(), dim=-1) for x in (a, b))
+    return F.cosine_similarity(unit_b, weights @ unit_a, dim=-1)
+
+
+def word_cosines(cosines: Tensor, words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, float]]:
+    """The content words of one text with the mean of their tokens' ``attended_cosines`` ([N_b])."""
+    return [(word, float(cosines[positions].mean())) for word, positions in content_words(words) if positions]
 
 
 @dataclass(frozen=True, eq=False)

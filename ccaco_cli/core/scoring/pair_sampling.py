@@ -19,6 +19,8 @@ Choices = tuple[Tensor, Tensor]
 """Index pairs (item of a, item of b), int64: the true pairs [n, 2], and the false pairs [n * m, 2], m for each true
 pair.
 """
+CALIBRATION_PAIRS = 2000
+"""Most true pairs on which probabilities are calibrated or measured: a slow matcher scores twice as many pairs."""
 
 
 def matching_pairs(group: Array, row_a: Array, row_b: Array) -> Choices:
@@ -49,6 +51,29 @@ def draw_from_other_groups(pool: Array, groups: Array) -> Array:
     while (clash := pool[drawn] == groups).any():
         drawn[clash] = rng.integers(len(pool), size=int(clash.sum()))
     return drawn
+
+
+def calibration_pairs(group: Array, row_a: Array, row_b: Array, z_a: Tensor, z_b: Tensor) -> Choices:
+    """True pairs and as many others, half of them drawn at random and half the most alike.
+
+    At most ``CALIBRATION_PAIRS`` items of b, evenly spaced, stand with their own item of a. Every second of them also
+    stands with an item of a of another group that is drawn at random, the rest with the one of another group that has
+    the highest cosine. No pairs when there is only one group.
+
+    Args:
+        group: [rows] int64. row_a, row_b: [items] int64, the row of each item.
+        z_a, z_b: [items, E] unit norm.
+    """
+    if len(np.unique(group[row_a])) < 2 or not len(row_b):
+        return _pairs([], []), _pairs([], [])
+    items = np.unique(np.linspace(0, len(row_b) - 1, CALIBRATION_PAIRS).astype(np.int64))
+    group_a, groups = group[row_a], group[row_b[items]]
+    false = draw_from_other_groups(group_a, groups)
+    for positions in np.array_split(np.arange(1, len(items), 2), max(1, len(items) // 512)):
+        cosine = z_b[torch.from_numpy(items[positions])] @ z_a.T
+        same = torch.from_numpy(groups[positions][:, None] == group_a)
+        false[positions] = cosine.nan_to_num(-1.0).masked_fill(same, -torch.inf).argmax(1).numpy()
+    return _pairs(np.searchsorted(row_a, row_b[items]), items), _pairs(false, items)
 
 
 def n_way_pairs(ways: int, group: Array, row_a: Array, row_b: Array) -> Choices:

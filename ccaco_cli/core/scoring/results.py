@@ -15,6 +15,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config_io import flatten
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.evaluation import significance
+from ccaco_cli.core.evaluation.calibration import Reliability
 from ccaco_cli.core.evaluation.metric_table import find_metric
 from ccaco_cli.core.evaluation.metrics import RankResult, summary
 from ccaco_cli.core.evaluation.protocols import Evaluation
@@ -69,6 +70,7 @@ class Result:
         items: outcomes (0 or 1) of single choices: ``matching`` has one per caption; ``matching_N_way``, ``twin``,
             ``binding`` and ``class`` have the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so
             on.
+        reliability: of the probabilities that were calibrated on validation; None where they were not measured.
     """
 
     run: Run
@@ -80,6 +82,7 @@ class Result:
     metrics: Mapping[str, float | None]
     strata: Mapping[str, Sequence[Any]]
     items: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    reliability: Reliability | None = None
 
     @property
     def pool(self) -> str:
@@ -163,6 +166,7 @@ def load_result(run: Run, split: str = "test", stage: str | None = None) -> Resu
             {**body["metrics"], **run.facts["metrics"].get(f"{split}.{stage}", {})},
             body.get("strata", {}),
             body.get("per_item", {}),
+            Reliability.from_dict(body["reliability"]) if "reliability" in body else None,
         )
     except KeyError as error:
         raise DataError(f"unreadable result (no {error})", where=file, expected="what ccaco train wrote") from None

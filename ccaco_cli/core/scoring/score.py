@@ -13,8 +13,10 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.domain_names import ORACLE, SOURCE_TEST
 from ccaco_cli.core.data.shards import PairData
+from ccaco_cli.core.evaluation.calibration import Calibration
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.rerank import score_kind
+from ccaco_cli.core.scoring import shown_words
 from ccaco_cli.core.scoring.split_scorer import CLASS_METRICS, SplitEncodings, SplitScorer, StageResult
 from ccaco_cli.core.scoring.two_stage import choose_weight, logit_scale, shortlists
 
@@ -29,7 +31,8 @@ def score(
     *,
     cross_trained: bool = True,
 ) -> dict[str, Any]:
-    """Scores a model on validation and test. The weight of the cross score and all thresholds are chosen on validation.
+    """Scores a model on validation and test. The weight of the cross score and all thresholds are chosen on validation,
+    and probabilities are calibrated there.
 
     Stages: ``cosine``; ``two-stage`` (cosine and cross score over a shortlist); ``cross`` (every pair, for models
     without a contrastive loss); ``classes`` (data sets with labels: each sample chooses its class); and on larger test
@@ -44,7 +47,7 @@ def score(
         cross_trained: False: the weight of the cross score is 0, and no other one is tried.
     Returns:
         Facts of the manifest of the run: {"metrics", "pool_rules", "headline", "weight", "weights_tried",
-        "thresholds"}.
+        "thresholds", "calibration", "word_threshold"}.
     """
     last = "test" if "test" in data.splits else "val"
     encoders: dict[str, Callable[[], SplitEncodings]] = {
@@ -55,6 +58,8 @@ def score(
     weight = 0.0
     r_sums: dict[float, float] = {}
     thresholds: dict[str, float] = {}
+    calibrations: dict[str, Calibration] = {}
+    word_threshold: float | None = None
     scored: dict[str, StageResult] = {}
     for title, encode_split in encoders.items():
         name = "test" if title == ORACLE else title
@@ -79,6 +84,15 @@ def score(
         for result in results:
             if title == "val" != last and (threshold := scorer.threshold(result.scoring)) is not None:
                 thresholds[result.scoring] = threshold
+        if title == "val":
+            calibrations |= {
+                result.scoring: calibration
+                for result in results
+                if (calibration := scorer.calibrate(result.scoring)) is not None
+            }
+            word_threshold = shown_words.threshold(split, encodings, aligner) if aligner is not None else None
+        elif title != ORACLE:  # the oracle checkpoint has other scores
+            results = [scorer.with_reliability(result, calibrations) for result in results]
         if name == last:  # pairs cost a slow matcher as much as the ranks, and nothing is chosen by them
             results = [result.extended(*scorer.pairs(result.scoring)) for result in results]
         if classes:
@@ -95,6 +109,8 @@ def score(
         "weight": weight,
         "weights_tried": {str(tried): r_sum for tried, r_sum in r_sums.items()},
         "thresholds": thresholds,
+        "calibration": {name: calibration.as_dict() for name, calibration in calibrations.items()},
+        "word_threshold": word_threshold,
     }
 
 
@@ -122,6 +138,7 @@ def store(folder: Path, data: PairData, config: RunConfig, title: str, result: S
         **result.evaluation.as_dict(),
         "strata": result.strata,
         "per_item": result.items,
+        **({} if result.reliability is None else {"reliability": result.reliability.as_dict()}),
     }
     file = folder / f"{title}.{result.stage}.json"
     manifest.write_json(file, body)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data.shards import Split
+from ccaco_cli.core.evaluation.calibration import Calibration, Reliability, fit, reliability
 from ccaco_cli.core.evaluation.choice_metrics import best_threshold, choice_accuracy, matching_accuracy
 from ccaco_cli.core.evaluation.metrics import similarity_ranks, summary, zero_shot
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
@@ -27,6 +28,7 @@ from ccaco_cli.core.types import EncodedSamples
 Array = NDArray[Any]
 PairScore = Callable[[Tensor], Tensor]
 """Index pairs [M, 2] -> scores [M], higher = better match."""
+WordSpans = Callable[[str], list[tuple[str, list[int]]]]
 CPU = torch.device("cpu")
 CLASS_ACCURACY = "class_accuracy"
 CLASS_METRICS = (CLASS_ACCURACY, "mean_class_accuracy")
@@ -49,6 +51,7 @@ class SplitEncodings:
         classes: vectors [A, E] of the items of a and [C, E] of the classes, whose dot product is the score; None
             without classes.
         language: [items of b] str, the language of each caption; None where they are not told apart.
+        word_spans: text -> its words and the positions of their tokens; None where b is no text.
     """
 
     a: EncodedSamples
@@ -58,6 +61,7 @@ class SplitEncodings:
     choices: caption_choice.CaptionChoices | None = None
     classes: tuple[Tensor, Tensor] | None = None
     language: Array | None = None
+    word_spans: WordSpans | None = None
 
     def first(self, rows: int) -> SplitEncodings:
         """The items of the first rows, without choices and classes."""
@@ -82,6 +86,7 @@ class StageResult:
         evaluation: ranks and metrics.
         strata: name -> one value per row of modality a that is in the pool, in order.
         items: name -> outcomes (0 or 1) of single choices, and their rows.
+        reliability: of the probabilities that were calibrated on validation; None where they were not measured.
     """
 
     stage: str
@@ -90,6 +95,7 @@ class StageResult:
     evaluation: Evaluation
     strata: Mapping[str, list[Any]] = field(default_factory=dict)
     items: Mapping[str, Any] = field(default_factory=dict)
+    reliability: Reliability | None = None
 
     def extended(self, metrics: Mapping[str, float], items: Mapping[str, Any]) -> StageResult:
         """The same result with more metrics and items."""
@@ -291,6 +297,31 @@ class SplitScorer:
         """The score above which a pair is best classified as true; None where no pair has a finite score."""
         true, false = map(self._pair_score(scoring), self._matching_pairs())
         return best_threshold(true, false) if true.isfinite().any() and false.isfinite().any() else None
+
+    def calibrate(self, scoring: str) -> Calibration | None:
+        """The probabilities of a score, fitted on pairs of this split; None where no pair has a finite score."""
+        true, false = self._calibration_scores(scoring)
+        return fit(true, false, self.split.name) if true.isfinite().any() and false.isfinite().any() else None
+
+    def with_reliability(self, result: StageResult, calibrations: Mapping[str, Calibration]) -> StageResult:
+        """A result with the reliability of its probabilities on pairs of this split, where its score is calibrated."""
+        if result.scoring not in calibrations:
+            return result
+        calibration = calibrations[result.scoring]
+        true, false = self._calibration_scores(result.scoring)
+        probability = calibration.probability(torch.cat([true, false]))
+        if not np.isfinite(probability).any():
+            return result
+        measured = reliability(probability, np.repeat([True, False], len(true)), calibration.threshold)
+        return replace(result, reliability=measured)
+
+    def _calibration_scores(self, scoring: str) -> tuple[Tensor, Tensor]:
+        encodings = self.encodings
+        pairs = pair_sampling.calibration_pairs(
+            self.split.group, encodings.row_a, encodings.row_b, encodings.a.z, encodings.b.z
+        )
+        true, false = map(self._pair_score(scoring), pairs)
+        return true, false
 
     def _matching_pairs(self) -> pair_sampling.Choices:
         return pair_sampling.matching_pairs(self.split.group, self.encodings.row_a, self.encodings.row_b)
