@@ -206,17 +206,24 @@ def tensor_float32(device: Any) -> Iterator[None]:
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16")
 
 
-def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[Any]:
-    """The mixed-precision context of ``--precision``.
+def training_precision(precision: str, device: Any) -> str:
+    """What ``--precision`` means on a device: ``auto`` is bf16 on CUDA, else fp32 (slower in bf16 without AMX).
 
-    ``auto`` is bf16 on CUDA, else fp32 (bf16 is slower on CPUs without AMX).
+    Raises:
+        ConfigError: no such precision.
     """
-    import torch
-
     if precision not in PRECISIONS:
         raise ConfigError("unknown precision", where=precision, expected=" | ".join(PRECISIONS))
-    if precision == "auto":
-        precision = "amp_bf16" if device.type == "cuda" else "fp32"
+    if precision != "auto":
+        return precision
+    return "amp_bf16" if device.type == "cuda" else "fp32"
+
+
+def autocast(precision: str, device: Any) -> contextlib.AbstractContextManager[Any]:
+    """The mixed-precision context of ``--precision`` (``training_precision``)."""
+    import torch
+
+    precision = training_precision(precision, device)
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "amp_bf16" else torch.float16)

@@ -78,8 +78,9 @@ class GlobalBatchNorm(_BatchNorm):
         dims = [d for d in range(x.ndim) if d != 1]
         count = x.numel() // x.shape[1] * distributed.world()
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        mean = distributed.all_reduce_sum(x.sum(dims)) / count
-        centred = x - mean.view(shape)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast, statistics stay in float32
+        mean = distributed.all_reduce_sum(values.sum(dims)) / count
+        centred = values - mean.view(shape)
         variance = distributed.all_reduce_sum(centred.square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
@@ -88,7 +89,8 @@ class GlobalBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
         normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
+        scaled = normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
+        return scaled.to(x.dtype)
 
 
 def convert_batch_norms(module: nn.Module, device: torch.device) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -11,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ccaco_cli.core import distributed, runtime
@@ -88,7 +90,8 @@ class Fsdp(SingleProcess):
     """FSDP2 (``fully_shard``): each block of a tower is one unit, and all that remains is another one.
 
     A process then holds the parameters of one block at a time beside its shards, and the next block is exchanged while
-    one is computed. Scalars cannot be sharded, so their gradients are averaged here.
+    one is computed. Scalars cannot be sharded, so their gradients are averaged here. Shards, gradients and losses are
+    float32 in every precision (``mixed_precision``).
     """
 
     def __init__(self, losses: StepLosses, config: RunConfig):
@@ -100,7 +103,16 @@ class Fsdp(SingleProcess):
         scalars = set(self.scalars)
         # a compiled tower is one graph, in which blocks cannot be exchanged
         blocks = [] if config.optim.torchcompile or drops_layers(losses) else tower_blocks(losses)
-        self.blocks: list[Any] = [fully_shard(block, mesh=mesh, ignored_params=scalars) for block in blocks]
+        policy = mixed_precision(config, device)
+        self.blocks: list[Any] = [
+            fully_shard(
+                block,
+                mesh=mesh,
+                ignored_params=scalars,
+                mp_policy=MixedPrecisionPolicy() if has_batch_norm(block) else policy,
+            )
+            for block in blocks
+        ]
         self.engine: Any = fully_shard(losses, mesh=mesh, ignored_params=scalars)
         for parameter in self.scalars:
             dist.broadcast(parameter.data, 0)
@@ -122,18 +134,42 @@ class Fsdp(SingleProcess):
 
     @contextmanager
     def full_parameters(self) -> Iterator[None]:
+        # In place of ``unshard``, which gathers parameters in the precision of training. Without their hooks the units
+        # exchange nothing: processes encode different numbers of batches.
         units = [*self.blocks, self.engine]
-        self.engine._get_fsdp_state()._lazy_init()  # a block that is called first would count as the root
+        hooks = [(unit._forward_pre_hooks, unit._forward_hooks) for unit in units]
         for unit in units:
-            unit.unshard()
-            # else a block would be exchanged at each call, and processes encode different numbers of batches
-            unit.set_reshard_after_forward(False, recurse=False)
+            unit.reshard()
+            unit._forward_pre_hooks, unit._forward_hooks = OrderedDict(), OrderedDict()
+        places = [(module._parameters, name) for module in self.module.modules() for name in module._parameters]
+        shards = [parameters[name] for parameters, name in places]
+        full = {id(p): nn.Parameter(p.detach().full_tensor(), False) for p in shards if isinstance(p, DTensor)}
         try:
+            for (parameters, name), shard in zip(places, shards, strict=True):
+                parameters[name] = full.get(id(shard), shard)
             yield
         finally:
-            for unit in units:
-                unit.set_reshard_after_forward(unit is not self.engine, recurse=False)
-                unit.reshard()
+            for (parameters, name), shard in zip(places, shards, strict=True):
+                parameters[name] = shard
+            for unit, (before, after) in zip(units, hooks, strict=True):
+                unit._forward_pre_hooks, unit._forward_hooks = before, after
+
+
+def mixed_precision(config: RunConfig, device: torch.device) -> MixedPrecisionPolicy:
+    """The precision of the blocks of ``Fsdp``.
+
+    On a GPU in bf16 their parameters are exchanged in bf16, in half of the time, since autocast would multiply them in
+    bf16 anyway. It also chooses the types of the inputs: the sums between the blocks stay in float32. Gradients are
+    added up in float32.
+    """
+    if device.type != "cuda" or runtime.training_precision(config.optim.precision, device) != "amp_bf16":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def has_batch_norm(block: nn.Module) -> bool:
+    """Whether a block has a batch norm, whose statistics are float32 and need parameters of that type."""
+    return any(isinstance(module, _BatchNorm) for module in block.modules())
 
 
 def drops_layers(losses: StepLosses) -> bool:

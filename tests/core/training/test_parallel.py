@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan, part
+from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.losses.domain import ADVERSARIAL
 from ccaco_cli.core.model import low_rank, weights
@@ -121,6 +126,12 @@ def data_of(toy: Any, config: Any) -> tuple[Any, Any, Any]:
     return PairDataset(a, b, np.arange(24), np.arange(24) // 16), plan, heads
 
 
+def validation_figures(aligner: Any, columns: dict[str, Any]) -> dict[str, float]:
+    """A figure of the vectors of all samples."""
+    vectors = [encode(aligner, modality, column).z for modality, column in columns.items()]
+    return {"R-sum": sum(float(z[:, 0].sum()) for z in vectors)}
+
+
 def measure(toy: Any, root: Path, names: list[str]) -> None:
     """Leaves gradients of one batch and the outcome of three steps of every setting under ``root``."""
     with distributed.process_group("cpu"):
@@ -146,18 +157,20 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
             distributed.barrier()
             aligner = make(toy, config)
             data, plan, heads = data_of(toy, config)
-            callbacks = TrainingCallbacks(lambda model: {"R-sum": 1.0})
+            columns = dict(zip(aligner.modalities, (data.a, data.b), strict=True))
+            callbacks = TrainingCallbacks(partial(validation_figures, columns=columns))
             fit(aligner, TrainingData(data, plan), config, folder, callbacks, heads)
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[Any]]:
+    """The gradients of a batch, the weights after training, and its losses and validation figures."""
     last = checkpoint.latest(folder / "checkpoints")
     assert last
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return (
         load_file(folder / "gradients"),
         load_file(last / weights.WEIGHTS),
-        [e["total"] for e in log if "total" in e],
+        [e["total"] for e in log if "total" in e] + [e["validation"]["R-sum"] for e in log if "validation" in e],
     )
 
 
@@ -252,3 +265,81 @@ def test_blocks_of_towers_are_listed(toy: Any) -> None:
 def test_steps_that_train_the_same_parameters(toy: Any, settings: dict[str, Any], same: bool) -> None:
     fixed = {"loss__balance": "fixed", "loss__cross_ramp": 0.0, "loss__cross_start": 0.0}
     assert step.trains_same_parameters(toy.config(**fixed | settings)) == same
+
+
+@pytest.fixture
+def fake_group() -> Iterator[None]:
+    """This process is number 1 of 2; nothing is exchanged."""
+    fake_pg = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    dist.init_process_group("fake", rank=1, world_size=2, store=fake_pg.FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "parameters"),
+    [
+        ("amp_bf16", "cuda", torch.bfloat16),
+        ("auto", "cuda", torch.bfloat16),
+        ("fp32", "cuda", None),
+        ("amp_bf16", "cpu", None),
+        ("auto", "cpu", None),
+    ],
+)
+def test_blocks_are_exchanged_in_bf16_on_a_gpu_in_bf16(
+    toy: Any, precision: str, device: str, parameters: torch.dtype | None
+) -> None:
+    policy = parallel.mixed_precision(toy.config(optim__precision=precision), torch.device(device))
+    assert policy.param_dtype == parameters
+    assert policy.reduce_dtype == (torch.float32 if parameters else None)
+    assert policy.output_dtype is None
+
+
+@pytest.mark.usefixtures("fake_group")
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_each_block_is_a_unit_that_computes_in_its_precision(
+    toy: Any, in_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed_precision = parallel.mixed_precision
+    if in_bf16:  # the CPU has the policy of a GPU
+        monkeypatch.setattr(
+            parallel, "mixed_precision", lambda config, _: mixed_precision(config, torch.device("cuda"))
+        )
+    config = toy.config(parallel__kind="fsdp", optim__precision="amp_bf16")
+    aligner = model(toy, config)
+    tower = aligner.sides["image"].tower
+    blocks, state = tower.blocks, {name: p.detach().clone() for name, p in aligner.named_parameters()}
+    engine: Any = parallel.build_engine(step.StepLosses(aligner, config.loss, config.parallel), config)
+    assert engine.blocks == list(blocks)
+    dtypes: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def record(block: Any, inputs: Any, output: Any) -> None:
+        dtypes.append((block.linear.weight.dtype, output.dtype))
+        sharded = [isinstance(other.linear.weight, DTensor) for other in blocks]
+        assert sharded == [other is not block for other in blocks], "one block at a time has all of its parameters"
+
+    handles = [block.register_forward_hook(record, prepend=True) for block in blocks]
+    data, plan = toy.data(config)
+    batch = data[part(plan.epoch(0)[0], 1, 2)]
+    for _ in range(2):
+        with runtime.autocast("amp_bf16", torch.device("cpu")):
+            losses = engine(batch, 0.5, torch.Generator().manual_seed(1))
+        losses["total"].backward()
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+        trained = [p for p in aligner.parameters() if p.grad is not None]
+        assert {(p.dtype, p.grad.dtype) for p in trained} == {(torch.float32, torch.float32)}
+        with engine.full_parameters():
+            assert not any(isinstance(p, DTensor) for p in aligner.parameters())
+            for name, p in aligner.named_parameters():
+                assert p.dtype == torch.float32 and p.shape == state[name].shape
+            encode(aligner, "image", toy.columns()[0])
+        assert all(isinstance(p, DTensor) for p in aligner.parameters() if p.ndim)
+    for handle in handles:
+        handle.remove()
+    expected = torch.bfloat16 if in_bf16 else torch.float32
+    assert dtypes == [(expected, torch.float32)] * 4
+
+
+def test_blocks_with_batch_norm_stay_in_float32() -> None:
+    assert parallel.has_batch_norm(NormTower(4))
+    assert not parallel.has_batch_norm(Block(4))
