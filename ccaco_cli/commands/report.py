@@ -68,7 +68,8 @@ def report(
             "--suite",
             metavar="NAME[=FOLDER],...",
             help="Score the runs and models on these suites first (only once), and show one table for each: "
-            "winoground, aro, sugarcrepe, crossmodal-3600. FOLDER is the suite as published; without it, it must be "
+            "winoground, aro, sugarcrepe, flickr8k-roles, flickr30k-roles, crossmodal-3600. FOLDER is "
+            "the suite as published; without it, it must be "
             "prepared.",
             show_default=False,
         ),

@@ -149,7 +149,8 @@ def _choice(row: ChoiceRow) -> Cells:
     cells: Cells = {"run": row.run, "arm": row.arm, "stage": row.stage, "kind": row.kind, "items": row.items}
     cells |= {"choice_accuracy": row.accuracy, "95 %": _interval("choice_accuracy", row)}
     cells |= {"chance": _number("choice_accuracy", row.chance)}
-    return cells | {"text_only_accuracy": row.text_only_accuracy, "shuffled_accuracy": row.shuffled_accuracy}
+    cells |= {"text_only_accuracy": row.text_only_accuracy, "shuffled_accuracy": row.shuffled_accuracy}
+    return cells | {"bigram_accuracy": row.bigram_accuracy}
 
 
 def _language(row: LanguageRow) -> Cells:

@@ -11,7 +11,7 @@ from ccaco_cli.core.errors import ConfigError, nearest
 from ccaco_cli.core.experiments.datasets import prepared, prepared_folder
 from ccaco_cli.core.types import OnNote, OnProgress, no_note, no_progress
 
-SUITES = ("winoground", "aro", "sugarcrepe", "crossmodal-3600")
+SUITES = ("winoground", "aro", "sugarcrepe", "flickr8k-roles", "flickr30k-roles", "crossmodal-3600")
 """Names of sources."""
 
 

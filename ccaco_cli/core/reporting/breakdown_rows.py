@@ -19,6 +19,7 @@ class ChoiceRow(ReportRow):
         chance: accuracy of a blind draw.
         text_only_accuracy: without an image.
         shuffled_accuracy: with the image of another choice.
+        bigram_accuracy: of a bigram model of training captions; None where the data set has none.
     """
 
     run: str
@@ -34,12 +35,14 @@ class ChoiceRow(ReportRow):
     chance: float
     text_only_accuracy: float | None
     shuffled_accuracy: float | None
+    bigram_accuracy: float | None = None
 
     def sections(self) -> tuple[Cells, ...]:
         cells: Cells = {"run": self.run, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
         cells |= {"stage": self.stage, "kind": self.kind, "items": self.items, "choice_accuracy": self.accuracy}
         cells |= {"low": self.low, "high": self.high, "chance": self.chance}
-        return (cells | {"text_only_accuracy": self.text_only_accuracy, "shuffled_accuracy": self.shuffled_accuracy},)
+        cells |= {"text_only_accuracy": self.text_only_accuracy, "shuffled_accuracy": self.shuffled_accuracy}
+        return (cells | {"bigram_accuracy": self.bigram_accuracy},)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from ccaco_cli.core.errors import ConfigError, DataError, nearest
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, find_metric, is_shown
+from ccaco_cli.core.evaluation.significance import PerQuery
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
 from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
@@ -233,8 +234,8 @@ def _choice_row(
     run: Run, stage: str, result: Result, name: str, kinds: Sequence[str], part_name: str = ""
 ) -> ChoiceRow:
     metric, interval = f"{name}_accuracy", None
-    if list(kinds) == [name] and len(set(result.items[f"{name}_row"])) > 1:
-        interval = significance.estimate([result.per_query(metric)])
+    if len({row for kind in kinds for row in result.items[f"{kind}_row"]}) > 1:
+        interval = significance.estimate([_mean_over_kinds(result, kinds)])
     return ChoiceRow(
         run=run.name,
         dataset=run.dataset,
@@ -249,7 +250,16 @@ def _choice_row(
         chance=CHANCE.get(name, 1 / 2),
         text_only_accuracy=result.metrics.get(f"{name}_text_only_accuracy"),
         shuffled_accuracy=result.metrics.get(f"{name}_shuffled_accuracy"),
+        bigram_accuracy=result.metrics.get(f"{name}_bigram_accuracy"),
     )
+
+
+def _mean_over_kinds(result: Result, kinds: Sequence[str]) -> PerQuery:
+    """The outcomes of choices, weighted so that their mean is the mean over kinds."""
+    sizes = [len(result.items[kind]) for kind in kinds]
+    weights = np.repeat([sum(sizes) / (len(kinds) * size) for size in sizes], sizes)
+    outcomes, rows = (np.concatenate([result.items[f"{kind}{suffix}"] for kind in kinds]) for suffix in ("", "_row"))
+    return PerQuery.of(outcomes * weights, rows)
 
 
 def _languages(request: ReportRequest) -> list[LanguageRow]:

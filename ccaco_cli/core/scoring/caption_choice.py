@@ -2,7 +2,8 @@
 it.
 
 Some choices can be made without the image, because a negative made by rule reads oddly. So each accuracy is stored with
-two blind accuracies, which a model that uses the image must exceed (arXiv:2306.14610, section 3).
+two blind accuracies, which a model that uses the image must exceed (arXiv:2306.14610, section 3), and with that of a
+bigram model where the data set has one.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ class CaptionChoices:
         row: [n] int64, row of the image.
         pair: [n, 2] int64, index of the true and of the false text.
         texts: the distinct texts, encoded.
+        bigram_advantage: [n] float64, by how many nats the true text is likelier under a bigram model of training
+            captions; None where the data set does not say.
     """
 
     kind: list[str]
     row: Array
     pair: Array
     texts: EncodedSamples
+    bigram_advantage: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,24 @@ class _Sentences:
 def encode_choices(
     split: Split, tokenize: Callable[[list[str]], Any], encode: Callable[[TextColumn], EncodedSamples]
 ) -> CaptionChoices | None:
-    """Reads the choices of a split (``Split.meta["choices"]``) and encodes their texts; None when it has none."""
+    """Reads the choices of a split and encodes their texts; None when it has none.
+
+    Each choice of ``Split.meta["choices"]`` is a kind, the true and the false text, and in some data sets the advantage
+    of the true text under a bigram model.
+    """
     choices = [(row, *choice) for row in range(len(split)) for choice in split.meta(row).get("choices") or ()]
     if not choices:
         return None
     index: dict[str, int] = {}
-    pair = np.array([[index.setdefault(text, len(index)) for text in (true, false)] for _, _, true, false in choices])
+    pair = np.array([[index.setdefault(text, len(index)) for text in choice[2:4]] for choice in choices])
     column = TextColumn(_Sentences(list(index), np.arange(len(index)), np.arange(len(index) + 1)), tokenize)
-    kinds, rows = [kind for _, kind, _, _ in choices], np.array([row for row, _, _, _ in choices])
-    return CaptionChoices(kinds, rows, pair, encode(column))
+    return CaptionChoices(
+        kind=[choice[1] for choice in choices],
+        row=np.array([choice[0] for choice in choices]),
+        pair=pair,
+        texts=encode(column),
+        bigram_advantage=np.array([choice[4] for choice in choices]) if len(choices[0]) > 4 else None,
+    )
 
 
 def score_choices(
@@ -78,10 +91,10 @@ def score_choices(
         score: index pairs [M, 2] (image, text of the choices) -> [M], higher = better match.
     Returns:
         Metrics ``choice_KIND_accuracy``; ``choice_KIND_text_only_accuracy`` (mean score over 16 images of other groups,
-        a fixed draw); ``choice_KIND_shuffled_accuracy`` (score with one of these); and ``choice_accuracy`` ..., the
-        means over kinds. A kind ``PART/NAME`` also counts in ``choice_PART_accuracy``, the mean over kinds of the part.
-        Items ``choice_KIND`` -> 0 or 1 of each choice, and ``choice_KIND_row`` -> the row of its
-        image.
+        a fixed draw); ``choice_KIND_shuffled_accuracy`` (score with one of these); ``choice_KIND_bigram_accuracy`` (the
+        likelier text); and ``choice_accuracy`` ..., the means over kinds. A kind ``PART/NAME`` also counts in
+        ``choice_PART_accuracy``, the mean over kinds of the part.
+        Items ``choice_KIND`` -> 0 or 1 of each choice, and ``choice_KIND_row`` -> the row of its image.
     """
     kind_of_choice = np.array(choices.kind)
     correct = {"": _correct(choices, choices.row[:, None], score)}
@@ -89,6 +102,8 @@ def score_choices(
         other_images = draw_from_other_groups(group, np.repeat(group[choices.row][:, None], BLIND_IMAGES, 1))
         correct["_text_only"] = _correct(choices, other_images, score)
         correct["_shuffled"] = _correct(choices, other_images[:, :1], score)
+    if choices.bigram_advantage is not None:
+        correct["_bigram"] = choice_accuracy(choices.bigram_advantage, np.zeros(len(choices.row)))
     metrics: dict[str, float] = {}
     items: dict[str, Any] = {}
     kinds = sorted(set(choices.kind))

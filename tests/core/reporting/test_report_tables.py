@@ -191,3 +191,16 @@ def test_swapped_twins_by_kind_and_relation_with_chance_and_interval(fabricate: 
         ("left", 0.5),
         ("on", 0.5),
     ]
+
+
+def test_the_mean_over_kinds_of_choices_has_an_interval(fabricate: Any) -> None:
+    items = {
+        **{"choice_roles_alike": [1] * 30 + [0] * 10, "choice_roles_alike_row": list(range(40))},
+        **{"choice_roles_unlike": [1, 0, 0, 0], "choice_roles_unlike_row": [0, 1, 2, 2]},
+    }
+    facts = {"metrics": {"test.two-stage": {"choice_accuracy": 0.5, "choice_bigram_accuracy": 0.6}}}
+    run = fabricate("ccaco-s0", 1.0, items=items, facts=facts)
+    mean = table(ReportRequest([run]), "choices")[-1]
+    assert (mean["kind"], mean["items"], mean["bigram_accuracy"]) == ("mean", 44, 0.6)
+    assert mean["choice_accuracy"] == pytest.approx(0.5), "both kinds count alike: (0.75 + 0.25) / 2"
+    assert 0 < mean["low"] < 0.45 < 0.55 < mean["high"] < 1

@@ -68,10 +68,22 @@ def test_other_pictures_are_of_other_groups_and_the_mean_is_over_kinds() -> None
     assert not any("shuffled" in name or "text_only" in name for name in alone)
 
 
-def test_the_choices_of_a_split(tmp_path: Path) -> None:
+def test_a_bigram_model_stands_beside_the_accuracy() -> None:
+    plain = choices(["roles_alike"])
+    advantage = np.r_[np.ones(9), 0.0, -np.ones(2)]  # a tie is wrong
+    with_bigrams = CaptionChoices(plain.kind, plain.row, plain.pair, plain.texts, advantage)
+    metrics, items = score_choices(with_bigrams, GROUP, by(np.zeros((PICTURES, 2 * PICTURES))))
+    assert metrics["choice_roles_alike_bigram_accuracy"] == metrics["choice_bigram_accuracy"] == 9 / 12
+    assert metrics["choice_accuracy"] == 0.0 and "choice_roles_alike_bigram" not in items
+    without, _ = score_choices(plain, GROUP, by(np.zeros((PICTURES, 2 * PICTURES))))
+    assert not any("bigram" in name for name in without)
+
+
+@pytest.mark.parametrize("advantage", [(), (0.5,)])
+def test_the_choices_of_a_split(tmp_path: Path, advantage: tuple[float, ...]) -> None:
     def records() -> Any:
         for i in range(3):
-            meta = {"choices": [["swap_obj", "same", f"false {i}"]] * i}
+            meta = {"choices": [["swap_obj", "same", f"false {i}", *advantage]] * i}
             yield PairRecord(f"{i}", f"{i}", "test" if i else "val", {"image": b"P1 1 1 0"}, ["same"], meta=meta)
 
     shards.write(
@@ -94,4 +106,6 @@ def test_the_choices_of_a_split(tmp_path: Path) -> None:
         and batch_texts.pair.tolist() == [[0, 1], [0, 2], [0, 2]]
         and batch_texts.kind == ["swap_obj"] * 3
     )
+    stored = batch_texts.bigram_advantage
+    assert stored is None if not advantage else stored is not None and stored.tolist() == [0.5] * 3
     assert caption_choice.encode_choices(data.split("val"), tokenize, lambda column: column.inputs(column.row)) is None  # type: ignore[arg-type,return-value]

@@ -16,6 +16,8 @@ LOCATIONS = {
     "coco": "coco.SOURCE",
     "flickr8k": "flickr8k.SOURCE",
     "flickr30k": "flickr8k.FLICKR30K_SOURCE",
+    "flickr8k-roles": "flickr8k.ROLES_SOURCE",
+    "flickr30k-roles": "flickr8k.FLICKR30K_ROLES_SOURCE",
     "emoji-styles": "emoji.SOURCE",
     "bounces": "bounces.SOURCE",
     "kinetics-sounds": "kinetics_sounds.SOURCE",

@@ -1,15 +1,21 @@
 """Flickr8k and Flickr30k: ``*.token.txt`` with split lists, or Karpathy's json; both give the same records.
 
+From the captions of the photos that are not trained on, ``flickr8k-roles`` and ``flickr30k-roles`` make choices between
+a caption and the same caption with exchanged roles.
+
 Source: Hodosh, Young & Hockenmaier, JAIR 47 (2013); Young et al., TACL 2 (2014); splits of arXiv:1412.2306.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ccaco_cli.core.data.bigrams import BigramModel
+from ccaco_cli.core.data.role_exchange import role_choices
 from ccaco_cli.core.data.sources.fields import FieldReader
 from ccaco_cli.core.data.sources.lists import (
     REPEATED,
@@ -52,33 +58,83 @@ class _Photo:
     problem: str = ""
 
 
-def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
+@dataclass(frozen=True)
+class _Listing:
+    """What a folder lists.
+
+    Attributes:
+        folder: the photos lie in it.
+        photos: of all splits.
+        files: that were read.
+        unlisted: photos with captions that no split holds.
+    """
+
+    folder: Path
+    photos: list[_Photo]
+    files: list[Path]
+    unlisted: int
+
+    def lacking(self, name: str) -> str:
+        """Says in a protocol which published photos are not listed."""
+        return missing_part(Counter(photo.split for photo in self.photos), _PUBLISHED[name])
+
+
+def _open(name: str, root: Path | None) -> _Listing:
+    """Raises DataError: not a layout of this data set."""
     expects = _EXPECTS.format(name, _TOKENS[name][0])
     if root is None or not root.exists():
         raise layout_error(name, f"no {name} here", root, expects)
     folder = root if root.is_dir() else root.parent
     json_file = root if root.suffix == ".json" else _first(root, (f"dataset_{name}.json",)) if root.is_dir() else None
     if json_file is not None:
-        listed = _karpathy(json_file)
-        read_from, unlisted = [json_file], 0
-    else:
-        tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
-        if tokens is None:
-            raise layout_error(name, f"no {name} list in this folder", root, expects)
-        listed, lists, unlisted = _token_layout(folder, tokens, name)
-        read_from = [tokens, *lists]
-    counts: dict[str, int] = {}
-    for photo in listed:
-        counts[photo.split] = counts.get(photo.split, 0) + 1
+        return _Listing(folder, _karpathy(json_file), [json_file], 0)
+    tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
+    if tokens is None:
+        raise layout_error(name, f"no {name} list in this folder", root, expects)
+    photos, lists, unlisted = _token_layout(folder, tokens, name)
+    return _Listing(folder, photos, [tokens, *lists], unlisted)
+
+
+def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
+    listing = _open(name, root)
     return SourceData(
-        records=_records(folder, listed, options.media_root),
-        protocol=f"{name}: the published train, val and test lists, all captions of a "
-        f"photo{missing_part(counts, _PUBLISHED[name])}",
+        records=_records(listing.folder, listing.photos, options.media_root),
+        protocol=f"{name}: the published train, val and test lists, all captions of a photo{listing.lacking(name)}",
         licence=_LICENCE,
-        revision=revision_of(*read_from),
-        text_files=read_from,
-        facts={"unlisted": unlisted},
-        counts=counts,
+        revision=revision_of(*listing.files),
+        text_files=listing.files,
+        facts={"unlisted": listing.unlisted},
+        counts=Counter(photo.split for photo in listing.photos),
+    )
+
+
+def _read_roles(name: str, root: Path | None, options: SourceOptions) -> SourceData:
+    """The photos of val and test of which a caption has exchangeable agents, all in test, with these choices."""
+    listing = _open(name, root)
+    bigrams = BigramModel(text for photo in listing.photos if photo.split == "train" for text in photo.captions)
+    choices = {
+        photo.file: role_choices(photo.captions, bigrams)
+        for photo in listing.photos
+        if photo.split != "train" and not photo.problem
+    }
+    photos = [replace(photo, split="test") for photo in listing.photos if choices.get(photo.file)]
+    kinds = Counter(choice[0] for of_photo in choices.values() for choice in of_photo)
+    if not photos:
+        raise DataError(
+            "no caption of val or test has two agents that can be exchanged",
+            where=root,
+            expected='captions such as "a man pushes a boy"',
+        )
+    records = _records(listing.folder, photos, options.media_root)
+    return SourceData(
+        records=(replace(record, meta={"choices": choices[record.id]}) for record in records),
+        protocol=f"{name}-roles: {kinds.total()} choices between a caption of val or test and the same caption with "
+        f"exchanged roles, ties and NaN are wrong{listing.lacking(name)}",
+        licence=_LICENCE,
+        revision=revision_of(*listing.files),
+        text_files=listing.files,
+        facts={"items": dict(sorted(kinds.items())), "evaluation": "choices"},
+        counts={"test": len(photos)},
     )
 
 
@@ -155,9 +211,12 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((place / name for name in names for place in places if (place / name).is_file()), None)
 
 
-SOURCE = Source(
-    "flickr8k", ("image", "text"), _EXPECTS.format("flickr8k", "Flickr8k.token.txt"), partial(_read, "flickr8k")
-)
-FLICKR30K_SOURCE = Source(
-    "flickr30k", ("image", "text"), _EXPECTS.format("flickr30k", "results_20130124.token"), partial(_read, "flickr30k")
-)
+def _source(name: str, read: Callable[[str, Path | None, SourceOptions], SourceData], suffix: str = "") -> Source:
+    expects = _EXPECTS.format(name, _TOKENS[name][0])
+    return Source(name + suffix, ("image", "text"), expects, partial(read, name))
+
+
+SOURCE = _source("flickr8k", _read)
+FLICKR30K_SOURCE = _source("flickr30k", _read)
+ROLES_SOURCE = _source("flickr8k", _read_roles, "-roles")
+FLICKR30K_ROLES_SOURCE = _source("flickr30k", _read_roles, "-roles")

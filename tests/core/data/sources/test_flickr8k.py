@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ccaco_cli.core.data.sources.flickr8k import FLICKR30K_SOURCE, SOURCE
+from ccaco_cli.core.data.sources.flickr8k import (
+    FLICKR30K_ROLES_SOURCE,
+    FLICKR30K_SOURCE,
+    ROLES_SOURCE,
+    SOURCE,
+)
 from ccaco_cli.core.data.sources.lists import REPEATED
-from ccaco_cli.core.data.sources.source import SourceOptions
+from ccaco_cli.core.data.sources.source import Source, SourceOptions
 from ccaco_cli.core.errors import DataError
 
 OPTIONS = SourceOptions()
@@ -131,3 +136,54 @@ def test_a_photo_in_two_split_lists_is_rejected(tmp_path: Path) -> None:
         ("b.jpg", "train", ""),
         ("c.jpg", "test", ""),
     ]
+
+
+def write_karpathy(root: Path, name: str, captions: dict[str, list[str]]) -> Path:
+    """``captions``: split/photo -> its captions."""
+    images = [
+        {"filename": key.split("/")[1], "split": key.split("/")[0], "sentences": [{"raw": text} for text in texts]}
+        for key, texts in captions.items()
+    ]
+    (root / f"dataset_{name}.json").write_text(json.dumps({"images": images}))
+    return root
+
+
+ROLES = {
+    "train/1.jpg": ["a man pushes a boy", "a man pushes a cart"],
+    "val/2.jpg": ["A man pushes a boy .", "a man and a boy"],
+    "val/3.jpg": ["a man and a boy"],
+    "test/4.jpg": ["a boy chases a dog", "a dog is chased by a boy", "a dog sleeps"],
+}
+
+
+@pytest.mark.parametrize(("source", "name"), [(ROLES_SOURCE, "flickr8k"), (FLICKR30K_ROLES_SOURCE, "flickr30k")])
+def test_choices_of_exchanged_roles(source: Source, name: str, tmp_path: Path) -> None:
+    data = source.read(write_karpathy(tmp_path, name, ROLES), OPTIONS)
+    rows = {record.id: record for record in data.records}
+    assert {record.split for record in rows.values()} == {"test"} and data.counts == {"test": 2}
+    assert rows.keys() == {"2.jpg", "4.jpg"}, "no photo that is trained on, and none without a choice"
+    assert list(rows["2.jpg"].captions) == ROLES["val/2.jpg"]
+    ((kind, true, false, advantage),) = rows["2.jpg"].meta["choices"]
+    assert (kind, true, false) == ("roles_alike", "A man pushes a boy .", "A boy pushes a man .") and advantage > 0
+    assert [choice[:3] for choice in rows["4.jpg"].meta["choices"]] == [
+        ["roles_unlike", "a boy chases a dog", "a dog chases a boy"],
+        ["roles_unlike", "a dog is chased by a boy", "a boy is chased by a dog"],
+    ]
+    assert data.facts == {"items": {"roles_alike": 1, "roles_unlike": 2}, "evaluation": "choices"}
+    assert data.protocol.startswith(f"{name}-roles: 3 choices between a caption of val or test")
+
+
+def test_captions_without_roles_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no caption of val or test has two agents"):
+        ROLES_SOURCE.read(write_karpathy(tmp_path, "flickr8k", {"train/1.jpg": ["a man pushes a boy"]}), OPTIONS)
+
+
+@pytest.mark.skipif("CCACO_REAL_DATA" not in os.environ, reason="CCACO_REAL_DATA does not name the real data")
+def test_exchanged_roles_of_the_real_captions() -> None:
+    data = ROLES_SOURCE.read(Path(os.environ["CCACO_REAL_DATA"]) / "flickr8k", OPTIONS)
+    records = list(data.records)
+    choices = [choice for record in records for choice in record.meta["choices"]]
+    assert len(choices) == sum(data.facts["items"].values()) > 70 and len(records) > 45
+    assert all(Path(str(record.media["image"])).is_file() for record in records)
+    likelier = sum(choice[3] > 0 for choice in choices) / len(choices)
+    assert 0.4 < likelier < 0.9, "words alone say something, but not all"
