@@ -26,8 +26,8 @@ from ccaco_cli.core.data.sources.source import SourceOptions
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
-from ccaco_cli.core.types import Features
+from ccaco_cli.core.model.towers.tower import TextIds, Tower, TowerSpec
+from ccaco_cli.core.types import Features, Words
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
 from tests.manifests import edited
@@ -168,6 +168,22 @@ class ToyColumn:
         return {"tokens": self.tokens[items], "mask": self.mask[items]}
 
 
+class ToyTokenizer:
+    """The ids of twenty words, with a start and an end."""
+
+    def text_ids(self) -> TextIds:
+        return TextIds(20, 18, 19)
+
+
+def toy_words(items: Any) -> Words:
+    """Captions of one to four words, which follow from the number of the item."""
+    lengths = torch.from_numpy(np.asarray(items) % 4 + 3)
+    place = torch.arange(int(lengths.max()))
+    ids = (torch.from_numpy(np.asarray(items))[:, None] * 3 + place * 5) % 18
+    ids = torch.where(place == lengths[:, None] - 1, 19, torch.where(place == 0, 18, ids))
+    return Words(ids, place < lengths[:, None])
+
+
 class Toy:
     """A model of two small matrices and 24 rows of data: every part of training and retrieval in milliseconds."""
 
@@ -190,7 +206,10 @@ class Toy:
     def aligner(self, config: RunConfig) -> Aligner:
         torch.manual_seed(config.seed)
         towers = {m: self.tower(m, width) for m, width in (("image", 6), ("text", 10))}
-        return Aligner(towers, config.model, config.loss)
+        aligner = Aligner(towers, config.model, config.loss)
+        if aligner.decoder is not None:
+            aligner.decoder.add_words(range(18))
+        return aligner
 
     def tower(self, modality: str, width: int) -> Tower:
         return Tower(
@@ -204,6 +223,7 @@ class Toy:
             False,
             "f",
             lambda folder: "tiny",
+            tokenizer=ToyTokenizer() if modality == "text" else None,  # type: ignore[arg-type]
         )
 
     def columns(self, rows: int = ROWS) -> tuple[ToyColumn, ToyColumn]:
@@ -214,7 +234,8 @@ class Toy:
         plan = PairPlan(
             a, b, np.arange(rows) // 2, config.optim.batch_size, config.seed, captions=config.optim.captions
         )
-        return PairDataset(a, b, np.arange(rows), np.zeros(rows, np.int64)), plan
+        words = toy_words if config.loss.gamma else None
+        return PairDataset(a, b, np.arange(rows), np.zeros(rows, np.int64), words), plan
 
 
 @pytest.fixture(scope="session")

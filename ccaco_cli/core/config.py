@@ -59,6 +59,19 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class DecoderConfig:
+    """The text decoder, which a run with ``loss.gamma`` above 0 trains: it writes captions."""
+
+    layers: int = setting(2, "Layers of the text decoder.", min=1, max=1_000)
+    heads: int = setting(4, "Attention heads of the text decoder; must divide its width.", min=1, max=1_024)
+    width: int = setting(0, "Width of the text decoder; 0: that of the model.", min=0, max=16_384)
+    dropout: float = setting(0.1, "Dropout of the text decoder.", min=0, max=1)
+    max_words: int = setting(
+        64, "Maximum tokens of a text that the decoder reads or writes; longer captions are cut.", min=2, max=65_536
+    )
+
+
+@dataclass(frozen=True)
 @with_sections({m.name: section(TowerConfig, specs=m.specs) for m in MODALITIES.values()}, before="fusion")
 class ModelConfig:
     """The aligner: one tower per modality, a shared embedding space, and the cross branch.
@@ -84,6 +97,7 @@ class ModelConfig:
         max=1_024,
     )
     fusion: FusionConfig = section(FusionConfig)
+    decoder: DecoderConfig = section(DecoderConfig)
 
     def tower(self, modality: str) -> TowerConfig:
         """The tower settings of one modality."""
@@ -93,10 +107,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``total = alpha * contrastive + beta * cross``."""
+    """``total = alpha * contrastive + beta * cross + gamma * caption``."""
 
     alpha: float = setting(1.0, "Weight of the contrastive loss.", flag="--alpha", min=0)
     beta: float = setting(0.5, "Weight of the cross-attention loss.", flag="--beta", min=0)
+    gamma: float = setting(
+        0.0,
+        "Weight of the caption loss, which trains a text decoder (CoCa, arXiv:2205.01917); 0: no decoder.",
+        flag="--gamma",
+        min=0,
+    )
     contrastive: str = setting(
         "infonce",
         "Loss of the contrastive half: infonce (softmax over the batch) or sigmoid (every pair by itself, "

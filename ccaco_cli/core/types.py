@@ -5,7 +5,7 @@ Shapes: B pairs, N tokens of either modality, W tower width, D model width, E em
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,6 +68,7 @@ class PairRecord:
         family: samples that are hard negatives of each other share a family (swapped twins); "" = none.
         meta: further facts, as JSON types.
         problem: why the source cannot give this sample; it is counted and listed among the rejects. "" = none.
+        detail: what belongs to the problem of this sample alone, such as a number.
     """
 
     id: str
@@ -80,6 +81,27 @@ class PairRecord:
     family: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    detail: str = ""
+
+
+class RecordFilter(Protocol):
+    """Decides which pairs of a stream of records are kept."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What it depends on, for the manifest."""
+        ...
+
+    def select(
+        self, records: Iterable[PairRecord], modalities: tuple[str, ...], folders: tuple[str, ...]
+    ) -> Iterator[PairRecord]:
+        """The records in order; what is not kept is a record with the problem ``checks.UNLIKELY``.
+
+        Args:
+            modalities: of the records.
+            folders: real paths that files may lie in; () = anywhere.
+        """
+        ...
 
 
 class TensorRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ccaco_cli.core.config import RunConfig, TowerConfig
 from ccaco_cli.core.config_io import override
+from ccaco_cli.core.experiments.start import add_updates
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import towers
 from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
@@ -23,7 +25,7 @@ from ccaco_cli.core.recipes import RECIPES
 from ccaco_cli.core.training import cost, loop
 from ccaco_cli.core.training.metrics_log import MetricsLog
 from ccaco_cli.core.training.state import TrainingState
-from ccaco_cli.core.types import Features, PairBatch, no_progress
+from ccaco_cli.core.types import Features, PairBatch, Words, no_progress
 from tests.gpu.fake_gpu import GPU, HostWaits, on_gpu
 
 PAIRS, SIZE, WORDS = 12, 32, 9
@@ -68,9 +70,11 @@ def _tower(config: TowerConfig, modality: str) -> Tower:
 
 def build_aligner(config: RunConfig) -> Aligner:
     """A model on the CPU. Its towers are built once for all tests, which must not change them."""
-    if config.optim.grad_checkpointing:
+    if config.optim.grad_checkpointing or config.optim.lora:
         aligner, _ = aligners.build(config.model, config.loss, MODALITIES)
-        aligner.set_grad_checkpointing()
+        if config.optim.grad_checkpointing:
+            aligner.set_grad_checkpointing()
+        add_updates(aligner, config)
         return aligner
     return Aligner({m: _tower(config.model.tower(m), m) for m in MODALITIES}, config.model, config.loss)
 
@@ -92,6 +96,10 @@ def train_on_gpu(config: RunConfig, batch: PairBatch | None = None, steps: int =
     aligner = build_aligner(config)
     adaptation = Adaptation(config.domain, aligner.embedding_size, AdaptationTask(**heads)) if heads else None
     batch = batch or pixels_and_words()
+    if aligner.decoder is not None:
+        aligner.decoder.add_words(range(50))
+        ids = torch.ones(len(batch.rows), WORDS, dtype=torch.long)
+        batch = replace(batch, words=Words(ids, ids.bool()))
     entry = (batch.rows.numpy(), np.arange(len(batch.rows)), np.arange(len(batch.rows)))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     on_device = on_gpu(aligner.train(), mode)

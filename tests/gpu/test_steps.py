@@ -22,7 +22,7 @@ from ccaco_cli.core.model.matching import MATCHERS
 from ccaco_cli.core.training import health_checks, metrics_log, parallel
 from ccaco_cli.core.types import PairBatch
 from tests.gpu.fake_gpu import HostWaits
-from tests.gpu.fake_training import PAIRS, cached_tokens, config_of, tower_widths, train_on_gpu
+from tests.gpu.fake_training import MODALITIES, PAIRS, cached_tokens, config_of, tower_widths, train_on_gpu
 
 MAX_WAITS = 2
 """Waits of a step, besides the log."""
@@ -78,17 +78,47 @@ def test_cross_losses(number: int, cross: str) -> None:
     check_step(PRECISIONS[number % 3], loss__cross=cross, model__fusion__kind="coattention")
 
 
+@pytest.mark.parametrize("recipe", ["scratch", "locked"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_caption_loss(recipe: str, checkpointing: bool) -> None:
+    check_step(
+        "amp_fp16" if checkpointing else "amp_bf16", recipe, loss__gamma=1.0, optim__grad_checkpointing=checkpointing
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_low_rank_updates(precision: str) -> None:
+    pytest.importorskip("peft", reason="LoRA needs the library peft")
+    check_step(precision, "lora", optim__lora=2, model__image__spec="tiny:vit")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_towers_of_which_the_last_blocks_learn(precision: str) -> None:
+    check_step(precision, "last-blocks", **{f"model__{m}__unlock": 1 for m in MODALITIES})
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_places_of_patches(precision: str) -> None:
+    check_step(precision, model__fusion__place=True, loss__separation=10.0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_sigmoid_loss(precision: str) -> None:
+    check_step(precision, loss__contrastive="sigmoid")
+
+
 def test_distillation() -> None:
     check_step(loss__teach=0.5)
 
 
-def test_an_average_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_average_of_the_weights(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     def copied(parameters: torch.nn.ParameterList) -> torch.nn.ParameterList:  # ``deepcopy`` of fake tensors fails
         return torch.nn.ParameterList(p.detach().clone() for p in parameters)
 
     monkeypatch.setattr("torch.optim.swa_utils.deepcopy", copied)
     monkeypatch.setattr(metrics_log, "SECONDS_PER_READ", 1e9)
-    check_waits(train_on_gpu(config_of(optim__ema=0.9), steps=2), steps=2)
+    check_waits(train_on_gpu(config_of(optim__ema=0.9, optim__precision=precision), steps=2), steps=2)
 
 
 @pytest.mark.parametrize("balance", balances.BALANCES)

@@ -314,20 +314,23 @@ class PairDataset(Dataset[PairBatch]):
     """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan.
 
     An item of several pairs is read once. If several processes share a batch, it is read once per pair, because the
-    processes must read equal numbers of items.
+    processes must read equal numbers of items. ``words`` reads captions, the items of b, for a decoder.
     """
 
-    def __init__(self, a: Column, b: Column, group: Array, domain: Array):
+    def __init__(
+        self, a: Column, b: Column, group: Array, domain: Array, words: Callable[[Array], Words] | None = None
+    ):
         self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
-        self.deduplicate = distributed.world() == 1  # read here, because a loader's workers are in no process group
+        # read here, because a loader's workers are in no process group
+        self.words, self.deduplicate = words, distributed.world() == 1
 
     def __getitem__(self, entry: tuple[Array, Array, Array]) -> PairBatch:
         rows, items_a, items_b = entry
         index = torch.from_numpy(rows)
+        words = None if self.words is None else self.words(items_b[: len(rows)])
         (items_a, at_a), (items_b, at_b) = self._unique(items_a), self._unique(items_b)
-        return PairBatch(
-            self.a.inputs(items_a), self.b.inputs(items_b), index, self.group[index], self.domain[index], at_a, at_b
-        )
+        inputs = self.a.inputs(items_a), self.b.inputs(items_b)
+        return PairBatch(*inputs, index, self.group[index], self.domain[index], at_a, at_b, words)
 
     def _unique(self, items: Array) -> tuple[Array, Tensor | None]:
         unique, index = np.unique(items, return_inverse=True)

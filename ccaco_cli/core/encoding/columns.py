@@ -8,6 +8,7 @@ from typing import Any
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import ModelConfig
 from ccaco_cli.core.data import cache
+from ccaco_cli.core.data.caption_words import CaptionWords
 from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
 from ccaco_cli.core.data.shards import PreparedData
 from ccaco_cli.core.encoding.token_cache import cached
@@ -42,6 +43,13 @@ def columns(
         return _cached(data, split, tower, uncached, config, device, on_progress) if lock else uncached
 
     return {modality: column(modality) for modality in data.modalities}
+
+
+def caption_words(data: PreparedData, split: str, tower: Tower) -> CaptionWords:
+    """The captions of a split as token ids of a text tower."""
+    column = _uncached(data, split, tower, True, no_progress)
+    assert isinstance(column, TextColumn)
+    return CaptionWords(column)
 
 
 def _cached(

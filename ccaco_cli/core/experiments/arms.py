@@ -203,6 +203,12 @@ def taught(config: RunConfig) -> RunConfig:
     return override(config, {"loss.teach": 1.0})
 
 
+@arm("+caption", changes=("loss.gamma",))
+def with_caption(config: RunConfig) -> RunConfig:
+    """Learning to write the captions (CoCa, arXiv:2205.01917) makes the towers bind attributes and roles better."""
+    return override(config, {"loss.gamma": config.loss.gamma or 1.0})
+
+
 @arm("mse", changes=("model.fusion.kind", "model.fusion.share", "loss.cross"))
 def mse(config: RunConfig) -> RunConfig:
     """The mean squared change of the tokens by attention is a loss that aligns (known flaw: it only shrinks the
@@ -321,19 +327,8 @@ _FUSION = ("ccaco", "early", "late", "cross", "unified")
 # one-way-t2i and attended are always the defaults of ccaco; with some towers others are too, and ``ablate`` leaves
 # those out
 _ABLATION = (
-    *(
-        "ccaco",
-        "-contrastive",
-        "-cross",
-        "-collaboration",
-        "one-way-i2t",
-        "two-way",
-        "-residual",
-        "maxsim",
-        "matching",
-        "listwise",
-        "mse",
-    ),
+    *("ccaco", "-contrastive", "-cross", "-collaboration", "one-way-i2t", "two-way", "-residual"),
+    *("maxsim", "matching", "listwise", "+caption", "mse"),
     *("pool-mean", "pool-cls", "pool-attention", "temperature-fixed", "dropout-0"),
 )
 SETS: Mapping[str, tuple[str, ...]] = {

@@ -16,6 +16,7 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.caption_words import CaptionWords
 from ccaco_cli.core.data.loader import MediaColumn, TextColumn
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.errors import ConfigError
@@ -137,8 +138,15 @@ def _estimate(
     captions = min(config.optim.captions, int(np.diff(split.caption_start).max()) if "text" in modalities else 1)
     a, b = (_inputs(split, towers[m], config, size * captions if m == "text" else size, device) for m in modalities)
     rows = torch.arange(size, device=device).repeat(captions)
-    at = (None if m == "text" or captions == 1 else rows for m in modalities)
-    step = cost.step_cost(aligner, PairBatch(a, b, rows, rows, torch.zeros_like(rows), *at), config)
+    at_a, at_b = (None if m == "text" or captions == 1 else rows for m in modalities)
+    words = None
+    if aligner.decoder is not None:
+        texts = TextColumn(split, towers["text"].preprocess)
+        captions_as_ids = CaptionWords(texts)
+        aligner.decoder.add_words(captions_as_ids.token_ids(len(split)))
+        words = captions_as_ids(np.full(len(rows), np.argmax(np.asarray(texts.length)))).to(device)
+    batch = PairBatch(a, b, rows, rows, torch.zeros_like(rows), at_a, at_b, words)
+    step = cost.step_cost(aligner, batch, config)
     model_bytes = sum(t.numel() * t.element_size() for t in (*aligner.parameters(), *aligner.buffers()))
     peak = step.peak
     if device.type != "cuda":  # resident memory already holds the libraries and the model

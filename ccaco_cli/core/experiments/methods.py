@@ -22,7 +22,7 @@ from ccaco_cli.core.data.domain_names import ORACLE, TARGET_VAL
 from ccaco_cli.core.data.gpu_decoding import jpeg_columns
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.encoding.columns import columns
+from ccaco_cli.core.encoding.columns import caption_words, columns
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.experiments import domain_adaptation
@@ -184,11 +184,16 @@ def _fit(
     def evaluation_on(name: str) -> Callable[[Aligner], Mapping[str, float]]:
         return lambda model: replace(encoder, aligner=model).validate(name, split_columns[name])
 
+    words, decoder = None, encoder.aligner.decoder
+    if decoder is not None:
+        text_tower = encoder.towers["text"]
+        words = distributed.main_process_first(lambda: caption_words(data, "train", text_tower))
+        decoder.add_words(words.token_ids(split.paired))
     options, stage = run_folder.options, run_folder.stage
     start = StageStart() if stage is None else stage.start
     return loop.fit(
         encoder.aligner,
-        loop.TrainingData(PairDataset(a, b, split.group, split.domain), plan),
+        loop.TrainingData(PairDataset(a, b, split.group, split.domain, words), plan),
         config,
         run_folder.path,
         loop.TrainingCallbacks(

@@ -18,6 +18,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.aligner import CROSS_BRANCH, Aligner
+from ccaco_cli.core.model.decoder import DECODER
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.tower_config import ADAPTER
 
@@ -44,7 +45,8 @@ class StartModel:
 def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
     """Builds the model of a config, with the weights of the run that ``model.spec`` names, if it names one.
 
-    The cross branch of that run is taken over where it has the same architecture; otherwise it starts anew.
+    The cross branch and the decoder of that run are taken over where they have the same architecture; otherwise they
+    start anew.
 
     Raises:
         ManifestError: the run is not there, not finished or damaged.
@@ -78,10 +80,12 @@ def add_updates(aligner: Aligner, config: RunConfig) -> None:
 def _copy_weights(source: Aligner, target: Aligner, path: str) -> bool:
     """Copies the weights of a run; returns False where its cross branch does not fit. Raises ConfigError."""
     tensors, state = source.state_dict(), target.state_dict()
-    cross = {name: tensor for name, tensor in tensors.items() if name.startswith(CROSS_BRANCH)}
-    copied = {name: tensor for name, tensor in tensors.items() if name not in cross and _is_common(name, state)}
-    cross_state = {name: tensor for name, tensor in state.items() if name.startswith(CROSS_BRANCH)}
-    new = {LOGIT_BIAS, *cross_state, *_adapter_weights(target)}  # these may start anew
+    parts = CROSS_BRANCH, DECODER
+    source_parts, target_parts = ([_weights_named(part, model) for part in parts] for model in (tensors, state))
+    optional = {name for part in source_parts for name in part}
+    copied = {name: tensor for name, tensor in tensors.items() if name not in optional and _is_common(name, state)}
+    # these may start anew
+    new = {LOGIT_BIAS, *_adapter_weights(target), *(name for part in target_parts for name in part)}
     if differences := weights.shape_differences(state.keys() - new, state, copied):
         raise ConfigError(
             f"the settings change the architecture of this run: {differences}",
@@ -89,9 +93,17 @@ def _copy_weights(source: Aligner, target: Aligner, path: str) -> bool:
             expected="the model settings of the run",
             next="leave out the settings of the model",
         )
-    has_cross = not weights.shape_differences(cross_state.keys(), cross_state, cross)
-    target.load_state_dict(copied | (cross if has_cross else {}), strict=False)
+    has_cross, has_decoder = (
+        bool(part) and not weights.shape_differences(part.keys(), part, loaded)
+        for part, loaded in zip(target_parts, source_parts, strict=True)
+    )
+    cross, decoder = source_parts
+    target.load_state_dict(copied | (cross if has_cross else {}) | (decoder if has_decoder else {}), strict=False)
     return has_cross
+
+
+def _weights_named(prefixes: tuple[str, ...], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
 
 
 def _is_common(name: str, state: Mapping[str, Tensor]) -> bool:

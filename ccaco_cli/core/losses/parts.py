@@ -5,6 +5,7 @@ Nothing here imports torch at module level, so that reports and charts start fas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ class LossPart:
         weight_key: key of its weight in ``metrics.jsonl``.
         weight: (config, beta at this step, weights of the adaptation heads) -> weight; None = not a part of this run.
         loss: (inputs, config) -> scalar; None if the inputs of this step lack what it needs.
-        chance: (config, pairs in the batch) -> loss in nats of a model that has learned nothing; None = unknown. The
-            health checks warn if an epoch ends at this level.
+        chance: (config, pairs in the batch, words that the decoder knows) -> loss in nats of a model that has learned
+            nothing; None = unknown. The health checks warn if an epoch ends at this level.
         always_listed: tables show its column also if no run has it.
     """
 
@@ -38,7 +39,7 @@ class LossPart:
     weight_key: str
     weight: Callable[[LossConfig, float, Mapping[str, float]], float | None]
     loss: Callable[[LossInputs, LossConfig], Tensor | None]
-    chance: Callable[[LossConfig, int], float | None] | None = None
+    chance: Callable[[LossConfig, int, int], float | None] | None = None
     always_listed: bool = False
 
 
@@ -86,7 +87,13 @@ def _label(inputs: LossInputs, config: LossConfig) -> Tensor | None:
     return domain.classification(inputs.label_logits, inputs.labels)
 
 
-def _cross_chance(config: LossConfig, batch_size: int) -> float | None:
+def _caption(inputs: LossInputs, config: LossConfig) -> Tensor | None:
+    from ccaco_cli.core.losses.caption import caption_loss
+
+    return None if inputs.caption is None else caption_loss(*inputs.caption)
+
+
+def _cross_chance(config: LossConfig, batch_size: int, words: int) -> float | None:
     from ccaco_cli.core.losses import total
 
     chance = total.cross_loss(config).chance
@@ -106,6 +113,13 @@ LOSS_PARTS: dict[str, LossPart] = {
         LossPart("domain", "domain_weight", lambda config, beta, heads: heads.get("domain"), _domain),
         LossPart("label", "label_weight", lambda config, beta, heads: heads.get("label"), _label),
         LossPart("separation", "separation_weight", _separation_weight, _separation),
+        LossPart(
+            "caption",
+            "gamma",
+            lambda config, beta, heads: config.gamma or None,
+            _caption,
+            lambda config, batch_size, words: math.log(max(2, words)),
+        ),
     )
 }
 """Name -> part. Learned weights are stored in this order: append new parts."""

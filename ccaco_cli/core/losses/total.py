@@ -111,6 +111,7 @@ class LossInputs:
         domains: features of all domains, one entry per modality that is adapted.
         label_logits: [B, C] of the label predictor, or None.
         labels: [B] int64, -1 = none.
+        caption: (logits [B, L, U], targets [B, L]) of this process, for ``caption_loss``; None = no decoder.
     """
 
     alignment: Alignment | None
@@ -118,6 +119,7 @@ class LossInputs:
     domains: Sequence[DomainFeatures] = field(default=())
     label_logits: Tensor | None = None
     labels: Tensor | None = None
+    caption: tuple[Tensor, Tensor] | None = None
 
 
 def sample_pairs(

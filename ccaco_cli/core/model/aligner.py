@@ -17,6 +17,7 @@ from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model import matching, towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.centering import AttentionPool, Center
+from ccaco_cli.core.model.decoder import build_decoder
 from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.global_batch import GlobalDropout, InputDropout
 from ccaco_cli.core.model.layout import LINE, Layout
@@ -220,6 +221,7 @@ class Aligner(nn.Module):
         embedding_size: E.
         logit_bias: scalar that the sigmoid loss adds to scaled cosines; None = the model has none.
         low_rank: rank of the low-rank updates that are trained in place of the towers; 0 = none (``low_rank``).
+        decoder: writes texts about samples of ``described``, the side that is no text; None without caption loss.
         stores_locked_towers: whether the weights of locked towers are stored, since their SPEC does not rebuild them.
     """
 
@@ -249,6 +251,9 @@ class Aligner(nn.Module):
         if sigmoid or bias is not None:
             start = torch.tensor(loss.bias if bias is None else bias)
             self.logit_bias = nn.Parameter(start, requires_grad=sigmoid)
+        # after all others, so that their weights are the same with and without it
+        self.decoder = build_decoder(built, config.width, config.decoder) if loss.gamma > 0 else None
+        self.described = next((m for m in built if m != "text"), "")
 
     def encoder(self, modality: str) -> ModalityEncoder:
         """Returns the encoder of a modality."""
@@ -261,6 +266,8 @@ class Aligner(nn.Module):
             ConfigError: an unlocked tower without this capability.
         """
         self.matcher.checkpointing = True
+        if self.decoder is not None:
+            self.decoder.checkpointing = True
         for modality in self.modalities:
             encoder = self.encoder(modality)
             if encoder.config.lock:
@@ -314,12 +321,24 @@ class Aligner(nn.Module):
 
     def local_tokens(self, modality: str, features: Features) -> LocalTokens:
         """Prepares tokens for ``cross``: [R, N, W] -> [R, N, ``matcher.local_width``] (what an index stores)."""
+        tokens = self._project(modality, features)
+        return LocalTokens(self.matcher.local(self.modalities.index(modality), tokens, features.mask), features.mask)
+
+    def memory(self, features: Features) -> Tensor:
+        """Prepares tokens of ``described`` for the decoder: [R, N, W] -> [R, N, D].
+
+        They are projected as for the cross branch, so that all losses train one projection. What a matcher makes of
+        them is left out: it may be unit vectors for cosines, or one vector for all tokens.
+        """
+        return self._project(self.described, features)
+
+    def _project(self, modality: str, features: Features) -> Tensor:
+        """[R, N, W] -> [R, N, D]."""
         tokens = _to_float32(features.tokens)
         if self.shares_projection:
-            tokens = self.encoder(modality).project(tokens)
-        else:
-            tokens = self.cross_projection[modality](tokens if self.config.fusion.share else tokens.detach())
-        return LocalTokens(self.matcher.local(self.modalities.index(modality), tokens, features.mask), features.mask)
+            return self.encoder(modality).project(tokens)
+        projected: Tensor = self.cross_projection[modality](tokens if self.config.fusion.share else tokens.detach())
+        return projected
 
     def cross(self, a: LocalTokens, b: LocalTokens, index: Tensor | None = None, *, attention: bool = False) -> Crossed:
         """Runs the local half on pairs of prepared samples.

@@ -24,6 +24,13 @@ def check(config: RunConfig) -> None:
             where="loss.alpha = 0, loss.beta = 0, domain.classify = 0",
             expected="one of them above 0",
         )
+    if config.loss.gamma and not (config.loss.alpha or config.loss.beta):
+        raise ConfigError(
+            "captions alone align nothing that could be searched or validated",
+            where=f"loss.gamma = {config.loss.gamma:g}, loss.alpha = 0, loss.beta = 0",
+            expected="alpha or beta above 0",
+            next="--alpha 1",
+        )
     if config.method == "gradient" and config.optim.batch_size == 1 and (config.loss.alpha or config.loss.beta):
         raise ConfigError(
             "the contrastive and the cross-attention loss compare a pair with the other pairs of its batch",

@@ -322,11 +322,13 @@ class Trainer:
 
     def _check_health(self, batch: PairBatch) -> dict[str, str]:
         config, adaptation, metrics = self.state.config, self.state.adaptation, self.state.cursor.epoch_metrics
+        decoder = self.state.aligner.decoder
+        words = 0 if decoder is None else decoder.vocabulary_size
         chance_levels = {
             name: chance
             for name, loss_part in LOSS_PARTS.items()
             if loss_part.chance and metrics.get(name)
-            if (chance := loss_part.chance(config.loss, config.optim.batch_size)) is not None
+            if (chance := loss_part.chance(config.loss, config.optim.batch_size, words)) is not None
         }
         heads_only = adaptation is not None and config.loss.alpha == config.loss.beta == 0
         trained_modalities = adaptation.modalities if adaptation is not None and heads_only else ()

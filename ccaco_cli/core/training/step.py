@@ -81,7 +81,7 @@ class StepLosses(nn.Module):
         alignment = self._alignment(batch, paired) if self._aligns(beta) else None
         if alignment is not None and beta > 0:
             alignment = self._with_cross(alignment, batch, features, generator)
-        inputs = LossInputs(alignment)
+        inputs = LossInputs(alignment, caption=self._caption(batch, features))
         metrics: dict[str, Tensor] = {}
         head_weights: dict[str, float] = {}
         if self.adaptation is not None:
@@ -123,6 +123,21 @@ class StepLosses(nn.Module):
             vectors=self.aligner.config.vectors,
             logit_bias=self.aligner.logit_bias,
         )
+
+    def _caption(self, batch: PairBatch, features: dict[str, Features]) -> tuple[Tensor, Tensor] | None:
+        """Predicts the caption of each pair of this process: logits and targets, for ``caption_loss``."""
+        aligner = self.aligner
+        if aligner.decoder is None or batch.words is None:
+            return None
+        pairs = len(batch.rows)
+        index = batch.at_a if aligner.described == aligner.modalities[0] else batch.at_b
+        described = features[aligner.described]
+        described = described[:pairs] if index is None else described
+        with paired_rows(pairs):
+            predicted = aligner.decoder(
+                aligner.memory(described), described.mask, batch.words, None if index is None else index[:pairs]
+            )
+        return predicted.logits, predicted.targets
 
     def _with_cross(
         self, alignment: Alignment, batch: PairBatch, features: dict[str, Features], generator: torch.Generator | None

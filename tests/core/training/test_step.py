@@ -12,7 +12,8 @@ from ccaco_cli.core.data.loader import NONE, PairDataset, PairPlan
 from ccaco_cli.core.losses import contrastive, domain
 from ccaco_cli.core.losses.total import CROSS_LOSSES
 from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
-from ccaco_cli.core.training import step
+from ccaco_cli.core.reporting.training_log import read_log
+from ccaco_cli.core.training import loop, step
 
 
 def losses(aligner: Any, config: Any, heads: Any = None) -> step.StepLosses:
@@ -145,3 +146,30 @@ def test_a_label_predictor_learns_from_pairs_alone_and_no_words_are_encoded(
     logits = heads.predict(real("image", inputs.a)[0].z[:8])
     assert torch.allclose(parts["label"], torch.nn.functional.cross_entropy(logits, heads.label[inputs.rows]))
     assert torch.allclose(parts["total"], 2 * parts["label"])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_caption_loss_is_that_of_the_decoder_on_the_tokens_of_the_cross_projection(toy: Any, share: bool) -> None:
+    config = toy.config(loss__gamma=0.5, loss__alpha=2.0, model__fusion__share=share, optim__captions=2)
+    aligner, inputs = toy.aligner(config).eval(), batch(toy, config)
+    parts = losses(aligner, config.loss)(inputs, beta=0.3)
+    features = aligner.encode("image", inputs.a)[1]
+    picture = torch.arange(len(inputs.rows)) if inputs.at_a is None else inputs.at_a
+    predicted = aligner.decoder(aligner.memory(features)[picture], features.mask[picture], inputs.words)
+    expected = torch.nn.functional.cross_entropy(predicted.logits.flatten(0, 1), predicted.targets.flatten())
+    assert torch.allclose(parts["caption"], expected)
+    assert torch.allclose(parts["total"], 2 * parts["contrastive"] + 0.3 * parts["cross"] + 0.5 * parts["caption"])
+    parts["caption"].backward()
+    tower_gradient = aligner.encoder("image").tower.linear.weight.grad
+    assert (tower_gradient is not None and bool(tower_gradient.abs().sum() > 0)) == share
+    assert all(p.grad is None for p in aligner.encoder("text").parameters())
+
+
+@pytest.mark.parametrize("balance", ["fixed", "schedule", "uncertainty", "gradnorm"])
+def test_every_balance_weighs_the_caption_loss(toy: Any, tmp_path: Any, balance: str) -> None:
+    config = toy.config(loss__gamma=0.5, loss__balance=balance, optim__epochs=2)
+    callbacks = loop.TrainingCallbacks(lambda model: {"R-sum": 1.0})
+    loop.fit(toy.aligner(config).train(), loop.TrainingData(*toy.data(config)), config, tmp_path, callbacks)
+    steps = [entry for entry in read_log(tmp_path) if "validation" not in entry]
+    assert all(entry["caption"] > 0 for entry in steps)
+    assert (len({entry["gamma"] for entry in steps}) > 1) == (balance in ("uncertainty", "gradnorm"))

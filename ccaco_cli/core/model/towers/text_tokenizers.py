@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor
 
-from ccaco_cli.core.model.towers.tower import WordSpans
+from ccaco_cli.core.model.towers.tower import TextIds, WordSpans
 
 CLEANING = {"_clean_lower": "clip", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 """Function with which an open_clip tokenizer cleans texts -> entry of ``query.CLEAN`` that does the same."""
@@ -76,6 +78,17 @@ class ClipTokens:
                 span = []
         return words
 
+    def text_ids(self) -> TextIds:
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return TextIds(self.tokenizer.vocab_size, self.tokenizer.sot_token_id, self.tokenizer.eot_token_id)
+        ids = _hf_text_ids(self.tokenizer.tokenizer)
+        return replace(ids, end=None) if self.tokenizer.strip_sep_token else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return _joined_punctuation(self.tokenizer.decode(list(ids)))
+        return _hf_decode(self.tokenizer.tokenizer, ids)
+
     def portable(self) -> tuple[str, dict[str, Any]] | None:
         source = self.tokenizer
         cleaning = CLEANING.get(getattr(getattr(source, "clean_fn", None), "__name__", ""))
@@ -137,6 +150,12 @@ class HfTokens:
     def word_spans(self, text: str) -> WordSpans:
         return _hf_word_spans(self.tokenizer, text, self.context_length)
 
+    def text_ids(self) -> TextIds:
+        return _hf_text_ids(self.tokenizer)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return _hf_decode(self.tokenizer, ids)
+
     def portable(self) -> tuple[str, dict[str, Any]] | None:
         if not self.tokenizer.is_fast:
             return None
@@ -151,6 +170,21 @@ class HfTokens:
 
     def __repr__(self) -> str:
         return f"HfTokens({_vocabulary_hash(self.tokenizer)} {self.context_length})"
+
+
+def _hf_text_ids(tokenizer: Any) -> TextIds:
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    return TextIds(len(tokenizer), ids[0] if special[0] else None, ids[-1] if special[-1] else None)
+
+
+def _hf_decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return _joined_punctuation(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _joined_punctuation(text: str) -> str:
+    """The text without spaces before punctuation marks, which tokenizers of whole words put there."""
+    return re.sub(r"\s+([,.!?;:])", r"\1", " ".join(text.split()))
 
 
 def _portable_json(tokenizer: Any, context_length: int) -> str:

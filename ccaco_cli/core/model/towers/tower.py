@@ -45,6 +45,20 @@ class TowerSpec:
         return self.family + (f":{self.name}" if self.name else "") + (f"@{self.weights}" if self.weights else "")
 
 
+@dataclass(frozen=True)
+class TextIds:
+    """The token ids of a tokenizer, for a decoder that writes texts.
+
+    Attributes:
+        count: ids are 0 .. count - 1.
+        start, end: the ids that the tokenizer puts before and after each text; None = it adds none.
+    """
+
+    count: int
+    start: int | None
+    end: int | None
+
+
 class TextTokenizer(Protocol):
     """The preprocessing of a text tower.
 
@@ -66,6 +80,14 @@ class TextTokenizer(Protocol):
 
     def word_spans(self, text: str) -> WordSpans:
         """Returns the words and their token positions, without special tokens; [] where the tokenizer cannot tell."""
+        ...
+
+    def text_ids(self) -> TextIds:
+        """Returns the number of ids, and those that it puts before and after each text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids without special tokens."""
         ...
 
     def portable(self) -> tuple[str, dict[str, Any]] | None:
@@ -122,6 +144,8 @@ class Tower:
         select_hidden_states: (layer numbers) concatenates these states in each token; 0 = before the first layer.
         extend_context: (count, rule) extends learned positions to ``count`` tokens.
         pooled_from: how ``pooled`` follows from the tokens; it is checked when the tower is built.
+        probe_samples: () -> a short and a longer decoded sample on which it is checked, where its inputs depend on its
+            settings; None = those of the modality.
         space: the joint space that ``pooled`` [B, E] lies in, projected by the model and not normalised; None = the
             module has no projection, and ``pooled`` is [B, W].
     """
@@ -143,6 +167,7 @@ class Tower:
     select_hidden_states: Callable[[Sequence[int]], None] | None = None
     extend_context: Callable[[int, PositionRule], None] | None = None
     pooled_from: Pooling = "model"
+    probe_samples: Callable[[], Sequence[Any]] | None = None
     space: JointSpace | None = None
 
     @property
