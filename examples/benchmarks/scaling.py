@@ -24,7 +24,7 @@ from PIL import Image
 
 options = record.arguments(__doc__, samples=2_000, side=256, processes=4, vision_layers=12, vision_width=768)
 samples = 60 if options.quick else options.samples
-processes = range(1, (2 if options.quick else options.processes) + 1)
+processes = range(2, 3) if options.quick else range(1, options.processes + 1)
 LAYERS, WIDTH = (2, 64) if options.quick else (options.vision_layers, options.vision_width)
 VISION = {"layers": LAYERS, "width": WIDTH, "head_width": 64, "patch_size": 32, "image_size": 224}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
@@ -74,7 +74,7 @@ def slope(label: str, small: list[float], large: list[float]) -> tuple[list[reco
     rates = [samples / (b - a) if b > a else math.nan for a, b in zip(small, large, strict=True)]
     rows = [
         # nan: the sizes are too small for the noise of this machine
-        record.Row(f"{label} {n}", f"{rate:,.0f} samples/s", f"{rate / rates[0]:.2f} of one process", [])
+        record.Row(f"{label} {n}", f"{rate:,.0f} samples/s", f"{rate / rates[0]:.2f} of the first", [])
         for n, rate in zip(processes, rates, strict=True)
     ]
     return rows, max((rate for rate in rates if not math.isnan(rate)), default=math.nan)

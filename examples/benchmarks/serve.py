@@ -25,7 +25,7 @@ from ccaco_cli.core.retrieval.index import Index
 options = record.arguments(
     __doc__, rows=123287, tower="open_clip:ViT-B-32@none", tokens=16, queries=10_000, clients=50, index=""
 )
-queries = 500 if options.quick and options.queries == 10_000 else options.queries
+queries = 200 if options.quick and options.queries == 10_000 else options.queries
 WORDS = (
     ["small", "large", "red", "blue", "green", "old", "new", "wooden", "wet", "sleeping", "running", "quiet"],
     ["cat", "dog", "bird", "ball", "car", "tree", "house", "boat", "child", "horse", "cup", "chair"],

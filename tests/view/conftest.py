@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,58 @@ def photo_index(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactor
     index = tmp_path_factory.mktemp("photo") / "photos.idx"
     embed_folder(MediaRequest(source=photos, model=run, index=index, device="cpu", precision="fp32"))
     return index
+
+
+@pytest.fixture(scope="module")
+def media_index(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """``media_index(modality, name -> bytes)``: an index of files by a small random model.
+
+    Further arguments: ``place``, its name or address, in which {} stands for a new folder; ``thumbnails=False``.
+    """
+
+    def embed(modality: str, files: Mapping[str, bytes], place: str = "{}/m.idx", *, thumbnails: bool = True) -> str:
+        from ccaco_cli.core.library.request import MediaRequest
+        from ccaco_cli.core.library.update import embed_folder
+        from ccaco_cli.core.retrieval.address import index_place
+
+        folder = tmp_path_factory.mktemp(modality)
+        for name, data in files.items():
+            path = folder / "files" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ccaco_cli.core.experiments.pretrained.open_model", lambda *_: random_model(modality))
+            # the export takes longer than all else together, and has its own tests
+            without = {"exported": False, "why": "not tried here"}
+            patch.setattr("ccaco_cli.core.retrieval.export.export", lambda *_, **__: without)
+            if not thumbnails:
+                patch.setattr("ccaco_cli.core.library.reader._thumbnail", lambda *_: b"")
+            text = place.format(folder)
+            index, database = index_place(text)
+            assert index is not None
+            settings = {"database": database, "device": "cpu", "precision": "fp32"}
+            embed_folder(MediaRequest(index, folder / "files", modality, "hf:random", **settings))
+        return text
+
+    return embed
+
+
+def random_model(modality: str) -> Any:
+    """A small model of a modality and text with random weights, and a cross branch."""
+    import torch
+
+    from ccaco_cli.core import config_io
+    from ccaco_cli.core.config import RunConfig
+    from ccaco_cli.core.experiments.pretrained import LoadedModel
+    from ccaco_cli.core.manifest import Manifest
+    from ccaco_cli.core.model import aligner as aligners
+
+    torch.manual_seed(0)
+    modalities = (modality, "text")
+    config = config_io.override(RunConfig(), {"model.width": 16})
+    aligner, towers = aligners.build(config.model, config.loss, modalities)
+    facts = {"name": "random", "modalities": list(modalities), "towers": {}, "headline": "two-stage", "weight": 1.0}
+    return LoadedModel(aligner.eval(), towers, config, Manifest(Path("random"), "model", facts))
 
 
 @pytest.fixture(scope="module")

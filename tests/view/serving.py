@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.open_index import index_folder, open_index
 from ccaco_cli.view.serve import address as addresses
 from ccaco_cli.view.serve import app, server
 from ccaco_cli.view.serve.api import Api
@@ -51,11 +51,11 @@ class Served:
 
 @contextmanager
 def serving(
-    index: Path, *, limits: Limits = Limits(), originals: bool = False, token: str | None = None, host: str = ""
+    index: str | Path, *, limits: Limits = Limits(), originals: bool = False, token: str | None = None, host: str = ""
 ) -> Iterator[Served]:
-    """Serves an index at a free port."""
+    """Serves an index, its folder or the address of its database, at a free port."""
     listener, address = addresses.listen(f"{host}:0" if host else "0")
-    library = ServedIndex(index, lambda: Index(index))
+    library = ServedIndex(index_folder(index), lambda: open_index(index))
     api = Api(library, limits, originals)
     running = server.make_server(app.build(api, address, addresses.check_token(token, address), limits), limits)
     thread = threading.Thread(target=lambda: running.run(sockets=[listener]), daemon=True)

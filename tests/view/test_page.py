@@ -14,6 +14,7 @@ import pytest
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.reporting import page as page_data
+from ccaco_cli.core.reporting.choice_examples import ChoiceExample, ChoicePicture
 from ccaco_cli.core.reporting.inspection import RankedQueries
 from ccaco_cli.core.reporting.page import HeatMapExample, ModelDetails
 from ccaco_cli.core.reporting.report_tables import ReportRequest
@@ -50,7 +51,15 @@ def model_details(pictures: int, captions: int, size: int = 1000, evil: str = ""
     faith = [FaithfulnessRow("r", "attention", "deletion", "", 0.5, 0.25, 0.75, 0.0, None, 9, "better")]
     ids = [f"{i}.jpg" for i in range(pictures)]
     labels = (texts[::captions], texts)
-    example = [HeatMapExample(f"a {evil} dog", "1.jpg", np.zeros((8, 8, 3), np.uint8), explanation)]
+    image = np.zeros((8, 8, 3), np.uint8)
+    example = [HeatMapExample(f"a {evil} dog", "1.jpg", image, explanation)]
+    shown = ChoicePicture(f"1{evil}.jpg", image, (2.0, 1.0), (explanation, explanation))
+    swapped = replace(shown, id="2.jpg", scores=(0.25, 1.5))
+    captions = (f"a {evil} dog chases a ball", "a ball chases a dog")
+    choices = [
+        ChoiceExample("role", True, 0.75, captions, (shown, swapped)),
+        ChoiceExample("swap_obj", False, 0.5, captions, (replace(shown, image=None, explanations=()),)),
+    ]
     return ModelDetails(
         "r",
         "cosine",
@@ -65,6 +74,7 @@ def model_details(pictures: int, captions: int, size: int = 1000, evil: str = ""
         None,
         faith,
         example,
+        choices,
     )
 
 
@@ -92,6 +102,23 @@ def test_what_others_wrote_is_escaped(gathered: page_data.PageData) -> None:
     assert "<script>alert" not in text and "<b onclick" not in text
     data = re.search(r'<script type="application/json" id="g-data">(.*?)</script>', text, re.DOTALL)
     assert data and evil in json.loads(data[1])["labels"][1][0]
+
+
+def test_choices_show_each_caption_with_each_picture(gathered: page_data.PageData) -> None:
+    text = page.render(replace(gathered, model=model_details(2, 1)))
+    section = re.search(r'<section id="choices".*?</section>', text, re.DOTALL)
+    assert section and text.count('href="#choices"') == 1
+    words = " ".join(re.sub(r"<[^>]+>", " ", section[0]).split())
+    role, swap_obj = words.index("role: right 75 % of these choices are right"), words.index("swap obj: wrong")
+    first, second = words.index("a dog chases a ball"), words.index("a ball chases a dog")
+    assert role < first < second < swap_obj
+    assert "1.jpg, shows this · score 2.00 preferred" in words[first:second]
+    assert "2.jpg, does not show this · score 0.25" in words[first:second]
+    assert "1.jpg, does not show this · score 1.00" in words[second:swap_obj]
+    assert "2.jpg, shows this · score 1.50 preferred" in words[second:swap_obj]
+    assert "1.jpg, shows this · score 2.00 preferred" in words[swap_obj:], "the caption of the only picture"
+    assert section[0].count("Heat map of “dog” over 1.jpg") == section[0].count("Heat map of “dog” over 2.jpg") == 2
+    assert "choices" not in page.render(gathered), "no model, no section"
 
 
 def test_the_best_two_are_marked_and_the_verdict_is_shown(gathered: page_data.PageData) -> None:

@@ -83,6 +83,18 @@ def test_it_loads_shows_its_pictures_and_asks_for_nothing(browser: Any, of_run: 
     assert ask(browser, "performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length") == 0
 
 
+def test_each_word_of_a_choice_is_shown_over_both_pictures(browser: Any, of_run: Path) -> None:
+    visit(browser, of_run)
+    rows = ask(
+        browser,
+        """[...document.querySelectorAll('#choices .pair')].map(pair => [...pair.querySelectorAll('figure')].map(
+            figure => [figure.getBoundingClientRect().top, [...figure.querySelectorAll('li span')].map(s => s.textContent)]))""",
+    )
+    assert len(rows) >= 12, "three kinds, both outcomes, two captions"
+    for (top, words), (twin_top, twin_words) in rows:
+        assert top == twin_top and words == twin_words and len(words) > 3, "side by side, the same words"
+
+
 def test_tables_sort_both_ways(browser: Any, of_arms: Path) -> None:
     visit(browser, of_arms)
     column = "[...document.querySelectorAll('#arms tbody tr')].map(r => r.querySelector('th').textContent)"

@@ -41,14 +41,15 @@ def photo_server(photo_index: Path) -> Iterator[Served]:
         yield served
 
 
-def visit(browser: Any, url: str, *, width: int = 1200, scheme: str = "light") -> None:
+def visit(browser: Any, url: str, *, width: int = 1200, scheme: str = "light", words: str = "images") -> None:
+    """Opens a page and waits until it says what the index holds."""
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(url)
-    until(lambda: "photos" in text(browser, "hint") or "images" in text(browser, "hint"))
+    until(lambda: words in text(browser, "hint"))
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -173,6 +175,20 @@ def test_odd_parameters(query: str, words: str) -> None:
     with pytest.raises(HttpError, match=words) as refused:
         parameters.read(query, (parameters.TEXT, *parameters.SEARCH))
     assert refused.value.status == 400
+
+
+def test_the_description_names_every_status_that_a_request_can_get() -> None:
+    folder = Path(openapi.__file__).parent
+    raised = {code for file in folder.glob("*.py") for code in re.findall(r"HttpError\(\s*(\d{3})", file.read_text())}
+    described = {
+        status
+        for methods in openapi.description()["paths"].values()
+        for operation in methods.values()
+        if isinstance(operation, dict)
+        for status in operation["responses"]
+    }
+    before_any_route = {"405", "414", "421", "431", "500"}
+    assert raised - before_any_route <= described and {"408", "413", "416"} <= raised
 
 
 def test_the_description_is_valid_openapi_and_names_every_route_and_parameter() -> None:

@@ -68,7 +68,8 @@ class NewModel:
         aligner = self.aligner.to("cpu")
         indexes.save_model(folder.temp / MODEL, aligner, self.towers, self.config)
         exported = export(folder.temp / indexes.QUERY, aligner, self.towers, self.captions, matcher=self.matcher)
-        facts = {key: self.run.facts[key] for key in ("modalities", "weight", "headline")} | {
+        scored = [key for key in ("calibration", "word_threshold") if key in self.run.facts]
+        facts = {key: self.run.facts[key] for key in ("modalities", "weight", "headline", *scored)} | {
             "run": self.run.facts["name"],
             MODEL: indexes.model_identity(self.run),
             "scale": float(aligner.logit_scale().detach()),
@@ -76,6 +77,7 @@ class NewModel:
             "query": exported,
             "store_grid": self.store_grid,
             "precision": self.precision,
+            "has_grid": bool(self.towers[self.run.facts["modalities"][0]].grid),
         }
         return IndexModel(facts, asdict(self.config), {"run": self.run})
 

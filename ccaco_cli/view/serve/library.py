@@ -72,10 +72,11 @@ class OpenIndex:
 
     @cached_property
     def explains(self) -> bool:
-        """Whether heat maps can be drawn: the cross branch and tokens of both modalities are there."""
+        """Whether heat maps can be drawn: a cross branch, patches on a grid, and tokens are there."""
         index = self.index
         has_cross_branch = float(index.manifest.config["loss"]["beta"]) > 0
-        return has_cross_branch and all(side.has_tokens for side in index.sides.values())
+        has_grid = bool(index.manifest.facts.get("has_grid", True))  # an older index does not say it
+        return has_cross_branch and has_grid and all(side.has_tokens for side in index.sides.values())
 
 
 class ServedIndex:

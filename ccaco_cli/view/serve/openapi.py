@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ccaco_cli import __version__
-from ccaco_cli.view.serve import parameters
+from ccaco_cli.view.serve import parameters, uploads
 from ccaco_cli.view.serve.parameters import Parameter
 
 _STATUS = {
@@ -14,9 +14,11 @@ _STATUS = {
     "401": "The token is missing or wrong.",
     "403": "A request of another site, or an original file that is not served.",
     "404": "There is no such item.",
+    "408": "The upload took too long.",
     "409": "The file is not the one that was indexed.",
     "410": "The index has changed; search again.",
     "413": "The upload has too many bytes or pixels.",
+    "416": "The range lies outside the file.",
     "503": "Too many requests wait; the header Retry-After says when to try again.",
     "504": "The request took too long.",
 }
@@ -55,14 +57,12 @@ def description() -> dict[str, Any]:
                     (parameters.TEXT, *parameters.SEARCH),
                     searched,
                 ),
-                "post": _operation(
+                "post": _upload(
                     "searchByFile",
                     "The best items for a file, whose bytes are the body of the request.",
-                    (parameters.MODALITY, *parameters.SEARCH),
+                    parameters.SEARCH,
                     searched,
-                    ("413",),
-                )
-                | _BODY,
+                ),
             },
             item: _item_path(_operation("item", "The columns of one item.", (), {"200": _json("It.", "Item")}, _ITEM)),
             f"{item}/thumbnail": _item_path(
@@ -74,7 +74,7 @@ def description() -> dict[str, Any]:
                     "The file itself, if the server was started with --serve-originals.",
                     (),
                     _media("application/octet-stream"),
-                    (*_ITEM, "403", "409"),
+                    (*_ITEM, "403", "409", "416"),
                 )
             ),
             f"{item}/similar": _item_path(
@@ -94,14 +94,13 @@ def description() -> dict[str, Any]:
                     {"200": _json("The maps and numbers.", "Explanation")},
                     _ITEM,
                 ),
-                _operation(
+                _upload(
                     "explainFile",
                     "Heat maps of an uploaded file for the words of the item.",
-                    (parameters.MODALITY, parameters.METHOD),
+                    (parameters.METHOD,),
                     {"200": _json("The maps and numbers.", "Explanation")},
-                    (*_ITEM, "413"),
-                )
-                | _BODY,
+                    _ITEM,
+                ),
             ),
         },
         "components": {
@@ -112,12 +111,6 @@ def description() -> dict[str, Any]:
 
 
 _ITEM = ("404", "410")
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "contentEncoding": "binary"}}},
-    }
-}
 
 
 def _operation(
@@ -134,6 +127,14 @@ def _operation(
         "parameters": [parameter.schema() for parameter in taken],
         "responses": answers | refused,
     }
+
+
+def _upload(
+    name: str, summary: str, taken: Sequence[Parameter], answers: dict[str, Any], errors: Sequence[str] = ()
+) -> dict[str, Any]:
+    """An operation whose body is a file of a modality."""
+    operation = _operation(name, summary, (parameters.MODALITY, *taken), answers, (*errors, *uploads.STATUSES))
+    return operation | {"requestBody": {"required": True, "content": uploads.BODY}}
 
 
 def _item_path(get: dict[str, Any], post: dict[str, Any] | None = None) -> dict[str, Any]:

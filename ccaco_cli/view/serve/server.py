@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from ccaco_cli.view.serve.api import Api
 from ccaco_cli.view.serve.gate import Gate
 from ccaco_cli.view.serve.library import ServedIndex
 from ccaco_cli.view.serve.limits import Limits
+from ccaco_cli.view.serve.problems import HttpError, error_response
 from ccaco_cli.view.streams import write_message
 
 
@@ -153,8 +153,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self.transport.close()
                 return
             expected = f"HTTP/1.1, at most {limits.header_bytes:,} bytes of headers"
-            answer = {"what": "this is no valid HTTP request", "where": None, "expected": expected, "next": None}
-            body = json.dumps(answer).encode()
+            body = error_response(HttpError(400, "this is no valid HTTP request", expected=expected)).body
             headers = [
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),

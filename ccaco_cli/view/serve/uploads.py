@@ -10,6 +10,10 @@ from starlette.requests import ClientDisconnect, Request
 from ccaco_cli.view.serve.limits import MIB, Limits, check_pixels
 from ccaco_cli.view.serve.problems import HttpError
 
+STATUSES = ("408", "413")
+"""Of a refused upload, beside those that every request has."""
+BODY = {"application/octet-stream": {"schema": {"type": "string", "contentEncoding": "binary"}}}
+"""The body of a request with an upload, as OpenAPI describes it."""
 REST_BYTES = 64 * MIB
 REST_SECONDS = 5.0
 """What of a body that is too large is read and dropped: a client that still sends does not read the answer."""

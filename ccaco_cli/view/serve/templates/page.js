@@ -10,6 +10,8 @@
   const HIDDEN_FILTERS = ["sha256"];
   const PLURAL = { image: "images", text: "texts", audio: "sounds", video: "videos" };
   const NAME = { image: "picture", text: "text", audio: "sound", video: "video" };
+  const EXAMPLE = { audio: "rain on a window", video: "a dog catches a ball" };
+  const PLAYERS = ["audio", "video"];  // modalities that an element of this name plays
   let facts = null, columns = [], query = null, count = STEP, version = "", running = null, explaining = null;
   const files = new Map();  // of this page, by number: an address cannot hold a file
 
@@ -144,6 +146,7 @@
     document.title = `${facts.name} · ccaco search`;
     $("facts").textContent = `${facts.program} · model ${facts.model ?? "?"} · ${amounts.join(", ")}`;
     const media = facts.file_queries.map(modality => NAME[modality] ?? modality);
+    $("text").placeholder = EXAMPLE[stored[0][0]] ?? "an orange cat napping";
     $("where").placeholder = LANGUAGES[facts.filter_language].example;
     for (const id of ["plus", "minus"]) $(`${id}-field`).hidden = !facts.text_queries;
     $("hint").textContent = `${amounts.join(" and ")}. ${facts.text_queries ? "Type what you look for" : "Choose a file"}${media.length ? `, or drop or paste a ${media.join(" or a ")}` : ""}.`;
@@ -190,17 +193,17 @@
   const showQuery = () => {
     const shown = query && query.kind !== "text";
     $("query").hidden = !shown;
-    const picture = $("query-picture").querySelector("img");
+    const picture = $("query-picture").querySelector("img, audio, video");
     if (picture?.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
     $("query-picture").replaceChildren();
     if (!shown) return;
     $("query-name").textContent = query.kind === "file" ? `Query: ${query.name}` : `More like ${query.name}`;
-    const source = query.kind === "similar" ? query.thumbnail : query.modality === "image" ? URL.createObjectURL(files.get(query.file)) : null;
-    if (source) {
-      const image = make("img", { src: source, alt: "" });
-      image.addEventListener("error", () => image.remove());
-      $("query-picture").append(image);
-    }
+    const isPicture = query.kind === "similar" || query.modality === "image";
+    const source = query.kind === "similar" ? query.thumbnail : isPicture || PLAYERS.includes(query.modality) ? URL.createObjectURL(files.get(query.file)) : null;
+    if (!source) return;
+    const shownFile = isPicture ? make("img", { src: source, alt: "" }) : make(query.modality, { src: source, controls: true, ariaLabel: query.name });
+    shownFile.addEventListener("error", () => shownFile.remove());
+    $("query-picture").append(shownFile);
   };
   const search = async () => {
     if (!query) return;
@@ -243,11 +246,17 @@
   const card = (hit, target, share, answer) => {
     const item = hit.item, captions = Array.isArray(item.text) ? item.text : [];
     const label = typeof item.text === "string" ? item.text : captions[0] ?? item.id;
-    const parts = [];
-    if (item.thumbnail) {
+    const parts = [], plays = item.original && PLAYERS.includes(target);
+    if (item.thumbnail && !(plays && target === "video")) {
       const image = make("img", { loading: "lazy", width: 224, height: 224, alt: captions[0] ?? item.id, src: item.thumbnail });
       image.addEventListener("error", () => image.remove());
-      parts.push(item.original ? make("a", { href: item.original, target: "_blank", rel: "noopener" }, image) : image);
+      parts.push(item.original && !plays ? make("a", { href: item.original, target: "_blank", rel: "noopener" }, image) : image);
+    }
+    if (plays) {
+      const player = make(target, { controls: true, preload: "none", src: item.original, ariaLabel: `Play ${label}` });
+      if (target === "video" && item.thumbnail) player.poster = item.thumbnail;
+      player.addEventListener("error", () => player.replaceWith(make("a", { href: item.original, target: "_blank", rel: "noopener", textContent: "This browser cannot play the file: open it" })));
+      parts.push(player);
     }
     parts.push(make("h3", { textContent: label }));
     const meter = make("i");
@@ -285,7 +294,7 @@
       const answer = query.kind === "text" ? await request(address(path, { text: query.text }), { signal: control.signal })
         : await request(address(path, { modality: query.modality }), { method: "POST", body: files.get(query.file), signal: control.signal });
       const map = (picture, word, alt) => make("li", {}, make("img", { src: picture, alt }), make("span", { textContent: word }));
-      $("why-maps").replaceChildren(map(answer.input, "what the model sees", "The picture without a heat map"), ...answer.words.map(({ word, picture }) => map(picture, word, `Heat map of the word ${word}`)));
+      $("why-maps").replaceChildren(map(answer.input, "what the model sees", "What the model sees, without a heat map"), ...answer.words.map(({ word, picture }) => map(picture, word, `Heat map of the word ${word}`)));
       const unused = answer.weight ? "" : " (not used in this ranking)";
       $("why-status").textContent = `Bright parts match the word. Match score ${answer.match.toFixed(2)}${unused}. Without the bright parts it falls ${Math.abs(answer.deletion_gain).toFixed(2)} ${answer.deletion_gain >= 0 ? "further" : "less"} than without random parts.`;
     } catch (error) {
@@ -348,24 +357,31 @@
   document.addEventListener("paste", event => { if (event.clipboardData?.files.length) { event.preventDefault(); queryByFile(event.clipboardData.files[0]); } });
 
   // ---- the address of the page says what it shows
+  const queryByItem = async url => {
+    const { modality, id, text, thumbnail } = await request(url);
+    return { kind: "similar", url, modality, name: Array.isArray(text) ? text[0] ?? id : text ?? id, thumbnail };
+  };
+  const showRefusal = error => { if (!(error instanceof Refused)) throw error; showError(error.problem); };
   const restore = async () => {
     const values = new URLSearchParams(location.search);
     for (const id of ["where", "plus", "minus"]) $(id).value = values.get(id) ?? "";
     $("target").value = facts.items[values.get("target")] ? values.get("target") : "";
     $("dedup").checked = values.get("dedup") === "1";
     const similar = (values.get("similar") ?? "").match(/^\/api\/items\/\w+\/(\w+)\/\d+$/);
-    const stored = history.state;
-    if (values.get("q")) query = { kind: "text", text: values.get("q"), modality: "text" };
-    else if (similar) query = stored?.kind === "similar" ? stored : { kind: "similar", url: similar[0], modality: similar[1], name: "an item", thumbnail: `${similar[0]}/thumbnail` };
-    else query = stored?.kind === "file" && files.has(stored.file) ? stored : null;
+    const stored = history.state, before = query;
+    let restored = null;
+    if (values.get("q")) restored = { kind: "text", text: values.get("q"), modality: "text" };
+    else if (similar) restored = stored?.kind === "similar" ? stored : await queryByItem(similar[0]);
+    else if (stored?.kind === "file" && files.has(stored.file)) restored = stored;
+    if (query !== before) return; // the reader has begun another search meanwhile
+    query = restored;
     $("text").value = query?.kind === "text" ? query.text : "";
     count = STEP;
     showQuery();
     if (!query) { $("results").hidden = true; $("status").textContent = ""; showError(null); }
-    const restored = query;
     await loadColumns();
-    if (query && query === restored) await search(); // else the reader has begun another search meanwhile
+    if (query && query === restored) await search();
   };
-  addEventListener("popstate", restore);
-  loadIndex().then(restore).catch(error => { if (!(error instanceof Refused)) throw error; showError(error.problem); });
+  addEventListener("popstate", () => restore().catch(showRefusal));
+  loadIndex().then(restore).catch(showRefusal);
 })();
