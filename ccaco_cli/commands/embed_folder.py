@@ -47,6 +47,8 @@ def embed_folder(
     ((modality, count),) = result.index.facts["rows"].items()
     changes = ", ".join(f"{number:,} {name}" for name, number in result.counts.items() if number)
     progress.note(f"{index_text}: {count:,} {modality}: {changes if result.written else 'nothing has changed'}")
+    if result.moved_from:
+        progress.note(f"the folder was {result.moved_from}; the same files keep their vectors, and their paths are new")
     if result.rejects:
         file = index / result.index.facts["generation"] / REJECTS
         progress.note(f"{_rejects_text(result.rejects)}: see {file}")

@@ -39,9 +39,11 @@ class MediaResult:
         counts: number of items that are new, changed, moved, unchanged, removed.
         rejects: files that are no items.
         written: False = nothing had to be done.
+        moved_from: the folder of before, where the same files are in another one now; "" = it is the same.
     """
 
     index: Manifest
     counts: Mapping[str, int]
     rejects: Sequence[Reject]
     written: bool = True
+    moved_from: str = ""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +143,12 @@ class MediaLibrary:
         stored = {state.sha256 for state in self.states}
         return stored.union(*(part.rows.items["sha256"].to_pylist() for part in parts if part.rows is not None))
 
+    def is_of(self, scan: Scan) -> bool:
+        """Whether at least half of the files of a scan, or of the items, are the same by their last name and size."""
+        items = {(posixpath.basename(state.path), state.size) for state in self.states if state.status == ITEM}
+        files = {(posixpath.basename(path), size) for path, size in zip(scan.paths, scan.size.tolist(), strict=True)}
+        return 2 * len(items & files) >= min(len(items), len(files))
+
     def resolve_names(self, names: Sequence[str], source: Path) -> set[str]:
         """The items that ``--remove`` names: by id, by path, or all below a folder.
 
@@ -205,7 +213,13 @@ class _Resolution:
             self.rows = {sha256: (source - 1, row) for sha256, (source, row) in self.rows.items()}
         self.sources = sources
         self.paths = set(scan.paths)
-        self.moved: set[str] = set()
+        # of files below a folder that cannot be read now nothing is known
+        self.closed = tuple(f"{folder}/" if folder else "" for folder in scan.closed)
+        self.gone = Counter(
+            state.sha256
+            for state in states
+            if state.status == ITEM and state.path not in self.paths and not state.path.startswith(self.closed)
+        )
         self.items: list[State] = []
         self.others: list[State] = []
         self.picks: list[tuple[int, int]] = []
@@ -264,23 +278,19 @@ class _Resolution:
         if before is not None and before.status == ITEM:
             self.counts["unchanged" if before.sha256 == state.sha256 else "changed"] += 1
             return
-        source, row = self.rows[state.sha256]
-        path = self.library.states[row].path if self.library.rows is not None and source == 0 else ""
-        moved = path and path not in self.paths and path not in self.moved
-        if moved:
-            self.moved.add(path)
-        self.counts["moved" if moved else "new"] += 1
+        is_moved = self.gone[state.sha256] > 0
+        self.gone[state.sha256] -= is_moved
+        self.counts["moved" if is_moved else "new"] += 1
 
     def _keep_unseen(self) -> None:
         """Files below folders that cannot be read now stay; so do files removed by hand that are not there now."""
-        closed = tuple(f"{folder}/" if folder else "" for folder in self.scan.closed)
         again = {state.sha256 for state in self.others if state.status == EXCLUDED}
         for number, state in enumerate(self.library.states):
             if state.path in self.paths:
                 continue
             if state.path in self.removed:
                 self._exclude(state)
-            elif closed and state.path.startswith(closed):
+            elif state.path.startswith(self.closed):
                 self._keep(number)
             elif state.status == EXCLUDED and state.sha256 not in again:
                 self.others.append(state)

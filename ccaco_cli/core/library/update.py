@@ -5,7 +5,6 @@ Nothing heavy is imported before there is something to encode: an update that ha
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,16 @@ from ccaco_cli.core.library.hashing import read_known
 from ccaco_cli.core.library.parts import KnownFiles, Part, PartWriter, ReadFiles, finished_parts
 from ccaco_cli.core.library.request import MediaRequest, MediaResult
 from ccaco_cli.core.library.scan import Scan, scan
+from ccaco_cli.core.library.settings import (
+    LIBRARY,
+    refuse_other_files,
+    refuse_other_model,
+    refuse_other_settings,
+    settings_of,
+)
 from ccaco_cli.core.library.side_rows import SideRows
 from ccaco_cli.core.library.states import MediaLibrary, Update
-from ccaco_cli.core.library.writer import LIBRARY, ModelSource, StoredModel
+from ccaco_cli.core.library.writer import ModelSource, StoredModel
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval import generations
@@ -144,12 +150,12 @@ def _start(request: MediaRequest) -> _FolderJob:
     index = request.index
     old = _open_index(index, request)
     if old is not None:
-        _refuse_other_settings(request, old)
+        refuse_other_settings(request, old)
     if request.source is None:
         assert old is not None
         settings = old.facts[LIBRARY]
     else:
-        settings = _settings(request) | {"model": old.facts[LIBRARY]["model"] if old else str(request.model)}
+        settings = settings_of(request) | {"model": old.facts[LIBRARY]["model"] if old else str(request.model)}
     library = MediaLibrary()
     if old is not None:
         generation = index / old.facts["generation"]
@@ -160,7 +166,10 @@ def _start(request: MediaRequest) -> _FolderJob:
     if request.source is None:
         assert old is not None
         return _FolderJob(request, settings, old, library, library.stored_scan(index / old.facts["generation"]), remove)
-    return _FolderJob(request, settings, old, library, scan(source, settings["modality"], option), remove)
+    scanned = scan(source, settings["modality"], option)
+    if old is not None and settings["source"] != old.facts[LIBRARY]["source"]:
+        refuse_other_files(request, old, library, scanned)
+    return _FolderJob(request, settings, old, library, scanned, remove)
 
 
 def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
@@ -186,52 +195,6 @@ def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
     return old
 
 
-def _settings(request: MediaRequest) -> dict[str, Any]:
-    assert request.source is not None
-    names = ("modality", "index_type", "store_tokens", "store_grid", "precision")
-    return {"source": os.path.realpath(request.source), **{name: getattr(request, name) for name in names}}
-
-
-def _refuse_other_settings(request: MediaRequest, old: Manifest) -> None:
-    """Raises ConfigError or DataError: the index was made from other files, by another model or with other settings."""
-    if request.source is not None:
-        stored, settings = old.facts[LIBRARY], _settings(request)
-        different = [name for name in settings if name != "index_type" and settings[name] != stored[name]]
-        if different:
-            raise ConfigError(
-                f"this index was made with {_described(different, stored)}",
-                where=request.index,
-                expected=f"the same, not {_described(different, settings)}",
-                next="the command that made the index, or add --rebuild",
-            )
-    text = str(request.model)
-    if request.model is None or (text == old.facts[LIBRARY]["model"] and ":" in text and not Path(text).exists()):
-        return  # its weights are compared when it is loaded, which is only done when there is something to encode
-    if manifest.exists(Path(text)) or ":" not in text:
-        _refuse_other_model(manifest.open(Path(text), kind="run"), old, request)
-    else:
-        from ccaco_cli.core.experiments.pretrained import open_model
-
-        _refuse_other_model(open_model(text, request.device).manifest, old, request)
-
-
-def _described(names: Sequence[str], settings: Mapping[str, Any]) -> str:
-    flags = {"source": f"--{MODALITIES[settings['modality']].folder_option}"}
-    names = [name for name in names if name != "modality"] or ["source"]
-    return " ".join(f"{flags.get(name, '--' + name.replace('_', '-'))} {settings[name]}" for name in names)
-
-
-def _refuse_other_model(model: Manifest, old: Manifest, request: MediaRequest) -> None:
-    if indexes.model_identity(model) != old.facts["model"]:
-        raise DataError(
-            f"this index was made by the model {old.facts['run']} ({old.facts[LIBRARY]['model']}), in which other "
-            "vectors are near",
-            where=request.index,
-            expected=f"that model, not {request.model}",
-            next="leave out --model to use the model in the index, or add --rebuild",
-        )
-
-
 def _with_model(job: _FolderJob) -> _FolderJob:
     """Opens the model, finds the parts that earlier processes have finished, and lists what is still to be read."""
     from ccaco_cli.core.experiments.pretrained import open_model
@@ -251,7 +214,7 @@ def _with_model(job: _FolderJob) -> _FolderJob:
     else:
         model = open_model(request.model, request.device)
     if job.old is not None and request.model is not None:
-        _refuse_other_model(model.manifest, job.old, request)
+        refuse_other_model(model.manifest, job.old, request)
     if job.modality not in model.manifest.facts["modalities"]:
         raise DataError(
             f"this model cannot encode {job.modality} files",
@@ -329,7 +292,9 @@ def _finish(job: _FolderJob) -> MediaResult:
     )
     shutil.rmtree(parts_root, ignore_errors=True)
     fault.point("media.parts")
-    return MediaResult(written, update.counts, update.rejects)
+    before = job.old.facts[LIBRARY]["source"] if job.old else job.settings["source"]
+    moved_from = "" if before == job.settings["source"] else before
+    return MediaResult(written, update.counts, update.rejects, moved_from=moved_from)
 
 
 def _vector_store(job: _FolderJob) -> MilvusStore | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ccaco_cli.core import fault, manifest
 from ccaco_cli.core.library import items, side_rows, states
+from ccaco_cli.core.library.settings import LIBRARY
 from ccaco_cli.core.library.states import Update
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval import index as indexes
@@ -22,9 +23,6 @@ from ccaco_cli.core.retrieval.generations import IndexFolder, next_generation
 
 if TYPE_CHECKING:
     from ccaco_cli.core.retrieval.milvus import MilvusStore
-
-LIBRARY = "library"
-"""Key in the manifest of an index of media files: their folder, their modality, and the settings of the command."""
 
 
 class ModelSource(Protocol):

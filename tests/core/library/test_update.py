@@ -300,6 +300,70 @@ def test_another_model_or_other_settings_are_refused_by_name(
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".idx")] == ["me.idx"]
 
 
+def rename(photos: Path, tmp_path: Path) -> Path:
+    return photos.rename(tmp_path / "pictures")
+
+
+def mount_elsewhere(photos: Path, tmp_path: Path) -> Path:
+    """The files are copied to another disk without their times, and the mount point is empty."""
+    folder = tmp_path / "disk/pictures"
+    shutil.copytree(photos, folder, copy_function=shutil.copyfile)
+    shutil.rmtree(photos)
+    photos.mkdir()
+    return folder
+
+
+def put_into_another(photos: Path, tmp_path: Path) -> Path:
+    """The folder above is indexed now, so the names below it are others too."""
+    (tmp_path / "all").mkdir()
+    photos.rename(tmp_path / "all/mine")
+    return tmp_path / "all"
+
+
+@pytest.mark.parametrize("move", [rename, mount_elsewhere, put_into_another])
+def test_a_folder_that_was_moved_keeps_its_vectors(
+    move: Any, make: Any, photos: Path, tmp_path: Path, encoded: list[int]
+) -> None:
+    make()
+    assert make(remove=["p5.png"]).counts["removed"] == 1
+    before = rows(tmp_path / "me.idx")
+    encoded.clear()
+    folder = move(photos, tmp_path)
+    (folder / "notes.md").write_text("x")
+    prefix = "mine/" if folder.name == "all" else ""
+    result = make(source=folder)
+    assert encoded == [] and result.moved_from == str(photos)
+    assert result.counts["moved" if prefix else "unchanged"] == 12 and result.counts["removed"] == 0
+    after = rows(tmp_path / "me.idx")
+    assert list(after) == [prefix + name for name in before], "what was removed stays out"
+    for name, (*arrays, item) in before.items():
+        *same, moved = after[prefix + name]
+        assert same == arrays and Path(moved["path"]).read_bytes(), name
+        assert moved["path"] == str(folder / (prefix + name)) != item["path"]
+    assert not make(source=folder).written
+    picture(folder / "new.png", 900)
+    assert make(source=folder).counts["new"] == 1 and sum(encoded) == 1
+
+
+def test_another_folder_is_not_a_moved_one(make: Any, photos: Path, tmp_path: Path, encoded: list[int]) -> None:
+    make(store_tokens="none")
+    before = snapshot(tmp_path / "me.idx")
+    shutil.copytree(photos, tmp_path / "copy")
+    for number in range(20):
+        picture(tmp_path / f"other/p{number}.png", 500 + number, size=41)
+    encoded.clear()
+    with pytest.raises(ConfigError, match=f"--images {photos}: .*expected the same, not --images .*copy; .*--rebuild"):
+        make(source=tmp_path / "copy", store_tokens="none")
+    shutil.rmtree(photos)
+    with pytest.raises(ConfigError, match="where no such files are now, and most files of this folder are others"):
+        make(source=tmp_path / "other", store_tokens="none")
+    assert encoded == []
+    assert {k: v for k, v in snapshot(tmp_path / "me.idx").items() if not k.endswith("me.idx")} == {
+        k: v for k, v in before.items() if not k.endswith("me.idx")
+    }
+    assert make(source=tmp_path / "copy", store_tokens="none").moved_from == str(photos)
+
+
 def sounds(root: Path) -> Path:
     folder = root / "sounds"
     folder.mkdir(exist_ok=True)
@@ -432,8 +496,11 @@ def test_files_below_a_folder_that_cannot_be_read_now_stay(
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refused)
         result = make()
-    assert result.counts["unchanged"] == 13 and "trip/day 1" in {reject.path for reject in result.rejects}
-    assert rows(tmp_path / "me.idx") == before
+        assert result.counts["unchanged"] == 13 and "trip/day 1" in {reject.path for reject in result.rejects}
+        assert rows(tmp_path / "me.idx") == before
+        shutil.copyfile(photos / "trip/day 1/p7.png", photos / "another.png")
+        result = make()
+        assert (result.counts["new"], result.counts["moved"], result.counts["removed"]) == (1, 0, 0)
     assert make().counts["removed"] == 0
 
 

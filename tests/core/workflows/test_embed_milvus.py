@@ -212,6 +212,12 @@ def test_a_folder_of_photos_is_kept_up_to_date(
     same()
     with Client.connect(parse(text)) as client:
         assert client.count("ccaco_image") == 11
+    moved = photos.rename(tmp_path / "pictures")
+    inserted.clear()
+    flat, milvus = both(source=moved)
+    assert milvus.counts == flat.counts and milvus.counts["unchanged"] == 11
+    assert milvus.moved_from == str(photos) and sum(inserted) == 11, "their columns have other paths"
+    same()
     flat_vectors = Index(tmp_path / "flat.idx").sides["image"].vectors
     assert (open_index(text).sides["image"].vectors.read(range(11)) == flat_vectors.read(range(11))).all()  # type: ignore[arg-type]
 
