@@ -99,7 +99,7 @@ with tempfile.TemporaryDirectory() as place:
                 return float("inf")
             return min(record.seconds(encode_batch, options.device) for _ in range(3)) / rows
 
-        sizes = [int(size) for size in options.peer_batches.split(",")]
+        sizes = list(dict.fromkeys(min(int(size), count) for size in options.peer_batches.split(",")))
         peer_batch = sizes[0] if len(sizes) == 1 else min(sizes, key=seconds_per_image)
         facts.append(f"{name}: the peer computes in {options.peer_precision}, {peer_batch} at a time")
 

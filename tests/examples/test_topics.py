@@ -36,6 +36,7 @@ def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
         ("resume", "killed after the first checkpoint: yes"),
         ("step_profile", "operations"),
         ("shortlists", "cross branch of 480 pairs"),
+        ("evaluation", "largest difference of recalls: 0.00000"),
     ],
 )
 def test_the_checks_of_a_gpu_run_on_a_cpu(topic: str, words: str, tmp_path: Path) -> None:
@@ -44,9 +45,29 @@ def test_the_checks_of_a_gpu_run_on_a_cpu(topic: str, words: str, tmp_path: Path
 
 def test_the_script_for_a_gpu_names_topics_that_exist() -> None:
     script = (ROOT / "examples/benchmarks/gpu.sh").read_text()
-    topics = re.findall(r"^topic (\w+)", script, flags=re.M)
+    topics = re.findall(r"^topic (\d+) (\w+)", script, flags=re.M)
     assert len(topics) == 10
-    assert all((ROOT / f"examples/benchmarks/{topic}.py").exists() for topic in topics)
+    assert all((ROOT / f"examples/benchmarks/{topic}.py").exists() for _, topic in topics)
+
+
+def test_the_script_for_a_gpu_ends_in_time_and_names_what_did_not_run(tmp_path: Path) -> None:
+    python = tmp_path / "bin/python"  # every topic hangs
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexec sleep 100\n")
+    python.chmod(0o755)
+    (tmp_path / ".ccaco-bench").touch()  # everything is installed
+    variables = {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{python.parent}:{os.environ['PATH']}", "LIMIT": "1"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples/benchmarks/gpu.sh"), "--device", "cpu", "--quick"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    failed = done.stderr.splitlines()[-1]
+    assert failed.startswith("failed: copies equality (no time) resume (no time)")
+    assert failed.count("(no time)") == 9
 
 
 def test_every_storage_of_tokens_is_listed_with_its_bytes_and_recalls(run: Path, data_root: Path) -> None:
