@@ -103,12 +103,14 @@ def move_module(module: torch.nn.Module, device: torch.device) -> torch.nn.Modul
     """``Module.to``, which cannot move fake parameters. Tensors that are neither parameters nor buffers stay where they
     are."""
     on_device: dict[int, torch.Tensor] = {}
+    moved: list[torch.Tensor] = []  # kept, since another tensor could have the id of one that is gone
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
                 if id(tensor) not in on_device:
+                    moved.append(tensor)
                     x = tensor.detach().to(device)
                     is_parameter = isinstance(tensor, torch.nn.Parameter)
                     on_device[id(tensor)] = torch.nn.Parameter(x, tensor.requires_grad) if is_parameter else x

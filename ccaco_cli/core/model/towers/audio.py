@@ -28,6 +28,7 @@ from ccaco_cli.core.model.towers.hf import (
 from ccaco_cli.core.model.towers.image_base import feature_map_tokens
 from ccaco_cli.core.model.towers.length_bucketing import in_groups
 from ccaco_cli.core.model.towers.pooling import Pooling
+from ccaco_cli.core.model.towers.repeated_blocks import without_repeated_blocks
 from ccaco_cli.core.model.towers.temporal import BATCH_NORM_MOMENTUM, TemporalTransformer
 from ccaco_cli.core.model.towers.tower import JointSpace, Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import RANDOM, fingerprint, first_line, nearest
@@ -309,9 +310,9 @@ def _encode_silence(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioP
 
     training = module.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_repeated_blocks(module.eval()):
             values = preprocess(Silence())[None]  # type: ignore[arg-type]
-            features: Features = module.eval()(
+            features: Features = module(
                 {"values": values, "mask": torch.ones(values.shape[:2], dtype=torch.bool)}
             )
     except (RuntimeError, AssertionError, ValueError) as error:
