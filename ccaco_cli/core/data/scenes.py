@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ccaco_cli.core.data import scene_words
+from ccaco_cli.core.data.questions import QUESTIONS, Question, stored
 from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, SceneFigure, ScenePicture, render_jpeg
 from ccaco_cli.core.data.scene_figures import COLOURS, INSIDE, SEATS, Box, extent
+from ccaco_cli.core.data.scene_questions import balanced, question_candidates
 from ccaco_cli.core.data.scene_words import SceneObject, Wording
 from ccaco_cli.core.types import PairRecord
 
@@ -304,18 +306,60 @@ def records(
             yield from _split(prefix, split, domain, wanted, seed=seed, size=size)
 
 
-def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size: int) -> Iterator[PairRecord]:
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A scene, and its twin if it has one.
+
+    Attributes:
+        first: index of the first one in its split and domain.
+        kind: of the twin; "" = none.
+        scenes: one or two.
+        full: the full captions of each.
+    """
+
+    first: int
+    kind: str
+    scenes: tuple[Composition, ...]
+    full: list[list[str]]
+
+
+def _families(key: str, wanted: int, *, allow_held_out: bool) -> Iterator[_Family]:
+    """The families of at most ``wanted`` pictures; ``key`` seeds them."""
     index = 0
     for kind in itertools.cycle(FAMILIES):
         if index + (2 if kind else 1) > wanted:
             return
-        rng = random.Random(f"{seed}/{split}/{domain}/{index}")
-        family = compose(rng, kind, allow_held_out=split == "test")
+        rng = random.Random(f"{key}/{index}")
+        family = compose(rng, kind, allow_held_out=allow_held_out)
         wordings = [Wording.draw(rng) for _ in range(FULL_CAPTIONS)]
-        ids = [f"{prefix}/{index + i:06d}" for i in range(len(family))]
         full = [[scene_words.full(w, s.objects, s.relation, s.place) for w in wordings] for s in family]
-        for i, scene in enumerate(family):
-            words_rng = random.Random(f"{seed}/{split}/{domain}/{index + i}/words")
+        yield _Family(index, kind, family, full)
+        index += len(family)
+
+
+def _questions(key: str, compositions: Iterable[Composition], *, allow_held_out: bool) -> list[list[Question]]:
+    """The questions of each picture of a split and domain, which are balanced over all of them."""
+    colours = {
+        noun: tuple(colour for colour in COLOURS if allow_held_out or (noun, colour) not in HELD_OUT)
+        for noun in dict.fromkeys((*ANIMALS, *OBJECTS))
+    }
+    candidates = [
+        list(question_candidates(s.objects, s.relation, s.place, colours, random.Random(f"{key}/{number}/questions")))
+        for number, s in enumerate(compositions)
+    ]
+    return balanced(candidates, random.Random(f"{key}/questions"))
+
+
+def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size: int) -> Iterator[PairRecord]:
+    key, test = f"{seed}/{split}/{domain}", split == "test"
+    families = list(_families(key, wanted, allow_held_out=test))
+    questions = _questions(key, (scene for family in families for scene in family.scenes), allow_held_out=test)
+    for family in families:
+        kind, full = family.kind, family.full
+        ids = [f"{prefix}/{family.first + i:06d}" for i in range(len(family.scenes))]
+        for i, scene in enumerate(family.scenes):
+            number = family.first + i
+            words_rng = random.Random(f"{key}/{number}/words")
             parts = [
                 scene_words.partial(Wording.draw(words_rng), scene.objects, scene.place, words_rng)
                 for _ in range(CAPTIONS - FULL_CAPTIONS)
@@ -323,6 +367,7 @@ def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size
             meta = _meta(scene)
             meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
             meta["binding"] = [[true, false] for true, false in zip(full[i], full[1 - i], strict=True)] if kind else []
+            meta[QUESTIONS] = stored(questions[number])
             image = partial(render_jpeg, picture(scene, ids[i]), size, domain)
             yield PairRecord(
                 ids[i],
@@ -334,7 +379,6 @@ def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size
                 family=ids[0] if kind else "",
                 meta=meta,
             )
-        index += len(family)
 
 
 def _meta(scene: Composition) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from numbers import Number
 from typing import Any
 
+from ccaco_cli.core.data.questions import Question
 from ccaco_cli.core.data.sources.lists import decode_text
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import parse_json
@@ -81,6 +82,47 @@ def text_from(value: Any, name: str) -> str:
     return next(iter(texts), "")
 
 
+def questions_from(questions: Any, answers: Any) -> list[Question]:
+    """The questions of one field, and their accepted answers in another.
+
+    The rule: one question has one text of answers divided by "|", or a list of them. A list of questions has a list
+    with an entry for each question: a text or a list. A list may be written as JSON.
+
+    Raises:
+        DataError: a question without answers, or other numbers of questions and answers.
+    """
+    texts = captions_from(questions)
+    value = answers.tolist() if hasattr(answers, "tolist") and not isinstance(answers, str | bytes) else answers
+    value = _json_list(value)
+    nested = isinstance(value, list | tuple) and any(isinstance(_json_list(item), list | tuple) for item in value)
+    entries = list(value) if isinstance(value, list | tuple) and (nested or len(texts) > 1) else [value]
+    if not texts and is_missing(answers):
+        return []
+    if len(entries) != len(texts):
+        raise DataError("questions and answers of other numbers")
+    accepted = [tuple(filter(None, map(str.strip, _accepted(_json_list(entry))))) for entry in entries]
+    if not all(accepted) or not all(texts):
+        raise DataError("a question without answers")
+    return [Question(text, texts_of) for text, texts_of in zip(texts, accepted, strict=True)]
+
+
+def _json_list(value: Any) -> Any:
+    """The list that a text spells as JSON, or the value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return parse_json(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _accepted(value: Any) -> list[str]:
+    """The accepted answers of one question."""
+    if isinstance(value, list | tuple):
+        return ["" if is_missing(item) else _scalar_text(item) for item in value]
+    return [] if is_missing(value) else _scalar_text(value).split("|")
+
+
 @dataclass
 class FieldReader:
     """Reads the fields of one sample; ``problem`` is the reason why the first unusable one cannot be read."""
@@ -102,6 +144,14 @@ class FieldReader:
         except DataError as error:
             self.refuse(error.what)
             return ""
+
+    def questions(self, cells: Iterable[tuple[Any, Any]]) -> list[Question]:
+        """The questions of pairs of a field of questions and one of answers (``questions_from``)."""
+        try:
+            return [question for texts, answers in cells for question in questions_from(texts, answers)]
+        except DataError as error:
+            self.refuse(error.what)
+            return []
 
     def refuse(self, reason: str) -> None:
         """Refuses the sample, unless it is refused already."""
