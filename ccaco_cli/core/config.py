@@ -117,6 +117,13 @@ class LossConfig:
         flag="--gamma",
         min=0,
     )
+    questions: float = setting(
+        0.5,
+        "Share of the texts of a batch that the decoder reads as a question and its answer, where samples have "
+        "questions; the others are captions.",
+        min=0,
+        max=1,
+    )
     contrastive: str = setting(
         "infonce",
         "Loss of the contrastive half: infonce (softmax over the batch) or sigmoid (every pair by itself, "

@@ -225,15 +225,18 @@ class Crossed(TensorRecord):
 
 @dataclass(frozen=True, slots=True)
 class Words(TensorRecord):
-    """Captions of B pairs as token ids of the text tower's tokenizer, for the decoder.
+    """Texts of B pairs as token ids of the text tower's tokenizer, for the decoder.
 
     Attributes:
         ids: [B, L] int64, with the start and end that the tokenizer adds.
         mask: [B, L] bool, True = real token.
+        prefix: [B] int64, tokens of the question that a text begins with, which is read and not predicted; 0 = the text
+            is a caption. None = all texts are captions.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
+    prefix: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

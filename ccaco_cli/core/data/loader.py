@@ -239,6 +239,8 @@ class CachedColumn:
 
 
 NONE: Array = np.empty(0, np.int64)
+Entry = tuple[Array, ...]
+"""A batch of the plan: rows, items of a, items of b, and for a decoder the question of each row, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,7 @@ class PairPlan:
         unpaired: items of a and of b without a partner. Each batch has ``batch_size`` of them after its pairs, from
             each side that has any, drawn independently.
         captions: pairs per row with different items, if the row has as many; they are not neighbours in the batch.
+        questions: (rows [B], generator) -> question of each pair, the fourth column of a batch; None = there is none.
     """
 
     a: Column
@@ -262,13 +265,14 @@ class PairPlan:
     seed: int
     unpaired: tuple[Array, Array] = (NONE, NONE)
     captions: int = 1
+    questions: Callable[[Array, np.random.Generator], Array] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch; an incomplete last batch is left out."""
         return max(1, len(self.family) // self.batch_size)
 
-    def epoch(self, number: int) -> list[tuple[Array, Array, Array]]:
-        """The batches of one epoch: (rows, items of a, items of b).
+    def epoch(self, number: int) -> list[Entry]:
+        """The batches of one epoch.
 
         Rows are shuffled, and families (hard negatives of each other) stay side by side. All rows are repeated for
         each further caption. There are more items than rows where some items have no partner.
@@ -295,8 +299,9 @@ class PairPlan:
             _draw_rounds(items, self.batch_size, len(self), np.random.default_rng((self.seed, number, i)))
             for i, items in enumerate(self.unpaired)
         ]
+        draw, question_rng = self.questions, np.random.default_rng((self.seed, number, len(unpaired)))
         return [
-            (rows, np.append(a, unpaired_a), np.append(b, unpaired_b))
+            (rows, np.append(a, unpaired_a), np.append(b, unpaired_b), *([draw(rows, question_rng)] if draw else []))
             for (rows, a, b), unpaired_a, unpaired_b in zip(batches, *unpaired, strict=True)
         ]
 
@@ -314,20 +319,18 @@ class PairDataset(Dataset[PairBatch]):
     """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan.
 
     An item of several pairs is read once. If several processes share a batch, it is read once per pair, because the
-    processes must read equal numbers of items. ``words`` reads captions, the items of b, for a decoder.
+    processes must read equal numbers of items. ``words`` reads captions, the items of b, or questions for a decoder.
     """
 
-    def __init__(
-        self, a: Column, b: Column, group: Array, domain: Array, words: Callable[[Array], Words] | None = None
-    ):
+    def __init__(self, a: Column, b: Column, group: Array, domain: Array, words: Callable[..., Words] | None = None):
         self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
         # read here, because a loader's workers are in no process group
         self.words, self.deduplicate = words, distributed.world() == 1
 
-    def __getitem__(self, entry: tuple[Array, Array, Array]) -> PairBatch:
-        rows, items_a, items_b = entry
+    def __getitem__(self, entry: Entry) -> PairBatch:
+        rows, items_a, items_b, *questions = entry
         index = torch.from_numpy(rows)
-        words = None if self.words is None else self.words(items_b[: len(rows)])
+        words = None if self.words is None else self.words(items_b[: len(rows)], *questions)
         (items_a, at_a), (items_b, at_b) = self._unique(items_a), self._unique(items_b)
         inputs = self.a.inputs(items_a), self.b.inputs(items_b)
         return PairBatch(*inputs, index, self.group[index], self.domain[index], at_a, at_b, words)
@@ -337,19 +340,15 @@ class PairDataset(Dataset[PairBatch]):
         return (unique, torch.from_numpy(index)) if self.deduplicate and len(unique) < len(items) else (items, None)
 
 
-def part(entry: tuple[Array, Array, Array], rank: int, world: int) -> tuple[Array, Array, Array]:
+def part(entry: Entry, rank: int, world: int) -> Entry:
     """The part of a plan entry for one process: an equal share of its rows and of its unpaired items, in rank order."""
     pairs = len(entry[0])
-    rows, items_a, items_b = (
-        np.append(_share(column[:pairs], rank, world), _share(column[pairs:], rank, world)) for column in entry
-    )
-    return rows, items_a, items_b
+    return tuple(np.append(*(_share(items, rank, world) for items in (c[:pairs], c[pairs:]))) for c in entry)
 
 
-def count_samples(entry: tuple[Array, Array, Array], world: int) -> int:
+def count_samples(entry: Entry, world: int) -> int:
     """Number of samples with a partner in a batch, over all processes; a sample with several captions counts once."""
-    rows = entry[0]
-    return len(np.unique(rows[: len(rows) // world * world]))
+    return len(np.unique(entry[0][: len(entry[0]) // world * world]))
 
 
 def _share(column: Array, rank: int, world: int) -> Array:
@@ -372,7 +371,7 @@ class BatchLoader(DataLoader[PairBatch]):
 
 def load(
     dataset: PairDataset,
-    plan: Sequence[tuple[Array, Array, Array]],
+    plan: Sequence[Entry],
     workers: int,
     seed: int = 0,
     *,
@@ -383,7 +382,7 @@ def load(
     Args:
         dataset: reads the batches.
         plan: of one epoch.
-        workers: processes.
+        workers: processes; at most one for each batch is started.
         seed: of the workers' generators. A draw from torch's global generator would change what a resumed run draws
             next.
         pin_memory: puts batches into pinned memory, from which they are copied to a GPU in the background.
@@ -393,7 +392,7 @@ def load(
         dataset,
         batch_size=None,
         sampler=plan,  # type: ignore[arg-type]
-        num_workers=workers,
+        num_workers=min(workers, len(plan)),
         generator=generator,
         pin_memory=pin_memory,
     )

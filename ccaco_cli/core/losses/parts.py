@@ -93,6 +93,16 @@ def _caption(inputs: LossInputs, config: LossConfig) -> Tensor | None:
     return None if inputs.caption is None else caption_loss(*inputs.caption)
 
 
+def _answer(inputs: LossInputs, config: LossConfig) -> Tensor | None:
+    from ccaco_cli.core.losses.caption import caption_loss
+
+    return None if inputs.answer is None else caption_loss(*inputs.answer)
+
+
+def _words_chance(config: LossConfig, batch_size: int, words: int) -> float:
+    return math.log(max(2, words))
+
+
 def _cross_chance(config: LossConfig, batch_size: int, words: int) -> float | None:
     from ccaco_cli.core.losses import total
 
@@ -104,6 +114,10 @@ def _separation_weight(config: LossConfig, beta: float, heads: Mapping[str, floa
     return config.separation if config.separation and config.alpha > 0 else None
 
 
+def _answer_weight(config: LossConfig, beta: float, heads: Mapping[str, float]) -> float | None:
+    return config.gamma if config.gamma and config.questions else None
+
+
 LOSS_PARTS: dict[str, LossPart] = {
     part.name: part
     for part in (
@@ -113,13 +127,8 @@ LOSS_PARTS: dict[str, LossPart] = {
         LossPart("domain", "domain_weight", lambda config, beta, heads: heads.get("domain"), _domain),
         LossPart("label", "label_weight", lambda config, beta, heads: heads.get("label"), _label),
         LossPart("separation", "separation_weight", _separation_weight, _separation),
-        LossPart(
-            "caption",
-            "gamma",
-            lambda config, beta, heads: config.gamma or None,
-            _caption,
-            lambda config, batch_size, words: math.log(max(2, words)),
-        ),
+        LossPart("caption", "gamma", lambda config, beta, heads: config.gamma or None, _caption, _words_chance),
+        LossPart("answer", "answer_weight", _answer_weight, _answer, _words_chance),
     )
 }
 """Name -> part. Learned weights are stored in this order: append new parts."""

@@ -112,6 +112,7 @@ class LossInputs:
         label_logits: [B, C] of the label predictor, or None.
         labels: [B] int64, -1 = none.
         caption: (logits [B, L, U], targets [B, L]) of this process, for ``caption_loss``; None = no decoder.
+        answer: the same for answers to questions; None = the data has no questions.
     """
 
     alignment: Alignment | None
@@ -120,6 +121,7 @@ class LossInputs:
     label_logits: Tensor | None = None
     labels: Tensor | None = None
     caption: tuple[Tensor, Tensor] | None = None
+    answer: tuple[Tensor, Tensor] | None = None
 
 
 def sample_pairs(

@@ -150,7 +150,8 @@ class TextDecoder(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.max_words + 1, width) * 0.1)
         self.dropout = GlobalDropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(width, memory_width, config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
+        # without a map in between, each state would at first predict its own word again
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.register_buffer("known", torch.zeros(ids.count + 2, dtype=torch.bool))
         self.register_buffer("words", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("number", torch.empty(0, dtype=torch.long), persistent=False)
@@ -193,7 +194,7 @@ class TextDecoder(nn.Module):
                 x = checkpoint(block.decode, x, memory, mask, index, use_reentrant=False)  # type: ignore[arg-type]
             else:
                 x = block.decode(x, memory, mask, index)  # type: ignore[operator]
-        return CaptionLogits(F.linear(self.norm(x), vectors), targets)
+        return CaptionLogits(F.linear(self.head(x), vectors), targets)
 
     def _shifted(self, words: Words) -> tuple[Tensor, Tensor]:
         """Texts as numbers of known words: (inputs [B, L], which begin with the start; targets [B, L])."""
@@ -205,6 +206,8 @@ class TextDecoder(nn.Module):
         before = torch.cat([start.expand(len(content), 1), content], 1)
         after = F.pad(content, (0, 1), value=-1)
         targets = torch.where(place < length, after, torch.where(place == length, end, -1))
+        if words.prefix is not None:
+            targets = torch.where(place < words.prefix[:, None], -1, targets)
         return before, torch.where(targets < 0, IGNORED, targets)
 
     def _embed(self, numbers: Tensor, vectors: Tensor) -> Tensor:
@@ -230,7 +233,7 @@ class TextDecoder(nn.Module):
         for block, keys_values, words in zip(self.blocks, memory, past or [None] * len(self.blocks), strict=True):
             x, words = block(x, keys_values, mask, words)
             state.append(words)
-        logits = F.linear(self.norm(x[:, -1]), vectors).float()
+        logits = F.linear(self.head(x[:, -1]), vectors).float()
         logits[:, self.number[self.start]] = -math.inf
         return logits.log_softmax(-1), state
 

@@ -15,6 +15,7 @@ from ccaco_cli.core.losses.parts import part_weights
 from ccaco_cli.core.losses.total import Alignment, LossInputs, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
+from ccaco_cli.core.model.decoder import IGNORED
 from ccaco_cli.core.model.global_batch import paired_rows
 from ccaco_cli.core.training.gather import gather_embeddings, gather_local_tokens, query_rows
 from ccaco_cli.core.types import Embedding, Features, PairBatch
@@ -23,6 +24,8 @@ DOMAIN_ACCURACY = "domain_accuracy"
 """Accuracy of the domain classifiers 0..1 in the results of a step; not a loss."""
 
 
+Prediction = tuple[Tensor, Tensor]
+"""Logits [B, L, U] and targets [B, L] of texts, for ``caption_loss``."""
 SAMPLED_STEPS = 1000
 """Points of a run at which ``trains_same_parameters`` reads the schedule of the cross loss."""
 
@@ -81,7 +84,8 @@ class StepLosses(nn.Module):
         alignment = self._alignment(batch, paired) if self._aligns(beta) else None
         if alignment is not None and beta > 0:
             alignment = self._with_cross(alignment, batch, features, generator)
-        inputs = LossInputs(alignment, caption=self._caption(batch, features))
+        caption, answer = self._texts(batch, features)
+        inputs = LossInputs(alignment, caption=caption, answer=answer)
         metrics: dict[str, Tensor] = {}
         head_weights: dict[str, float] = {}
         if self.adaptation is not None:
@@ -124,11 +128,11 @@ class StepLosses(nn.Module):
             logit_bias=self.aligner.logit_bias,
         )
 
-    def _caption(self, batch: PairBatch, features: dict[str, Features]) -> tuple[Tensor, Tensor] | None:
-        """Predicts the caption of each pair of this process: logits and targets, for ``caption_loss``."""
+    def _texts(self, batch: PairBatch, features: dict[str, Features]) -> tuple[Prediction | None, Prediction | None]:
+        """Predicts the caption of each pair of this process, or the answer to a question: (captions, answers)."""
         aligner = self.aligner
         if aligner.decoder is None or batch.words is None:
-            return None
+            return None, None
         pairs = len(batch.rows)
         index = batch.at_a if aligner.described == aligner.modalities[0] else batch.at_b
         described = features[aligner.described]
@@ -137,7 +141,11 @@ class StepLosses(nn.Module):
             predicted = aligner.decoder(
                 aligner.memory(described), described.mask, batch.words, None if index is None else index[:pairs]
             )
-        return predicted.logits, predicted.targets
+        if (prefix := batch.words.prefix) is None:
+            return (predicted.logits, predicted.targets), None
+        is_answer = (prefix > 0)[:, None]
+        captions, answers = (predicted.targets.masked_fill(left_out, IGNORED) for left_out in (is_answer, ~is_answer))
+        return (predicted.logits, captions), (predicted.logits, answers)
 
     def _with_cross(
         self, alignment: Alignment, batch: PairBatch, features: dict[str, Features], generator: torch.Generator | None

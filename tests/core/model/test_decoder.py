@@ -53,6 +53,13 @@ def test_targets_are_the_words_and_the_end(ids: TextIds) -> None:
     assert predicted.logits.shape == (2, 4, built.vocabulary_size)
 
 
+def test_an_untrained_decoder_is_near_chance() -> None:
+    built = decoder(config=DecoderConfig(dropout=0.0))
+    predicted = built(*memory(3), texts([1, 2, 3, 4], [5, 6], [7, 8, 9]))
+    loss = caption_loss(predicted.logits, predicted.targets).item()
+    assert loss == pytest.approx(math.log(built.vocabulary_size), rel=0.3)
+
+
 def test_a_later_word_never_changes_an_earlier_prediction() -> None:
     built, described = decoder(), memory(1)
     logits = built(*described, texts([1, 2, 3, 4, 5])).logits
