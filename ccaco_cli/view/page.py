@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ccaco_cli import __version__
@@ -16,8 +18,10 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation.metric_table import Unit, find_metric
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL
+from ccaco_cli.core.reporting.choice_examples import ChoiceExample, ChoicePicture
 from ccaco_cli.core.reporting.page import HeatMapExample, ModelDetails, PageData, SummaryMetric
 from ccaco_cli.core.reporting.rows import Cells, FaithfulnessRow, ReportRow
+from ccaco_cli.core.retrieval.explain import Explanation
 from ccaco_cli.view import charts, layouts
 from ccaco_cli.view.heat import overlay
 from ccaco_cli.view.tables import percent, short
@@ -25,6 +29,7 @@ from ccaco_cli.view.tables import text as as_text
 
 COST = ("run", "arm", "seed", "parameters", "steps", "seconds", "samples/s", "memory_MiB")
 HEAT_MAP_SIDE = 176
+CHOICE_MAP_SIDE = 112
 
 
 def refuse(path: Path) -> None:
@@ -67,6 +72,7 @@ def render(page: PageData) -> str:
         faithfulness=model and _faithfulness(model.faithfulness, by_word=False),
         faithfulness_by_word=model and _faithfulness(model.faithfulness, by_word=True),
         examples=[_example(example) for example in model.examples] if model else [],
+        choices=[_choice(example) for example in model.choices] if model else [],
     )
 
 
@@ -144,6 +150,10 @@ def _charts(page: PageData) -> dict[str, str]:
         drawn["recall"] = charts.inline(
             charts.recall(page.recalls), "Share of queries with a correct result among the first k, both directions"
         )
+    if any(result.reliability for result in page.recalls.values()):
+        drawn["calibration"] = charts.inline(
+            charts.calibration(page.recalls), "Share of true pairs against the predicted probability, by interval"
+        )
     if model := page.model:
         names = model.modalities
         drawn["similarity"] = charts.inline(
@@ -216,23 +226,59 @@ def _faithfulness(rows: Sequence[FaithfulnessRow], by_word: bool) -> dict[str, A
 
 
 def _example(example: HeatMapExample) -> dict[str, Any]:
-    explanation, trial = example.explanation, example.explanation.trial
-    size = (HEAT_MAP_SIDE, HEAT_MAP_SIDE)
-    maps = []
-    if example.image is not None:
-        picture = _webp_uri(Image.fromarray(example.image).resize(size))
-        maps.append({"word": "model input", "picture": picture, "alt": example.id})
-        for word, heat in zip(explanation.words, explanation.heat, strict=True):
-            picture = _webp_uri(overlay(example.image, heat).resize(size))
-            maps.append({"word": word, "picture": picture, "alt": f"Heat map of “{word}” over {example.id}"})
+    trial = example.explanation.trial
     return {
         "text": example.text,
         "id": example.id,
-        "maps": maps,
+        "maps": _maps(example.image, example.id, example.explanation, HEAT_MAP_SIDE),
         "match": f"{trial.score:.2f}",
         "deletion": f"{trial.deletion_gain:+.2f}",
         "insertion": f"{trial.insertion_gain:+.2f}",
     }
+
+
+def _choice(example: ChoiceExample) -> dict[str, Any]:
+    """A choice: for each caption, each picture with its score and the heat maps of the words."""
+    outcome = "right" if example.outcome else "wrong"
+    captions = [
+        {
+            "text": text,
+            "number": number + 1,
+            "pictures": [_scored_picture(picture, number) for picture in example.pictures],
+        }
+        for number, text in enumerate(example.captions)
+    ]
+    return {
+        "title": f"{example.kind.replace('_', ' ')}: {outcome}",
+        "share": f"{100 * example.share:.0f} % of these choices are {outcome}",
+        "captions": captions,
+    }
+
+
+def _scored_picture(picture: ChoicePicture, caption: int) -> dict[str, Any]:
+    """One picture with one of the two captions: ``preferred`` where this caption has the higher score."""
+    explanation = picture.explanations[caption] if picture.explanations else None
+    return {
+        "id": picture.id,
+        "maps": _maps(picture.image, picture.id, explanation, CHOICE_MAP_SIDE),
+        "score": f"{picture.scores[caption]:.2f}",
+        "preferred": picture.scores[caption] > picture.scores[1 - caption],
+    }
+
+
+def _maps(
+    image: NDArray[np.uint8] | None, id: str, explanation: Explanation | None, side: int
+) -> list[dict[str, str | None]]:
+    """The model input and a heat map for each word, ``side`` pixels wide and high; [] without an image."""
+    if image is None:
+        return []
+    size = (side, side)
+    maps = [{"word": "model input", "picture": _webp_uri(Image.fromarray(image).resize(size)), "alt": id}]
+    if explanation is not None:
+        for word, heat in zip(explanation.words, explanation.heat, strict=True):
+            picture = _webp_uri(overlay(image, heat).resize(size))
+            maps.append({"word": word, "picture": picture, "alt": f"Heat map of “{word}” over {id}"})
+    return maps
 
 
 def _webp_uri(image: Image.Image) -> str | None:

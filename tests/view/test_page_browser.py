@@ -88,7 +88,8 @@ def test_each_word_of_a_choice_is_shown_over_both_pictures(browser: Any, of_run:
     rows = ask(
         browser,
         """[...document.querySelectorAll('#choices .pair')].map(pair => [...pair.querySelectorAll('figure')].map(
-            figure => [figure.getBoundingClientRect().top, [...figure.querySelectorAll('li span')].map(s => s.textContent)]))""",
+            figure => [figure.getBoundingClientRect().top,
+                       [...figure.querySelectorAll('li span')].map(s => s.textContent)]))""",
     )
     assert len(rows) >= 12, "three kinds, both outcomes, two captions"
     for (top, words), (twin_top, twin_words) in rows:

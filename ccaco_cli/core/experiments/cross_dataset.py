@@ -141,6 +141,7 @@ class DatasetScorer:
         origin = {
             "run": facts["name"],
             "model": model.manifest.sha256,
+            "dataset_folder": str(data.manifest.path),
             "evaluation": data.manifest.facts.get("source", {}).get("evaluation"),
             "templates": len(self.templates),
         }

@@ -194,18 +194,23 @@ def dataset_of_run(run: Manifest) -> PairData:
         ManifestError: it was prepared again since.
     """
     source = run.inputs["dataset"]
-    if not manifest.exists(Path(source["path"])):
+    return open_unchanged(source["path"], source["sha256"])
+
+
+def open_unchanged(folder: str, sha256: str) -> PairData:
+    """Opens the data set that a run was trained or scored on; raises what ``dataset_of_run`` raises."""
+    if not manifest.exists(Path(folder)):
         raise DataError(
             "the data set of this run is not where it was",
-            where=source["path"],
+            where=folder,
             next="run this from the folder of the training",
         )
-    data = shards.open(Path(source["path"]))
-    if data.manifest.sha256 != source["sha256"]:
+    data = shards.open(Path(folder))
+    if data.manifest.sha256 != sha256:
         raise ManifestError(
             "the data set of this run was prepared anew",
-            where=source["path"],
-            expected=f"sha256 {source['sha256'][:12]}",
+            where=folder,
+            expected=f"sha256 {sha256[:12]}",
         )
     return data
 

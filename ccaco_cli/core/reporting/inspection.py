@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from ccaco_cli.core.data.shards import PairData, Split
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.experiments.run_folder import dataset_of_run, load_run
+from ccaco_cli.core.experiments.run_folder import dataset_of_run, load_run, open_unchanged
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.reporting.hit_explanation import model_input_image
 from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.rerank import COSINE, CROSS, TWO_STAGE, Scorer
 from ccaco_cli.core.scoring import results
@@ -61,20 +64,38 @@ class LoadedRun:
         """The captions, where the second modality is text; else the ids of its items."""
         return self.split.captions if self.data.modalities[1] == "text" else self.split.ids
 
+    @property
+    def scorer(self) -> Scorer:
+        """The score that ranks."""
+        return Scorer.of(self.scoring, logit_scale(self.aligner), self.weight)
+
+    def model_input(self, row: int) -> NDArray[np.uint8] | None:
+        """The sample of the first modality as its tower sees it, [H, W, 3]; None where that cannot be drawn."""
+        name = self.data.modalities[0]
+        modality = MODALITIES[name]
+        if not modality.preprocessed_is_picture:
+            return None
+        return model_input_image(self.towers[name], modality.decode(self.split.media(name, [row])[0]))
+
 
 def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progress) -> LoadedRun:
     """Loads the model of a run and encodes the pool on which its own score was measured.
 
+    Args:
+        run: a run, or its result on another data set (``RUN/results/on/DATASET/SPLIT.STAGE.json``).
     Raises:
         DataError: a result file without its run, no results on the split, or a data set that is not where it was.
         ManifestError: the data set was prepared again since, or the run has no model.
     """
-    if run.path.is_file():
-        raise DataError("a result file has no model to look into", where=run.path, expected="the run's folder")
     measured = results.load_result(run, split)
-    data = dataset_of_run(manifest.open(run.path, kind="run"))
+    if run.path.is_file():
+        folder, body = _model_folder(run.path), results.read(run.path) or {}
+        data = open_unchanged(body["dataset_folder"], measured.data)
+    else:
+        folder, data = run.path, dataset_of_run(manifest.open(run.path, kind="run"))
+        body = json.loads((folder / "results" / f"{split}.{measured.stage}.json").read_text("utf-8"))
     runtime.limit_threads()
-    aligner, towers, config, _ = load_run(run.path)
+    aligner, towers, config, _ = load_run(folder)
     full_split = data.split(split)
     small = measured.stage == results.SMALL
     rows = measured.evaluation.pools[0][0] if small else len(full_split)
@@ -86,7 +107,6 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progres
         part = encode(aligner, modality, column, items=items, local_tokens=with_tokens, on_progress=report_progress)
         encoded.append((part, column.row if items is None else column.row[items]))
     (a, row_a), (b, row_b) = encoded
-    body = json.loads((run.path / "results" / f"{split}.{measured.stage}.json").read_text("utf-8"))
     return LoadedRun(
         run=run,
         scoring=body["scoring"],
@@ -98,6 +118,16 @@ def open_run(run: Run, split: str = "test", on_progress: OnProgress = no_progres
         config=config,
         encodings=SplitEncodings(a, b, row_a, row_b),
     )
+
+
+def _model_folder(file: Path) -> Path:
+    """The run that a result on another data set lies in. Raises DataError: it lies in no run."""
+    body = results.read(file) or {}
+    folder = next((folder for folder in file.parents if manifest.exists(folder)), None)
+    model = None if folder is None else manifest.open(folder, kind="run").sha256
+    if folder is None or "dataset_folder" not in body or model != body.get("model"):
+        raise DataError("a result file has no model to look into", where=file, expected="the run's folder")
+    return folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +169,7 @@ def rank_queries(
     sides, groups = (encodings.a, encodings.b), loaded.groups()
     query, gallery = sides[query_side], sides[1 - query_side]
     queries = evenly_spaced(len(query.z), max_queries)
-    scorer = Scorer.of(loaded.scoring, logit_scale(loaded.aligner), loaded.weight)
+    scorer = loaded.scorer
     two_stage_size = settings.shortlist_back if query_side == 0 else settings.shortlist
     size = {COSINE: k, TWO_STAGE: max(two_stage_size, k), CROSS: len(gallery.z)}[scorer.kind]
     tops, scores, ranks = [], [], []

@@ -17,8 +17,8 @@ from ccaco_cli.core.errors import CcacoError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.reporting import comparison, faithfulness, inspection, report_tables
+from ccaco_cli.core.reporting.choice_examples import ChoiceExample, choice_examples
 from ccaco_cli.core.reporting.faithfulness import ExplainedPair
-from ccaco_cli.core.reporting.hit_explanation import model_input_image
 from ccaco_cli.core.reporting.inspection import LoadedRun, RankedQueries
 from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.reporting.rows import ArmRow, FaithfulnessRow, RunRow
@@ -111,6 +111,7 @@ class ModelDetails:
         classes: (property, its value for each row), or None.
         confusion: (class names, fractions [C, C]), or None.
         faithfulness: rows of every method.
+        choices: one success and one failure of each kind of choice between two captions.
     """
 
     run: str
@@ -126,6 +127,7 @@ class ModelDetails:
     confusion: tuple[list[str], Any] | None
     faithfulness: Sequence[FaithfulnessRow]
     examples: Sequence[HeatMapExample]
+    choices: Sequence[ChoiceExample] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,6 +285,7 @@ def model_details(loaded: LoadedRun, missing: list[str], on_progress: OnProgress
         confusion=confusion,
         faithfulness=rows,
         examples=examples,
+        choices=choice_examples(loaded, results.load_result(loaded.run, loaded.split.name)),
     )
 
 
@@ -291,18 +294,9 @@ def _heat_map_examples(loaded: LoadedRun, pairs: Sequence[ExplainedPair]) -> lis
     readable = [pair for pair in pairs if len(pair.explanation.words) in READABLE_WORDS] or pairs
     chosen = readable[:: max(1, len(readable) // EXAMPLES)][:EXAMPLES]
     return [
-        HeatMapExample(pair.text, loaded.split.ids[pair.row], _model_input(loaded, pair.row), pair.explanation)
+        HeatMapExample(pair.text, loaded.split.ids[pair.row], loaded.model_input(pair.row), pair.explanation)
         for pair in chosen
     ]
-
-
-def _model_input(loaded: LoadedRun, row: int) -> NDArray[np.uint8] | None:
-    """The sample of the first modality as its tower sees it; None where that cannot be drawn."""
-    name = loaded.data.modalities[0]
-    modality = MODALITIES[name]
-    if not modality.preprocessed_is_picture:
-        return None
-    return model_input_image(loaded.towers[name], modality.decode(loaded.split.media(name, [row])[0]))
 
 
 def thumbnails(loaded: LoadedRun) -> list[bytes | None]:
