@@ -23,6 +23,7 @@ class Table(StrEnum):
     faithfulness = "faithfulness"
     domains = "domains"
     classes = "classes"
+    calibration = "calibration"
 
 
 class Figure(StrEnum):
@@ -32,6 +33,7 @@ class Figure(StrEnum):
     recall = "recall"
     strata = "strata"
     confusion = "confusion"
+    calibration = "calibration"
     map = "map"
     domains = "domains"
 
@@ -91,7 +93,7 @@ def report(
             "--table",
             help="runs: one row per run. retrieval, matching: by data set and arm. choices: caption choice by kind. "
             "languages: retrieval by language. ablation: arms with a statistical test. faithfulness: of heat maps. "
-            "domains: shift between domains. classes: by class.",
+            "domains: shift between domains. classes: by class. calibration: how reliable probabilities are.",
             show_default="ablation for ablations, the table of a suite, else runs",
         ),
     ] = None,
@@ -131,8 +133,8 @@ def report(
         typer.Option(
             "--figure",
             metavar="KIND FILE",
-            help="Draw curves, recall, strata (with --by), confusion, map, or domains (before and after training) into "
-            "FILE (.png, .pdf, .svg).",
+            help="Draw curves, recall, strata (with --by), confusion, calibration, map, or domains (before and after "
+            "training) into FILE (.png, .pdf, .svg).",
             show_default=False,
         ),
     ] = None,

@@ -47,6 +47,10 @@ def _recall(request: ReportRequest, on_progress: OnProgress) -> Any:
     return charts.recall({run.name: results.load_result(run, request.split) for run in request.measured_runs()})
 
 
+def _calibration(request: ReportRequest, on_progress: OnProgress) -> Any:
+    return charts.calibration({run.name: results.load_result(run, request.split) for run in request.measured_runs()})
+
+
 def _strata(request: ReportRequest, on_progress: OnProgress) -> Any:
     if request.by is None:
         raise DataError(
@@ -105,6 +109,7 @@ FIGURES: dict[str, Callable[[ReportRequest, OnProgress], Any]] = {
     "recall": _recall,
     "strata": _strata,
     "confusion": _confusion,
+    "calibration": _calibration,
     "map": _map,
     "domains": _domains,
 }

@@ -214,6 +214,27 @@ def confusion(names: Sequence[str], fractions: Any) -> Any:
     return figure
 
 
+def calibration(results: Mapping[str, Result]) -> Any:
+    """Reliability curves: the share of true pairs against the mean probability of each interval, with the ideal.
+
+    Raises:
+        DataError: no result has measured its probabilities.
+    """
+    measured = {name: result.reliability for name, result in results.items() if result.reliability is not None}
+    if not measured:
+        raise DataError(
+            "no probabilities to draw", where="--figure calibration", expected="runs that were scored on val and test"
+        )
+    figure, axes = _grid(1)
+    axes[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8, label="ideal")
+    for name, reliability in measured.items():
+        points = [(part.predicted, part.observed) for part in reliability.bins if part.n]
+        axes[0].plot(*zip(*points, strict=True), marker="o", ms=3, label=f"{name}, ECE {reliability.ece:.3f}")
+    axes[0].set(xlabel="predicted probability", ylabel="share of true pairs", xlim=(0, 1), ylim=(0, 1))
+    axes[0].legend(loc="best")
+    return figure
+
+
 def similarity(cosines: Any) -> Any:
     """Cosines of a few pairs: row i and column i are a true pair."""
     import matplotlib.pyplot as plt

@@ -12,6 +12,7 @@ from typing import Any
 
 from ccaco_cli.core.evaluation.metric_table import Shown, find_metric, is_shown
 from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
+from ccaco_cli.core.reporting.calibration_table import CalibrationRow
 from ccaco_cli.core.reporting.rows import (
     ArmMeanRow,
     ArmRow,
@@ -161,6 +162,10 @@ def _class(row: ClassRow) -> Cells:
     return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
 
 
+def _calibration(row: CalibrationRow) -> Cells:
+    return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
+
+
 def _faithfulness(row: FaithfulnessRow) -> Cells:
     cells: Cells = {"run": row.run, "method": row.method, "measure": row.measure, "word": row.word}
     cells |= {"value": row.value, "95 %": _interval(row.measure, row, digits=2)}
@@ -226,6 +231,12 @@ LAYOUTS: dict[type[ReportRow], RowLayout] = {
         ("run", "language"),
     ),
     ClassRow: RowLayout(_class, {"run": 0, "class": 0, "class_accuracy": 0, "arm": 6}, ("run", "class")),
+    CalibrationRow: RowLayout(
+        _calibration,
+        {"run": 0, "probability": 0, "n": 2, "predicted": 0, "observed": 0, "ECE": 1, "Brier": 1}
+        | {"accuracy": 3, "threshold": 4, "stage": 5, "arm": 6},
+        ("run", "probability"),
+    ),
     FaithfulnessRow: RowLayout(
         _faithfulness,
         {"run": 0, "method": 0, "measure": 0, "word": 0, "value": 0, "verdict": 0, "95 %": 1}

@@ -42,7 +42,8 @@ def bar(title: str) -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[facts]}"),
     )
-    with Progress(*shape, console=Console(stderr=True), transient=True) as progress:
+    # results that are printed meanwhile stay on stdout, which may be a file
+    with Progress(*shape, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         tasks: dict[str, Any] = {}
 
         def report_progress(done: int, total: int | None, facts: Mapping[str, Any]) -> None:

@@ -42,6 +42,19 @@ def test_a_bar_a_thing_on_stderr_only(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == ""
 
 
+def test_results_that_are_printed_under_a_bar_stay_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.bar("score pairs") as report_progress:
+        report_progress(1, None, {})
+        print("a row")
+    assert capsys.readouterr().out == "a row\n" and "a row" not in terminal.getvalue()
+
+
 def test_a_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     progress.note("next: x")
     assert capsys.readouterr() == ("", "next: x\n")

@@ -128,12 +128,14 @@ class Reliability:
     Attributes:
         ece: expected calibration error, 0..1: mean over pairs of \\|predicted - observed\\| of their bin.
         brier: mean squared difference of probability and truth, 0..1 (0.25 = always 1/2).
-        accuracy: share of pairs on the right side of the threshold that was chosen with the calibration.
+        threshold: probability from which a pair counts as true, chosen with the calibration.
+        accuracy: share of pairs on the right side of it.
         bins: ``BINS`` intervals of equal width.
     """
 
     ece: float
     brier: float
+    threshold: float
     accuracy: float
     bins: tuple[ReliabilityBin, ...]
 
@@ -171,7 +173,7 @@ def reliability(probability: ArrayLike, is_true: ArrayLike, threshold: float = E
             error += n / len(p) * abs(predicted - observed)
         bins.append(ReliabilityBin(number / BINS, (number + 1) / BINS, predicted, observed, n))
     accuracy = float(((p >= threshold) == truth).mean())
-    return Reliability(error, float(((p - truth) ** 2).mean()), accuracy, tuple(bins))
+    return Reliability(error, float(((p - truth) ** 2).mean()), threshold, accuracy, tuple(bins))
 
 
 def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from ccaco_cli.core.evaluation.significance import PerQuery
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
 from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
+from ccaco_cli.core.reporting.calibration_table import CalibrationRow, calibration_rows
 from ccaco_cli.core.reporting.rows import (
     ArmMeanRow,
     ArmRow,
@@ -299,6 +300,10 @@ def _domains(request: ReportRequest) -> list[DomainRow]:
     return domain_tables.domain_rows(request.runs(), request.metric, request.reference)
 
 
+def _calibration(request: ReportRequest) -> list[CalibrationRow]:
+    return calibration_rows(request.measured_runs(), request.split, request.stages)
+
+
 def _classes(request: ReportRequest) -> list[ClassRow]:
     return domain_tables.class_rows(request.measured_runs(), request.split)
 
@@ -326,6 +331,7 @@ TABLES: dict[str, Callable[[ReportRequest], Sequence[ReportRow]]] = {
     "ablation": arm_rows,
     "domains": _domains,
     "classes": _classes,
+    "calibration": _calibration,
     "compare": _compare,
     "faithfulness": _faithfulness,
 }

@@ -67,7 +67,7 @@ def test_reliability_by_hand() -> None:
     assert measured.brier == pytest.approx(brier_score_loss([0, 1, 0, 1, 1], [0.05, 0.15, 0.15, 0.95, 1.0]))
     assert [part.n for part in measured.bins] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
     assert measured.bins[2].predicted is None and measured.bins[9].predicted == pytest.approx(0.975)
-    assert measured.accuracy == pytest.approx(4 / 5)
+    assert (measured.threshold, measured.accuracy) == (0.5, pytest.approx(4 / 5))
     assert Reliability.from_dict(measured.as_dict()) == measured
     with pytest.raises(DataError, match="no probabilities"):
         reliability([np.nan], [True])
