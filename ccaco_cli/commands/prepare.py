@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.pair_options import By, Calibrate, KeepAbove, Prior, pair_filter
 
 
 def prepare(
@@ -124,6 +125,11 @@ def prepare(
             show_default="all cores",
         ),
     ] = None,
+    keep_above: KeepAbove = None,
+    by: By = None,
+    calibrate: Calibrate = None,
+    prior: Prior = 0.5,
+    device: options.Device = "auto",
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -140,6 +146,7 @@ def prepare(
       ccaco prepare --list
       ccaco prepare scenes --limit 200 --out data/few-scenes --preview few.png
       ccaco prepare media --source ~/Photos --out data/photos
+      ccaco prepare table --source pairs.csv --keep-above 0.5 --by runs/first
       ccaco prepare webdataset --source 'shards/{00000..00099}.tar' --image-size 256
     """
     from ccaco_cli.core.data.domains import split_names
@@ -160,6 +167,7 @@ def prepare(
     out = out or Path("data") / workflow.out_name(name)
     if preview:
         figures.check_suffix(preview)
+    chosen = pair_filter(keep_above, by, prior, calibrate, device)
     with progress.bar(f"prepare {name}") as report_progress:
         prepared = workflow.prepare(
             name,
@@ -185,6 +193,7 @@ def prepare(
                 workers=workers,
                 max_rejects=options.parse_fraction(max_rejects, "--max-rejects"),
                 duplicates=duplicates,
+                pair_filter=chosen,
             ),
         )
     if preview:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.pair_options import Calibrate, PairRoot, Pairs, Prior, require_index, score_table
 from ccaco_cli.commands.parameters import Command, option, replace_parameter
 from ccaco_cli.commands.retrieve_options import (
     AnswerFormat,
@@ -49,7 +50,7 @@ def retrieve(
     query: Annotated[
         list[str] | None, typer.Argument(help="Sentences, or - to read one per line from stdin.", show_default=False)
     ] = None,
-    index: Index = ...,  # type: ignore[assignment]
+    index: Index = "",
     k: Annotated[int, typer.Option("-k", min=1, max=10**6, help="Hits per query.")] = 10,
     rerank: Annotated[
         int | None,
@@ -80,7 +81,11 @@ def retrieve(
     explain: Annotated[
         Path | None,
         typer.Option(
-            "--explain", metavar="FOLDER", help="Draw how words and patches of each hit match.", show_default=False
+            "--explain",
+            metavar="FOLDER",
+            help="Draw how words and patches of each hit match; with --pairs: -, which adds the column missing (words "
+            "that are not shown).",
+            show_default=False,
         ),
     ] = None,
     explain_method: Annotated[
@@ -90,6 +95,12 @@ def retrieve(
     serve: ServeAddress = None,
     serve_originals: ServeOriginals = False,
     token: ServeToken = None,
+    pairs: Pairs = None,
+    model: options.ModelSource = None,
+    calibrate: Calibrate = None,
+    prior: Prior = 0.5,
+    pair_root: PairRoot = None,
+    device: options.Device = "auto",
     verify: options.Verify = "quick",
     output_format: Format = None,
 ) -> None:
@@ -103,6 +114,7 @@ def retrieve(
       ccaco retrieve --similar dog.jpg --plus "at night" --minus people --dedup 0.97 --index me.idx
       ccaco retrieve "a dog" --where "year >= 2020 and folder like '%/beach/%'" --columns path,year --index me.idx
       ccaco retrieve "a dog" -k 100 -0 --index me.idx | xargs -0 cp -t dogs/
+      ccaco retrieve --pairs pairs.csv --run runs/first --explain -
       ccaco retrieve --serve 8000 --index scenes.idx
     """
     from ccaco_cli.core.retrieval.open_index import open_index
@@ -111,6 +123,11 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import answers
 
+    if pairs is not None:
+        other = bool(query or files or similar or save or open_hits or where or serve is not None)
+        how = (prior, pair_root, explain, device, output_format)
+        return score_table(pairs, index, model, calibrate, *how, has_query=other)
+    index = require_index(index)
     if serve is not None or serve_originals or token is not None:
         other = bool(query or files or similar or save or explain or open_hits)
         return serve_page(index, verify, (serve, token, serve_originals), other)
@@ -142,16 +159,7 @@ def retrieve(
 
         figures.contact_sheet(save, listed)
     if explain:
-        from ccaco_cli.core.reporting.hit_explanation import explain_hits
-        from ccaco_cli.view import heat, progress
-
-        explanations = (
-            explanation
-            for text, hits in listed
-            for explanation in explain_hits(search_index, modality, file or text, hits, explain_method, target)
-        )
-        with progress.bar("explain") as report_progress:
-            heat.write(explain, explanations, sum(len(hits) for _, hits in listed), report_progress)
+        _explain(explain, listed, (search_index, modality, file, explain_method, target))
     if format == AnswerFormat.paths:
         answers.show_paths(query_hits, zero_byte)
     else:
@@ -160,6 +168,26 @@ def retrieve(
         from ccaco_cli.view import viewer
 
         viewer.open_hits(listed)
+
+
+def _explain(folder: Path, answers: Sequence[tuple[str, Sequence[Any]]], how: tuple[Any, ...]) -> None:
+    """Draws the heat maps of hits.
+
+    Args:
+        answers: (query, its hits).
+        how: index, modality of the query, its file or None, method, and target.
+    """
+    from ccaco_cli.core.reporting.hit_explanation import explain_hits
+    from ccaco_cli.view import heat, progress
+
+    index, modality, file, method, target = how
+    explanations = (
+        explanation
+        for text, hits in answers
+        for explanation in explain_hits(index, modality, file or text, hits, method, target)
+    )
+    with progress.bar("explain") as report_progress:
+        heat.write(folder, explanations, sum(len(hits) for _, hits in answers), report_progress)
 
 
 def _check_queries(texts: Mapping[str, Sequence[str]], files: int) -> None:

@@ -37,6 +37,8 @@ SPLIT_NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
 OUTSIDE = "outside the source folder"
 """Reason of a reject whose file lies in no folder that the user named."""
 MISSING = "missing file"
+UNLIKELY = "unlikely pair"
+"""Reason of a reject that a model takes for no true pair (``prepare --keep-above``): wanted, so that it is no loss."""
 PHASH = "phash"
 """Fact of an image that is no part of its ``meta``: its perceptual hash."""
 _NAMES = ("id", "group", "domain", "label", "family")
@@ -201,7 +203,7 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     sha1 = phash = ""
     try:
         if record.problem:
-            raise DataError(record.problem)
+            raise DataError(record.problem, where=record.detail or None)
         for name in _NAMES:
             if not row[name].isascii() and _printable(row[name]) != row[name]:
                 raise DataError("name is not UTF-8", where=row[name])

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +24,14 @@ from typing import Any
 import pyarrow as pa
 
 from ccaco_cli.core import fault, lock, manifest
-from ccaco_cli.core.data.checks import MISSING, OUTSIDE, SPLIT_NAME, Passed, Rejected, Rules
+from ccaco_cli.core.data.checks import MISSING, OUTSIDE, SPLIT_NAME, UNLIKELY, Passed, Rejected, Rules
 from ccaco_cli.core.data.dataset_stats import REJECTS, DatasetStats, compute_stats, journals
 from ccaco_cli.core.data.pairs import ALL, PairData, PreparedData, Split, open, open_any
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.shell import quoted_path
-from ccaco_cli.core.types import OnProgress, PairRecord, no_progress
+from ccaco_cli.core.types import OnProgress, PairRecord, RecordFilter, no_progress
 
 MAX_SHARD_BYTES = 128 << 20
 EARLY_STOP_REJECTS = 1000
@@ -75,6 +75,7 @@ class WriteOptions:
         max_rejects: share of records, 0..1, that may be rejected.
         rows_per_shard: records per shard.
         duplicates: list images that look alike, unless they are generated.
+        pair_filter: rejects pairs that it takes for no true ones; None = all are kept.
     """
 
     image_size: int | None = None
@@ -82,6 +83,7 @@ class WriteOptions:
     max_rejects: float = 0.01
     rows_per_shard: int = 2048
     duplicates: bool = True
+    pair_filter: RecordFilter | None = None
 
 
 def write(
@@ -123,6 +125,9 @@ def write(
         "image_size": options.image_size,
         "stored_facts": [info.media_facts, info.file_facts, options.duplicates],
     }
+    pair_filter = options.pair_filter
+    filter_facts = {} if pair_filter is None else {"filter": dict(pair_filter.facts)}
+    plan |= filter_facts
     root, media_root = (str(folder) if folder is not None else None for folder in (info.root, info.media_root))
     rules = Rules(
         root,
@@ -134,6 +139,8 @@ def write(
         info.file_facts,
         hash_images=info.media_facts and options.duplicates,
     )
+    if pair_filter is not None:
+        records = pair_filter.select(records, info.modalities, rules.folders)
     with lock.hold(out, "data set"):
         _begin(partial, plan)
         count = _ShardWriter(partial, rules, options, total, on_progress).write(records)
@@ -150,7 +157,7 @@ def write(
             partial,
             "dataset",
             facts={"name": info.name, "modalities": list(info.modalities), **info.facts, **stats.facts},
-            config={**info.config, "image_size": options.image_size},
+            config={**info.config, "image_size": options.image_size, **filter_facts},
             files=stats.files,
         )
         fault.point("prepare.manifest")
@@ -173,7 +180,8 @@ def refuse_overwrite(out: Path) -> None:
 def _refuse_losses(partial: Path, stats: DatasetStats, max_rejects: float, info: DatasetInfo) -> None:
     if not stats.records:
         raise DataError("the source has no records", expected="at least one", next="check --source and --limit")
-    if stats.rejected > max_rejects * stats.records or stats.rejected == stats.records:
+    unlikely = stats.facts["rejects"].get(UNLIKELY, 0)
+    if stats.rejected - unlikely > max_rejects * (stats.records - unlikely) or stats.rejected == stats.records:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.facts["rejects"].items())
         share = math.ceil(100 * stats.rejected / stats.records) / 100
         next = "correct them" if stats.rejected == stats.records else f"correct them, or --max-rejects {share:g}"
@@ -287,7 +295,7 @@ class _ShardWriter:
                 shard.count(record)
                 shard.add(result, self.rules.modalities)
                 self.done += 1
-                self.rejected += isinstance(result, Rejected)
+                self.rejected += isinstance(result, Rejected) and result.reason != UNLIKELY
                 if shard.journal["seen"] >= self.options.rows_per_shard or shard.bytes >= MAX_SHARD_BYTES:
                     _write_shard(self.folder, split, shard, schema)
                     self.shards[split] = shard.next()
@@ -307,7 +315,7 @@ class _ShardWriter:
             if split not in self.finished:
                 self.shards[split] = _OpenShard()
                 self.finished[split] = deque(
-                    (journal["seen"], journal["digest"], len(journal["rejects"]))
+                    (journal["seen"], journal["digest"], _losses(journal["rejects"]))
                     for journal in journals(self.folder, split)
                 )
             if not self.finished[split]:
@@ -330,6 +338,11 @@ class _ShardWriter:
         if self.total is None:
             return False
         return self.rejected > max(EARLY_STOP_REJECTS, self.options.max_rejects * max(self.total, self.done))
+
+
+def _losses(rejects: Sequence[Sequence[str]]) -> int:
+    """The number of rejects (id, split, reason, where) that no filter wanted."""
+    return sum(reason != UNLIKELY for _, _, reason, _ in rejects)
 
 
 def _file_split(record: PairRecord) -> str:

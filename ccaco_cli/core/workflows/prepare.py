@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+from ccaco_cli.core.data.checks import UNLIKELY
 from ccaco_cli.core.data.dataset_stats import DUPLICATES, LEAKAGE, REJECTS
 from ccaco_cli.core.data.preparation import out_name, prepare
 from ccaco_cli.core.data.sources import SOURCES
@@ -81,7 +82,15 @@ def notes(data: Manifest) -> list[str]:
             lines.append(f"hidden files and folders were not read: {passed_over['hidden']:,}")
         if links := passed_over.get("links"):
             lines.append(f"links to what is read under its own name were not followed: {links:,}")
-    if rejects := data.facts["rejects"]:
+    rejects = dict(data.facts["rejects"])
+    if pair_filter := data.config.get("filter"):
+        unlikely = rejects.pop(UNLIKELY, 0)
+        pairs = data.facts["splits"].get(pair_filter["split"], {}).get("captions", 0) + unlikely
+        lines.append(
+            f"filter: {unlikely:,} of {pairs:,} pairs of {pair_filter['split']} have a probability below "
+            f"{pair_filter['keep_above']:g} by {pair_filter['by']}; they are listed in {data.path / REJECTS}"
+        )
+    if rejects:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejects.items())
         lines.append(
             f"{sum(rejects.values()):,} samples were skipped ({reasons}); they are listed in {data.path / REJECTS}"

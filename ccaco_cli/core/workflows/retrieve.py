@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, tee
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccaco_cli.core import runtime
-from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask, encode_query, search
 from ccaco_cli.core.text_input import is_blank
+from ccaco_cli.core.types import OnProgress, no_progress
+
+if TYPE_CHECKING:  # a text query needs neither torch nor tables
+    from ccaco_cli.core.data.sources.table_pairs import TablePair
+    from ccaco_cli.core.experiments.pair_scores import PairModel, PairOptions, PairScore
 
 QUERY_BATCH = 64
 """Text queries that are encoded at once."""
@@ -46,6 +53,59 @@ def by_file(index: Index, modality: str, file: Path, options: SearchOptions = Se
     runtime.limit_threads()
     index.target(modality, options.target)
     return search(index, modality, encode_query(index, modality, [file]), options)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A row of a table of pairs with its scores."""
+
+    pair: TablePair
+    score: PairScore
+
+
+def by_pairs(
+    model: PairModel,
+    table: Path,
+    options: PairOptions,
+    media_root: Path | None = None,
+    on_progress: OnProgress = no_progress,
+) -> Iterator[ScoredRow]:
+    """Scores the rows of a table of files and texts, one for each row, in order.
+
+    Args:
+        table: as ``table_pairs`` reads it.
+        options: its ``folders`` are those of the table and ``media_root``, whatever it says.
+        media_root: folder of the files, if it is not that of the table.
+    Raises:
+        ConfigError: the model has no text.
+        DataError: as ``table_pairs``; the table has no rows.
+    """
+    if "text" not in model.modalities:
+        raise ConfigError(
+            f"this model aligns {' and '.join(model.modalities)}",
+            where=model.manifest.path,
+            expected="a model of text and something else: a table of pairs has files and texts",
+        )
+    from ccaco_cli.core.data.sources.table_pairs import table_pairs
+    from ccaco_cli.core.experiments.pair_scores import Pair
+
+    runtime.limit_threads()
+    root = None if media_root is None else media_root.resolve()
+    folders = tuple(str(folder) for folder in (table.parent.resolve(), root) if folder is not None)
+    # the second iterator lags behind the first by the batches that are read ahead
+    rows, scored_rows = tee(table_pairs(table, root))
+    text_first = model.modalities[0] == "text"
+    pairs = (
+        Pair(row.caption, row.media, row.problem) if text_first else Pair(row.media, row.caption, row.problem)
+        for row in rows
+    )
+    scores = model.score(pairs, replace(options, folders=folders))
+    number = 0
+    for number, (row, score) in enumerate(zip(scored_rows, scores, strict=False), 1):
+        yield ScoredRow(row, score)
+        on_progress(number, None, {})
+    if not number:
+        raise DataError("the table has no rows", where=table, expected="one pair a row")
 
 
 def media_modality(index: Index, file: Path) -> str:

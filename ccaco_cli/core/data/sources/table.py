@@ -17,7 +17,7 @@ from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_spl
 from ccaco_cli.core.data.sources.media import checked_modality
 from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
-from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM, extra_values
+from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM, RawTable, extra_values
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.shell import quoted_path
@@ -53,16 +53,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         raise DataError(
             f"unknown column name: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}"
         )
-    suffix = root.suffix.lower()
-    if suffix not in FORMATS:
-        raise DataError("a table of unknown kind", where=root, expected=f"a file ending in {', '.join(FORMATS)}")
-    wanted = {**COLUMNS, **named}
-    opened = FORMATS[suffix](root, wanted["image"], options.separator)
-    if suffix in LISTS:
-        wanted |= {ours: ours for ours in _NEEDED if ours not in named and wanted[ours] not in opened.names}
-    if "caption" not in named and wanted["caption"] not in opened.names:
-        del wanted["caption"]
-    columns = _columns(opened.names, wanted, named, root)
+    opened, columns = open_table(root, {**COLUMNS, **named}, named, options.separator)
     extra = [name for name in dict.fromkeys(opened.names) if name and name not in columns.values()]
     table = _with_paths(opened.table(columns, extra), columns["image"], root, options.media_root)
     _refuse_other_media(table, modality, root)
@@ -81,10 +72,35 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         protocol=f"table (split: {rule}; rows of one path are one sample)",
         revision=revision_of(root),
         facts={"rows": table.num_rows, **opened.facts},
-        text_files=() if suffix == ".parquet" else (root,),
+        text_files=() if root.suffix.lower() == ".parquet" else (root,),
         splits=() if "split" in columns else HASH_SPLITS if captioned else ("test",),
         modalities=(modality, "text") if captioned else (modality,),
     )
+
+
+def open_table(
+    file: Path, wanted: Mapping[str, str], named: Mapping[str, str], separator: str | None = None
+) -> tuple[RawTable, dict[str, str]]:
+    """Opens a table of any format.
+
+    Args:
+        wanted: our names -> columns of the file, as they are unless the file says otherwise.
+        named: those that the user named.
+        separator: of a CSV file; None = by its header.
+    Returns:
+        The table, and our names -> columns that it has.
+    Raises:
+        DataError: no format that can be read, a table that cannot be read, or not one column of paths.
+    """
+    suffix = file.suffix.lower()
+    if suffix not in FORMATS:
+        raise DataError("a table of unknown kind", where=file, expected=f"a file ending in {', '.join(FORMATS)}")
+    opened, wanted = FORMATS[suffix](file, wanted["image"], separator), dict(wanted)
+    if suffix in LISTS:
+        wanted |= {ours: ours for ours in _NEEDED if ours not in named and wanted[ours] not in opened.names}
+    if "caption" not in named and wanted["caption"] not in opened.names:
+        del wanted["caption"]
+    return opened, _columns(opened.names, wanted, named, file)
 
 
 def _refuse_other_media(table: pa.Table, modality: str, file: Path) -> None:

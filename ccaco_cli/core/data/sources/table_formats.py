@@ -37,11 +37,14 @@ class RawTable:
         table: (columns: our name -> name in the file, extra: further columns) -> Arrow table of our names, with the
             column ``PROBLEM`` where values were checked. The further columns have the name ``extra_name``, or lie
             together in ``EXTRA`` as JSON text where their values have no common type.
+        rows: columns -> the same without further columns, row by row; of it or ``table`` one call is possible. Raises
+            DataError: a row that cannot be read.
         facts: for the manifest: how the format was read, where that is not as usual.
     """
 
     names: list[str]
     table: Callable[[Mapping[str, str], Sequence[str]], pa.Table]
+    rows: Callable[[Mapping[str, str]], Iterator[Mapping[str, Any]]]
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -61,16 +64,18 @@ def open_csv(file: Path, path_column: str, separator: str | None) -> RawTable:
     """CSV and TSV. Raises DataError: the rows do not add up; it names the line."""
     opened = open_delimited(file, separator, path_column=path_column)
 
-    def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
+    def rows(columns: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
         positions = {ours: opened.names.index(column) for ours, column in columns.items()}
-        positions |= {extra_name(column): opened.names.index(column) for column in extra}
-        rows = ({ours: cells[at] for ours, at in positions.items()} for cells in opened.rows)
-        read = _arrow_table(rows, list(positions))
+        return ({ours: cells[at] for ours, at in positions.items()} for cells in opened.rows)
+
+    def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
+        named = {**columns, **{extra_name(column): column for column in extra}}
+        read = _arrow_table(rows(named), list(named))
         for name in map(extra_name, extra):
             read = read.set_column(read.schema.get_field_index(name), name, typed_texts(read.column(name)))
         return read
 
-    return RawTable(opened.names, table, opened.facts())
+    return RawTable(opened.names, table, rows, opened.facts())
 
 
 def open_jsonl(file: Path, path_column: str, separator: str | None) -> RawTable:
@@ -78,7 +83,7 @@ def open_jsonl(file: Path, path_column: str, separator: str | None) -> RawTable:
     names: dict[str, None] = {}
     for row in _json_lines(file):
         names |= dict.fromkeys(row)
-    return RawTable(list(names), lambda columns, extra: _objects_table(_json_lines(file), columns, extra))
+    return _raw_objects(list(names), lambda: _json_lines(file))
 
 
 def open_json(file: Path, path_column: str, separator: str | None) -> RawTable:
@@ -96,7 +101,7 @@ def open_json(file: Path, path_column: str, separator: str | None) -> RawTable:
             next="ccaco prepare --list",
         )
     names = dict.fromkeys(name for row in rows for name in row)
-    return RawTable(list(names), lambda columns, extra: _objects_table(rows, columns, extra))
+    return _raw_objects(list(names), lambda: rows)
 
 
 def open_parquet(file: Path, path_column: str, separator: str | None) -> RawTable:
@@ -114,8 +119,15 @@ def open_parquet(file: Path, path_column: str, separator: str | None) -> RawTabl
         named = {ours: read.column(column) for ours, column in columns.items()}
         return pa.table(named | {extra_name(column): read.column(column) for column in stored})
 
+    def rows(columns: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(BATCH, columns=list(dict.fromkeys(columns.values()))):
+                yield from ({ours: row[column] for ours, column in columns.items()} for row in batch.to_pylist())
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise _no_parquet(error, file) from None
+
     try:
-        return RawTable(parquet.read_schema(file).names, table)
+        return RawTable(parquet.read_schema(file).names, table, rows)
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise _no_parquet(error, file) from None
 
@@ -157,22 +169,28 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _objects_table(objects: Iterable[Mapping[str, Any]], columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
+def _raw_objects(names: list[str], objects: Callable[[], Iterable[Mapping[str, Any]]]) -> RawTable:
     """The table of JSON objects, whose values are read here because Arrow's columns have one type."""
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for values in objects:
-            fields = FieldReader()
-            row: dict[str, Any] = {}
-            for ours, column in columns.items():
-                value = values.get(column)
-                row[ours] = fields.captions(value) if ours == "caption" else fields.text(value, ours)
-            extra_values = {column: values[column] for column in extra if column in values}
-            row |= {EXTRA: json.dumps(extra_values, default=str)} if extra else {}
-            yield row | {PROBLEM: fields.problem}
+    def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
+        stored = [*columns, PROBLEM, *([EXTRA] if extra else [])]
+        return _arrow_table(_object_rows(objects(), columns, extra), stored, lists=("caption",))
 
-    names = [*columns, PROBLEM, *([EXTRA] if extra else [])]
-    return _arrow_table(rows(), names, lists=("caption",))
+    return RawTable(names, table, lambda columns: _object_rows(objects(), columns, ()))
+
+
+def _object_rows(
+    objects: Iterable[Mapping[str, Any]], columns: Mapping[str, str], extra: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for values in objects:
+        fields = FieldReader()
+        row: dict[str, Any] = {}
+        for ours, column in columns.items():
+            value = values.get(column)
+            row[ours] = fields.captions(value) if ours == "caption" else fields.text(value, ours)
+        extra_values = {column: values[column] for column in extra if column in values}
+        row |= {EXTRA: json.dumps(extra_values, default=str)} if extra else {}
+        yield row | {PROBLEM: fields.problem}
 
 
 def _arrow_table(rows: Iterable[Mapping[str, Any]], names: list[str], lists: tuple[str, ...] = ()) -> pa.Table:
