@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . examples/environment.sh bench
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-for topic in infonce every_pair evaluation vectors retrieve serve library scaling step finetune process pipeline embed locked token_cache; do
+for topic in infonce every_pair evaluation vectors retrieve serve library scaling step finetune process pipeline embed locked token_cache noisy_pairs; do
   echo "benchmark: $topic" >&2
   python "examples/benchmarks/$topic.py" "$@"
 done
