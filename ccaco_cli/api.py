@@ -17,6 +17,7 @@ from ccaco_cli.core.encoding.encode import EncodeOptions, reduce_precision
 from ccaco_cli.core.encoding.samples import encode_samples
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.experiments.pretrained import is_run, open_model
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.address import is_address
@@ -32,8 +33,19 @@ from ccaco_cli.core.types import EncodedSamples, OnProgress, no_progress
 __all__ = ["Hit", "Model", "load"]
 
 Array = np.ndarray[Any, Any]
-SAMPLES = {"images": "image", "texts": "text", "audio": "audio", "video": "video"}
+SAMPLES = {modality.keyword: name for name, modality in MODALITIES.items() if modality.keyword}
 """Keyword of the methods of ``Model`` -> modality."""
+
+
+class Samples(TypedDict, total=False):
+    """The keywords of ``Model.encode`` and ``Model.search`` for samples: one of them, a list or one sample alone."""
+
+    images: Any
+    texts: Any
+    audio: Any
+    video: Any
+    arrays: Any
+    arrays2: Any
 
 
 class SearchSettings(TypedDict, total=False):
@@ -55,6 +67,10 @@ class SearchSettings(TypedDict, total=False):
     plus: str | Sequence[str]
     minus: str | Sequence[str]
     mix_weight: float
+
+
+class SearchKeywords(Samples, SearchSettings, total=False):
+    """The queries of ``Model.search`` and its settings."""
 
 
 def load(path_or_spec: str | Path, device: str = "auto", precision: str = "auto") -> Model:
@@ -108,7 +124,8 @@ class Model:
 
     Samples are given as lists. An image is a path, the bytes of a file, a PIL image or an array [H, W, 3] or [H, W]
     uint8. A text is a str. Audio is a path, bytes, or (array [n] or [channels, n], samples per second). A video is a
-    path, bytes, or (array [T, H, W, 3] uint8, frames per second).
+    path, bytes, or (array [T, H, W, 3] uint8, frames per second). An array is a path, bytes, or a NumPy array [N, W] or
+    [W]; a list of vectors is ``list(vectors)``.
 
     Attributes:
         modalities: the two modalities that the model aligns, first and second: ("image", "text") ...
@@ -137,30 +154,21 @@ class Model:
         """Numbers of one embedding."""
         return self.aligner.embedding_size
 
-    def encode(
-        self,
-        *,
-        images: Any = None,
-        texts: Any = None,
-        audio: Any = None,
-        video: Any = None,
-        batch_size: int = 0,
-        show_progress: bool = False,
-    ) -> Array:
+    def encode(self, *, batch_size: int = 0, show_progress: bool = False, **samples: Unpack[Samples]) -> Array:
         """Embeds samples of one modality; exactly as ``ccaco embed`` does.
 
         Args:
-            images, texts, audio, video: the samples, by one of these keywords; a list, or one sample alone.
             batch_size: samples at a time; 0 = what suits the device.
             show_progress: print progress to stderr.
+            samples: one of images, texts, audio, video, arrays and arrays2: a list, or one sample alone.
         Returns:
             [n, E] float32, unit norm: the dot product of two rows is their cosine similarity.
         Raises:
             ConfigError: no keyword or several, or a modality that this model was not trained on.
             DataError: a sample that cannot be read or decoded.
         """
-        modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
-        encoded = self._encode(modality, samples, batch_size, show_progress, local_tokens=False)
+        modality, listed = self._samples(samples)
+        encoded = self._encode(modality, listed, batch_size, show_progress, local_tokens=False)
         vectors: Array = encoded.z.numpy()
         return vectors
 
@@ -249,13 +257,9 @@ class Model:
         self,
         index: str | Path | Index | None = None,
         *,
-        images: Any = None,
-        texts: Any = None,
-        audio: Any = None,
-        video: Any = None,
         k: int = 10,
         rerank: int | None = None,
-        **settings: Unpack[SearchSettings],
+        **keywords: Unpack[SearchKeywords],
     ) -> list[list[Hit]]:
         """Finds the best items of an index for each query, as ``ccaco retrieve`` does.
 
@@ -264,10 +268,10 @@ class Model:
         Args:
             index: folder of an index that this model was embedded into; None = the index that the model was loaded
                 from.
-            images, texts, audio, video: the queries, by one of these keywords; a list, or one query alone.
             k: answers for each query.
             rerank: items that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
-            settings: target, where, dedup, plus, minus and mix_weight, as ``SearchSettings`` describes them.
+            keywords: one of images, texts, audio, video, arrays and arrays2: the queries, a list or one query alone;
+                and target, where, dedup, plus, minus and mix_weight, as ``SearchSettings`` describes them.
         Returns:
             One list of hits for each query, best first; empty where no item satisfies the condition.
         Raises:
@@ -275,7 +279,8 @@ class Model:
             DataError: a query that cannot be read or decoded, or a target that the index does not hold.
             FilterError: the condition does not parse, is not boolean, or names an unknown column.
         """
-        modality, samples = self._samples(images=images, texts=texts, audio=audio, video=video)
+        settings: dict[str, Any] = dict(keywords)
+        modality, samples = self._samples({name: settings.pop(name) for name in SAMPLES if name in settings})
         options = _search_options(k, rerank, settings)
         texts_of = {"query": samples if modality == "text" else (), "plus": options.plus, "minus": options.minus}
         for name, queries in texts_of.items():
@@ -312,10 +317,10 @@ class Model:
             )
         return opened
 
-    def _samples(self, **by_keyword: Any) -> tuple[str, list[Any]]:
+    def _samples(self, by_keyword: Mapping[str, Any]) -> tuple[str, list[Any]]:
         """(modality, samples) of the one keyword that was used."""
         used = {keyword: samples for keyword, samples in by_keyword.items() if samples is not None}
-        if len(used) != 1:
+        if len(used) != 1 or not used.keys() <= SAMPLES.keys():
             raise ConfigError(
                 "samples of one modality are needed",
                 where=", ".join(used) or "no keyword",
@@ -367,9 +372,8 @@ class Model:
         return f"Model({towers}; {self.embedding_size} dimensions; score {self.scorer.kind}{weight})"
 
 
-def _search_options(k: int, rerank: int | None, keywords: SearchSettings) -> SearchOptions:
+def _search_options(k: int, rerank: int | None, settings: dict[str, Any]) -> SearchOptions:
     """Raises ConfigError: a number out of range."""
-    settings: dict[str, Any] = dict(keywords)
     for name in ("plus", "minus"):
         texts = settings.get(name, ())
         settings[name] = (texts,) if isinstance(texts, str) else tuple(texts)

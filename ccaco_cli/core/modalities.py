@@ -16,12 +16,12 @@ from typing import Any, Literal
 Function = Callable[..., Any]
 
 
-def lazy(path: str) -> Function:
-    """A function that imports ``module:function`` when it is first called."""
+def lazy(path: str, **fixed: Any) -> Function:
+    """A function that imports ``module:function`` when it is first called, with some arguments ``fixed`` by name."""
     module, _, name = path.partition(":")
 
     def call(*arguments: Any, **options: Any) -> Any:
-        return getattr(import_module(f"ccaco_cli.core.{module}"), name)(*arguments, **options)
+        return getattr(import_module(f"ccaco_cli.core.{module}"), name)(*arguments, **fixed, **options)
 
     return call
 
@@ -45,6 +45,11 @@ def no_facts(data: bytes) -> dict[str, Any]:
     return {}
 
 
+def no_settings(data: Any, modality: str) -> dict[str, Any]:
+    """The settings of a tower that does not depend on the data set."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Modality:
     """Everything that the program knows of one modality.
@@ -52,20 +57,30 @@ class Modality:
     Attributes:
         name: key in data sets, model settings and results.
         kind: ``text``: captions. ``still``: one array of fixed shape per sample; small images are cached decoded.
-            ``clip``: samples of different length, time first; they are cached decoded. ``array``: decoded at each use.
+            ``clip``: samples of different length, which is their first axis (time of clips); they are cached decoded.
+            ``array``: decoded at each use.
         suffixes: file name endings that the decoder reads, lower case, with the dot.
         unreadable_suffixes: endings of files of this modality that no decoder reads: such a file in a folder of samples
             is a reject, where a file of another ending is only counted.
         check: (bytes, ``checks.Rules``) -> (bytes to store, measures, facts for ``meta``); raises DataError.
+        uniform: names of measures that are the same in all samples of a data set; a sample that differs from the first
+            is rejected.
         facts: bytes -> width, date, camera, duration ... (``media_facts``); None where a fact is not known.
         decode: bytes -> what ``Tower.preprocess`` takes.
         decode_scaled: (bytes, shortest side in pixels) -> the same at a size that is still large enough; None = cannot.
         collate: list of preprocessed samples -> dict of tensors, what ``Tower.module`` takes.
         picture: (bytes, pixels) -> PIL image that shows the sample to people; None = cannot be shown.
+        measure: (``PreparedData``, name) -> settings of the tower that follow from the split ``train``, such as the
+            width of its inputs; the user's settings and those of a run that is continued override them.
+        from_values: lists of numbers, as a column of a table holds them -> bytes as ``check`` takes them; raises
+            DataError; None = samples are no such lists.
+        convert: a sample as Python users have it -> what ``encode_samples`` takes; raises DataError.
+        sample_axes: the most axes of a NumPy array that is one sample, and no list of samples.
+        keyword: argument of ``Model.encode`` and ``Model.search`` that takes such samples.
         tower_families: family -> builder (``TowerSpec``, ``TowerConfig``) -> ``Tower``.
         specs: SPECs of its towers, for the help of ``--NAME-tower``.
         probe_samples: () -> a short and a longer decoded sample, on which every tower is checked when it is built; None
-            = towers of this modality are not checked.
+            = towers of this modality are not checked, unless they bring samples (``Tower.probe_samples``).
         folder: start of the names of clip-retrieval's folders and files (``img_emb``).
         query: how ``ccaco retrieve`` takes a query of this modality.
         query_help: help of the option ``--NAME FILE`` of ``ccaco retrieve``; empty = no such option.
@@ -79,11 +94,17 @@ class Modality:
     suffixes: tuple[str, ...] = ()
     unreadable_suffixes: tuple[str, ...] = ()
     check: Function = keep_bytes
+    uniform: tuple[str, ...] = ()
     facts: Function = no_facts
     decode: Function = _not_stored
     decode_scaled: Function | None = None
     collate: Function = field(default=lazy("data.loader:stack"))
     picture: Function | None = None
+    measure: Function = no_settings
+    from_values: Function | None = None
+    convert: Function = _not_stored
+    sample_axes: int = 3
+    keyword: str = ""
     tower_families: Mapping[str, Function] = field(default_factory=dict)
     specs: str = "tiny, or family:name[@weights]"
     probe_samples: Function | None = None
@@ -93,6 +114,31 @@ class Modality:
     folder_option: str = ""
     preprocessed_is_picture: bool = False
     picture_is_sample: bool = False
+
+
+def _arrays(name: str, **differing: Any) -> Modality:
+    """A modality of arrays of numbers; a pair of arrays needs two of them."""
+    return Modality(
+        name,
+        "clip",
+        check=lazy("data.arrays:check", modality=name),
+        uniform=(f"{name}_columns",),
+        decode=lazy("data.arrays:decode"),
+        collate=lazy("data.loader:pad"),
+        picture=lazy("data.arrays:picture"),
+        measure=lazy("data.arrays:measure"),
+        from_values=lazy("data.arrays:from_values"),
+        convert=lazy("encoding.conversion:as_array"),
+        sample_axes=2,
+        tower_families={
+            "tiny": lazy("model.towers.array:build", modality=name),
+            "array": lazy("model.towers.array:build", modality=name),
+        },
+        specs="tiny (mlp for vectors, else set), array:mlp, array:set or array:sequence",
+        folder=name,
+        query=f"--{name} FILE",
+        **differing,
+    )
 
 
 MODALITIES: dict[str, Modality] = {
@@ -118,6 +164,8 @@ MODALITIES: dict[str, Modality] = {
             decode=lazy("data.checks:decode_image"),
             decode_scaled=lazy("data.checks:decode_image"),
             picture=lazy("data.checks:decode_image"),
+            convert=lazy("encoding.conversion:as_image"),
+            keyword="images",
             tower_families={
                 "tiny": lazy("model.towers.tiny:build_image"),
                 "open_clip": lazy("model.towers.open_clip:build_image"),
@@ -136,6 +184,8 @@ MODALITIES: dict[str, Modality] = {
         Modality(
             "text",
             "text",
+            convert=lazy("encoding.conversion:as_text"),
+            keyword="texts",
             tower_families={
                 "tiny": lazy("model.towers.tiny:build_text"),
                 "open_clip": lazy("model.towers.open_clip_text:build_text"),
@@ -160,6 +210,8 @@ MODALITIES: dict[str, Modality] = {
             decode=lazy("data.clips:Clip"),
             collate=lazy("data.loader:pad"),
             picture=lazy("data.clips:waveform_picture"),
+            convert=lazy("encoding.conversion:as_audio"),
+            keyword="audio",
             tower_families={
                 "tiny": lazy("model.towers.audio:build_tiny"),
                 "hf": lazy("model.towers.audio:build_hf"),
@@ -187,6 +239,8 @@ MODALITIES: dict[str, Modality] = {
             decode=lazy("data.clips:Clip"),
             collate=lazy("data.loader:pad"),
             picture=lazy("data.clips:middle_frame"),
+            convert=lazy("encoding.conversion:as_video"),
+            keyword="video",
             tower_families={
                 "tiny": lazy("model.towers.video:build_tiny"),
                 "frames": lazy("model.towers.video:build_frames"),
@@ -199,6 +253,14 @@ MODALITIES: dict[str, Modality] = {
             query_help="A video file as the query.",
             folder_option="videos",
         ),
+        _arrays(
+            "array",
+            suffixes=(".npy", ".npz"),
+            keyword="arrays",
+            query_help="An array file (.npy, or .npz with one array) as the query.",
+            folder_option="arrays",
+        ),
+        _arrays("array2", keyword="arrays2", query_help="An array file of the second side of a pair of arrays."),
     )
 }
 """Name -> modality, in the order of the settings ``model.NAME``."""
@@ -207,6 +269,11 @@ MODALITIES: dict[str, Modality] = {
 def check_of(name: str) -> Function:
     """The check of a modality; of one that has no entry, ``keep_bytes``."""
     return MODALITIES[name].check if name in MODALITIES else keep_bytes
+
+
+def uniform_of(name: str) -> tuple[str, ...]:
+    """The measures that all samples of a modality share; of one that has no entry, none."""
+    return MODALITIES[name].uniform if name in MODALITIES else ()
 
 
 def facts_of(name: str) -> Function:

@@ -27,6 +27,11 @@ _CACHED_TOKENS = {
     "optim.captions": 5,
 }
 
+MAX_POOLED = ("image", "array", "array2")
+"""Modalities whose samples have parts in few of their tokens, which a mean would hide."""
+FROM_SCRATCH = ("tiny", "array")
+"""Families of towers that have no published weights."""
+
 RECIPES: dict[str, dict[str, Any]] = {
     # Towers trained from scratch, in minutes on two cores. Objects cover few patches of a small image, so their mean
     # hides them: max pooling. Relations need the places of objects, and an early start of the cross branch.
@@ -36,8 +41,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss.cross_batch": 32,
         "loss.cross_start": 0.1,
         "loss.separation": 10.0,
-        "model.image.pool": "max",
+        **{f"model.{m}.pool": "max" for m in MAX_POOLED},
         "model.fusion.place": True,
+        "model.decoder.width": 128,  # as wide as the towers: a step takes half as long again with it, not three times
     },
     # Frozen towers: only heads are trained, four of them, strongly regularised (examples/benchmarks/RESEARCH.md).
     # Several layer states of the text tower give the words alone beside their meaning in the sentence.
@@ -45,14 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model.vectors": 4,
         "model.text.states": -4,
         **_CACHED_TOKENS,
-        "model.image.input_dropout": 0.6,
-        "model.text.input_dropout": 0.2,
-        "model.audio.input_dropout": 0.2,
-        "model.video.input_dropout": 0.2,
-        "model.image.head_dropout": 0.5,
-        "model.text.head_dropout": 0.5,
-        "model.audio.head_dropout": 0.5,
-        "model.video.head_dropout": 0.5,
+        **{f"model.{m}.input_dropout": 0.6 if m == "image" else 0.2 for m in MODALITIES},
+        **{f"model.{m}.head_dropout": 0.5 for m in MODALITIES},
     },
     # Pretrained towers that are trained further.
     "finetune": {"optim.epochs": 5, "optim.lr": 3e-5, "optim.wd": 0.1, "optim.batch_size": 64},
@@ -127,7 +127,7 @@ def recipe_of(config: RunConfig, modalities: Iterable[str]) -> str:
     if all(tower.lock for tower in towers):
         return "locked"
     scratch = all(
-        tower.spec.removeprefix("frames:").partition(":")[0] == "tiny" or tower.spec.endswith("@none")
+        tower.spec.removeprefix("frames:").partition(":")[0] in FROM_SCRATCH or tower.spec.endswith("@none")
         for tower in towers
         if not tower.lock
     )

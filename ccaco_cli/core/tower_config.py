@@ -85,6 +85,22 @@ class TowerConfig:
         "Mean and standard deviation of log-mel features; empty means the tower's own.",
         choices="model.towers.audio:NORMALISATIONS",
     )
+    columns: int = setting(0, "Arrays: numbers of a row; 0 means as many as the training split has.", min=0)
+    rows: int = setting(
+        0, "Arrays: the most rows of a sample; 1: vectors; 0 means as many as the training split has.", min=0
+    )
+    mean: tuple[float, ...] = setting(
+        (0.0,),
+        "Arrays: what is subtracted from each column, or from all; by default the mean of the training split.",
+        min=-1e30,
+        max=1e30,
+    )
+    std: tuple[float, ...] = setting(
+        (1.0,),
+        "Arrays: what each column is divided by, or all; by default the standard deviation of the training split.",
+        above=0,
+        max=1e30,
+    )
     cache_tokens: int = setting(
         49,
         "Maximum patch tokens in the cache of a locked tower; a larger patch grid is average-pooled.",

@@ -39,6 +39,8 @@ OUTSIDE = "outside the source folder"
 MISSING = "missing file"
 UNLIKELY = "unlikely pair"
 """Reason of a reject that a model takes for no true pair (``prepare --keep-above``): wanted, so that it is no loss."""
+RANGE = "range"
+"""Fact of an image of one channel of more than 8 bits: the values that became black and white."""
 PHASH = "phash"
 """Fact of an image that is no part of its ``meta``: its perceptual hash."""
 _NAMES = ("id", "group", "domain", "label", "family")
@@ -119,7 +121,10 @@ def lenient() -> Iterator[None]:
 
 
 def decode_image(data: bytes, short_side: int = 0) -> Image.Image:
-    """Decodes an image: first frame, EXIF rotation applied, transparency on white, 16 bits scaled to 8, RGB.
+    """Decodes an image: first frame, EXIF rotation applied, transparency on white, RGB of 8 bits.
+
+    One channel of more bits, such as a depth map, is scaled to 8 (``scaled_to_8_bits``), and its range stands in
+    ``info[RANGE]``.
 
     Args:
         data: an encoded file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF).
@@ -153,16 +158,32 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:
         image.load()  # an unreadable EXIF block does not affect the pixels
-    if image.mode.startswith("I"):
-        import numpy as np
-
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no range to scale by")
+    if image.mode.startswith(("I", "F")):
+        return scaled_to_8_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def scaled_to_8_bits(image: Image.Image) -> Image.Image:
+    """An image of one channel of 16 or 32 bits, integers or floats, as RGB: a depth map or a scan has few of the values
+    that it could have, so its 1st to 99th percentile become 0 to 255.
+
+    Pixels that are 0 or not finite have no measurement: they do not count, and become black. Where all others are
+    equal, 65,535 is the white of integers. The range is in ``info[RANGE]`` of the result.
+    """
+    import numpy as np
+
+    values = np.asarray(image).astype(np.float64)
+    measured = np.isfinite(values) & (values != 0)
+    low, high = np.percentile(values[measured], (1, 99)) if measured.any() else (0.0, 0.0)
+    if low == high:
+        low, high = 0.0, 65_535.0 if image.mode.startswith("I") else max(float(high), 1.0)
+    scaled = ((np.where(measured, values, low) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+    rgb = Image.fromarray(np.where(measured, scaled, 0).astype(np.uint8)).convert("RGB")
+    rgb.info[RANGE] = (float(low), float(high))
+    return rgb
 
 
 def shrink(image: Image.Image, short_side: int) -> tuple[bytes, tuple[int, int]]:
@@ -249,12 +270,16 @@ def check_image(data: bytes, rules: Rules) -> CheckedBytes:
     size = image.size
     if rules.image_size is not None and min(size) > rules.image_size:
         data, size = shrink(image, rules.image_size)
-    facts = {}
+    measures: dict[str, float] = dict(zip(("width", "height"), size, strict=True))
+    facts: dict[str, Any] = {}
+    if RANGE in image.info:
+        facts[RANGE] = list(image.info[RANGE])
+        measures |= dict(zip(("range_low", "range_high"), image.info[RANGE], strict=True))
     if rules.hash_images:
         from ccaco_cli.core.data.hash_duplicates import perceptual_hash  # imports NumPy
 
         facts[PHASH] = perceptual_hash(image)
-    return data, dict(zip(("width", "height"), size, strict=True)), facts
+    return data, measures, facts
 
 
 def check_audio(data: bytes, rules: Rules) -> CheckedBytes:

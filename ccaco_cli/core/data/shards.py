@@ -30,6 +30,7 @@ from ccaco_cli.core.data.pairs import ALL, PairData, PreparedData, Split, open, 
 from ccaco_cli.core.data.pool import checked
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.modalities import uniform_of
 from ccaco_cli.core.shell import quoted_path
 from ccaco_cli.core.types import OnProgress, PairRecord, RecordFilter, no_progress
 
@@ -270,7 +271,8 @@ class _OpenShard:
 class _ShardWriter:
     """Writes the shards of a data set.
 
-    ``finished`` holds (records, digest, rejects) of the shards that an earlier run wrote.
+    ``finished`` holds (records, digest, rejects) of the shards that an earlier run wrote; ``uniform`` the measures that
+    all samples share, as the first sample has them.
     """
 
     folder: Path
@@ -283,6 +285,7 @@ class _ShardWriter:
     done: int = 0
     rejected: int = 0
     resumed: int = 0
+    uniform: dict[str, float] = field(default_factory=dict)
 
     def write(self, records: Iterable[PairRecord]) -> int:
         """Returns the number of records, those of finished shards included; stops early when too many are rejected."""
@@ -293,6 +296,7 @@ class _ShardWriter:
                 split = _file_split(record)
                 shard = self.shards[split]
                 shard.count(record)
+                result = self._refuse_other_shape(result, record)
                 shard.add(result, self.rules.modalities)
                 self.done += 1
                 self.rejected += isinstance(result, Rejected) and result.reason != UNLIKELY
@@ -308,16 +312,27 @@ class _ShardWriter:
                 _write_shard(self.folder, split, shard, schema)
         return self.done
 
+    def _refuse_other_shape(self, result: Passed | Rejected, record: PairRecord) -> Passed | Rejected:
+        """The outcome of a check, or the reject of a sample that differs from the first in what all must share."""
+        if isinstance(result, Rejected):
+            return result
+        for name in (name for modality in self.rules.modalities for name in uniform_of(modality)):
+            expected, measured = self.uniform.setdefault(name, result.measures[name]), result.measures[name]
+            if measured != expected:
+                where = f"{name} {measured:g}, in the first sample {expected:g}"
+                return Rejected(result.row["id"], record.split, "another shape than the first sample", where)
+        return result
+
     def _unfinished(self, records: Iterable[PairRecord]) -> Iterator[PairRecord]:
         """The records that are in no finished shard. Raises DataError: the records of a finished shard have changed."""
         for record in records:
             split = _file_split(record)
             if split not in self.finished:
                 self.shards[split] = _OpenShard()
-                self.finished[split] = deque(
-                    (journal["seen"], journal["digest"], _losses(journal["rejects"]))
-                    for journal in journals(self.folder, split)
-                )
+                written = list(journals(self.folder, split))
+                self.finished[split] = deque((j["seen"], j["digest"], _losses(j["rejects"])) for j in written)
+                for name, values in (measure for journal in written for measure in journal["measures"].items()):
+                    self.uniform.setdefault(name, values[0])
             if not self.finished[split]:
                 yield record
                 continue

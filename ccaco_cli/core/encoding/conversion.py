@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ccaco_cli.core.data.arrays import as_rows
 from ccaco_cli.core.data.checks import upright_rgb
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.modalities import MODALITIES
 
 Array = np.ndarray[Any, Any]
 
@@ -25,22 +27,22 @@ def as_samples(modality: str, samples: Any) -> list[Any]:
     Raises:
         DataError: a sample of another form.
     """
-    convert = CONVERTERS[modality]
+    entry = MODALITIES[modality]
     alone = isinstance(samples, str | Path | bytes | Image.Image | tuple)
-    if (
-        isinstance(samples, np.ndarray) and samples.dtype.kind != "U" and samples.ndim < 4
-    ):  # one image; 4 axes are a list of them
+    if isinstance(samples, np.ndarray) and samples.dtype.kind != "U" and samples.ndim <= entry.sample_axes:
         alone = True
-    return [convert(sample) for sample in ([samples] if alone else samples)]
+    return [entry.convert(sample) for sample in ([samples] if alone else samples)]
 
 
-def _as_text(sample: Any) -> str:
+def as_text(sample: Any) -> str:
+    """A str -> a text."""
     if isinstance(sample, str):
         return str(sample)
     raise _unknown_form("text", sample, "a str")
 
 
-def _as_image(sample: Any) -> Any:
+def as_image(sample: Any) -> Any:
+    """A path, bytes, a PIL image, or an array [H, W, 3] or [H, W] uint8 -> an image."""
     if isinstance(sample, str | Path):
         return Path(sample)
     if isinstance(sample, bytes):
@@ -56,7 +58,8 @@ def _as_image(sample: Any) -> Any:
     raise _unknown_form("image", sample, "a path, bytes, a PIL image, or an array [H, W, 3] or [H, W] uint8")
 
 
-def _as_audio(sample: Any) -> Any:
+def as_audio(sample: Any) -> Any:
+    """A path, bytes, or (array [n] or [channels, n] of floats, samples per second) -> a recording."""
     if isinstance(sample, str | Path):
         return Path(sample)
     if isinstance(sample, bytes):
@@ -71,7 +74,8 @@ def _as_audio(sample: Any) -> Any:
     )
 
 
-def _as_video(sample: Any) -> Any:
+def as_video(sample: Any) -> Any:
+    """A path, bytes, or (array [T, H, W, 3] uint8, frames per second) -> a recording."""
     if isinstance(sample, str | Path):
         return Path(sample)
     if isinstance(sample, bytes):
@@ -83,13 +87,13 @@ def _as_video(sample: Any) -> Any:
     raise _unknown_form("video", sample, "a path, bytes, or (array [T, H, W, 3] uint8, frames per second)")
 
 
-CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "image": _as_image,
-    "text": _as_text,
-    "audio": _as_audio,
-    "video": _as_video,
-}
-"""Modality -> what makes a sample of a user a sample of ``encode_samples``."""
+def as_array(sample: Any) -> Any:
+    """A path, bytes, or a NumPy array or lists of numbers [N, W] or [W] -> a sample of arrays."""
+    if isinstance(sample, str | Path):
+        return Path(sample)
+    if isinstance(sample, bytes):
+        return sample
+    return as_rows(np.asarray(sample))
 
 
 def _unknown_form(modality: str, sample: Any, expected: str) -> DataError:

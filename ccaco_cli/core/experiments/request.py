@@ -14,6 +14,7 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.protocols import pools, single_pair_evaluation
 from ccaco_cli.core.experiments import arms
 from ccaco_cli.core.experiments.pretrained import is_run, pretrained_settings
+from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.recipes import RecipeChoice
 from ccaco_cli.core.training import config_checks
 
@@ -62,7 +63,7 @@ class TrainRequest:
             base=base,
             explicit=self.explicit or {},
             modalities=data.modalities,
-            start=start,
+            start=_measured(data) | start,
             recipe=recipe.name if recipe else None,
         )
         return arms.apply(replace(config, dataset=self.dataset), self.arm)
@@ -78,6 +79,17 @@ class TrainRequest:
     def _model(self) -> str:
         """The model that the run starts from; "" = none."""
         return str(self._setting("model.spec", ""))
+
+
+def _measured(data: PairData) -> dict[str, Any]:
+    """The settings of towers that follow from the training split."""
+    if "train" not in data.splits:  # which is refused later, with what to do
+        return {}
+    return {
+        f"model.{modality}.{name}": value
+        for modality in data.modalities
+        for name, value in MODALITIES[modality].measure(data, modality).items()
+    }
 
 
 def _count_pairs(data: PairData) -> int:

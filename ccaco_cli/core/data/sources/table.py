@@ -1,27 +1,31 @@
-"""A table of paths of images, sounds or videos, with or without captions: CSV, TSV, JSON, JSON lines or Parquet.
+"""A table of paths of images, sounds, videos or arrays, alone or with captions: CSV, TSV, JSON, JSON lines or Parquet.
+
+An array can also stand in the table itself, as a list of numbers, or of rows.
 
 Default column names are those of open_clip. All further columns travel to the index (``extra_columns``).
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccaco_cli.core.data.questions import QUESTIONS, stored
 from ccaco_cli.core.data.sources.extra_columns import extra_facts
 from ccaco_cli.core.data.sources.fields import FieldReader, is_missing
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, hash_split, revision_of
 from ccaco_cli.core.data.sources.media import checked_modality
 from ccaco_cli.core.data.sources.media_files import layout_error, locate
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
-from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM, RawTable, extra_values
+from ccaco_cli.core.data.sources.table_formats import BATCH, FORMATS, LISTS, PROBLEM, VALUES, RawTable, extra_values
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.shell import quoted_path
-from ccaco_cli.core.types import PairRecord
+from ccaco_cli.core.types import Media, PairRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,13 +37,15 @@ COLUMNS = {
     "domain": "domain",
     "label": "label",
     "group": "group",
+    "question": "question",
+    "answers": "answers",
 }
 _NEEDED = ("image", "caption")
 _ONE_OF_A_FILE = ("split", "domain", "label", "group")
 """Columns that must agree in all rows of one file."""
 _EXPECTS = (
     "a .csv, .tsv, .json, .jsonl or .parquet file with columns filepath and title, or filepath alone; optional split, "
-    "domain, label, group; paths from its folder, or from --image-root"
+    "domain, label, group, question with answers; paths from its folder, or from --image-root"
 )
 
 
@@ -54,10 +60,12 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
             f"unknown column name: {sorted(unknown)[0]}", where=root, expected=f"one of {', '.join(COLUMNS)}"
         )
     opened, columns = open_table(root, {**COLUMNS, **named}, named, options.separator)
+    columns = _without_half_questions(columns, named, root)
     extra = [name for name in dict.fromkeys(opened.names) if name and name not in columns.values()]
-    table = _with_paths(opened.table(columns, extra), columns["image"], root, options.media_root)
+    table = _with_values(opened.table(columns, extra), modality)
+    table = _with_paths(table, columns["image"], root, options.media_root)
     _refuse_other_media(table, modality, root)
-    captioned = "caption" in columns
+    captioned = "caption" in columns or "question" in columns
     rule = (
         "its split column"
         if "split" in columns
@@ -103,6 +111,21 @@ def open_table(
     return opened, _columns(opened.names, wanted, named, file)
 
 
+def _without_half_questions(columns: dict[str, str], named: Mapping[str, str], file: Path) -> dict[str, str]:
+    """The columns without one of ``question`` and ``answers`` alone. Raises DataError: the user named that one."""
+    alone = {"question", "answers"} & columns.keys()
+    if len(alone) != 1:
+        return columns
+    if alone <= named.keys():
+        raise DataError(
+            "questions without answers, or answers without questions",
+            where=file,
+            expected="both columns",
+            next="--column question=NAME --column answers=NAME",
+        )
+    return {ours: column for ours, column in columns.items() if ours not in alone}
+
+
 def _refuse_other_media(table: pa.Table, modality: str, file: Path) -> None:
     """Raises DataError: the first path has a suffix of another modality, which would make every row a reject."""
     import pyarrow.compute as pc
@@ -137,6 +160,19 @@ def _columns(names: list[str], wanted: Mapping[str, str], named: Mapping[str, st
     return {ours: column for ours, column in wanted.items() if column in names}
 
 
+def _with_values(table: pa.Table, modality: str) -> pa.Table:
+    """The table with a list column as ``VALUES`` and no paths, where the samples of the modality can be such lists."""
+    import pyarrow as pa
+
+    type = table.schema.field("image").type
+    is_list = pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+    if MODALITIES[modality].from_values is None or not is_list:
+        return table
+    at = table.schema.get_field_index("image")
+    with_values = table.append_column(VALUES, table.column("image"))
+    return with_values.set_column(at, "image", pa.nulls(table.num_rows, pa.string()))
+
+
 def _with_paths(table: pa.Table, column: str, file: Path, media_root: Path | None) -> pa.Table:
     """The table with paths as texts, from the folder that they lie in. Raises DataError: they are no texts."""
     import pyarrow as pa
@@ -152,11 +188,31 @@ def _with_paths(table: pa.Table, column: str, file: Path, media_root: Path | Non
             expected="a column of file names",
             next=f"--column image=ANOTHER, or: ccaco prepare hub --source {quoted_path(file.parent)}",
         ) from None
+    paths = _from_windows(paths, file.parent)
     for folder in (file.parent, media_root) if pc.any(pc.starts_with(paths, "/")).as_py() else ():
         for prefix in {f"{folder}/", f"{os.path.realpath(folder)}/"} if folder is not None else ():
             inside = pc.utf8_slice_codeunits(paths, len(prefix))
             paths = pc.if_else(pc.starts_with(paths, prefix), inside, paths)
     return table.set_column(table.schema.get_field_index("image"), "image", paths)
+
+
+def _from_windows(paths: pa.ChunkedArray, folder: Path) -> pa.ChunkedArray:
+    """Paths that were written on Windows, for another system: with "/", and from the common folder of all where they
+    begin with a drive, so that ``--image-root`` can name that folder.
+    """
+    import pyarrow.compute as pc
+
+    windows = paths.filter(pc.match_substring(paths, "\\"))
+    if os.sep == "\\" or not len(windows) or pc.any(pc.match_substring(paths, "/")).as_py():
+        return paths
+    if (folder / windows[0].as_py()).exists():  # a name with a backslash
+        return paths
+    paths = pc.replace_substring(paths, "\\", "/")
+    named = paths.filter(pc.not_equal(paths, ""))
+    if pc.all(pc.match_substring_regex(named, "^[A-Za-z]:/")).as_py():
+        common = os.path.commonpath([os.path.dirname(path) for path in pc.min_max(named).as_py().values()])
+        paths = pc.utf8_slice_codeunits(paths, len(common) + 1 if common else 0)
+    return paths
 
 
 @dataclass(frozen=True)
@@ -203,7 +259,15 @@ def _records(reader: _Reader, table: pa.Table) -> Iterator[PairRecord]:
 def _record(reader: _Reader, rows: list[dict[str, Any]]) -> PairRecord:
     fields = FieldReader(next((row[PROBLEM] for row in rows if row.get(PROBLEM)), ""))
     # a row without a caption counts as an empty caption
-    captions = [text for row in rows for text in (fields.captions(row["caption"]) or [""])] if reader.captioned else []
+    captions: list[str] = []
+    meta = _common_facts(rows)
+    if "caption" in rows[0]:
+        captions = [text for row in rows for text in (fields.captions(row["caption"]) or [""])]
+    if "question" in rows[0]:
+        questions = fields.questions((row["question"], row["answers"]) for row in rows)
+        # a file has one row for each question, which repeat its captions
+        captions = list(dict.fromkeys(filter(None, captions))) or [question.caption for question in questions]
+        meta[QUESTIONS] = stored(questions)
     values: dict[str, str] = {}
     for name in _ONE_OF_A_FILE:
         texts = dict.fromkeys(text for row in rows if (text := fields.text(row.get(name), name)))
@@ -211,6 +275,9 @@ def _record(reader: _Reader, rows: list[dict[str, Any]]) -> PairRecord:
             fields.refuse(f"rows of one file differ in {name}")
         values[name] = next(iter(texts), "")
     path = "" if is_missing(rows[0]["image"]) else str(rows[0]["image"])
+    media = _values(reader, rows[0], fields)
+    if path:
+        media = {reader.modality: locate(path, reader.folder, reader.media_root)}
     id = path or f"row {rows[0]['number']}"
     group = values["group"] or id
     split = values["split"] or (hash_split(group) if reader.captioned else "test")
@@ -218,13 +285,27 @@ def _record(reader: _Reader, rows: list[dict[str, Any]]) -> PairRecord:
         id=id,
         group=group,
         split=SPLIT_NAMES.get(split.lower(), split),
-        media={reader.modality: locate(path, reader.folder, reader.media_root)} if path else {},
+        media=media,
         captions=captions,
         domain=values["domain"],
         label=values["label"],
-        meta=_common_facts(rows),
+        meta=meta,
         problem=fields.problem,
     )
+
+
+def _values(reader: _Reader, row: dict[str, Any], fields: FieldReader) -> Mapping[str, Media]:
+    """The sample that is a list of numbers; {} = there is none, or it is refused."""
+    values, from_values = row.get(VALUES), MODALITIES[reader.modality].from_values
+    if not values:
+        return {}
+    try:
+        if from_values is None:
+            raise DataError(f"{reader.modality} is a structure, not a text")
+        return {reader.modality: from_values(json.loads(values) if isinstance(values, str) else values)}
+    except DataError as error:
+        fields.refuse(error.what)
+        return {}
 
 
 def _common_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,8 +22,12 @@ BATCH = 4096
 """Rows that are Python objects at a time."""
 PROBLEM = "problem"
 """Column of the reasons why rows cannot be read."""
+VALUES = "values"
+"""Column of samples that are lists of numbers, where others have a path; as JSON text in lists of objects."""
 EXTRA = "extra"
 """Column of the further columns of a row, as JSON text."""
+STRUCTURES = ("question", "answers")
+"""Our names of columns whose values may be lists, which stay JSON texts."""
 LISTS = (".json", ".jsonl")
 """Formats whose lists may name the columns as BLIP and LAVIS do: ``[{"image": ..., "caption": ...}]``."""
 
@@ -173,7 +177,7 @@ def _raw_objects(names: list[str], objects: Callable[[], Iterable[Mapping[str, A
     """The table of JSON objects, whose values are read here because Arrow's columns have one type."""
 
     def table(columns: Mapping[str, str], extra: Sequence[str]) -> pa.Table:
-        stored = [*columns, PROBLEM, *([EXTRA] if extra else [])]
+        stored = [*columns, PROBLEM, VALUES, *([EXTRA] if extra else [])]
         return _arrow_table(_object_rows(objects(), columns, extra), stored, lists=("caption",))
 
     return RawTable(names, table, lambda columns: _object_rows(objects(), columns, ()))
@@ -187,10 +191,19 @@ def _object_rows(
         row: dict[str, Any] = {}
         for ours, column in columns.items():
             value = values.get(column)
+            if ours == "image" and _holds_numbers(value):
+                row[VALUES], value = json.dumps(value), ""
+            if ours in STRUCTURES and not isinstance(value, str):
+                value = None if value is None else json.dumps(value, default=str)
             row[ours] = fields.captions(value) if ours == "caption" else fields.text(value, ours)
         extra_values = {column: values[column] for column in extra if column in values}
         row |= {EXTRA: json.dumps(extra_values, default=str)} if extra else {}
-        yield row | {PROBLEM: fields.problem}
+        yield {VALUES: ""} | row | {PROBLEM: fields.problem}
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether a value of JSON is a list of numbers, or of lists."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int | float | list)
 
 
 def _arrow_table(rows: Iterable[Mapping[str, Any]], names: list[str], lists: tuple[str, ...] = ()) -> pa.Table:

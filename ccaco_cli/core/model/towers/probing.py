@@ -44,7 +44,8 @@ def probe(tower: Tower) -> None:
             declared ones, values that are not finite, a pooled vector that does not follow the declared rule, or an
             output that changes from call to call, with padding, or with the other samples of the batch.
     """
-    samples, key = MODALITIES[tower.modality].probe_samples, (tower.modality, type(tower.module), _identity(tower))
+    samples = tower.probe_samples or MODALITIES[tower.modality].probe_samples
+    key = (tower.modality, type(tower.module), _identity(tower))
     if samples is None or key in _passed:
         return
     short, long = samples()
