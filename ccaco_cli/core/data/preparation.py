@@ -172,6 +172,8 @@ def _config(options: SourceOptions) -> dict[str, Any]:
     config = asdict(options)
     folder = config.pop("media_root")
     address = config.pop("address")
+    inputs = {name: str(path) for name, path in config.pop("inputs").items()}
+    config |= {"inputs": inputs} if inputs else {}
     config |= {"address": public(address)} if address else {}
     return config if folder is None else {**config, "media_root": str(folder)}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.manifest import parse_json
+from ccaco_cli.core.manifest import parse_json, sha256
 
 SPLIT_NAMES = {
     "train": "train",
@@ -166,4 +166,4 @@ def missing_part(counts: Mapping[str, int], published: Mapping[str, int]) -> str
 
 def revision_of(*paths: Path) -> str:
     """The lists that a data set was read from: file names and the start of their SHA-256."""
-    return ", ".join(f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for path in paths)
+    return ", ".join(f"{path.name} sha256:{sha256(path)[:16]}" for path in paths)

@@ -19,7 +19,8 @@ class SourceOptions:
         seed: of generated data sets.
         size: short side in pixels of generated images.
         columns: of ``table`` and ``hub``: our name (image, caption, split, domain, label, group) -> name of the column.
-        modality: of ``media`` and ``table``: image, audio or video; "" = what the folder holds, or image in a table.
+        modality: of ``media`` and ``table``: image, audio, video or array; "" = what the folder holds, or image in a
+            table.
         separator: of ``table``: CSV separator.
         template: of sources with classes: caption made from a class name; empty = the source's default.
         media_root: folder of the files that a list names, or that links lead to, if it is not the folder of the list.
@@ -27,6 +28,7 @@ class SourceOptions:
         name: of ``hub``: the part after the colon of ``hub:NAME``.
         all_test: of ``imagefolder``: samples without a split folder belong to ``test``.
         address: of sources that read streams: address or command instead of a path.
+        inputs: of ``pairs``: a, b, captions, ids, groups -> file.
         unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class
             folders.
     """
@@ -41,6 +43,7 @@ class SourceOptions:
     fold: int = 0
     name: str = ""
     address: str = ""
+    inputs: Mapping[str, Path] = field(default_factory=dict)
     unpaired: tuple[str, ...] = ()
     all_test: bool = False
     modality: str = ""

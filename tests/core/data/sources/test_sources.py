@@ -21,7 +21,8 @@ def test_every_entry_is_a_source_of_that_name() -> None:
     for name, source in SOURCES.items():
         assert source.name == name and source.expects
         assert len(source.modalities) == (0 if name == "media" else 2), "media takes what the folder holds"
-    assert {name for name, source in SOURCES.items() if source.embedded} == {"scenes", "scenes-styles", "bounces"}
+    embedded = {name for name, source in SOURCES.items() if source.embedded}
+    assert embedded == {"scenes", "scenes-styles", "bounces", "shapes"}
     with pytest.raises(KeyError):
         SOURCES["flickr"]
 
