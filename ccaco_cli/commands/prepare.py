@@ -67,6 +67,38 @@ def prepare(
             show_default="folder of --source",
         ),
     ] = None,
+    a: Annotated[
+        Path | None,
+        typer.Option("--a", metavar="FILE", help="pairs: .npy file of the first side, [N, W].", show_default=False),
+    ] = None,
+    b: Annotated[
+        Path | None,
+        typer.Option("--b", metavar="FILE", help="pairs: .npy file of the second side, [N, W].", show_default=False),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions",
+            metavar="FILE",
+            help="pairs: a caption for each row, one a line; without --b they are the second side.",
+            show_default=False,
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            "--ids", metavar="FILE", help="pairs: an id for each row, one a line or [N] in .npy.", show_default="number"
+        ),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            "--groups",
+            metavar="FILE",
+            help="pairs: the group of each row, one a line or [N] in .npy; rows of one group mean the same.",
+            show_default="each row alone",
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +120,7 @@ def prepare(
         str | None,
         typer.Option(
             "--modality",
-            help="media, table: image, audio or video files.",
+            help="media, table: image, audio, video or array files.",
             show_default="media: what the folder holds; table: image",
         ),
     ] = None,
@@ -163,6 +195,7 @@ def prepare(
     columns = {k: v for k, v in (("image", image_key), ("caption", caption_key)) if v}
     columns |= options.parse_column_mapping(column, "--column")
     size = image_size or 64
+    inputs = {"a": a, "b": b, "captions": captions, "ids": ids, "groups": groups}
     address = source if source is not None and is_address(source) else ""
     out = out or Path("data") / workflow.out_name(name)
     if preview:
@@ -184,6 +217,7 @@ def prepare(
                 media_root=media_root,
                 unpaired=split_names(unpaired or ""),
                 fold=fold,
+                inputs={name: file for name, file in inputs.items() if file is not None},
                 modality=modality or "",
             ),
             shares=SplitShares(options.parse_fraction(val, "--val"), options.parse_fraction(test, "--test")),

@@ -139,18 +139,18 @@ def measure(data: PreparedData, modality: str) -> dict[str, Any]:
     split = data.split("train")
 
     def compute() -> dict[str, Array]:
-        most, count, total, squares = 0, 0, np.zeros(1), np.zeros(1)
+        longest, count, total, squares = 0, 0, np.zeros(1), np.zeros(1)
         for first in range(0, len(split), ROWS_AT_ONCE):
             samples = split.media(modality, range(first, min(first + ROWS_AT_ONCE, len(split))))
             decoded = [decode(sample) for sample in samples]
-            most = max(most, *map(len, decoded))
+            longest = max(longest, *map(len, decoded))
             rows = np.concatenate(decoded).astype(np.float64)
             # the moments of each part around its own mean: sums of squares alone would cancel for a large mean
             mean, deviation = rows.mean(0), ((rows - rows.mean(0)) ** 2).sum(0)
             shift, both = mean - total, count + len(rows)
             squares = squares + deviation + shift**2 * count * len(rows) / both
             total, count = total + shift * len(rows) / both, both
-        return {"rows": np.array(most), "mean": total, "std": np.sqrt(squares / count)}
+        return {"rows": np.array(longest), "mean": total, "std": np.sqrt(squares / count)}
 
     name = cache.key(data=data.manifest.sha256, split=split.key, modality=modality, made="moments of columns, 1")
     stored = cache.arrays(data.manifest.path / "cache" / name, compute)

@@ -82,6 +82,12 @@ def notes(data: Manifest) -> list[str]:
             lines.append(f"hidden files and folders were not read: {passed_over['hidden']:,}")
         if links := passed_over.get("links"):
             lines.append(f"links to what is read under its own name were not followed: {links:,}")
+    ranges = [split["range_high"]["max"] for split in data.facts["inspection"].values() if "range_high" in split]
+    if ranges:
+        lines.append(
+            f"images of one channel of more than 8 bits (values up to {max(ranges):g}) are read as 8 bits, each from "
+            "its 1st to its 99th percentile; its range is stored with it"
+        )
     rejects = dict(data.facts["rejects"])
     if pair_filter := data.config.get("filter"):
         unlikely = rejects.pop(UNLIKELY, 0)
