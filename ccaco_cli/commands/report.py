@@ -23,6 +23,8 @@ class Table(StrEnum):
     faithfulness = "faithfulness"
     domains = "domains"
     classes = "classes"
+    captions = "captions"
+    answers = "answers"
     calibration = "calibration"
 
 
@@ -93,7 +95,8 @@ def report(
             "--table",
             help="runs: one row per run. retrieval, matching: by data set and arm. choices: caption choice by kind. "
             "languages: retrieval by language. ablation: arms with a statistical test. faithfulness: of heat maps. "
-            "domains: shift between domains. classes: by class. calibration: how reliable probabilities are.",
+            "domains: shift between domains. classes: by class. captions: of runs with --gamma. "
+            "answers: by kind of question. calibration: how reliable probabilities are.",
             show_default="ablation for ablations, the table of a suite, else runs",
         ),
     ] = None,

@@ -11,6 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from ccaco_cli.commands import options
+from ccaco_cli.commands.caption_options import (
+    Ask,
+    Beam,
+    CaptionRequest,
+    Captions,
+    MaxWords,
+    Sample,
+    Seed,
+    Temperature,
+    write_captions,
+)
 from ccaco_cli.commands.pair_options import Calibrate, PairRoot, Pairs, Prior, require_index, score_table
 from ccaco_cli.commands.parameters import Command, option, replace_parameter
 from ccaco_cli.commands.retrieve_options import (
@@ -58,7 +69,8 @@ def retrieve(
             "--rerank",
             min=0,
             max=10**6,
-            help="Candidates that cross-attention reranks; 0 means none.",
+            help="Candidates that cross-attention reranks; 0 means none. With --caption: drafts, of which the one with "
+            "the best score is taken.",
             show_default="as in the run",
         ),
     ] = None,
@@ -95,6 +107,13 @@ def retrieve(
     serve: ServeAddress = None,
     serve_originals: ServeOriginals = False,
     token: ServeToken = None,
+    caption: Captions = False,
+    ask: Ask = None,
+    beam: Beam = 1,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    max_words: MaxWords = 0,
     pairs: Pairs = None,
     model: options.ModelSource = None,
     calibrate: Calibrate = None,
@@ -114,6 +133,8 @@ def retrieve(
       ccaco retrieve --similar dog.jpg --plus "at night" --minus people --dedup 0.97 --index me.idx
       ccaco retrieve "a dog" --where "year >= 2020 and folder like '%/beach/%'" --columns path,year --index me.idx
       ccaco retrieve "a dog" -k 100 -0 --index me.idx | xargs -0 cp -t dogs/
+      ccaco retrieve --caption --image dog.jpg cat.jpg --rerank 8 --run runs/first
+      ccaco retrieve --ask "what colour is the dog?" --image dog.jpg --run runs/first
       ccaco retrieve --pairs pairs.csv --run runs/first --explain -
       ccaco retrieve --serve 8000 --index scenes.idx
     """
@@ -123,6 +144,10 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import answers
 
+    if caption or ask:
+        search = bool(similar or save or explain or open_hits or where or serve is not None or pairs or plus or minus)
+        request = CaptionRequest(beam, sample, temperature, seed, max_words, rerank, tuple(ask or ()))
+        return write_captions(files, query or (), (index, model), request, device, output_format, search)
     if pairs is not None:
         other = bool(query or files or similar or save or open_hits or where or serve is not None)
         how = (prior, pair_root, explain, device, output_format)

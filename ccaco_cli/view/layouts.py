@@ -11,8 +11,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ccaco_cli.core.evaluation.metric_table import Shown, find_metric, is_shown
+from ccaco_cli.core.reporting.answer_table import AnswerRow
 from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
 from ccaco_cli.core.reporting.calibration_table import CalibrationRow
+from ccaco_cli.core.reporting.caption_table import CaptionRow
 from ccaco_cli.core.reporting.rows import (
     ArmMeanRow,
     ArmRow,
@@ -154,6 +156,16 @@ def _choice(row: ChoiceRow) -> Cells:
     return cells | {"bigram_accuracy": row.bigram_accuracy}
 
 
+def _answer(row: AnswerRow) -> Cells:
+    cells: Cells = {"run": row.run, "arm": row.arm, "kind": row.kind, "questions": row.questions}
+    cells |= {"answer_accuracy": row.accuracy, "95 %": _interval("answer_accuracy", row)}
+    return cells | {"blind_accuracy": row.blind_accuracy, "chance": _number("answer_accuracy", row.chance)}
+
+
+def _caption(row: CaptionRow) -> Cells:
+    return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
+
+
 def _language(row: LanguageRow) -> Cells:
     return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
 
@@ -229,6 +241,16 @@ LAYOUTS: dict[type[ReportRow], RowLayout] = {
         _language,
         {"run": 0, "language": 0, **RECALLS, "stage": 3, "R-sum": 1, "captions": 4, "arm": 6},
         ("run", "language"),
+    ),
+    AnswerRow: RowLayout(
+        _answer,
+        {"run": 0, "kind": 0, "*_accuracy": 1, "95 %": 1, "chance": 1, "questions": 3, "arm": 6},
+        ("run", "kind"),
+    ),
+    CaptionRow: RowLayout(
+        _caption,
+        {"run": 0, "captions": 0, "samples": 0, "n": 3, "BLEU-4": 2, "ROUGE-L": 2, "CIDEr-D": 1, "true_*": 1, "arm": 6},
+        ("run", "captions", "samples"),
     ),
     ClassRow: RowLayout(_class, {"run": 0, "class": 0, "class_accuracy": 0, "arm": 6}, ("run", "class")),
     CalibrationRow: RowLayout(

@@ -22,7 +22,7 @@ from ccaco_cli.core.data.domain_names import ORACLE, TARGET_VAL
 from ccaco_cli.core.data.gpu_decoding import jpeg_columns
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
-from ccaco_cli.core.encoding.columns import caption_words, columns
+from ccaco_cli.core.encoding.columns import columns, decoder_words
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.experiments import domain_adaptation
@@ -37,6 +37,8 @@ from ccaco_cli.core.model import handmade, weights
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.scoring.answers import AnsweredQuestion, answer_split
+from ccaco_cli.core.scoring.captions import CaptionedSample, caption_split
 from ccaco_cli.core.scoring.split_scorer import CLASS_ACCURACY, SplitEncodings
 from ccaco_cli.core.training import loop, statistics
 from ccaco_cli.core.training.checkpoint_saver import CheckpointOptions
@@ -62,6 +64,9 @@ class FittedModel:
             None where there is none.
         start: manifest of the run that the model started from, if any.
         cross_trained: False when the best model is the start, whose cross branch has random weights.
+        answers: name of a split -> its questions, answered by the decoder of the run; None without one. Called before
+            ``oracle``.
+        captions: name of a split -> its captions by the decoder, if there is one; called before ``oracle``.
     """
 
     encode: Callable[[str], SplitEncodings]
@@ -72,6 +77,8 @@ class FittedModel:
     oracle: Callable[[], SplitEncodings] | None = None
     start: Manifest | None = None
     cross_trained: bool = True
+    captions: Callable[[str], list[CaptionedSample]] | None = None
+    answers: Callable[[str], list[AnsweredQuestion]] | None = None
 
 
 class Method(Protocol):
@@ -130,6 +137,15 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
         known = split_columns.get(name)
         return encoder.encode(name, columns(data, name, aligner, towers, config.model) if known is None else known)
 
+    def captions(name: str) -> list[CaptionedSample]:
+        known = split_columns.get(name) or columns(data, name, aligner, towers, config.model)
+        train, described = data.split("train"), known[aligner.described]
+        return caption_split(aligner, towers, data.split(name), described, train, train_columns["text"])
+
+    def answers(name: str) -> list[AnsweredQuestion]:
+        known = split_columns.get(name) or columns(data, name, aligner, towers, config.model)
+        return answer_split(aligner, towers, data.split(name), known[aligner.described], data.split("train"))
+
     def encode_oracle() -> SplitEncodings:
         load(ORACLE)
         return encode_split("test")
@@ -142,7 +158,8 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
     }
     oracle = encode_oracle if with_oracle and "test" in data.splits else None
     cross_trained = start.cross_trained or not (config.model.spec and fitted.best_epoch == loop.BEFORE_TRAINING)
-    return FittedModel(encode_split, aligner, fitted, facts, (best,), oracle, start.run, cross_trained)
+    writers = (captions, answers) if aligner.decoder is not None else ()
+    return FittedModel(encode_split, aligner, fitted, facts, (best,), oracle, start.run, cross_trained, *writers)
 
 
 def _build(data: PairData, config: RunConfig) -> tuple[StartModel, Adaptation | None]:
@@ -186,9 +203,8 @@ def _fit(
 
     words, decoder = None, encoder.aligner.decoder
     if decoder is not None:
-        text_tower = encoder.towers["text"]
-        words = distributed.main_process_first(lambda: caption_words(data, "train", text_tower))
-        decoder.add_words(words.token_ids(split.paired))
+        words, questions = decoder_words(data, split, encoder.towers["text"], decoder, config.loss.questions)
+        plan = replace(plan, questions=questions)
     options, stage = run_folder.options, run_folder.stage
     start = StageStart() if stage is None else stage.start
     return loop.fit(

@@ -294,6 +294,7 @@ def open_pair_model(
     Raises:
         As ``open_model``; DataError: no such data set, or one of other modalities.
     """
+    runtime.limit_threads()
     loaded = open_model(model, device)
     facts, loss = loaded.manifest.facts, loaded.config.loss
     scorer = _scorer(loaded.aligner, loaded.config, float(facts.get("weight") or 0.0))

@@ -15,8 +15,10 @@ from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, find_met
 from ccaco_cli.core.evaluation.significance import PerQuery
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
+from ccaco_cli.core.reporting.answer_table import AnswerRow, answer_rows
 from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
 from ccaco_cli.core.reporting.calibration_table import CalibrationRow, calibration_rows
+from ccaco_cli.core.reporting.caption_table import CaptionRow, caption_rows
 from ccaco_cli.core.reporting.rows import (
     ArmMeanRow,
     ArmRow,
@@ -322,6 +324,14 @@ def _faithfulness(request: ReportRequest) -> list[FaithfulnessRow]:
     return [row for run in request.measured_runs() for row in faithfulness.faithfulness_table(run, request.split)]
 
 
+def _captions(request: ReportRequest) -> list[CaptionRow]:
+    return caption_rows(request.runs(), request.split)
+
+
+def _answers(request: ReportRequest) -> list[AnswerRow]:
+    return answer_rows(request.runs(), request.split)
+
+
 TABLES: dict[str, Callable[[ReportRequest], Sequence[ReportRow]]] = {
     "runs": _runs,
     "retrieval": _retrieval,
@@ -334,6 +344,8 @@ TABLES: dict[str, Callable[[ReportRequest], Sequence[ReportRow]]] = {
     "calibration": _calibration,
     "compare": _compare,
     "faithfulness": _faithfulness,
+    "captions": _captions,
+    "answers": _answers,
 }
 
 

@@ -18,18 +18,18 @@ def check(config: RunConfig) -> None:
     _check_finetuning(config)
     if config.loss.beta > 0:
         check_losses(config.loss)
-    if not (config.loss.alpha or config.loss.beta or config.domain.classify):
-        raise ConfigError(
-            "nothing to learn",
-            where="loss.alpha = 0, loss.beta = 0, domain.classify = 0",
-            expected="one of them above 0",
-        )
     if config.loss.gamma and not (config.loss.alpha or config.loss.beta):
         raise ConfigError(
             "captions alone align nothing that could be searched or validated",
             where=f"loss.gamma = {config.loss.gamma:g}, loss.alpha = 0, loss.beta = 0",
             expected="alpha or beta above 0",
             next="--alpha 1",
+        )
+    if not (config.loss.alpha or config.loss.beta or config.domain.classify):
+        raise ConfigError(
+            "nothing to learn",
+            where="loss.alpha = 0, loss.beta = 0, domain.classify = 0",
+            expected="one of them above 0",
         )
     if config.method == "gradient" and config.optim.batch_size == 1 and (config.loss.alpha or config.loss.beta):
         raise ConfigError(

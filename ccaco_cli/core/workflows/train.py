@@ -20,6 +20,8 @@ from ccaco_cli.core.experiments.run_folder import START_RUN, RunFolder, TrainOpt
 from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.recipes import RecipeChoice
+from ccaco_cli.core.scoring.answers import store_answers
+from ccaco_cli.core.scoring.captions import store_captions
 from ccaco_cli.core.scoring.score import score
 from ccaco_cli.core.training.device_batches import worker_count
 from ccaco_cli.core.training.loop import BEFORE_TRAINING
@@ -99,6 +101,13 @@ def _score_and_write(
     recipe: RecipeChoice | None,
 ) -> Manifest:
     fitted, folder, stage = fitted_model.fitted, run_folder.path, run_folder.stage
+    if fitted_model.captions is not None:
+        last = "test" if "test" in data.splits else "val"
+        store_captions(folder / "results", data, config, last, fitted_model.captions(last))
+    if fitted_model.answers is not None:
+        last = "test" if "test" in data.splits else "val"
+        if questions := fitted_model.answers(last):
+            store_answers(folder / "results", data, config, last, questions)
     facts = score(
         data,
         fitted_model.encode,

@@ -1,0 +1,49 @@
+"""Metrics of captions, by the reference implementation of the field (``pycocoevalcap``), without Java."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ccaco_cli.core.errors import ConfigError
+
+TOKENISATION = "lower case, words of letters, digits and apostrophes; punctuation is left out"
+"""The words that are compared. Published figures use the PTB tokenizer, which needs Java and seldom differs."""
+MAX_WORDS = 4
+"""Longest n-gram of BLEU."""
+
+
+def words(caption: str) -> str:
+    """The words of a caption, separated by spaces (``TOKENISATION``)."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", caption.lower()))
+
+
+def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Scores captions against references.
+
+    Args:
+        captions: one for each sample.
+        references: the captions of each sample that people, or the source, gave; at least one.
+    Returns:
+        BLEU-4 (of the corpus, 0..1), ROUGE-L (mean, 0..1) and CIDEr-D (mean, 0..10; arXiv:1411.5726), whose document
+        frequencies are those of these references.
+    Raises:
+        ConfigError: the extra ``captions`` is not installed.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError:
+        raise ConfigError(
+            "metrics of captions need a library",
+            where="pycocoevalcap",
+            expected="the extra captions",
+            next="pip install 'ccaco[captions]'",
+        ) from None
+    written = {number: [words(caption)] for number, caption in enumerate(captions)}
+    reference_words = {number: [words(text) for text in texts] for number, texts in enumerate(references)}
+    bleu, _ = Bleu(MAX_WORDS).compute_score(reference_words, written, verbose=0)
+    rouge, _ = Rouge().compute_score(reference_words, written)
+    cider, _ = Cider().compute_score(reference_words, written)
+    return {"BLEU-4": float(bleu[-1]), "ROUGE-L": float(rouge), "CIDEr-D": float(cider)}

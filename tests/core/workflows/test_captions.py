@@ -1,0 +1,195 @@
+"""A run with a decoder from end to end: training, stored captions, tables, and captions from the shell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccaco_cli.core import manifest
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
+from ccaco_cli.core.data import shards
+from ccaco_cli.core.errors import ConfigError, DataError
+from ccaco_cli.core.experiments import estimate
+from ccaco_cli.core.experiments.arms import CHANGES, apply
+from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.reporting.report_tables import ReportRequest, table
+from ccaco_cli.core.reporting.training_log import read_log
+from ccaco_cli.core.scoring.captions import load_captions
+from ccaco_cli.core.training.config_checks import check
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
+from ccaco_cli.core.workflows.train import train
+
+CAPTION = {"loss.gamma": 1.0, "model.decoder.layers": 1, "optim.epochs": 3, "model.decoder.max_words": 20}
+
+
+@pytest.fixture(scope="module")
+def captioned(data_root: Path, small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioned") / "words"
+    train(TrainRequest("scenes", explicit=small | CAPTION), folder, data_root=data_root)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    split = shards.open(data_root / "scenes").split("test")
+    files = [folder / f"{row}.jpg" for row in range(5)]
+    for row, file in enumerate(files):
+        file.write_bytes(split.media("image", [row])[0])
+    return files
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_loss_falls_and_the_captions_of_the_test_split_are_stored(captioned: Path) -> None:
+    steps = [entry for entry in read_log(captioned) if "caption" in entry]
+    assert steps[-1]["caption"] < steps[0]["caption"]
+    assert {entry["gamma"] for entry in steps} == {1.0}
+    samples = load_captions(captioned, "test")
+    assert len(samples) == 25
+    assert all(len(sample.references) == 5 and sample.nearest and sample.things for sample in samples)
+    assert all(isinstance(sample.nearest_true, bool) for sample in samples)
+    aligner, towers, _, _ = load_run(captioned, "cpu")
+    assert aligner.decoder is not None and 20 < aligner.decoder.vocabulary_size < 200
+    assert towers["text"].tokenizer is not None
+
+
+def test_the_table_of_captions_is_made_without_the_model(captioned: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocoevalcap", reason="needs the extra captions")
+    rows = [row.as_dict() for row in table(ReportRequest([captioned], "test"), "captions")]
+    total = {row["captions"]: row for row in rows if row["samples"] == "all"}
+    assert set(total) == {"decoder", "nearest"} and {row["n"] for row in total.values()} == {25}
+    assert total["nearest"]["CIDEr-D"] > 0 and 0 < total["nearest"]["ROUGE-L"] < 1
+    by_things = [row for row in rows if row["samples"] != "all" and row["captions"] == "nearest"]
+    assert sum(row["n"] for row in by_things) == 25
+    mean = sum(row["n"] * row["true_captions_accuracy"] for row in by_things) / 25
+    assert mean == pytest.approx(total["nearest"]["true_captions_accuracy"])
+
+
+def test_a_run_without_a_decoder_is_refused(run: Path, ccaco: Callable[..., Any], pictures: list[Path]) -> None:
+    with pytest.raises(DataError, match=r"no captions of test.*--gamma 1"):
+        table(ReportRequest([run], "test"), "captions")
+    done = ccaco("retrieve", "--caption", "--image", pictures[0], "--run", run)
+    assert done.code == 2 and "no text decoder" in done.err and "--gamma 1" in done.err and not done.out
+
+
+def test_captions_from_the_shell(captioned: Path, ccaco: Callable[..., Any], pictures: list[Path]) -> None:
+    stored = [sample.caption for sample in load_captions(captioned, "test")[:5]]
+    listed = ccaco("retrieve", "--caption", "--image", *pictures, "--run", captioned)
+    assert listed.code == 0, listed.err
+    rows = rows_of(listed.out)
+    assert [row["filepath"] for row in rows] == [str(file) for file in pictures]
+    assert [row["caption"] for row in rows] == stored
+    piped = ccaco("retrieve", "--caption", "-", "--run", captioned, stdin="\n".join(map(str, pictures)) + "\n")
+    assert piped.out == listed.out
+    as_json = ccaco("retrieve", "--caption", "-", "--run", captioned, "-f", "json", stdin=str(pictures[0]))
+    assert json.loads(as_json.out)[0]["caption"] == stored[0]
+    as_table = ccaco("retrieve", "--caption", "--image", pictures[0], "--run", captioned, "-f", "table")
+    assert stored[0].split()[0] in as_table.out
+
+
+def test_beam_sampling_length_and_the_choice_among_drafts(
+    captioned: Path, ccaco: Callable[..., Any], pictures: list[Path]
+) -> None:
+    def captions(*options: object) -> list[dict[str, str]]:
+        done = ccaco("retrieve", "--caption", "--image", *pictures, "--run", captioned, *options)
+        assert done.code == 0, done.err
+        return rows_of(done.out)
+
+    greedy, beam = captions(), captions("--beam", 4)
+    mean = [sum(float(row["log_prob"]) for row in rows) for rows in (greedy, beam)]
+    assert mean[1] >= mean[0] - 0.5
+    sampled = [captions("--sample", "--seed", seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert captions("--sample", "--temperature", 0.01) == greedy
+    assert all(len(row["caption"].split()) <= 3 for row in captions("--max-words", 3))
+    one, eight = captions("--sample", "--rerank", 1), captions("--sample", "--rerank", 8)
+    assert all(float(b["score"]) >= float(a["score"]) - 1e-4 for a, b in zip(one, eight, strict=True))
+    assert any(float(b["score"]) > float(a["score"]) + 1e-3 for a, b in zip(one, eight, strict=True))
+
+
+def test_an_index_carries_the_decoder(
+    captioned: Path, data_root: Path, ccaco: Callable[..., Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    index = tmp_path / "words.idx"
+    request = EmbedRequest(captioned, "scenes", out=tmp_path / "test", index=index, device="cpu", precision="fp32")
+    embed(request, data_root=data_root)
+    by_index = ccaco("retrieve", "--caption", "--image", *pictures, "--index", index)
+    by_run = ccaco("retrieve", "--caption", "--image", *pictures, "--run", captioned)
+    assert by_index.code == 0, by_index.err
+    assert by_index.out == by_run.out
+
+
+def test_wrong_use_is_refused_in_one_line(
+    captioned: Path, ccaco: Callable[..., Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    cases: list[tuple[list[object], str]] = [
+        (["--run", captioned], "no file to describe"),
+        (["--image", pictures[0]], "captions need one model"),
+        (["--audio", pictures[0], "--run", captioned], "--image FILE"),
+        (["--image", tmp_path / "none.jpg", "--run", captioned], "none.jpg"),
+        (["--image", broken, "--run", captioned], "broken"),
+        (["--image", pictures[0], "--run", captioned, "--similar", pictures[1]], "exclude each other"),
+        (["--image", pictures[0], "--run", captioned, "--beam", 2, "--sample"], "exclude each other"),
+    ]
+    for arguments, message in cases:
+        done = ccaco("retrieve", "--caption", *arguments)
+        assert done.code == 2 and message in done.err and "Traceback" not in done.err, (arguments, done.err)
+        assert not done.out
+    some = ccaco("retrieve", "--caption", "--image", broken, pictures[0], "--run", captioned)
+    assert some.code == 2 and len(rows_of(some.out)) == 1 and str(broken) in some.err
+
+
+def test_settings_that_do_not_fit_are_refused(data_root: Path) -> None:
+    alone = override(RunConfig(), {"loss.alpha": 0.0, "loss.beta": 0.0, "loss.gamma": 1.0})
+    with pytest.raises(ConfigError, match="align nothing"):
+        check(alone)
+    assert apply(RunConfig(), "+caption").loss.gamma == 1.0
+    assert CHANGES["+caption"] == ("loss.gamma",)
+
+
+def test_the_estimate_counts_the_decoder(data_root: Path, small: dict[str, Any]) -> None:
+    def gflops(**settings: Any) -> float:
+        explicit = small | {"optim.batch_size": 64} | settings
+        rows = estimate.estimate(TrainRequest("scenes", explicit=explicit), data_root=data_root)
+        return rows[0].gflops
+
+    assert gflops(**CAPTION) > gflops() > 0
+
+
+def test_a_further_run_takes_the_decoder_over(
+    captioned: Path, data_root: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    for gamma, has_decoder in ((1.0, True), (0.0, False)):
+        settings = {"model.spec": str(captioned), "loss.gamma": gamma, "optim.steps": 1, "device": "cpu"}
+        folder = tmp_path / f"further-{gamma:g}"
+        train(TrainRequest("scenes", explicit=settings | {"optim.batch_size": 8}), folder, data_root=data_root)
+        first = next(entry for entry in read_log(folder) if "contrastive" in entry)
+        assert ("caption" in first) == has_decoder
+        if has_decoder:
+            before = [entry for entry in read_log(captioned) if "caption" in entry]
+            assert first["caption"] < before[0]["caption"]
+    assert manifest.exists(tmp_path / "further-0")
+
+
+def test_locked_towers_with_cached_tokens_learn_captions(
+    data_root: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    locked = {"model.image.lock": True, "model.text.lock": True, "optim.captions": 3, "optim.epochs": 2}
+    folder = tmp_path / "locked"
+    train(TrainRequest("scenes", explicit=small | CAPTION | locked), folder, data_root=data_root)
+    steps = [entry for entry in read_log(folder) if "caption" in entry]
+    assert steps[-1]["caption"] < steps[0]["caption"]
+    assert len(load_captions(folder, "test")) == 25
