@@ -25,8 +25,8 @@ Ask = Annotated[
     typer.Option(
         "--ask",
         metavar="QUESTION",
-        help="Answer this question (repeatable) about each file of --image, --audio or --video, which are listed as for "
-        "--caption, by the text decoder of --run or --index. Loads torch.",
+        help="Answer this question (repeatable) about each file of --image, --audio or --video (further files and - as "
+        "for --caption), by the text decoder of --run or --index. Loads torch.",
         show_default=False,
     ),
 ]

@@ -43,10 +43,12 @@ class Draft:
     Attributes:
         ids: its token ids, without prefix, start and end.
         log_prob: mean log-probability of its words and its end, in nats per word.
+        total_log_prob: log-probability of the text, in nats.
     """
 
     ids: tuple[int, ...]
     log_prob: float
+    total_log_prob: float
 
 
 @torch.no_grad()
@@ -180,6 +182,6 @@ class _Beams:
                 content = tuple(words[:count])
                 if total > -math.inf:
                     ended = count < min(len(words), self.limit)
-                    drafts[content] = Draft(content, total / max(1, count + ended))
+                    drafts[content] = Draft(content, total / max(1, count + ended), total)
             every.append(sorted(drafts.values(), key=lambda draft: -draft.log_prob))
         return every
