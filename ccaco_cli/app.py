@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -91,11 +92,21 @@ def main() -> None:
         )
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a folder where a file should be
-        disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; expected free disk space; next: repeat the command, finished parts are kept" if disk_full else ""
-        message = f"ccaco: {error.strerror or error}: {error.filename or 'while reading or writing'}{hint}"
-        write_message(message)
+        where = error.filename or "while reading or writing"
+        if _is_full_disk(error):
+            write_message(
+                f"ccaco: {os.strerror(errno.ENOSPC)}: {where}; expected free disk space; next: repeat the command, "
+                "finished parts are kept"
+            )
+        else:
+            write_message(f"ccaco: {error.strerror or error}: {where}")
         sys.exit(2)
+
+
+def _is_full_disk(error: OSError) -> bool:
+    """True for a write that had no space; NumPy's error has no number, but says how much it has written."""
+    is_short_write = re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
+    return is_short_write or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -48,6 +49,30 @@ def test_an_interruption_ends_with_130(ccaco: Callable[..., Any], monkeypatch: p
     done = ccaco("report", "x")
     assert (done.code, done.out) == (130, "")
     assert done.err == "ccaco: interrupted; the same command goes on where it can\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.npy"), "x.npy"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "while reading or writing"),
+        (OSError("4096 requested and 1024 written"), "while reading or writing"),  # as NumPy says it
+        (OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space"), "while reading or writing"),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    ccaco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: OSError, where: str
+) -> None:
+    def full(*arguments: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(results, "find_runs", full)
+    done = ccaco("report", "x")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"ccaco: No space left on device: {where}; expected free disk space; next: repeat the command, "
+        "finished parts are kept\n"
+    )
 
 
 def test_a_bug_is_not_hidden(ccaco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,8 @@ def refuse_other_model(model: Manifest, old: Manifest, request: MediaRequest) ->
     """Raises DataError: the index was made by another model."""
     if indexes.model_identity(model) != old.facts["model"]:
         raise DataError(
-            f"this index was made by the model {old.facts['run']} ({old.facts[LIBRARY]['model']}), in which other "
-            "vectors are near",
+            f"this index was made by the model {old.facts['run']} ({old.facts[LIBRARY]['model']}); vectors of two "
+            "models cannot be compared",
             where=request.index,
             expected=f"that model, not {request.model}",
             next="leave out --model to use the model in the index, or add --rebuild",

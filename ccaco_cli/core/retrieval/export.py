@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import shutil
@@ -32,6 +33,7 @@ from ccaco_cli.core.retrieval.query import (
 )
 from ccaco_cli.core.types import LocalTokens
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSE = 1e-3
 """Largest difference of cosines between exported and trained model; of match logits, relative to the largest."""
 TRIED = 32
@@ -102,6 +104,9 @@ def export(
         differences = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
     except Exception as error:  # the exporter raises many kinds of errors
         shutil.rmtree(folder)
+        cause = _first_error(error)
+        if getattr(cause, "errno", None) in _NO_SPACE:  # the index must not be completed without its query side
+            raise cause from None
         return {"exported": False, "why": root_cause(error)}
     if max(differences.values()) > CLOSE:
         shutil.rmtree(folder)
@@ -111,9 +116,14 @@ def export(
 
 def root_cause(error: Exception) -> str:
     """The first error of a chain, in one line: the exporter wraps it in pages of coloured text."""
+    cause = _first_error(error)
+    return f"{type(cause).__name__}: {first_line(cause)}"
+
+
+def _first_error(error: Exception) -> Exception:
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)}"
+    return error
 
 
 def write_graph(

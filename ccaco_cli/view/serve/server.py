@@ -153,7 +153,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self.transport.close()
                 return
             expected = f"HTTP/1.1, at most {limits.header_bytes:,} bytes of headers"
-            body = error_response(HttpError(400, "this is no valid HTTP request", expected=expected)).body
+            body = bytes(error_response(HttpError(400, "this is no valid HTTP request", expected=expected)).body)
             headers = [
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),

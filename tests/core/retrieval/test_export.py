@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -142,3 +143,14 @@ def test_what_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.
     assert facts["why"]
     assert not (tmp_path / "q").exists()
     assert export.export(tmp_path / "q", aligner, {"image": towers["image"]}, [], matcher=True) == {"exported": False}
+
+    def full(path: Path, *arguments: Any) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("pages of text") from error
+
+    monkeypatch.setattr(export, "write_graph", full)
+    with pytest.raises(OSError, match="No space"):  # it says nothing of the model
+        export.export(tmp_path / "q", aligner, towers, TEXTS, matcher=True)
+    assert not (tmp_path / "q").exists()

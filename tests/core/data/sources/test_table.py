@@ -415,3 +415,23 @@ def test_a_table_of_photos_ends_as_typed_columns_of_an_index(tmp_path: Path) -> 
     assert columns["stars"].to_pylist() == [5, 4] and columns["path"].to_pylist()[1] == str(tmp_path / "b.jpg")
     first, second = columns["year"].to_pylist()
     assert first == 1999 and second >= 2024, "the year of the table, else that of the file"
+
+
+@pytest.mark.parametrize(
+    ("names", "root", "paths"),
+    [
+        (["photos\\a.jpg", "photos\\trip\\b.jpg"], "", ["photos/a.jpg", "photos/trip/b.jpg"]),
+        (["C:\\me\\photos\\a.jpg", "C:\\me\\photos\\trip\\b.jpg"], "photos", ["photos/a.jpg", "photos/trip/b.jpg"]),
+        (["C:\\me\\a.jpg", "D:\\me\\b.jpg"], "photos", ["photos/C:/me/a.jpg", "photos/D:/me/b.jpg"]),
+        (["D:\\trip\\b.jpg", "", "D:\\trip\\c.jpg"], "photos/trip", ["photos/trip/b.jpg", "photos/trip/c.jpg"]),
+        (["odd\\name.jpg", "b\\c.jpg"], "", ["odd\\name.jpg", "b\\c.jpg"]),
+        (["photos/a.jpg", "b\\c.jpg"], "", ["photos/a.jpg", "b\\c.jpg"]),
+    ],
+)
+def test_paths_that_were_written_on_windows(tmp_path: Path, names: list[str], root: str, paths: list[str]) -> None:
+    """``--image-root`` names the folder that all paths with a drive letter lie in; names with a backslash stay."""
+    (tmp_path / "odd\\name.jpg").touch()
+    table = tmp_path / "t.csv"
+    table.write_text("filepath,title\n" + "".join(f"{name},x\n" for name in names))
+    data = SOURCE.read(table, SourceOptions(media_root=tmp_path / root if root else None))
+    assert [r.media["image"] for r in data.records if "image" in r.media] == [tmp_path / path for path in paths]
