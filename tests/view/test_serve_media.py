@@ -72,7 +72,7 @@ def plays(browser: Any, tag: str) -> None:
     until(lambda: ask(browser, f"{CARD}.querySelector('{tag}').duration > 0.3"))
 
 
-def test_sounds_are_found_by_text_and_played(browser: Any, sounds: Served) -> None:
+def test_a_text_finds_sounds_which_can_be_played(browser: Any, sounds: Served) -> None:
     browser.get_log("browser")
     visit(browser, sounds.url, words="sounds")
     assert text(browser, "hint") == "6 sounds. Type what you look for, or drop or paste a sound."
