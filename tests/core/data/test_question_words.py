@@ -134,12 +134,12 @@ def test_a_plan_draws_the_same_questions_for_any_number_of_processes_and_leaves_
 
     items, family = Items(), np.arange(3)
     plain = PairPlan(items, items, family, 3, 7)  # type: ignore[arg-type]
-    asked = PairPlan(items, items, family, 3, 7, questions=column().draw)  # type: ignore[arg-type]
+    with_questions = PairPlan(items, items, family, 3, 7, questions=column().draw)  # type: ignore[arg-type]
     for number in range(4):
-        without, entries = plain.epoch(number), asked.epoch(number)
+        without, entries = plain.epoch(number), with_questions.epoch(number)
         for expected, entry in zip(without, entries, strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(expected, entry[:3], strict=True))
             shares = [part(entry, rank, 3) for rank in range(3)]
             assert np.array_equal(np.concatenate([share[3] for share in shares]), entry[3])
-    drawn = [tuple(asked.epoch(number)[0][3]) for number in range(8)]
-    assert len(set(drawn)) > 2 and drawn[0] == tuple(asked.epoch(0)[0][3])
+    drawn = [tuple(with_questions.epoch(number)[0][3]) for number in range(8)]
+    assert len(set(drawn)) > 2 and drawn[0] == tuple(with_questions.epoch(0)[0][3])

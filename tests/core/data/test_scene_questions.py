@@ -40,8 +40,8 @@ def is_true(text: str, answer: str, record: PairRecord) -> bool:
     if words[0] == "is":
         return (facts[words[2]]["colour"] == words[3]) == {YES: True, NO: False}[answer]
     relation = {"left": "left", "above": "above", "top": "on", "chasing": "chasing"}
-    (asked,) = [value for word, value in relation.items() if word in words]
-    return bool(meta["relation"] == asked and meta["facts"][0]["noun"] == answer and answer in words)
+    (named_relation,) = [value for word, value in relation.items() if word in words]
+    return bool(meta["relation"] == named_relation and meta["facts"][0]["noun"] == answer and answer in words)
 
 
 def test_every_answer_is_true_and_one_word(records: list[PairRecord]) -> None:

@@ -89,8 +89,8 @@ def test_answers_from_the_shell_equal_those_of_the_evaluation(
 ) -> None:
     stored = {(q.row, q.question): (q.answer, q.confidence) for q in load_answers(answering, "test") if q.row < 3}
     texts = sorted({question for _, question in stored})
-    asked = [part for text in texts for part in ("--ask", text)]
-    listed = ccaco("retrieve", *asked, "--image", *pictures, "--run", answering)
+    ask_options = [part for text in texts for part in ("--ask", text)]
+    listed = ccaco("retrieve", *ask_options, "--image", *pictures, "--run", answering)
     assert listed.code == 0, listed.err
     rows = rows_of(listed.out)
     assert [(row["filepath"], row["question"]) for row in rows] == [(str(f), text) for f in pictures for text in texts]
@@ -98,7 +98,7 @@ def test_answers_from_the_shell_equal_those_of_the_evaluation(
     for key, (answer, confidence) in stored.items():
         assert answers[key]["answer"] == answer
         assert float(answers[key]["confidence"]) == pytest.approx(confidence, abs=2e-3)
-    piped = ccaco("retrieve", *asked, "-", "--run", answering, stdin="\n".join(map(str, pictures)))
+    piped = ccaco("retrieve", *ask_options, "-", "--run", answering, stdin="\n".join(map(str, pictures)))
     assert piped.out == listed.out
     as_json = ccaco("retrieve", "--ask", QUESTION, "-", "--run", answering, "-f", "json", stdin=str(pictures[0]))
     assert json.loads(as_json.out)[0].keys() == {"filepath", "question", "answer", "confidence"}

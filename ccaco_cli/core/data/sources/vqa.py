@@ -26,7 +26,7 @@ _PUBLISHED = {"train": 82_783, "val": 40_504}
 
 
 @dataclass
-class _Photo:
+class _QuestionedPhoto:
     """The questions and captions of one photo; ``problem`` says why it cannot be used, ``detail`` which question."""
 
     questions: list[Question] = field(default_factory=list)
@@ -84,15 +84,15 @@ def _files(root: Path, part: str) -> dict[str, Any]:
     }
 
 
-def _photos(questions: Path, annotations: Path, captions: Path | None) -> dict[int, _Photo]:
+def _photos(questions: Path, annotations: Path, captions: Path | None) -> dict[int, _QuestionedPhoto]:
     """Image id -> its questions with their answers, in the order of the file. Raises DataError: other content."""
     if not annotations.is_file():
         raise DataError("the questions have no answers", where=annotations, expected=_EXPECTS)
     answers = _answers(annotations)
-    photos: dict[int, _Photo] = {}
+    photos: dict[int, _QuestionedPhoto] = {}
     try:
         for entry in read_json(questions, "questions")["questions"]:
-            photo, fields = photos.setdefault(_image_id(entry), _Photo()), FieldReader()
+            photo, fields = photos.setdefault(_image_id(entry), _QuestionedPhoto()), FieldReader()
             text = fields.text(entry["question"], "question")
             kind, people = answers.get(entry["question_id"], ("", ()))
             if not people:
@@ -122,7 +122,7 @@ def _answers(file: Path) -> dict[Any, tuple[str, tuple[str, ...]]]:
         raise _other_content(file, error, "annotations[].{question_id, answers[].answer}") from None
 
 
-def _add_captions(photos: dict[int, _Photo], file: Path) -> None:
+def _add_captions(photos: dict[int, _QuestionedPhoto], file: Path) -> None:
     try:
         for entry in read_json(file, "annotations")["annotations"]:
             if _image_id(entry) in photos:
