@@ -49,8 +49,8 @@ class SceneClaims:
             return True
         if self.relation != meta["relation"]:
             return False
-        subject, other = (numbers[i] for i in self.related)
-        return (subject, other) == (0, 1) or (self.relation == "next" and (subject, other) == (1, 0))
+        subject, target = (numbers[i] for i in self.related)
+        return (subject, target) == (0, 1) or (self.relation == "next" and (subject, target) == (1, 0))
 
 
 def _matching(claimed: SceneObject, facts: Sequence[SceneObject]) -> int | None:
@@ -91,10 +91,10 @@ def _object(phrase: str) -> SceneObject | None:
     match = _noun_phrase().fullmatch(phrase)
     if match is None:
         return None
-    said = {name: _canonical(value) for name, value in match.groupdict(default="").items()}
-    if (said["before"] and said["after"]) or match["article"] != ("an" if phrase.split()[1][0] in "aeiou" else "a"):
+    words = {name: _canonical(value) for name, value in match.groupdict(default="").items()}
+    if (words["before"] and words["after"]) or match["article"] != ("an" if phrase.split()[1][0] in "aeiou" else "a"):
         return None
-    return SceneObject(said["noun"], said["colour"], said["size"], said["before"] or said["after"])
+    return SceneObject(words["noun"], words["colour"], words["size"], words["before"] or words["after"])
 
 
 @cache

@@ -87,8 +87,8 @@ def _truth(meta: Mapping[str, Any], texts: Sequence[str]) -> tuple[int | None, b
     """(number of things, whether each of both texts is true) of a generated scene; all None for other samples."""
     if not {"facts", "relation", "place"} <= meta.keys():
         return None, None, None
-    claims = [parse(text) for text in texts]
-    caption_true, nearest_true = (claim is not None and claim.true_of(meta) for claim in claims)
+    parsed = [parse(text) for text in texts]
+    caption_true, nearest_true = (claims is not None and claims.true_of(meta) for claims in parsed)
     return len(meta["facts"]), caption_true, nearest_true
 
 

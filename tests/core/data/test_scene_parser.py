@@ -17,29 +17,29 @@ def meta_of(scene: Any) -> dict[str, Any]:
     return scenes._meta(scene)
 
 
-def said(wording: Wording, obj: SceneObject, *, posed: bool) -> SceneObject:
+def as_worded(wording: Wording, obj: SceneObject, *, posed: bool) -> SceneObject:
     """The object as a sentence of this wording names it."""
     return replace(obj, size=obj.size if wording.sized else "", pose=obj.pose if posed and wording.posed else "")
 
 
 def test_parse_of_a_generated_sentence_gives_its_facts() -> None:
     rng = random.Random(5)
-    seen = set()
+    templates = set()
     for _ in range(10_000):
         scene = scenes.compose(rng, rng.choice(list(scenes.KINDS)), allow_held_out=True)[-1]
         wording = Wording.draw(rng)
-        seen.add((FULL if wording.placed else SHORT)[wording.template])
+        templates.add((FULL if wording.placed else SHORT)[wording.template])
         text = scene_words.full(wording, scene.objects, scene.relation, scene.place)
         order = (1, 0) if wording.inverse else (0, 1)
         extras = scene.objects[2 : 2 + wording.more]
-        objects = [said(wording, scene.objects[i], posed=scene.relation != "chasing") for i in order]
-        objects += [said(wording, obj, posed=False) for obj in extras]
+        objects = [as_worded(wording, scene.objects[i], posed=scene.relation != "chasing") for i in order]
+        objects += [as_worded(wording, obj, posed=False) for obj in extras]
         related = (1, 0) if wording.inverse and scene.relation != "next" else (0, 1)
         place = scene.place if wording.placed else ""
         claims = parse(text)
         assert claims == SceneClaims(tuple(objects), scene.relation, related, place), text
         assert claims.true_of(meta_of(scene)), text
-    assert seen == {*FULL, *SHORT}
+    assert templates == {*FULL, *SHORT}
 
 
 def test_sentences_without_a_relation() -> None:

@@ -40,10 +40,10 @@ def test_a_reference_itself_is_best_and_other_words_are_worst() -> None:
     same = caption_metrics([texts[0] for texts in REFERENCES], REFERENCES)
     assert same["BLEU-4"] == pytest.approx(1, abs=1e-6) and same["ROUGE-L"] == pytest.approx(1)
     near = caption_metrics(["a red ball on a box", "an orange cat in the snow", "two dogs on the beach"], REFERENCES)
-    other = caption_metrics(["x y z w", "x y z w", "x y z w"], REFERENCES)
+    unrelated = caption_metrics(["x y z w", "x y z w", "x y z w"], REFERENCES)
     for name in ("BLEU-4", "ROUGE-L", "CIDEr-D"):
-        assert same[name] > near[name] > other[name] >= 0
-    assert other["BLEU-4"] < 1e-6 and other["CIDEr-D"] == 0
+        assert same[name] > near[name] > unrelated[name] >= 0
+    assert unrelated["BLEU-4"] < 1e-6 and unrelated["CIDEr-D"] == 0
 
 
 def test_rouge_by_hand() -> None:

@@ -75,9 +75,9 @@ def test_padding_of_words_and_of_memory_changes_nothing() -> None:
     built, (tokens, mask) = decoder(), memory(2)
     alone = built(tokens[:1], mask[:1], texts([1, 2]))
     wider = torch.cat([tokens, torch.full((2, 3, WIDTH), 7.0)], 1), torch.nn.functional.pad(mask, (0, 3))
-    together = built(*wider, texts([1, 2], [3, 4, 5, 6]))
-    assert torch.allclose(together.logits[:1, :3], alone.logits, atol=1e-5)
-    assert together.targets[0].tolist() == [1, 2, 11, IGNORED, IGNORED]
+    batched = built(*wider, texts([1, 2], [3, 4, 5, 6]))
+    assert torch.allclose(batched.logits[:1, :3], alone.logits, atol=1e-5)
+    assert batched.targets[0].tolist() == [1, 2, 11, IGNORED, IGNORED]
     assert generate(built, *wider)[0][0].ids == generate(built, tokens[:1], mask[:1])[0][0].ids
 
 
@@ -167,9 +167,9 @@ def test_a_wide_beam_finds_the_best_of_all_texts() -> None:
 def test_generation_is_greedy_by_default_and_does_not_depend_on_the_batch() -> None:
     built, (tokens, mask) = decoder(), memory(4)
     for options in (GenerationOptions(), GenerationOptions(beam=3), GenerationOptions(sample=True, seed=5)):
-        together = generate(built, tokens, mask, options=options)
+        batched = generate(built, tokens, mask, options=options)
         alone = [generate(built, tokens[i : i + 1], mask[i : i + 1], options=options)[0] for i in range(4)]
-        assert [[d.ids for d in drafts] for drafts in together] == [[d.ids for d in drafts] for drafts in alone]
+        assert [[d.ids for d in drafts] for drafts in batched] == [[d.ids for d in drafts] for drafts in alone]
     sampled = [
         generate(built, tokens, mask, options=GenerationOptions(sample=True, drafts=3, seed=s)) for s in (0, 0, 1)
     ]
@@ -182,10 +182,10 @@ def test_generation_is_greedy_by_default_and_does_not_depend_on_the_batch() -> N
 def test_prefixes_of_different_length_are_continued(options: GenerationOptions) -> None:
     built, (tokens, mask) = decoder(), memory(3)
     prefixes = [[1, 2, 3], [], [4]]
-    together = generate(built, tokens, mask, prefixes, options)
+    batched = generate(built, tokens, mask, prefixes, options)
     for i, prefix in enumerate(prefixes):
         alone = generate(built, tokens[i : i + 1], mask[i : i + 1], [prefix], options)[0]
-        assert [d.ids for d in together[i]] == [d.ids for d in alone]
+        assert [d.ids for d in batched[i]] == [d.ids for d in alone]
         assert all(len(draft.ids) <= 3 for draft in alone)
     with pytest.raises(ConfigError, match=r"too long for the decoder.*at most 7"):
         generate(built, tokens[:1], mask[:1], [list(range(8))])

@@ -113,9 +113,9 @@ def test_beam_sampling_length_and_the_choice_among_drafts(
     assert sampled[0] == sampled[1] != sampled[2]
     assert captions("--sample", "--temperature", 0.01) == greedy
     assert all(len(row["caption"].split()) <= 3 for row in captions("--max-words", 3))
-    one, eight = captions("--sample", "--rerank", 1), captions("--sample", "--rerank", 8)
-    assert all(float(b["score"]) >= float(a["score"]) - 1e-4 for a, b in zip(one, eight, strict=True))
-    assert any(float(b["score"]) > float(a["score"]) + 1e-3 for a, b in zip(one, eight, strict=True))
+    single, best = ([float(row["score"]) for row in captions("--sample", "--rerank", n)] for n in (1, 8))
+    assert all(b >= a - 1e-4 for a, b in zip(single, best, strict=True))
+    assert any(b > a + 1e-3 for a, b in zip(single, best, strict=True))
 
 
 def test_an_index_carries_the_decoder(
@@ -127,7 +127,13 @@ def test_an_index_carries_the_decoder(
     by_index = ccaco("retrieve", "--caption", "--image", *pictures, "--index", index)
     by_run = ccaco("retrieve", "--caption", "--image", *pictures, "--run", captioned)
     assert by_index.code == 0, by_index.err
-    assert by_index.out == by_run.out
+    rows, rows_of_run = rows_of(by_index.out), rows_of(by_run.out)
+    assert [row["caption"] for row in rows] == [row["caption"] for row in rows_of_run]
+    # the index computes in the precision of its items, and the run in that which suits the CPU
+    assert all(
+        float(a["log_prob"]) == pytest.approx(float(b["log_prob"]), abs=0.02)
+        for a, b in zip(rows, rows_of_run, strict=True)
+    )
 
 
 def test_wrong_use_is_refused_in_one_line(
