@@ -66,7 +66,8 @@ class Result:
         data: sha256 of the manifest of the data set.
         evaluation: ranks and metrics of the pools.
         metrics: name -> value; fractions are 0..1; None for NaN.
-        strata: name -> one value per row of modality a, in the order of the pools.
+        strata: name -> one value per row of modality a, in the order of the pools; all rows of the split where the pool
+            is its first rows.
         items: outcomes (0 or 1) of single choices: ``matching`` has one per caption; ``matching_N_way``, ``twin``,
             ``binding`` and ``class`` have the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so
             on.
@@ -251,7 +252,9 @@ def strata(result: Result, name: str) -> dict[Any, Result]:
         DataError: no such stratum, or not one value per row.
     """
     a_to_b, b_to_a = _joined(result.evaluation.a_to_b), _joined(result.evaluation.b_to_a)
-    values = list(result.strata.get(name, ()))
+    all_values = list(result.strata.get(name, ()))
+    small = result.pool.startswith("first-")  # choices are made on all rows, also where few are ranked
+    values = all_values[: len(a_to_b.rank)] if small else all_values
     if len(values) != len(a_to_b.rank):
         known = " | ".join(result.strata) or "none in these results"
         raise DataError(
@@ -265,7 +268,7 @@ def strata(result: Result, name: str) -> dict[Any, Result]:
     for value in sorted(set(values), key=lambda v: (type(v).__name__, v)):
         ranks_a = _select(a_to_b, [v == value for v in values])
         ranks_b = _select(b_to_a, [v == value for v in values_of_b])
-        items = _select_items(result, values, value)
+        items = _select_items(result, all_values, value)
         metrics = summary(ranks_a, ranks_b, result.evaluation.names)
         metrics |= {
             f"{item}_accuracy": float(np.mean(outcomes))

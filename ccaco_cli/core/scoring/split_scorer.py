@@ -84,7 +84,7 @@ class StageResult:
         scoring: the score that ranked: cosine, two-stage, cross or classes.
         weight: weight of the cross score in the two-stage score.
         evaluation: ranks and metrics.
-        strata: name -> one value per row of modality a that is in the pool, in order.
+        strata: name -> one value per row of modality a, in order; a pool of the first rows has the first of them.
         items: name -> outcomes (0 or 1) of single choices, and their rows.
         reliability: of the probabilities that were calibrated on validation; None where they were not measured.
     """
@@ -191,7 +191,7 @@ class SplitScorer:
         return self._stage("small", scoring, replace(evaluation, protocol=f"first-{rows}"))
 
     def _stage(self, stage: str, scoring: str, evaluation: Evaluation) -> StageResult:
-        return StageResult(stage, scoring, self.weight, evaluation, self._strata(evaluation))
+        return StageResult(stage, scoring, self.weight, evaluation, self._strata())
 
     def _evaluate(self, scoring: str, encodings: SplitEncodings, protocol: str) -> Evaluation:
         if encodings.language is not None:
@@ -209,11 +209,8 @@ class SplitScorer:
         config = replace(self.config.eval, protocol=protocol)
         return two_stage(self.aligner, a, b, groups, config, self.weight, self.shortlists)
 
-    def _strata(self, evaluation: Evaluation) -> dict[str, list[Any]]:
-        rows = self.encodings.row_a
-        if evaluation.protocol.startswith("first-"):
-            rows = rows[: evaluation.pools[0][0]]
-        metas = [self.split.meta(int(row)) for row in rows]
+    def _strata(self) -> dict[str, list[Any]]:
+        metas = [self.split.meta(int(row)) for row in self.encodings.row_a]
         known = {name: read for name, read in STRATA.items() if metas and all(name in meta for meta in metas)}
         return {name: [read(meta) for meta in metas] for name, read in known.items()}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,6 @@ def test_one_arm_is_one_config(fabricate: Any) -> None:
 
 
 def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
-    from dataclasses import replace
-
     (run,) = results.find_runs([fabricate("a", 1.0)])
     first = results.load_result(run)
     a_to_b, b_to_a = first.evaluation.a_to_b[0], first.evaluation.b_to_a[0]
@@ -114,9 +113,21 @@ def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
     assert parts["late"].metrics["image_to_text_R@1"] == pytest.approx(a_to_b.hits(1)[30:].mean())
 
 
-def test_a_mean_over_seeds_hides_no_missing_figure(fabricate: Any) -> None:
-    from dataclasses import replace
+def test_choices_outside_of_a_small_pool_have_their_stratum(fabricate: Any) -> None:
+    items = {"binding_role": [1, 0, 1, 1], "binding_role_row": [3, 19, 25, 59]}
+    strata = {"relation": ["on"] * 20 + ["left"] * 10 + ["on"] * 30}
+    (run,) = results.find_runs([fabricate("a", 1.0, small=True, items=items)])
+    small = replace(results.load_result(run, "test", results.SMALL), strata=strata)
+    (part,) = results.strata(small, "relation").values()  # the 20 ranked rows have one relation
+    assert len(part.evaluation.a_to_b[0].rank) == 20
+    assert (part.items["binding_role_row"], part.metrics["binding_role_accuracy"]) == ([3, 19, 59], 2 / 3)
+    with pytest.raises(DataError, match="10 values of relation for 20 rows"):
+        results.strata(replace(small, strata={"relation": ["on"] * 10}), "relation")
+    with pytest.raises(DataError, match="61 values of relation for 60 rows"):
+        results.strata(replace(results.load_result(run), strata={"relation": ["on"] * 61}), "relation")
 
+
+def test_a_mean_over_seeds_hides_no_missing_figure(fabricate: Any) -> None:
     (run,) = results.find_runs([fabricate("a", 1.0)])
     first = results.load_result(run)
     other = replace(first, metrics={"R-sum": 100.0, "text_to_image_R@1": None})

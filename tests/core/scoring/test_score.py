@@ -120,7 +120,7 @@ def test_every_arm_is_scored_on_the_small_pool_too(data: PairData, tmp_path: Pat
     captions = int((data.split("test").caption_row < 10).sum())
     assert small.pools == ((10, captions),)
     assert (small.protocol, by_stage["test.small"]["pool_rule"], facts["pool_rules"]["test.small"]) == ("first-10",) * 3
-    assert len(by_stage["test.small"]["strata"]["things"]) == 10
+    assert by_stage["test.small"]["strata"] == by_stage["test.cosine"]["strata"], "choices are made on all rows"
     assert facts["headline"] == "cosine"
     assert small.metrics["text_to_image_R@1"] == 1.0
 
