@@ -73,7 +73,7 @@ def calibration_notes(model: PairModel, prior: float) -> list[str]:
         return ["no probability: this model was not scored on a validation split; --calibrate DATASET fits one"]
     return [
         f"probability: calibrated on {calibration.split} ({calibration.pairs:,} true pairs and as many others, half of "
-        f"them the most alike), for {100 * prior:g} % true pairs; {calibration.threshold:.2f} separated them best there"
+        f"them alike), for {100 * prior:g} % true pairs; {calibration.threshold:.2f} separated them best there"
     ]
 
 

@@ -129,7 +129,7 @@ def measure(root: Path, options: argparse.Namespace, seed: int) -> tuple[list[De
     write(clean, captions, root / f"{RAW}-{seed}")
     base = config_io.load(Path(options.config)) if options.config else {}
     batch = int(base.get("optim.batch_size", TINY["optim.batch_size"]))
-    steps = 30 if options.quick else max(1, options.epochs * len(clean.split("train")) // batch)
+    steps = 10 if options.quick else max(1, options.epochs * len(clean.split("train")) // batch)
     settings = ({} if options.config else TINY) | {"optim.steps": steps, "seed": seed, "device": options.device}
     raw = fit(root, f"{RAW}-{seed}", f"{RAW}-{seed}", settings, base)
     model = open_pair_model(root / "runs" / f"{RAW}-{seed}", options.device)
@@ -158,7 +158,7 @@ def main() -> None:
         options.seeds = 1
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        limit = 200 if options.quick else options.limit or None
+        limit = 100 if options.quick else options.limit or None
         name, source = ("flickr8k", Path(options.flickr8k)) if options.flickr8k else ("scenes", None)
         shrink = WriteOptions(image_size=224, workers=0 if options.quick else None)
         settings = SourceOptions(limit=limit, size=64)

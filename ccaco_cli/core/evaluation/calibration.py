@@ -58,7 +58,7 @@ class Calibration:
 
 def fit(true_scores: ArrayLike, false_scores: ArrayLike, split: str = "") -> Calibration:
     """Logistic calibration by maximum likelihood with Platt's targets, which keep the slope finite where the scores
-    separate all pairs (Platt 1999; Newton's method as in Lin, Lin and Weng 2007).
+    separate all pairs (Platt 1999; Newton's method as in Lin, Lin and Weng 2007). The slope is never negative.
 
     Args:
         true_scores: [n] scores of true pairs. false_scores: [m] scores of others; both sides have the same total
@@ -97,6 +97,8 @@ def fit(true_scores: ArrayLike, false_scores: ArrayLike, split: str = "") -> Cal
         parameters = parameters - size * step
         if np.abs(gradient).max() < 1e-10:
             break
+    if parameters[0] < 0:  # higher scores of false pairs tell nothing: every pair has the prior
+        parameters = np.zeros(2)
     slope = float(parameters[0] / spread)
     offset = float(parameters[1] - slope * centre)
     fitted = Calibration(slope, offset, EVEN, len(true), split)

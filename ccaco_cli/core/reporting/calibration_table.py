@@ -18,8 +18,8 @@ ALL = "all"
 class CalibrationRow(ReportRow):
     """One interval of the probabilities of a run, or all of them together.
 
-    The pairs are true pairs of the split and as many others: half drawn at random from other groups, half the most
-    alike by cosine. The calibration was fitted on validation.
+    The pairs are true pairs of the split and as many others: half drawn at random from other groups, half alike
+    (``pair_sampling.calibration_pairs``). The calibration was fitted on validation.
 
     Attributes:
         probability: the interval, such as ``0.1-0.2``, or ``all``.

@@ -19,6 +19,7 @@ Choices = tuple[Tensor, Tensor]
 """Index pairs (item of a, item of b), int64: the true pairs [n, 2], and the false pairs [n * m, 2], m for each true
 pair.
 """
+ALIKE_OF = 10
 CALIBRATION_PAIRS = 2000
 """Most true pairs on which probabilities are calibrated or measured: a slow matcher scores twice as many pairs."""
 
@@ -54,11 +55,12 @@ def draw_from_other_groups(pool: Array, groups: Array) -> Array:
 
 
 def calibration_pairs(group: Array, row_a: Array, row_b: Array, z_a: Tensor, z_b: Tensor) -> Choices:
-    """True pairs and as many others, half of them drawn at random and half the most alike.
+    """True pairs and as many others, half of them drawn at random and half alike.
 
     At most ``CALIBRATION_PAIRS`` items of b, evenly spaced, stand with their own item of a. Every second of them also
-    stands with an item of a of another group that is drawn at random, the rest with the one of another group that has
-    the highest cosine. No pairs when there is only one group.
+    stands with an item of a of another group that is drawn at random, the rest with the one of highest cosine among
+    ``ALIKE_OF`` that are drawn. (The most alike of the whole split would depend on its size, and would have a higher
+    score than the true partner in most cases.) No pairs when there is only one group.
 
     Args:
         group: [rows] int64. row_a, row_b: [items] int64, the row of each item.
@@ -68,11 +70,10 @@ def calibration_pairs(group: Array, row_a: Array, row_b: Array, z_a: Tensor, z_b
         return _pairs([], []), _pairs([], [])
     items = np.unique(np.linspace(0, len(row_b) - 1, CALIBRATION_PAIRS).astype(np.int64))
     group_a, groups = group[row_a], group[row_b[items]]
-    false = draw_from_other_groups(group_a, groups)
-    for positions in np.array_split(np.arange(1, len(items), 2), max(1, len(items) // 512)):
-        cosine = z_b[torch.from_numpy(items[positions])] @ z_a.T
-        same = torch.from_numpy(groups[positions][:, None] == group_a)
-        false[positions] = cosine.nan_to_num(-1.0).masked_fill(same, -torch.inf).argmax(1).numpy()
+    drawn = draw_from_other_groups(group_a, np.repeat(groups[:, None], ALIKE_OF, 1))
+    cosine = torch.einsum("ne,nke->nk", z_b[torch.from_numpy(items)], z_a[torch.from_numpy(drawn)])
+    alike = drawn[np.arange(len(items)), cosine.nan_to_num(-1.0).argmax(1).numpy()]
+    false = np.where(np.arange(len(items)) % 2, alike, drawn[:, 0])
     return _pairs(np.searchsorted(row_a, row_b[items]), items), _pairs(false, items)
 
 

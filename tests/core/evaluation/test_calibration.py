@@ -39,6 +39,11 @@ def test_separable_few_and_equal_scores_stay_finite(true: list[float], false: li
         assert p == pytest.approx(0.5)
 
 
+def test_a_score_that_is_higher_for_false_pairs_tells_nothing() -> None:
+    true, false = draw(200)
+    assert fit(false, true).probability([-3.0, 3.0], prior=0.2) == pytest.approx(0.2)
+
+
 def test_the_prior_is_bayes_rule() -> None:
     fitted = fit(*draw(500))
     even = fitted.probability([0.3])[0]

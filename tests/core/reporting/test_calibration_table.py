@@ -43,4 +43,4 @@ def test_the_command_and_the_figure(ccaco: Callable[..., Any], run: Path, tmp_pa
     assert len(rows) == 11 and rows[-1]["probability"] == ALL and float(rows[-1]["Brier"]) > 0
     assert "predicted probability" in figure.read_text()
     shown = ccaco("report", run, "--table", "calibration", "--format", "table")
-    assert "0.9-1.0" in shown.out and "ECE" in shown.out and max(map(len, shown.out.splitlines())) <= 80
+    assert "0.9-1.0" in shown.out and "ECE" in shown.out

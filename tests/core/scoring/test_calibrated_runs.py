@@ -31,11 +31,14 @@ def test_pairs_of_a_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(true) == len(false) == 30
     assert (row_a[true[:, 0]] == row_b[true[:, 1]]).all() and (true[:, 1] == false[:, 1]).all()
     assert (group[row_a[false[:, 0]]] != group[row_b[false[:, 1]]]).all()  # a second row of the group is no other
-    for a, b in false[1::2]:  # the most alike of another group
-        cosine = (z_a @ z_b[b]).numpy()
-        cosine[group[row_a] == group[row_b[b]]] = -np.inf
-        assert a == cosine.argmax()
-    assert len(set(false[::2, 0])) > 5  # drawn
+    cosine = (z_a[false[:, 0]] * z_b[false[:, 1]]).sum(1)
+    assert cosine[1::2].mean() > cosine[::2].mean() + 0.2  # alike, and drawn
+    assert len(set(false[::2, 0])) > 5
+    monkeypatch.setattr(pair_sampling, "ALIKE_OF", 5000)  # so many that every item is among them
+    for a, b in calibration_pairs(group, row_a, row_b, z_a, z_b)[1].numpy()[1::2]:
+        cosines_of_all = (z_a @ z_b[b]).numpy()
+        cosines_of_all[group[row_a] == group[row_b[b]]] = -np.inf
+        assert a == cosines_of_all.argmax()
 
 
 def test_one_group_has_no_pairs() -> None:
