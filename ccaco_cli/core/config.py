@@ -19,7 +19,7 @@ class FusionConfig:
 
     kind: str = setting("attended", "Architecture of the cross branch.", choices="model.matching:MATCHERS")
     heads: int = setting(4, "Attention heads of the transformer kinds; must divide the width.", min=1, max=1_024)
-    layers: int = setting(1, "Layers of the transformer kinds.", min=1, max=1_000)
+    layers: int = setting(1, "Layers of the transformer kinds.", min=1, max=100)
     dropout: float = setting(0.1, "Dropout of the transformer kinds.", min=0, max=1)
     residual: bool = setting(True, "Add the attention output to its input (residual connection).")
     direction: str = setting(
@@ -49,7 +49,7 @@ class FusionConfig:
     )
     window: int = setting(64, "Window attention: tokens per block.", min=1)
     spread: int = setting(16, "Window attention: global tokens, evenly spread over each modality.", min=0)
-    features: int = setting(256, "Linear attention: random features per head.", min=1, max=65_536)
+    features: int = setting(256, "Linear attention: random features per head.", min=1, max=4_096)
     redraw: int = setting(
         1000,
         "Linear attention: training steps, on average, between two draws of the features; 0 means never.",

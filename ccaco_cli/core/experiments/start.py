@@ -52,7 +52,7 @@ def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
         ManifestError: the run is not there, not finished or damaged.
         ConfigError: the settings change the architecture of the run.
     """
-    aligner, towers = aligners.build(config.model, config.loss, modalities)
+    aligner, towers = aligners.build(config.model, config.loss, modalities, trains=True)
     if not config.model.spec or not is_run(config.model.spec):
         return StartModel(aligner, towers)
     source, _, source_config, run = load_run(Path(config.model.spec), "cpu")

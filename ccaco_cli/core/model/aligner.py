@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ccaco_cli.core.model.decoder import build_decoder
 from ccaco_cli.core.model.fusion import mlp
 from ccaco_cli.core.model.global_batch import GlobalDropout, InputDropout
 from ccaco_cli.core.model.layout import LINE, Layout
+from ccaco_cli.core.model.required_memory import check_memory
 from ccaco_cli.core.model.token_pooling import Grid, as_cached, pooled_grid
 from ccaco_cli.core.model.towers.blocks import evaluate_frozen_parts, freeze_first_blocks
 from ccaco_cli.core.model.towers.dual_encoders import sharing_loads
@@ -377,8 +379,18 @@ def _layout(tower: Tower) -> Layout:
     return LINE if tower.grid is None else Layout(tower.tokens - tower.grid[0] * tower.grid[1], tower.grid)
 
 
-def build(config: ModelConfig, loss: LossConfig, modalities: tuple[str, str]) -> tuple[Aligner, dict[str, Tower]]:
-    """Builds an aligner from the config, and returns it with its towers (for preprocessing)."""
+def build(
+    config: ModelConfig, loss: LossConfig, modalities: tuple[str, str], *, trains: bool = False
+) -> tuple[Aligner, dict[str, Tower]]:
+    """Builds an aligner from the config, and returns it with its towers (for preprocessing).
+
+    Raises:
+        TowerError: a tower cannot be built.
+        ConfigError: the aligner ``trains``, and its layers beside the towers do not fit memory.
+    """
     with sharing_loads():
         built = {m: towers.build(config.tower(m), m) for m in modalities}
+    if trains:
+        # without the decoder, which reads its tokenizer
+        check_memory(lambda: Aligner(built, config, replace(loss, gamma=0.0)), config)
     return Aligner(built, config, loss), built

@@ -101,7 +101,9 @@ def attention_plan(
             key.
         device: of the tensors of the plan.
     """
-    side = max(1, math.isqrt(window))
+    # a block that is larger than every segment would hold padding only
+    longest = max(_longest_side(segment) for segment in (*queries, *keys))
+    side = max(1, min(math.isqrt(window), longest))
     query_segments, key_segments = _blocks(queries, side), _blocks(keys, side)
     first_blocks, query_globals, key_globals = [0], _global_tokens(queries, spread), _global_tokens(keys, spread)
     for block_tokens, _ in key_segments:
@@ -126,6 +128,13 @@ def attention_plan(
     return AttentionPlan(
         tuple(windows), *(t.to(device) for t in (key_blocks, key_globals, query_globals, output_order))
     )
+
+
+def _longest_side(segment: Segment) -> int:
+    """The side of a square block that holds a whole segment."""
+    if segment.grid is not None:
+        return max(segment.grid)
+    return math.isqrt(max(0, segment.count - segment.special - 1)) + 1
 
 
 def _blocks(sequence: SequenceLayout, side: int) -> list[tuple[Tensor, tuple[int, int]]]:

@@ -38,6 +38,14 @@ def check(config: RunConfig) -> None:
             expected="2 or more",
             next="--batch-size 128, or, with too little memory, 16",
         )
+    pairs = config.optim.batch_size * config.optim.captions
+    if config.loss.beta > 0 and config.loss.cross in ("matching", "listwise") and config.loss.negatives >= pairs:
+        raise ConfigError(
+            "a batch has fewer negatives than each of its pairs should have",
+            where=f"loss.negatives = {config.loss.negatives}, {pairs} pairs in a batch",
+            expected=f"at most {pairs - 1}",
+            next="--set loss.negatives=1",
+        )
     if config.loss.beta > 0 and config.loss.cross == "infonce" and config.loss.cross_batch == 1:
         raise ConfigError(
             "the cross-attention loss compares a pair with the other pairs that it scores",

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from ccaco_cli.core import runtime
 from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.errors import CcacoError, TowerError
 from ccaco_cli.core.modalities import MODALITIES
@@ -19,6 +22,12 @@ from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.model.towers.weights import first_line, nearest
 
 Builder = Callable[[TowerSpec, TowerConfig], Tower]
+MAX_TOKENS = 2**18
+"""Tokens of a sample up to which a tower is tried: those of more do not fit memory."""
+MATRIX_BYTES = 12
+"""Memory of one score of a token of a text with another one: a mask in float32, and what it is made of."""
+PIXEL_BYTES = 76
+"""Memory of one pixel of an image in float32, with the 64 channels of a first layer at half the size."""
 
 
 def families(modality: str) -> dict[str, Builder]:
@@ -47,6 +56,7 @@ def build(config: TowerConfig, modality: str) -> Tower:
         raise TowerError(
             f"family {spec.family} has no {modality} tower", where=config.spec, expected=nearest(spec.family, known)
         )
+    _refuse_large_samples(config, modality, config.context_length if modality == "text" else 0)
     try:
         tower = known[spec.family](spec, config)
     except (CcacoError, MemoryError):
@@ -60,6 +70,7 @@ def build(config: TowerConfig, modality: str) -> Tower:
         ) from error
     if config.projected:
         _refuse_other_inputs(config, modality, tower)
+    _refuse_large_samples(config, modality, tower.tokens)
     extended = modality == "text" and tower.tokens < config.context_length
     if extended:
         tower = extend_context(tower, config.context_length, config.positions)
@@ -69,6 +80,19 @@ def build(config: TowerConfig, modality: str) -> Tower:
     tower = with_hidden_states(tower, config.states)
     probe(tower)
     return with_tiles(tower, config.tiles)  # not probed again: tiles are passes of the tower that was probed
+
+
+def _refuse_large_samples(config: TowerConfig, modality: str, tokens: int) -> None:
+    """Raises TowerError: a sample of so many tokens, or of the size in the config, would not fit memory."""
+    required = MATRIX_BYTES * tokens**2 if modality == "text" else PIXEL_BYTES * config.size**2
+    if tokens <= MAX_TOKENS and required <= runtime.available_memory(torch.device("cpu")):
+        return
+    raise TowerError(
+        "a sample of this size does not fit the memory of this machine",
+        where=f"the {modality} tower {config.spec}, " + (f"{tokens:,} tokens" if tokens else f"{config.size:,} pixels"),
+        expected=f"at most {MAX_TOKENS:,} tokens, and {required / 2**30:,.1f} GiB of free memory for one sample",
+        next="a smaller " + {"image": "--image-size", "text": "--context-length"}.get(modality, "size, length or rate"),
+    )
 
 
 def _refuse_other_inputs(config: TowerConfig, modality: str, tower: Tower) -> None:
