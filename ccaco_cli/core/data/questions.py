@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ccaco_cli.core.data.checks import clean_caption
+
 QUESTIONS = "questions"
 """Key of the questions in ``PairRecord.meta``."""
 
@@ -36,9 +38,9 @@ class Question:
 
 
 def stored(questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """Questions as JSON types, for ``PairRecord.meta``."""
+    """Questions as JSON types, for ``PairRecord.meta``; texts are cleaned as captions are."""
     return [
-        {"question": q.text, "answers": list(q.answers), "kind": q.kind}
+        {"question": clean_caption(q.text), "answers": [clean_caption(a) for a in q.answers], "kind": q.kind}
         | ({} if q.chance is None else {"chance": q.chance})
         | ({"voted": True} if q.voted else {})
         for q in questions

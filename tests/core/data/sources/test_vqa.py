@@ -62,6 +62,17 @@ def test_published_layout(tmp_path: Path) -> None:
     assert record.captions == ["what colour 0? red", "what colour 1? red"]
 
 
+def test_texts_that_utf8_cannot_spell_are_cleaned(tmp_path: Path) -> None:
+    write(tmp_path, "val", range(1))
+    for file in tmp_path.glob("v2_*.json"):
+        file.write_text(
+            file.read_text().replace("what colour", r"what \ud800 colour").replace("dark red", r"dark\ud800  red")
+        )
+    (record,) = SOURCE.read(tmp_path, SourceOptions()).records
+    question = read_questions(record.meta)[0]
+    assert (question.text, question.answers[8]) == ("what colour 0?", "dark red")
+
+
 def test_captions_of_coco_are_used_where_they_lie_beside(tmp_path: Path) -> None:
     write(tmp_path, "val", range(2))
     captions = [{"image_id": 1, "caption": "a red square"}, {"image_id": 7, "caption": "of another photo"}]
