@@ -17,6 +17,8 @@ from pyarrow import parquet
 
 import ccaco_cli
 from ccaco_cli.core import manifest
+from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.checks import UNLIKELY
 from ccaco_cli.core.errors import ConfigError, DataError
@@ -24,10 +26,14 @@ from ccaco_cli.core.evaluation.calibration import Calibration
 from ccaco_cli.core.experiments import pair_scores
 from ccaco_cli.core.experiments.pair_filter import PairFilter
 from ccaco_cli.core.experiments.pair_scores import Pair, PairModel, PairOptions, index_pair_model, open_pair_model
+from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.retrieval.index import Index
+from ccaco_cli.core.retrieval.rerank import COSINE, Scorer
 from ccaco_cli.core.types import PairRecord
 from ccaco_cli.core.workflows.retrieve import by_pairs
 from tests.manifests import edited
+from tests.recordings import film, sound, tone
 
 WORDS = ("a red cat", "two dogs on a sofa")
 
@@ -218,6 +224,23 @@ def test_a_run_without_a_calibration_says_how_to_get_one(
     wanted = Calibration.from_dict(manifest.open(run, kind="run").facts["calibration"][fitted.scorer.kind])
     assert fitted.calibration and fitted.calibration.split == "val of scenes"
     assert fitted.calibration.slope == pytest.approx(wanted.slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_sounds_and_films_with_texts(modality: str, tmp_path: Path) -> None:
+    config = override(RunConfig(), {"model.width": 16, "loss.beta": 0.5, f"model.{modality}.spec": "tiny"})
+    aligner, towers = aligners.build(config.model, config.loss, (modality, "text"))
+    described = Manifest(Path("untrained"), "model", {})
+    model = PairModel(aligner.eval(), towers, Scorer.of(COSINE), None, None, described, has_cross=True)
+    file = tmp_path / "recording"
+    file.write_bytes(sound(tone(1.0, 16_000), 16_000) if modality == "audio" else film())
+    (tmp_path / "text.wav").write_bytes(b"no recording")
+    table = tmp_path / "pairs.jsonl"
+    rows = [{"filepath": name, "title": "a dog barks"} for name in ("recording", "text.wav", "recording")]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, broken, again = (row.score for row in by_pairs(model, table, PairOptions()))
+    assert first.problem == again.problem == "" and first.cosine == again.cosine and first.match is not None
+    assert broken.problem and broken.cosine is None and first.probability is None
 
 
 class FixedScores:
