@@ -23,10 +23,9 @@ from ccaco_cli.core.evaluation.significance import PerQuery
 
 RUN_KEYS = ("arm", "seed", "device", "workers")
 """Config keys in which the runs of one arm may differ."""
+_RANK_COLUMNS = [column.name for column in fields(RankResult) if column.name != "gallery"]
 SMALL = "small"
-"""The stage of the small gallery (the first rows of the split). Every arm has it, also one whose score is too slow for
-the full gallery.
-"""
+"""The stage of the small gallery (the first rows of the split). Every arm has it, also one with a slow score."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class Result:
         data: sha256 of the manifest of the data set.
         evaluation: ranks and metrics of the pools.
         metrics: name -> value; fractions are 0..1; None for NaN.
-        strata: name -> one value per row of modality a, in the order of the pools; all rows of the split where the pool
-            is its first rows.
+        strata: name -> one value per row of modality a, in the order of the pools (of a small pool: of all rows).
         items: outcomes (0 or 1) of single choices: ``matching`` has one per caption; ``matching_N_way``, ``twin``,
             ``binding`` and ``class`` have the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so
             on.
@@ -253,8 +251,8 @@ def strata(result: Result, name: str) -> dict[Any, Result]:
     """
     a_to_b, b_to_a = _joined(result.evaluation.a_to_b), _joined(result.evaluation.b_to_a)
     all_values = list(result.strata.get(name, ()))
-    small = result.pool.startswith("first-")  # choices are made on all rows, also where few are ranked
-    values = all_values[: len(a_to_b.rank)] if small else all_values
+    # choices are made on all rows, also where only the first are ranked
+    values = all_values[: len(a_to_b.rank)] if result.pool.startswith("first-") else all_values
     if len(values) != len(a_to_b.rank):
         known = " | ".join(result.strata) or "none in these results"
         raise DataError(
@@ -392,12 +390,10 @@ def _differing_keys(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) ->
 
 
 def _joined(pools: Sequence[RankResult]) -> RankResult:
-    names = [f.name for f in fields(RankResult) if f.name != "gallery"]
-    columns = {name: np.concatenate([getattr(ranks, name) for ranks in pools]) for name in names}
+    columns = {name: np.concatenate([getattr(ranks, name) for ranks in pools]) for name in _RANK_COLUMNS}
     return RankResult(**columns, gallery=pools[0].gallery)
 
 
 def _select(ranks: RankResult, keep: Sequence[bool]) -> RankResult:
-    mask = np.asarray(keep, dtype=bool)
-    names = [f.name for f in fields(RankResult) if f.name != "gallery"]
-    return RankResult(**{name: getattr(ranks, name)[mask] for name in names}, gallery=ranks.gallery)
+    selected = {name: getattr(ranks, name)[np.asarray(keep, bool)] for name in _RANK_COLUMNS}
+    return RankResult(**selected, gallery=ranks.gallery)
