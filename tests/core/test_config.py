@@ -98,7 +98,7 @@ def test_a_value_of_another_kind_is_refused(key: str, value: Any) -> None:
         ("model.audio.cache_tokens", 0, "model.audio.cache_tokens (--cache-tokens)"),
         ("model.image.grayscale", math.nan, "nan does not fit: model.image.grayscale; expected 0 to 1"),
         ("model.fusion.window", 0, "0 does not fit: model.fusion.window; expected 1 to 1000000"),
-        ("model.fusion.features", 0, "0 does not fit: model.fusion.features; expected 1 to 65536"),
+        ("model.fusion.features", 0, "0 does not fit: model.fusion.features; expected 1 to 4096"),
         ("model.vectors", 0, "0 does not fit: model.vectors; expected 1 to 1024"),
         ("domain.weight", -0.5, "-0.5 does not fit: domain.weight (--domain-weight); expected 0 to 1000000"),
         ("loss.teach", -1.0, "-1.0 does not fit: loss.teach; expected 0 to 1000000"),

@@ -143,7 +143,7 @@ class Fsdp(SingleProcess):
             unit._forward_pre_hooks, unit._forward_hooks = OrderedDict(), OrderedDict()
         places = [(module._parameters, name) for module in self.module.modules() for name in module._parameters]
         shards: list[Any] = [parameters[name] for parameters, name in places]
-        full = {id(p): nn.Parameter(p.detach().full_tensor(), False) for p in shards if isinstance(p, DTensor)}
+        full = {id(p): nn.Parameter(p.full_tensor().detach(), False) for p in shards if isinstance(p, DTensor)}
         try:
             for (parameters, name), shard in zip(places, shards, strict=True):
                 parameters[name] = full.get(id(shard), shard)

@@ -70,11 +70,10 @@ def numeric_keys() -> Iterator[ConfigKey]:
 
 def limits(key: ConfigKey) -> dict[str, float]:
     """The smallest and the largest accepted value."""
-    declared, whole = key.setting, isinstance(key.default, int)
-    smallest = declared.min if declared.min is not None else math.nextafter(declared.above or 0.0, math.inf)
-    largest = declared.max if declared.max is not None else math.nextafter(declared.below or 0.0, -math.inf)
-    assert smallest is not None and largest is not None
-    return {"smallest": int(smallest) if whole else smallest, "largest": int(largest) if whole else largest}
+    declared, number = key.setting, int if isinstance(key.default, int) else float
+    minimum = declared.min if declared.min is not None else math.nextafter(declared.above or 0.0, math.inf)
+    maximum = declared.max if declared.max is not None else math.nextafter(declared.below or 0.0, -math.inf)
+    return {"smallest": number(minimum), "largest": number(maximum)}
 
 
 def is_tried(key: ConfigKey) -> bool:
@@ -201,8 +200,9 @@ def test_the_check_of_memory_counts_what_is_made_later(monkeypatch: pytest.Monke
                 aligners.build(config.model, config.loss, DATA, trains=True)
 
 
-@pytest.mark.parametrize("attention", ["dense", "linear"])
-@pytest.mark.parametrize("kind", MATCHERS)
+@pytest.mark.parametrize(
+    ("kind", "attention"), [*((kind, "dense") for kind in MATCHERS), ("unified", "linear"), ("coattention", "window")]
+)
 def test_the_check_of_memory_changes_no_weight(kind: str, attention: str) -> None:
     config = override(RunConfig(), SMALL | {"model.fusion.kind": kind, "model.fusion.attention": attention})
     states = []
