@@ -61,11 +61,11 @@ class CaptionRequest:
     def flag(self) -> str:
         return "--ask" if self.questions else "--caption"
 
-    @property
-    def example(self) -> str:
-        """A command that works, without the modality of its file."""
+    def example(self, modality: str) -> str:
+        """A command that works for a file of this modality."""
         question = ' "what colour is the dog?"' if self.questions else ""
-        return f"ccaco retrieve {self.flag}{question} --{{}} FILE --run RUN"
+        option = f"--{modality}"
+        return f"ccaco retrieve {self.flag}{question} {option} FILE --run RUN"
 
 
 def write_captions(
@@ -104,21 +104,21 @@ def write_captions(
             "options that exclude each other",
             where=request.flag,
             expected="no search beside it, one of --sample and --beam, and no --format paths",
-            next=request.example.format("image"),
+            next=request.example("image"),
         )
     if request.questions and of_captions:
         raise ConfigError(
             "options of captions",
             where="--ask",
             expected="no --beam, --sample, --max-words and --rerank: an answer is the most probable one",
-            next=request.example.format("image"),
+            next=request.example("image"),
         )
     if bool(index) == bool(run):
         raise ConfigError(
             "answers need one model" if request.questions else "captions need one model",
             where=request.flag,
             expected="one of --run RUN and --index NAME.idx",
-            next=request.example.format("image"),
+            next=request.example("image"),
         )
     opened = open_pair_model(run, device) if run else index_pair_model(open_index(index))
     described = opened.aligner.described
@@ -127,7 +127,7 @@ def write_captions(
             "captions and answers are about files of one modality" if files or further else "no file to describe",
             where=" ".join(f"--{modality} {file}" for modality, file in files.items()) or request.flag,
             expected=f"--{described} FILE, or - for paths from stdin, as this model describes {described}",
-            next=request.example.format(described),
+            next=request.example(described),
         )
     if not MODALITIES[described].query_help:
         raise DataError(f"files of the modality {described} cannot be described", where=request.flag)
