@@ -11,6 +11,7 @@ from ccaco_cli.core import runtime
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.estimate import estimate
 from ccaco_cli.core.experiments.request import TrainRequest
+from ccaco_cli.core.model import towers
 
 
 def test_a_run_that_fits_is_one_row(
@@ -33,6 +34,7 @@ def test_what_does_not_fit_names_the_setting_to_change(
 ) -> None:
     monkeypatch.setattr(runtime, "available_memory", lambda device: 1 << 20)
     monkeypatch.setattr(runtime, "resident_memory", lambda: 0)
+    monkeypatch.setattr(towers, "_refuse_large_samples", lambda *_: None)  # a single sample fits
     settings = small | {"model.image.size": 128}
     first, *others = estimate(TrainRequest("scenes", explicit=settings), data_root=data_root)
     assert first.fits is False
