@@ -66,6 +66,13 @@ class DecoderConfig:
     heads: int = setting(4, "Attention heads of the text decoder; must divide its width.", min=1, max=1_024)
     width: int = setting(0, "Width of the text decoder; 0: that of the model.", min=0, max=16_384)
     dropout: float = setting(0.1, "Dropout of the text decoder.", min=0, max=1)
+    word_dropout: float = setting(
+        0.2,
+        "Fraction of the words before each word that the text decoder does not see in training, so that it reads the "
+        "sample and does not guess (arXiv:1511.06349).",
+        min=0,
+        below=1,
+    )
     max_words: int = setting(
         64, "Maximum tokens of a text that the decoder reads or writes; longer captions are cut.", min=2, max=65_536
     )

@@ -254,8 +254,9 @@ class Aligner(nn.Module):
             start = torch.tensor(loss.bias if bias is None else bias)
             self.logit_bias = nn.Parameter(start, requires_grad=sigmoid)
         # after all others, so that their weights are the same with and without it
-        self.decoder = build_decoder(built, config.width, config.decoder) if loss.gamma > 0 else None
-        self.described = next((m for m in built if m != "text"), "")
+        self.described, self.decoder = next((m for m in built if m != "text"), ""), None
+        if loss.gamma > 0:
+            self.decoder = build_decoder(built, config.width, config.decoder, _layout(built[self.described]))
 
     def encoder(self, modality: str) -> ModalityEncoder:
         """Returns the encoder of a modality."""
@@ -332,7 +333,8 @@ class Aligner(nn.Module):
         They are projected as for the cross branch, so that all losses train one projection. What a matcher makes of
         them is left out: it may be unit vectors for cosines, or one vector for all tokens.
         """
-        return self._project(self.described, features)
+        assert self.decoder is not None
+        return self.decoder.prepare_memory(self._project(self.described, features))
 
     def _project(self, modality: str, features: Features) -> Tensor:
         """[R, N, W] -> [R, N, D]."""

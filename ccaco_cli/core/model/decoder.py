@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ccaco_cli.core.config import DecoderConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.model.fusion import mlp
+from ccaco_cli.core.model.fusion import mlp, positions
 from ccaco_cli.core.model.global_batch import GlobalDropout
+from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.tower import TextIds, Tower
 from ccaco_cli.core.types import TensorRecord, Words
 
@@ -122,6 +123,7 @@ class TextDecoder(nn.Module):
         ids: of the text tower's tokenizer.
         memory_width: D, width of the tokens that it attends to.
         config: its size.
+        layout: of these tokens: on a grid, the decoder knows what is left of what.
     Attributes:
         known: [V] bool, the words of the training captions.
     Raises:
@@ -132,9 +134,9 @@ class TextDecoder(nn.Module):
     words: Tensor
     number: Tensor
 
-    def __init__(self, ids: TextIds, memory_width: int, config: DecoderConfig):
+    def __init__(self, ids: TextIds, memory_width: int, config: DecoderConfig, layout: Layout = LINE):
         super().__init__()
-        width = config.width or memory_width
+        width, self.layout = config.width or memory_width, layout
         if width % config.heads:
             raise ConfigError(
                 "the heads of the text decoder must divide its width",
@@ -148,7 +150,8 @@ class TextDecoder(nn.Module):
         self.embedding = nn.Embedding(ids.count + 2, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.positions = nn.Parameter(torch.randn(config.max_words + 1, width) * 0.1)
-        self.dropout = GlobalDropout(config.dropout)
+        self.dropout, self.word_dropout = GlobalDropout(config.dropout), GlobalDropout(config.word_dropout)
+        self.norm_memory = nn.LayerNorm(memory_width)
         self.blocks = nn.ModuleList(DecoderBlock(width, memory_width, config) for _ in range(config.layers))
         # without a map in between, each state would at first predict its own word again
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
@@ -178,6 +181,16 @@ class TextDecoder(nn.Module):
         """U, the number of known words, with start and end."""
         return len(self.words)
 
+    def prepare_memory(self, tokens: Tensor) -> Tensor:
+        """Projected tokens as the decoder attends to them, with their positions on the grid: [R, N, D] -> [R, N, D]."""
+        memory: Tensor = self.norm_memory(tokens)
+        segment = self.layout.segment(tokens.shape[1])
+        if segment.grid is None:  # on a line the tower has added positions, or there is no order
+            return memory
+        width = tokens.shape[2]
+        grid = F.pad(positions(segment, width // 2 * 2, tokens.device), (0, width % 2))
+        return memory + grid.to(memory.dtype)
+
     def forward(self, memory: Tensor, mask: Tensor, words: Words, index: Tensor | None = None) -> CaptionLogits:
         """Predicts each word of a text from the words before it and from the memory.
 
@@ -190,7 +203,8 @@ class TextDecoder(nn.Module):
         """
         before, targets = self._shifted(words)
         vectors = self.embedding.weight[self.words]
-        x = self.dropout(self._embed(before, vectors) + self.positions[: before.shape[1]])
+        embedded = self._embed(before, vectors) * self._word_mask(before, words)
+        x = self.dropout(embedded + self.positions[: before.shape[1]])
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block.decode, x, memory, mask, index, use_reentrant=False)  # type: ignore[arg-type]
@@ -211,6 +225,15 @@ class TextDecoder(nn.Module):
         if words.prefix is not None:
             targets = torch.where(place < words.prefix[:, None], -1, targets)
         return before, torch.where(targets < 0, IGNORED, targets)
+
+    def _word_mask(self, before: Tensor, words: Words) -> Tensor:
+        """Leaves out whole words of the input in training, so that a word is read from the sample and not guessed from
+        the words before it (word dropout, arXiv:1511.06349): factors [B, L, 1]. Prefixes stay whole."""
+        mask: Tensor = self.word_dropout(self.positions.new_ones(*before.shape, 1))
+        if words.prefix is None:
+            return mask
+        place = torch.arange(before.shape[1], device=before.device)
+        return torch.where((place <= words.prefix[:, None]).unsqueeze(-1), 1.0, mask)
 
     def _embed(self, numbers: Tensor, vectors: Tensor) -> Tensor:
         """Vectors of words [B, L] (-1 = not known: zero) by their numbers: [B, L, W], each value of variance 1."""
@@ -240,8 +263,10 @@ class TextDecoder(nn.Module):
         return logits.log_softmax(-1), state
 
 
-def build_decoder(built: Mapping[str, Tower], memory_width: int, config: DecoderConfig) -> TextDecoder:
-    """Builds the decoder of a model with these towers.
+def build_decoder(
+    built: Mapping[str, Tower], memory_width: int, config: DecoderConfig, layout: Layout = LINE
+) -> TextDecoder:
+    """Builds the decoder of a model with these towers; ``layout`` is that of the side that is described.
 
     Raises:
         ConfigError: no side is text, or its tower has no tokenizer.
@@ -253,4 +278,4 @@ def build_decoder(built: Mapping[str, Tower], memory_width: int, config: Decoder
             where=f"loss.gamma above 0, {' and '.join(built)}",
             expected="a data set with captions, or --gamma 0",
         )
-    return TextDecoder(tokenizer.text_ids(), memory_width, config)
+    return TextDecoder(tokenizer.text_ids(), memory_width, config, layout)

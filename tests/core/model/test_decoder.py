@@ -17,11 +17,12 @@ from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import towers
 from ccaco_cli.core.model.decoder import IGNORED, TextDecoder
 from ccaco_cli.core.model.generation import GenerationOptions, generate
+from ccaco_cli.core.model.layout import Layout
 from ccaco_cli.core.model.towers.tower import TextIds
 from ccaco_cli.core.types import Words
 
 WIDTH, VOCABULARY = 16, 12
-SMALL = DecoderConfig(layers=2, heads=2, dropout=0.0, max_words=8)
+SMALL = DecoderConfig(layers=2, heads=2, dropout=0.0, word_dropout=0.0, max_words=8)
 IDS = TextIds(VOCABULARY, 10, 11)
 
 
@@ -54,7 +55,7 @@ def test_targets_are_the_words_and_the_end(ids: TextIds) -> None:
 
 
 def test_an_untrained_decoder_is_near_chance() -> None:
-    built = decoder(config=DecoderConfig(dropout=0.0))
+    built = decoder(config=DecoderConfig(dropout=0.0, word_dropout=0.0))
     predicted = built(*memory(3), texts([1, 2, 3, 4], [5, 6], [7, 8, 9]))
     loss = caption_loss(predicted.logits, predicted.targets).item()
     assert loss == pytest.approx(math.log(built.vocabulary_size), rel=0.3)
@@ -79,6 +80,26 @@ def test_padding_of_words_and_of_memory_changes_nothing() -> None:
     assert torch.allclose(batched.logits[:1, :3], alone.logits, atol=1e-5)
     assert batched.targets[0].tolist() == [1, 2, 11, IGNORED, IGNORED]
     assert generate(built, *wider)[0][0].ids == generate(built, tokens[:1], mask[:1])[0][0].ids
+
+
+def test_word_dropout_leaves_out_whole_words_but_no_prefix() -> None:
+    built = TextDecoder(IDS, WIDTH, DecoderConfig(dropout=0.0, word_dropout=0.5, heads=2))
+    words = Words(torch.zeros(40, 9, dtype=torch.long), torch.ones(40, 9, dtype=torch.bool), torch.full((40,), 3))
+    before = built._shifted(words)[0]
+    mask = built._word_mask(before, words)
+    assert mask.shape == (*before.shape, 1) and set(mask.unique().tolist()) == {0.0, 1.0, 2.0}
+    assert (mask[:, :4] == 1).all() and 0.3 < (mask[:, 4:] == 0).float().mean() < 0.7
+    assert (built.eval()._word_mask(before, words) == 1).all()
+
+
+def test_the_memory_of_a_grid_tells_where_a_token_is() -> None:
+    token = torch.randn(1, 1, WIDTH).expand(1, 5, -1)
+    placed = TextDecoder(IDS, WIDTH, SMALL, Layout(1, (2, 2))).prepare_memory(token)[0]
+    assert torch.cdist(placed, placed).add(torch.eye(5)).min() > 0.1
+    line = TextDecoder(IDS, WIDTH, SMALL).prepare_memory(token)[0]
+    assert torch.equal(line, line[:1].expand(5, -1))
+    odd = TextDecoder(IDS, 5, DecoderConfig(width=8), Layout(0, (2, 2))).prepare_memory(torch.randn(1, 4, 5))
+    assert odd.shape == (1, 4, 5)
 
 
 def test_several_texts_of_a_sample_equal_repeated_samples() -> None:
@@ -113,7 +134,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     for checkpointing in (False, True):
         built.checkpointing = checkpointing
         built.zero_grad()
-        predicted = built(*described, words)
+        predicted = built(built.prepare_memory(described[0]), described[1], words)
         caption_loss(predicted.logits, predicted.targets).backward()
         gradients.append([p.grad.clone() for p in built.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(built.parameters()))
@@ -121,7 +142,9 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 
 def test_gradcheck() -> None:
-    built = TextDecoder(TextIds(4, None, None), 4, DecoderConfig(layers=1, heads=2, dropout=0.0, max_words=4)).double()
+    built = TextDecoder(
+        TextIds(4, None, None), 4, DecoderConfig(layers=1, heads=2, dropout=0.0, word_dropout=0.0, max_words=4)
+    ).double()
     built.add_words(range(4))
     words, mask = texts([1, 2], [3], ids=TextIds(4, None, None)), torch.tensor([[True, True], [True, False]])
     tokens = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
@@ -147,7 +170,7 @@ def test_generated_log_probabilities_equal_those_of_teacher_forcing() -> None:
 
 def test_a_wide_beam_finds_the_best_of_all_texts() -> None:
     ids = TextIds(3, None, None)
-    config = DecoderConfig(layers=1, heads=2, dropout=0.0, max_words=3)
+    config = DecoderConfig(layers=1, heads=2, dropout=0.0, word_dropout=0.0, max_words=3)
     built = TextDecoder(ids, WIDTH, config).eval()
     built.add_words(range(3))
     described = memory(1)
@@ -194,7 +217,10 @@ def test_prefixes_of_different_length_are_continued(options: GenerationOptions) 
 def model_of(gamma: float = 1.0, **text: Any) -> tuple[Any, Any]:
     side = TowerConfig(size=32, head_dropout=0.0)
     config = ModelConfig(
-        width=32, image=side, text=TowerConfig(head_dropout=0.0, **text), decoder=DecoderConfig(dropout=0.0)
+        width=32,
+        image=side,
+        text=TowerConfig(head_dropout=0.0, **text),
+        decoder=DecoderConfig(dropout=0.0, word_dropout=0.0),
     )
     torch.manual_seed(0)
     return aligners.build(config, LossConfig(gamma=gamma), ("image", "text"))
