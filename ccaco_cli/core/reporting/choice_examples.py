@@ -62,7 +62,7 @@ class ChoiceExample:
 
 
 def choice_examples(loaded: LoadedRun, result: Result) -> list[ChoiceExample]:
-    """One success and one failure of each kind of choice: those with the shortest captions.
+    """One success and one failure of each kind of choice: those with the shortest captions, of two twins.
 
     Args:
         result: of the same run and split; it holds the outcome of every choice.
@@ -82,17 +82,19 @@ def _examples(loaded: LoadedRun, result: Result, name: str) -> list[ChoiceExampl
     prefix = SWAPPED if name.startswith(SWAPPED) else CHOSEN
     kind = name.removeprefix(prefix)
     outcomes = np.asarray(result.items[name])
-    shortest: dict[int, tuple[int, tuple[str, str]]] = {}
+    candidates: dict[int, list[tuple[int, tuple[str, str]]]] = {}
     earlier: Counter[int] = Counter()  # choices of each row so far
     for row, outcome in zip(result.items[f"{name}_row"], outcomes.tolist(), strict=True):
         captions = _captions(loaded, row, prefix, kind) if row < len(loaded.split) else []
         if earlier[row] < len(captions):
-            pair = captions[earlier[row]]
-            if outcome not in shortest or len(" ".join(pair)) < len(" ".join(shortest[outcome][1])):
-                shortest[outcome] = row, pair
+            candidates.setdefault(outcome, []).append((row, captions[earlier[row]]))
         earlier[row] += 1
-    examples = []
-    for outcome, (row, pair) in sorted(shortest.items(), reverse=True):
+    family = loaded.split.family
+    examples: list[ChoiceExample] = []
+    shown: set[int] = set()  # the failure is of another twin than the success, where there is one
+    for outcome in sorted(candidates, reverse=True):
+        row, pair = min(candidates[outcome], key=lambda entry: (family[entry[0]] in shown, len(" ".join(entry[1]))))
+        shown.add(family[row])
         rows = [row, *(_twin_rows(loaded, row) if prefix == SWAPPED else ())]
         share = float((outcomes == outcome).mean())
         examples.append(ChoiceExample(kind, bool(outcome), share, pair, _pictures(loaded, rows, pair)))

@@ -53,16 +53,15 @@ def test_the_shortest_captions_of_either_outcome_are_chosen(loaded: LoadedRun, r
     name = "binding_role"
     rows = result.items[f"{name}_row"]
     pairs = [pair for row in dict.fromkeys(rows) for pair in loaded.split.meta(row)["binding"]]
-    for flipped in range(len(rows)):  # one choice is right, all others are wrong: it is the success
-        outcomes = [int(number == flipped) for number in range(len(rows))]
+    families = [int(loaded.split.family[row]) for row in rows]
+    for right in (0, len(rows) - 1):  # one choice is right, all others are wrong: it is the success
+        outcomes = [int(number == right) for number in range(len(rows))]
         changed = replace(result, items={name: outcomes, f"{name}_row": rows})
         success, failure = choice_examples(loaded, changed)
         assert (success.outcome, failure.outcome) == (True, False)
-        assert list(success.captions) == pairs[flipped]
-        others = [pair for number, pair in enumerate(pairs) if number != flipped]
-        assert len(" ".join(failure.captions)) == min(len(" ".join(pair)) for pair in others)
-        if flipped == 1:
-            break
+        assert list(success.captions) == pairs[right]
+        elsewhere = [pair for pair, family in zip(pairs, families, strict=True) if family != families[right]]
+        assert len(" ".join(failure.captions)) == min(len(" ".join(pair)) for pair in elsewhere)
 
 
 def test_a_model_without_a_cross_branch_has_pictures_and_scores(loaded: LoadedRun, result: Result) -> None:
