@@ -5,6 +5,7 @@ Each is a complete process, beside plain open_clip and faiss (``plain_library.py
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import subprocess
@@ -61,16 +62,20 @@ def seconds(command: Sequence[str], folder: Path | None = None) -> float:
     return time.perf_counter() - begun
 
 
-def compare(label: str, begin: Callable[[], None], ours: Sequence[str], peer: Sequence[str]) -> record.Row:
-    """Times both alternately; ``begin`` prepares each turn."""
+def compare(label: str, begin: Callable[[], None], ours: Sequence[str], peer: Sequence[str] | None) -> record.Row:
+    """Times both alternately, or ours alone; ``begin`` prepares each turn.
+
+    Every turn is two processes that import all they need: with --quick, one turn without a warm-up has to do.
+    """
 
     def turn(number: int) -> tuple[float, float]:
         begin()
-        return seconds(ours), seconds(peer)
+        return seconds(ours), seconds(peer) if peer else math.nan
 
-    # every turn is two processes that import all they need: with --quick, one turn without a warm-up has to do
     taken = [turn(0)] if options.quick else record.pairs(turn, options.repeats)
     a, b = (statistics.median(side) for side in zip(*taken, strict=True))
+    if peer is None:
+        return record.Row(label, record.time_text(a), "-", [], seconds=(a, b))
     return record.Row(label, record.time_text(a), record.time_text(b), [y / x for x, y in taken], seconds=(a, b))
 
 
@@ -120,7 +125,8 @@ with tempfile.TemporaryDirectory() as place:
     table = [
         compare(f"{label}: first index", clear, embed, [*code, "index", *places]),
         compare(f"{label}: update, {options.new} new", add_new, embed, [*code, "update", *places]),
-        compare(f"{label}: nothing new", lambda: None, embed, [*code, "update", *places]),
+        # of the peer it is the same command as the update, which --quick tries once
+        compare(f"{label}: nothing new", lambda: None, embed, None if options.quick else [*code, "update", *places]),
     ]
     query = [sys.executable, "-m", "ccaco_cli", "retrieve", "a red square", "--index", str(index), "--format", "csv"]
     table.append(compare(f"{label}: a query", lambda: None, query, [*code, "query", *places]))
