@@ -51,7 +51,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "accumulated": {"optim__accum_freq": 2, "optim__batch_size": 4},
     "captions": {"optim__captions": 2, "model__image__head_dropout": 0.0},
     "caption": {"loss__gamma": 0.8, "model__decoder__layers": 1},
-    "caption-of-several": {"loss__gamma": 0.8, "optim__captions": 2, "model__image__head_dropout": 0.0},
     "caption-gradnorm": {"loss__gamma": 0.8, "loss__balance": "gradnorm", "model__decoder__dropout": 0.0},
     "uncertainty": {"loss__balance": "uncertainty"},
     "gradnorm": {"loss__balance": "gradnorm"},
