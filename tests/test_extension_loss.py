@@ -35,7 +35,11 @@ def uniformity(inputs: LossInputs, config: LossConfig) -> Tensor | None:
 
 
 PART = LossPart(
-    "uniformity", "uniformity_weight", lambda config, beta, heads: WEIGHT, uniformity, lambda config, batch, words: -99.0
+    "uniformity",
+    "uniformity_weight",
+    lambda config, beta, heads: WEIGHT,
+    uniformity,
+    lambda config, batch, words: -99.0,
 )
 
 

@@ -312,9 +312,7 @@ def _encode_silence(spec: TowerSpec, module: HfAudioModule, preprocess: HfAudioP
     try:
         with torch.no_grad(), without_repeated_blocks(module.eval()):
             values = preprocess(Silence())[None]  # type: ignore[arg-type]
-            features: Features = module(
-                {"values": values, "mask": torch.ones(values.shape[:2], dtype=torch.bool)}
-            )
+            features: Features = module({"values": values, "mask": torch.ones(values.shape[:2], dtype=torch.bool)})
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TowerError(
             f"this tower cannot encode audio of this length ({first_line(error)})",
