@@ -149,12 +149,14 @@ def render(scene: Arrangement) -> bytes:
 def turned(points: Array, degrees: float) -> Array:
     """Points [N, 3] turned about the vertical axis."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return points @ np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    moved: Array = points @ np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    return moved
 
 
 def _sphere(rng: np.random.Generator, count: int) -> Array:
     directions = rng.standard_normal((count, 3))
-    return 0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    points: Array = 0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return points
 
 
 def _cube(rng: np.random.Generator, count: int) -> Array:

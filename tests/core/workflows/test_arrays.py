@@ -44,7 +44,7 @@ def test_two_embedding_sets_are_aligned(ccaco: Callable[..., Any], place: Path) 
     done = ccaco("train", "--dataset", "pairs", "--name", "p", "--arm", "clip", "--epochs", 12, *FEW)
     assert done.code == 0, done.err
     row = rows(ccaco("report", "runs/p", "--format", "csv", "--wide").out)[0]
-    assert float(row["array_to_array2_R@1"]) > 50 and float(row["array2_to_array_R@1"]) > 50, "chance is 2 %"
+    assert min(float(row["array_to_array2_R@1"]), float(row["array2_to_array_R@1"])) > 0.5, "chance is 0.02"
     settings = load(place / "runs/p/config.toml")
     assert settings["model.array.columns"] == 12 and len(settings["model.array2.mean"]) == 9
     assert np.allclose(settings["model.array2.mean"], np.load("b.npy").mean(0), atol=0.5)

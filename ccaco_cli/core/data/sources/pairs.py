@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     )
 
 
-def _records(sides: dict[str, Path], texts: dict[str, Sequence[str]], count: int) -> Iterator[PairRecord]:
+def _records(sides: Mapping[str, Path], texts: Mapping[Any, Sequence[str]], count: int) -> Iterator[PairRecord]:
     for row in range(count):
         id = texts["ids"][row] if "ids" in texts else f"{row:08d}"
         group = texts["groups"][row] if "groups" in texts else id

@@ -166,7 +166,7 @@ class SequenceModule(nn.Module):
         self.temporal = TemporalTransformer(WIDTH, LAYERS)
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        mask, states = inputs["mask"], inputs["values"].to(self.convolutions[0].weight.dtype)
+        mask, states = inputs["mask"], inputs["values"].to(self.norms[0].weight.dtype)  # type: ignore[arg-type]
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             mask = mask[:, ::2]
             # padding is zero after every layer, so that it has no effect on the end of a sample
