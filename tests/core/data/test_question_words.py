@@ -138,6 +138,7 @@ def test_a_plan_draws_the_same_questions_for_any_number_of_processes_and_leaves_
     for number in range(4):
         without, entries = plain.epoch(number), with_questions.epoch(number)
         for expected, entry in zip(without, entries, strict=True):
+            assert len(expected) == 3
             assert all(np.array_equal(x, y) for x, y in zip(expected, entry[:3], strict=True))
             shares = [part(entry, rank, 3) for rank in range(3)]
             assert np.array_equal(np.concatenate([share[3] for share in shares]), entry[3])

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.preparation import prepare
 from ccaco_cli.core.data.questions import Question
+from ccaco_cli.core.data.shards import WriteOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.reporting.report_tables import ReportRequest, table
 from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.scoring.answers import MajorityAnswers, load_answers, split_questions
+from ccaco_cli.core.workflows.embed import EmbedRequest, embed
 from ccaco_cli.core.workflows.train import train
 
 DECODER = {"loss.gamma": 1.0, "model.decoder.layers": 1, "optim.epochs": 3, "model.decoder.max_words": 20}
@@ -102,6 +105,49 @@ def test_answers_from_the_shell_equal_those_of_the_evaluation(
     assert piped.out == listed.out
     as_json = ccaco("retrieve", "--ask", QUESTION, "-", "--run", answering, "-f", "json", stdin=str(pictures[0]))
     assert json.loads(as_json.out)[0].keys() == {"filepath", "question", "answer", "confidence"}
+
+
+def test_an_index_answers_as_its_run(
+    answering: Path, data_root: Path, ccaco: Callable[..., Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    index = tmp_path / "answers.idx"
+    embed(
+        EmbedRequest(answering, "scenes", out=tmp_path / "test", index=index, device="cpu", precision="fp32"),
+        data_root=data_root,
+    )
+    by_index, by_run = (
+        ccaco("retrieve", "--ask", QUESTION, "--image", *pictures, *model)
+        for model in (("--index", index), ("--run", answering))
+    )
+    assert by_index.code == 0, by_index.err
+    for indexed, row in zip(rows_of(by_index.out), rows_of(by_run.out), strict=True):
+        # the run may encode in 16 bits on some CPUs, and this index is of float32
+        assert float(indexed.pop("confidence")) == pytest.approx(float(row.pop("confidence")), abs=1e-3)
+        assert indexed == row
+
+
+def test_data_without_questions_is_learned_the_same_to_the_bit(
+    data_root: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    """The setting has no effect there, and there is no loss of answers."""
+    split = shards.open(data_root / "scenes").split("train")
+    rows = [["filepath", "title", "split"]]
+    for row, data in enumerate(split.media("image", range(len(split)))):
+        (tmp_path / f"{row}.jpg").write_bytes(data)
+        part = "train" if row < 17 else "val" if row < 21 else "test"
+        rows += [[f"{row}.jpg", text, part] for text in split.captions[5 * row : 5 * row + 5]]
+    with (tmp_path / "photos.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    prepare("table", source_path=tmp_path / "photos.csv", out=tmp_path / "photos", write=WriteOptions(workers=0))
+    weights = []
+    for share in (0.5, 0.0):
+        settings = small | DECODER | {"loss.questions": share, "optim.steps": 2}
+        folder = tmp_path / f"run-{share:g}"
+        train(TrainRequest("photos", explicit=settings), folder, data_root=tmp_path)
+        assert not any("answer" in entry for entry in read_log(folder))
+        assert not (folder / "results" / "test.answers.json").exists()
+        weights.append((folder / "checkpoints" / "best" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_wrong_use_is_refused_in_one_line(
