@@ -69,8 +69,8 @@ def test_two_embedding_sets_are_aligned(ccaco: Callable[..., Any], place: Path) 
 def test_point_clouds_with_captions(ccaco: Callable[..., Any], place: Path) -> None:
     done = ccaco("prepare", "shapes", "--limit", 64, "--workers", 0)
     assert done.code == 0, done.err
-    few = ["--epochs", 2, "--set", "loss.cross_start=0", *FEW]
-    done = ccaco("ablate", "--dataset", "shapes", "--arms", "ccaco,clip", "--seeds", 1, *few)
+    options = ["--epochs", 2, "--set", "loss.cross_start=0", *FEW]
+    done = ccaco("ablate", "--dataset", "shapes", "--arms", "ccaco,clip", "--seeds", 1, *options)
     assert done.code == 0, done.err
     (run,) = place.glob("**/ccaco*/manifest.json")
     done = ccaco("report", run.parent, "--by", "twin", "--format", "csv")

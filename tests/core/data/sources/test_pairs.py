@@ -46,15 +46,15 @@ def test_row_by_row_with_ids_groups_and_captions(tmp_path: Path) -> None:
     names, captions = [f"n{i}" for i in range(40)], [f"caption {i}" for i in range(40)]
     data = read(tmp_path, a=a, b=b, ids=names, groups=groups, captions=captions)
     assert data.modalities == ("array", "array2")
-    seen = 0
+    count = 0
     for split in (data.split(name) for name in data.splits):
         for row, id in enumerate(split.ids):
             number = int(id[1:])
             assert np.array_equal(arrays.decode(split.media("array", [row])[0]), a[number : number + 1].astype("f4"))
             assert np.allclose(arrays.decode(split.media("array2", [row])[0])[0], b[number], atol=1e-6)
             assert split.name == hash_split(groups[number]) and split.captions[row] == captions[number]
-            seen += 1
-    assert seen == 40
+            count += 1
+    assert count == 40
     facts = data.manifest.facts
     assert "a.npy sha256:" in facts["revision"] and data.manifest.config["inputs"]["a"].endswith("a.npy")
 
