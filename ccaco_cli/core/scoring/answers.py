@@ -9,20 +9,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.loader import Column
-from ccaco_cli.core.data.question_words import ROWS_AT_ONCE
 from ccaco_cli.core.data.questions import Question, read_questions
-from ccaco_cli.core.data.shards import PairData, Split
-from ccaco_cli.core.encoding.answers import write_answers
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation.answers import answer_accuracy
-from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.towers.tower import Tower
+
+if TYPE_CHECKING:  # tables of stored answers load no torch
+    from ccaco_cli.core.data.loader import Column
+    from ccaco_cli.core.data.shards import PairData, Split
+    from ccaco_cli.core.model.aligner import Aligner
+    from ccaco_cli.core.model.towers.tower import Tower
 
 STAGE = "answers"
 """Stage of a result file that holds answers: ``results/SPLIT.answers.json``."""
@@ -88,6 +89,8 @@ class MajorityAnswers:
 
 def split_questions(split: Split) -> list[tuple[int, Question]]:
     """The questions of a split with the rows of their samples."""
+    from ccaco_cli.core.data.question_words import ROWS_AT_ONCE
+
     parts = (range(first, min(first + ROWS_AT_ONCE, len(split))) for first in range(0, len(split), ROWS_AT_ONCE))
     return [
         (row, question)
@@ -107,6 +110,8 @@ def answer_split(
         column: the samples of the split, of ``Aligner.described``.
         train: the training split, which the blind baseline reads; None = there is none.
     """
+    from ccaco_cli.core.encoding.answers import write_answers
+
     questions = split_questions(split)
     if not questions:
         return []

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
-from ccaco_cli.core.data.loader import Column
-from ccaco_cli.core.data.scene_parser import parse
-from ccaco_cli.core.data.shards import PairData, Split
-from ccaco_cli.core.encoding.drafts import write_drafts
-from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.towers.tower import Tower
+
+if TYPE_CHECKING:  # tables of stored captions load no torch
+    from torch import Tensor
+
+    from ccaco_cli.core.data.loader import Column
+    from ccaco_cli.core.data.shards import PairData, Split
+    from ccaco_cli.core.model.aligner import Aligner
+    from ccaco_cli.core.model.towers.tower import Tower
 
 STAGE = "captions"
 """Stage of a result file that holds captions: ``results/SPLIT.captions.json``."""
@@ -61,6 +61,9 @@ def caption_split(
         column: the samples of the split, of ``Aligner.described``.
         train, train_texts: the training split and its captions.
     """
+    from ccaco_cli.core.encoding.drafts import write_drafts
+    from ccaco_cli.core.encoding.encode import encode
+
     tokenizer = towers["text"].tokenizer
     assert tokenizer is not None
     rows = np.arange(len(split))
@@ -78,15 +81,18 @@ def caption_split(
     return samples
 
 
-def _nearest(z: torch.Tensor, texts: torch.Tensor) -> list[int]:
+def _nearest(z: Tensor, texts: Tensor) -> list[int]:
     """Number of the text of largest cosine for each row of z."""
-    return [int(n) for part in torch.split(z, BATCH) for n in (part @ texts.T).argmax(1)]
+    parts: Any = z.split(BATCH)  # type: ignore[no-untyped-call]
+    return [int(n) for part in parts for n in (part @ texts.T).argmax(1)]
 
 
 def _truth(meta: Mapping[str, Any], texts: Sequence[str]) -> tuple[int | None, bool | None, bool | None]:
     """(number of things, whether each of both texts is true) of a generated scene; all None for other samples."""
     if not {"facts", "relation", "place"} <= meta.keys():
         return None, None, None
+    from ccaco_cli.core.data.scene_parser import parse
+
     parsed = [parse(text) for text in texts]
     caption_true, nearest_true = (claims is not None and claims.true_of(meta) for claims in parsed)
     return len(meta["facts"]), caption_true, nearest_true
