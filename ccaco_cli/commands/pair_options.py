@@ -33,7 +33,8 @@ Calibrate = Annotated[
     ),
 ]
 Prior = Annotated[
-    float, typer.Option("--prior", help="Share of true pairs that is expected, for probabilities; above 0, below 1.")
+    float,
+    typer.Option("--prior", min=0.001, max=0.999, help="Share of true pairs that is expected, for probabilities."),
 ]
 PairRoot = Annotated[
     Path | None,
@@ -49,6 +50,8 @@ KeepAbove = Annotated[
     typer.Option(
         "--keep-above",
         metavar="PROBABILITY",
+        min=0.0,
+        max=1.0,
         help="Reject the pairs of train whose probability of being true is lower, by the model of --by.",
         show_default=False,
     ),

@@ -92,8 +92,8 @@ class TowerConfig:
     mean: tuple[float, ...] = setting(
         (0.0,),
         "Arrays: what is subtracted from each column, or from all; by default the mean of the training split.",
-        min=-1e30,
-        max=1e30,
+        min=-1e12,
+        max=1e12,
     )
     std: tuple[float, ...] = setting(
         (1.0,),

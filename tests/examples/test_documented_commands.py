@@ -28,6 +28,8 @@ NOT_RUN = {
     r"--resume": "continues a run of seven epochs; tests/core/workflows/test_train.py does the same",
     r"--watch": "waits for a run that another terminal trains; tests/view/test_watch.py does the same",
     r"milvus:": "needs the extra milvus; tests/core/workflows/test_embed_milvus.py does the same",
+    r"shapes|bridge|prepare pairs|modality array": "tests/core/workflows/test_arrays.py does the same on small data",
+    r"words|VQA": "trains a decoder; tests/core/workflows/test_captions.py and test_answers.py do the same",
     r"webdataset": "tests/core/data/sources/test_webdataset.py prepares shards that it writes",
 }
 """Pattern of commands -> why they are not run here."""

@@ -37,7 +37,7 @@ def test_the_table_of_settings_is_up_to_date(generator: ModuleType) -> None:
 
 def test_the_table_has_every_key(generator: ModuleType) -> None:
     listed = set(re.findall(r"^\| `([\w.]+)` \|", generator.GUIDE.read_text("utf-8"), flags=re.M))
-    modality = re.compile(r"^model\.(image|text|audio|video)\.")
+    modality = re.compile(r"^model\.(image|text|audio|video|array2?)\.")
     assert listed == {modality.sub("model.MODALITY.", key.key) for key in config_keys(RunConfig)}
 
 

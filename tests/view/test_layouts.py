@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from ccaco_cli.core.evaluation.significance import NOT_SEPARABLE, Comparison, Estimate
-from ccaco_cli.core.reporting import breakdown_rows, rows
 from ccaco_cli.core.reporting.breakdown_rows import ChoiceRow, ClassRow, LanguageRow
 from ccaco_cli.core.reporting.rows import (
     ArmEvidence,
@@ -211,7 +210,8 @@ def test_names_are_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_every_kind_of_row_has_a_layout_and_says_what_it_holds() -> None:
-    names = vars(rows) | vars(breakdown_rows)
-    kinds = {kind for kind in names.values() if isinstance(kind, type) and issubclass(kind, ReportRow)}
+    modules = [vars(module) for name, module in sys.modules.items() if name.startswith("ccaco_cli.core.reporting.")]
+    values = [value for names in modules for value in names.values()]
+    kinds = {kind for kind in values if isinstance(kind, type) and issubclass(kind, ReportRow)}
     assert kinds - {ReportRow} == set(layouts.LAYOUTS)
     assert all(fields(kind) for kind in layouts.LAYOUTS)

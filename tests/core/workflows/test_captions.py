@@ -193,7 +193,7 @@ def test_a_further_run_takes_the_decoder_over(
 def test_locked_towers_with_cached_tokens_learn_captions(
     data_root: Path, small: dict[str, Any], tmp_path: Path
 ) -> None:
-    locked = {"model.image.lock": True, "model.text.lock": True, "optim.captions": 3, "optim.epochs": 2}
+    locked = {"model.image.lock": True, "model.text.lock": True, "optim.captions": 3, "optim.epochs": 6}
     folder = tmp_path / "locked"
     train(TrainRequest("scenes", explicit=small | CAPTION | locked), folder, data_root=data_root)
     steps = [entry for entry in read_log(folder) if "caption" in entry]

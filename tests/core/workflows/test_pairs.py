@@ -303,9 +303,19 @@ def test_what_a_filter_keeps() -> None:
         PairFilter(FixedScores(), 1.0, 0.5)  # type: ignore[arg-type]
 
 
+def calibrated(run: Path, folder: Path) -> Path:
+    """A copy of a run whose probabilities differ from pair to pair: its own are all 1/2 where it learned nothing."""
+    shutil.copytree(run, folder)
+    with edited(folder) as body:
+        for fit in body["facts"]["calibration"].values():
+            fit["slope"], fit["offset"] = 3.0, 0.0
+    return folder
+
+
 def test_prepare_with_a_filter(ccaco: Callable[..., Any], run: Path, photos: Path, tmp_path: Path) -> None:
     lines = ["filepath,title,split", *(f"{i}.png,caption {i},train" for i in range(6)), "5.png,a dog,train"]
     (photos / "train.csv").write_text("".join(f"{line}\n" for line in lines))
+    run = calibrated(run, tmp_path / "calibrated")
     model = open_pair_model(run, "cpu")  # in the precision of the command
     pairs = [Pair(photos / f"{i}.png", f"caption {i}") for i in range(6)] + [Pair(photos / "5.png", "a dog")]
     wanted = np.array([score.probability for score in model.score(pairs)])

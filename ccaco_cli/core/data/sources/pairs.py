@@ -18,7 +18,7 @@ from ccaco_cli.core.types import PairRecord
 
 Array = np.ndarray[Any, Any]
 _EXPECTS = "two .npy files, [N, W] each, as --a and --b, or one and --captions FILE; optional --ids and --groups"
-_NEXT = "ccaco prepare pairs --a images.npy --b texts.npy"
+_NEXT = "ccaco prepare pairs --a PATH --b PATH"
 _AXES = (2, 3)
 """[N, W]: N samples of one vector; [N, M, W]: N samples of M vectors."""
 
@@ -66,7 +66,7 @@ def _open(path: Path, flag: str = "") -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError("no such file", where=f"{flag} {path}", expected="a .npy file", next=_NEXT) from None
+        raise DataError("no such file", where=f"{flag} {path}", expected="a .npy file that exists") from None
     except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
         reason = " ".join(str(error).split())[:100]
         raise DataError(
