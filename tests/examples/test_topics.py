@@ -24,7 +24,7 @@ def quick(topic: str, *arguments: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("topic", ["infonce", "every_pair", "finetune"])
 def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
-    more = ["--alone", "65536"] if topic == "infonce" else []
+    more = ["--alone", "16384"] if topic == "infonce" else []
     assert "| what | ours | peer |" in quick(topic, *more, folder=tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,12 @@ def outcome(folder: Path) -> Any:
     return sides, counts, names, generations
 
 
+EVERY_POINT = pytest.mark.skipif(
+    not os.environ.get("CCACO_EVERY_POINT"), reason="takes a minute; CCACO_EVERY_POINT=1 runs it"
+)
+
+
+@EVERY_POINT
 def test_a_data_set(run: Path, data_root: Path, embedded: Any, tmp_path: Path) -> None:
     def begin(folder: Path) -> None:
         shutil.copytree(embedded.path, folder / "e")
@@ -81,6 +88,7 @@ def update_photos(run: Path, photos: Path, folder: Path) -> None:
     embed_photos(run, photos, folder)
 
 
+@EVERY_POINT
 def test_an_update_of_a_folder_of_photos(run: Path, tmp_path: Path) -> None:
     library = tmp_path / "library"
     for number in range(7):
