@@ -13,6 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+LONG = pytest.mark.skipif(
+    not os.environ.get("CCACO_EVERY_TOPIC"), reason="takes half a minute; CCACO_EVERY_TOPIC=1 runs it"
+)
+
+
 def quick(topic: str, *arguments: str, folder: Path) -> str:
     command = [sys.executable, str(ROOT / f"examples/benchmarks/{topic}.py"), "--quick", *arguments]
     done = subprocess.run(
@@ -22,7 +27,7 @@ def quick(topic: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("topic", ["infonce", "every_pair", "finetune"])
+@pytest.mark.parametrize("topic", ["infonce", "every_pair", pytest.param("finetune", marks=LONG)])
 def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
     more = ["--alone", "16384"] if topic == "infonce" else []
     assert "| what | ours | peer |" in quick(topic, *more, folder=tmp_path)
@@ -33,7 +38,7 @@ def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
     [
         ("copies", "cached tokens of 24 texts: 0 incomplete"),
         ("equality", "differ by 0.0e+00"),
-        ("resume", "killed after the first checkpoint: yes"),
+        pytest.param("resume", "killed after the first checkpoint: yes", marks=LONG),
         ("step_profile", "operations"),
         ("shortlists", "cross branch of 480 pairs"),
         ("evaluation", "largest difference of recalls: 0.00000"),
