@@ -22,9 +22,11 @@ import record
 from checkpoint_folder import write_checkpoint
 from PIL import Image
 
-options = record.arguments(__doc__, samples=2_000, side=256, processes=4, vision_layers=12, vision_width=768)
-samples = 60 if options.quick else options.samples
-sizes = (samples,) if options.quick else (samples, 2 * samples)  # one size gives no rates, but shows that it runs
+options = record.arguments(
+    __doc__, samples=10_000, embedded=1_000, side=256, processes=4, vision_layers=12, vision_width=768
+)
+prepared, embedded = (60, 60) if options.quick else (options.samples, options.embedded)
+multiples = (1,) if options.quick else (1, 2)  # one size gives no rates, but shows that it runs
 processes = range(2, 3) if options.quick else range(1, options.processes + 1)
 LAYERS, WIDTH = (2, 64) if options.quick else (options.vision_layers, options.vision_width)
 VISION = {"layers": LAYERS, "width": WIDTH, "head_width": 64, "patch_size": 32, "image_size": 224}
@@ -70,8 +72,13 @@ def embed(model: Path, data: Path, out: Path, count: int) -> float:
     return seconds([*launcher, *command, "--precision", "fp32", "--out", str(out)])
 
 
-def slope(label: str, small: list[float], large: list[float]) -> tuple[list[record.Row], float]:
-    """Rows of the rates by number of processes, and the best rate in samples per second."""
+def slope(label: str, samples: int, small: list[float], large: list[float]) -> tuple[list[record.Row], float]:
+    """Rows of the rates by number of processes, and the best rate in samples per second.
+
+    Args:
+        samples: by which both sizes differ.
+        small, large: seconds of each number of processes.
+    """
     rates = [samples / (b - a) if b > a else math.nan for a, b in zip(small, large, strict=True)]
     rows = [
         # nan: the sizes are too small for the noise of this machine
@@ -81,13 +88,13 @@ def slope(label: str, small: list[float], large: list[float]) -> tuple[list[reco
     return rows, max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
 
 
-def arithmetic(prepared: float, embedded: float) -> list[str]:
+def arithmetic(prepare_rate: float, embed_rate: float) -> list[str]:
     """What 400 million pictures and a billion vectors take at these rates."""
     tera = BILLION / 1e12
     code = EMBEDDING // 4
     return [
-        f"{PHOTOS:,} pictures at the best rate here: prepare {PHOTOS / prepared / 3600:,.0f} h, "
-        f"embed {PHOTOS / embedded / 3600:,.0f} h; divide by the number of such machines",
+        f"{PHOTOS:,} pictures at the best rate here: prepare {PHOTOS / prepare_rate / 3600:,.0f} h, "
+        f"embed {PHOTOS / embed_rate / 3600:,.0f} h; divide by the number of such machines",
         f"a billion vectors of {EMBEDDING}: float16 shards {2 * EMBEDDING * tera:.2f} TB; flat index (float32) "
         f"{4 * EMBEDDING * tera:.2f} TB; ivf {(4 * EMBEDDING * 2 + 8) * tera:.2f} TB, ivfpq "
         f"{(4 * EMBEDDING + code + 8) * tera:.2f} TB, of which the search reads the codes, {(code + 8) * tera:.2f} TB; "
@@ -98,7 +105,7 @@ def arithmetic(prepared: float, embedded: float) -> list[str]:
 
 with tempfile.TemporaryDirectory() as place:
     root = Path(place)
-    for size in sizes:
+    for size in {samples * multiple for samples in (prepared, embedded) for multiple in multiples}:
         (root / f"shards{size}").mkdir()
         shard(root / f"shards{size}" / "test-0.tar", size)
     sources = {"files": "{}", "pipe": "pipe:cat {}/test-0.tar"}
@@ -106,14 +113,17 @@ with tempfile.TemporaryDirectory() as place:
     best = {}
     for name, pattern in sources.items():
         times = [
-            [prepare(pattern.format(root / f"shards{size}"), root / f"d{size}", n) for n in processes] for size in sizes
+            [prepare(pattern.format(root / f"shards{prepared * multiple}"), root / "data", n) for n in processes]
+            for multiple in multiples
         ]
-        part, rate = slope(f"prepare of {name}, --workers", times[0], times[-1])
+        part, best[name] = slope(f"prepare of {name}, --workers", prepared, times[0], times[-1])
         rows += part
-        best[name] = rate
     model = write_checkpoint(root / "model", EMBEDDING, VISION, TEXT)
-    times = [[embed(model, root / f"d{size}", root / "e", n) for n in processes] for size in sizes]
-    part, rate = slope("embed, torchrun --nproc-per-node", times[0], times[-1])
+    times = []
+    for multiple in multiples:
+        prepare(str(root / f"shards{embedded * multiple}"), root / "data", os.cpu_count() or 1)
+        times.append([embed(model, root / "data", root / "e", n) for n in processes])
+    part, rate = slope("embed, torchrun --nproc-per-node", embedded, times[0], times[-1])
     rows += part
     note = (
         f"{os.cpu_count()} cores; JPEGs of {options.side * 4 // 3} x {options.side}; an image tower of {LAYERS} layers "

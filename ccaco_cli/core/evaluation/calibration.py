@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,8 +147,12 @@ class Reliability:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Reliability:
-        """What ``as_dict`` gave."""
-        return cls(**{**facts, "bins": tuple(ReliabilityBin(**part) for part in facts["bins"])})
+        """What ``as_dict`` gave. Raises KeyError for a field that an older result lacks."""
+        bins = tuple(
+            ReliabilityBin(**{field.name: part[field.name] for field in fields(ReliabilityBin)})
+            for part in facts["bins"]
+        )
+        return cls(facts["ece"], facts["brier"], facts["threshold"], facts["accuracy"], bins)
 
 
 def reliability(probability: ArrayLike, is_true: ArrayLike, threshold: float = EVEN) -> Reliability:

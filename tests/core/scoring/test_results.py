@@ -10,6 +10,7 @@ import pytest
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, ManifestError
+from ccaco_cli.core.evaluation.calibration import reliability
 from ccaco_cli.core.scoring import results
 
 
@@ -82,6 +83,27 @@ def test_a_missing_or_broken_result_is_named(fabricate: Any) -> None:
     file.write_text("{")
     with pytest.raises(DataError, match="no results on test"):
         results.load_result(run)
+
+
+def test_a_field_that_an_older_result_lacks_is_named(fabricate: Any) -> None:
+    path = fabricate("a", 1.0)
+    (run,) = results.find_runs([path])
+    file = path / "results/test.two-stage.json"
+    body = json.loads(file.read_text())
+    measured = reliability([0.1, 0.9], [False, True])
+    stored = measured.as_dict()
+    file.write_text(json.dumps({**body, "reliability": stored}))
+    assert results.load_result(run).reliability == measured
+    for field in stored:
+        older = {name: value for name, value in stored.items() if name != field}
+        file.write_text(json.dumps({**body, "reliability": older}))
+        with pytest.raises(DataError, match=rf"unreadable result \(no '{field}'\)"):
+            results.load_result(run)
+    for field in stored["bins"][0]:
+        bins = [{name: value for name, value in part.items() if name != field} for part in stored["bins"]]
+        file.write_text(json.dumps({**body, "reliability": {**stored, "bins": bins}}))
+        with pytest.raises(DataError, match=rf"unreadable result \(no '{field}'\)"):
+            results.load_result(run)
 
 
 def test_one_arm_is_one_config(fabricate: Any) -> None:
