@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 
-_WORD = re.compile(r"[\w'-]+")
+from ccaco_cli.core.words import words
+
 _EDGE = "\n"
 """Stands before the first and after the last word."""
 
@@ -26,24 +26,24 @@ class BigramModel:
         self.words: Counter[str] = Counter()
         self.pairs: Counter[tuple[str, str]] = Counter()
         for caption in captions:
-            words = _words(caption)
-            self.words.update(words[1:])
-            self.pairs.update(pairwise(words))
+            sequence = _sequence(caption)
+            self.words.update(sequence[1:])
+            self.pairs.update(pairwise(sequence))
         self.starts = Counter[str]()
         for (word, _), count in self.pairs.items():
             self.starts[word] += count
 
     def log_likelihood(self, caption: str) -> float:
         """Sum over the words of a caption, and its end, of the log of their probability, in nats."""
-        words = _words(caption)
+        sequence = _sequence(caption)
         size = self.words.total() + len(self.words) + 1
         total = 0.0
-        for pair in pairwise(words):
+        for pair in pairwise(sequence):
             single = (self.words[pair[1]] + 1) / size
             follows = self.pairs[pair] / self.starts[pair[0]] if self.starts[pair[0]] else 0.0
             total += math.log(self.bigram_weight * follows + (1 - self.bigram_weight) * single)
         return total
 
 
-def _words(caption: str) -> list[str]:
-    return [_EDGE, *_WORD.findall(caption.lower()), _EDGE]
+def _sequence(caption: str) -> list[str]:
+    return [_EDGE, *(word.text for word in words(caption.lower())), _EDGE]

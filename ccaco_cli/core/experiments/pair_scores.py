@@ -30,7 +30,7 @@ from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval.explain import attended_cosines, word_cosines, word_spans
+from ccaco_cli.core.retrieval.explain import attended_cosines, content_word_spans, word_cosines
 from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.rerank import Scorer, score_kind
@@ -218,7 +218,7 @@ class PairModel:
         for rows in torch.split(torch.arange(len(places)), EXPLAINED_AT_ONCE):
             chunk = a.local_tokens[places[rows, 0]], b.local_tokens[places[rows, 1]]
             for cosines, row in zip(attended_cosines(self.aligner, *chunk), rows.tolist(), strict=True):
-                words = word_cosines(cosines, word_spans(self.towers["text"], clean_caption(texts[row])))
+                words = word_cosines(cosines, content_word_spans(self.towers["text"], clean_caption(texts[row])))
                 below = sorted((cosine, word) for word, cosine in words if cosine < self.word_threshold)
                 missing.append(tuple(dict.fromkeys(word for _, word in below)))
         return missing

@@ -22,7 +22,7 @@ from ccaco_cli.core.experiments.templates import Template, class_vectors
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.retrieval.explain import word_spans
+from ccaco_cli.core.retrieval.explain import content_word_spans
 from ccaco_cli.core.scoring import caption_choice
 from ccaco_cli.core.scoring.languages import caption_languages
 from ccaco_cli.core.scoring.split_scorer import SplitEncodings, classify
@@ -62,7 +62,11 @@ class SplitEncoder:
                 lambda column: encode(self.aligner, "text", column, local_tokens=with_tokens),
             )
         language = caption_languages(self.data.split(name)) if "text" in columns else None
-        spans = partial(word_spans, self.towers["text"]) if with_tokens and self.data.modalities[1] == "text" else None
+        spans = (
+            partial(content_word_spans, self.towers["text"])
+            if with_tokens and self.data.modalities[1] == "text"
+            else None
+        )
         return SplitEncodings(a, b, row_a, row_b, choices, self._class_vectors(a, name), language, spans)
 
     def validate(self, name: str, columns: Mapping[str, Column]) -> dict[str, float]:

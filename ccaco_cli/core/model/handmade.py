@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from ccaco_cli.core.words import words
 
 Array = NDArray[Any]
 SIDE, COLOURS = 64, 4
@@ -51,6 +54,12 @@ class LinearAlignment:
     parameters: int
 
 
+def _terms(text: str) -> list[str]:
+    """The words of a text in lower case; in ASCII, those of two characters or more, as scikit-learn cuts them."""
+    lower = text.lower()
+    return re.findall(r"\b\w\w+\b", lower) if text.isascii() else [word.text for word in words(lower)]
+
+
 def align(images: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -> LinearAlignment:
     """Canonical correlation analysis of image features and TF-IDF (Hardoon et al., Neural Computation 16, 2004).
 
@@ -66,7 +75,7 @@ def align(images: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -> 
     from sklearn.decomposition import PCA, TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
+    vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, dtype=np.float32)
     tfidf = vectorizer.fit_transform(texts)
     dimensions = min(DIMENSIONS, len(images) - 1)
     # centring a sparse matrix would fill it: a first decomposition reduces it, the PCA after it centres the result

@@ -152,7 +152,7 @@ def _explanations(
                 a,
                 texts.local_tokens[number : number + 1],
                 grid,
-                explain.word_spans(loaded.towers[second], caption),
+                explain.content_word_spans(loaded.towers[second], caption),
             )
             for number, caption in enumerate(captions)
         )

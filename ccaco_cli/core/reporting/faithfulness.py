@@ -65,7 +65,7 @@ def explain_pairs(
         row = int(encodings.row_b[item])
         start = int(np.searchsorted(encodings.row_a, row))
         a, b = encodings.a.local_tokens[start : start + 1], encodings.b.local_tokens[item : item + 1]
-        words = explain.word_spans(loaded.towers[second], texts[item]) if second == "text" else []
+        words = explain.content_word_spans(loaded.towers[second], texts[item]) if second == "text" else []
         grid = explain.patch_grid(loaded.aligner, loaded.towers[first], int(a.mask.sum()))
         explanation = explain.explain(loaded.aligner, a, b, grid, words, method)
         pairs.append(ExplainedPair(item, row, texts[item], explanation))

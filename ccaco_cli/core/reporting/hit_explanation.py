@@ -87,7 +87,7 @@ def explain_hits(
         stored = hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None
         first_sample = sample if from_first else MODALITIES[first].decode(stored) if stored else None
         second_sample = hit.item["text"] if from_first else sample
-        words = explain.word_spans(towers[second], second_sample) if second == "text" else []
+        words = explain.content_word_spans(towers[second], second_sample) if second == "text" else []
         grid = explain.patch_grid(aligner, towers[first], int(a.mask.sum()), index.store_grid)
         explanation = explain.explain(aligner, a, b, grid, words, method)
         image = None if first_sample is None else model_input_image(towers[first], first_sample)

@@ -23,33 +23,30 @@ from ccaco_cli.core.model.token_pooling import pooled_grid
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.types import LocalTokens
+from ccaco_cli.core.words import content_words, detect_language
 
 Array = NDArray[Any]
 KEPT_SHARES = tuple(k / 10 for k in range(1, 10))
 """Shares of the cells that are left at each step of a deletion test."""
 RANDOM_ORDERS = 5
-_FUNCTION_WORDS = """
-a an the this that these those some any each every no of in on at by for from to into onto with without and or but nor
-so as if than then there here is are was were be been being am do does did has have had it its he him his she her you
-they them their we us our your i me my who whom whose which what while where when during about near up down out off
-over under above below behind between through across around along against next beside inside underneath
-"""
-FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words that name nothing that an image could show."""
 
 
-def word_spans(tower: Tower, text: str) -> list[tuple[str, list[int]]]:
-    """The words of a text and the positions of their tokens; [] for a tower without a tokenizer."""
-    return [] if tower.tokenizer is None else tower.tokenizer.word_spans(text)
+def content_word_spans(tower: Tower, text: str, language: str = "") -> list[tuple[str, list[int]]]:
+    """The words of a text that name something, in order, with the positions of their tokens.
 
-
-def content_words(words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, list[int]]]:
-    """The words (``word_spans``) that are no function words or punctuation."""
-    return [
-        (word, list(positions))
-        for word, positions in words
-        if word.lower() not in FUNCTION_WORDS and any(c.isalnum() for c in word)
+    Args:
+        language: as ``content_words`` takes it.
+    Returns:
+        [] for a tower without a tokenizer, or with one that does not report the characters of its tokens.
+    """
+    if tower.tokenizer is None:
+        return []
+    tokens = tower.tokenizer.token_spans(text)
+    words = content_words(tokens.text, language or detect_language(text))
+    spans = [
+        (word.text, [at for at, start, end in tokens.spans if start < word.end and end > word.start]) for word in words
     ]
+    return [(word, positions) for word, positions in spans if positions]
 
 
 def patch_grid(aligner: Aligner, tower: Tower, tokens: int, max_tokens: int = 0) -> tuple[int, int]:
@@ -151,8 +148,8 @@ def attended_cosines(aligner: Aligner, a: LocalTokens, b: LocalTokens) -> Tensor
 
 
 def word_cosines(cosines: Tensor, words: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, float]]:
-    """The content words of one text with the mean of their tokens' ``attended_cosines`` ([N_b])."""
-    return [(word, float(cosines[positions].mean())) for word, positions in content_words(words) if positions]
+    """The words of one text with the mean of their tokens' ``attended_cosines`` ([N_b])."""
+    return [(word, float(cosines[positions].mean())) for word, positions in words]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,15 +246,14 @@ def explain(
 
     Args:
         a, b: tokens of one sample each, padding allowed; the last of a's real tokens are the cells of ``grid``.
-        words: of b, with the positions of their tokens; function words are left out. Without any, b is explained as a
-            whole.
+        words: of b, with the positions of their tokens. Without any, b is explained as a whole.
         method: an entry of ``METHODS``.
     """
     tokens_a = torch.nonzero(a.mask[0]).flatten().numpy()
     tokens_b = torch.nonzero(b.mask[0]).flatten().numpy()
     cells = tokens_a[len(tokens_a) - grid[0] * grid[1] :]
     token_relevance = relevance(aligner, a, b, method)[0].numpy()
-    spans = content_words(words) or [("(all)", tokens_b.tolist())]
+    spans = words or [("(all)", tokens_b.tolist())]
     heat = np.stack([token_relevance[positions][:, cells].mean(0) for _, positions in spans])
     order = cells[np.argsort(-token_relevance[tokens_b][:, cells].sum(0), kind="stable")]
     trial = hide_cells(aligner, a, b, order)

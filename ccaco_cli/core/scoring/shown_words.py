@@ -12,7 +12,7 @@ from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.evaluation.choice_metrics import best_threshold
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.retrieval.explain import attended_cosines, content_words, word_cosines
+from ccaco_cli.core.retrieval.explain import attended_cosines, word_cosines
 from ccaco_cli.core.scoring.pair_sampling import draw_from_other_groups
 from ccaco_cli.core.scoring.split_scorer import SplitEncodings
 
@@ -72,4 +72,4 @@ def _shown(split: Split, encodings: SplitEncodings, row: int) -> set[str]:
     """The content words of all captions of a row, in lower case."""
     assert encodings.word_spans is not None
     texts = split.captions[split.caption_start[row] : split.caption_start[row + 1]]
-    return {word.lower() for text in texts for word, _ in content_words(encodings.word_spans(text))}
+    return {word.lower() for text in texts for word, _ in encodings.word_spans(text)}

@@ -51,7 +51,7 @@ class SplitEncodings:
         classes: vectors [A, E] of the items of a and [C, E] of the classes, whose dot product is the score; None
             without classes.
         language: [items of b] str, the language of each caption; None where they are not told apart.
-        word_spans: text -> its words and the positions of their tokens; None where b is no text.
+        word_spans: text -> its content words and the positions of their tokens; None where b is no text.
     """
 
     a: EncodedSamples

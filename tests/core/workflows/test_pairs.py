@@ -166,7 +166,7 @@ def test_missing_words_are_the_least_attended_ones(
     cosines = {"red": 0.1, "cat": 0.9, "sofa": 0.2}
 
     def attended(aligner: Any, a: Any, b: Any) -> Any:
-        spans = dict(pair_scores.word_spans(model.towers["text"], "a red cat on a sofa"))
+        spans = dict(pair_scores.content_word_spans(model.towers["text"], "a red cat on a sofa"))
         values = pair_scores.torch.zeros(b.mask.shape)
         for word, cosine in cosines.items():
             values[:, spans[word]] = cosine

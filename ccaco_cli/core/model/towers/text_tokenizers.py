@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import open_clip
 import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor
 
-from ccaco_cli.core.model.towers.tower import TextIds, WordSpans
+from ccaco_cli.core.model.towers.tower import TextIds, TokenSpans
 
 CLEANING = {"_clean_lower": "clip", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 """Function with which an open_clip tokenizer cleans texts -> entry of ``query.CLEAN`` that does the same."""
@@ -65,18 +66,22 @@ class ClipTokens:
             cut[full] = (longer[:, :length] != ids[full]).any(1) | (longer[:, length] != padding)
         return ids, counts.clamp(1, length), cut
 
-    def word_spans(self, text: str) -> WordSpans:
-        if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
-            return _hf_word_spans(self.tokenizer.tokenizer, text, self.context_length)
+    def token_spans(self, text: str) -> TokenSpans:
+        source = self.tokenizer
+        if not isinstance(source, open_clip.SimpleTokenizer):
+            return _hf_token_spans(source.tokenizer, text, self.context_length)
+        cleaned = source.clean_fn(text)
+        if source.reduction_fn is not None:  # it chooses some of the tokens
+            return TokenSpans(cleaned, [])
         inputs = self([text])
-        words: WordSpans = []
-        span: list[int] = []
-        for position in range(1, int(inputs["mask"].sum()) - 1):
-            span.append(position)
-            if self.tokenizer.decoder[int(inputs["ids"][0, position])].endswith("</w>"):
-                words.append((self.tokenizer.decode(inputs["ids"][0, span].tolist()).strip(), span))
-                span = []
-        return words
+        ids = inputs["ids"][0, 1 : int(inputs["mask"].sum()) - 1].tolist()
+        matches = source.pat.finditer(cleaned)
+        # the character of each byte: a token is a string of bytes, and may hold a part of a character
+        places = [match.start() + i for match in matches for i, c in enumerate(match.group()) for _ in c.encode()]
+        ends = np.cumsum([len(source.decoder[token].removesuffix("</w>")) for token in ids], dtype=int)
+        starts = [0, *ends[:-1]]
+        spans = [(places[start], places[end - 1] + 1) for start, end in zip(starts, ends, strict=False)]
+        return TokenSpans(cleaned, [(position, *span) for position, span in enumerate(spans, start=1)])
 
     def text_ids(self) -> TextIds:
         if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
@@ -147,8 +152,8 @@ class HfTokens:
             cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
         return {"ids": encoded["input_ids"], "mask": mask, "cut": cut}
 
-    def word_spans(self, text: str) -> WordSpans:
-        return _hf_word_spans(self.tokenizer, text, self.context_length)
+    def token_spans(self, text: str) -> TokenSpans:
+        return _hf_token_spans(self.tokenizer, text, self.context_length)
 
     def text_ids(self) -> TextIds:
         return _hf_text_ids(self.tokenizer)
@@ -203,13 +208,10 @@ def _vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(definition.encode()).hexdigest()[:16]
 
 
-def _hf_word_spans(tokenizer: Any, text: str, max_tokens: int) -> WordSpans:
-    """``TextTokenizer.word_spans`` of a transformers tokenizer; [] for a slow one, which does not report offsets."""
-    encoded = tokenizer(text, truncation=True, max_length=max_tokens)
+def _hf_token_spans(tokenizer: Any, text: str, max_tokens: int) -> TokenSpans:
+    """``TextTokenizer.token_spans`` of a transformers tokenizer; no spans for a slow one, which reports none."""
     if not tokenizer.is_fast:
-        return []
-    positions: dict[int, list[int]] = {}
-    for position, word in enumerate(encoded.word_ids()):
-        if word is not None:
-            positions.setdefault(word, []).append(position)
-    return [(text[slice(*encoded.word_to_chars(word))].strip(), span) for word, span in positions.items()]
+        return TokenSpans(text, [])
+    encoded = tokenizer(text, truncation=True, max_length=max_tokens).encodings[0]
+    tokens = enumerate(zip(encoded.offsets, encoded.special_tokens_mask, strict=True))
+    return TokenSpans(text, [(position, *offsets) for position, (offsets, special) in tokens if not special])

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ccaco_cli.core.errors import TowerError
 from ccaco_cli.core.model.towers.pooling import Pooling
 
-WordSpans = list[tuple[str, list[int]]]
-"""The words of a text, each with the positions of its tokens."""
 PositionRule = Callable[[Tensor, int], Tensor]
 """(position table [n, W], count) -> table [count, W]; an entry of ``positions.RULES``."""
 
@@ -59,6 +57,20 @@ class TextIds:
     end: int | None
 
 
+@dataclass(frozen=True)
+class TokenSpans:
+    """The characters of each token of a text.
+
+    Attributes:
+        text: as it was cut into tokens, for example in lower case.
+        spans: (position of the token, first character, character after the last); a character that was cut into
+            several tokens belongs to each. Empty where the tokenizer cannot tell.
+    """
+
+    text: str
+    spans: list[tuple[int, int, int]]
+
+
 class TextTokenizer(Protocol):
     """The preprocessing of a text tower.
 
@@ -78,8 +90,8 @@ class TextTokenizer(Protocol):
         """
         ...
 
-    def word_spans(self, text: str) -> WordSpans:
-        """Returns the words and their token positions, without special tokens; [] where the tokenizer cannot tell."""
+    def token_spans(self, text: str) -> TokenSpans:
+        """Returns the characters of each token, without special tokens."""
         ...
 
     def text_ids(self) -> TextIds:

@@ -13,6 +13,7 @@ from ccaco_cli.core.config import TowerConfig
 from ccaco_cli.core.model.towers import build
 from ccaco_cli.core.model.towers.tiny import WordConvolutions
 from ccaco_cli.core.model.towers.tower import Tower
+from ccaco_cli.core.retrieval.explain import content_word_spans
 from tests.towers import check_reduced_precision
 
 TEXTS = ["a dog", "an orange cat napping on a sofa! wow!!", "a very " + "very " * 60 + "long caption"]
@@ -34,11 +35,23 @@ def pixels(seed: int, size: int = 64, count: int = 4) -> dict[str, torch.Tensor]
 
 
 def test_words_know_their_tokens(text: Tower) -> None:
-    spans = text.tokenizer.word_spans("An orange xylophonist, napping!")  # type: ignore[union-attr]
-    assert [word for word, _ in spans] == ["an", "orange", "xylophonist", ",", "napping", "!"]
-    places = [place for _, at in spans for place in at]
+    tokens = text.tokenizer.token_spans("An orange xylophonist, napping!")  # type: ignore[union-attr]
+    assert tokens.text == "an orange xylophonist, napping!"
     length = int(text.preprocess(["An orange xylophonist, napping!"])["mask"].sum())
-    assert places == list(range(1, length - 1)) and len(spans[2][1]) > 1
+    assert [position for position, _, _ in tokens.spans] == list(range(1, length - 1))
+    assert "".join(tokens.text[start:end] for _, start, end in tokens.spans) == tokens.text.replace(" ", "")
+    spans = content_word_spans(text, "An orange xylophonist, napping!")
+    assert [word for word, _ in spans] == ["orange", "xylophonist", "napping"] and len(spans[1][1]) > 1
+
+
+@pytest.mark.parametrize("caption", ["一只橘猫在沙发上打盹", "cafe\u0301 नमस्ते", "🐱 und 👨‍👩‍👧"])
+def test_a_token_that_is_part_of_a_character_belongs_to_it(text: Tower, caption: str) -> None:
+    tokens = text.tokenizer.token_spans(caption)  # type: ignore[union-attr]
+    covered = {place for _, start, end in tokens.spans for place in range(start, end)}
+    assert covered == {place for place, character in enumerate(tokens.text) if not character.isspace()}
+    assert all(end == start + 1 or tokens.text[start:end].strip() for _, start, end in tokens.spans)
+    shown = {position for _, positions in content_word_spans(text, caption) for position in positions}
+    assert shown <= {position for position, _, _ in tokens.spans}
 
 
 @pytest.mark.parametrize(
