@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ccaco_cli.core import modalities
 from ccaco_cli.core.data import media_facts
+from ccaco_cli.core.data.caption_languages import LANGUAGES, language_of_each, language_runs
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
 
@@ -220,6 +221,9 @@ def check(record: PairRecord, rules: Rules) -> Passed | Rejected:
     captions = [text for text in cleaned if text]
     row: dict[str, Any] = {name: getattr(record, name) for name in _NAMES} | {"captions": captions}
     meta = dict(record.meta)
+    if LANGUAGES in meta and len(captions) < len(cleaned):
+        codes = zip(language_of_each(meta[LANGUAGES]), cleaned, strict=True)
+        meta[LANGUAGES] = language_runs(code for code, text in codes if text)
     measures: dict[str, float] = {}
     sha1 = phash = ""
     try:

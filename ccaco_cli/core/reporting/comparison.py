@@ -20,8 +20,8 @@ from ccaco_cli.core.scoring.results import (
     comparable,
     mean_metrics,
     same_pool,
-    strata,
 )
+from ccaco_cli.core.scoring.strata import strata
 
 DEFAULT_REFERENCE = "ccaco"
 """The arm that the others are compared with, where it is among them."""

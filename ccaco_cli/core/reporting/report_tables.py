@@ -32,8 +32,9 @@ from ccaco_cli.core.reporting.rows import (
 )
 from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.scoring import results
-from ccaco_cli.core.scoring.results import Result, Run, by_arm, by_pool, mean_metrics, strata
+from ccaco_cli.core.scoring.results import Result, Run, by_arm, by_pool, mean_metrics
 from ccaco_cli.core.scoring.run_splits import measured_runs
+from ccaco_cli.core.scoring.strata import strata, strata_names
 
 WHOLE_GALLERY_STAGES = ("cosine", "two-stage", "cross")
 """The stages that are measured on the whole gallery. The small pool exists for arms that have no other result."""
@@ -124,7 +125,7 @@ def _check_names(request: ReportRequest) -> None:
         )
     if request.by is not None:
         measured = [results.load_result(run, request.split) for run in request.measured_runs()]
-        strata_names = {name for result in measured for name in result.strata}
+        strata_names = {name for result in measured for name in strata_names(result)}
         if request.by not in strata_names:
             raise DataError(
                 "these results have no such stratum",

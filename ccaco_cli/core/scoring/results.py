@@ -5,7 +5,7 @@ made of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.calibration import Reliability
 from ccaco_cli.core.evaluation.metric_table import find_metric
-from ccaco_cli.core.evaluation.metrics import RankResult, summary
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.evaluation.significance import PerQuery
 
 RUN_KEYS = ("arm", "seed", "device", "workers")
 """Config keys in which the runs of one arm may differ."""
-_RANK_COLUMNS = [column.name for column in fields(RankResult) if column.name != "gallery"]
 SMALL = "small"
 """The stage of the small gallery (the first rows of the split). Every arm has it, also one with a slow score."""
 
@@ -240,55 +238,6 @@ def by_arm(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
     return arms
 
 
-def strata(result: Result, name: str) -> dict[Any, Result]:
-    """Divides a result by a stratum: value -> the queries of that value, ranked in the full gallery; pools are joined.
-
-    A text query has the value of its image (of the first one, where several share a group). A choice has the value of
-    its image too.
-
-    Raises:
-        DataError: no such stratum, or not one value per row.
-    """
-    a_to_b, b_to_a = _joined(result.evaluation.a_to_b), _joined(result.evaluation.b_to_a)
-    all_values = list(result.strata.get(name, ()))
-    # choices are made on all rows, also where only the first are ranked
-    values = all_values[: len(a_to_b.rank)] if result.pool.startswith("first-") else all_values
-    if len(values) != len(a_to_b.rank):
-        known = " | ".join(result.strata) or "none in these results"
-        raise DataError(
-            f"{len(values)} values of {name} for {len(a_to_b.rank)} rows",
-            where=result.run.path,
-            expected=f"strata: {known}",
-        )
-    value_of_group = dict(zip(a_to_b.query_group.tolist()[::-1], values[::-1], strict=True))
-    values_of_b = [value_of_group.get(group) for group in b_to_a.query_group.tolist()]
-    parts = {}
-    for value in sorted(set(values), key=lambda v: (type(v).__name__, v)):
-        ranks_a = _select(a_to_b, [v == value for v in values])
-        ranks_b = _select(b_to_a, [v == value for v in values_of_b])
-        items = _select_items(result, all_values, value)
-        metrics = summary(ranks_a, ranks_b, result.evaluation.names)
-        metrics |= {
-            f"{item}_accuracy": float(np.mean(outcomes))
-            for item, outcomes in items.items()
-            if not item.endswith("_row") and len(outcomes)
-        }
-        evaluation = replace(result.evaluation, a_to_b=(ranks_a,), b_to_a=(ranks_b,), metrics=metrics)
-        parts[value] = replace(result, evaluation=evaluation, metrics=metrics, items=items)
-    return parts
-
-
-def _select_items(result: Result, values: Sequence[Any], value: Any) -> dict[str, Any]:
-    """The outcomes, and the rows, of the choices whose image has this value of a stratum."""
-    selected: dict[str, Any] = {}
-    for name, rows in result.items.items():
-        if name.endswith("_row") and max(rows, default=0) < len(values):
-            keep = np.array([values[row] == value for row in rows], bool)
-            outcomes = np.asarray(result.items[name.removesuffix("_row")])
-            selected |= {name.removesuffix("_row"): outcomes[keep].tolist(), name: np.asarray(rows)[keep].tolist()}
-    return selected
-
-
 def mean_metrics(results: Iterable[Result]) -> dict[str, float | None]:
     """Mean of each metric over results; None where a result has no such metric, or NaN."""
     metrics_of_each = [result.metrics for result in results]
@@ -387,13 +336,3 @@ def _require_same(results: Sequence[Result], facets: Mapping[str, Callable[[Resu
 def _differing_keys(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> list[str]:
     a, b = flatten(config_a), flatten(config_b)
     return [key for key in a.keys() | b.keys() if a and b and key not in RUN_KEYS and a.get(key) != b.get(key)]
-
-
-def _joined(pools: Sequence[RankResult]) -> RankResult:
-    columns = {name: np.concatenate([getattr(ranks, name) for ranks in pools]) for name in _RANK_COLUMNS}
-    return RankResult(**columns, gallery=pools[0].gallery)
-
-
-def _select(ranks: RankResult, keep: Sequence[bool]) -> RankResult:
-    selected = {name: getattr(ranks, name)[np.asarray(keep, bool)] for name in _RANK_COLUMNS}
-    return RankResult(**selected, gallery=ranks.gallery)

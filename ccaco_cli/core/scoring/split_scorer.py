@@ -195,8 +195,11 @@ class SplitScorer:
 
     def _evaluate(self, scoring: str, encodings: SplitEncodings, protocol: str) -> Evaluation:
         if encodings.language is not None:
+            by_language = replace(self, shortlists=None)  # they are of captions of all languages
             return languages.evaluate_by_language(
-                encodings.language, lambda items: self._evaluate(scoring, encodings.with_items_b(items), "full")
+                encodings.language,
+                lambda items, of_each: by_language._evaluate(scoring, encodings.with_items_b(items), of_each),
+                protocol,
             )
         a, b = encodings.a, encodings.b
         groups = self.split.group[encodings.row_a], self.split.group[encodings.row_b]

@@ -12,6 +12,7 @@ from ccaco_cli.core.experiments.fairness import check_fair
 from ccaco_cli.core.reporting.comparison import DatasetVerdict, arm_rows, comparison_rows, verdicts
 from ccaco_cli.core.reporting.rows import Cells, as_dicts
 from ccaco_cli.core.scoring import results
+from ccaco_cli.core.scoring.strata import strata
 
 
 def arms(measured: list[results.Run], **options: Any) -> list[Cells]:
@@ -156,12 +157,12 @@ def test_strata_divide_queries_and_not_galleries(fabricate: Any) -> None:
         (value, arm, n) for value, n in ((2, 90), (3, 87), (5, 3)) for arm in ("ccaco", "clip")
     ]
     result = results.load_result(run_list[0])
-    parts = results.strata(result, "things")
+    parts = strata(result, "things")
     assert {part.evaluation.a_to_b[0].gallery for part in parts.values()} == {120}
     assert parts[3].evaluation.b_to_a[0].query_group.tolist() == [g for g in range(30, 59) for _ in range(2)]
     hits = result.evaluation.b_to_a[0].hits(1)
     assert parts[2].metrics["text_to_image_R@1"] == pytest.approx(hits[:60].mean())
-    both = [results.strata(results.load_result(run), "things")[2].metrics["text_to_image_R@1"] for run in run_list[:2]]
+    both = [strata(results.load_result(run), "things")[2].metrics["text_to_image_R@1"] for run in run_list[:2]]
     assert rows[0]["text_to_image_R@1"] == pytest.approx(sum(both) / 2)
     assert rows[1]["verdict"] == "worse"
     assert (rows[5]["verdict"], rows[5]["low"]) == ("too few queries", None)

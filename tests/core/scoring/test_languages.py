@@ -16,9 +16,9 @@ def test_each_language_is_a_pool_and_the_metrics_are_means() -> None:
     group, group_b = np.arange(4), np.repeat(np.arange(4), 3)
     language = np.array(["de", "en", "en"] * 4)
 
-    def ranked(items: np.ndarray) -> Evaluation:
+    def ranked(items: np.ndarray, protocol: str = "full") -> Evaluation:
         groups = group, group_b[items]
-        return evaluate("full", *groups, by_similarity(images, texts[items], *groups))
+        return evaluate(protocol, *groups, by_similarity(images, texts[items], *groups))
 
     joined = evaluate_by_language(language, ranked)
     alone = {name: ranked(np.flatnonzero(language == name)) for name in ("de", "en")}

@@ -12,6 +12,7 @@ from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.evaluation.calibration import reliability
 from ccaco_cli.core.scoring import results
+from ccaco_cli.core.scoring import strata as strata_module
 
 
 def ablation(fabricate: Any, cells: list[tuple[str, str]], failed: str = "") -> Path:
@@ -124,12 +125,12 @@ def test_strata_of_several_pools_follow_the_pools(fabricate: Any) -> None:
     first = results.load_result(run)
     a_to_b, b_to_a = first.evaluation.a_to_b[0], first.evaluation.b_to_a[0]
     halves = [
-        [results._select(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)]
+        [strata_module._select(part, [start <= g < start + 30 for g in part.query_group]) for start in (30, 0)]
         for part in (a_to_b, b_to_a)
     ]
     folded = replace(first.evaluation, a_to_b=tuple(halves[0]), b_to_a=tuple(halves[1]))
     values = ["late"] * 30 + ["early"] * 30  # in the order of the pools: the second half of the pictures comes first
-    parts = results.strata(replace(first, evaluation=folded, strata={"half": values}), "half")
+    parts = strata_module.strata(replace(first, evaluation=folded, strata={"half": values}), "half")
     assert list(parts) == ["early", "late"]
     assert set(parts["early"].evaluation.b_to_a[0].query_group) == set(range(30))
     assert parts["late"].metrics["image_to_text_R@1"] == pytest.approx(a_to_b.hits(1)[30:].mean())
@@ -140,13 +141,13 @@ def test_choices_outside_of_a_small_pool_have_their_stratum(fabricate: Any) -> N
     strata = {"relation": ["on"] * 20 + ["left"] * 10 + ["on"] * 30}
     (run,) = results.find_runs([fabricate("a", 1.0, small=True, items=items)])
     small = replace(results.load_result(run, "test", results.SMALL), strata=strata)
-    (part,) = results.strata(small, "relation").values()  # the 20 ranked rows have one relation
+    (part,) = strata_module.strata(small, "relation").values()  # the 20 ranked rows have one relation
     assert len(part.evaluation.a_to_b[0].rank) == 20
     assert (part.items["binding_role_row"], part.metrics["binding_role_accuracy"]) == ([3, 19, 59], 2 / 3)
     with pytest.raises(DataError, match="10 values of relation for 20 rows"):
-        results.strata(replace(small, strata={"relation": ["on"] * 10}), "relation")
+        strata_module.strata(replace(small, strata={"relation": ["on"] * 10}), "relation")
     with pytest.raises(DataError, match="61 values of relation for 60 rows"):
-        results.strata(replace(results.load_result(run), strata={"relation": ["on"] * 61}), "relation")
+        strata_module.strata(replace(results.load_result(run), strata={"relation": ["on"] * 61}), "relation")
 
 
 def test_a_mean_over_seeds_hides_no_missing_figure(fabricate: Any) -> None:

@@ -26,7 +26,7 @@ from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import PairRecord
 
-_LICENCE = "annotations CC BY 4.0; each photo has its own Flickr licence (named in the annotations)"
+LICENCE = "annotations CC BY 4.0; each photo has its own Flickr licence (named in the annotations)"
 _EXPECTS = (
     "annotations/captions_train2017.json and captions_val2017.json (or 2014) beside train2017/ and "
     "val2017/; or dataset_coco.json there"
@@ -66,7 +66,7 @@ def _karpathy(root: Path, file: Path, media_root: Path | None) -> SourceData:
             if id in twice:
                 fields.refuse(REPEATED)
             captions = captions if split == "train" else captions[:5]
-            photo = _photo(root, image, media_root)
+            photo = coco_photo(root, image, media_root)
             yield PairRecord(id, id, split, {"image": photo}, captions, problem=fields.problem)
 
     counts = Counter(_KARPATHY_SPLITS[str(i["split"])] for i in images)
@@ -74,7 +74,7 @@ def _karpathy(root: Path, file: Path, media_root: Path | None) -> SourceData:
     return SourceData(
         records=records(),
         protocol=f"coco-karpathy ({rule}){missing_part(counts, _KARPATHY)}",
-        licence=_LICENCE,
+        licence=LICENCE,
         revision=revision_of(file),
         text_files=(file,),
         counts=counts,
@@ -85,7 +85,7 @@ def _karpathy_id(image: dict[str, Any]) -> str:
     return f"{image.get('filepath', '')}/{image['filename']}"
 
 
-def _photo(root: Path, image: dict[str, Any], media_root: Path | None) -> Path:
+def coco_photo(root: Path, image: dict[str, Any], media_root: Path | None) -> Path:
     """Path of a photo in Karpathy's list: in its 2014 folder, or under its 2017 name if only those photos are there."""
     path = locate(f"{image.get('filepath', '')}/{image['filename']}".lstrip("/"), root, media_root)
     # the name can have any length: then os.path.isfile is False, but Path.is_file raises
@@ -97,7 +97,7 @@ def _photo(root: Path, image: dict[str, Any], media_root: Path | None) -> Path:
 
 
 def _official(root: Path, year: str, files: dict[str, Path], media_root: Path | None) -> SourceData:
-    parts = {part: _captioned(file) for part, file in files.items()}
+    parts = {part: captions_of_coco(file) for part, file in files.items()}
     train = sorted((hash_fraction(str(key)), key) for key in parts.get("train", {}))
     held_out = {key for _, key in train[: max(1, len(train) // 10)]}
 
@@ -118,14 +118,14 @@ def _official(root: Path, year: str, files: dict[str, Path], media_root: Path | 
     return SourceData(
         records=records(),
         protocol=f"coco-official-{year} ({rule}){suffix}",
-        licence=_LICENCE,
+        licence=LICENCE,
         revision=revision_of(*files.values()),
         text_files=tuple(files.values()),
         counts=Counter(split_of(part, key) for part, images in parts.items() for key in images),
     )
 
 
-def _captioned(file: Path) -> dict[int, tuple[str, list[str], str]]:
+def captions_of_coco(file: Path) -> dict[int, tuple[str, list[str], str]]:
     """Image id -> (file name, captions in the file's order, problem of a caption or "").
 
     Raises DataError: other content, or two images with one id, whose captions cannot be told apart.

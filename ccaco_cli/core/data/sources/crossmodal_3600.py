@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ccaco_cli.core.data.caption_languages import LANGUAGES, captions_by_language, chosen_languages
 from ccaco_cli.core.data.checks import clean_caption
 from ccaco_cli.core.data.sources.fields import captions_from, text_from
 from ccaco_cli.core.data.sources.lists import read_json_lines, repeated, revision_of
@@ -44,6 +45,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     twice = repeated(photo.key for photo in photos)
     if twice or not photos:
         raise DataError(f"two photos with key {min(twice)}" if twice else "this file has no photos", where=file)
+    photos = _in_languages(photos, options.languages, file)
     captions = Counter(dict.fromkeys(sorted({name for photo in photos for name in photo.captions}), 0))
     for photo in photos:
         captions.update({name: len(texts) for name, texts in photo.captions.items()})
@@ -51,14 +53,30 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     part = "" if len(photos) == PHOTOS else f"; a part: {len(photos):,} of {PHOTOS:,} photos"
     return SourceData(
         records=_records(photos, images, options.media_root),
-        protocol=f"crossmodal-3600: all photos with the captions of one language, mean over {len(captions)} languages"
-        f"{part}",
+        protocol=f"crossmodal-3600: all photos with the captions of one language, {_over(list(captions))}{part}",
         licence="captions CC BY 4.0; photos of Open Images CC BY 2.0",
         revision=revision_of(file),
         text_files=(file,),
-        facts={"captions": dict(captions), "evaluation": "languages"},
+        facts={"captions": dict(captions), "evaluation": LANGUAGES},
         counts={"test": len(photos)},
     )
+
+
+def _over(languages: list[str]) -> str:
+    return f"mean over {len(languages)} languages" if len(languages) > 1 else languages[0]
+
+
+def _in_languages(photos: list[_CaptionedPhoto], wanted: tuple[str, ...], file: Path) -> list[_CaptionedPhoto]:
+    """The photos with their captions in these languages, without photos that have none; () = in all.
+
+    Raises DataError: a language that no photo has.
+    """
+    codes = chosen_languages(wanted, sorted({name for photo in photos for name in photo.captions}), file)
+    chosen = [
+        replace(photo, captions={code: texts for code, texts in photo.captions.items() if code in codes})
+        for photo in photos
+    ]
+    return [photo for photo in chosen if photo.captions]
 
 
 def _photo(entry: Mapping[str, Any], where: str) -> _CaptionedPhoto:
@@ -83,16 +101,14 @@ def _photo(entry: Mapping[str, Any], where: str) -> _CaptionedPhoto:
 
 def _records(photos: list[_CaptionedPhoto], images: Path, media_root: Path | None) -> Iterator[PairRecord]:
     for photo in photos:
+        captions, languages = captions_by_language(photo.captions)
         yield PairRecord(
             photo.key,
             photo.key,
             "test",
             {"image": locate(f"{photo.key}.jpg", images, media_root)},
-            [text for texts in photo.captions.values() for text in texts],
-            meta={
-                "locale": photo.locale,
-                "languages": [[language, len(texts)] for language, texts in photo.captions.items()],
-            },
+            captions,
+            meta={"locale": photo.locale, **languages},
         )
 
 

@@ -9,7 +9,7 @@ Source: Hodosh, Young & Hockenmaier, JAIR 47 (2013); Young et al., TACL 2 (2014)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from ccaco_cli.core.data.sources.lists import (
     repeated,
     revision_of,
 )
-from ccaco_cli.core.data.sources.media_files import layout_error, locate
+from ccaco_cli.core.data.sources.media_files import layout_error
+from ccaco_cli.core.data.sources.photo_lists import ListedPhoto, first_file, flickr_records
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
-from ccaco_cli.core.types import PairRecord
 
 _LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
 _EXPECTS = "dataset_{0}.json, or {1} with its split lists, beside the folder of photos (or one of these files itself)"
@@ -45,17 +45,6 @@ _LISTS = {
     "val": ("Flickr_8k.devImages.txt", "val.txt", "flickr30k_val.txt"),
     "test": ("Flickr_8k.testImages.txt", "test.txt", "flickr30k_test.txt"),
 }
-_FOLDERS = ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """A listed photo; ``problem`` is the reason why it cannot be used."""
-
-    file: str
-    split: str
-    captions: list[str]
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +59,7 @@ class _Listing:
     """
 
     folder: Path
-    photos: list[_Photo]
+    photos: list[ListedPhoto]
     files: list[Path]
     unlisted: int
 
@@ -85,10 +74,12 @@ def _open(name: str, root: Path | None) -> _Listing:
     if root is None or not root.exists():
         raise layout_error(name, f"no {name} here", root, expects)
     folder = root if root.is_dir() else root.parent
-    json_file = root if root.suffix == ".json" else _first(root, (f"dataset_{name}.json",)) if root.is_dir() else None
+    json_file = root if root.suffix == ".json" else None
+    if root.is_dir():
+        json_file = first_file(root, (f"dataset_{name}.json",))
     if json_file is not None:
         return _Listing(folder, _karpathy(json_file), [json_file], 0)
-    tokens = root if root.is_file() else _first(root, _TOKENS[name]) or _only_tokens(root)
+    tokens = root if root.is_file() else first_file(root, _TOKENS[name]) or _only_tokens(root)
     if tokens is None:
         raise layout_error(name, f"no {name} list in this folder", root, expects)
     photos, lists, unlisted = _token_layout(folder, tokens, name)
@@ -98,7 +89,7 @@ def _open(name: str, root: Path | None) -> _Listing:
 def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     listing = _open(name, root)
     return SourceData(
-        records=_records(listing.folder, listing.photos, options.media_root),
+        records=flickr_records(listing.folder, listing.photos, options.media_root),
         protocol=f"{name}: the published train, val and test lists, all captions of a photo{listing.lacking(name)}",
         licence=_LICENCE,
         revision=revision_of(*listing.files),
@@ -125,7 +116,7 @@ def _read_roles(name: str, root: Path | None, options: SourceOptions) -> SourceD
             where=root,
             expected='captions such as "a man pushes a boy"',
         )
-    records = _records(listing.folder, photos, options.media_root)
+    records = flickr_records(listing.folder, photos, options.media_root)
     return SourceData(
         records=(replace(record, meta={"choices": choices[record.id]}) for record in records),
         protocol=f"{name}-roles: {kinds.total()} choices between a caption of val or test and the same caption with "
@@ -138,18 +129,18 @@ def _read_roles(name: str, root: Path | None, options: SourceOptions) -> SourceD
     )
 
 
-def _karpathy(file: Path) -> list[_Photo]:
+def _karpathy(file: Path) -> list[ListedPhoto]:
     images = karpathy_images(file)
     twice = repeated(str(image["filename"]) for image in images)
     photos = []
     for image in images:
         fields, name = FieldReader(REPEATED if str(image["filename"]) in twice else ""), str(image["filename"])
         split, captions = fields.text(image["split"], "split"), fields.captions(image["sentences"])
-        photos.append(_Photo(name, split, captions, fields.problem))
+        photos.append(ListedPhoto(name, split, captions, fields.problem))
     return photos
 
 
-def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[list[_Photo], list[Path], int]:
+def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[list[ListedPhoto], list[Path], int]:
     captions: dict[str, list[tuple[int, str]]] = {}
     for number, line in enumerate(read_lines(tokens), 1):
         key, tab, text = line.partition("\t")
@@ -160,7 +151,7 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[list[_Photo], 
     splits_of: dict[str, list[str]] = {}
     lists = []
     for split, names in _LISTS.items():
-        path = _first(folder, names)
+        path = first_file(folder, names)
         if path is None:
             raise DataError(
                 f"no list of the {split} photos",
@@ -177,24 +168,8 @@ def _token_layout(folder: Path, tokens: Path, name: str) -> tuple[list[_Photo], 
         fields = FieldReader(REPEATED if len(splits) > 1 else "")
         # a listed photo without a caption stays, so that it is counted and listed among the rejects
         texts = [text for _, line in sorted(captions.get(file, [])) for text in fields.captions(line) or [""]]
-        listed += [_Photo(file, split, texts, fields.problem) for split in splits]
+        listed += [ListedPhoto(file, split, texts, fields.problem) for split in splits]
     return listed, lists, len(captions.keys() - splits_of.keys())
-
-
-def _records(folder: Path, listed: list[_Photo], media_root: Path | None) -> Iterator[PairRecord]:
-    photos, other_photos = (
-        next((place / name for name in _FOLDERS if (place / name).is_dir()), place) if place else None
-        for place in (folder, media_root)
-    )
-    for photo in sorted(listed, key=lambda photo: photo.file):  # by name, so that both layouts give the same order
-        yield PairRecord(
-            id=photo.file,
-            group=photo.file,
-            split=photo.split,
-            media={"image": locate(photo.file, photos or folder, other_photos)},
-            captions=photo.captions,
-            problem=photo.problem,
-        )
 
 
 def _only_tokens(folder: Path) -> Path | None:
@@ -203,12 +178,6 @@ def _only_tokens(folder: Path) -> Path | None:
         path for pattern in ("*.token", "*.token.txt") for path in folder.glob(pattern) if ".lemma." not in path.name
     ]
     return paths[0] if len(paths) == 1 else None
-
-
-def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of these files in a folder or its subfolders (lists are distributed in a separate archive)."""
-    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
-    return next((place / name for name in names for place in places if (place / name).is_file()), None)
 
 
 def _source(name: str, read: Callable[[str, Path | None, SourceOptions], SourceData], suffix: str = "") -> Source:

@@ -29,6 +29,7 @@ class SourceOptions:
         all_test: of ``imagefolder``: samples without a split folder belong to ``test``.
         address: of sources that read streams: address or command instead of a path.
         inputs: of ``pairs``: a, b, captions, ids, groups -> file.
+        languages: codes of the captions that are loaded, or generated (``scenes``); () = all that the source has.
         unpaired: domains whose samples may have no captions; of ``imagefolder``, folders of images without class
             folders.
     """
@@ -44,6 +45,7 @@ class SourceOptions:
     name: str = ""
     address: str = ""
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
     unpaired: tuple[str, ...] = ()
     all_test: bool = False
     modality: str = ""
