@@ -131,6 +131,15 @@ def prepare(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of generated data sets.")] = 0,
+    language: Annotated[
+        str,
+        typer.Option(
+            "--language",
+            metavar="CODE,CODE",
+            help="scenes: languages of the captions (en, zh, es); other sources with several: those that are read.",
+            show_default="scenes: en; others: all",
+        ),
+    ] = "",
     val: Annotated[
         str, typer.Option("--val", help="Part of train that becomes val, by group, where the source has no val.")
     ] = "0%",
@@ -177,6 +186,7 @@ def prepare(
     Examples:
       ccaco prepare --list
       ccaco prepare scenes --limit 200 --out data/few-scenes --preview few.png
+      ccaco prepare scenes --language en,zh --out data/scenes-en-zh
       ccaco prepare media --source ~/Photos --out data/photos
       ccaco prepare table --source pairs.csv --keep-above 0.5 --by runs/first
       ccaco prepare webdataset --source 'shards/{00000..00099}.tar' --image-size 256
@@ -210,6 +220,7 @@ def prepare(
                 limit=limit,
                 address=address,
                 seed=seed,
+                languages=split_names(language),
                 columns=columns,
                 separator=separator,
                 size=size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "cat": ("cat", "cat", "cat", "kitty"),
@@ -68,7 +68,12 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The form of a caption: template, synonyms, which attributes are named, whether B comes first (``inverse``)."""
+    """The form of a caption: template, synonyms, which attributes are named, whether B comes first (``inverse``).
+
+    Attributes:
+        words: canonical word -> English synonym.
+        draws: canonical word -> random number 0..1, by which every language chooses its synonym.
+    """
 
     template: int
     placed: bool
@@ -79,12 +84,13 @@ class Wording:
     phrase: float
     more: int
     words: dict[str, str] = field(default_factory=dict)
+    draws: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def draw(cls, rng: random.Random) -> Wording:
         """Draws a wording; it depends on the generator only."""
         template = rng.randrange(len(FULL))
-        return cls(
+        wording = cls(
             template=template,
             placed=rng.random() < 0.5,
             inverse=rng.random() < 0.35,
@@ -94,8 +100,10 @@ class Wording:
             pose_first=template == 3 or rng.random() < 0.3,
             phrase=rng.random(),
             more=rng.choice((0, 1, 1, 2)),
-            words={word: synonyms[int(rng.random() * len(synonyms))] for word, synonyms in SYNONYMS.items()},
+            draws={word: rng.random() for word in SYNONYMS},
         )
+        words = {word: synonyms[int(wording.draws[word] * len(synonyms))] for word, synonyms in SYNONYMS.items()}
+        return replace(wording, words=words)
 
     def noun_phrase(self, obj: SceneObject, *, posed: bool = True) -> str:
         """One noun phrase: "a small orange cat napping"."""
@@ -132,10 +140,9 @@ def full(wording: Wording, objects: Sequence[SceneObject], relation: str, place:
     )
 
 
-def partial(wording: Wording, objects: Sequence[SceneObject], place: str, rng: random.Random) -> str:
+def partial(wording: Wording, named: Sequence[SceneObject], place: str) -> str:
     """A caption of one or two objects with attributes and possibly the place, but without a relation."""
-    named = rng.sample(range(len(objects)), rng.choice((1, 1, 2)))
-    text = " and ".join(wording.noun_phrase(objects[i]) for i in named)
+    text = " and ".join(wording.noun_phrase(obj) for obj in named)
     if wording.placed:
         return f"{text} {wording.say(place)}"
     return f"a picture of {text}" if wording.template == 0 else text

@@ -8,20 +8,12 @@ worker processes.
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
-from ccaco_cli.core.data import scene_words
-from ccaco_cli.core.data.questions import QUESTIONS, Question, stored
-from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, SceneFigure, ScenePicture, render_jpeg
+from ccaco_cli.core.data.scene_drawing import GROUNDS, VARIANTS, SceneFigure, ScenePicture
 from ccaco_cli.core.data.scene_figures import COLOURS, INSIDE, SEATS, Box, extent
-from ccaco_cli.core.data.scene_questions import balanced, question_candidates
-from ccaco_cli.core.data.scene_words import SceneObject, Wording
-from ccaco_cli.core.types import PairRecord
+from ccaco_cli.core.data.scene_words import SceneObject
 
 POSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("cat", "dog"), ("napping", "napping", "sitting", "running")),
@@ -49,10 +41,6 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """Kind of swapped twin ("" = none) -> relations for which the swap gives a different, possible picture."""
 
-FAMILIES = ("", "role", "", "", "colour", "", "", "shape", "")
-"""Kinds of twins of consecutive families in every split, repeated: half of the pictures have a twin."""
-
-CAPTIONS, FULL_CAPTIONS = 5, 3
 SCALES = {"small": 0.37, "large": 0.44}
 FURTHER = {"small": 0.31, "large": 0.37}
 """Side of an object's square as a share of the picture: of objects[0] and [1] (before jitter), and of the others."""
@@ -282,117 +270,3 @@ def picture(scene: Composition, noise: str = "") -> ScenePicture:
             x = box[2] - mark * 0.1 if left else box[0] - mark * 0.9
             figures.append(SceneFigure("speed", "yellow", "", left, x, (box[1] + box[3]) / 2 - mark / 2, mark))
     return ScenePicture(scene.place, scene.variant, tuple(figures), noise)
-
-
-def records(
-    name: str, counts: Mapping[str, Mapping[str, int]], *, seed: int, size: int, limit: int | None
-) -> Iterator[PairRecord]:
-    """All records of a generated set.
-
-    Args:
-        name: of the set, the first part of every id.
-        counts: split -> domain (one of ``STYLES``) -> number of pictures.
-        seed: of the set.
-        size: pixels per side.
-        limit: maximum number of pictures per split, divided among its domains; families are not cut.
-    """
-    for split, domains in counts.items():
-        total = sum(domains.values())
-        count = total if limit is None else min(limit, total)
-        ends = [count * end // total for end in itertools.accumulate(domains.values(), initial=0)]
-        for domain, (start, end) in zip(domains, itertools.pairwise(ends), strict=True):
-            wanted = end - start
-            prefix = f"{name}/{split}" if len(domains) == 1 else f"{name}/{split}/{domain}"
-            yield from _split(prefix, split, domain, wanted, seed=seed, size=size)
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """A scene, and its twin if it has one.
-
-    Attributes:
-        first: index of the first one in its split and domain.
-        kind: of the twin; "" = none.
-        scenes: one or two.
-        full: the full captions of each.
-    """
-
-    first: int
-    kind: str
-    scenes: tuple[Composition, ...]
-    full: list[list[str]]
-
-
-def _families(key: str, wanted: int, *, allow_held_out: bool) -> Iterator[_Family]:
-    """The families of at most ``wanted`` pictures; ``key`` seeds them."""
-    index = 0
-    for kind in itertools.cycle(FAMILIES):
-        if index + (2 if kind else 1) > wanted:
-            return
-        rng = random.Random(f"{key}/{index}")
-        family = compose(rng, kind, allow_held_out=allow_held_out)
-        wordings = [Wording.draw(rng) for _ in range(FULL_CAPTIONS)]
-        full = [[scene_words.full(w, s.objects, s.relation, s.place) for w in wordings] for s in family]
-        yield _Family(index, kind, family, full)
-        index += len(family)
-
-
-def _questions(key: str, compositions: Iterable[Composition], *, allow_held_out: bool) -> list[list[Question]]:
-    """The questions of each picture of a split and domain, which are balanced over all of them."""
-    colours = {
-        noun: tuple(colour for colour in COLOURS if allow_held_out or (noun, colour) not in HELD_OUT)
-        for noun in dict.fromkeys((*ANIMALS, *OBJECTS))
-    }
-    candidates = [
-        list(question_candidates(s.objects, s.relation, s.place, colours, random.Random(f"{key}/{number}/questions")))
-        for number, s in enumerate(compositions)
-    ]
-    return balanced(candidates, random.Random(f"{key}/questions"))
-
-
-def _split(prefix: str, split: str, domain: str, wanted: int, *, seed: int, size: int) -> Iterator[PairRecord]:
-    key, test = f"{seed}/{split}/{domain}", split == "test"
-    families = list(_families(key, wanted, allow_held_out=test))
-    questions = _questions(key, (scene for family in families for scene in family.scenes), allow_held_out=test)
-    for family in families:
-        kind, full = family.kind, family.full
-        ids = [f"{prefix}/{family.first + i:06d}" for i in range(len(family.scenes))]
-        for i, scene in enumerate(family.scenes):
-            number = family.first + i
-            words_rng = random.Random(f"{key}/{number}/words")
-            parts = [
-                scene_words.partial(Wording.draw(words_rng), scene.objects, scene.place, words_rng)
-                for _ in range(CAPTIONS - FULL_CAPTIONS)
-            ]
-            meta = _meta(scene)
-            meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
-            meta["binding"] = [[true, false] for true, false in zip(full[i], full[1 - i], strict=True)] if kind else []
-            meta[QUESTIONS] = stored(questions[number])
-            image = partial(render_jpeg, picture(scene, ids[i]), size, domain)
-            yield PairRecord(
-                ids[i],
-                ids[i],
-                split,
-                {"image": image},
-                (*full[i], *parts),
-                domain=domain,
-                family=ids[0] if kind else "",
-                meta=meta,
-            )
-
-
-def _meta(scene: Composition) -> dict[str, Any]:
-    """The facts and boxes of a scene as JSON types."""
-    boxes = [
-        {"word": t.noun, "thing": i, "box": [round(min(1.0, max(0.0, v)), 4) for v in box]}
-        for i, (t, (_, box)) in enumerate(zip(scene.objects, place(scene), strict=True))
-    ]
-    return {
-        "things": len(scene.objects),
-        "facts": [{"noun": t.noun, "colour": t.colour, "size": t.size, "pose": t.pose} for t in scene.objects],
-        "relation": scene.relation,
-        "place": scene.place,
-        "boxes": boxes,
-        "heldout": held_out(scene),
-        "full_captions": FULL_CAPTIONS,
-    }

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from ccaco_cli.core.data import scenes
+from ccaco_cli.core.data import scene_records
 from ccaco_cli.core.data.questions import Question, read_questions
 from ccaco_cli.core.data.scene_questions import COUNT_WORDS, NO, YES
 from ccaco_cli.core.scoring.answers import MajorityAnswers
@@ -15,7 +15,7 @@ KINDS = {"colour", "count", "relation", "place", "yes/no"}
 
 
 def make(seed: int = 0) -> list[PairRecord]:
-    return list(scenes.records("scenes", COUNTS, seed=seed, size=64, limit=None))
+    return list(scene_records.records("scenes", COUNTS, seed=seed, size=64, limit=None))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_captions_and_facts_are_those_of_data_without_questions(records: list[Pa
 
     counts = {"train": {"colour": 60, "sketch": 24}, "test": {"colour": 60}}
     sha = hashlib.sha256()
-    for record in scenes.records("s", counts, seed=0, size=64, limit=None):
+    for record in scene_records.records("s", counts, seed=0, size=64, limit=None):
         meta = {name: value for name, value in record.meta.items() if name != "questions"}
         sha.update(repr((record.id, record.captions, record.family, meta)).encode())
     assert sha.hexdigest() == "cb8565b22fa8ea90741cdb2e1d89a7d75144a04098d7555c09ff4e3216a89e9c"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccaco_cli.core.data import scenes
+from ccaco_cli.core.data import scene_records, scenes
 from ccaco_cli.core.data.scene_drawing import STYLES, draw
 from ccaco_cli.core.data.scene_figures import COLOURS
 from ccaco_cli.core.data.scene_words import RELATIONS, SYNONYMS
@@ -26,7 +26,7 @@ PLACES = {synonym: word for synonym, word in MEANING.items() if word in scenes.G
 
 
 def make(**counts):
-    return list(scenes.records("scenes", counts or COUNTS, seed=0, size=64, limit=None))
+    return list(scene_records.records("scenes", counts or COUNTS, seed=0, size=64, limit=None))
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +242,10 @@ def digest(records):
 
 def test_same_bytes_in_another_process():
     counts = {"train": dict.fromkeys(STYLES, 12)}
-    records = list(scenes.records("s", counts, seed=3, size=64, limit=None))
+    records = list(scene_records.records("s", counts, seed=3, size=64, limit=None))
     code = (
-        "import sys; from ccaco_cli.core.data import scenes; import hashlib\n"
-        f"records = list(scenes.records('s', {counts!r}, seed=3, size=64, limit=None))\n"
+        "import sys; from ccaco_cli.core.data import scene_records; import hashlib\n"
+        f"records = list(scene_records.records('s', {counts!r}, seed=3, size=64, limit=None))\n"
         # In reverse order: nothing may depend on what was drawn before.
         "drawn = [r.media['image']() for r in reversed(records)][::-1]\n"
         "sha = hashlib.sha256()\n"
@@ -257,18 +257,18 @@ def test_same_bytes_in_another_process():
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert other == digest(records)
-    assert other != digest(scenes.records("s", counts, seed=4, size=64, limit=None))
+    assert other != digest(scene_records.records("s", counts, seed=4, size=64, limit=None))
 
 
 def test_a_split_does_not_depend_on_how_much_is_requested(records):
-    smaller = list(scenes.records("scenes", COUNTS, seed=0, size=64, limit=30))
+    smaller = list(scene_records.records("scenes", COUNTS, seed=0, size=64, limit=30))
     assert [r.captions for r in smaller if r.split == "test"] == [r.captions for r in records if r.split == "test"][:29]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 50])
 def test_limit_keeps_families_whole(limit):
     records_again = list(
-        scenes.records(
+        scene_records.records(
             "s", {"test": {"colour": 100}, "val": {"colour": 60, "sketch": 40}}, seed=0, size=64, limit=limit
         )
     )
@@ -280,7 +280,7 @@ def test_limit_keeps_families_whole(limit):
 
 def test_media_are_small_picklable_functions_of_the_requested_size():
     for size in (32, 64, 150):
-        (record,) = scenes.records("s", {"test": {"colour": 1}}, seed=0, size=size, limit=None)
+        (record,) = scene_records.records("s", {"test": {"colour": 1}}, seed=0, size=size, limit=None)
         make_bytes = record.media["image"]
         assert len(pickle.dumps(make_bytes)) < 4000
         image = Image.open(BytesIO(pickle.loads(pickle.dumps(make_bytes))()))
@@ -288,7 +288,7 @@ def test_media_are_small_picklable_functions_of_the_requested_size():
 
 
 def test_styles_look_as_they_are_called():
-    (record,) = scenes.records("s", {"test": {"colour": 1}}, seed=0, size=64, limit=None)
+    (record,) = scene_records.records("s", {"test": {"colour": 1}}, seed=0, size=64, limit=None)
     picture = record.media["image"].args[0]
     colour, sketch, noisy = (np.asarray(draw(picture, 64, style), dtype=float) for style in STYLES)
     assert np.ptp(sketch, axis=-1).max() == 0
