@@ -125,13 +125,13 @@ def _check_names(request: ReportRequest) -> None:
         )
     if request.by is not None:
         measured = [results.load_result(run, request.split) for run in request.measured_runs()]
-        strata_names = {name for result in measured for name in strata_names(result)}
-        if request.by not in strata_names:
+        strata_known = {name for result in measured for name in strata_names(result)}
+        if request.by not in strata_known:
             raise DataError(
                 "these results have no such stratum",
                 where=request.by,
-                expected=f"strata: {' | '.join(sorted(strata_names)) or 'none in these results'}",
-                next=nearest(request.by, strata_names),
+                expected=f"strata: {' | '.join(sorted(strata_known)) or 'none in these results'}",
+                next=nearest(request.by, strata_known),
             )
 
 

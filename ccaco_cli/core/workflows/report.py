@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ccaco_cli.core.errors import ConfigError, GateError
 from ccaco_cli.core.evaluation.significance import BETTER, WORSE
 from ccaco_cli.core.reporting import comparison
-from ccaco_cli.core.reporting.report_tables import ReportRequest, run_rows
+from ccaco_cli.core.reporting.report_tables import ReportRequest, run_rows, table
 from ccaco_cli.core.reporting.rows import MixRow, as_dicts
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.scoring.run_splits import REPORTED
@@ -30,7 +30,8 @@ def scored_split(metrics: Mapping[str, object]) -> str:
 def failed_gates(request: ReportRequest, gates: Iterable[str]) -> list[str]:
     """Checks gates; returns a line for each run or arm that fails one.
 
-    A gate is the condition of a failure: ``text_to_image_R@1<0.40`` (for any run; NaN always fails), or
+    A gate is the condition of a failure: ``text_to_image_R@1<0.40`` (for any run, and with ``--by`` also for any part
+    of its queries; NaN always fails), or
     ``ccaco not better than clip on text_to_image_R@1`` (arms over their common seeds, or two runs by name).
 
     Raises:
@@ -42,8 +43,9 @@ def failed_gates(request: ReportRequest, gates: Iterable[str]) -> list[str]:
         if comparison_gate := _COMPARISON_GATE.fullmatch(gate):
             lines += _failed_comparisons(request, gate, comparison_gate)
         else:
-            rows = run_rows(request.paths, split=request.split, every_stage=request.stages)
-            lines += failed_rows(as_dicts(rows), gate)
+            rows = as_dicts(run_rows(request.paths, split=request.split, every_stage=request.stages))
+            lines += failed_rows(rows, gate)
+            lines += _failed_parts(request, gate) if request.by else []
     return lines
 
 
@@ -76,6 +78,14 @@ def failed_rows(rows: Sequence[Mapping[str, object]], gate: str) -> list[str]:
         if value is None or value != value or _COMPARE[operation](value, float(number)):
             lines.append(f"{row['run']}: {name} = {value} ({gate})")
     return lines
+
+
+def _failed_parts(request: ReportRequest, gate: str) -> list[str]:
+    """As ``failed_rows``, for the parts of the queries that have the metric."""
+    condition = _METRIC_GATE.fullmatch(gate)
+    rows = as_dicts(table(request, "runs"))
+    parts = [{**row, "run": f"{row['run']} ({request.by} {row[request.by]})"} for row in rows if request.by]
+    return failed_rows([part for part in parts if condition and condition[1] in part], gate)
 
 
 def _failed_comparisons(request: ReportRequest, gate: str, condition: re.Match[str]) -> list[str]:

@@ -15,6 +15,7 @@ from datetime import date, time
 from numbers import Number
 from typing import Any
 
+from ccaco_cli.core.data.caption_languages import language_code
 from ccaco_cli.core.data.questions import Question
 from ccaco_cli.core.data.sources.lists import decode_text
 from ccaco_cli.core.errors import DataError
@@ -141,6 +142,19 @@ class FieldReader:
         """``text_from``; "" = it cannot be read."""
         try:
             return text_from(value, name)
+        except DataError as error:
+            self.refuse(error.what)
+            return ""
+
+    def language(self, value: Any, captions: Iterable[str]) -> str:
+        """The code of the language of some captions (``language_code``); "" = it cannot be read, or is missing."""
+        text = self.text(value, "language")
+        if not text:
+            if any(caption.strip() for caption in captions):
+                self.refuse("a caption without a language")
+            return ""
+        try:
+            return language_code(text)
         except DataError as error:
             self.refuse(error.what)
             return ""

@@ -34,7 +34,7 @@ _EXPECTS = (
     "or flickr30k_cn_{train,val,test}.txt; or {train,valid,test}_texts.jsonl; beside the folder of photos"
 )
 _PHOTOS = {"train": 29_783, "val": 1_000, "test": 1_000}
-_PART_OF_SPEECH = re.compile(r":[A-Za-z]+$")
+_PART_OF_SPEECH = re.compile(r":[A-Za-z]+\d*$")
 """What the segmenter adds to a word of the translated test captions, as in ``man:n``."""
 _BLANK = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
 """A blank that is not between two Latin words."""

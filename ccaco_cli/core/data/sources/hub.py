@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccaco_cli.core.data.caption_languages import LANGUAGES, language_runs
 from ccaco_cli.core.data.sources.extra_columns import extra_facts
 from ccaco_cli.core.data.sources.fields import FieldReader
 from ccaco_cli.core.data.sources.lists import HASH_SPLITS, SPLIT_NAMES, TYPE_FILE, hash_split, is_retrieval
@@ -30,6 +31,7 @@ _USUAL = {
     "split": ("split",),
     "domain": ("domain",),
     "group": ("group",),
+    "language": (),
 }
 """Our names -> default column names; the first that exists is used unless a flag names another."""
 
@@ -39,7 +41,7 @@ class _Columns:
     """Our names -> names of the columns (``source``).
 
     ``labels`` converts class numbers to names; with ``lines`` each line of a text is a caption. ``extra`` are further
-    columns, of numbers, texts and dates.
+    columns, of numbers, texts and dates. Rows in other languages than ``languages`` are passed over; () = in none.
     """
 
     source: Mapping[str, str]
@@ -47,6 +49,7 @@ class _Columns:
     template: str
     lines: bool = False
     extra: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
 
     def captions(self, row: Mapping[str, Any], label: str, fields: FieldReader) -> list[str]:
         if "caption" in self.source:
@@ -76,7 +79,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     if options.limit is not None and not single_split and "split" not in columns.source:
         parts = {name: part.take(options.limit) for name, part in parts.items()}
     return SourceData(
-        records=_records(parts, columns, folder, single_split),
+        records=_records(parts, replace(columns, languages=options.languages), folder, single_split),
         protocol=f"hub {folder.name if folder else where}{config and f' ({config})'}; "
         + ("80/10/10 by hash of the row number (published as one split)" if single_split else "splits as published"),
         licence=licence,
@@ -152,15 +155,22 @@ def _records(
             label = columns.text(row, "label", fields)
             split = columns.text(row, "split", fields) or (hash_split(id) if single_split else name)
             media = _media(row[picture], folder, fields)
+            captions = columns.captions(row, label, fields)
+            meta = extra_facts({name: row[name] for name in columns.extra})
+            if "language" in columns.source:
+                code = fields.language(row[columns.source["language"]], captions)
+                if code and columns.languages and code not in columns.languages:
+                    continue
+                meta |= {LANGUAGES: language_runs([code] * len(captions)), "language": code}
             yield PairRecord(
                 id,
                 columns.text(row, "group", fields) or (label if "caption" not in columns.source else id),
                 SPLIT_NAMES.get(split.lower(), split),
                 {} if media is None else {"image": media},
-                columns.captions(row, label, fields),
+                captions,
                 domain=columns.text(row, "domain", fields),
                 label=label,
-                meta=extra_facts({name: row[name] for name in columns.extra}),
+                meta=meta,
                 problem=fields.problem,
             )
 

@@ -14,6 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccaco_cli.core.data.caption_languages import (
+    LANGUAGES,
+    chosen_languages,
+    evaluation_facts,
+    language_code,
+    language_runs,
+)
 from ccaco_cli.core.data.questions import QUESTIONS, stored
 from ccaco_cli.core.data.sources.extra_columns import extra_facts
 from ccaco_cli.core.data.sources.fields import FieldReader, is_missing
@@ -39,13 +46,14 @@ COLUMNS = {
     "group": "group",
     "question": "question",
     "answers": "answers",
+    "language": "language",
 }
 _NEEDED = ("image", "caption")
 _ONE_OF_A_FILE = ("split", "domain", "label", "group")
 """Columns that must agree in all rows of one file."""
 _EXPECTS = (
     "a .csv, .tsv, .json, .jsonl or .parquet file with columns filepath and title, or filepath alone; optional split, "
-    "domain, label, group, question with answers; paths from its folder, or from --image-root"
+    "domain, label, group, language, question with answers; paths from its folder, or from --image-root"
 )
 
 
@@ -61,11 +69,13 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         )
     opened, columns = open_table(root, {**COLUMNS, **named}, named, options.separator)
     columns = _without_half_questions(columns, named, root)
+    captioned = "caption" in columns or "question" in columns
+    columns = _without_lone_languages(columns, named, root)
     extra = [name for name in dict.fromkeys(opened.names) if name and name not in columns.values()]
     table = _with_values(opened.table(columns, extra), modality)
     table = _with_paths(table, columns["image"], root, options.media_root)
     _refuse_other_media(table, modality, root)
-    captioned = "caption" in columns or "question" in columns
+    table, languages = _in_languages(table, options.languages, root)
     rule = (
         "its split column"
         if "split" in columns
@@ -79,7 +89,7 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
         records=_records(_Reader(root.parent, options.media_root, modality, captioned), table),
         protocol=f"table (split: {rule}; rows of one path are one sample)",
         revision=revision_of(root),
-        facts={"rows": table.num_rows, **opened.facts},
+        facts={"rows": table.num_rows, **opened.facts, **evaluation_facts(languages)},
         text_files=() if root.suffix.lower() == ".parquet" else (root,),
         splits=() if "split" in columns else HASH_SPLITS if captioned else ("test",),
         modalities=(modality, "text") if captioned else (modality,),
@@ -124,6 +134,19 @@ def _without_half_questions(columns: dict[str, str], named: Mapping[str, str], f
             next="--column question=NAME --column answers=NAME",
         )
     return {ours: column for ours, column in columns.items() if ours not in alone}
+
+
+def _without_lone_languages(columns: dict[str, str], named: Mapping[str, str], file: Path) -> dict[str, str]:
+    """The columns without that of languages where there are no captions, or questions beside them.
+
+    Raises DataError: the user named it.
+    """
+    if "language" not in columns or ("caption" in columns and "question" not in columns):
+        return columns
+    if "language" in named:
+        problem = "languages of questions" if "question" in columns else "languages without captions"
+        raise DataError(problem, where=file, expected="a column of captions, and none of questions")
+    return {ours: column for ours, column in columns.items() if ours != "language"}
 
 
 def _refuse_other_media(table: pa.Table, modality: str, file: Path) -> None:
@@ -171,6 +194,42 @@ def _with_values(table: pa.Table, modality: str) -> pa.Table:
     at = table.schema.get_field_index("image")
     with_values = table.append_column(VALUES, table.column("image"))
     return with_values.set_column(at, "image", pa.nulls(table.num_rows, pa.string()))
+
+
+def _in_languages(table: pa.Table, wanted: tuple[str, ...], file: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    """The rows whose captions are in these languages (() = in any), and their codes.
+
+    Rows without a code, or with a wrong one, stay, so that they are rejected. Without a column of languages, or with an
+    empty one, the table is as it was.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if "language" not in table.column_names:
+        return table, ()
+    try:
+        values = table.column("language").cast(pa.large_string())
+    except pa.ArrowException:
+        raise DataError(
+            f"the column of languages holds {table.schema.field('language').type}, not codes",
+            where=file,
+            expected="a code such as en for each caption",
+            next="--column language=ANOTHER",
+        ) from None
+    codes = {value: _code(value) for value in pc.unique(values).to_pylist() if not is_missing(value)}
+    if not codes:
+        return table.drop_columns(["language"]), ()
+    chosen = chosen_languages(wanted, sorted(set(codes.values()) - {""}), file)
+    others = [value for value, code in codes.items() if code and code not in chosen]
+    return table.filter(pc.invert(pc.is_in(values, pa.array(others, pa.large_string())))), chosen
+
+
+def _code(value: Any) -> str:
+    """``language_code``; "" = it is none."""
+    try:
+        return language_code(str(value))
+    except DataError:
+        return ""
 
 
 def _with_paths(table: pa.Table, column: str, file: Path, media_root: Path | None) -> pa.Table:
@@ -260,9 +319,16 @@ def _record(reader: _Reader, rows: list[dict[str, Any]]) -> PairRecord:
     fields = FieldReader(next((row[PROBLEM] for row in rows if row.get(PROBLEM)), ""))
     # a row without a caption counts as an empty caption
     captions: list[str] = []
+    languages: list[str] = []
     meta = _common_facts(rows)
-    if "caption" in rows[0]:
-        captions = [text for row in rows for text in (fields.captions(row["caption"]) or [""])]
+    for row in rows if "caption" in rows[0] else ():
+        texts = fields.captions(row["caption"]) or [""]
+        captions += texts
+        if "language" in row:
+            languages += [fields.language(row["language"], texts)] * len(texts)
+    if languages:
+        # a sample in one language can be found by it
+        meta |= {LANGUAGES: language_runs(languages)} | ({"language": languages[0]} if len(set(languages)) == 1 else {})
     if "question" in rows[0]:
         questions = fields.questions((row["question"], row["answers"]) for row in rows)
         # a file has one row for each question, which repeat its captions
