@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from ccaco_cli.core.errors import CcacoError, DataError
@@ -69,6 +70,11 @@ def check_utf8(text: str, where: object) -> None:
         with contextlib.suppress(UnicodeEncodeError):  # raised for a surrogate that stands for no byte
             decode_utf8(text.encode("utf-8", "surrogateescape"), where)
         decode_utf8(text.encode("utf-8", "surrogatepass"), where)
+
+
+def normal_form(text: str) -> str:
+    """The text in Unicode's normal form C: "é" is one character, and not "e" with an accent that follows."""
+    return unicodedata.normalize("NFC", text)
 
 
 def is_blank(text: str) -> bool:

@@ -23,7 +23,7 @@ from ccaco_cli.core.manifest import read_json, write_bytes, write_json
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.image_base import ImagePreprocess
 from ccaco_cli.core.retrieval.export import quiet_exporter, root_cause, write_graph
-from ccaco_cli.core.retrieval.query import CLEAN, TOKENIZER, session
+from ccaco_cli.core.retrieval.query import CLEAN, TOKENIZER, session, token_ids
 
 SETTINGS, IMAGE, TEXT = "preprocessing.json", "image.onnx", "text.onnx"
 IMAGE_INPUTS, TEXT_INPUTS = ("pixel_values",), ("input_ids", "attention_mask")
@@ -35,7 +35,7 @@ CLEANING = {
     "whitespace": "ftfy.fix_text, html.unescape twice, runs of white space to one space, strip",
     "canonicalize": "ftfy.fix_text, html.unescape twice, _ to space, remove string.punctuation, lower case, "
     "runs of white space to one space, strip",
-    "none": "none",
+    "none": "Unicode normal form C (NFC)",
 }
 """Name of an entry of ``query.CLEAN`` -> what it does, in words."""
 USAGE = """import onnxruntime
@@ -131,12 +131,8 @@ def read(folder: Path) -> LibraryModel:
 
     def encode_texts(samples: Sequence[str]) -> Tensor:
         clean = CLEAN[text["clean"]]
-        ids = [encoding.ids for encoding in tokenizer.encode_batch([clean(sample) for sample in samples])]
-        longest = max(text["pad_to"], *map(len, ids))
-        mask = np.arange(longest) < np.array([len(row) for row in ids])[:, None]
-        padded = np.full(mask.shape, text["pad_id"], np.int64)
-        padded[mask] = np.concatenate(ids)
-        inputs = dict(zip(TEXT_INPUTS, (padded, mask.astype(np.int64)), strict=True))
+        ids, mask = token_ids(tokenizer, [clean(sample) for sample in samples], text["pad_id"], text["pad_to"])
+        inputs = dict(zip(TEXT_INPUTS, (ids, mask.astype(np.int64)), strict=True))
         return torch.from_numpy(text_graph.run([TEXT_OUTPUT], inputs)[0])
 
     return LibraryModel({"image": encode_images, "text": encode_texts}, settings["logit_scale"], settings["logit_bias"])
@@ -159,7 +155,8 @@ def _preprocessing(model: LoadedModel, preprocess: ImagePreprocess, text: dict[s
             "output": f"{TEXT_OUTPUT} [batch, {model.aligner.embedding_size}] float32, unit norm",
             "steps": [
                 f"clean: {CLEANING[text['clean']]}",
-                f"{TOKENIZER}, which adds the special tokens and cuts to the context length",
+                f"{TOKENIZER}, which adds the special tokens and cuts to the context length; a character of which only "
+                "some tokens are left is removed from the text, which is tokenized again",
                 f"pad with pad_id to the longest text of the batch{', at least pad_to tokens' * bool(text['pad_to'])}",
                 f"{TEXT_INPUTS[1]}: 1 = token, 0 = padding",
             ],

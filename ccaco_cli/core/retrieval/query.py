@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core import runtime
+from ccaco_cli.core.text_input import normal_form
+from ccaco_cli.core.truncation import whole_end
 
 Array = np.ndarray[Any, Any]
 SETTINGS, TOKENIZER, ENCODER, MATCHER = "query.json", "tokenizer.json", "encoder.onnx", "matcher.onnx"
@@ -61,9 +63,39 @@ CLEAN: dict[str, Callable[[str], str]] = {
     "clip": lambda text: _whitespace(text).lower(),
     "whitespace": _whitespace,
     "canonicalize": _canonicalize,
-    "none": lambda text: text,
+    "none": normal_form,
 }
 """Name -> what cleans a text before its tokenizer."""
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], pad_id: int, pad_to: int) -> tuple[Array, Array]:
+    """Tokenizes cleaned texts with a ``tokenizers.Tokenizer``, and cuts none within a character.
+
+    Returns:
+        (ids [n, L] int64, mask [n, L] bool, True = real token), padded to the longest text, and to ``pad_to`` tokens.
+    """
+    rows = [_whole_ids(tokenizer, text, enc) for text, enc in zip(texts, tokenizer.encode_batch(texts), strict=True)]
+    mask = np.arange(max(pad_to, *map(len, rows))) < np.array([len(row) for row in rows])[:, None]
+    ids = np.full(mask.shape, pad_id, np.int64)
+    ids[mask] = np.concatenate(rows)
+    return ids, mask
+
+
+def _whole_ids(tokenizer: Any, text: str, encoding: Any) -> list[int]:
+    """The ids of a text; as long as its tokens end within a character, it is tokenized again without that."""
+    end: int | None = len(text)
+    while end is not None and encoding.overflowing and not text.isascii():
+        kept, cut = (_offsets(part) for part in (encoding, encoding.overflowing[0]))
+        end = whole_end(text, kept[-1][1], cut[0][0]) if kept and cut else None
+        if end is not None:
+            text = text[:end]
+            encoding = tokenizer.encode(text)
+    return list(encoding.ids)
+
+
+def _offsets(encoding: Any) -> list[tuple[int, int]]:
+    """First character of each token, and the character after its last; without special tokens."""
+    return [o for o, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special]
 
 
 class Exported:
@@ -85,11 +117,7 @@ class Exported:
     def encode(self, texts: Sequence[str]) -> Query:
         """Encodes texts as one batch, padded to its longest text (or to the length that the tower was trained with)."""
         clean, length = CLEAN[self.settings["clean"]], self.settings["pad_to"]
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch([clean(text) for text in texts])]
-        longest = max(length, *map(len, token_ids))
-        mask = np.arange(longest) < np.array([len(row) for row in token_ids])[:, None]
-        ids = np.full(mask.shape, self.settings["pad_id"], np.int64)
-        ids[mask] = np.concatenate(token_ids)
+        ids, mask = token_ids(self._tokenizer, [clean(text) for text in texts], self.settings["pad_id"], length)
         z, tokens = self._encoder.run(list(ENCODER_OUTPUTS), dict(zip(ENCODER_INPUTS, (ids, mask), strict=True)))
         return Query(z, tokens.astype(np.float16).astype(np.float32), mask)  # rounded as the tokens of items are
 

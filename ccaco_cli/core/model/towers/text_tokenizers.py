@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor
 
 from ccaco_cli.core.model.towers.tower import TextIds, TokenSpans
+from ccaco_cli.core.text_input import normal_form
+from ccaco_cli.core.truncation import whole_end
 
 CLEANING = {"_clean_lower": "clip", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 """Function with which an open_clip tokenizer cleans texts -> entry of ``query.CLEAN`` that does the same."""
@@ -38,6 +40,8 @@ class ClipTokens:
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
         encode = self._encode_simple if isinstance(self.tokenizer, open_clip.SimpleTokenizer) else self._encode_hub
         ids, counts, cut = encode(list(texts))
+        if shorter := _shorter_texts(self._spans, texts, cut, self.context_length):
+            ids, counts, _ = encode([shorter.get(row, text) for row, text in enumerate(texts)])
         longest = int(counts.max()) if self.trim and len(texts) else ids.shape[1]
         mask = torch.arange(ids.shape[1]) < counts.unsqueeze(1)
         return {"ids": ids[:, :longest], "mask": mask[:, :longest], "cut": cut}
@@ -67,14 +71,17 @@ class ClipTokens:
         return ids, counts.clamp(1, length), cut
 
     def token_spans(self, text: str) -> TokenSpans:
+        return self._spans(_whole_characters(self._spans, text, self.context_length), self.context_length)
+
+    def _spans(self, text: str, max_tokens: int) -> TokenSpans:
+        """``token_spans`` of a text that may end within a character."""
         source = self.tokenizer
-        if not isinstance(source, open_clip.SimpleTokenizer):
-            return _hf_token_spans(source.tokenizer, text, self.context_length)
         cleaned = source.clean_fn(text)
+        if not isinstance(source, open_clip.SimpleTokenizer):
+            return _hf_token_spans(source.tokenizer, cleaned, max_tokens)
         if source.reduction_fn is not None:  # it chooses some of the tokens
             return TokenSpans(cleaned, [])
-        inputs = self([text])
-        ids = inputs["ids"][0, 1 : int(inputs["mask"].sum()) - 1].tolist()
+        ids = source.encode(text)[: max_tokens - 2]
         matches = source.pat.finditer(cleaned)
         # the character of each byte: a token is a string of bytes, and may hold a part of a character
         places = [match.start() + i for match in matches for i, c in enumerate(match.group()) for _ in c.encode()]
@@ -137,23 +144,31 @@ class HfTokens:
     context_length: int
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        encoded = self.tokenizer(
-            list(texts),
+        texts = [normal_form(text) for text in texts]
+        encoded = self._encode(texts)
+        if encoded.encodings:
+            cut = torch.tensor([bool(encoding.overflowing) for encoding in encoded.encodings])
+        else:  # tokenizers written in Python do not report what they cut
+            cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(texts)["input_ids"]])
+        if shorter := _shorter_texts(self._spans, texts, cut, self.context_length):
+            encoded = self._encode([shorter.get(row, text) for row, text in enumerate(texts)])
+        return {"ids": encoded["input_ids"], "mask": encoded["attention_mask"].bool(), "cut": cut}
+
+    def _encode(self, texts: list[str]) -> Any:
+        return self.tokenizer(
+            texts,
             padding="longest",
             truncation=True,
             max_length=self.context_length,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        mask = encoded["attention_mask"].bool()
-        if encoded.encodings:
-            cut = torch.tensor([bool(encoding.overflowing) for encoding in encoded.encodings])
-        else:  # tokenizers written in Python do not report what they cut
-            cut = torch.tensor([len(ids) > self.context_length for ids in self.tokenizer(list(texts))["input_ids"]])
-        return {"ids": encoded["input_ids"], "mask": mask, "cut": cut}
 
     def token_spans(self, text: str) -> TokenSpans:
-        return _hf_token_spans(self.tokenizer, text, self.context_length)
+        return self._spans(_whole_characters(self._spans, text, self.context_length), self.context_length)
+
+    def _spans(self, text: str, max_tokens: int) -> TokenSpans:
+        return _hf_token_spans(self.tokenizer, normal_form(text), max_tokens)
 
     def text_ids(self) -> TextIds:
         return _hf_text_ids(self.tokenizer)
@@ -175,6 +190,31 @@ class HfTokens:
 
     def __repr__(self) -> str:
         return f"HfTokens({_vocabulary_hash(self.tokenizer)} {self.context_length})"
+
+
+Spans = Callable[[str, int], TokenSpans]
+"""(text, maximum tokens) -> the characters of each token; the last token may end within a character."""
+
+
+def _shorter_texts(spans: Spans, texts: Sequence[str], cut: Tensor, max_tokens: int) -> dict[int, str]:
+    """Row -> its text without the character that the cut would split; only rows with such a character.
+
+    Args:
+        cut: [n] bool, True = the text has more tokens than ``max_tokens``.
+    """
+    rows = [row for row in cut.nonzero()[:, 0].tolist() if not texts[row].isascii()]
+    whole = {row: _whole_characters(spans, texts[row], max_tokens) for row in rows}
+    return {row: text for row, text in whole.items() if text != texts[row]}
+
+
+def _whole_characters(spans: Spans, text: str, max_tokens: int) -> str:
+    """A text that its tokenizer does not cut within a character (``truncation.whole_end``)."""
+    end: int | None = None if text.isascii() else len(text)
+    while end is not None:
+        kept, longer = spans(text, max_tokens), spans(text, max_tokens + 1).spans
+        end = whole_end(kept.text, kept.spans[-1][2], longer[-1][1]) if 0 < len(kept.spans) < len(longer) else None
+        text = text if end is None else kept.text[:end]
+    return text
 
 
 def _hf_text_ids(tokenizer: Any) -> TextIds:

@@ -23,6 +23,7 @@ from ccaco_cli.core.model.towers.image_base import (
     feature_map_tokens,
     image_tower,
 )
+from ccaco_cli.core.model.towers.multilingual import multilingual_tokenizer
 from ccaco_cli.core.model.towers.open_clip import VitModule
 from ccaco_cli.core.model.towers.open_clip_text import TextModule, text_tower
 from ccaco_cli.core.model.towers.text_tokenizers import ClipTokens
@@ -113,6 +114,12 @@ IMAGE_MODULES: dict[str, Callable[[ImagePreprocess], TinyImageModule | VitModule
 }
 
 
+TOKENIZERS: dict[str, Callable[[], open_clip.SimpleTokenizer]] = {
+    "": open_clip.SimpleTokenizer,
+    "multilingual": multilingual_tokenizer,
+}
+
+
 def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
     """Builds ``tiny`` (a small ResNet), ``tiny:hybrid`` or ``tiny:vit``."""
     rebuilt = _check(spec, "image", IMAGE_MODULES)
@@ -130,10 +137,10 @@ def build_image(spec: TowerSpec, config: TowerConfig) -> Tower:
 
 
 def build_text(spec: TowerSpec, config: TowerConfig) -> Tower:
-    """Builds ``tiny``: convolutions and attention over CLIP's tokens."""
-    rebuilt = _check(spec, "text", [""])
+    """Builds ``tiny``, convolutions and attention over CLIP's tokens, or ``tiny:multilingual``, over characters too."""
+    rebuilt = _check(spec, "text", TOKENIZERS)
     context_length = config.context_length or CONTEXT
-    tokenizer = ClipTokens(open_clip.SimpleTokenizer(), context_length)
+    tokenizer = ClipTokens(TOKENIZERS[spec.name](), context_length)
     text = TextTransformer(
         context_length=context_length,
         vocab_size=tokenizer.tokenizer.vocab_size,
