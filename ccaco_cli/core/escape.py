@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control characters except tab and line end, marks that change the writing direction, and unpaired surrogates."""
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters except tab and line end, marks that change the writing direction, separators of lines, and
+unpaired surrogates."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

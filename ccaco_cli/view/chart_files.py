@@ -12,7 +12,7 @@ from ccaco_cli.core.reporting.report_tables import ReportRequest
 from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.scoring import results
 from ccaco_cli.core.types import OnProgress, no_progress
-from ccaco_cli.view import charts
+from ccaco_cli.view import charts, fonts
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -24,11 +24,10 @@ def save(kind: str, path: Path, request: ReportRequest, on_progress: OnProgress 
         DataError: as ``refuse``, or nothing to draw.
     """
     refuse(kind, path)
-    with charts.style() as plt:
+    with charts.style():
         figure = FIGURES[kind](request, on_progress)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
-        plt.close(figure)
+        fonts.save(figure, path, dpi=200)
 
 
 def refuse(kind: str, path: Path) -> None:

@@ -16,6 +16,7 @@ from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL
 from ccaco_cli.core.reporting.rows import ArmRow
 from ccaco_cli.core.scoring.results import Result
+from ccaco_cli.view import fonts
 from ccaco_cli.view.tables import percent, short
 
 COLOURS = ("#2f7ebc", "#c8581f", "#27915f", "#b5559c", "#8b7722", "#6b6fcf", "#c0485a", "#4f8a94")
@@ -41,15 +42,11 @@ def style(ink: str = "black") -> Iterator[Any]:
     text_colours = dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"), ink
     )
-    settings = {
+    settings: dict[str, Any] = {
         "font.size": 8,
         "axes.titlesize": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "svg.fonttype": "none",
-    }
-    settings |= {
-        "pdf.fonttype": 42,
         "legend.frameon": False,
         "legend.fontsize": 7,
         "lines.linewidth": 1.3,
@@ -316,14 +313,11 @@ def inline(figure: Any, alt: str) -> str:
         figure: drawn with ``style(INK)``.
         alt: text for screen readers.
     """
-    import matplotlib.pyplot as plt
     from markupsafe import escape
 
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
-    plt.close(figure)
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    fonts.save(figure, buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL).replace(
         INK, "currentColor"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.modalities import picture_of
+from ccaco_cli.view import fonts
+from ccaco_cli.view.line_breaks import wrap
 
 if TYPE_CHECKING:
     from ccaco_cli.core.data.shards import PreparedData
@@ -43,7 +44,8 @@ def contact_sheet(path: Path, results: Sequence[tuple[str, Sequence[Any]]]) -> N
         for query, hits in results
         for first in range(0, max(1, len(hits)), COLUMNS)
     ]
-    figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(2.2 * COLUMNS, 3.6 * len(lines)), squeeze=False)
+    size = (2.2 * COLUMNS, 3.6 * len(lines))
+    figure, axes = plt.subplots(len(lines), COLUMNS, figsize=size, squeeze=False, layout="tight")
     for (query, hits), row in zip(lines, axes, strict=True):
         row[0].set_title(
             query if hits and hits[0].rank == 1 else "",
@@ -61,10 +63,9 @@ def contact_sheet(path: Path, results: Sequence[tuple[str, Sequence[Any]]]) -> N
             if hit.item.get("thumbnail"):
                 axis.imshow(Image.open(io.BytesIO(hit.item["thumbnail"])), interpolation="nearest")
             axis.text(0, 1.03, f"{hit.rank}.  {hit.score:.3g}", transform=axis.transAxes, fontsize=9)
-            axis.text(
-                0, -0.03, textwrap.fill(caption, 30), transform=axis.transAxes, fontsize=7, va="top", parse_math=False
-            )
-    figure.tight_layout()
+            below = {"transform": axis.transAxes, "fontsize": 7, "va": "top", "parse_math": False}
+            lines_of_text = {"multialignment": "right" if fonts.is_right_to_left(caption) else "left"}
+            axis.text(0, -0.03, fonts.paragraph(caption, 30), **below, **lines_of_text)
     _save(figure, path)
 
 
@@ -112,16 +113,13 @@ def preview(path: Path, data: PreparedData, rows: int = 3) -> None:
             description = [
                 part.ids[row][-44:],
                 *filter(None, [part.domains[part.domain[row]]]),
-                *(f"- {textwrap.shorten(t, 80)}" for t in captions[:5]),
+                *("".join(["- ", *wrap(caption, 80, max_lines=1)]) for caption in captions[:5]),
             ]
-            filled = [textwrap.fill(line, 42, subsequent_indent="  ", max_lines=2) for line in description]
+            filled = [fonts.paragraph(line, 42, indent="  ", max_lines=2) for line in description]
             below.text(0, 1, "\n".join(filled), transform=below.transAxes, fontsize=6, va="top", parse_math=False)
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    fonts.save(figure, path, dpi=150)

@@ -13,6 +13,7 @@ from PIL import Image
 from ccaco_cli.core import manifest
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import OnProgress
+from ccaco_cli.view import fonts
 
 if TYPE_CHECKING:
     from ccaco_cli.core.reporting.hit_explanation import ExplainedHit
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 COLUMNS = 6
 SIDE = 224
 """Pixels of the shorter side of an image under a heat map; smaller images are enlarged."""
+TITLE_WIDTH = 33
+"""Characters of the title for each column of panels."""
 NAME = "explain.json"
 
 
@@ -45,7 +48,8 @@ def write(folder: Path, hits: Iterable[ExplainedHit], total: int, on_progress: O
         number += explained.query != query
         query = explained.query
         slug = re.sub(r"[^a-z0-9]+", "-", Path(query).stem.lower())[:40].strip("-")
-        file = folder / f"{number:02d}-{slug}-{explained.hit.rank:02d}.png"
+        parts = (f"{number:02d}", slug, f"{explained.hit.rank:02d}")  # a query in another script has no slug
+        file = folder / f"{'-'.join(filter(None, parts))}.png"
         draw(file, explained)
         facts.append({"picture": file.name, **explained.facts()})
         on_progress(done, total, {})
@@ -66,7 +70,8 @@ def draw(path: Path, explained: ExplainedHit) -> None:
     panels = [("model input", image), *((word, overlay(image, heat)) for word, heat in heat_maps)]
     columns = min(COLUMNS, len(panels) + 1)
     lines = -(-(len(panels) + 1) // columns)
-    size = (2.1 * columns, 2.5 * lines + 0.7)
+    title = _title(explained, TITLE_WIDTH * columns)
+    size = (2.1 * columns, 2.5 * lines + 0.4 + 0.15 * (title.count("\n") + 1))
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
@@ -82,19 +87,19 @@ def draw(path: Path, explained: ExplainedHit) -> None:
     curve.set_title("match score", fontsize=9)
     curve.tick_params(labelsize=7)
     curve.legend(fontsize=7, frameon=False)
-    figure.suptitle(_title(explained), fontsize=9, x=0.01, ha="left", parse_math=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left", parse_math=False)
+    fonts.save(figure, path, dpi=110)
 
 
-def _title(explained: ExplainedHit) -> str:
-    """What a figure shows, in two lines."""
+def _title(explained: ExplainedHit, width: int) -> str:
+    """What a figure shows: the query and the caption of the hit, and below them the numbers."""
     trial, item, method = explained.explanation.trial, explained.hit.item, explained.explanation.method
     caption = item.get("text")
     hit = f" · hit: {caption}" if isinstance(caption, str) and caption != explained.query else ""
     unused = "" if explained.weight else " (not used in this ranking)"
+    texts = fonts.paragraph(f"{explained.query}{hit}", width)
     return (
-        f"{explained.query}{hit}\n"
+        f"{texts}\n"
         f"rank {explained.hit.rank} · {item['id']} · match {trial.score:.2f}{unused} · {method} · "
         f"gain over random cells: deletion {trial.deletion_gain:+.2f}, insertion {trial.insertion_gain:+.2f}"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +23,7 @@ from ccaco_cli.core.reporting.choice_examples import ChoiceExample, ChoicePictur
 from ccaco_cli.core.reporting.page import HeatMapExample, ModelDetails, PageData, SummaryMetric
 from ccaco_cli.core.reporting.rows import Cells, FaithfulnessRow, ReportRow
 from ccaco_cli.core.retrieval.explain import Explanation
+from ccaco_cli.core.words import detect_language
 from ccaco_cli.view import charts, layouts
 from ccaco_cli.view.heat import overlay
 from ccaco_cli.view.tables import percent, short
@@ -53,7 +55,7 @@ def render(page: PageData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"short": short, "cell": as_text}
+    environment.globals |= {"short": short, "cell": as_text, "written": _written}
     model = page.model
     with charts.style(charts.INK):
         drawn = _charts(page)
@@ -74,6 +76,12 @@ def render(page: PageData) -> str:
         examples=[_example(example) for example in model.examples] if model else [],
         choices=[_choice(example) for example in model.choices] if model else [],
     )
+
+
+def _written(text: str) -> Markup:
+    """Attributes of an element whose text somebody wrote: its direction, and its language where its script tells it."""
+    language = "" if text.isascii() else detect_language(text)
+    return Markup(' dir="auto" lang="{}"' if language else ' dir="auto"').format(language)
 
 
 def results_table(rows: Sequence[ReportRow], hidden: Sequence[str] = ()) -> dict[str, Any] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ccaco_cli.view.line_breaks import cell_width, longest_piece, wrap
 
 MIN_WIDTH = 80
 PIPE_WIDTH = 160
@@ -38,7 +39,7 @@ class TerminalColumn:
     @property
     def width(self) -> int:
         """Characters that the longest cell needs in one line; headings may break between words."""
-        return max(_longest_word([self.heading]), *map(_cell_width, self.cells), 1)
+        return max(_longest_word([self.heading]), *map(cell_width, self.cells), 1)
 
     @property
     def min_width(self) -> int:
@@ -82,7 +83,7 @@ def render(
         console.print(_table(block, width))
     for line in _lines(note, width):
         console.print(line, style="dim", markup=False, soft_wrap=True)
-    return "".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in drawn.getvalue().split("\n")[:-1])
 
 
 def _fitting(columns: Sequence[TerminalColumn], width: int) -> list[TerminalColumn]:
@@ -112,13 +113,19 @@ def _table(columns: Sequence[TerminalColumn], width: int) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column, characters in zip(columns, _widths(columns, width), strict=True):
+    widths = _widths(columns, width)
+    for column, characters in zip(columns, widths, strict=True):
         table.add_column(
             escape(column.heading), justify="right" if column.number else "left", width=characters, vertical="bottom"
         )
     for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(_in_lines(*laid)) for laid in zip(cells, columns, widths, strict=True)))
     return table
+
+
+def _in_lines(cell: str, column: TerminalColumn, width: int) -> str:
+    """A cell with line ends where Unicode allows them; Rich breaks at blanks only."""
+    return cell if cell.isascii() or not column.wraps else "\n".join(wrap(cell, width, break_long_words=False))
 
 
 def _widths(columns: Sequence[TerminalColumn], width: int) -> list[int]:
@@ -137,15 +144,8 @@ def _total(columns: Sequence[TerminalColumn]) -> int:
 
 
 def _lines(text: str | None, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) if text else []
+    return wrap(text, width, break_long_words=False) if text else []
 
 
 def _longest_word(texts: Iterable[str]) -> int:
-    return max((_cell_width(word) for text in texts for word in text.split()), default=0)
-
-
-def _cell_width(text: str) -> int:
-    """Terminal characters of a text (an East Asian character takes two)."""
-    from rich.cells import cell_len
-
-    return cell_len(text)
+    return max(map(longest_piece, texts), default=0)

@@ -19,11 +19,12 @@ from ccaco_cli.view.serve.openapi import description
 from ccaco_cli.view.serve.problems import HttpError, error_response, json_response
 
 PAGE = {
-    "/": ("page.html", "text/html"),
-    "/style.css": ("page.css", "text/css"),
-    "/script.js": ("page.js", "text/javascript"),
+    "/": ("serve/templates/page.html", "text/html"),
+    "/style.css": ("serve/templates/page.css", "text/css"),
+    "/language.js": ("templates/language.js", "text/javascript"),
+    "/script.js": ("serve/templates/page.js", "text/javascript"),
 }
-"""Address -> file of the page and its type."""
+"""Address -> file of ``ccaco_cli.view`` and its type."""
 
 
 def build(api: Api, address: Address, token: str, limits: Limits) -> Gate:
@@ -42,7 +43,7 @@ def build(api: Api, address: Address, token: str, limits: Limits) -> Gate:
 
 def _page_route(path: str) -> Route:
     name, media_type = PAGE[path]
-    content = files("ccaco_cli.view.serve").joinpath("templates", name).read_bytes()
+    content = files("ccaco_cli.view").joinpath(name).read_bytes()
 
     async def send(request: Request) -> Response:
         return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})

@@ -65,7 +65,7 @@
       const head = make("h3");
       const queryPicture = direction.querySide ? null : picture(item);
       if (queryPicture) head.append(queryPicture);
-      head.append(make("span", { textContent: direction.querySide ? labels[1][item] : ids[item] }));
+      head.append(make("span", written(direction.querySide ? labels[1][item] : ids[item])));
       const hits = make("ol", { className: resultSide ? "hits texts" : "hits" });
       direction.top[i].forEach((result, place) => {
         const correct = direction.correct[i][place], score = direction.score[i][place];
@@ -74,7 +74,7 @@
         const line = make("li", { className: correct ? "right" : "" });
         const scoreLine = make("span", { className: "score" }, ...(correct ? [make("span", { className: "tag", textContent: "correct " })] : []), score.toFixed(2), make("span", { className: "bar" }, bar));
         const thumbnail = resultSide ? null : picture(result);
-        line.append(thumbnail || make("span", { textContent: labels[resultSide][result] }), scoreLine);
+        line.append(thumbnail || make("span", written(labels[resultSide][result])), scoreLine);
         hits.append(line);
       });
       const rank = direction.rank[i];

@@ -107,12 +107,12 @@
     if (column.values) {
       const choices = make("div", { className: "choices" });
       column.values.forEach(({ value, count: items }, place) => choices.append(make("label", {},
-        input({ type: "checkbox" }, { value: place }), make("span", { textContent: String(value) || "(empty)" }),
+        input({ type: "checkbox" }, { value: place }), make("span", written(String(value) || "(empty)")),
         make("span", { className: "count", textContent: items.toLocaleString("en") }))));
       if (column.values.length > 5) Object.assign(choices, { tabIndex: 0, role: "group", ariaLabel: `Values of ${title(column.name)}` });
       field.append(choices);
     } else if (column.type === "text") {
-      field.append(input({ type: "text", ariaLabel: `${title(column.name)} contains`, placeholder: "contains", autocomplete: "off" }));
+      field.append(input({ type: "text", ariaLabel: `${title(column.name)} contains`, placeholder: "contains", autocomplete: "off", dir: "auto" }));
     } else {
       const date = column.type === "date";
       const bound = (label, value) => make("label", {}, label, date
@@ -197,7 +197,7 @@
     if (picture?.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
     $("query-picture").replaceChildren();
     if (!shown) return;
-    $("query-name").textContent = query.kind === "file" ? `Query: ${query.name}` : `More like ${query.name}`;
+    $("query-name").replaceChildren(query.kind === "file" ? "Query: " : "More like ", make("bdi", written(query.name)));
     const isPicture = query.kind === "similar" || query.modality === "image";
     const source = query.kind === "similar" ? query.thumbnail : isPicture || PLAYERS.includes(query.modality) ? URL.createObjectURL(files.get(query.file)) : null;
     if (!source) return;
@@ -258,15 +258,15 @@
       player.addEventListener("error", () => player.replaceWith(make("a", { href: item.original, target: "_blank", rel: "noopener", textContent: "This browser cannot play the file: open it" })));
       parts.push(player);
     }
-    parts.push(make("h3", { textContent: label }));
+    parts.push(make("h3", written(label)));
     const meter = make("i");
     meter.style.width = `${Math.max(2, 100 * share).toFixed(1)}%`;
     const repeats = hit.duplicates ? ` · ${hit.duplicates} near-${hit.duplicates === 1 ? "duplicate" : "duplicates"}` : "";
     parts.push(make("p", { className: "score" }, `${hit.rank}. score ${hit.score.toFixed(3)} · cosine ${hit.cosine.toFixed(3)}${repeats}`, make("span", { className: "meter" }, meter)));
     const rows = Object.entries({ id: item.id, ...item.columns }).filter(([, value]) => value !== null);
     const details = make("details", {}, make("summary", { textContent: "Details" }));
-    if (captions.length > 1) details.append(make("ul", { className: "captions" }, ...captions.map(caption => make("li", { textContent: caption }))));
-    details.append(make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", { textContent: title(name) }), make("dd", { textContent: shownValue(name, value) })])));
+    if (captions.length > 1) details.append(make("ul", { className: "captions" }, ...captions.map(caption => make("li", written(caption)))));
+    details.append(make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", { textContent: title(name) }), make("dd", written(shownValue(name, value)))])));
     parts.push(details);
     const actions = make("p", { className: "actions" });
     const action = (name, act) => {
@@ -285,7 +285,7 @@
   const explain = async (item, label) => {
     explaining?.abort();
     const control = explaining = new AbortController();
-    $("why-title").textContent = `Why “${label}” matches`;
+    $("why-title").replaceChildren("Why “", make("bdi", written(label)), "” matches");
     $("why-status").textContent = "Drawing the heat map…";
     $("why-maps").replaceChildren();
     $("why").showModal();
@@ -293,7 +293,7 @@
       const path = `${item.url}/explanation`;
       const answer = query.kind === "text" ? await request(address(path, { text: query.text }), { signal: control.signal })
         : await request(address(path, { modality: query.modality }), { method: "POST", body: files.get(query.file), signal: control.signal });
-      const map = (picture, word, alt) => make("li", {}, make("img", { src: picture, alt }), make("span", { textContent: word }));
+      const map = (picture, word, alt) => make("li", {}, make("img", { src: picture, alt }), make("span", written(word)));
       $("why-maps").replaceChildren(map(answer.input, "what the model sees", "What the model sees, without a heat map"), ...answer.words.map(({ word, picture }) => map(picture, word, `Heat map of the word ${word}`)));
       const unused = answer.weight ? "" : " (not used in this ranking)";
       $("why-status").textContent = `Bright parts match the word. Match score ${answer.match.toFixed(2)}${unused}. Without the bright parts it falls ${Math.abs(answer.deletion_gain).toFixed(2)} ${answer.deletion_gain >= 0 ? "further" : "less"} than without random parts.`;
