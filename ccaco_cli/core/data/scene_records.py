@@ -118,7 +118,7 @@ def _split(
             for _ in range(CAPTIONS - FULL_CAPTIONS):
                 wording = Wording.draw(words_rng)
                 parts.append((wording, words_rng.sample(scene.objects, words_rng.choice((1, 1, 2)))))
-            captions, told = captions_by_language(
+            captions, language_facts = captions_by_language(
                 {
                     code: full[code][i] + [LANGUAGES[code].partial(*part, scene.place) for part in parts]
                     for code in languages
@@ -126,7 +126,7 @@ def _split(
             )
             meta = _meta(scene)
             if tuple(languages) != ("en",):
-                meta |= told
+                meta |= language_facts
             meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
             meta["binding"] = [
                 [true, false]

@@ -6,16 +6,20 @@ import re
 from collections.abc import Sequence
 
 from ccaco_cli.core.errors import ConfigError
+from ccaco_cli.core.words import words
 
-TOKENISATION = "lower case, words of letters, digits and apostrophes; punctuation is left out"
+TOKENISATION = "lower case, words of letters, digits and apostrophes, in every script; punctuation is left out"
 """The words that are compared. Published figures use the PTB tokenizer, which needs Java and seldom differs."""
 MAX_WORDS = 4
 """Longest n-gram of BLEU."""
 
 
-def words(caption: str) -> str:
+def tokenised(caption: str) -> str:
     """The words of a caption, separated by spaces (``TOKENISATION``)."""
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", caption.lower()))
+    lower = caption.lower().replace("_", " ")
+    if lower.isascii():
+        return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", lower))
+    return " ".join(word.text for word in words(lower))
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -41,8 +45,8 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
             expected="the extra captions",
             next="pip install 'ccaco[captions]'",
         ) from None
-    written = {number: [words(caption)] for number, caption in enumerate(captions)}
-    reference_words = {number: [words(text) for text in texts] for number, texts in enumerate(references)}
+    written = {number: [tokenised(caption)] for number, caption in enumerate(captions)}
+    reference_words = {number: [tokenised(text) for text in texts] for number, texts in enumerate(references)}
     bleu, _ = Bleu(MAX_WORDS).compute_score(reference_words, written, verbose=0)
     rouge, _ = Rouge().compute_score(reference_words, written)
     cider, _ = Cider().compute_score(reference_words, written)

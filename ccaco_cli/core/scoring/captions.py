@@ -11,6 +11,7 @@ import numpy as np
 
 from ccaco_cli.core import manifest
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.caption_languages import LANGUAGES
 from ccaco_cli.core.errors import DataError
 
 if TYPE_CHECKING:  # tables of stored captions load no torch
@@ -88,8 +89,12 @@ def _nearest(z: Tensor, texts: Tensor) -> list[int]:
 
 
 def _truth(meta: Mapping[str, Any], texts: Sequence[str]) -> tuple[int | None, bool | None, bool | None]:
-    """(number of things, whether each of both texts is true) of a generated scene; all None for other samples."""
-    if not {"facts", "relation", "place"} <= meta.keys():
+    """(number of things, whether each of both texts is true) of a generated scene with English captions.
+
+    Returns:
+        All None for other samples, and for scenes in other languages, whose sentences the parser cannot read.
+    """
+    if not {"facts", "relation", "place"} <= meta.keys() or LANGUAGES in meta:
         return None, None, None
     from ccaco_cli.core.data.scene_parser import parse
 

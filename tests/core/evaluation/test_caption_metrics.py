@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.evaluation.caption_metrics import caption_metrics, words
+from ccaco_cli.core.evaluation.caption_metrics import caption_metrics, tokenised
 
 REFERENCES = [
     ["a red ball on a sofa", "a scarlet ball on a couch"],
@@ -18,8 +18,8 @@ REFERENCES = [
 
 
 def test_words() -> None:
-    assert words("In the snow, a dog's  BALL!") == "in the snow a dog's ball"
-    assert words("Ünder_score... 2 cats") == "ünder score 2 cats"
+    assert tokenised("In the snow, a dog's  BALL!") == "in the snow a dog's ball"
+    assert tokenised("Ünder_score... 2 cats") == "ünder score 2 cats"
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +51,14 @@ def test_rouge_by_hand() -> None:
     # longest common subsequence "a b d" of 4 and 4 words: recall = precision = 3/4
     metrics = caption_metrics(["a b x d", "q"], [["a b c d"], ["r"]])
     assert metrics["ROUGE-L"] == pytest.approx(3 / 8)
+
+
+def test_chinese_captions_are_compared_by_words() -> None:
+    pytest.importorskip("pycocoevalcap")
+    pytest.importorskip("jieba")
+    assert tokenised("一只橘猫在沙发上打盹。") == "一只 橘猫 在 沙发 上 打盹"
+    near, far = (
+        caption_metrics([text, "两只狗在雪地里奔跑"], [["一只橘猫在沙发上打盹"], ["两只狗在雪地里跑"]])["ROUGE-L"]
+        for text in ("一只橘猫在沙发上睡觉", "雨天的街道")
+    )
+    assert near > far
