@@ -239,7 +239,7 @@ LAYOUTS: dict[type[ReportRow], RowLayout] = {
     ),
     LanguageRow: RowLayout(
         _language,
-        {"run": 0, "language": 0, **RECALLS, "stage": 3, "R-sum": 1, "captions": 4, "arm": 6},
+        {"run": 0, "language": 0, **RECALLS, "*_agreement": 2, "stage": 3, "R-sum": 1, "captions": 4, "arm": 6},
         ("run", "language"),
     ),
     AnswerRow: RowLayout(

@@ -12,6 +12,8 @@ from ccaco_cli.core.errors import DataError
 
 LANGUAGES = "languages"
 """Key in ``PairRecord.meta``: [[code, number of captions], ...]."""
+PARALLEL = "parallel_captions"
+"""Key in ``PairRecord.meta``: true where caption k of every language says the same."""
 _CODE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 
 

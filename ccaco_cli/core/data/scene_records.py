@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ccaco_cli.core.data.caption_languages import captions_by_language
+from ccaco_cli.core.data.caption_languages import PARALLEL, captions_by_language
 from ccaco_cli.core.data.questions import QUESTIONS, Question, stored
 from ccaco_cli.core.data.scene_drawing import render_jpeg
 from ccaco_cli.core.data.scene_figures import COLOURS
@@ -126,7 +126,7 @@ def _split(
             )
             meta = _meta(scene)
             if tuple(languages) != ("en",):
-                meta |= language_facts
+                meta |= language_facts | ({PARALLEL: True} if len(languages) > 1 else {})
             meta["twin"] = {"kind": kind, "of": ids[0]} if kind else None
             meta["binding"] = [
                 [true, false]

@@ -84,6 +84,8 @@ def _recall(k: int) -> Callable[[RankResult], NDArray[np.float64]]:
     return lambda ranks: ranks.hits(k)
 
 
+LANGUAGE_AGREEMENT = "language_agreement"
+"""Share of pairs of captions that say the same in two languages and have the same first answer."""
 _EVERYWHERE = frozenset({Shown.NARROW, Shown.RUNS, Shown.ARMS, Shown.RETRIEVAL, Shown.COMPARE})
 _ACCURACY = frozenset({Shown.ARMS, Shown.MATCHING})
 
@@ -111,6 +113,7 @@ METRICS: dict[str, Metric] = {
     "matching_binary_accuracy": Metric(Unit.FRACTION, _ACCURACY),
     "matching_*_way_accuracy": Metric(Unit.FRACTION, _ACCURACY),
     "twin_accuracy": Metric(Unit.FRACTION, _ACCURACY),
+    LANGUAGE_AGREEMENT: Metric(Unit.FRACTION, _ACCURACY | {Shown.RUNS, Shown.COMPARE}),
     "*accuracy": Metric(Unit.FRACTION, _ACCURACY | {Shown.RUNS}),
     "accuracy/*": Metric(Unit.FRACTION),
 }
@@ -137,6 +140,11 @@ def find_metric(stored_name: str) -> Metric | None:
         return None if metric.values else metric
     fitting = (metric for pattern, metric in METRICS.items() if "*" in pattern and fnmatchcase(stored_name, pattern))
     return next(fitting, None)
+
+
+def metric_of_items(name: str) -> str:
+    """The metric that is the mean of the outcomes that scoring stores under a name."""
+    return name if name in METRICS else f"{name}_accuracy"
 
 
 def check_metric(name: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.evaluation import significance
-from ccaco_cli.core.evaluation.metric_table import METRICS, Shown, is_shown
+from ccaco_cli.core.evaluation.metric_table import METRICS, Shown, is_shown, metric_of_items
 from ccaco_cli.core.experiments.fairness import check_fair, same_for_every_seed
 from ccaco_cli.core.reporting.rows import ArmEvidence, ArmRow, ComparisonRow, Stratum
 from ccaco_cli.core.scoring.results import (
@@ -89,12 +89,12 @@ def comparison_rows(runs: Sequence[Run], split: str = "test") -> list[Comparison
     ]
     names += [name for name, entry in METRICS.items() if Shown.COMPARE in entry.shown and entry.sum_of]
     names += [
-        f"{name}_accuracy"
+        metric_of_items(name)
         for name, outcomes in first.items.items()
         if not name.endswith("_row")
         and outcomes
         and second.items.get(name)
-        and is_shown(f"{name}_accuracy", Shown.COMPARE)
+        and is_shown(metric_of_items(name), Shown.COMPARE)
     ]
     values = {name: (first.per_query(name), second.per_query(name)) for name in names}
     comparisons = significance.corrected({name: significance.compare([a], [b]) for name, (a, b) in values.items()})

@@ -11,7 +11,7 @@ import numpy as np
 
 from ccaco_cli.core.errors import ConfigError, DataError, nearest
 from ccaco_cli.core.evaluation import significance
-from ccaco_cli.core.evaluation.metric_table import Shown, check_metric, find_metric, is_shown
+from ccaco_cli.core.evaluation.metric_table import LANGUAGE_AGREEMENT, Shown, check_metric, find_metric, is_shown
 from ccaco_cli.core.evaluation.significance import PerQuery
 from ccaco_cli.core.losses.parts import LOSS_PARTS, TOTAL, listed_parts
 from ccaco_cli.core.reporting import comparison, domain_tables
@@ -277,7 +277,7 @@ def _languages(request: ReportRequest) -> list[LanguageRow]:
             for (language, metrics), sizes in zip(parts.items(), result.evaluation.pools, strict=bool(parts)):
                 rows.append(LanguageRow(*identity, language, *sizes, metrics))
             if parts:
-                shown = {name for metrics in parts.values() for name in metrics}
+                shown = {LANGUAGE_AGREEMENT, *(name for metrics in parts.values() for name in metrics)}
                 mean = {name: value for name, value in result.metrics.items() if name in shown}
                 rows.append(LanguageRow(*identity, "mean", None, None, mean))
     if not rows:

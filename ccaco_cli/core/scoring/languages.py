@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -41,3 +42,35 @@ def evaluate_by_language(
         only = evaluate(np.arange(len(language)), protocol)
         return replace(only, pool_names=tuple(names)) if len(only.pools) == 1 else only
     return join_pools(PROTOCOL, {name: evaluate(np.flatnonzero(language == name), "full") for name in names})
+
+
+def parallel_pairs(language: Array, row: Array) -> Array:
+    """Pairs of captions of one sample that say the same in two languages: caption k in each of them.
+
+    Args:
+        language: [items of b] str; row: [items of b] int64, the sample of each caption.
+    Returns:
+        [pairs, 2] int64 items of b.
+    """
+    of_row: dict[int, dict[str, list[int]]] = {}
+    for item, (sample, code) in enumerate(zip(row.tolist(), language.tolist(), strict=True)):
+        of_row.setdefault(sample, {}).setdefault(code, []).append(item)
+    pairs = [
+        pair
+        for captions in of_row.values()
+        for first, second in combinations(captions.values(), 2)
+        for pair in zip(first, second, strict=False)
+    ]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def agreement(pairs: Array, top: Array) -> NDArray[np.bool_]:
+    """[pairs] True where both captions have the same first answer.
+
+    Args:
+        pairs: [pairs, 2] items of b. top: [items of b] the first answer to each; -1 = none is alone at the top, which
+            agrees with nothing: a model that gives every query one score has no agreement.
+    """
+    first, second = top[pairs].reshape(-1, 2).T
+    same: NDArray[np.bool_] = (first == second) & (first >= 0)
+    return same

@@ -16,7 +16,7 @@ from ccaco_cli.core.config_io import flatten
 from ccaco_cli.core.errors import DataError, ManifestError
 from ccaco_cli.core.evaluation import significance
 from ccaco_cli.core.evaluation.calibration import Reliability
-from ccaco_cli.core.evaluation.metric_table import find_metric
+from ccaco_cli.core.evaluation.metric_table import find_metric, metric_of_items
 from ccaco_cli.core.evaluation.protocols import Evaluation
 from ccaco_cli.core.evaluation.significance import PerQuery
 
@@ -97,7 +97,7 @@ class Result:
         }
         clusters["matching"] = np.concatenate([ranks.query_group for ranks in self.evaluation.b_to_a])
         name = metric.removesuffix("_accuracy")
-        outcomes = np.asarray(self.items.get(name, ())) if name != metric else np.empty(0)
+        outcomes = np.asarray(self.items.get(name, ())) if metric == metric_of_items(name) else np.empty(0)
         if len(outcomes) and len(outcomes) == len(clusters.get(name, ())):
             declared = find_metric(metric)
             return PerQuery.of(outcomes, clusters[name], declared.higher_is_better if declared else True)

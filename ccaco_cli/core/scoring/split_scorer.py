@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.caption_languages import PARALLEL
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.evaluation.calibration import Calibration, Reliability, fit, reliability
 from ccaco_cli.core.evaluation.choice_metrics import best_threshold, choice_accuracy, matching_accuracy
+from ccaco_cli.core.evaluation.metric_table import LANGUAGE_AGREEMENT
 from ccaco_cli.core.evaluation.metrics import similarity_ranks, summary, zero_shot
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.retrieval.match import match_logits
 from ccaco_cli.core.retrieval.rerank import COSINE, CROSS, TWO_STAGE, Scorer, score_kind
 from ccaco_cli.core.scoring import caption_choice, languages, pair_sampling, paired_examples
-from ccaco_cli.core.scoring.two_stage import Shortlist, exhaustive, logit_scale, two_stage
+from ccaco_cli.core.scoring.two_stage import Shortlist, exhaustive, logit_scale, top_answers, two_stage
 from ccaco_cli.core.types import EncodedSamples
 
 Array = NDArray[Any]
@@ -228,6 +230,7 @@ class SplitScorer:
         ``twin_accuracy``: each item of a chooses between its own partner and that of its near-twin (of its family).
         ``binding_accuracy``: each item of a chooses between a caption and the same caption with its attributes swapped;
         ``binding_KIND_accuracy``: where KIND is swapped (role, colour ...).
+        ``language_agreement``: do captions that say the same in two languages have the same first answer?
         ``choice_.._accuracy``: as ``caption_choice.score_choices`` and ``paired_examples.score_examples``.
         """
         if scoring not in self._pair_results:
@@ -252,7 +255,23 @@ class SplitScorer:
         if examples is not None:
             more_metrics, more_items = paired_examples.score_examples(examples, score)
             metrics, items = metrics | more_metrics, items | more_items
+        if scoring != CROSS and encodings.language is not None and self.split.meta(0).get(PARALLEL):
+            more_metrics, more_items = self._language_agreement(scoring, encodings.language)
+            metrics, items = metrics | more_metrics, items | more_items
         return metrics, items
+
+    def _language_agreement(self, scoring: str, language: Array) -> tuple[dict[str, float], dict[str, Any]]:
+        """Do captions that say the same in two languages have the same first answer?"""
+        encodings, size = self.encodings, self.config.eval.shortlist
+        scale = 1.0 if self.aligner is None else logit_scale(self.aligner)
+        scorer = Scorer.of(scoring, scale, self.weight)
+        pairs = languages.parallel_pairs(language, encodings.row_b)
+        if not len(pairs):
+            return {}, {}
+        same = languages.agreement(pairs, top_answers(self.aligner, encodings.a, encodings.b, scorer, size))
+        rows = encodings.row_b[pairs[:, 0]].tolist()
+        items = {LANGUAGE_AGREEMENT: same.astype(int).tolist(), f"{LANGUAGE_AGREEMENT}_row": rows}
+        return {LANGUAGE_AGREEMENT: float(same.mean())}, items
 
     def _binding_by_kind(self, items: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         """The choices of ``binding``, divided by what the twin swaps: one mean hides a kind that is not learned."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.evaluation.metric_table import metric_of_items
 from ccaco_cli.core.evaluation.metrics import RankResult, summary
 from ccaco_cli.core.scoring.results import Result
 
@@ -55,7 +56,7 @@ def strata(result: Result, name: str) -> dict[Any, Result]:
         items = _select_items(result, all_values, value)
         metrics = summary(ranks_a, ranks_b, result.evaluation.names)
         metrics |= {
-            f"{item}_accuracy": float(np.mean(outcomes))
+            metric_of_items(item): float(np.mean(outcomes))
             for item, outcomes in items.items()
             if not item.endswith("_row") and len(outcomes)
         }

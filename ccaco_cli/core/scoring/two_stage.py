@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccaco_cli.core.config import EvalConfig
@@ -56,6 +57,15 @@ class Shortlist:
             return (scorer.scale * cosine - NOT_LISTED).scatter(1, columns, listed)
 
         return ranks(block, self.group_query, self.group_gallery)
+
+    def top(self, scorer: Scorer) -> NDArray[np.int64]:
+        """[Q] the sample of the gallery with the highest score; -1 where two have it, or where it is not finite."""
+        score = scorer(self._cosines, self.match.double())
+        highest, places = score.topk(min(2, score.shape[1]), 1)
+        clear = highest[:, 0].isfinite()
+        if highest.shape[1] > 1:
+            clear &= highest[:, 0] > highest[:, 1]
+        return torch.where(clear, self.columns.gather(1, places)[:, 0], -1).numpy()
 
     def recall_sum(self, scorer: Scorer) -> float:
         """Sum of R@1, R@5 and R@10 in percent as ``ranks`` gives them; from the shortlists alone where they hold ten
@@ -113,13 +123,44 @@ def shortlists(
         (b, a, groups[::-1], config.shortlist, True),
     ):
         z_query, z_gallery = (samples.z.to(device) for samples in (query, gallery))
-        columns = torch.cat(
-            [(z @ z_gallery.T).topk(min(size, len(gallery)), 1).indices for z in torch.split(z_query, 1024)]
-        ).cpu()
-        pairs = torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
+        columns = _nearest_columns(z_query, z_gallery, size)
+        pairs = _listed_pairs(columns)
         logits = match_logits(aligner, a.local_tokens, b.local_tokens, pairs.flip(1) if flipped else pairs)
         by_direction.append(Shortlist(z_query, z_gallery, *query_groups, columns, logits.view_as(columns)))
     return by_direction[0], by_direction[1]
+
+
+def top_answers(
+    aligner: Aligner | None, a: EncodedSamples, b: EncodedSamples, scorer: Scorer, size: int
+) -> NDArray[np.int64]:
+    """The first answer to each query of modality b among the samples of modality a.
+
+    Args:
+        aligner: None for a model that has vectors only.
+        scorer: of cosines, or of a two-stage score.
+        size: samples on the shortlist of a query.
+    Returns:
+        [B] the sample of a; -1 where two have the highest score, or where it is not finite.
+    """
+    device = torch.device("cpu") if aligner is None else next(aligner.parameters()).device
+    z_a, z_b = a.z.to(device), b.z.to(device)
+    columns = _nearest_columns(z_b, z_a, size)
+    match = torch.zeros(columns.shape)
+    if aligner is not None and scorer.weight:
+        pairs = _listed_pairs(columns).flip(1)
+        match = match_logits(aligner, a.local_tokens, b.local_tokens, pairs).view_as(columns)
+    return Shortlist(z_b, z_a, None, None, columns, match).top(scorer)
+
+
+def _nearest_columns(z_query: Tensor, z_gallery: Tensor, size: int) -> Tensor:
+    """[Q, K] int64 on the CPU: the samples of the gallery with the highest cosines, at most ``size``."""
+    size = min(size, len(z_gallery))
+    return torch.cat([(z @ z_gallery.T).topk(size, 1).indices for z in torch.split(z_query, 1024)]).cpu()
+
+
+def _listed_pairs(columns: Tensor) -> Tensor:
+    """[Q * K, 2] int64: (query, sample of the gallery) of every place of the shortlists [Q, K]."""
+    return torch.stack([torch.arange(len(columns))[:, None].expand_as(columns), columns], -1).flatten(0, 1)
 
 
 def choose_weight(

@@ -19,7 +19,8 @@ RESERVED = frozenset(
         *("id", "group", "text", "thumbnail"),  # columns of every index
         *("path", "folder", "size", "modified", "sha256", "width", "height", "duration"),  # measured on the files
         *("query", "rank", "score", "cosine", "match", "duplicates"),  # columns of answers
-        *("languages", "choices", "questions", "twin", "binding", "boxes", "facts"),  # facts of the captions
+        *("languages", "parallel_captions", "choices", "questions"),  # facts of the captions
+        *("twin", "binding", "boxes", "facts"),
     }
 )
 """Names, in lower case, of columns that have a meaning of their own: a column of the source gets "_" at its end."""
