@@ -72,7 +72,7 @@ def set_fonts(figure: Any) -> set[str]:
         names, language, without = _fallback(content, text.get_fontproperties())
         missing |= without
         if names:
-            text.set_fontfamily([*text.get_fontfamily(), *names])
+            text.set_fontfamily(names)
             text.set_fontweight("normal")  # these fonts have one weight, and matplotlib reports that it takes another
             text.set_language(language or None)
     return missing
@@ -93,8 +93,13 @@ def is_right_to_left(text: str) -> bool:
 
 
 def _fallback(text: str, properties: Any) -> tuple[list[str], str, set[str]]:
-    """Families of fonts with the characters that the font of a text has not, its language, and what none has."""
+    """Fonts for the characters that the font of a text lacks.
+
+    Returns:
+        Families, the font of the text first ([] = it needs no other); language; the characters that no font has.
+    """
     from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
 
     path = fontManager.findfont(properties)
     visible = {c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in _INVISIBLE}
@@ -104,7 +109,7 @@ def _fallback(text: str, properties: Any) -> tuple[list[str], str, set[str]]:
     from ccaco_cli.core.words import detect_language
 
     language = detect_language(text)
-    names: list[str] = []
+    names = [FT2Font(path.path, face_index=path.face_index).family_name]
     for is_packaged in (False, True):
         entries = _ordered(is_packaged, _REGIONS.get(language, "")) if missing else []
         while missing and entries:
@@ -114,7 +119,7 @@ def _fallback(text: str, properties: Any) -> tuple[list[str], str, set[str]]:
                 break
             names.append(best.name)
             missing = missing - _entry_characters(best)
-    return names, language, missing
+    return names if len(names) > 1 else [], language, missing
 
 
 @cache
