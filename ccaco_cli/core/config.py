@@ -124,12 +124,11 @@ class LossConfig:
         flag="--gamma",
         min=0,
     )
-    questions: float = setting(
-        0.5,
-        "Share of the texts of a batch that the decoder reads as a question and its answer, where samples have "
-        "questions; the others are captions.",
+    questions: int = setting(
+        2,
+        "Questions with answers that the decoder reads of each pair, beside its caption, where samples have questions.",
         min=0,
-        max=1,
+        max=1_000,
     )
     contrastive: str = setting(
         "infonce",

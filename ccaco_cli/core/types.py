@@ -230,8 +230,8 @@ class Words(TensorRecord):
     Attributes:
         ids: [B, L] int64, with the start and end that the tokenizer adds.
         mask: [B, L] bool, True = real token.
-        prefix: [B] int64, tokens of the question that a text begins with, which is read and not predicted; 0 = the text
-            is a caption. None = all texts are captions.
+        prefix: [B] int64, tokens of the question that a text begins with, which is read and not predicted. None = all
+            texts are captions.
     """
 
     ids: torch.Tensor
@@ -252,6 +252,8 @@ class PairBatch(TensorRecord):
         at_a, at_b: int64, position in a or b of the sample of each pair (then of each sample without a partner); None =
             each sample belongs to one pair, and they are in order.
         words: the caption of each pair, also where its text tower is locked; None = no decoder is trained.
+        questions: K questions with answers for each pair, side by side: Q = B * K texts; a text without tokens stands
+            in for the questions of a sample that has none. None = the decoder learns captions alone.
     """
 
     a: Any
@@ -262,6 +264,7 @@ class PairBatch(TensorRecord):
     at_a: torch.Tensor | None = None
     at_b: torch.Tensor | None = None
     words: Words | None = None
+    questions: Words | None = None
 
     def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> PairBatch:
         """The batch with ``fn`` applied to every tensor, also to those of both inputs."""

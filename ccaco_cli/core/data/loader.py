@@ -240,7 +240,8 @@ class CachedColumn:
 
 NONE: Array = np.empty(0, np.int64)
 Entry = tuple[Array, ...]
-"""A batch of the plan: rows, items of a, items of b, and for a decoder the question of each row, if there are any."""
+"""A batch of the plan: rows, items of a, items of b, and for a decoder the questions of each row, if there are any."""
+Read = Callable[[Array], Words] | None
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ class PairPlan:
         unpaired: items of a and of b without a partner. Each batch has ``batch_size`` of them after its pairs, from
             each side that has any, drawn independently.
         captions: pairs per row with different items, if the row has as many; they are not neighbours in the batch.
-        questions: (rows [B], generator) -> question of each pair, the fourth column of a batch; None = there is none.
+        questions: (rows [B], generator) -> questions of each pair [B, K], the fourth column of a batch; None = none.
     """
 
     a: Column
@@ -319,21 +320,22 @@ class PairDataset(Dataset[PairBatch]):
     """Batches by plan entry, for a ``DataLoader`` whose sampler is the plan.
 
     An item of several pairs is read once. If several processes share a batch, it is read once per pair, because the
-    processes must read equal numbers of items. ``words`` reads captions, the items of b, or questions for a decoder.
+    processes must read equal numbers of items. ``words`` and ``questions`` read captions and questions for a decoder.
     """
 
-    def __init__(self, a: Column, b: Column, group: Array, domain: Array, words: Callable[..., Words] | None = None):
+    def __init__(self, a: Column, b: Column, group: Array, domain: Array, words: Read = None, questions: Read = None):
         self.a, self.b, self.group, self.domain = a, b, torch.from_numpy(group), torch.from_numpy(domain)
         # read here, because a loader's workers are in no process group
-        self.words, self.deduplicate = words, distributed.world() == 1
+        self.words, self.questions, self.deduplicate = words, questions, distributed.world() == 1
 
     def __getitem__(self, entry: Entry) -> PairBatch:
-        rows, items_a, items_b, *questions = entry
+        rows, items_a, items_b, *items_questions = entry
         index = torch.from_numpy(rows)
-        words = None if self.words is None else self.words(items_b[: len(rows)], *questions)
+        words = None if self.words is None else self.words(items_b[: len(rows)])
+        questions = self.questions(items_questions[0].flatten()) if self.questions and items_questions else None
         (items_a, at_a), (items_b, at_b) = self._unique(items_a), self._unique(items_b)
         inputs = self.a.inputs(items_a), self.b.inputs(items_b)
-        return PairBatch(*inputs, index, self.group[index], self.domain[index], at_a, at_b, words)
+        return PairBatch(*inputs, index, self.group[index], self.domain[index], at_a, at_b, words, questions)
 
     def _unique(self, items: Array) -> tuple[Array, Tensor | None]:
         unique, index = np.unique(items, return_inverse=True)
@@ -343,7 +345,7 @@ class PairDataset(Dataset[PairBatch]):
 def part(entry: Entry, rank: int, world: int) -> Entry:
     """The part of a plan entry for one process: an equal share of its rows and of its unpaired items, in rank order."""
     pairs = len(entry[0])
-    return tuple(np.append(*(_share(items, rank, world) for items in (c[:pairs], c[pairs:]))) for c in entry)
+    return tuple(np.concatenate([_share(items, rank, world) for items in (c[:pairs], c[pairs:])]) for c in entry)
 
 
 def count_samples(entry: Entry, world: int) -> int:

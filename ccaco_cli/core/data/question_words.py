@@ -1,25 +1,24 @@
-"""The questions and answers of a split as a text decoder takes them, and the texts of a batch that mixes them with
-captions."""
+"""The questions and answers of a split as a text decoder takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ccaco_cli.core.data.caption_words import CaptionWords
 from ccaco_cli.core.data.questions import read_questions
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.types import Words
 
 Array = np.ndarray[Any, Any]
 Tokenize = Callable[[list[str]], Mapping[str, Tensor]]
-CAPTION = -1
-"""In place of a question: the decoder reads the caption of the pair."""
+NO_QUESTION = -1
+"""In place of an item: the sample has no question."""
+NONE: Array = np.empty(0, np.int64)
 ROWS_AT_ONCE = 4096
 """Samples whose facts are Python objects at a time."""
 
@@ -48,7 +47,7 @@ class QuestionColumn:
         rows: number of rows that are read; None = all.
         tokenize: of the text tower.
         ends: token ids (start, end) of a text; None = the tokenizer adds none.
-        share: of the pairs whose sample has questions, those that train an answer in place of the caption, 0..1.
+        per_pair: K, items that are drawn for each pair.
     Attributes:
         start: [rows + 1] int64; row r has the items start[r] .. start[r + 1] - 1.
     """
@@ -58,10 +57,10 @@ class QuestionColumn:
         split: Split,
         tokenize: Tokenize,
         ends: tuple[int | None, int | None],
-        share: float,
+        per_pair: int,
         rows: int | None = None,
     ):
-        self.share, self.ends = share, tuple([] if id is None else [id] for id in ends)
+        self.per_pair, self.ends = per_pair, tuple([] if id is None else [id] for id in ends)
         questions: dict[str, int] = {}
         answers: dict[str, int] = {}
         pairs: list[tuple[int, int]] = []
@@ -84,14 +83,11 @@ class QuestionColumn:
         return len(self._pairs)
 
     def draw(self, rows: Array, rng: np.random.Generator) -> Array:
-        """Draws the text that the decoder reads of each row: an item, or ``CAPTION``.
-
-        Args:
-            rows: [B] int64.
-        """
-        counts = self.start[rows + 1] - self.start[rows]
-        items = self.start[rows] + (rng.random(len(rows)) * counts).astype(np.int64)
-        return np.where((rng.random(len(rows)) < self.share) & (counts > 0), items, CAPTION)
+        """Draws items of each row, different ones where it has K of them: [B] int64 -> [B, K] int64."""
+        counts = (self.start[rows + 1] - self.start[rows])[:, None]
+        first = (rng.random((len(rows), 1)) * counts).astype(np.int64)
+        items = self.start[rows][:, None] + (first + np.arange(self.per_pair)) % np.maximum(1, counts)
+        return np.where(counts > 0, items, NO_QUESTION)
 
     def token_ids(self) -> Array:
         """The token ids of all questions and answers, each once."""
@@ -103,23 +99,9 @@ class QuestionColumn:
         start, end = self.ends
         return np.concatenate([start, question, answer, end]).astype(np.int64), len(question)
 
-
-@dataclass(frozen=True)
-class MixedWords:
-    """Texts of a batch: captions, and questions with answers."""
-
-    captions: CaptionWords
-    questions: QuestionColumn
-
-    def __call__(self, items: Array, questions: Array) -> Words:
-        """The caption ``items[i]``, or the question ``questions[i]`` if it is not ``CAPTION``, for each pair i."""
-        words = self.captions(items)
-        texts = {row: self.questions.text(int(item)) for row, item in enumerate(questions) if item != CAPTION}
-        longest = max([words.ids.shape[1], *(len(ids) for ids, _ in texts.values())])
-        ids, mask = (torch.nn.functional.pad(t, (0, longest - t.shape[1])) for t in (words.ids, words.mask))
-        prefix = torch.zeros(len(items), dtype=torch.long)
-        for row, (token_ids, question_length) in texts.items():
-            ids[row, : len(token_ids)] = torch.from_numpy(token_ids)
-            mask[row] = torch.arange(longest) < len(token_ids)
-            prefix[row] = question_length
-        return Words(ids, mask, prefix)
+    def __call__(self, items: Array) -> Words:
+        """The texts of these items; ``NO_QUESTION`` has no tokens."""
+        texts = [(NONE, 0) if item == NO_QUESTION else self.text(int(item)) for item in items]
+        ids = pad_sequence([torch.from_numpy(ids) for ids, _ in texts], batch_first=True)
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(ids) for ids, _ in texts])[:, None]
+        return Words(ids, mask, torch.tensor([length for _, length in texts]))

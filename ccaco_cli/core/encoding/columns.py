@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ccaco_cli.core import distributed, runtime
@@ -10,14 +10,14 @@ from ccaco_cli.core.config import ModelConfig
 from ccaco_cli.core.data import cache
 from ccaco_cli.core.data.caption_words import CaptionWords
 from ccaco_cli.core.data.loader import PIXELS_IN_CACHE, ClipColumn, Column, MediaColumn, PixelColumn, TextColumn
-from ccaco_cli.core.data.question_words import MixedWords, QuestionColumn
+from ccaco_cli.core.data.question_words import QuestionColumn
 from ccaco_cli.core.data.shards import PreparedData, Split
 from ccaco_cli.core.encoding.token_cache import cached
 from ccaco_cli.core.modalities import MODALITIES
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.decoder import TextDecoder
 from ccaco_cli.core.model.towers.tower import Tower
-from ccaco_cli.core.types import OnProgress, Words, no_progress
+from ccaco_cli.core.types import OnProgress, no_progress
 
 
 def columns(
@@ -55,28 +55,27 @@ def caption_words(data: PreparedData, split: str, tower: Tower) -> CaptionWords:
 
 
 def decoder_words(
-    data: PreparedData, split: Split, tower: Tower, decoder: TextDecoder, share: float
-) -> tuple[Callable[..., Words], Callable[..., Any] | None]:
+    data: PreparedData, split: Split, tower: Tower, decoder: TextDecoder, questions_per_pair: int
+) -> tuple[CaptionWords, QuestionColumn | None]:
     """The texts that a decoder learns, whose words it knows from now on.
 
     Args:
         split: the training split.
         tower: of texts.
-        share: of texts that are questions with answers, where the data has any (``loss.questions``).
+        questions_per_pair: ``loss.questions``.
     Returns:
-        Items of a batch -> texts, and what draws the questions of a batch (``PairPlan.questions``); None = there are
-        none.
+        The captions, and the questions with answers; None = there are none.
     """
     captions = distributed.main_process_first(lambda: caption_words(data, split.name, tower))
     decoder.add_words(captions.token_ids(split.paired))
-    if not share or tower.tokenizer is None:
+    if not questions_per_pair or tower.tokenizer is None:
         return captions, None
     ids = tower.tokenizer.text_ids()
-    questions = QuestionColumn(split, tower.preprocess, (ids.start, ids.end), share, split.paired)
+    questions = QuestionColumn(split, tower.preprocess, (ids.start, ids.end), questions_per_pair, split.paired)
     if not len(questions):
         return captions, None
     decoder.add_words(questions.token_ids())
-    return MixedWords(captions, questions), questions.draw
+    return captions, questions
 
 
 def _cached(

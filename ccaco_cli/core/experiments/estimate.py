@@ -18,6 +18,7 @@ from ccaco_cli.core.config_io import override
 from ccaco_cli.core.data import shards
 from ccaco_cli.core.data.caption_words import CaptionWords
 from ccaco_cli.core.data.loader import MediaColumn, TextColumn
+from ccaco_cli.core.data.question_words import QuestionColumn
 from ccaco_cli.core.data.shards import Split
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.datasets import prepared
@@ -139,13 +140,19 @@ def _estimate(
     a, b = (_inputs(split, towers[m], config, size * captions if m == "text" else size, device) for m in modalities)
     rows = torch.arange(size, device=device).repeat(captions)
     at_a, at_b = (None if m == "text" or captions == 1 else rows for m in modalities)
-    words = None
+    words = questions = None
     if aligner.decoder is not None:
         texts = TextColumn(split, towers["text"].preprocess)
         captions_as_ids = CaptionWords(texts)
         aligner.decoder.add_words(captions_as_ids.token_ids(len(split)))
         words = captions_as_ids(np.full(len(rows), np.argmax(np.asarray(texts.length)))).to(device)
-    batch = PairBatch(a, b, rows, rows, torch.zeros_like(rows), at_a, at_b, words)
+        ids = towers["text"].tokenizer.text_ids()  # type: ignore[union-attr]
+        column = QuestionColumn(split, towers["text"].preprocess, (ids.start, ids.end), config.loss.questions, size)
+        if len(column) and config.loss.questions:
+            aligner.decoder.add_words(column.token_ids())
+            longest = max(range(len(column)), key=lambda item: len(column.text(item)[0]))
+            questions = column(np.full(len(rows) * config.loss.questions, longest)).to(device)
+    batch = PairBatch(a, b, rows, rows, torch.zeros_like(rows), at_a, at_b, words, questions)
     step = cost.step_cost(aligner, batch, config)
     model_bytes = sum(t.numel() * t.element_size() for t in (*aligner.parameters(), *aligner.buffers()))
     peak = step.peak

@@ -201,15 +201,15 @@ def _fit(
     def evaluation_on(name: str) -> Callable[[Aligner], Mapping[str, float]]:
         return lambda model: replace(encoder, aligner=model).validate(name, split_columns[name])
 
-    words, decoder = None, encoder.aligner.decoder
+    words, questions, decoder = None, None, encoder.aligner.decoder
     if decoder is not None:
         words, questions = decoder_words(data, split, encoder.towers["text"], decoder, config.loss.questions)
-        plan = replace(plan, questions=questions)
+        plan = replace(plan, questions=questions.draw if questions else None)
     options, stage = run_folder.options, run_folder.stage
     start = StageStart() if stage is None else stage.start
     return loop.fit(
         encoder.aligner,
-        loop.TrainingData(PairDataset(a, b, split.group, split.domain, words), plan),
+        loop.TrainingData(PairDataset(a, b, split.group, split.domain, words, questions), plan),
         config,
         run_folder.path,
         loop.TrainingCallbacks(

@@ -26,6 +26,11 @@ IGNORED = -100
 """Target of a position that the loss leaves out."""
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, both [B, H, N, W / H]."""
+BlockState = tuple[Tensor, Tensor, Tensor]
+"""What a block keeps of the words so far: their keys and values, and the inputs [B, WINDOW - 1, W] of its convolution
+at the last ones."""
+WINDOW = 3
+"""Words that a convolution joins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +76,32 @@ class DecoderAttention(nn.Module):
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
+class CausalConvolution(nn.Module):
+    """Joins each word with the ``WINDOW - 1`` words before it (residual, pre-norm).
+
+    Phrases such as "orange cat" are learned earlier than by attention alone, which must first learn where the last word
+    stands.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.convolution = nn.LayerNorm(width), nn.Conv1d(width, width, WINDOW)
+
+    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, L, W], ``before`` [B, WINDOW - 1, W] of the words before x (None = there are none) -> x and before."""
+        normed = self.norm(x)
+        padded = F.pad(normed, (0, 0, WINDOW - 1, 0)) if before is None else torch.cat([before, normed], 1)
+        joined = F.gelu(self.convolution(padded.transpose(1, 2)).transpose(1, 2))
+        return x + joined, padded[:, 1 - WINDOW :]
+
+
 class DecoderBlock(nn.Module):
-    """Self-attention to the words so far, attention to the memory, and an MLP (pre-norm, arXiv:2002.04745)."""
+    """Convolution over the last words, attention to all words so far and to the memory, and an MLP (pre-norm,
+    arXiv:2002.04745)."""
 
     def __init__(self, width: int, memory_width: int, config: DecoderConfig):
         super().__init__()
+        self.phrases = CausalConvolution(width)
         self.norm_self, self.norm_cross, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
         self.self_attention = DecoderAttention(width, config.heads, width)
         self.cross_attention = DecoderAttention(width, config.heads, memory_width)
@@ -83,24 +109,25 @@ class DecoderBlock(nn.Module):
         self.dropout = GlobalDropout(config.dropout)
 
     def forward(
-        self, x: Tensor, memory: KeysValues, mask: Tensor, past: KeysValues | None = None
-    ) -> tuple[Tensor, KeysValues]:
+        self, x: Tensor, memory: KeysValues, mask: Tensor, past: BlockState | None = None
+    ) -> tuple[Tensor, BlockState]:
         """Decodes all words of a text, or the next one.
 
         Args:
             x: [B, L, W]; L = 1 if ``past`` is not None.
             memory, mask: of the samples that are described; [B, N] bool, True = real token.
-            past: keys and values of the words before x.
+            past: of the words before x.
         Returns:
-            [B, L, W], and the keys and values of all words up to the last one of x.
+            [B, L, W], and the state of all words up to the last one of x.
         """
+        x, before = self.phrases(x, None if past is None else past[2])
         normed = self.norm_self(x)
         words = self.self_attention.keys_values(normed)
         if past is not None:
             words = torch.cat([past[0], words[0]], 2), torch.cat([past[1], words[1]], 2)
         x = x + self.dropout(self.self_attention(normed, words, causal=past is None))
         x = x + self.dropout(self.cross_attention(self.norm_cross(x), memory, mask))
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), words
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), (*words, before)
 
     def decode(self, x: Tensor, memory: Tensor, mask: Tensor, index: Tensor | None) -> Tensor:
         """All words at once, where row i of x describes sample ``index[i]`` of the memory (None = sample i)."""
@@ -250,14 +277,14 @@ class TextDecoder(nn.Module):
             memory: keys and values of each block.
             past: what the last step returned; None = this is the first one.
         Returns:
-            (log-probabilities [B, U], keys and values of all words for the next step).
+            (log-probabilities [B, U], states of the blocks for the next step).
         """
         vectors = self.embedding.weight[self.words]
         x = self._embed(numbers[:, None], vectors) + self.positions[place]
         state = []
-        for block, keys_values, words in zip(self.blocks, memory, past or [None] * len(self.blocks), strict=True):
-            x, words = block(x, keys_values, mask, words)
-            state.append(words)
+        for block, keys_values, before in zip(self.blocks, memory, past or [None] * len(self.blocks), strict=True):
+            x, block_state = block(x, keys_values, mask, before)
+            state.append(block_state)
         logits = F.linear(self.head(x[:, -1]), vectors).float()
         logits[:, self.number[self.start]] = -math.inf
         return logits.log_softmax(-1), state

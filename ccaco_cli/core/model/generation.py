@@ -151,7 +151,7 @@ class _Beams:
         self.done = ~forced & (done | (number == self.end))
         self.log_prob = total
         rows = (parent + torch.arange(count, device=parent.device)[:, None] * self.width).flatten()
-        self.past = [tuple(t[rows] for t in keys_values) for keys_values in past]
+        self.past = [tuple(t[rows] for t in block_state) for block_state in past]
 
     def _beam(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The K best continuations of all texts of a sample: (text continued, its next word, total), each [B, K]."""

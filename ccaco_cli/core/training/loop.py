@@ -316,7 +316,9 @@ class Trainer:
                 cursor.oracle, cursor.oracle_epoch = score, epoch
                 self.saver.save_weights("oracle")
         score = distributed.broadcast(float(figures[select]))
-        if score > cursor.best or not math.isfinite(cursor.best):
+        # on locked towers a decoder learns while the figures of retrieval stay equal: the last one is the best
+        improved = score >= cursor.best if self.state.aligner.decoder is not None else score > cursor.best
+        if improved or not math.isfinite(cursor.best):
             cursor.best, cursor.best_epoch = score, epoch
             self.saver.save_weights("best")
 

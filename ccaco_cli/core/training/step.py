@@ -15,10 +15,9 @@ from ccaco_cli.core.losses.parts import part_weights
 from ccaco_cli.core.losses.total import Alignment, LossInputs, sample_pairs, total_loss
 from ccaco_cli.core.model.adaptation import Adaptation
 from ccaco_cli.core.model.aligner import Aligner
-from ccaco_cli.core.model.decoder import IGNORED
 from ccaco_cli.core.model.global_batch import paired_rows
 from ccaco_cli.core.training.gather import gather_embeddings, gather_local_tokens, query_rows
-from ccaco_cli.core.types import Embedding, Features, PairBatch
+from ccaco_cli.core.types import Embedding, Features, PairBatch, Words
 
 DOMAIN_ACCURACY = "domain_accuracy"
 """Accuracy of the domain classifiers 0..1 in the results of a step; not a loss."""
@@ -129,7 +128,7 @@ class StepLosses(nn.Module):
         )
 
     def _texts(self, batch: PairBatch, features: dict[str, Features]) -> tuple[Prediction | None, Prediction | None]:
-        """Predicts the caption of each pair of this process, or the answer to a question: (captions, answers)."""
+        """Predicts the caption of each pair of this process, and answers to questions about it: (captions, answers)."""
         aligner = self.aligner
         if aligner.decoder is None or batch.words is None:
             return None, None
@@ -137,15 +136,16 @@ class StepLosses(nn.Module):
         index = batch.at_a if aligner.described == aligner.modalities[0] else batch.at_b
         described = features[aligner.described]
         described = described[:pairs] if index is None else described
-        with paired_rows(pairs):
-            predicted = aligner.decoder(
-                aligner.memory(described), described.mask, batch.words, None if index is None else index[:pairs]
-            )
-        if (prefix := batch.words.prefix) is None:
-            return (predicted.logits, predicted.targets), None
-        is_answer = (prefix > 0)[:, None]
-        captions, answers = (predicted.targets.masked_fill(left_out, IGNORED) for left_out in (is_answer, ~is_answer))
-        return (predicted.logits, captions), (predicted.logits, answers)
+        memory = aligner.memory(described)
+
+        def predict(words: Words) -> Prediction:
+            per_pair = len(words.ids) // pairs
+            of_text = index[:pairs] if index is not None else torch.arange(pairs, device=memory.device)
+            with paired_rows(len(words.ids)):
+                predicted = aligner.decoder(memory, described.mask, words, of_text.repeat_interleave(per_pair))  # type: ignore[misc]
+            return predicted.logits, predicted.targets
+
+        return predict(batch.words), None if batch.questions is None else predict(batch.questions)
 
     def _with_cross(
         self, alignment: Alignment, batch: PairBatch, features: dict[str, Features], generator: torch.Generator | None

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from ccaco_cli.core.config import DecoderConfig
-from ccaco_cli.core.data.caption_words import CaptionWords
 from ccaco_cli.core.data.loader import PairPlan, part
-from ccaco_cli.core.data.question_words import CAPTION, MixedWords, QuestionColumn
+from ccaco_cli.core.data.question_words import NO_QUESTION, QuestionColumn
 from ccaco_cli.core.data.questions import QUESTIONS, Question, stored
 from ccaco_cli.core.losses.caption import caption_loss
 from ccaco_cli.core.model.decoder import IGNORED, TextDecoder
@@ -43,19 +41,8 @@ class Rows:
         return [{QUESTIONS: stored(ROWS[row])} if ROWS[row] else {} for row in rows]
 
 
-class Captions:
-    """Captions of a text column: "a ball" for each item."""
-
-    def inputs(self, items: Any) -> dict[str, torch.Tensor]:
-        return tokenize(["a ball"] * len(items))
-
-
-def column(share: float = 0.5) -> QuestionColumn:
-    return QuestionColumn(Rows(), tokenize, (START, END), share)  # type: ignore[arg-type]
-
-
-def mixed(share: float = 0.5) -> MixedWords:
-    return MixedWords(CaptionWords(Captions()), column(share))  # type: ignore[arg-type]
+def column(per_pair: int = 2) -> QuestionColumn:
+    return QuestionColumn(Rows(), tokenize, (START, END), per_pair)  # type: ignore[arg-type]
 
 
 def words_of(row: torch.Tensor, mask: torch.Tensor) -> str:
@@ -75,23 +62,24 @@ def test_an_item_is_a_question_with_one_of_its_answers() -> None:
     assert [length for _, length in texts] == [2, 2, 2, 2]
 
 
-def test_a_batch_mixes_captions_and_questions() -> None:
-    words = mixed()(np.arange(3), np.array([1, CAPTION, 2]))
+def test_an_item_has_its_texts_and_a_sample_without_questions_has_no_tokens() -> None:
+    words = column()(np.array([1, NO_QUESTION, 2]))
     assert [words_of(row, mask) for row, mask in zip(words.ids, words.mask, strict=True)] == [
         "START what colour dark red END",
-        "START a ball END",
+        "",
         "START how many two END",
     ]
     assert words.prefix is not None and words.prefix.tolist() == [2, 0, 2]
 
 
-def test_the_share_of_questions_is_that_of_the_setting_and_samples_without_any_have_captions() -> None:
+def test_each_pair_has_different_questions_and_repeats_them_where_it_has_too_few() -> None:
     rng = np.random.default_rng(0)
-    drawn = column(0.3).draw(np.zeros(10_000, np.int64), rng)
-    assert np.mean(drawn != CAPTION) == pytest.approx(0.3, abs=0.02)
-    assert set(drawn.tolist()) == {CAPTION, 0, 1}
-    assert (column(1.0).draw(np.ones(100, np.int64), rng) == CAPTION).all()
-    assert set(column(1.0).draw(np.full(100, 2), rng).tolist()) == {2, 3}
+    drawn = column(2).draw(np.array([0, 1, 2] * 50), rng)
+    assert {tuple(items) for items in drawn[0::3]} == {(0, 1), (1, 0)}
+    assert (drawn[1::3] == NO_QUESTION).all()
+    assert {tuple(items) for items in drawn[2::3]} == {(2, 3), (3, 2)}
+    assert sorted(column(3).draw(np.array([2]), rng)[0]) in ([2, 2, 3], [2, 3, 3])
+    assert set(column(1).draw(np.zeros(100, np.int64), rng)[:, 0].tolist()) == {0, 1}
     assert set(column().token_ids().tolist()) == {VOCABULARY.index(w) for w in VOCABULARY[2:9]}
 
 
@@ -108,15 +96,17 @@ def memory(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_question_carries_no_loss_and_its_answer_does() -> None:
-    words = mixed()(np.arange(2), np.array([1, CAPTION]))
-    predicted = decoder()(*memory(2), words)
-    dark, red, end = (VOCABULARY.index(word) for word in ("dark", "red", "END"))
-    a, ball = (VOCABULARY.index(word) for word in ("a", "ball"))
-    assert predicted.targets.tolist() == [[IGNORED, IGNORED, dark, red, end], [a, ball, end, IGNORED, IGNORED]]
+    predicted = decoder()(*memory(3), column()(np.array([1, NO_QUESTION, 2])))
+    dark, red, two, end = (VOCABULARY.index(word) for word in ("dark", "red", "two", "END"))
+    assert predicted.targets.tolist() == [
+        [IGNORED, IGNORED, dark, red, end],
+        [IGNORED] * 5,
+        [IGNORED, IGNORED, two, end, IGNORED],
+    ]
 
 
 def test_the_answer_has_a_gradient_through_the_picture_and_the_question() -> None:
-    words = mixed()(np.arange(1), np.array([0]))
+    words = column()(np.array([0]))
     described, mask = memory(1)
     described.requires_grad_()
     built = decoder()
@@ -124,7 +114,7 @@ def test_the_answer_has_a_gradient_through_the_picture_and_the_question() -> Non
     caption_loss(predicted.logits, predicted.targets).backward()
     assert described.grad is not None and described.grad.abs().sum() > 0
     # another question changes what is predicted, although its own words are not scored
-    other = built(described, mask, mixed()(np.arange(1), np.array([2])))
+    other = built(described, mask, column()(np.array([2])))
     assert not torch.allclose(other.logits[:, 2], predicted.logits[:, 2])
 
 
@@ -142,5 +132,5 @@ def test_a_plan_draws_the_same_questions_for_any_number_of_processes_and_leaves_
             assert all(np.array_equal(x, y) for x, y in zip(expected, entry[:3], strict=True))
             shares = [part(entry, rank, 3) for rank in range(3)]
             assert np.array_equal(np.concatenate([share[3] for share in shares]), entry[3])
-    drawn = [tuple(with_questions.epoch(number)[0][3]) for number in range(8)]
-    assert len(set(drawn)) > 2 and drawn[0] == tuple(with_questions.epoch(0)[0][3])
+    drawn = [tuple(with_questions.epoch(number)[0][3].flatten()) for number in range(8)]
+    assert len(set(drawn)) > 2 and drawn[0] == tuple(with_questions.epoch(0)[0][3].flatten())

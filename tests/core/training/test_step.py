@@ -14,6 +14,7 @@ from ccaco_cli.core.losses.total import CROSS_LOSSES
 from ccaco_cli.core.model.adaptation import Adaptation, AdaptationTask
 from ccaco_cli.core.reporting.training_log import read_log
 from ccaco_cli.core.training import loop, step
+from ccaco_cli.core.types import Words
 
 
 def losses(aligner: Any, config: Any, heads: Any = None) -> step.StepLosses:
@@ -163,6 +164,25 @@ def test_the_caption_loss_is_that_of_the_decoder_on_the_tokens_of_the_cross_proj
     tower_gradient = aligner.encoder("image").tower.linear.weight.grad
     assert (tower_gradient is not None and bool(tower_gradient.abs().sum() > 0)) == share
     assert all(p.grad is None for p in aligner.encoder("text").parameters())
+
+
+@pytest.mark.parametrize(("captions", "per_pair"), [(1, 1), (1, 3), (2, 2)])
+def test_the_answer_loss_is_that_of_all_questions_of_each_pair(toy: Any, captions: int, per_pair: int) -> None:
+    config = toy.config(loss__gamma=0.5, optim__captions=captions)
+    aligner, inputs = toy.aligner(config).eval(), batch(toy, config)
+    pairs, (start, *content, end) = len(inputs.rows), inputs.words.ids[0][inputs.words.mask[0]].tolist()
+    texts = torch.tensor([[start, *content, content[(i * i) % len(content)], end] for i in range(pairs * per_pair)])
+    questions = Words(texts, torch.ones_like(texts, dtype=torch.bool), torch.full((len(texts),), len(content)))
+    questions.mask[-1] = False  # in place of a question of a sample that has none
+    assert "answer" not in losses(aligner, config.loss)(inputs, beta=0.0)
+    parts = losses(aligner, config.loss)(replace(inputs, questions=questions), beta=0.0)
+    features = aligner.encode("image", inputs.a)[1]
+    picture = torch.arange(pairs) if inputs.at_a is None else inputs.at_a
+    of_text = torch.tensor([int(picture[i // per_pair]) for i in range(len(texts) - 1)])
+    predicted = aligner.decoder(aligner.memory(features)[of_text], features.mask[of_text], questions[:-1])
+    expected = torch.nn.functional.cross_entropy(predicted.logits.flatten(0, 1), predicted.targets.flatten())
+    assert torch.allclose(parts["answer"], expected)
+    assert torch.allclose(parts["total"], parts["contrastive"] + 0.5 * (parts["caption"] + parts["answer"]))
 
 
 @pytest.mark.parametrize("balance", ["fixed", "schedule", "uncertainty", "gradnorm"])
