@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -40,7 +41,7 @@ class Format:
 
 def _text(name: str, text: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, "utf-8")
         return folder / name
 
     return make
@@ -75,7 +76,8 @@ def _source(name: str, file: str, text: str | Callable[[Path], Path], *, of_fold
         (folder / "images").mkdir()
         (folder / "images/a.jpg").write_bytes(_picture("JPEG"))
         for split, listed in (("train", "a.jpg"), ("val", ""), ("test", "")):
-            (folder / f"{split}.txt").write_text(listed)
+            for prefix in ("", "flickr8k", "coco-cn_"):
+                (folder / f"{prefix}{split}.txt").write_text(listed)
         (folder / "annotations").mkdir()
         return text(folder) if callable(text) else _text(file, text)(folder)
 
@@ -86,6 +88,12 @@ def _source(name: str, file: str, text: str | Callable[[Path], Path], *, of_fold
         return [check(record, rules) for record in source_data.records]
 
     return Format(make, read)
+
+
+def _stored_images(folder: Path) -> Path:
+    (folder / "train_texts.jsonl").write_text('{"text": "a dog", "image_ids": [1, 2]}\n')
+    stored = base64.b64encode(_picture("JPEG")).decode()
+    return _text("train_imgs.tsv", f"1\t{stored}\n2\t{stored}\n")(folder)
 
 
 def _parquet(folder: Path) -> Path:
@@ -327,6 +335,17 @@ def formats() -> dict[str, Format]:
         "karpathy-coco": _source("coco", "dataset_coco.json", karpathy),
         "coco": _source("coco", "", official),
         "tokens": _source("flickr8k", "Flickr8k.token.txt", "a.jpg#0\ta dog\na.jpg#1\tb\n"),
+        "captions-cn": _source("flickr8k-cn", "flickr8kzhc.caption.txt", "a.jpg#zhc#0 狗\na.jpg#zhc#1 两只狗\n"),
+        "captions-coco-cn": _source("coco-cn", "imageid.human-written-caption.txt", "a.jpg#0\t狗\na.jpg#1\t两只\n"),
+        "captions-flickr30k-cn": _source("flickr30k-cn", "flickr30k_cn_test.txt", "a.jpg#zhm#0\t狗\na#zhm#1\t两只\n"),
+        "chinese-clip": _source("chinese-clip", "train_texts.jsonl", '{"text": "狗", "image_ids": ["a", 7]}\n' * 2),
+        "chinese-clip-images": _source("chinese-clip", "train_imgs.tsv", _stored_images),
+        "languages": _source(
+            "table",
+            "t.csv",
+            "filepath,title,language\nimages/a.jpg,a dog,en\nimages/a.jpg,狗,zh\nb.jpg,un perro,es\n",
+            of_folder=False,
+        ),
         "csv": _source("table", "t.csv", "filepath,title\nimages/a.jpg,a dog\nimages/a.jpg,b\n", of_folder=False),
         "tsv": _source("table", "t.tsv", "filepath\ttitle\tsplit\nimages/a.jpg\ta dog\ttrain\n", of_folder=False),
         "jsonl": _source(

@@ -29,8 +29,8 @@ from tests.test_docs import command_lines
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md"))]
 NOT_RUN = {
-    r"@(openai|laion2b)|hf:(openai/|FOLDER)|push-to-hub": "needs published weights, or a network",
-    r"SOURCE|flickr8k|coco|sugarcrepe|winoground|choices|esc10|hub:|CCACO_REAL_DATA": "needs files to download",
+    r"@(openai|laion2b)|hf:(openai/|OFA-Sys/|FOLDER)|push-to-hub": "needs published weights, or a network",
+    r"SOURCE|flickr|coco|MUGE|sugarcrepe|winoground|choices|esc10|hub:|CCACO_REAL_DATA": "needs files to download",
     r"runs/(photos|sounds|pair)|album2?\.idx|photos\.idx|sounds\.idx": "needs a run on downloaded files or towers",
     r"^ccaco prepare scenes$": "draws the complete data set for half a minute; examples/quickstart.sh runs it",
     r"bounces|clips\.idx": "draws and trains on clips for minutes; tests/core/workflows/test_clips.py does the same",
@@ -40,6 +40,7 @@ NOT_RUN = {
     r"--resume": "continues a run of seven epochs; tests/core/workflows/test_train.py does the same",
     r"--watch": "waits for a run that another terminal trains; tests/view/test_watch.py does the same",
     r"milvus:": "needs the extra milvus; tests/core/workflows/test_embed_milvus.py does the same",
+    r"scenes-(en-)?zh|runs/(en-)?zh": "draws and trains on more scenes; tests/core/data/test_scene_languages.py draws them",
     r"webdataset": "tests/core/data/sources/test_webdataset.py prepares shards that it writes",
 }
 """Pattern of commands -> why they are not run here."""

@@ -71,7 +71,8 @@ def _read(root: Path | None, options: SourceOptions) -> SourceData:
     columns = _without_half_questions(columns, named, root)
     captioned = "caption" in columns or "question" in columns
     columns = _without_lone_languages(columns, named, root)
-    extra = [name for name in dict.fromkeys(opened.names) if name and name not in columns.values()]
+    # a name that is not UTF-8 cannot be stored, like an empty one
+    extra = [name for name in dict.fromkeys(opened.names) if _has_text(name) and name not in columns.values()]
     table = _with_values(opened.table(columns, extra), modality)
     table = _with_paths(table, columns["image"], root, options.media_root)
     _refuse_other_media(table, modality, root)
@@ -147,6 +148,10 @@ def _without_lone_languages(columns: dict[str, str], named: Mapping[str, str], f
         problem = "languages of questions" if "question" in columns else "languages without captions"
         raise DataError(problem, where=file, expected="a column of captions, and none of questions")
     return {ours: column for ours, column in columns.items() if ours != "language"}
+
+
+def _has_text(name: str) -> bool:
+    return bool(name) and name.encode("utf-8", "ignore").decode() == name
 
 
 def _refuse_other_media(table: pa.Table, modality: str, file: Path) -> None:
