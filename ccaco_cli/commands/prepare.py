@@ -136,7 +136,8 @@ def prepare(
         typer.Option(
             "--language",
             metavar="CODE,CODE",
-            help="scenes: languages of the captions (en, zh, es); other sources with several: those that are read.",
+            help="Languages of the captions: of scenes (en, zh, es) those that are generated; of sources with several "
+            "those that are read; of others one, which all captions are in.",
             show_default="scenes: en; others: all",
         ),
     ] = "",

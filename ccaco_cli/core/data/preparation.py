@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from ccaco_cli.core.data import shards
+from ccaco_cli.core.data.caption_languages import LANGUAGES, language_code, language_runs
 from ccaco_cli.core.data.shards import DatasetInfo, WriteOptions
 from ccaco_cli.core.data.sources import SOURCES
 from ccaco_cli.core.data.sources.lists import assumed_encodings
@@ -44,21 +45,27 @@ def prepare(
     Returns:
         The manifest of the data set.
     Raises:
-        DataError: unknown name, no source, another layout, ``out`` exists, too many rejects.
+        DataError: unknown name, no source, another layout, ``out`` exists, too many rejects, a language that the
+            source does not have.
     """
     name, _, option = name.partition(":")
-    options = replace(options or SourceOptions(), name=option)
+    options = options or SourceOptions()
+    languages = tuple(dict.fromkeys(map(language_code, options.languages)))
+    options = replace(options, name=option, languages=languages)
     source = find_source(name)
     _refuse_address(source, options)
     shards.refuse_overwrite(Path(out))
     path = _resolve(source, source_path)
     options = replace(options, media_root=_media_root(options.media_root))
     data = _divided(source, path, options, shares)
+    modalities = data.modalities or source.modalities
+    if languages and "text" not in modalities:
+        raise DataError(f"{name} has no captions", where=f"--language {','.join(languages)}", expected="no --language")
     limit, counts = options.limit, data.counts.values()
     protocol = data.protocol if limit is None else f"{data.protocol}; at most {limit:,} samples a split"
     info = DatasetInfo(
         out_name(f"{name}:{option}"),
-        data.modalities or source.modalities,
+        modalities,
         facts={"protocol": protocol, "licence": data.licence, "revision": data.revision, "source": _source_facts(data)},
         config={"source": name, **_config(options), **({"split_shares": asdict(shares)} if shares.requested() else {})},
         root=data.root or (None if path is None else path if path.is_dir() else path.parent),
@@ -68,7 +75,7 @@ def prepare(
         file_facts=source.file_facts,
     )
     total = sum(n if limit is None else min(n, limit) for n in counts) if counts else None
-    records = _limited(data.records, limit, data.splits or tuple(data.counts))
+    records = _limited(_in_language(data.records, languages), limit, data.splits or tuple(data.counts))
     return shards.write(records, Path(out), info, write, total=total, on_progress=on_progress)
 
 
@@ -96,6 +103,25 @@ def _divided(source: Source, path: Path | None, options: SourceOptions, shares: 
         counts={},
         splits=tuple({**dict.fromkeys(data.splits), **missing.requested()}) if data.splits else (),
     )
+
+
+def _in_language(records: Iterable[PairRecord], languages: Sequence[str]) -> Iterator[PairRecord]:
+    """Records whose source does not say the language of their captions have that of ``--language``.
+
+    Raises DataError: several languages are named.
+    """
+    for record in records:
+        if languages and record.captions and not record.problem and LANGUAGES not in record.meta:
+            if len(languages) > 1:
+                raise DataError(
+                    "the language of each caption is not known here",
+                    where=f"--language {','.join(languages)}",
+                    expected="one code, the language of all captions",
+                    next=f"--language {languages[0]}",
+                )
+            runs = language_runs([languages[0]] * len(record.captions))
+            record = replace(record, meta={**record.meta, LANGUAGES: runs})
+        yield record
 
 
 def _source_facts(data: SourceData) -> dict[str, Any]:

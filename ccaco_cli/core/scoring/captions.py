@@ -94,7 +94,8 @@ def _truth(meta: Mapping[str, Any], texts: Sequence[str]) -> tuple[int | None, b
     Returns:
         All None for other samples, and for scenes in other languages, whose sentences the parser cannot read.
     """
-    if not {"facts", "relation", "place"} <= meta.keys() or LANGUAGES in meta:
+    english = all(code == "en" for code, _ in meta.get(LANGUAGES, ()))
+    if not english or not {"facts", "relation", "place"} <= meta.keys():
         return None, None, None
     from ccaco_cli.core.data.scene_parser import parse
 
