@@ -42,7 +42,7 @@ def test_all_captions_are_in_the_language_that_is_named(name: str, photos: Path,
     assert not any("languages" in plain.meta(row) for row in range(len(plain)))
 
 
-def test_languages_that_cannot_be_told_apart_are_refused(photos: Path, tmp_path: Path) -> None:
+def test_languages_that_have_no_meaning_are_refused(photos: Path, tmp_path: Path) -> None:
     for languages, message in (
         (("zh", "en"), "the language of each caption is not known here"),
         (("Chinese simplified",), "language is not a code"),
