@@ -147,7 +147,8 @@ def _estimate(
         aligner.decoder.add_words(captions_as_ids.token_ids(len(split)))
         words = captions_as_ids(np.full(len(rows), np.argmax(np.asarray(texts.length)))).to(device)
         ids = towers["text"].tokenizer.text_ids()  # type: ignore[union-attr]
-        column = QuestionColumn(split, towers["text"].preprocess, (ids.start, ids.end), config.loss.questions, size)
+        ends, first = (ids.start, ids.end), min(size, len(split))
+        column = QuestionColumn(split, towers["text"].preprocess, ends, config.loss.questions, first)
         if len(column) and config.loss.questions:
             aligner.decoder.add_words(column.token_ids())
             longest = max(range(len(column)), key=lambda item: len(column.text(item)[0]))
