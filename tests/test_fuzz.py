@@ -36,11 +36,13 @@ FOUND = (
     ("csv", 262),
     ("jsonl", 66),
     ("parquet", 224),
+    ("languages", 11),
+    ("languages", 22),
     ("config", 178),
     ("result", 56),
 )
 """Inputs that once failed: nests of three thousand brackets, columns with names as long, a Parquet header that is not
-text, a file name of a kilobyte."""
+text, a file name of a kilobyte, names of columns that are not UTF-8."""
 
 
 @pytest.mark.parametrize(("format", "seed"), FOUND)

@@ -64,9 +64,9 @@ class Result:
         evaluation: ranks and metrics of the pools.
         metrics: name -> value; fractions are 0..1; None for NaN.
         strata: name -> one value per row of modality a, in the order of the pools (of a small pool: of all rows).
-        items: outcomes (0 or 1) of single choices: ``matching`` has one per caption; ``matching_N_way``, ``twin``,
-            ``binding`` and ``class`` have the row of the chosen image in ``matching_N_way_row``, ``twin_row`` and so
-            on.
+        items: outcomes (0 or 1) of single choices: ``matching`` has one per caption, in several languages with its row
+            in ``matching_row``; ``matching_N_way``, ``twin``, ``binding`` and ``class`` have the row of the chosen
+            image in ``matching_N_way_row``, ``twin_row`` and so on.
         reliability: of the probabilities that were calibrated on validation; None where they were not measured.
     """
 
@@ -92,10 +92,10 @@ class Result:
         Raises:
             ConfigError: no metric of this name is a mean over queries or choices.
         """
-        clusters = {
+        clusters = {"matching": np.concatenate([ranks.query_group for ranks in self.evaluation.b_to_a])}
+        clusters |= {
             name.removesuffix("_row"): np.asarray(rows) for name, rows in self.items.items() if name.endswith("_row")
         }
-        clusters["matching"] = np.concatenate([ranks.query_group for ranks in self.evaluation.b_to_a])
         name = metric.removesuffix("_accuracy")
         outcomes = np.asarray(self.items.get(name, ())) if metric == metric_of_items(name) else np.empty(0)
         if len(outcomes) and len(outcomes) == len(clusters.get(name, ())):

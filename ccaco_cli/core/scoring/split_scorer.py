@@ -301,7 +301,10 @@ class SplitScorer:
         if self.config.loss.beta > 0 and self.config.loss.cross == "matching":
             logit = scores if scoring == CROSS else self._pair_score(CROSS)(pairs)
             metrics["matching_sign_accuracy"] = float(matching_accuracy(logit, label).mean())
-        return metrics, {"matching": correct.astype(int).tolist()}
+        items = {"matching": correct.astype(int).tolist()}
+        if self.encodings.language is not None:  # pools of languages have the captions in another order
+            items["matching_row"] = self.encodings.row_b.tolist()
+        return metrics, items
 
     def _choices(self) -> dict[str, pair_sampling.Choices]:
         """Name -> choices of items of a among items of b."""

@@ -89,6 +89,7 @@ def test_scoring_measures_each_language_and_their_agreement(data: PairData, tmp_
         assert stored["pool_names"] == ["en", "zh"] and stored["pools"] == [[count // 5, count]] * 2
         outcomes = np.array(stored["per_item"]["language_agreement"])
         assert len(outcomes) == count and outcomes.sum() == count - misled
+        assert stored["per_item"]["matching_row"] == np.repeat(np.arange(count // 5), 10).tolist()
         assert stored["per_item"]["language_agreement_row"] == np.repeat(np.arange(count // 5), 5).tolist()
 
 

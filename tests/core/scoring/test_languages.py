@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.evaluation.protocols import Evaluation, by_similarity, evaluate, join_pools
 from ccaco_cli.core.evaluation.significance import per_query
-from ccaco_cli.core.scoring import results
+from ccaco_cli.core.scoring import results, split_scorer
 from ccaco_cli.core.scoring.languages import PROTOCOL, evaluate_by_language
+from ccaco_cli.core.scoring.split_scorer import SplitEncodings, SplitScorer
 from ccaco_cli.core.scoring.strata import strata
+from ccaco_cli.core.types import Embedding, EncodedSamples
 from tests.conftest import edited
 
 
@@ -92,3 +96,22 @@ def test_captions_of_one_language_are_ranked_as_those_of_a_data_set_without(fabr
 
     only = evaluate_by_language(np.array(["zh"] * 40), ranked, "flickr-1k")
     assert calls == [(list(range(40)), "flickr-1k")] and (only.protocol, only.pool_names) == ("flickr-1k", ("zh",))
+
+
+def test_shortlists_among_captions_of_all_languages_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.eye(4)
+    images, texts = (EncodedSamples(Embedding(rows, rows)) for rows in (z, z.repeat(2, 1)))
+    language = np.repeat(["en", "zh"], 4)
+    encodings = SplitEncodings(images, texts, np.arange(4), np.tile(np.arange(4), 2), language=language)
+    shortlists: Any = ("of all", "languages")
+    known = []
+
+    def ranked(aligner: Any, a: EncodedSamples, b: EncodedSamples, groups: Any, *others: Any) -> Evaluation:
+        known.append((len(b.z), others[-1]))
+        return evaluate("full", *groups, by_similarity(a.z, b.z, *groups))
+
+    monkeypatch.setattr(split_scorer, "two_stage", ranked)
+    split: Any = SimpleNamespace(group=np.arange(4))
+    scorer = SplitScorer(("image", "text"), split, encodings, object(), RunConfig(), 1.0, True, shortlists)  # type: ignore[arg-type]
+    assert scorer._evaluate("two-stage", encodings, "full").pool_names == ("en", "zh")
+    assert known == [(4, None), (4, None)]

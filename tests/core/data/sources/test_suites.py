@@ -65,6 +65,18 @@ def test_captions_of_all_languages_are_at_one_photo(tmp_path: Path) -> None:
     assert facts["source"] == {"captions": {"de": 6, "en": 12}, "evaluation": "languages"}
 
 
+def test_chosen_languages_of_crossmodal(tmp_path: Path) -> None:
+    root = crossmodal_folder(tmp_path / "xm")
+    _lines("captions.jsonl", lambda entry: entry.pop("en") and None)(root)  # of the second photo
+    data = SOURCES["crossmodal-3600"].read(root, SourceOptions(languages=("en",)))
+    records = list(data.records)
+    assert [record.id for record in records] == ["0", "2", "3", "4", "5"] and data.counts == {"test": 5}
+    assert records[0].captions == ["a dog 0", "the dog 0"] and records[0].meta["languages"] == [["en", 2]]
+    assert data.facts["captions"] == {"en": 10} and "captions of one language, en; a part" in data.protocol
+    with pytest.raises(DataError, match=r"no captions in fr here.*--language de or en"):
+        SOURCES["crossmodal-3600"].read(root, SourceOptions(languages=("fr",)))
+
+
 def _lines(file: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def edit(root: Path) -> None:
         entries = [json.loads(line) for line in (root / file).read_text("utf-8").splitlines()]
