@@ -21,7 +21,7 @@ PACKAGES = ("manimgx_fonts", "noto_cjk_sans_otc")
 SELECTABLE = {"svg.fonttype": "none", "pdf.fonttype": 42}
 """Settings of matplotlib with which the text of PDF and SVG files stays text."""
 _REGIONS = {"zh": "SC", "ja": "JP", "ko": "KR"}
-"""Language -> end of the names of fonts with its form of the Chinese characters."""
+"""Language -> end of the names of fonts with its form of the Chinese characters; of others, that of ``zh``."""
 _UNDRAWABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters but the line end, and unpaired surrogates."""
 _DROPPED = re.compile("[\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
@@ -111,7 +111,7 @@ def _fallback(text: str, properties: Any) -> tuple[list[str], str, set[str]]:
     language = detect_language(text)
     names = [FT2Font(path.path, face_index=path.face_index).family_name]
     for is_packaged in (False, True):
-        entries = _ordered(is_packaged, _REGIONS.get(language, "")) if missing else []
+        entries = _ordered(is_packaged, _REGIONS.get(language, "SC")) if missing else []
         while missing and entries:
             covering = (entry for entry in entries if missing <= _characters(entry.fname, entry.index))
             best = next(covering, None) or max(entries, key=lambda entry: len(missing & _entry_characters(entry)))

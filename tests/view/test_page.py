@@ -104,6 +104,21 @@ def test_what_others_wrote_is_escaped(gathered: page_data.PageData) -> None:
     assert data and evil in json.loads(data[1])["labels"][1][0]
 
 
+@pytest.mark.parametrize(
+    ("caption", "language"),
+    [
+        ("一只橘猫在沙发上打盹，窗外是雨天的街道", "zh"),
+        ("قطة برتقالية نائمة على الأريكة بجانب كتاب قديم", "ar"),
+        ("オレンジ色の猫がソファで昼寝している", "ja"),
+        ("café", "en"),
+    ],
+)
+def test_captions_have_their_direction_and_language(gathered: page_data.PageData, caption: str, language: str) -> None:
+    text = page.render(replace(gathered, model=model_details(2, 1, evil=caption)))
+    attributes = f' dir="auto" lang="{language}"'
+    assert f"<h3{attributes}>a {caption} dog</h3>" in text and f"<h4{attributes}>a {caption} dog chases" in text
+
+
 def test_choices_show_each_caption_with_each_picture(gathered: page_data.PageData) -> None:
     text = page.render(replace(gathered, model=model_details(2, 1)))
     section = re.search(r'<section id="choices".*?</section>', text, re.DOTALL)

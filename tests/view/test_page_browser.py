@@ -171,6 +171,20 @@ def test_a_phone_need_not_scroll_sideways(browser: Any, of_run: Path) -> None:
     assert ask(browser, "document.documentElement.scrollWidth") <= 390
 
 
+def test_captions_of_the_gallery_have_their_direction_and_language(
+    browser: Any, gathered: page_data.PageData, tmp_path: Path
+) -> None:
+    assert gathered.model
+    captions = ["一只橘猫", "قطة on a sofa", "ソファの猫", "고양이", "a cat"]
+    labels = [captions[number % 5] for number in range(len(gathered.model.labels[1]))]
+    model = replace(gathered.model, labels=(gathered.model.labels[0], labels))
+    page.write(tmp_path / "languages.html", replace(gathered, model=model))
+    visit(browser, tmp_path / "languages.html")
+    shown = "[...document.querySelectorAll('#g-list h3 span')].map(e => [e.lang, getComputedStyle(e).direction])"
+    expected = [["zh", "ltr"], ["ar", "rtl"], ["ja", "ltr"], ["ko", "ltr"], ["", "ltr"]]
+    assert ask(browser, shown)[:5] == expected
+
+
 def test_5000_queries_open_quickly(
     browser: Any, gathered: page_data.PageData, tmp_path: Path, record_property: Callable[..., None]
 ) -> None:
