@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ccaco_cli.core import modalities
 from ccaco_cli.core.data import media_facts
 from ccaco_cli.core.data.caption_languages import LANGUAGES, language_of_each, language_runs
 from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.text_input import normal_form
 from ccaco_cli.core.types import Media, PairRecord
 
 # an explicit list, because Pillow would also try formats that start other programs (EPS calls Ghostscript)
@@ -86,7 +88,7 @@ class Passed:
         measures: sizes and lengths of the stored media, such as ``width`` and ``height`` in pixels.
         sha1: hex digest of the first medium's original bytes; "" = the pair has no media.
         phash: perceptual hash of the first image, 16 hex digits; "" = not computed, or an image without contrast.
-        cleaned: number of captions whose white space was changed.
+        cleaned: number of captions whose white space or normal form was changed.
         dropped: number of empty captions, which are left out.
     """
 
@@ -200,8 +202,8 @@ def shrink(image: Image.Image, short_side: int) -> tuple[bytes, tuple[int, int]]
 
 
 def clean_caption(text: str) -> str:
-    """Replaces each run of white space by one space, strips the ends, and drops unpaired surrogates."""
-    return " ".join(text.encode("utf-8", "ignore").decode().split())
+    """Replaces each run of white space by one space, strips the ends, drops unpaired surrogates, in normal form C."""
+    return normal_form(" ".join(text.encode("utf-8", "ignore").decode().split()))
 
 
 def check_all(records: Sequence[PairRecord], rules: Rules) -> list[Passed | Rejected]:
@@ -318,7 +320,7 @@ def read_media(media: Media, folders: tuple[str, ...]) -> bytes:
     """
     try:
         if isinstance(media, Path):
-            real = os.path.realpath(media)
+            real = os.path.realpath(_in_stored_form(media))
             if folders and not is_within(real, folders):
                 raise DataError(OUTSIDE)
             if not os.path.exists(real):
@@ -335,6 +337,14 @@ def read_media(media: Media, folders: tuple[str, ...]) -> bytes:
     if not data:
         raise DataError("empty file")
     return data
+
+
+def _in_stored_form(path: Path) -> Path:
+    """A path as its file is stored: some systems write "é" in a name as "e" and an accent, and captions name it "é"."""
+    if path.name.isascii() or path.exists():
+        return path
+    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
 
 
 def _location(record: PairRecord, rules: Rules, error: DataError) -> str:

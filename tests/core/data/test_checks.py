@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ccaco_cli.core.data.checks import Passed, Rejected, Rules, check, clean_caption, decode_image
+from ccaco_cli.core.data.checks import Passed, Rejected, Rules, check, clean_caption, decode_image, read_media
 from ccaco_cli.core.errors import DataError
 from ccaco_cli.core.types import Media, PairRecord
 from tests.recordings import film, tone
@@ -115,11 +116,24 @@ def test_original_bytes_stay_unless_the_picture_is_larger_than_the_limit() -> No
 def test_captions() -> None:
     assert clean_caption(" a\tcat \n on\r\na\xa0mat. ") == "a cat on a mat."
     assert clean_caption("half \ud83d pair") == "half pair"
+    for caption in ("cafe\u0301 na\u0131\u0308ve", "\u1100\u1161\u11a8 \u304b\u3099", "\u0928\u093c A\u030a"):
+        assert clean_caption(caption) == unicodedata.normalize("NFC", caption)
     checked = check(record(encode(Image.new("L", (2, 2))), " one ", "two", "  \n"), RULES)
     assert isinstance(checked, Passed)
     assert (checked.row["captions"], checked.cleaned, checked.dropped) == (["one", "two"], 1, 1)
     empty = check(record(encode(Image.new("L", (2, 2))), " ", ""), RULES)
     assert isinstance(empty, Rejected) and empty.reason == "no caption"
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9.png", "\uae40\uce58.png", "\u304c\u30d1.png"])
+def test_a_file_name_of_another_normal_form_is_that_file(name: str, tmp_path: Path) -> None:
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        stored = tmp_path / form / unicodedata.normalize(form, name)
+        stored.parent.mkdir()
+        stored.write_bytes(b"pixels")
+        assert read_media(stored.with_name(unicodedata.normalize(other, name)), ()) == b"pixels"
+    with pytest.raises(DataError, match="missing file"):
+        read_media(tmp_path / name, ())
 
 
 def test_names_that_no_file_can_have() -> None:

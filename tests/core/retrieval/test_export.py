@@ -20,6 +20,7 @@ from ccaco_cli.core.retrieval.index import Index
 from ccaco_cli.core.retrieval.query import CLEAN, Exported
 from ccaco_cli.core.retrieval.search import SearchOptions, ask, encode_query, search
 from tests.manifests import edited
+from tests.scripts import ODD, captions
 
 TEXTS = ["a red cat", "two dogs chase a large green ball over the hill", "x", ""]
 HARD = [
@@ -66,6 +67,15 @@ def test_answers_equal_the_models(index: Path) -> None:
     local = wanted.local_tokens
     assert np.allclose(encoded.tokens[encoded.mask], local.tokens[local.mask].numpy(), atol=1e-4)
     assert opened.exported.has_matcher
+
+
+def test_a_text_of_any_script_has_the_same_vector_as_in_the_model(index: Path) -> None:
+    opened, texts = Index(index), [*captions(1000), *ODD.values()]
+    assert opened.exported is not None and len({*texts}) == len(texts)
+    parts = [opened.exported.encode(texts[first : first + 64]).z for first in range(0, len(texts), 64)]
+    z = encode_query(opened, "text", texts).z.numpy()
+    assert np.allclose(np.concatenate(parts), z, rtol=0, atol=1e-5)
+    assert np.tril(z[:13] @ z[:13].T, -1).max() < 0.999, "these texts could be mixed up"
 
 
 def test_search_is_the_same_with_and_without_the_exported_side(index: Path, tmp_path: Path) -> None:
