@@ -27,7 +27,7 @@ def quick(topic: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("topic", ["infonce", "every_pair", pytest.param("finetune", marks=LONG)])
+@pytest.mark.parametrize("topic", [pytest.param(topic, marks=LONG) for topic in ("infonce", "every_pair", "finetune")])
 def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
     more = ["--alone", "16384"] if topic == "infonce" else []
     assert "| what | ours | peer |" in quick(topic, *more, folder=tmp_path)
@@ -36,8 +36,8 @@ def test_a_topic_prints_its_table(topic: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("topic", "words"),
     [
-        ("copies", "cached tokens of 24 texts: 0 incomplete"),
-        ("equality", "differ by 0.0e+00"),
+        pytest.param("copies", "cached tokens of 24 texts: 0 incomplete", marks=LONG),
+        pytest.param("equality", "differ by 0.0e+00", marks=LONG),
         pytest.param("resume", "killed after the first checkpoint: yes", marks=LONG),
         ("step_profile", "operations"),
         ("shortlists", "cross branch of 480 pairs"),
