@@ -327,10 +327,10 @@ def _record(reader: _Reader, rows: list[dict[str, Any]]) -> PairRecord:
     languages: list[str] = []
     meta = _common_facts(rows)
     for row in rows if "caption" in rows[0] else ():
-        texts = fields.captions(row["caption"]) or [""]
-        captions += texts
+        of_row = fields.captions(row["caption"]) or [""]
+        captions += of_row
         if "language" in row:
-            languages += [fields.language(row["language"], texts)] * len(texts)
+            languages += [fields.language(row["language"], of_row)] * len(of_row)
     if languages:
         # a sample in one language can be found by it
         meta |= {LANGUAGES: language_runs(languages)} | ({"language": languages[0]} if len(set(languages)) == 1 else {})
