@@ -161,3 +161,13 @@ def test_a_heat_map_and_a_sheet_of_chinese(tmp_path: Path, capsys: pytest.Captur
     contact_sheet(tmp_path / "sheet.pdf", [(hit.query, [hit.hit])])
     assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["01-01.png", "explain.json"]
     assert capsys.readouterr() == ("", "")
+
+
+@needs_fonts
+def test_installed_fonts_come_before_packaged_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    thai = next(fonts._package_folders()[0].glob("*Thai*"))
+    font_manager.fontManager.addfont(thai)
+    monkeypatch.setattr(fonts, "PACKAGES", ())
+    names, language, missing = fonts._fallback(SCRIPTS["th"], font_manager.FontProperties())
+    assert names == ["DejaVu Sans", "Noto Sans Thai"] and language == "th" and not missing
+    assert fonts._fallback("猫", font_manager.FontProperties())[2] == {"猫"}
