@@ -5,11 +5,12 @@ from __future__ import annotations
 import unicodedata
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from ccaco_cli.core import words as words_module
-from ccaco_cli.core.words import content_words, detect_language, line_pieces, words
+from ccaco_cli.core.words import content_words, detect_language, line_pieces, missing_dictionary, words
 
 CAPTIONS = {
     "en": ("The dog's ball, a T-shirt", "The dog's ball a T-shirt", "dog's ball T-shirt"),
@@ -45,6 +46,7 @@ def test_words_between_blanks(language: str) -> None:
     [
         ("jieba", "zh", "一只橘猫在沙发上打盹", ["橘猫", "沙发", "打盹"]),
         ("jieba", "zh", "一个男孩穿着红色的衣服", ["男孩", "穿着", "红色", "衣服"]),
+        ("jieba", "zh", "两个人和一架大飞机", ["人", "大", "飞机"]),
         ("janome", "ja", "ソファの上で居眠りする猫", ["ソファ", "上", "居眠り", "猫"]),
         ("pythainlp", "th", "แมวสีส้มนอนหลับบนโซฟา", ["แมว", "สีส้ม", "นอนหลับ", "บน", "โซฟา"]),
     ],
@@ -95,3 +97,59 @@ def test_lines_break_where_the_script_allows_it() -> None:
     assert line_pieces("一只橘猫，在沙发上") == ["一", "只", "橘", "猫，", "在", "沙", "发", "上"]
     assert line_pieces("소파에서 자는 고양이") == ["소파에서 ", "자는 ", "고양이"]
     assert line_pieces("an orange cat") == ["an ", "orange ", "cat"]
+
+
+def test_invisible_characters_do_not_cut_words() -> None:
+    for mark in ("\u200b", "\u200d", "\u2060", "\u00ad", "\u202e", "\u2066", "\ufeff"):
+        assert [word.form for word in words(f"{mark}橘{mark}猫{mark}")] == [word.text for word in words("橘猫")]
+        for language, caption, content in (("en", "a cat on it", ["cat"]), ("ru", "кот и мяч", ["кот", "мяч"])):
+            marked = " ".join(f"{mark}{word}{mark}" for word in caption.split())
+            assert [word.text for word in content_words(marked, language)] == content
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("a sign that says 出口", "en"),
+        ("the letter π on a board", "en"),
+        ("穿着Nike T-shirt的男孩", "zh"),
+        ("TシャツとJeansの人", "ja"),
+        ("گربه نارنجی روی مبل خوابیده است", "fa"),
+        ("ایک بلی صوفے پر سو رہی ہے", "ur"),
+        ("एक मांजर सोफ्यावर झोपली आहे", "mr"),
+    ],
+)
+def test_the_script_of_most_of_a_text_decides(text: str, language: str) -> None:
+    assert detect_language(text) == language
+
+
+def test_a_code_with_a_region_has_the_words_of_its_language() -> None:
+    for code, caption in (("zh-CN", "猫在沙发上"), ("pt-BR", "um gato no sofá"), ("ja-JP", "猫が寝る")):
+        assert content_words(caption, code) == content_words(caption, code[:2]) != words(caption)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "content"),
+    [
+        ("es", "los dos perros grandes", "dos perros grandes"),
+        ("de", "ein kleiner Mensch steht", "kleiner Mensch steht"),
+        ("ru", "человек и его большой дом", "человек большой дом"),
+    ],
+)
+def test_words_that_images_show_stay(language: str, text: str, content: str) -> None:
+    assert [word.text for word in content_words(text, language)] == content.split()
+
+
+def test_a_missing_dictionary_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words_module, "find_spec", lambda name: None)
+    texts = ("一只橘猫", "居眠りする猫", "แมวสีส้ม", "an orange cat", "소파에서")
+    assert [missing_dictionary(text) for text in texts] == ["jieba", "janome", "pythainlp", "", ""]
+    assert missing_dictionary("猫", "ja") == "janome"
+
+
+def test_jieba_reads_no_cache_of_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jieba", reason="needs jieba (the extra languages)")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    words_module._segmenter.cache_clear()
+    assert len(words("一只橘猫在沙发上打盹")) > 4
+    assert not [*tmp_path.iterdir()]

@@ -46,4 +46,4 @@ class BigramModel:
 
 
 def _sequence(caption: str) -> list[str]:
-    return [_EDGE, *(word.text for word in words(caption.lower())), _EDGE]
+    return [_EDGE, *(word.form for word in words(caption)), _EDGE]

@@ -57,7 +57,7 @@ class LinearAlignment:
 def _terms(text: str) -> list[str]:
     """The words of a text in lower case; in ASCII, those of two characters or more, as scikit-learn cuts them."""
     lower = text.lower()
-    return re.findall(r"\b\w\w+\b", lower) if text.isascii() else [word.text for word in words(lower)]
+    return re.findall(r"\b\w\w+\b", lower) if text.isascii() else [word.form for word in words(lower)]
 
 
 def align(images: Array, texts: Sequence[str], row: Array, *, seed: int = 0) -> LinearAlignment:
