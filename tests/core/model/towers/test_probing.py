@@ -215,6 +215,7 @@ def test_a_known_fingerprint_is_not_encoded_again(plant: Callable[..., Tower]) -
         ("tiny:hybrid", "image"),
         ("tiny:vit", "image"),
         ("tiny", "text"),
+        ("tiny:multilingual", "text"),
         ("tiny", "audio"),
         ("tiny", "video"),
         ("frames:tiny", "video"),
