@@ -193,3 +193,13 @@ def test_every_balance_weighs_the_caption_loss(toy: Any, tmp_path: Any, balance:
     steps = [entry for entry in read_log(tmp_path) if "validation" not in entry]
     assert all(entry["caption"] > 0 for entry in steps)
     assert (len({entry["gamma"] for entry in steps}) > 1) == (balance in ("uncertainty", "gradnorm"))
+
+
+@pytest.mark.parametrize(("gamma", "best_epoch"), [(0.0, 0), (0.5, 1)])
+def test_of_equal_validations_the_last_one_is_the_best_where_a_decoder_learns(
+    toy: Any, tmp_path: Any, gamma: float, best_epoch: int
+) -> None:
+    config = toy.config(loss__gamma=gamma, optim__epochs=2)
+    callbacks = loop.TrainingCallbacks(lambda model: {"R-sum": 1.0})
+    summary = loop.fit(toy.aligner(config).train(), loop.TrainingData(*toy.data(config)), config, tmp_path, callbacks)
+    assert summary.best_epoch == best_epoch
