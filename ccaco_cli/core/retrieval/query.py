@@ -85,8 +85,8 @@ def _whole_ids(tokenizer: Any, text: str, encoding: Any) -> list[int]:
     """The ids of a text; as long as its tokens end within a character, it is tokenized again without that."""
     end: int | None = len(text)
     while end is not None and encoding.overflowing and not text.isascii():
-        kept, cut = (_offsets(part) for part in (encoding, encoding.overflowing[0]))
-        end = whole_end(text, kept[-1][1], cut[0][0]) if kept and cut else None
+        fitting, cut = (_offsets(part) for part in (encoding, encoding.overflowing[0]))
+        end = whole_end(text, fitting[-1][1], cut[0][0]) if fitting and cut else None
         if end is not None:
             text = text[:end]
             encoding = tokenizer.encode(text)

@@ -203,17 +203,18 @@ def _shorter_texts(spans: Spans, texts: Sequence[str], cut: Tensor, max_tokens: 
         cut: [n] bool, True = the text has more tokens than ``max_tokens``.
     """
     rows = [row for row in cut.nonzero()[:, 0].tolist() if not texts[row].isascii()]
-    whole = {row: _whole_characters(spans, texts[row], max_tokens) for row in rows}
-    return {row: text for row, text in whole.items() if text != texts[row]}
+    shorter = {row: _whole_characters(spans, texts[row], max_tokens) for row in rows}
+    return {row: text for row, text in shorter.items() if text != texts[row]}
 
 
 def _whole_characters(spans: Spans, text: str, max_tokens: int) -> str:
     """A text that its tokenizer does not cut within a character (``truncation.whole_end``)."""
     end: int | None = None if text.isascii() else len(text)
     while end is not None:
-        kept, longer = spans(text, max_tokens), spans(text, max_tokens + 1).spans
-        end = whole_end(kept.text, kept.spans[-1][2], longer[-1][1]) if 0 < len(kept.spans) < len(longer) else None
-        text = text if end is None else kept.text[:end]
+        fitting, longer = spans(text, max_tokens), spans(text, max_tokens + 1).spans
+        is_cut = 0 < len(fitting.spans) < len(longer)
+        end = whole_end(fitting.text, fitting.spans[-1][2], longer[-1][1]) if is_cut else None
+        text = text if end is None else fitting.text[:end]
     return text
 
 

@@ -53,8 +53,8 @@ def test_each_character_in_use_is_one_token_of_the_multilingual_vocabulary() -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_is_not_cut_within_a_character(kind: str) -> None:
     tokenizer = KINDS[kind]()
-    whole = tokenizer.with_context_length(2000)
-    lengths, full = whole(TEXTS)["mask"].sum(1), [whole.token_spans(text) for text in TEXTS]
+    unlimited = tokenizer.with_context_length(2000)
+    lengths, full = unlimited(TEXTS)["mask"].sum(1), [unlimited.token_spans(text) for text in TEXTS]
     definition, settings = tokenizer.portable()
     portable, shortened = Tokenizer.from_str(definition), 0
     for context_length in (19, 33, 34, 35):
