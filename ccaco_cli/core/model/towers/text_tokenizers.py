@@ -128,7 +128,7 @@ class ClipTokens:
 
     def __repr__(self) -> str:
         backend = getattr(self.tokenizer, "tokenizer", None)
-        vocabulary = _vocabulary_hash(backend) if backend else ""
+        vocabulary = _vocabulary_hash(backend) if backend else _simple_vocabulary_hash(self.tokenizer)
         cleaning = getattr(getattr(self.tokenizer, "clean_fn", None), "__name__", "")
         strip = " strip_sep_token" if getattr(self.tokenizer, "strip_sep_token", False) else ""
         hub_settings = f" {cleaning}{strip}" if backend else ""
@@ -247,6 +247,11 @@ def _vocabulary_hash(tokenizer: Any) -> str:
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     )
     return hashlib.sha256(definition.encode()).hexdigest()[:16]
+
+
+def _simple_vocabulary_hash(tokenizer: open_clip.SimpleTokenizer) -> str:
+    """Hashes the tokens of an open_clip tokenizer in their order, and the pattern that cuts words."""
+    return hashlib.sha256("\n".join([tokenizer.pat.pattern, *tokenizer.encoder]).encode()).hexdigest()[:16]
 
 
 def _hf_token_spans(tokenizer: Any, text: str, max_tokens: int) -> TokenSpans:

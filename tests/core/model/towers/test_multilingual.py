@@ -167,3 +167,8 @@ def test_multilingual_dual_encoders_give_the_library_s_vectors(save: Callable[[P
         unit = F.normalize(expected[modality], dim=-1)
         torch.testing.assert_close(encoded.z.float(), unit, rtol=0, atol=1e-5)
     assert encoded.z[0] @ encoded.z[1] < 0.999, "these texts could be mixed up"
+
+
+def test_cached_tokens_of_another_vocabulary_are_not_read() -> None:
+    preprocess = [repr(build(TowerConfig(spec), "text").preprocess) for spec in ("tiny", "tiny:multilingual")]
+    assert preprocess[0] != preprocess[1], "their tokens would have one key in the cache of a data set"
