@@ -210,3 +210,15 @@ def test_a_line_is_a_caption_in_retrieval_sets_of_clip_benchmark(tmp_path: Path)
     assert [list(r.captions) for r in read(folder)] == [["a dog\ntwo dogs"]]
     (folder / "dataset_type.txt").write_text("retrieval\n")
     assert [list(r.captions) for r in read(folder)] == [["a dog", "two dogs"]]
+
+
+def test_a_named_column_of_languages(tmp_path: Path) -> None:
+    codes, texts = ["en", "zh_CN", "English"], ["a cat", "一只猫", "a dog"]
+    folder = parquet(tmp_path / "set", {"test": 3}, text=lambda i: texts[i], lang=lambda i: codes[i])
+    columns = {"image": "photo", "language": "lang"}
+    english, chinese, wrong = read(folder, columns=columns)
+    assert english.meta == {"languages": [["en", 1]], "language": "en"} and not english.problem
+    assert chinese.meta["languages"] == [["zh-CN", 1]] and wrong.problem == "language is not a code such as en"
+    chosen = read(folder, columns=columns, languages=("zh-CN",))
+    assert [record.captions for record in chosen] == [["一只猫"], ["a dog"]]
+    assert [record.meta for record in read(folder, columns={"image": "photo"})][0] == {"lang": "en"}
