@@ -30,6 +30,7 @@ from ccaco_cli.commands.retrieve_options import (
     Dedup,
     Format,
     Index,
+    Language,
     Minus,
     MixWeight,
     OpenHits,
@@ -104,6 +105,7 @@ def retrieve(
         str,
         typer.Option("--explain-method", help="attention, or gradient (attention weighted by its gradient)."),
     ] = "attention",
+    language: Language = "",
     serve: ServeAddress = None,
     serve_originals: ServeOriginals = False,
     token: ServeToken = None,
@@ -144,6 +146,7 @@ def retrieve(
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import answers
 
+    language = _language(language, explain is not None and not (caption or ask or pairs or serve is not None))
     if caption or ask:
         search = bool(similar or save or explain or open_hits or where or serve is not None or pairs or plus or minus)
         request = CaptionRequest(beam, sample, temperature, seed, max_words, rerank, tuple(ask or ()))
@@ -184,7 +187,7 @@ def retrieve(
 
         figures.contact_sheet(save, listed)
     if explain:
-        _explain(explain, listed, (search_index, modality, file, explain_method, target))
+        _explain(explain, listed, (search_index, modality, file, explain_method, target, language))
     if format == AnswerFormat.paths:
         answers.show_paths(query_hits, zero_byte)
     else:
@@ -200,16 +203,20 @@ def _explain(folder: Path, answers: Sequence[tuple[str, Sequence[Any]]], how: tu
 
     Args:
         answers: (query, its hits).
-        how: index, modality of the query, its file or None, method, and target.
+        how: index, modality of the query, its file or None, method, target, and language of the texts.
     """
     from ccaco_cli.core.reporting.hit_explanation import explain_hits
     from ccaco_cli.view import heat, progress
 
-    index, modality, file, method, target = how
+    from ccaco_cli.core.words import missing_dictionary
+    index, modality, file, method, target, language = how
+    texts = (str(hit.item.get("text") or "") if file else query for query, hits in answers for hit in hits)
+    if package := next(filter(None, (missing_dictionary(text, language) for text in texts)), ""):
+        progress.note(f"words are cut without a dictionary: {package} is not installed; pip install 'ccaco[languages]'")
     explanations = (
         explanation
         for text, hits in answers
-        for explanation in explain_hits(index, modality, file or text, hits, method, target)
+        for explanation in explain_hits(index, modality, file or text, hits, method, target, language)
     )
     with progress.bar("explain") as report_progress:
         heat.write(folder, explanations, sum(len(hits) for _, hits in answers), report_progress)
@@ -217,6 +224,17 @@ def _explain(folder: Path, answers: Sequence[tuple[str, Sequence[Any]]], how: tu
 
 def _check_queries(texts: Mapping[str, Sequence[str]], files: int) -> None:
     """Raises DataError: not exactly one kind of query, or a text that is empty.
+def _language(language: str, explains: bool) -> str:
+    """The language of explained texts; raises DataError: no code, ConfigError: no search is explained."""
+    from ccaco_cli.core.data.caption_languages import language_code
+    from ccaco_cli.core.errors import ConfigError
+
+    if language and not explains:
+        where = f"--language {language}"
+        raise ConfigError("a language is of the words of --explain", where=where, expected=f"--explain FOLDER {where}")
+    return language_code(language) if language else ""
+
+
 
     Args:
         texts: name of an option or of the argument -> its texts.

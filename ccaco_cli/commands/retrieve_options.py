@@ -95,6 +95,15 @@ MixWeight = Annotated[
         "--mix-weight", min=0.01, max=100.0, help="Weight of each text of --plus and --minus; the query has 1."
     ),
 ]
+Language = Annotated[
+    str,
+    typer.Option(
+        "--language",
+        metavar="CODE",
+        help="Language of the texts that --explain cuts into words: en, zh, ...",
+        show_default="detected",
+    ),
+]
 Where = Annotated[
     str,
     typer.Option(

@@ -49,13 +49,20 @@ class ExplainedHit:
 
 
 def explain_hits(
-    index: Index, modality: str, query: str | Path | bytes, hits: Sequence[Hit], method: str, target: str = ""
+    index: Index,
+    modality: str,
+    query: str | Path | bytes,
+    hits: Sequence[Hit],
+    method: str,
+    target: str = "",
+    language: str = "",
 ) -> Iterator[ExplainedHit]:
     """Explains hits: the relevance of each image cell for each word, and whether the match score depends on it.
 
     Args:
         query: a text; or a file of the ``modality``, or its bytes.
         target: modality of the hits, as it was searched; "" = as ``Index.target`` chooses.
+        language: of the texts, a code of BCP 47; "" = it is detected.
     Raises:
         DataError: an index without a cross branch, or of a tower without a grid.
         ConfigError: as ``explain.relevance``.
@@ -66,7 +73,7 @@ def explain_hits(
         raise DataError(
             f"a query and items of one modality ({modality}) have no match score to explain",
             where=index.manifest.path,
-            expected=f"a query by {second if modality == first else first}",
+            expected=f"a query by {second if target == first else first}",
         )
     aligner, towers, _ = index.model
     if not all(side.has_tokens for side in index.sides.values()):
@@ -87,7 +94,7 @@ def explain_hits(
         stored = hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None
         first_sample = sample if from_first else MODALITIES[first].decode(stored) if stored else None
         second_sample = hit.item["text"] if from_first else sample
-        words = explain.content_word_spans(towers[second], second_sample) if second == "text" else []
+        words = explain.content_word_spans(towers[second], second_sample, language) if second == "text" else []
         grid = explain.patch_grid(aligner, towers[first], int(a.mask.sum()), index.store_grid)
         explanation = explain.explain(aligner, a, b, grid, words, method)
         image = None if first_sample is None else model_input_image(towers[first], first_sample)
