@@ -206,9 +206,9 @@ def _explain(folder: Path, answers: Sequence[tuple[str, Sequence[Any]]], how: tu
         how: index, modality of the query, its file or None, method, target, and language of the texts.
     """
     from ccaco_cli.core.reporting.hit_explanation import explain_hits
+    from ccaco_cli.core.words import missing_dictionary
     from ccaco_cli.view import heat, progress
 
-    from ccaco_cli.core.words import missing_dictionary
     index, modality, file, method, target, language = how
     texts = (str(hit.item.get("text") or "") if file else query for query, hits in answers for hit in hits)
     if package := next(filter(None, (missing_dictionary(text, language) for text in texts)), ""):
@@ -222,8 +222,6 @@ def _explain(folder: Path, answers: Sequence[tuple[str, Sequence[Any]]], how: tu
         heat.write(folder, explanations, sum(len(hits) for _, hits in answers), report_progress)
 
 
-def _check_queries(texts: Mapping[str, Sequence[str]], files: int) -> None:
-    """Raises DataError: not exactly one kind of query, or a text that is empty.
 def _language(language: str, explains: bool) -> str:
     """The language of explained texts; raises DataError: no code, ConfigError: no search is explained."""
     from ccaco_cli.core.data.caption_languages import language_code
@@ -235,6 +233,8 @@ def _language(language: str, explains: bool) -> str:
     return language_code(language) if language else ""
 
 
+def _check_queries(texts: Mapping[str, Sequence[str]], files: int) -> None:
+    """Raises DataError: not exactly one kind of query, or a text that is empty.
 
     Args:
         texts: name of an option or of the argument -> its texts.
