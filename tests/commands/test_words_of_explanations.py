@@ -56,7 +56,7 @@ def test_normal_forms_have_the_same_maps(ccaco: Callable[..., Any], index: Path,
 
 
 @pytest.mark.parametrize("language", ["", "fr", "ja"])
-def test_the_language_of_the_words_can_be_said(
+def test_a_stated_language_decides_the_words(
     language: str, ccaco: Callable[..., Any], index: Path, tmp_path: Path
 ) -> None:
     option = ("--language", language) if language else ()
@@ -85,7 +85,7 @@ def test_a_language_without_use_or_of_no_code_is_refused(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_missing_dictionary_is_said_once(
+def test_a_missing_dictionary_is_noted_once(
     ccaco: Callable[..., Any], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(words_module, "find_spec", lambda name: None)
