@@ -19,7 +19,7 @@ def tokenised(caption: str) -> str:
     lower = caption.lower().replace("_", " ")
     if lower.isascii():
         return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", lower))
-    return " ".join(word.text for word in words(lower))
+    return " ".join(word.form for word in words(lower))
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
