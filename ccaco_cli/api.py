@@ -128,7 +128,8 @@ class Model:
     [W]; a list of vectors is ``list(vectors)``.
 
     Attributes:
-        modalities: the two modalities that the model aligns, first and second: ("image", "text") ...
+        modalities: the two modalities that the model aligns, first and second: ("image", "text") ...; of a run that was
+            continued with a new pair, ``encode`` and ``search`` also take the further modalities.
         config: settings of the run that trained it.
         scorer: the score that ranks answers: its kind, the scale of cosines, and the weight of match logits.
     """
@@ -328,11 +329,11 @@ class Model:
             )
         ((keyword, samples),) = used.items()
         modality = SAMPLES[keyword]
-        if modality not in self.modalities:
+        if modality not in self.towers:
             raise ConfigError(
                 f"this model was not trained on {modality}",
                 where=f"{keyword}=",
-                expected=" or ".join(f"{known}=" for known, m in SAMPLES.items() if m in self.modalities),
+                expected=" or ".join(f"{known}=" for known, m in SAMPLES.items() if m in self.towers),
             )
         return modality, as_samples(modality, samples)
 

@@ -141,10 +141,10 @@ def retrieve(
       ccaco retrieve --serve 8000 --index scenes.idx
     """
     from ccaco_cli.core.retrieval.open_index import open_index
-    from ccaco_cli.core.retrieval.search import SearchOptions
+    from ccaco_cli.core.retrieval.search import SearchOptions, cosine_alone
     from ccaco_cli.core.text_input import read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
-    from ccaco_cli.view import answers
+    from ccaco_cli.view import answers, progress
 
     language = _language(language, explain is not None and not (caption or ask or pairs or serve is not None))
     if caption or ask:
@@ -170,6 +170,8 @@ def retrieve(
         file, modality = similar, workflow.media_modality(search_index, similar)
         search_options = replace(search_options, target=target or modality)
     target = search_index.target(modality, search_options.target)
+    if cosine_alone(search_index, modality, target):
+        progress.note(f"{modality} and {target} are no pair of this run: the cosine alone ranks, without a match score")
     shown = answers.parse_columns(columns or (), search_index.sides[target].items.schema.names if columns else ())
     query_hits: answers.Answers
     if file is not None:

@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ccaco_cli.core.manifest import Manifest
 
 Function = Callable[..., Any]
 
@@ -31,8 +34,17 @@ def _not_stored(*_: Any) -> Any:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text."""
+    """The words of a text, between blanks."""
     return tuple(text.split())
+
+
+def sides_of(model: Manifest) -> tuple[str, ...]:
+    """The modalities that a model encodes: its pair, then the further sides of the run that it continued.
+
+    Args:
+        model: manifest of a run, of a pretrained model or of an index.
+    """
+    return (*model.facts["modalities"], *words(model.config.get("model", {}).get("further", "")))
 
 
 def keep_bytes(data: bytes, rules: Any) -> tuple[bytes, dict[str, float], dict[str, Any]]:

@@ -24,6 +24,11 @@ class TowerConfig:
     lock: bool = setting(
         False, "Freeze the {modality} tower; its tokens are computed once and cached.", flag="--lock-{modality}"
     )
+    lock_side: bool = setting(
+        False,
+        "Freeze the whole {modality} side, also its centring and head, so that its vectors stay as they are; on for "
+        "--lock-{modality} where a run continues with a new pair.",
+    )
     unlock: int = setting(
         0,
         "Train only the last N blocks of the {modality} tower, its final norm and its projection; 0: all of it; -N: as "

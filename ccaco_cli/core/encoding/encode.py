@@ -80,11 +80,12 @@ def encode(
 
     Args:
         items: [n] int64, positions in the column; None = all.
-        local_tokens: also compute the tokens for the cross branch.
+        local_tokens: also compute the tokens for the cross branch, which has none of a further side.
     Returns:
         n samples on the CPU, in the order of ``items``: embeddings float32; tokens float16, padded to the longest.
     """
     aligner.eval()
+    local_tokens = local_tokens and modality in aligner.modalities
     device = next(aligner.parameters()).device
     chosen = np.arange(len(column.row)) if items is None else np.asarray(items)
     rank, world = (distributed.rank(), distributed.world()) if options.across_processes else (0, 1)

@@ -29,7 +29,7 @@ from ccaco_cli.core.experiments import domain_adaptation
 from ccaco_cli.core.experiments.pretrained import ZERO_SHOT
 from ccaco_cli.core.experiments.run_folder import RunFolder
 from ccaco_cli.core.experiments.split_encoding import SplitEncoder
-from ccaco_cli.core.experiments.start import StartModel, add_updates, build_start
+from ccaco_cli.core.experiments.start import StartModel, add_updates, build_start, side_vectors
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.memory import PeakMemory
 from ccaco_cli.core.model import aligner as aligners
@@ -104,6 +104,7 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
         lambda: {split: columns(data, split, aligner, towers, config.model, on_progress) for split in splits}
     )
     train_columns = split_columns["train"]
+    vectors = side_vectors(aligner, start.moving, split_columns["val"]) if distributed.main() else {}
     before = domain_adaptation.compare_domains(aligner, train_columns, data) if distributed.main() else {}
     runtime.seed(config.seed)  # makes a run independent of whether the token cache was there
     fitted = _fit(SplitEncoder(data, config, aligner, towers, heads), split_columns, run_folder, on_progress)
@@ -131,6 +132,10 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
         if target_statistics:
             weights.save_weights(best, aligner)
         after = domain_adaptation.compare_domains(aligner, train_columns, data)
+        moved = {
+            m: float((z * vectors[m]).sum(1).mean())
+            for m, z in side_vectors(aligner, start.moving, split_columns["val"]).items()
+        }
 
     def encode_split(name: str) -> SplitEncodings:
         encoder = SplitEncoder(data, config, aligner, towers, heads)
@@ -154,6 +159,7 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
     facts = {
         "towers": {modality: tower.fingerprint for modality, tower in towers.items()},
         "parameters": parameters,
+        **({"moved": moved} if moved else {}),
         **domain_adaptation.store_comparison(data, before, after, run_folder.path),
     }
     oracle = encode_oracle if with_oracle and "test" in data.splits else None

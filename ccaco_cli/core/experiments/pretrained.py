@@ -13,6 +13,7 @@ from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import ConfigError, ManifestError
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.modalities import sides_of
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.aligner import build as build_aligner
 from ccaco_cli.core.model.towers.dual_encoders import dual_modalities
@@ -20,6 +21,8 @@ from ccaco_cli.core.model.towers.tower import Tower, TowerSpec
 from ccaco_cli.core.retrieval.rerank import COSINE
 from ccaco_cli.core.tower_config import PRETRAINED
 
+_TRAINED_PARTS = ("lock", "unlock", "lock_side")
+_TWO_STEPS = "ccaco train --model {} --dataset NAME --name FIRST on pairs that it aligns, then --model runs/FIRST"
 ZERO_SHOT = "zero-shot"
 """Arm of a pretrained model that was not trained here."""
 
@@ -109,34 +112,52 @@ def pretrained_settings(
         modalities: of the data set.
         user_settings: those of flags and of a config file, dotted key -> value.
     Raises:
-        ConfigError: the model aligns other modalities, or the user names other towers, too.
+        ConfigError: the model aligns other modalities (a run may share one with the data set), or the user names other
+            towers, too.
         ManifestError: no finished run.
         TowerError: no dual encoder.
     """
     _require_model(model)
     if is_run(model):
         run = manifest.open(Path(model), kind="run")
-        first, second = run.facts["modalities"]
-        aligned = first, second
-        # the architecture, and not which parts were trained
-        settings = {
-            key: value
-            for key, value in config_io.flatten({"model": run.config["model"]}).items()
-            if key != "model.spec" and key.rpartition(".")[2] not in ("lock", "unlock")
-        }
+        aligned = sides_of(run)
+        fits, expected = bool(set(aligned) & set(modalities)), " or ".join(modalities)
+        settings = _settings_of_run(run, modalities, user_settings or {})
     else:
         aligned = dual_modalities(TowerSpec.parse(model))
+        fits, expected = aligned == tuple(modalities), " and ".join(modalities)
         settings = {
             f"model.{m}.{key}": value for m in aligned for key, value in (("spec", model), ("head", PRETRAINED))
         }
-    if aligned != tuple(modalities):
+    if not fits:
         raise ConfigError(
-            f"this model aligns {aligned[0]} and {aligned[1]}",
+            f"this model aligns {' and '.join(aligned)}",
             where=f"--model {model}",
-            expected=f"a model of {modalities[0]} and {modalities[1]}, as the data set has them",
+            expected=f"a model of {expected}, as the data set has them",
+            next=None if is_run(model) or not set(aligned) & set(modalities) else _TWO_STEPS.format(model),
         )
     _refuse_other_towers(model, settings, user_settings or {})
     return settings | {"model.spec": model}
+
+
+def _settings_of_run(run: Manifest, modalities: tuple[str, str], user_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture of a run, and not which parts were trained; of a new pair, only that of its sides.
+
+    Sides that the data set lacks stay in the model as they are (ImageBind's way of joining modalities,
+    arXiv:2305.05665). A shared side whose tower the user locks then keeps its vectors, too.
+    """
+    sides = sides_of(run)
+    further = [m for m in sides if m not in modalities]
+    same_pair = tuple(run.facts["modalities"]) == tuple(modalities)
+    stored = config_io.flatten({"model": run.config["model"]})
+    settings = {}
+    for key, value in stored.items():
+        part, name = key.split(".")[1], key.rpartition(".")[2]
+        if part != "spec" and name not in _TRAINED_PARTS and (same_pair or part in (*sides, "width", "vectors")):
+            settings[key] = value
+    settings |= {f"model.{m}.lock": stored[f"model.{m}.lock"] for m in further} | {"model.further": " ".join(further)}
+    locked = [m for m in modalities if m in sides and user_settings.get(f"model.{m}.lock")] if further else []
+    return settings | {f"model.{m}.lock_side": True for m in (*further, *locked)}
 
 
 def _refuse_other_towers(model: str, settings: Mapping[str, Any], user_settings: Mapping[str, Any]) -> None:

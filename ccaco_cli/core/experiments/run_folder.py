@@ -5,7 +5,7 @@ run.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -215,10 +215,15 @@ def open_unchanged(folder: str, sha256: str) -> PairData:
     return data
 
 
-def refuse_other_modalities(run: Manifest, data: PreparedData) -> None:
-    """Raises DataError when the data set has other modalities than the run; one of its two is enough."""
+def refuse_other_modalities(run: Manifest, data: PreparedData, sides: Sequence[str] = ()) -> None:
+    """Raises DataError when the data set has other modalities than the run; one of its two is enough.
+
+    Args:
+        sides: where all that a model encodes will do, and not only its pair: ``sides_of`` the run.
+    """
     modalities = tuple(run.facts["modalities"])
-    if modalities != data.modalities and (len(data.modalities) > 1 or data.modalities[0] not in modalities):
+    fits = set(data.modalities) <= {*sides} or modalities == data.modalities
+    if not fits and (len(data.modalities) > 1 or data.modalities[0] not in modalities):
         raise DataError(
             f"the model aligns other modalities: {' and '.join(modalities)}",
             where=data.manifest.path,

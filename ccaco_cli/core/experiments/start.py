@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-from ccaco_cli.core import runtime
+from ccaco_cli.core import manifest, runtime
 from ccaco_cli.core.config import RunConfig
+from ccaco_cli.core.data.loader import Column
+from ccaco_cli.core.encoding.encode import encode
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.pretrained import is_run
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
+from ccaco_cli.core.modalities import sides_of, words
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.aligner import CROSS_BRANCH, Aligner
@@ -23,6 +27,8 @@ from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.tower_config import ADAPTER
 
 LOGIT_BIAS = "logit_bias"
+MOVED_ITEMS = 512
+"""Items on which it is measured how far a side moves."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +40,58 @@ class StartModel:
         towers: modality -> tower.
         run: manifest of the run that it was taken from; None = it is none.
         cross_trained: whether the cross branch was trained in that run.
+        moving: sides of that run that learn, while a further side of it does not.
     """
 
     aligner: Aligner
     towers: dict[str, Tower]
     run: Manifest | None = None
     cross_trained: bool = False
+    moving: tuple[str, ...] = ()
 
 
 def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
     """Builds the model of a config, with the weights of the run that ``model.spec`` names, if it names one.
 
-    The cross branch and the decoder of that run are taken over where they have the same architecture; otherwise they
-    start anew.
+    The cross branch and the decoder of that run are taken over where they are of the same pair and have the same
+    architecture; otherwise they start anew. So does a side that the run has not.
 
     Raises:
         ManifestError: the run is not there, not finished or damaged.
         ConfigError: the settings change the architecture of the run.
     """
+    from_run = bool(config.model.spec) and is_run(config.model.spec)
+    sides = sides_of(manifest.open(Path(config.model.spec), kind="run")) if from_run else ()
+    _check_further(config.model.further, [m for m in sides if m not in modalities])
     aligner, towers = aligners.build(config.model, config.loss, modalities, trains=True)
-    if not config.model.spec or not is_run(config.model.spec):
+    if not from_run:
         return StartModel(aligner, towers)
     source, _, source_config, run = load_run(Path(config.model.spec), "cpu")
     has_cross = _copy_weights(source, aligner, config.model.spec)
     aligner.stores_locked_towers = True
-    fingerprints = {m: _fingerprint(run, source_config, m) for m in modalities}
-    towers = {m: replace(tower, fingerprint=fingerprints[m]) for m, tower in towers.items()}
+    towers |= {m: replace(towers[m], fingerprint=_fingerprint(run, source_config, m)) for m in sides}
     runtime.seed(config.seed)
-    return StartModel(aligner, towers, run, has_cross and _trained_cross(run, source_config))
+    learning = [m for m in modalities if m in sides and not config.model.tower(m).lock_side]
+    moving = tuple(learning) if config.model.further else ()
+    return StartModel(aligner, towers, run, has_cross and _trained_cross(run, source_config), moving)
+
+
+def _check_further(setting: str, sides: list[str]) -> None:
+    """Raises ConfigError: ``model.further`` does not name the sides of the start that the data set lacks."""
+    if set(words(setting)) != set(sides):
+        raise ConfigError(
+            "the further sides of a model are those of the run that it continues",
+            where=f"model.further = {setting!r}",
+            expected=repr(" ".join(sides)),
+            next="leave it out",
+        )
+
+
+def side_vectors(aligner: Aligner, modalities: Iterable[str], columns: Mapping[str, Column]) -> dict[str, Tensor]:
+    """Vectors [n, E] of the first items of some sides, by modality: they tell how far a training moves a side."""
+    return {
+        m: encode(aligner, m, columns[m], items=np.arange(min(len(columns[m].row), MOVED_ITEMS))).z for m in modalities
+    }
 
 
 def _trained_cross(run: Manifest, config: RunConfig) -> bool:
@@ -86,6 +116,7 @@ def _copy_weights(source: Aligner, target: Aligner, path: str) -> bool:
     copied = {name: tensor for name, tensor in tensors.items() if name not in optional and _is_common(name, state)}
     # these may start anew
     new = {LOGIT_BIAS, *_adapter_weights(target), *(name for part in target_parts for name in part)}
+    new |= _weights_named(tuple(f"sides.{m}." for m in target.modalities if m not in source.sides), state).keys()
     if differences := weights.shape_differences(state.keys() - new, state, copied):
         raise ConfigError(
             f"the settings change the architecture of this run: {differences}",
@@ -94,7 +125,9 @@ def _copy_weights(source: Aligner, target: Aligner, path: str) -> bool:
             next="leave out the settings of the model",
         )
     has_cross, has_decoder = (
-        bool(part) and not weights.shape_differences(part.keys(), part, loaded)
+        bool(part)
+        and source.modalities == target.modalities
+        and not weights.shape_differences(part.keys(), part, loaded)
         for part, loaded in zip(target_parts, source_parts, strict=True)
     )
     cross, decoder = source_parts

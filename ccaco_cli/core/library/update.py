@@ -29,7 +29,7 @@ from ccaco_cli.core.library.side_rows import SideRows
 from ccaco_cli.core.library.states import MediaLibrary, Update
 from ccaco_cli.core.library.writer import ModelSource, StoredModel
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.modalities import MODALITIES, sides_of
 from ccaco_cli.core.retrieval import generations
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.complete import NewModel
@@ -84,9 +84,11 @@ class _FolderJob:
 
     @property
     def token_store(self) -> str:
-        """How tokens are stored; none without a cross branch."""
+        """How tokens are stored; none without a cross branch, and of a side that it does not score."""
         beta = self.model.config.loss.beta if self.model else self.old.config["loss"]["beta"] if self.old else 0.0
-        return str(self.settings["store_tokens"]) if beta > 0 else "none"
+        described = self.model.manifest if self.model else self.old
+        scored = described is not None and self.modality in described.facts["modalities"]
+        return str(self.settings["store_tokens"]) if beta > 0 and scored else "none"
 
 
 def embed_folder(request: MediaRequest, *, on_progress: OnProgress = no_progress) -> MediaResult:
@@ -215,11 +217,11 @@ def _with_model(job: _FolderJob) -> _FolderJob:
         model = open_model(request.model, request.device)
     if job.old is not None and request.model is not None:
         refuse_other_model(model.manifest, job.old, request)
-    if job.modality not in model.manifest.facts["modalities"]:
+    if job.modality not in (sides := sides_of(model.manifest)):
         raise DataError(
             f"this model cannot encode {job.modality} files",
             where=request.model,
-            expected=f"a model of {job.modality}; this one has {' and '.join(model.manifest.facts['modalities'])}",
+            expected=f"a model of {job.modality}; this one has {' and '.join(sides)}",
         )
     job = replace(job, model=model)
     parts.remove_unfinished(_parts_folder(job))

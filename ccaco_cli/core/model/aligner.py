@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.modalities import MODALITIES, words
 from ccaco_cli.core.model import matching, towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.centering import AttentionPool, Center
 from ccaco_cli.core.model.decoder import build_decoder
-from ccaco_cli.core.model.fusion import mlp
-from ccaco_cli.core.model.global_batch import GlobalDropout, InputDropout
+from ccaco_cli.core.model.global_batch import InputDropout
+from ccaco_cli.core.model.heads import Adapter, Head
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.required_memory import check_memory
 from ccaco_cli.core.model.token_pooling import Grid, as_cached, pooled_grid
@@ -41,43 +41,6 @@ POOL_VALUES = 1 << 19
 def _to_float32(t: Tensor) -> Tensor:
     """Converts the float16 of a token cache to float32."""
     return t.float() if t.dtype == torch.float16 else t
-
-
-class Head(nn.Module):
-    """Projection and residual MLP: pooled vector [B, W] -> one global vector [B, D], before normalisation."""
-
-    def __init__(self, pooled_width: int, width: int, dropout: float):
-        super().__init__()
-        self.project = nn.Linear(pooled_width, width)
-        self.norm = nn.LayerNorm(width)
-        self.mlp = mlp(width, dropout, dropout_type=GlobalDropout)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        projected: Tensor = self.project(pooled)
-        return projected + self.mlp(self.norm(projected))  # type: ignore[no-any-return]
-
-
-class Adapter(nn.Module):
-    """Residual MLP on an embedding of a pretrained model; it starts as the identity.
-
-    Args:
-        size: E.
-        dropout: inside the MLP.
-    """
-
-    def __init__(self, size: int, dropout: float):
-        super().__init__()
-        self.norm = nn.LayerNorm(size)
-        self.mlp = mlp(size, dropout, dropout_type=GlobalDropout)
-        last = [layer for layer in self.mlp.modules() if isinstance(layer, nn.Linear)][-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """[B, E] -> [B, E]."""
-        # the MLP is a small correction whatever the length of the embedding
-        length = embedding.norm(dim=-1, keepdim=True)
-        return embedding + length * self.mlp(self.norm(embedding))  # type: ignore[no-any-return]
 
 
 class ModalityEncoder(nn.Module):
@@ -114,6 +77,8 @@ class ModalityEncoder(nn.Module):
         self.attention_pool = AttentionPool(tower.width) if config.pool == "attention" else None
         self.input_dropout = InputDropout(config.input_dropout)
         self.heads = nn.ModuleList(self._heads(tower, width, vectors))
+        if config.lock_side:
+            self.requires_grad_(False)
 
     def _heads(self, tower: Tower, width: int, vectors: int) -> list[nn.Module]:
         config, space = self.config, tower.space
@@ -133,6 +98,7 @@ class ModalityEncoder(nn.Module):
         return [Adapter(space.size, config.head_dropout) if config.head == ADAPTER else nn.Identity()]
 
     def train(self, mode: bool = True) -> ModalityEncoder:
+        mode = mode and not self.config.lock_side
         super().train(mode)
         if self.config.lock:  # a locked tower keeps its batch statistics and has no dropout
             self.tower.eval()
@@ -205,8 +171,9 @@ class ModalityEncoder(nn.Module):
         return torch.cat([head(pooled) for head in self.heads], 1)
 
     def shared_parameters(self) -> list[Tensor]:
-        """The projection of the first new head, which all loss parts share; none with a pretrained head."""
-        return list(self.heads[0].project.parameters()) if isinstance(self.heads[0], Head) else []
+        """The projection of the first new head, which all loss parts share; none with a pretrained or locked head."""
+        is_trained = isinstance(self.heads[0], Head) and not self.config.lock_side
+        return list(self.heads[0].project.parameters()) if is_trained else []  # type: ignore[union-attr, operator]
 
     def project(self, tokens: Tensor) -> Tensor:
         """Maps [R, N, W] to [R, N, D] by the projection of the first new head, for a cross branch that shares it."""
@@ -215,11 +182,13 @@ class ModalityEncoder(nn.Module):
 
 
 class Aligner(nn.Module):
-    """The encoders of two modalities and the cross branch (``matcher``).
+    """The encoders of two modalities and the cross branch (``matcher``), and further encoders of the same space.
 
+    Args:
+        built: towers of the pair, then those of further sides.
     Attributes:
         modalities: (a, b), as the data set's manifest names them: ("image", "text"), ("video", "audio") ...
-        sides: modality -> ModalityEncoder.
+        sides: modality -> ModalityEncoder; those of the pair come first.
         embedding_size: E.
         logit_bias: scalar that the sigmoid loss adds to scaled cosines; None = the model has none.
         low_rank: rank of the low-rank updates that are trained in place of the towers; 0 = none (``low_rank``).
@@ -232,19 +201,21 @@ class Aligner(nn.Module):
 
     def __init__(self, built: Mapping[str, Tower], config: ModelConfig, loss: LossConfig):
         super().__init__()
-        self.modalities: tuple[str, str] = tuple(built)  # type: ignore[assignment]
+        first, second, *_ = built
+        self.modalities: tuple[str, str] = (first, second)
+        pair = {m: built[m] for m in self.modalities}
         self.config = config
         self.sides = nn.ModuleDict(
             {m: ModalityEncoder(tower, config.tower(m), config.width, config.vectors) for m, tower in built.items()}
         )
-        self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in built.values()))  # type: ignore[arg-type]
+        self.matcher = matching.build(config.width, config.fusion, tuple(_layout(tower) for tower in pair.values()))  # type: ignore[arg-type]
         sigmoid = loss.contrastive == "sigmoid"
         space = _joint_space(built, config, JointSpace(config.width * config.vectors, 1 / loss.temperature))
         self.embedding_size = space.size
-        self.shares_projection = config.fusion.share and all(config.tower(m).head == NEW for m in built)
+        self.shares_projection = config.fusion.share and all(config.tower(m).head == NEW for m in pair)
         if not self.shares_projection:
             self.cross_projection = nn.ModuleDict(
-                {m: nn.Linear(tower.width, config.width) for m, tower in built.items()}
+                {m: nn.Linear(tower.width, config.width) for m, tower in pair.items()}
             )
         log_scale, bias = torch.tensor(math.log(space.logit_scale)), space.logit_bias
         self.log_scale = nn.Parameter(log_scale, requires_grad=loss.learn_temperature)
@@ -254,9 +225,9 @@ class Aligner(nn.Module):
             start = torch.tensor(loss.bias if bias is None else bias)
             self.logit_bias = nn.Parameter(start, requires_grad=sigmoid)
         # after all others, so that their weights are the same with and without it
-        self.described, self.decoder = next((m for m in built if m != "text"), ""), None
+        self.described, self.decoder = next((m for m in pair if m != "text"), ""), None
         if loss.gamma > 0:
-            self.decoder = build_decoder(built, config.width, config.decoder, _layout(built[self.described]))
+            self.decoder = build_decoder(pair, config.width, config.decoder, _layout(built[self.described]))
 
     def encoder(self, modality: str) -> ModalityEncoder:
         """Returns the encoder of a modality."""
@@ -360,21 +331,25 @@ def _joint_space(built: Mapping[str, Tower], config: ModelConfig, new: JointSpac
     """The space of the pretrained model, or ``new``, that of new heads.
 
     Raises:
-        ConfigError: one side has a pretrained head and the other a new one, or the two are of different models.
+        ConfigError: sides are of different pretrained models, or a new head has another size than the space.
     """
     heads = {m: config.tower(m).head for m in built}
-    if all(head == NEW for head in heads.values()):
+    spaces = {tower.space for m, tower in built.items() if heads[m] != NEW}
+    if not spaces:
         return new
-    spaces = {m: tower.space for m, tower in built.items()}
-    (first, second), where = spaces.values(), ", ".join(f"model.{m}.head = {head}" for m, head in heads.items())
-    if NEW in heads.values() or first is None or first != second:
+    space = spaces.pop()
+    fits = space is not None and (NEW not in heads.values() or new.size == space.size)
+    if spaces or space is None or not fits:
+        width = f", of {new.size} numbers" if NEW in heads.values() else ""
         raise ConfigError(
-            "the two sides are in different embedding spaces",
-            where=where,
-            expected="both sides of one pretrained model, or new heads on both",
-            next="--model SPEC",
+            "the sides are in different embedding spaces",
+            where=", ".join(f"model.{m}.head = {head}" for m, head in heads.items()) + width,
+            expected="sides of one pretrained model, or new heads on all",
+            next=f"--set model.width={space.size} --set model.vectors=1"
+            if space and not (spaces or fits)
+            else "--model SPEC",
         )
-    return first
+    return space
 
 
 def _layout(tower: Tower) -> Layout:
@@ -384,14 +359,14 @@ def _layout(tower: Tower) -> Layout:
 def build(
     config: ModelConfig, loss: LossConfig, modalities: tuple[str, str], *, trains: bool = False
 ) -> tuple[Aligner, dict[str, Tower]]:
-    """Builds an aligner from the config, and returns it with its towers (for preprocessing).
+    """Builds an aligner of a pair from the config, and returns it with its towers (for preprocessing).
 
     Raises:
         TowerError: a tower cannot be built.
         ConfigError: the aligner ``trains``, and its layers beside the towers do not fit memory.
     """
     with sharing_loads():
-        built = {m: towers.build(config.tower(m), m) for m in modalities}
+        built = {m: towers.build(config.tower(m), m) for m in (*modalities, *words(config.further))}
     if trains:
         # without the decoder, which reads its tokenizer
         check_memory(lambda: Aligner(built, config, replace(loss, gamma=0.0)), config)

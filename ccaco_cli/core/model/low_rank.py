@@ -23,7 +23,8 @@ def add_low_rank(aligner: Aligner, rank: int) -> None:
     Raises:
         ConfigError: the library is not installed, every tower is locked, or a tower has no linear layers.
     """
-    towers = {m: aligner.encoder(m) for m in aligner.modalities if not aligner.encoder(m).config.lock}
+    encoders = {m: aligner.encoder(m) for m in aligner.modalities}
+    towers = {m: encoder for m, encoder in encoders.items() if not (encoder.config.lock or encoder.config.lock_side)}
     if not towers:
         raise ConfigError("every tower is locked", where=f"--lora {rank}", expected="a tower that learns")
     targets = {m: linear_layers(encoder.tower) for m, encoder in towers.items()}

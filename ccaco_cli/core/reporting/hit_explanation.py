@@ -69,9 +69,10 @@ def explain_hits(
     """
     first, second = index.modalities
     target = index.target(modality, target)
-    if target == modality:
+    if {modality, target} != {first, second}:
+        pair = f"one modality ({modality})" if target == modality else f"{modality} and {target}"
         raise DataError(
-            f"a query and items of one modality ({modality}) have no match score to explain",
+            f"a query and items of {pair} have no match score to explain",
             where=index.manifest.path,
             expected=f"a query by {second if target == first else first}",
         )

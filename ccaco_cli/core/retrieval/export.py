@@ -52,6 +52,8 @@ class _Encoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         embedding, features = self.aligner.encode(MODALITY, {"ids": ids, "mask": mask})
+        if MODALITY not in self.aligner.modalities:  # a further side, whose tokens the cross branch does not take
+            return embedding.z, features.tokens[..., :1]
         return embedding.z, self.aligner.local_tokens(MODALITY, features).tokens
 
 

@@ -18,7 +18,7 @@ from ccaco_cli.core import config_io, manifest, runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.errors import CcacoError, DataError, ManifestError
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.modalities import MODALITIES, sides_of
 from ccaco_cli.core.retrieval import query, token_store, vectors
 from ccaco_cli.core.retrieval.generations import open_generation
 from ccaco_cli.core.retrieval.rerank import Scorer, score_kind
@@ -62,8 +62,8 @@ def load_model(folder: Path, modalities: tuple[str, str]) -> tuple[Aligner, dict
     from ccaco_cli.core.model import weights
 
     settings = config_io.load(folder / "config.toml")
-    for modality in modalities:
-        settings[f"model.{modality}.spec"] = settings[f"model.{modality}.spec"].replace("{model}", str(folder))
+    for key in [key for key in settings if key.endswith(".spec")]:
+        settings[key] = settings[key].replace("{model}", str(folder))
     config = config_io.override(RunConfig(), settings)
     aligner, towers = aligners.build(config.model, config.loss, modalities)
     weights.load_weights(folder / weights.WEIGHTS, aligner, everything=True)
@@ -207,8 +207,9 @@ class Index:
     Args:
         verify: quick | full: whether every file is hashed first.
     Attributes:
-        modalities: (a, b) of the model; a query may be of either.
-        sides: the modalities whose items are stored: both, or one of them.
+        modalities: (a, b) of the model, which its cross branch scores.
+        queries: the modalities that the model encodes: both, and further sides of the same space.
+        sides: the modalities whose items are stored: some of ``queries``.
     Raises:
         ManifestError: the folder is no index, was altered, or its parts do not belong together.
     """
@@ -224,7 +225,8 @@ class Index:
             self.weight = float(self.manifest.facts["weight"])
             self.embedding_size = int(self.manifest.facts["dim"])
             self.store_grid = int(self.manifest.facts.get("store_grid", 0))
-            rows = {m: int(self.manifest.facts["rows"][m]) for m in self.modalities if m in self.manifest.facts["rows"]}
+            self.queries = sides_of(self.manifest)
+            rows = {m: int(self.manifest.facts["rows"][m]) for m in self.queries if m in self.manifest.facts["rows"]}
             if not rows:
                 raise ValueError("no rows")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -276,16 +278,16 @@ class Index:
         """The modality of the items that a query searches.
 
         Args:
-            query_modality: one of the two modalities of the model.
-            target: the modality to search; "" = the modality that the query is not of, or the only one that is stored.
+            query_modality: one of the modalities that the model encodes.
+            target: the modality to search; "" = the first that the query is not of, or the only one that is stored.
         Raises:
             DataError: the model cannot encode the query, or no items of the target are stored.
         """
-        if query_modality not in self.modalities:
+        if query_modality not in self.queries:
             raise DataError(
                 f"the model of this index cannot encode {query_modality}",
                 where=self.manifest.path,
-                expected=f"a query by {' or '.join(self.modalities)}",
+                expected=f"a query by {' or '.join(self.queries)}",
             )
         if target and target not in self.sides:
             raise DataError(
@@ -295,8 +297,8 @@ class Index:
             )
         if target:
             return target
-        opposite = self.modalities[1 - self.modalities.index(query_modality)]
-        return opposite if opposite in self.sides else next(iter(self.sides))
+        others = [modality for modality in self.sides if modality != query_modality]
+        return next(iter(others or self.sides))
 
 
 def model_identity(model: Manifest) -> str:
@@ -307,11 +309,14 @@ def model_identity(model: Manifest) -> str:
 def is_made_from(path: Path, inputs: Mapping[str, Manifest], settings: Mapping[str, Any], store: str) -> bool:
     """Whether a complete index was made from these inputs, with these facts, and stores tokens in this way."""
     old = manifest.open(path, kind="index")
-    tokens = {storage["tokens"]["store"] for storage in old.facts["storage"].values()}
+    scored = old.facts["modalities"] if old.config["loss"]["beta"] > 0 else ()
     return (
         {name: source["sha256"] for name, source in old.inputs.items()} == {n: m.sha256 for n, m in inputs.items()}
         and all(old.facts.get(name) == value for name, value in settings.items())
-        and tokens == {store if old.config["loss"]["beta"] > 0 else "none"}
+        and all(
+            storage["tokens"]["store"] == (store if modality in scored else "none")
+            for modality, storage in old.facts["storage"].items()
+        )
     )
 
 

@@ -120,7 +120,7 @@ def stored_query(index: Index, modality: str, rows: Array) -> Query:
     z = side.vectors.read(rows)
     if side.has_tokens:
         return Query(z, *side.tokens.read(rows))
-    return Query(z, np.zeros((len(rows), 0, 1), np.float32), np.zeros((len(rows), 0), bool))
+    return _without_tokens(z)
 
 
 def similar_items(index: Index, modality: str, row: int, options: SearchOptions = SearchOptions()) -> list[Hit]:
@@ -141,7 +141,8 @@ def search(
 ) -> list[list[Hit]]:
     """Best k items for each query: of the other modality, or of the only one that the index stores.
 
-    The cross branch scores pairs of two modalities, so items of the modality of the query are ranked by the cosine.
+    The cross branch scores pairs of its two modalities; items of the modality of the query, and all answers by or of a
+    further side, are ranked by the cosine.
 
     With ``options.plus`` and ``options.minus`` the query is a weighted sum of vectors, of unit norm again. Its match
     logit is the same weighted sum: that of the parts which the cross branch can score against the items.
@@ -151,11 +152,19 @@ def search(
     Returns:
         One list of hits for each query, best first. It is empty where no item satisfies ``options.where``.
     Raises:
+        ConfigError: ``options.rerank`` for a pair of sides that the cross branch does not score.
         DataError: the index holds no items of the target, or the parts of a query cancel each other out.
         FilterError: ``options.where`` cannot be evaluated.
     """
     options.check()
     target = index.target(modality, options.target)
+    if options.rerank and cosine_alone(index, modality, target):
+        raise ConfigError(
+            f"{modality} and {target} are no pair of this run, so they have no match score",
+            where=f"--rerank {options.rerank}",
+            expected=f"{' and '.join(index.modalities)}, or the cosine alone",
+            next="leave out --rerank",
+        )
     queries = query if isinstance(query, Query) else _arrays(query)
     parts = [_Part(modality, queries, 1.0)]
     texts = ((options.plus, options.mix_weight), (options.minus, -options.mix_weight))
@@ -167,9 +176,20 @@ def search(
     return _Search(index, target, options, parts).hits()
 
 
+def cosine_alone(index: Index, modality: str, target: str) -> bool:
+    """Whether query and items are of two sides that are no pair of the run: they meet in the space of a third one."""
+    return modality != target and not {modality, target} <= {*index.modalities}
+
+
 def _arrays(query: EncodedSamples) -> Query:
-    tokens = query.local_tokens
-    return Query(query.z.numpy(), tokens.tokens.float().numpy(), tokens.mask.numpy())
+    z = query.z.numpy()
+    if query.tokens is None:
+        return _without_tokens(z)
+    return Query(z, query.tokens.tokens.float().numpy(), query.tokens.mask.numpy())
+
+
+def _without_tokens(z: Array) -> Query:
+    return Query(z, np.zeros((len(z), 0, 1), np.float32), np.zeros((len(z), 0), bool))
 
 
 @dataclass(frozen=True)
@@ -215,7 +235,8 @@ class _Search:
     def scored_parts(self) -> list[_Part]:
         """The parts that the cross branch can score against the items."""
         weighted = self.side.has_tokens and self.index.scorer.weight
-        return [p for p in self.parts if weighted and p.modality != self.target and p.query.tokens.shape[1]]
+        scored = [p for p in self.parts if weighted and {p.modality, self.target} == {*self.index.modalities}]
+        return [p for p in scored if p.query.tokens.shape[1]]
 
     @cached_property
     def exhaustive(self) -> bool:

@@ -99,7 +99,7 @@ def _ratios_by_depth(model: nn.Module, decay: float) -> dict[str, float]:
     """Name of a parameter of a tower that learns -> ratio of its learning rate."""
     ratios = {}
     for modality, encoder in model.sides.items():  # type: ignore[operator, union-attr]
-        if encoder.config.lock:
+        if encoder.config.lock or encoder.config.lock_side:
             continue
         blocks = require_blocks(encoder.tower, encoder.config.spec, f"--layer-decay {decay:g}")
         for name, depth in blocks.depth.items():

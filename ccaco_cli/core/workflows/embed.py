@@ -29,7 +29,7 @@ from ccaco_cli.core.experiments.embed_request import EmbedRequest
 from ccaco_cli.core.experiments.pretrained import open_model
 from ccaco_cli.core.experiments.run_folder import refuse_other_modalities
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.modalities import MODALITIES, sides_of
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.towers.tower import Tower
 from ccaco_cli.core.retrieval import index as indexes
@@ -74,11 +74,10 @@ class _Job:
         """The columns that the source has of its samples."""
         return item_columns.types_of(self.split)
 
-    @property
-    def token_format(self) -> str:
-        """How the index stores tokens; none without an index or a cross branch."""
-        request = self.request
-        return request.store_tokens if request.index is not None and self.config.loss.beta > 0 else "none"
+    def token_format(self, modality: str) -> str:
+        """How the index stores tokens; none without an index, or where a cross branch does not score the modality."""
+        scored = self.config.loss.beta > 0 and modality in self.aligner.modalities
+        return self.request.store_tokens if self.request.index is not None and scored else "none"
 
     @property
     def vector_store(self) -> MilvusStore | None:
@@ -133,7 +132,7 @@ def _embed(job: _Job, report_progress: OnProgress) -> Manifest:
 
 
 def _check(request: EmbedRequest, run: Manifest, data: PreparedData) -> None:
-    refuse_other_modalities(run, data)
+    refuse_other_modalities(run, data, sides_of(run))
     if any(warning["kind"] == NAN_EMBEDDINGS for warning in run.facts.get("warnings", ())):
         raise _not_finite(request, run.config["optim"]["lr"])
     index = request.index
@@ -213,9 +212,10 @@ def _encode_modality(job: _Job, modality: str, index_folder: IndexFolder | None,
     """
     column, size = job.columns[modality], job.request.shard
     total = len(column.row)
-    with_tokens = job.token_format != "none"
+    token_format = job.token_format(modality)
+    with_tokens = token_format != "none"
     with (
-        token_store.Writer(index_folder.temp / modality, job.token_format)
+        token_store.Writer(index_folder.temp / modality, token_format)
         if index_folder and with_tokens
         else nullcontext() as token_writer
     ):
@@ -297,7 +297,7 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
             folder.temp / modality,
             z[modality],
             items,
-            store=job.token_format,
+            store=job.token_format(modality),
             kind=job.request.index_type if job.vector_store is None else "flat",
             queries=next((z[m] for m in job.columns if m != modality), None),
         )
@@ -305,7 +305,7 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
     if store := job.vector_store:
         for modality, built in store.move(folder.temp, z, job.request.index_type).items():
             side = folder.temp / modality
-            storage[modality] = indexes.storage_facts(side, built, job.token_format, job.rows[modality])
+            storage[modality] = indexes.storage_facts(side, built, job.token_format(modality), job.rows[modality])
     captions = list(job.split.captions[:EXPORT_SAMPLES]) if "text" in job.columns else []
     model = NewModel(
         job.aligner,
@@ -314,7 +314,7 @@ def _build_index(job: _Job, folder: IndexFolder) -> Manifest:
         job.run,
         precision=job.request.dtype_name,
         store_grid=job.request.store_grid,
-        matcher=job.token_format != "none",
+        matcher=any(job.token_format(modality) != "none" for modality in job.columns),
         captions=captions,
     ).put(folder)
     fault.point("index.model")

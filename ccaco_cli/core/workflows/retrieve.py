@@ -114,7 +114,7 @@ def media_modality(index: Index, file: Path) -> str:
     Raises:
         DataError: there is none, or more than one.
     """
-    of_files = [modality for modality in index.modalities if MODALITIES[modality].query_help]
+    of_files = [modality for modality in index.queries if MODALITIES[modality].query_help]
     of_suffix = [modality for modality in of_files if file.suffix.lower() in MODALITIES[modality].suffixes]
     candidates = of_suffix or of_files
     if len(candidates) == 1:

@@ -77,8 +77,8 @@ class Api:
                 "model": index.manifest.facts.get("run"),
                 "modalities": list(index.modalities),
                 "items": {modality: len(side.items) for modality, side in index.sides.items()},
-                "file_queries": [m for m in index.modalities if MODALITIES[m].query_help],
-                "text_queries": "text" in index.modalities,
+                "file_queries": [m for m in index.queries if MODALITIES[m].query_help],
+                "text_queries": "text" in index.queries,
                 "explains": opened.explains,
                 "filter_language": "milvus" if index.manifest.facts.get("database") else "sql",
                 "originals": self.serve_originals,
@@ -185,7 +185,7 @@ class Api:
 
     async def _upload(self, request: Request, opened: OpenIndex, modality: str) -> bytes:
         """The body of a request, as a query of a modality."""
-        accepted = [m for m in opened.index.modalities if MODALITIES[m].query_help]
+        accepted = [m for m in opened.index.queries if MODALITIES[m].query_help]
         if modality not in accepted:
             raise HttpError(
                 400,

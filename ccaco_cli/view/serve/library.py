@@ -41,7 +41,7 @@ class OpenIndex:
             side.check(self.index.embedding_size)
         if self.index.exported is None:
             runtime.limit_threads()
-        if "text" in self.index.modalities:
+        if "text" in self.index.queries:
             ask(self.index, "text", [WARM_UP], SearchOptions(k=1))
         else:
             _ = self.index.model
