@@ -378,10 +378,10 @@
     $("text").value = query?.kind === "text" ? query.text : "";
     count = STEP;
     showQuery();
-    if (!query) { $("results").hidden = true; $("status").textContent = ""; showError(null); }
+    if (!query) { $("results").hidden = true; $("status").textContent = ""; }
     await loadColumns();
     if (query && query === restored) await search();
   };
-  addEventListener("popstate", () => restore().catch(showRefusal));
+  addEventListener("popstate", () => { showError(null); restore().catch(showRefusal); });
   loadIndex().then(restore).catch(showRefusal);
 })();
