@@ -40,7 +40,7 @@ NOT_RUN = {
     r"--resume": "continues a run of seven epochs; tests/core/workflows/test_train.py does the same",
     r"--watch": "waits for a run that another terminal trains; tests/view/test_watch.py does the same",
     r"milvus:": "needs the extra milvus; tests/core/workflows/test_embed_milvus.py does the same",
-    r"scenes-(en-)?zh|runs/((en-)?zh|both)": "trains on more scenes; tests/core/data/test_scene_languages.py draws them",
+    r"scenes-(en-)?zh|runs/((en-)?zh|both)": "trains on scenes; tests/core/data/test_scene_languages.py draws them",
     r"webdataset": "tests/core/data/sources/test_webdataset.py prepares shards that it writes",
 }
 """Pattern of commands -> why they are not run here."""
