@@ -95,7 +95,7 @@ class ModelConfig:
         metavar="SPEC",
         shown_default="new heads on the towers",
     )
-    further: str = setting(
+    further_sides: str = setting(
         "", "Sides of the run in `spec` that the data set lacks; set by the program, which keeps them as they are."
     )
     width: int = setting(256, "Width D of projected tokens and of each global vector.", min=1, max=16_384)

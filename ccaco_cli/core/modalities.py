@@ -33,7 +33,7 @@ def _not_stored(*_: Any) -> Any:
     raise NotImplementedError("captions are no media")
 
 
-def words(text: str) -> tuple[str, ...]:
+def blank_separated(text: str) -> tuple[str, ...]:
     """The words of a text, between blanks."""
     return tuple(text.split())
 
@@ -44,7 +44,7 @@ def sides_of(model: Manifest) -> tuple[str, ...]:
     Args:
         model: manifest of a run, of a pretrained model or of an index.
     """
-    return (*model.facts["modalities"], *words(model.config.get("model", {}).get("further", "")))
+    return (*model.facts["modalities"], *blank_separated(model.config.get("model", {}).get("further_sides", "")))
 
 
 def keep_bytes(data: bytes, rules: Any) -> tuple[bytes, dict[str, float], dict[str, Any]]:
@@ -159,13 +159,13 @@ MODALITIES: dict[str, Modality] = {
         Modality(
             "image",
             "still",
-            suffixes=words(
+            suffixes=blank_separated(
                 """
                 .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm
                 .avif .avifs
                 """
             ),
-            unreadable_suffixes=words(
+            unreadable_suffixes=blank_separated(
                 """
                 .heic .heif .jxl .dib .jp2 .j2k .jpx .psd .svg .eps .ico .icns .tga .dds .exr .hdr .pcx .sgi .xbm .xpm
                 .qoi .wmf .emf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
@@ -210,13 +210,13 @@ MODALITIES: dict[str, Modality] = {
         Modality(
             "audio",
             "clip",
-            suffixes=words(
+            suffixes=blank_separated(
                 """
                 .wav .w64 .ogg .oga .opus .spx .mp3 .mp2 .m2a .mpa .flac .m4a .m4b .aac .ac3 .aif .aiff .aifc .afc .au
                 .caf .amr .mka .wma
                 """
             ),
-            unreadable_suffixes=words(".mid .midi .wv .ape .dsf .ra .mpc .tta .aa .aax .voc .gsm .sph"),
+            unreadable_suffixes=blank_separated(".mid .midi .wv .ape .dsf .ra .mpc .tta .aa .aax .voc .gsm .sph"),
             check=lazy("data.checks:check_audio"),
             facts=lazy("data.media_facts:audio_facts"),
             decode=lazy("data.clips:Clip"),
@@ -239,13 +239,13 @@ MODALITIES: dict[str, Modality] = {
         Modality(
             "video",
             "clip",
-            suffixes=words(
+            suffixes=blank_separated(
                 """
                 .mp4 .mkv .mk3d .webm .avi .mov .m4v .3gp .3g2 .mj2 .f4v .flv .wmv .asf .mpg .mpeg .vob .ts .m2t .m2ts
                 .mts .ogv .264 .h264 .h26l .avc
                 """
             ),
-            unreadable_suffixes=words(".rm .rmvb .swf .mxf .dv .yuv .y4m"),
+            unreadable_suffixes=blank_separated(".rm .rmvb .swf .mxf .dv .yuv .y4m"),
             check=lazy("data.checks:check_video"),
             facts=lazy("data.media_facts:video_facts"),
             decode=lazy("data.clips:Clip"),

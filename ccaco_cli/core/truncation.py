@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def whole_end(text: str, kept_end: int, first_cut: int) -> int | None:
-    """The place at which a text that is too long ends, where its tokens would end within a character (UAX 29).
+    """Finds where a text that is too long must end, so that no character is cut (grapheme clusters, UAX 29).
 
-    A token may hold a part of a character (byte pairs), or an emoji or a syllable be several tokens.
+    A token can hold a part of a character (byte pairs), and an emoji or a syllable can be several tokens.
 
     Args:
         kept_end: of the last token that is kept, the offset in characters behind it.

@@ -144,8 +144,8 @@ def detect_language(text: str) -> str:
     """Tells the language of a text.
 
     Returns:
-        Code of ISO 639-1: by the script that says most of the text where it decides, else by py3langid
-        (arXiv:1206.5533) if it is sure. A short text in Latin letters is English.
+        Code of ISO 639-1. A script that belongs to one language decides if most of the text is written in it;
+        otherwise py3langid (arXiv:1206.5533) decides if it is sure. A short text in Latin letters is English.
     """
     letters = 0 if text.isascii() else sum(map(str.isalpha, text)) - len(_LATIN.findall(text))
     for language, script in _SCRIPT_OF.items() if letters else ():

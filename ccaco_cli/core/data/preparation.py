@@ -106,7 +106,7 @@ def _divided(source: Source, path: Path | None, options: SourceOptions, shares: 
 
 
 def _in_language(records: Iterable[PairRecord], languages: Sequence[str]) -> Iterator[PairRecord]:
-    """Records whose source does not say the language of their captions have that of ``--language``.
+    """Gives the language of ``--language`` to each record whose source does not know the language of its captions.
 
     Raises DataError: several languages are named.
     """

@@ -107,7 +107,8 @@ def _split(
 ) -> Iterator[PairRecord]:
     key, test = f"{seed}/{split}/{domain}", split == "test"
     families = list(_families(key, wanted, allow_held_out=test))
-    questions = _questions(key, (scene for family in families for scene in family.scenes), allow_held_out=test)
+    scenes = (scene for family in families for scene in family.scenes)
+    questions = _questions(key, scenes, allow_held_out=test) if "en" in languages else []
     for family in families:
         kind, full = family.kind, {code: family.full(LANGUAGES[code]) for code in languages}
         ids = [f"{prefix}/{family.first + i:06d}" for i in range(len(family.scenes))]
@@ -133,7 +134,7 @@ def _split(
                 for code in (languages if kind else ())
                 for true, false in zip(full[code][i], full[code][1 - i], strict=True)
             ]
-            if "en" in languages:
+            if questions:
                 meta[QUESTIONS] = stored(questions[number])
             image = partial(render_jpeg, picture(scene, ids[i]), size, domain)
             yield PairRecord(

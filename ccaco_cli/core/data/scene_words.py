@@ -102,8 +102,11 @@ class Wording:
             more=rng.choice((0, 1, 1, 2)),
             draws={word: rng.random() for word in SYNONYMS},
         )
-        words = {word: synonyms[int(wording.draws[word] * len(synonyms))] for word, synonyms in SYNONYMS.items()}
-        return replace(wording, words=words)
+        return replace(wording, words={word: wording.choose(word, synonyms) for word, synonyms in SYNONYMS.items()})
+
+    def choose(self, word: str, synonyms: Sequence[str]) -> str:
+        """Chooses among the synonyms that a language has for a canonical word."""
+        return synonyms[int(self.draws.get(word, self.phrase) * len(synonyms))]
 
     def noun_phrase(self, obj: SceneObject, *, posed: bool = True) -> str:
         """One noun phrase: "a small orange cat napping"."""

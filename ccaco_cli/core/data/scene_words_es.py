@@ -99,5 +99,4 @@ def _agree(text: str, obj: SceneObject) -> str:
 
 
 def _say(wording: Wording, word: str) -> str:
-    synonyms = SYNONYMS[word]
-    return synonyms[int(wording.draws.get(word, wording.phrase) * len(synonyms))]
+    return wording.choose(word, SYNONYMS[word])

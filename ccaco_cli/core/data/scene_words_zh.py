@@ -15,9 +15,9 @@ NOUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dog": ("只", ("狗", "狗", "狗", "狗狗")),
     "bird": ("只", ("鸟",)),
     "fish": ("条", ("鱼",)),
-    "ball": ("个", ("球", "球", "皮球")),
-    "box": ("个", ("箱子", "箱子", "盒子")),
-    "car": ("辆", ("汽车", "汽车", "轿车")),
+    "ball": ("个", ("球",)),
+    "box": ("个", ("箱子",)),
+    "car": ("辆", ("汽车",)),
     "sofa": ("张", ("沙发",)),
     "tree": ("棵", ("树",)),
     "house": ("栋", ("房子", "房子", "房屋")),
@@ -103,10 +103,9 @@ def _noun_phrase(wording: Wording, obj: SceneObject, *, posed: bool, short: bool
     size = _say(wording, obj.size) if wording.sized else ""
     if short and (obj.noun, obj.colour) == ("cat", "orange"):
         return f"一{measure}{pose}{size}{ORANGE_CAT}"
-    noun = nouns[int(wording.draws.get(obj.noun, 0.0) * len(nouns))]
+    noun = wording.choose(obj.noun, nouns)
     return f"一{measure}{pose}{_say(wording, obj.colour)}的{size}{noun}"
 
 
 def _say(wording: Wording, word: str) -> str:
-    synonyms = SYNONYMS[word]
-    return synonyms[int(wording.draws.get(word, wording.phrase) * len(synonyms))]
+    return wording.choose(word, SYNONYMS[word])

@@ -146,13 +146,14 @@ def _estimate(
         captions_as_ids = CaptionWords(texts)
         aligner.decoder.add_words(captions_as_ids.token_ids(len(split)))
         words = captions_as_ids(np.full(len(rows), np.argmax(np.asarray(texts.length)))).to(device)
-        ids = towers["text"].tokenizer.text_ids()  # type: ignore[union-attr]
-        ends, first = (ids.start, ids.end), min(size, len(split))
-        column = QuestionColumn(split, towers["text"].preprocess, ends, config.loss.questions, first)
-        if len(column) and config.loss.questions:
-            aligner.decoder.add_words(column.token_ids())
-            longest = max(range(len(column)), key=lambda item: len(column.text(item)[0]))
-            questions = column(np.full(len(rows) * config.loss.questions, longest)).to(device)
+        if config.loss.questions:
+            ids = towers["text"].tokenizer.text_ids()  # type: ignore[union-attr]
+            ends, first = (ids.start, ids.end), min(size, len(split))
+            column = QuestionColumn(split, towers["text"].preprocess, ends, config.loss.questions, first)
+            if len(column):
+                aligner.decoder.add_words(column.token_ids())
+                longest = max(range(len(column)), key=lambda item: len(column.text(item)[0]))
+                questions = column(np.full(len(rows) * config.loss.questions, longest)).to(device)
     batch = PairBatch(a, b, rows, rows, torch.zeros_like(rows), at_a, at_b, words, questions)
     step = cost.step_cost(aligner, batch, config)
     model_bytes = sum(t.numel() * t.element_size() for t in (*aligner.parameters(), *aligner.buffers()))

@@ -147,7 +147,7 @@ def _settings_of_run(run: Manifest, modalities: tuple[str, str], user_settings: 
     arXiv:2305.05665). A shared side whose tower the user locks then keeps its vectors, too.
     """
     sides = sides_of(run)
-    further = [m for m in sides if m not in modalities]
+    further_sides = [m for m in sides if m not in modalities]
     same_pair = tuple(run.facts["modalities"]) == tuple(modalities)
     stored = config_io.flatten({"model": run.config["model"]})
     settings = {}
@@ -155,9 +155,10 @@ def _settings_of_run(run: Manifest, modalities: tuple[str, str], user_settings: 
         part, name = key.split(".")[1], key.rpartition(".")[2]
         if part != "spec" and name not in _TRAINED_PARTS and (same_pair or part in (*sides, "width", "vectors")):
             settings[key] = value
-    settings |= {f"model.{m}.lock": stored[f"model.{m}.lock"] for m in further} | {"model.further": " ".join(further)}
-    locked = [m for m in modalities if m in sides and user_settings.get(f"model.{m}.lock")] if further else []
-    return settings | {f"model.{m}.lock_side": True for m in (*further, *locked)}
+    settings |= {f"model.{m}.lock": stored[f"model.{m}.lock"] for m in further_sides}
+    settings["model.further_sides"] = " ".join(further_sides)
+    locked = [m for m in modalities if m in sides and user_settings.get(f"model.{m}.lock")] if further_sides else []
+    return settings | {f"model.{m}.lock_side": True for m in (*further_sides, *locked)}
 
 
 def _refuse_other_towers(model: str, settings: Mapping[str, Any], user_settings: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments.pretrained import is_run
 from ccaco_cli.core.experiments.run_folder import load_run
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.modalities import sides_of, words
+from ccaco_cli.core.modalities import blank_separated, sides_of
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import weights
 from ccaco_cli.core.model.aligner import CROSS_BRANCH, Aligner
@@ -62,7 +62,7 @@ def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
     """
     from_run = bool(config.model.spec) and is_run(config.model.spec)
     sides = sides_of(manifest.open(Path(config.model.spec), kind="run")) if from_run else ()
-    _check_further(config.model.further, [m for m in sides if m not in modalities])
+    _check_further_sides(config.model.further_sides, [m for m in sides if m not in modalities])
     aligner, towers = aligners.build(config.model, config.loss, modalities, trains=True)
     if not from_run:
         return StartModel(aligner, towers)
@@ -72,16 +72,16 @@ def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
     towers |= {m: replace(towers[m], fingerprint=_fingerprint(run, source_config, m)) for m in sides}
     runtime.seed(config.seed)
     learning = [m for m in modalities if m in sides and not config.model.tower(m).lock_side]
-    moving = tuple(learning) if config.model.further else ()
+    moving = tuple(learning) if config.model.further_sides else ()
     return StartModel(aligner, towers, run, has_cross and _trained_cross(run, source_config), moving)
 
 
-def _check_further(setting: str, sides: list[str]) -> None:
-    """Raises ConfigError: ``model.further`` does not name the sides of the start that the data set lacks."""
-    if set(words(setting)) != set(sides):
+def _check_further_sides(setting: str, sides: list[str]) -> None:
+    """Raises ConfigError: ``model.further_sides`` does not name the sides of the start that the data set lacks."""
+    if set(blank_separated(setting)) != set(sides):
         raise ConfigError(
             "the further sides of a model are those of the run that it continues",
-            where=f"model.further = {setting!r}",
+            where=f"model.further_sides = {setting!r}",
             expected=repr(" ".join(sides)),
             next="leave it out",
         )

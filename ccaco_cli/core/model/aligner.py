@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ccaco_cli.core import distributed, runtime
 from ccaco_cli.core.config import LossConfig, ModelConfig, TowerConfig
 from ccaco_cli.core.errors import ConfigError
-from ccaco_cli.core.modalities import MODALITIES, words
+from ccaco_cli.core.modalities import MODALITIES, blank_separated
 from ccaco_cli.core.model import matching, towers
 from ccaco_cli.core.model.attention import masked_mean
 from ccaco_cli.core.model.centering import AttentionPool, Center
@@ -366,7 +366,7 @@ def build(
         ConfigError: the aligner ``trains``, and its layers beside the towers do not fit memory.
     """
     with sharing_loads():
-        built = {m: towers.build(config.tower(m), m) for m in (*modalities, *words(config.further))}
+        built = {m: towers.build(config.tower(m), m) for m in (*modalities, *blank_separated(config.further_sides))}
     if trains:
         # without the decoder, which reads its tokenizer
         check_memory(lambda: Aligner(built, config, replace(loss, gamma=0.0)), config)

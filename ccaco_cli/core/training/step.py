@@ -140,9 +140,12 @@ class StepLosses(nn.Module):
 
         def predict(words: Words) -> Prediction:
             per_pair = len(words.ids) // pairs
-            of_text = index[:pairs] if index is not None else torch.arange(pairs, device=memory.device)
+            of_text = None if index is None else index[:pairs]
+            if per_pair > 1:
+                of_text = torch.arange(pairs, device=memory.device) if of_text is None else of_text
+                of_text = of_text.repeat_interleave(per_pair)
             with paired_rows(len(words.ids)):
-                predicted = aligner.decoder(memory, described.mask, words, of_text.repeat_interleave(per_pair))  # type: ignore[misc]
+                predicted = aligner.decoder(memory, described.mask, words, of_text)  # type: ignore[misc]
             return predicted.logits, predicted.targets
 
         return predict(batch.words), None if batch.questions is None else predict(batch.questions)

@@ -19,7 +19,7 @@ from ccaco_cli.core.experiments.request import TrainRequest, check
 from ccaco_cli.core.experiments.run_folder import START_RUN, RunFolder, TrainOptions
 from ccaco_cli.core.experiments.stages import Stage
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.modalities import words
+from ccaco_cli.core.modalities import blank_separated
 from ccaco_cli.core.recipes import RecipeChoice
 from ccaco_cli.core.scoring.answers import store_answers
 from ccaco_cli.core.scoring.captions import store_captions
@@ -89,11 +89,11 @@ def train_notes(run: Manifest) -> list[str]:
             f"{before['name']} is unchanged; {last['name']} adds {last['steps']:,} steps in {last['epochs']:,} epochs: "
             f"{last['schedule']}"
         )
-    further = " and ".join(words(run.config["model"].get("further", "")))
+    further_sides = " and ".join(blank_separated(run.config["model"].get("further_sides", "")))
     for modality, cosine in run.facts.get("moved", {}).items():
         notes.append(
-            f"warning: the {modality} side has learned, and the {further} side has not: the mean cosine of {modality} "
-            f"vectors before and after is {cosine:.3f}; --lock-{modality} keeps them as they are"
+            f"warning: the {modality} side has learned, and the {further_sides} side has not: the mean cosine of "
+            f"{modality} vectors before and after is {cosine:.3f}; --lock-{modality} keeps them as they are"
         )
     if not {name.partition(".")[0] for name in run.facts["metrics"]} & {"test", SOURCE_TEST}:
         notes.append("the data set has no test samples: these results are on val, which chose the best epoch too")

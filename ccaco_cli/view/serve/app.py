@@ -21,6 +21,7 @@ from ccaco_cli.view.serve.problems import HttpError, error_response, json_respon
 PAGE = {
     "/": ("serve/templates/page.html", "text/html"),
     "/style.css": ("serve/templates/page.css", "text/css"),
+    "/language.css": ("templates/language.css", "text/css"),
     "/language.js": ("templates/language.js", "text/javascript"),
     "/script.js": ("serve/templates/page.js", "text/javascript"),
 }

@@ -90,7 +90,7 @@ def test_the_sides_of_the_start_keep_their_vectors(run: Path, joined: Path, imag
     texts = before.encode(texts=captions) * after.encode(texts=captions)
     assert (texts.sum(1) > 0.9999).all(), "the tokens of a locked tower are rounded to float16"
     described = manifest.open(joined, kind="run")
-    assert described.config["model"]["further"] == "image" and "moved" not in described.facts
+    assert described.config["model"]["further_sides"] == "image" and "moved" not in described.facts
     assert set(described.facts["towers"]) == {"array", "text", "image"}
 
 
@@ -165,7 +165,7 @@ def test_a_third_pair_continues_a_continued_run(
 ) -> None:
     explicit = SETTINGS | {"model.spec": str(joined), "model.text.lock": True}
     described = train(TrainRequest("scenes", explicit=explicit), tmp_path / "third", data_root=data_root)
-    assert described.config["model"]["further"] == "array"
+    assert described.config["model"]["further_sides"] == "array"
     before, after = ccaco_cli.load(joined, "cpu"), ccaco_cli.load(tmp_path / "third", "cpu")
     arrays = [np.load(io.BytesIO(array_bytes(i))) for i in range(3)]
     assert np.array_equal(before.encode(arrays=arrays), after.encode(arrays=arrays))
@@ -179,8 +179,8 @@ def test_a_third_pair_continues_a_continued_run(
         ({"model.image.spec": "hf:other"}, "two models are named for one tower"),
         ({"model.width": 8}, "the settings change the architecture of this run"),
         ({"model.text.context_length": 70}, "the settings change the architecture of this run"),
-        ({"model.further": ""}, "the further sides of a model are those of the run"),
-        ({"model.further": "image audio"}, "the further sides of a model are those of the run"),
+        ({"model.further_sides": ""}, "the further sides of a model are those of the run"),
+        ({"model.further_sides": "image audio"}, "the further sides of a model are those of the run"),
     ],
 )
 def test_settings_that_do_not_fit_the_shared_space_are_refused(
@@ -197,4 +197,4 @@ def test_a_run_without_a_shared_side_is_refused(run: Path, joined: Path, data_ro
             pretrained_settings(str(start), ("video", "audio"))
         assert "a model of video or audio" in str(refused.value)
     with pytest.raises(CcacoError, match="the further sides"):
-        train(TrainRequest("scenes", explicit={"model.further": "audio"}), tmp_path / "none", data_root=data_root)
+        train(TrainRequest("scenes", explicit={"model.further_sides": "audio"}), tmp_path / "none", data_root=data_root)

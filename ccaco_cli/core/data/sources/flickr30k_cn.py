@@ -22,7 +22,7 @@ from ccaco_cli.core.data.sources.caption_lines import (
     photo_name,
     read_caption_lines,
 )
-from ccaco_cli.core.data.sources.flickr8k_cn import LICENCE
+from ccaco_cli.core.data.sources.flickr8k import LICENCE
 from ccaco_cli.core.data.sources.lists import read_lines
 from ccaco_cli.core.data.sources.media_files import layout_error
 from ccaco_cli.core.data.sources.photo_lists import flickr_records

@@ -30,7 +30,7 @@ from ccaco_cli.core.data.sources.photo_lists import ListedPhoto, first_file, fli
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 from ccaco_cli.core.errors import DataError
 
-_LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
+LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
 _EXPECTS = "dataset_{0}.json, or {1} with its split lists, beside the folder of photos (or one of these files itself)"
 _TOKENS = {
     "flickr8k": ("Flickr8k.token.txt", "Flickr8k.token"),
@@ -91,7 +91,7 @@ def _read(name: str, root: Path | None, options: SourceOptions) -> SourceData:
     return SourceData(
         records=flickr_records(listing.folder, listing.photos, options.media_root),
         protocol=f"{name}: the published train, val and test lists, all captions of a photo{listing.lacking(name)}",
-        licence=_LICENCE,
+        licence=LICENCE,
         revision=revision_of(*listing.files),
         text_files=listing.files,
         facts={"unlisted": listing.unlisted},
@@ -121,7 +121,7 @@ def _read_roles(name: str, root: Path | None, options: SourceOptions) -> SourceD
         records=(replace(record, meta={"choices": choices[record.id]}) for record in records),
         protocol=f"{name}-roles: {kinds.total()} choices between a caption of val or test and the same caption with "
         f"exchanged roles, ties and NaN are wrong{listing.lacking(name)}",
-        licence=_LICENCE,
+        licence=LICENCE,
         revision=revision_of(*listing.files),
         text_files=listing.files,
         facts={"items": dict(sorted(kinds.items())), "evaluation": "choices"},

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ccaco_cli.core.data.caption_languages import chosen_languages
 from ccaco_cli.core.data.sources.caption_lines import SPLITS, CaptionList, read_caption_lines, read_splits
+from ccaco_cli.core.data.sources.flickr8k import LICENCE
 from ccaco_cli.core.data.sources.media_files import layout_error
 from ccaco_cli.core.data.sources.photo_lists import first_file, flickr_records
 from ccaco_cli.core.data.sources.source import Source, SourceData, SourceOptions
 
-LICENCE = "captions: cite the paper; photos: non-commercial research and education (Flickr terms)"
 _NAME = "flickr8k-cn"
 _EXPECTS = (
     "flickr8kzhc.caption.txt (and flickr8kenc.caption.txt) with flickr8ktrain.txt, flickr8kval.txt and "

@@ -124,7 +124,7 @@ def test_the_suffixes_are_those_of_the_decoders() -> None:
         if name in av.formats_available:
             suffixes = {f".{suffix}" for suffix in av.ContainerFormat(name, "r").extensions}
             assert suffixes - pictures_and_texts <= of_clips, name
-    assert modalities.words(" .a\n .b ") == (".a", ".b")
+    assert modalities.blank_separated(" .a\n .b ") == (".a", ".b")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "PPM", "BMP", "GIF", "AVIF", "MPO"])
