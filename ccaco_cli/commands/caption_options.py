@@ -31,7 +31,14 @@ Ask = Annotated[
     ),
 ]
 Beam = Annotated[
-    int, typer.Option("--beam", min=1, max=1000, help="With --caption: texts that are followed at a time; 1: greedy.")
+    int | None,
+    typer.Option(
+        "--beam",
+        min=1,
+        max=1000,
+        help="With --caption: texts that are followed at a time; 1: greedy.",
+        show_default="as in the run",
+    ),
 ]
 Sample = Annotated[bool, typer.Option("--sample", help="With --caption: draw each word at random.")]
 Temperature = Annotated[
@@ -49,7 +56,7 @@ class CaptionRequest:
     """The options of ``retrieve --caption`` and ``--ask``; with ``questions`` they are answered, and else captions
     are written."""
 
-    beam: int
+    beam: int | None
     sample: bool
     temperature: float
     seed: int
@@ -94,12 +101,13 @@ def write_captions(
     from ccaco_cli.core.experiments.pair_scores import index_pair_model, open_pair_model
     from ccaco_cli.core.model.generation import GenerationOptions
     from ccaco_cli.core.retrieval.open_index import open_index
+    from ccaco_cli.core.scoring.captions import evaluated_beam
     from ccaco_cli.core.text_input import read_lines
     from ccaco_cli.view import caption_table, progress
 
     index, run = model
-    of_captions = request.sample or request.beam > 1 or request.max_words or request.rerank is not None
-    if has_search or (request.sample and request.beam > 1) or output_format == "paths":
+    of_captions = request.sample or request.beam or request.max_words or request.rerank is not None
+    if has_search or (request.sample and request.beam) or output_format == "paths":
         raise ConfigError(
             "options that exclude each other",
             where=request.flag,
@@ -138,7 +146,8 @@ def write_captions(
             lines = read_lines(sys.stdin.buffer, "stdin") if name == "-" else [name]
             yield from (Path(line) for line in lines if line)
 
-    options = GenerationOptions(request.max_words, request.beam, request.sample, request.temperature, request.seed)
+    beam = request.beam or evaluated_beam(opened.manifest.config)
+    options = GenerationOptions(request.max_words, beam, request.sample, request.temperature, request.seed)
     listed: list[Path] = []
 
     def remembered() -> Iterator[Any]:

@@ -111,7 +111,7 @@ def retrieve(
     token: ServeToken = None,
     caption: Captions = False,
     ask: Ask = None,
-    beam: Beam = 1,
+    beam: Beam = None,
     sample: Sample = False,
     temperature: Temperature = 1.0,
     seed: Seed = 0,

@@ -330,14 +330,10 @@ class EvalConfig:
     """How a run is scored."""
 
     shortlist: int = setting(
-        32,
-        "Candidates of the first modality that are reranked for a query of the second (images for a caption).",
-        min=1,
+        32, "Candidates of the first modality that are reranked for a query of the second (images for a text).", min=1
     )
     shortlist_back: int = setting(
-        64,
-        "Candidates of the second modality that are reranked for a query of the first (captions for an image).",
-        min=1,
+        64, "Candidates of the second modality that are reranked for a query of the first (texts for an image).", min=1
     )
     rerank_weights: tuple[float, ...] = setting(
         (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
@@ -352,6 +348,12 @@ class EvalConfig:
         50,
         "Samples in the gallery of the validation of each epoch, for models without a contrastive half.",
         min=1,
+    )
+    beam: int = setting(
+        4,
+        "Captions that the text decoder follows at a time when it describes a test sample; 1: greedy.",
+        min=1,
+        max=1_000,
     )
     ways: int = setting(10, "N of the N-way matching accuracy: candidates per sample.", min=2)
     small: int = setting(

@@ -163,7 +163,11 @@ def _answer(row: AnswerRow) -> Cells:
 
 
 def _caption(row: CaptionRow) -> Cells:
-    return {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset")}
+    cells = {name: value for name, value in row.as_dict().items() if name not in ("seed", "dataset", "beam")}
+    if row.beam is not None:
+        cells["captions"] = "greedy" if row.beam == 1 else f"beam {row.beam}"
+    things = "" if row.things_named is None else f"{row.things_named:.2f}"
+    return cells | {"things_named": things, "relation_named": _number("accuracy", row.relation_named)}
 
 
 def _language(row: LanguageRow) -> Cells:
@@ -249,7 +253,8 @@ LAYOUTS: dict[type[ReportRow], RowLayout] = {
     ),
     CaptionRow: RowLayout(
         _caption,
-        {"run": 0, "captions": 0, "samples": 0, "n": 3, "BLEU-4": 2, "ROUGE-L": 2, "CIDEr-D": 1, "true_*": 1, "arm": 6},
+        {"run": 0, "captions": 0, "samples": 0, "n": 4, "BLEU-4": 3, "ROUGE-L": 2, "CIDEr-D": 1, "true_*": 1, "arm": 6}
+        | {"*_named": 1},
         ("run", "captions", "samples"),
     ),
     ClassRow: RowLayout(_class, {"run": 0, "class": 0, "class_accuracy": 0, "arm": 6}, ("run", "class")),

@@ -145,7 +145,8 @@ def gradient(data: PairData, config: RunConfig, run_folder: RunFolder, on_progre
     def captions(name: str) -> list[CaptionedSample]:
         known = split_columns.get(name) or columns(data, name, aligner, towers, config.model)
         train, described = data.split("train"), known[aligner.described]
-        return caption_split(aligner, towers, data.split(name), described, train, train_columns["text"])
+        texts, beam = train_columns["text"], config.eval.beam
+        return caption_split(aligner, towers, data.split(name), described, train, texts, beam)
 
     def answers(name: str) -> list[AnsweredQuestion]:
         known = split_columns.get(name) or columns(data, name, aligner, towers, config.model)

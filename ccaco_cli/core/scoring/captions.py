@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # tables of stored captions load no torch
 STAGE = "captions"
 """Stage of a result file that holds captions: ``results/SPLIT.captions.json``."""
 BATCH = 128
+GREEDY = 1
+"""The beam of captions that were stored before ``eval.beam`` was there."""
 REFERENCES = 5
 """Captions of a sample that its caption is compared with, at most."""
 
@@ -35,7 +37,7 @@ class CaptionedSample:
 
     Attributes:
         id: of the sample.
-        caption: of the decoder, greedy.
+        caption: of the decoder.
         nearest: the training caption with the largest cosine to the sample: retrieval, without a decoder.
         references: its captions in the data set, the first five.
         things: objects in a generated scene; None for other data.
@@ -53,7 +55,13 @@ class CaptionedSample:
 
 
 def caption_split(
-    aligner: Aligner, towers: Mapping[str, Tower], split: Split, column: Column, train: Split, train_texts: Column
+    aligner: Aligner,
+    towers: Mapping[str, Tower],
+    split: Split,
+    column: Column,
+    train: Split,
+    train_texts: Column,
+    beam: int,
 ) -> list[CaptionedSample]:
     """Writes the captions of a split.
 
@@ -61,16 +69,18 @@ def caption_split(
         aligner: with a decoder.
         column: the samples of the split, of ``Aligner.described``.
         train, train_texts: the training split and its captions.
+        beam: captions that are followed at a time; 1 = greedy.
     """
     from ccaco_cli.core.encoding.drafts import write_drafts
     from ccaco_cli.core.encoding.encode import encode
+    from ccaco_cli.core.model.generation import GenerationOptions
 
     tokenizer = towers["text"].tokenizer
     assert tokenizer is not None
     rows = np.arange(len(split))
     written: list[str] = []
     for start in range(0, len(rows), BATCH):
-        drafts = write_drafts(aligner, column, rows[start : start + BATCH])
+        drafts = write_drafts(aligner, column, rows[start : start + BATCH], GenerationOptions(beam=beam))
         written += [tokenizer.decode(of_sample[0].ids) for of_sample in drafts]
     nearest = _nearest(encode(aligner, aligner.described, column).z, encode(aligner, "text", train_texts).z)
     samples = []
@@ -104,6 +114,11 @@ def _truth(meta: Mapping[str, Any], texts: Sequence[str]) -> tuple[int | None, b
     return len(meta["facts"]), caption_true, nearest_true
 
 
+def evaluated_beam(config: Mapping[str, Any]) -> int:
+    """The beam with which the captions of a run were evaluated; ``config`` is that of its manifest."""
+    return int(config["eval"].get("beam", GREEDY))
+
+
 def store_captions(
     folder: Path, data: PairData, config: RunConfig, split: str, samples: Sequence[CaptionedSample]
 ) -> Path:
@@ -115,6 +130,7 @@ def store_captions(
         "seed": config.seed,
         "dataset": data.name,
         "data": data.manifest.sha256,
+        "beam": config.eval.beam,
         "samples": [asdict(sample) for sample in samples],
     }
     file = folder / f"{split}.{STAGE}.json"
@@ -122,7 +138,20 @@ def store_captions(
     return file
 
 
-def load_captions(run: Path, split: str) -> list[CaptionedSample]:
+@dataclass(frozen=True)
+class StoredCaptions:
+    """The captions of a split.
+
+    Attributes:
+        samples: in the order of the split.
+        beam: as in ``caption_split``.
+    """
+
+    samples: list[CaptionedSample]
+    beam: int
+
+
+def load_captions(run: Path, split: str) -> StoredCaptions:
     """The stored captions of a run.
 
     Raises:
@@ -138,6 +167,9 @@ def load_captions(run: Path, split: str) -> list[CaptionedSample]:
         )
     try:
         body = manifest.read_json(file)
-        return [CaptionedSample(**{**sample, "references": tuple(sample["references"])}) for sample in body["samples"]]
+        samples = [
+            CaptionedSample(**{**sample, "references": tuple(sample["references"])}) for sample in body["samples"]
+        ]
+        return StoredCaptions(samples, int(body.get("beam", GREEDY)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"unreadable captions ({error})", where=file, expected="what ccaco train wrote") from None

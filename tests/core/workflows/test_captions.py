@@ -56,8 +56,9 @@ def test_the_loss_falls_and_the_captions_of_the_test_split_are_stored(captioned:
     steps = [entry for entry in read_log(captioned) if "caption" in entry]
     assert steps[-1]["caption"] < steps[0]["caption"]
     assert {entry["gamma"] for entry in steps} == {1.0}
-    samples = load_captions(captioned, "test")
-    assert len(samples) == 25
+    stored = load_captions(captioned, "test")
+    samples = stored.samples
+    assert len(samples) == 25 and stored.beam == RunConfig().eval.beam == 4
     assert all(len(sample.references) == 5 and sample.nearest and sample.things for sample in samples)
     assert all(isinstance(sample.nearest_true, bool) for sample in samples)
     aligner, towers, _, _ = load_run(captioned, "cpu")
@@ -69,7 +70,10 @@ def test_the_table_of_captions_is_made_without_the_model(captioned: Path, tmp_pa
     pytest.importorskip("pycocoevalcap", reason="needs the extra captions")
     rows = [row.as_dict() for row in table(ReportRequest([captioned], "test"), "captions")]
     total = {row["captions"]: row for row in rows if row["samples"] == "all"}
-    assert set(total) == {"decoder", "nearest"} and {row["n"] for row in total.values()} == {25}
+    assert set(total) == {"decoder", "nearest", "references"} and {row["n"] for row in total.values()} == {25}
+    assert {name: row["beam"] for name, row in total.items()} == {"decoder": 4, "nearest": None, "references": None}
+    assert 1 < total["references"]["things_named"] < 5 and 0 < total["references"]["relation_named"] < 1
+    assert total["references"]["true_captions_accuracy"] is None and total["references"]["CIDEr-D"] is None
     assert total["nearest"]["CIDEr-D"] > 0 and 0 < total["nearest"]["ROUGE-L"] < 1
     by_things = [row for row in rows if row["samples"] != "all" and row["captions"] == "nearest"]
     assert sum(row["n"] for row in by_things) == 25
@@ -85,7 +89,7 @@ def test_a_run_without_a_decoder_is_refused(run: Path, ccaco: Callable[..., Any]
 
 
 def test_captions_from_the_shell(captioned: Path, ccaco: Callable[..., Any], pictures: list[Path]) -> None:
-    stored = [sample.caption for sample in load_captions(captioned, "test")[:5]]
+    stored = [sample.caption for sample in load_captions(captioned, "test").samples[:5]]
     listed = ccaco("retrieve", "--caption", "--image", *pictures, "--run", captioned)
     assert listed.code == 0, listed.err
     rows = rows_of(listed.out)
@@ -107,7 +111,8 @@ def test_beam_sampling_length_and_the_choice_among_drafts(
         assert done.code == 0, done.err
         return rows_of(done.out)
 
-    greedy, beam = captions(), captions("--beam", 4)
+    greedy, beam = captions("--beam", 1), captions("--beam", 4)
+    assert captions() == beam, "as the test split was described"
     mean = [sum(float(row["log_prob"]) for row in rows) for rows in (greedy, beam)]
     assert mean[1] >= mean[0] - 0.5
     sampled = [captions("--sample", "--seed", seed) for seed in (1, 1, 2)]
@@ -201,4 +206,4 @@ def test_locked_towers_with_cached_tokens_learn_captions(
     epoch = len(steps) // 6
     first, last = (fmean(entry["caption"] for entry in part) for part in (steps[:epoch], steps[-epoch:]))
     assert last < first, "mean loss of an epoch"
-    assert len(load_captions(folder, "test")) == 25
+    assert len(load_captions(folder, "test").samples) == 25
