@@ -52,8 +52,9 @@ class SearchSettings(TypedDict, total=False):
     """Further keywords of ``Model.search``, which are the options of ``ccaco retrieve``.
 
     Attributes:
-        target: modality of the items that are searched, such as "image" for images that are like an image; by default
-            the modality that the query is not of, or the only one that the index holds.
+        target: modalities of the items that are searched, separated by commas, such as "image" for images that are
+            like an image; by default all of an index of media files, else the one that the query is not of, or the
+            only one that the index holds.
         where: a condition in SQL on the columns of the items: "year >= 2020 and folder like '%/beach/%'".
         dedup: cosine from which items are near-duplicates, which are one hit with their number in ``hit.duplicates``;
             by default each item is a hit.
@@ -290,7 +291,7 @@ class Model:
                 if is_blank(text):
                     raise DataError(f"{name} {number} is empty", expected="a sentence")
         opened = self._open(index)
-        opened.target(modality, options.target)
+        opened.targets(modality, options.target)
         return ask(opened, modality, samples, options) if samples else []
 
     def _open(self, index: str | Path | Index | None) -> Index:

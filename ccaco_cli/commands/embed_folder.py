@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccaco_cli.core.modalities import MODALITIES
 
 if TYPE_CHECKING:
+    from ccaco_cli.core.library.request import MediaResult
     from ccaco_cli.core.library.scan import Reject
 
 
@@ -24,51 +25,59 @@ def embed_folder(
         settings: fields of ``MediaRequest``.
     """
     from ccaco_cli.core.errors import ConfigError
+    from ccaco_cli.core.library.folders import requests_of
     from ccaco_cli.core.library.request import MediaRequest
-    from ccaco_cli.core.library.states import REJECTS
     from ccaco_cli.core.library.update import embed_folder
-    from ccaco_cli.core.retrieval import vector_duplicates
     from ccaco_cli.core.retrieval.address import index_place
     from ccaco_cli.core.shell import quoted_path
     from ccaco_cli.view import progress
 
-    flags = ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)
-    if len(folders) > 1:
-        raise ConfigError("an index of media files has one modality", expected=f"one of {flags}", next="two commands")
     index, database = index_place(index_text)
     if index_text is None or index is None:
         raise ConfigError("no index is named", expected="--index NAME.idx", next="add --index photos.idx")
-    modality, source = next(iter(folders.items()), ("image", None))
     if settings["remove"] and settings["rebuild"]:
         raise ConfigError("--rebuild forgets what was removed", expected="--remove without it", next="two commands")
-    request = MediaRequest(index, source, modality, model, database=database, **settings)
-    with progress.bar("embed") as report_progress:
-        result = embed_folder(request, on_progress=report_progress)
-    ((modality, count),) = result.index.facts["rows"].items()
-    changes = ", ".join(f"{number:,} {name}" for name, number in result.counts.items() if number)
-    progress.note(f"{index_text}: {count:,} {modality}: {changes if result.written else 'nothing has changed'}")
-    if result.moved_from:
-        progress.note(f"the folder was {result.moved_from}; the same files keep their vectors, and their paths are new")
-    if result.rejects:
-        file = index / result.index.facts["generation"] / REJECTS
-        progress.note(f"{_rejects_text(result.rejects)}: see {file}")
-    if not result.written:
+    request = MediaRequest(index, model=model, database=database, **settings)
+    results = []
+    for part in requests_of(request, folders):
+        with progress.bar("embed") as report_progress:
+            results.append(embed_folder(part, on_progress=report_progress))
+        _note_changes(results[-1], index_text)
+    result = results[-1]
+    if not any(result.written for result in results):
         return
-    duplicates = result.index.facts["duplicates"]
-    if reason := duplicates.get("skipped"):
-        progress.note(f"near-duplicates are not listed: {reason}")
-    elif duplicates["groups"]:
-        file = index / result.index.facts["generation"] / vector_duplicates.FILE
-        count = duplicates["groups"]
-        progress.note(f"{count:,} group{'s' if count > 1 else ''} of near-duplicates: see {file}")
-    from ccaco_cli.commands.embed import storage_text
-
-    progress.note(f"{modality}: {storage_text(result.index.facts['storage'][modality])}")
     if reason := result.index.facts.get("query", {}).get("why"):
         progress.note(f"text queries load the whole model: {reason}")
     first, second = result.index.facts["modalities"]
-    query = MODALITIES[second if modality == first else first].query
+    query = MODALITIES[second if result.modality == first else first].query
     progress.note(f"next: ccaco retrieve {query} --index {quoted_path(index_text)}")
+
+
+def _note_changes(result: MediaResult, index_text: str) -> None:
+    """Prints what an update has changed, which files are no items, and how the items are stored."""
+    from ccaco_cli.commands.embed import storage_text
+    from ccaco_cli.core.library.states import REJECTS
+    from ccaco_cli.core.retrieval import vector_duplicates
+    from ccaco_cli.view import progress
+
+    facts, modality = result.index.facts, result.modality
+    changes = ", ".join(f"{number:,} {name}" for name, number in result.counts.items() if number)
+    text = changes if result.written else "nothing has changed"
+    progress.note(f"{index_text}: {facts['rows'][modality]:,} {modality}: {text}")
+    if result.moved_from:
+        progress.note(f"the folder was {result.moved_from}; the same files keep their vectors, and their paths are new")
+    side = result.index.path / facts["generation"] / modality
+    if result.rejects:
+        progress.note(f"{_rejects_text(result.rejects)}: see {side / REJECTS}")
+    if not result.written:
+        return
+    duplicates = facts["duplicates"][modality]
+    if reason := duplicates.get("skipped"):
+        progress.note(f"near-duplicates are not listed: {reason}")
+    elif count := duplicates["groups"]:
+        groups = f"{count:,} group{'s' if count > 1 else ''}"
+        progress.note(f"{groups} of near-duplicates: see {side / vector_duplicates.FILE}")
+    progress.note(f"{modality}: {storage_text(facts['storage'][modality])}")
 
 
 def refuse_other_options(values: Mapping[str, Any]) -> None:
@@ -83,7 +92,7 @@ def refuse_other_options(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             "an index of media files has no such option",
             where=flag,
-            expected="--images, --sounds, --videos or --remove without it",
+            expected=f"{_flags()} or --remove without it",
             next="two commands",
         )
 
@@ -96,3 +105,8 @@ def _rejects_text(rejects: Sequence[Reject]) -> str:
     if len(rejects) == 1:
         return f"1 file is no item ({printable(path)}: {reason})"
     return f"{len(rejects):,} files are no items (first {printable(path)}: {reason})"
+
+
+def _flags() -> str:
+    """The options that take a folder of media files."""
+    return ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)

@@ -141,7 +141,7 @@ def retrieve(
       ccaco retrieve --serve 8000 --index scenes.idx
     """
     from ccaco_cli.core.retrieval.open_index import open_index
-    from ccaco_cli.core.retrieval.search import SearchOptions, cosine_alone
+    from ccaco_cli.core.retrieval.search import SearchOptions
     from ccaco_cli.core.text_input import read_lines
     from ccaco_cli.core.workflows import retrieve as workflow
     from ccaco_cli.view import answers, progress
@@ -169,10 +169,11 @@ def retrieve(
     if similar is not None:
         file, modality = similar, workflow.media_modality(search_index, similar)
         search_options = replace(search_options, target=target or modality)
-    target = search_index.target(modality, search_options.target)
-    if cosine_alone(search_index, modality, target):
-        progress.note(f"{modality} and {target} are no pair of this run: the cosine alone ranks, without a match score")
-    shown = answers.parse_columns(columns or (), search_index.sides[target].items.schema.names if columns else ())
+    targets = search_index.targets(modality, search_options.target)
+    if (reason := search_index.cosine_alone(modality, targets)) and not rerank:
+        progress.note(f"{reason}: the cosine alone ranks, without a match score")
+    known = {name: None for side in targets for name in search_index.sides[side].items.schema.names} if columns else {}
+    shown = answers.parse_columns(columns or (), tuple(known))
     query_hits: answers.Answers
     if file is not None:
         query_hits = [(str(file), workflow.by_file(search_index, modality, file, search_options))]
@@ -189,11 +190,11 @@ def retrieve(
 
         figures.contact_sheet(save, listed)
     if explain:
-        _explain(explain, listed, (search_index, modality, file, explain_method, target, language))
+        _explain(explain, listed, (search_index, modality, file, explain_method, language))
     if format == AnswerFormat.paths:
         answers.show_paths(query_hits, zero_byte)
     else:
-        answers.show_answers(query_hits, format, shown, duplicates=bool(dedup))
+        answers.show_answers(query_hits, format, shown, duplicates=bool(dedup), modalities=len(targets) > 1)
     if open_hits:
         from ccaco_cli.view import viewer
 
@@ -201,24 +202,29 @@ def retrieve(
 
 
 def _explain(folder: Path, answers: Sequence[tuple[str, Sequence[Any]]], how: tuple[Any, ...]) -> None:
-    """Draws the heat maps of hits.
+    """Draws the heat maps of hits; of hits of several modalities, of those that have a match score with the query.
 
     Args:
         answers: (query, its hits).
-        how: index, modality of the query, its file or None, method, target, and language of the texts.
+        how: index, modality of the query, its file or None, method, and language of the texts.
     """
     from ccaco_cli.core.reporting.hit_explanation import explain_hits
     from ccaco_cli.core.words import missing_dictionary
     from ccaco_cli.view import heat, progress
 
-    index, modality, file, method, target, language = how
+    index, modality, file, method, language = how
+    modalities = {hit.modality for _, hits in answers for hit in hits}
+    other = sorted(m for m in modalities if {modality, m} != {*index.modalities})
+    if 0 < len(other) < len(modalities):
+        progress.note(f"{modality} and {' or '.join(other)} have no match score: these hits are not explained")
+        answers = [(query, [hit for hit in hits if hit.modality not in other]) for query, hits in answers]
     texts = (str(hit.item.get("text") or "") if file else query for query, hits in answers for hit in hits)
     if package := next(filter(None, (missing_dictionary(text, language) for text in texts)), ""):
         progress.note(f"words are cut without a dictionary: {package} is not installed; pip install 'ccaco[languages]'")
     explanations = (
         explanation
         for text, hits in answers
-        for explanation in explain_hits(index, modality, file or text, hits, method, target, language)
+        for explanation in explain_hits(index, modality, file or text, hits, method, language)
     )
     with progress.bar("explain") as report_progress:
         heat.write(folder, explanations, sum(len(hits) for _, hits in answers), report_progress)

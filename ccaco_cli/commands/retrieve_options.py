@@ -74,8 +74,8 @@ Target = Annotated[
     typer.Option(
         "--target",
         metavar="MODALITY",
-        help="Modality of the answers: image, text, ...",
-        show_default="the other one",
+        help="Modality of the answers: image, text, ..., or several (image,audio), in one list.",
+        show_default="the other one; all in an index of media files",
         autocompletion=complete_modalities,
     ),
 ]

@@ -44,7 +44,12 @@ def parse_columns(texts: Iterable[str], known: Sequence[str]) -> list[str]:
 
 
 def show_answers(
-    answers: Answers, format: str | None, columns: Sequence[str] = (), *, duplicates: bool = False
+    answers: Answers,
+    format: str | None,
+    columns: Sequence[str] = (),
+    *,
+    duplicates: bool = False,
+    modalities: bool = False,
 ) -> None:
     """Prints ranked hits while they come: one table for each query, or the rows of one CSV.
 
@@ -54,9 +59,11 @@ def show_answers(
         answers: (query, its hits) in order.
         columns: further columns of the items.
         duplicates: also print how many near-duplicates a hit stands for.
+        modalities: also print the modality of each hit.
     """
     format = format or tables.default_format()
     numbers = ("rank", "score", "cosine", "match", *(("duplicates",) if duplicates else ()))
+    numbers += ("modality",) if modalities else ()
     names = ("query", *numbers, *SHOWN, *columns)
     if format == "table":
         for query, hits in answers:
@@ -127,7 +134,8 @@ def note_empty_selection(answers: Answers, where: str) -> Iterator[tuple[str, Se
 def _hit_cells(query: str, hit: Any, columns: Sequence[str]) -> dict[str, Any]:
     cells = {"query": query, "rank": hit.rank, "score": round(hit.score, 4), "cosine": round(hit.cosine, 4)}
     match = None if hit.match is None else round(hit.match, 4)
-    cells |= {"match": match, "duplicates": hit.duplicates, "id": hit.item["id"], "text": hit.item.get("text")}
+    cells |= {"match": match, "duplicates": hit.duplicates, "modality": hit.modality}
+    cells |= {"id": hit.item["id"], "text": hit.item.get("text")}
     return cells | {name: _plain(hit.item.get(name)) for name in columns}
 
 

@@ -136,7 +136,7 @@ with tempfile.TemporaryDirectory() as place:
     sizes = {
         "vectors": folder / "image/vectors.npy",
         "items with thumbnails": folder / "image/items.arrow",
-        "states of the files": folder / "files.arrow",
+        "states of the files": folder / "image/files.arrow",
     }
     answers, ours = printed[code[1]].split(), printed[query[1]].splitlines()[1:]
     same = [line.split(",")[5] for line in ours] == [str(Path(answer).relative_to(photos)) for answer in answers]

@@ -33,7 +33,7 @@ def test_embed_search_update_and_remove(
     assert (done.code, done.out) == (0, ""), done.err
     lines = done.err.splitlines()
     assert lines[0] == "me.idx: 6 image: 6 new"
-    assert lines[1] == "1 file is no item (bad.jpg: not a picture): see me.idx/generation-1/rejects.csv"
+    assert lines[1] == "1 file is no item (bad.jpg: not a picture): see me.idx/generation-1/image/rejects.csv"
     assert lines[2].startswith("1 group of near-duplicates: see ") or "near-duplicates are not listed" in lines[2]
     assert lines[3].startswith("image: flat, recall@10 1.000 of exact search, ")
     assert lines[-1] == 'next: ccaco retrieve "a few words" --index me.idx'
@@ -56,7 +56,7 @@ def test_embed_search_update_and_remove(
     ("arguments", "words"),
     [
         (["--images", "photos"], "no index is named"),
-        (["--images", "photos", "--sounds", "photos", "--index", "a.idx"], "has one modality"),
+        (["--images", "photos", "--sounds", "photos", "--index", "a.idx"], "no audio files in this folder: --sounds"),
         (["--images", "photos", "--index", "a.idx"], "a new index needs a model"),
         (["--remove", "x.jpg", "--index", "a.idx"], "no index here: a.idx"),
         (["--images", "photos", "--index", "a.idx", "--model", "gone"], "no run here: gone"),

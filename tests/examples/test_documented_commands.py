@@ -32,6 +32,7 @@ NOT_RUN = {
     r"@(openai|laion2b)|hf:(openai/|OFA-Sys/|FOLDER)|push-to-hub": "needs published weights, or a network",
     r"SOURCE|flickr|coco|MUGE|sugarcrepe|winoground|choices|esc10|hub:|CCACO_REAL_DATA": "needs files to download",
     r"runs/(photos|sounds|pair)|album2?\.idx|photos\.idx|sounds\.idx": "needs a run on downloaded files or towers",
+    r"(all|scans)\.idx": "tests/core/workflows/test_further_sides.py and tests/view/test_serve_arrays.py do the same",
     r"^ccaco prepare scenes$": "draws the complete data set for half a minute; examples/quickstart.sh runs it",
     r"bounces|clips\.idx": "draws and trains on clips for minutes; tests/core/workflows/test_clips.py does the same",
     r"scenes-styles|sketch|emoji": "prepares domains; tests/core/experiments/test_domain_adaptation.py does the same",

@@ -88,7 +88,7 @@ def random_model(modality: str) -> Any:
 
     torch.manual_seed(0)
     modalities = (modality, "text")
-    config = config_io.override(RunConfig(), {"model.width": 16})
+    config = config_io.override(RunConfig(), {"model.width": 16, "model.array.columns": 3})
     aligner, towers = aligners.build(config.model, config.loss, modalities)
     facts = {"name": "random", "modalities": list(modalities), "towers": {}, "headline": "two-stage", "weight": 1.0}
     return LoadedModel(aligner.eval(), towers, config, Manifest(Path("random"), "model", facts))

@@ -138,7 +138,7 @@ def test_columns_of_all_types() -> None:
             "nothing": pa.array([nan, nan, nan]),
         }
     )
-    assert columns.describe(table) == [
+    assert columns.describe([table]) == [
         {"name": "whole", "type": "integer", "missing": 1, "minimum": 1, "maximum": 3},
         {"name": "real", "type": "number", "missing": 0, "minimum": -1.5, "maximum": 0.5},
         {"name": "flag", "type": "boolean", "missing": 1, "values": [{"value": True, "count": 2}]},
@@ -157,7 +157,7 @@ def test_columns_of_all_types() -> None:
 @pytest.mark.parametrize("words", [columns.CHOICES, columns.CHOICES + 1, 5000])
 def test_many_texts_are_no_choices(words: int) -> None:
     table = pa.table({"name": [f"w{i % words}" for i in range(6000)]})
-    (described,) = columns.describe(table)
+    (described,) = columns.describe([table])
     assert ("values" in described) == (words <= columns.CHOICES)
 
 

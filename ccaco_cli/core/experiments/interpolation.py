@@ -240,6 +240,12 @@ class _Mixer:
         runtime.seed(self.config.seed)  # what the run drew: an adapter, or weights that were never published
         start = build_start(self.config, self.data.modalities)
         fingerprints = {modality: tower.fingerprint for modality, tower in start.towers.items()}
+        if start.new_sides:
+            raise ConfigError(
+                f"the start of this run has no {start.new_sides[0]} side, so there is nothing to mix it with",
+                where=self.path,
+                expected=f"a run that continued a model of {' and '.join(self.data.modalities)}",
+            )
         same_run = start.run is None or start.run.sha256 == self.run.inputs[START_RUN]["sha256"]
         if fingerprints != self.run.facts["towers"] or not same_run:
             raise ManifestError(

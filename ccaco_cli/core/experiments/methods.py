@@ -23,7 +23,7 @@ from ccaco_cli.core.data.gpu_decoding import jpeg_columns
 from ccaco_cli.core.data.loader import Column, PairDataset, PairPlan
 from ccaco_cli.core.data.shards import PairData
 from ccaco_cli.core.encoding.columns import columns, decoder_words
-from ccaco_cli.core.errors import DataError
+from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation.protocols import by_similarity, evaluate
 from ccaco_cli.core.experiments import domain_adaptation
 from ccaco_cli.core.experiments.pretrained import ZERO_SHOT
@@ -247,6 +247,13 @@ def _cut_captions(
 def zero_shot(data: PairData, config: RunConfig, run_folder: RunFolder, on_progress: OnProgress) -> FittedModel:
     """A pretrained model without training: it is scored, and not stored, because its SPEC rebuilds it."""
     start = build_start(config, data.modalities)
+    if start.new_sides:
+        raise ConfigError(
+            f"the model has no {start.new_sides[0]} side, so without training it aligns nothing with it",
+            where=f"{ZERO_SHOT}, --model {config.model.spec}",
+            expected=f"a run of {' and '.join(data.modalities)}",
+            next="an arm that trains, such as clip",
+        )
     aligner, towers = start.aligner.to(runtime.device(config.device)).eval(), start.towers
     run_folder.create_or_resume()
     encoder = SplitEncoder(data, config, aligner, towers)

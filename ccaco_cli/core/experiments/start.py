@@ -49,6 +49,12 @@ class StartModel:
     cross_trained: bool = False
     moving: tuple[str, ...] = ()
 
+    @property
+    def new_sides(self) -> tuple[str, ...]:
+        """Sides of the pair that the run lacks: they start with weights that have learned nothing of it."""
+        sides = self.aligner.modalities if self.run is None else sides_of(self.run)
+        return tuple(modality for modality in self.aligner.modalities if modality not in sides)
+
 
 def build_start(config: RunConfig, modalities: tuple[str, str]) -> StartModel:
     """Builds the model of a config, with the weights of the run that ``model.spec`` names, if it names one.

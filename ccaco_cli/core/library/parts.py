@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,14 +38,21 @@ PART_FILES, PART_BYTES, PART_SECONDS = 1024, 1 << 28, 60.0
 
 
 def parts_folder(index: Path, key: Mapping[str, Any]) -> Path:
-    """The folder for the parts of an index, for one model and its settings (``key``, JSON types)."""
+    """The folder for the parts of an index, for one model and its settings (``key``, JSON types, with ``modality``)."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return root_folder(index) / digest
+    return root_folder(index) / str(key["modality"]) / digest
 
 
 def root_folder(index: Path) -> Path:
     """The hidden folder beside an index that holds the parts for all models."""
     return index.with_name(f".{index.name}.parts")
+
+
+def remove_parts(index: Path, modality: str) -> None:
+    """Removes the parts of one modality, whose items are in the index now. Those of other modalities stay."""
+    shutil.rmtree(root_folder(index) / modality, ignore_errors=True)
+    with suppress(OSError):  # parts of another modality are there, or there is no such folder
+        root_folder(index).rmdir()
 
 
 class ReadFiles(Protocol):

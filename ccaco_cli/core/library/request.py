@@ -18,7 +18,7 @@ class MediaRequest(StorageSettings):
     Attributes:
         index: folder of the index; made or updated.
         source: folder of the files; None = only ``remove``.
-        modality: of the files.
+        modality: of the files; an index may hold several, each with its folder.
         model: folder of a finished run, or SPEC of a pretrained dual encoder; None = the model in the index.
         remove: paths or ids of items that are taken out, and stay out while their content is unchanged.
     """
@@ -36,6 +36,7 @@ class MediaResult:
 
     Attributes:
         index: manifest of the index.
+        modality: of the files; the counts and rejects are theirs.
         counts: number of items that are new, changed, moved, unchanged, removed.
         rejects: files that are no items.
         written: False = nothing had to be done.
@@ -43,6 +44,7 @@ class MediaResult:
     """
 
     index: Manifest
+    modality: str
     counts: Mapping[str, int]
     rejects: Sequence[Reject]
     written: bool = True

@@ -42,29 +42,29 @@ class State(NamedTuple):
     where: str = ""
 
 
-def read_states(generation: Path) -> list[State]:
-    """The states that a generation stores. Raises ManifestError: they cannot be read."""
+def read_states(side: Path) -> list[State]:
+    """The states that a side of an index stores. Raises ManifestError: they cannot be read."""
     try:
-        columns = pa.ipc.open_file(pa.memory_map(str(generation / FILES))).read_all().to_pydict()
+        columns = pa.ipc.open_file(pa.memory_map(str(side / FILES))).read_all().to_pydict()
         return [State(*values) for values in zip(*(columns[name] for name in State._fields), strict=True)]
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ManifestError(
             f"unreadable states of the files ({str(error)[:80]})",
-            where=generation / FILES,
+            where=side / FILES,
             next="the command that made the index, with --rebuild",
         ) from None
 
 
-def write_states(generation: Path, update: Update) -> None:
+def write_states(side: Path, update: Update) -> None:
     """Writes the states of all files, and ``rejects.csv`` for people."""
     columns = list(zip(*update.states, strict=True)) or [()] * len(State._fields)
     types = (pa.string(), pa.int64(), pa.int64(), *[pa.string()] * 4)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
     table = pa.table(arrays, names=list(State._fields))
-    with pa.OSFile(str(generation / FILES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.OSFile(str(side / FILES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     fault.point("library.states")
-    manifest.write_bytes(generation / REJECTS, rejects_csv(update.rejects).encode())
+    manifest.write_bytes(side / REJECTS, rejects_csv(update.rejects).encode())
 
 
 def rejects_csv(rejects: Iterable[Reject]) -> str:
@@ -115,10 +115,10 @@ class MediaLibrary:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_path", {state.path: number for number, state in enumerate(self.states)})
 
-    def stored_scan(self, generation: Path) -> Scan:
-        """A scan that gives every file as the generation stores it, for a change that does not read the folder."""
+    def stored_scan(self, side: Path) -> Scan:
+        """A scan that gives every file as the side stores it, for a change that does not read the folder."""
         size, mtime_ns = (np.array([state[column] for state in self.states], np.int64) for column in (1, 2))
-        with (generation / REJECTS).open(encoding="utf-8", newline="") as file:
+        with (side / REJECTS).open(encoding="utf-8", newline="") as file:
             rejects = [Reject(*line) for line in csv.reader(file)][1:]
         rejects = [reject for reject in rejects if reject.path not in self.by_path]
         return Scan([state.path for state in self.states], size, mtime_ns, rejects)

@@ -5,7 +5,6 @@ Nothing heavy is imported before there is something to encode: an update that ha
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,10 @@ from ccaco_cli.core.library.parts import KnownFiles, Part, PartWriter, ReadFiles
 from ccaco_cli.core.library.request import MediaRequest, MediaResult
 from ccaco_cli.core.library.scan import Scan, scan
 from ccaco_cli.core.library.settings import (
-    LIBRARY,
     refuse_other_files,
     refuse_other_model,
     refuse_other_settings,
+    settings_in,
     settings_of,
 )
 from ccaco_cli.core.library.side_rows import SideRows
@@ -49,7 +48,7 @@ class _FolderJob:
     """A request with the state of its index.
 
     Attributes:
-        settings: what is stored under ``LIBRARY``.
+        settings: what is stored under ``FOLDERS`` for the modality of the request.
         old: manifest of the index; None = there is none yet, or it is built anew.
         library: what the index holds.
         scan: of the folder.
@@ -76,7 +75,7 @@ class _FolderJob:
 
     @property
     def modality(self) -> str:
-        return str(self.settings["modality"])
+        return self.request.modality
 
     @property
     def source(self) -> Path:
@@ -93,6 +92,8 @@ class _FolderJob:
 
 def embed_folder(request: MediaRequest, *, on_progress: OnProgress = no_progress) -> MediaResult:
     """Builds an index from the media files of a folder, or updates it: only new and changed contents are encoded.
+
+    An index of the same model keeps its items of other modalities.
 
     Under a launcher the processes divide the files; the main process writes the index.
 
@@ -153,25 +154,29 @@ def _start(request: MediaRequest) -> _FolderJob:
     old = _open_index(index, request)
     if old is not None:
         refuse_other_settings(request, old)
+    stored = None if old is None else settings_in(old, request.modality)
     if request.source is None:
-        assert old is not None
-        settings = old.facts[LIBRARY]
+        assert stored is not None
+        settings = stored
     else:
-        settings = settings_of(request) | {"model": old.facts[LIBRARY]["model"] if old else str(request.model)}
-    library = MediaLibrary()
-    if old is not None:
-        generation = index / old.facts["generation"]
-        library = MediaLibrary(states.read_states(generation), SideRows.open(generation / settings["modality"]))
-    source = Path(settings["source"])
-    option = MODALITIES[settings["modality"]].folder_option
+        settings = settings_of(request) | {"model": stored["model"] if stored else str(request.model)}
+    source, side = Path(settings["source"]), _stored_side(request, old)
+    library = MediaLibrary() if side is None else MediaLibrary(states.read_states(side), SideRows.open(side))
     remove = library.resolve_names(request.remove, source)
     if request.source is None:
-        assert old is not None
-        return _FolderJob(request, settings, old, library, library.stored_scan(index / old.facts["generation"]), remove)
-    scanned = scan(source, settings["modality"], option)
-    if old is not None and settings["source"] != old.facts[LIBRARY]["source"]:
+        assert side is not None
+        return _FolderJob(request, settings, old, library, library.stored_scan(side), remove)
+    scanned = scan(source, request.modality, MODALITIES[request.modality].folder_option)
+    if old is not None and side is not None and settings["source"] != settings_in(old, request.modality)["source"]:
         refuse_other_files(request, old, library, scanned)
     return _FolderJob(request, settings, old, library, scanned, remove)
+
+
+def _stored_side(request: MediaRequest, old: Manifest | None) -> Path | None:
+    """The folder of the items that an index holds of the modality of a request; None = it holds none."""
+    if old is None or request.modality not in old.facts["rows"]:
+        return None
+    return request.index / str(old.facts["generation"]) / request.modality
 
 
 def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
@@ -187,11 +192,12 @@ def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
         if request.model is None:
             raise ConfigError("an index that is built anew needs a model", expected="--model RUN or SPEC")
         return None
-    if LIBRARY not in old.facts:
+    if indexes.FOLDERS not in old.facts:
+        flags = ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)
         raise DataError(
-            "this index was made from a data set, so files of a folder cannot be added or removed",
+            "this index was made from a data set, or by an older version: files of a folder cannot be added or removed",
             where=index,
-            expected="an index made by --images, --sounds or --videos",
+            expected=f"an index made by one of {flags}",
             next="another --index, or add --rebuild to replace it",
         )
     return old
@@ -276,27 +282,27 @@ def _finish(job: _FolderJob) -> MediaResult:
     update = library.update(job.scan, job.read, job.remove)
     if not len(update.picks):
         raise _nothing_left(job, update)
-    parts_root = parts.root_folder(request.index)
     if job.old is not None and _is_same(job, update):
         generations.sweep(request.index, job.old.facts["generation"])  # of a process that was killed at its end
         if store := _vector_store(job):  # the rows of a process that was killed at its end
-            store.finish(request.index / job.old.facts["generation"], [job.modality])
-        shutil.rmtree(parts_root, ignore_errors=True)
-        return MediaResult(job.old, update.counts, update.rejects, written=False)
+            store.finish(request.index / job.old.facts["generation"], job.old.facts["rows"])
+        parts.remove_parts(request.index, job.modality)
+        return MediaResult(job.old, job.modality, update.counts, update.rejects, written=False)
     written = writer.write(
         request.index,
         update,
         _model_source(job),
         job.settings,
         job.token_store,
-        request.index / job.old.facts["generation"] if job.old else None,
+        job.old,
         _vector_store(job),
     )
-    shutil.rmtree(parts_root, ignore_errors=True)
+    parts.remove_parts(request.index, job.modality)
     fault.point("media.parts")
-    before = job.old.facts[LIBRARY]["source"] if job.old else job.settings["source"]
+    stored = job.old.facts[indexes.FOLDERS].get(job.modality, {}) if job.old else {}
+    before = stored.get("source", job.settings["source"])
     moved_from = "" if before == job.settings["source"] else before
-    return MediaResult(written, update.counts, update.rejects, moved_from=moved_from)
+    return MediaResult(written, job.modality, update.counts, update.rejects, moved_from=moved_from)
 
 
 def _vector_store(job: _FolderJob) -> MilvusStore | None:
@@ -315,10 +321,12 @@ def _vector_store(job: _FolderJob) -> MilvusStore | None:
 
 def _is_same(job: _FolderJob, update: Update) -> bool:
     assert job.old is not None
-    same_settings = dict(job.settings) == job.old.facts[LIBRARY]
-    stored = job.request.index / job.old.facts["generation"] / states.REJECTS
+    side = _stored_side(job.request, job.old)
+    if side is None or dict(job.settings) != job.old.facts[indexes.FOLDERS][job.modality]:
+        return False
     text = states.rejects_csv(update.rejects)
-    return same_settings and list(update.states) == list(job.library.states) and stored.read_text("utf-8") == text
+    same_rejects = (side / states.REJECTS).read_text("utf-8") == text
+    return same_rejects and list(update.states) == list(job.library.states)
 
 
 def _model_source(job: _FolderJob) -> ModelSource:
@@ -333,10 +341,10 @@ def _model_source(job: _FolderJob) -> ModelSource:
 def _nothing_left(job: _FolderJob, update: Update) -> DataError:
     if job.remove:
         return DataError(
-            "no item would be left in the index; nothing was removed",
+            f"no item would be left of the modality {job.modality}; nothing was removed",
             where=job.request.index,
             expected="an index with at least one item",
-            next=f"rm -r {quoted_path(job.request.index)}",
+            next=f"rm -r {quoted_path(job.request.index)}" if job.old and len(job.old.facts["rows"]) == 1 else None,
         )
     first = next(iter(update.rejects), None)
     reason = f"; the first: {first.path}: {first.reason}" if first else ""

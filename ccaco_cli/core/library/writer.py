@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from ccaco_cli.core import fault, manifest
 from ccaco_cli.core.library import items, side_rows, states
-from ccaco_cli.core.library.settings import LIBRARY
 from ccaco_cli.core.library.states import Update
 from ccaco_cli.core.manifest import Manifest
 from ccaco_cli.core.retrieval import index as indexes
@@ -40,15 +39,20 @@ class StoredModel:
     old: Manifest
 
     def put(self, folder: IndexFolder) -> IndexModel:
-        generation = self.old.facts["generation"]
-        entries = {}
-        for entry in self.old.files:
-            below = entry["name"].removeprefix(f"{generation}/")
-            if below.startswith((f"{MODEL}/", f"{indexes.QUERY}/")):
-                _link(folder.root / entry["name"], folder.temp / below)
-                name = f"{folder.name}/{below}"
-                entries[name] = {**entry, "name": name}
+        entries = _link_folders(self.old, (MODEL, indexes.QUERY), folder)
         return IndexModel(self.old.facts, self.old.config, self.old.inputs, entries)
+
+
+def _link_folders(old: Manifest, names: Sequence[str], folder: IndexFolder) -> dict[str, Mapping[str, Any]]:
+    """Links folders of the last generation into a new one; returns the entries of their files, by name."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    for entry in old.files:
+        below = entry["name"].removeprefix(f"{old.facts['generation']}/")
+        if below.partition("/")[0] in names:
+            _link(folder.root / entry["name"], folder.temp / below)
+            name = f"{folder.name}/{below}"
+            entries[name] = {**entry, "name": name}
+    return entries
 
 
 def _link(source: Path, target: Path) -> None:
@@ -60,7 +64,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_duplicates(temp: Path, side: Path, update: Update, last: Path | None) -> dict[str, Any]:
+def _write_duplicates(side: Path, update: Update, last: Path | None) -> dict[str, Any]:
     """Writes ``duplicates.csv``: only rows that are new, or were in a group before, are compared with all.
 
     Returns:
@@ -78,7 +82,7 @@ def _write_duplicates(temp: Path, side: Path, update: Update, last: Path | None)
     if isinstance(groups, str):
         return {"skipped": groups}
     text = vector_duplicates.csv_text(groups, update.files.paths)
-    manifest.write_bytes(temp / vector_duplicates.FILE, text.encode())
+    manifest.write_bytes(side / vector_duplicates.FILE, text.encode())
     fault.point("media.duplicates")
     return {"groups": len(groups), "threshold": vector_duplicates.THRESHOLD}
 
@@ -89,40 +93,49 @@ def write(
     model: ModelSource,
     settings: Mapping[str, Any],
     store: str,
-    last: Path | None = None,
+    old: Manifest | None = None,
     database: MilvusStore | None = None,
 ) -> Manifest:
     """Writes the next generation of an index whose lock is held; readers keep the one that they have opened.
 
+    Items of other modalities stay as they are.
+
     Args:
         update: items, and where their rows come from.
         model: a new model, or the one of the last generation.
-        settings: what is stored under ``LIBRARY``.
+        settings: what is stored under ``FOLDERS`` for their modality.
         store: how tokens are stored.
-        last: the generation whose rows are the first source of ``update``; None = there is none.
+        old: manifest of the last generation, whose rows of this modality, if any, are the first source of ``update``;
+            None = there is none.
         database: receives the vectors; None = they stay in the index.
     Returns:
         The manifest of the index.
     """
     modality, source = settings["modality"], Path(settings["source"])
+    before: Mapping[str, Any] = {} if old is None else old.facts
+    others = [name for name in before.get(indexes.FOLDERS, ()) if name != modality]
+    last = index / before["generation"] / modality if modality in before.get("rows", ()) else None
     with next_generation(index) as folder:
         side = folder.temp / modality
         side.mkdir()
         side_rows.write_vectors(side, update.picks)
         side_rows.write_tokens(side, update.picks, store)
         items.write_items(side, source, update.files, update.picks)
-        duplicates = _write_duplicates(folder.temp, side, update, last)
+        duplicates = _write_duplicates(side, update, last)
         build = vectors.build if database is None else database.upload
         built = build(side, settings["index_type"])
-        states.write_states(folder.temp, update)
+        states.write_states(side, update)
         fault.point("media.side")
         described = model.put(folder)
         fault.point("media.model")
+        if old is not None:
+            described = replace(described, files={**described.files, **_link_folders(old, others, folder)})
         count = len(update.picks)
-        facts = {
-            "rows": {modality: count},
-            "storage": {modality: indexes.storage_facts(side, built, store, count)},
+        new = {
+            "rows": count,
+            "storage": indexes.storage_facts(side, built, store, count),
             "duplicates": duplicates,
-            LIBRARY: dict(settings),
+            indexes.FOLDERS: dict(settings),
         }
+        facts = {name: {other: before[name][other] for other in others} | {modality: new[name]} for name in new}
         return complete(index, folder, described, facts, database=database)

@@ -54,22 +54,21 @@ def explain_hits(
     query: str | Path | bytes,
     hits: Sequence[Hit],
     method: str,
-    target: str = "",
     language: str = "",
 ) -> Iterator[ExplainedHit]:
     """Explains hits: the relevance of each image cell for each word, and whether the match score depends on it.
 
     Args:
         query: a text; or a file of the ``modality``, or its bytes.
-        target: modality of the hits, as it was searched; "" = as ``Index.target`` chooses.
         language: of the texts, a code of BCP 47; "" = it is detected.
     Raises:
-        DataError: an index without a cross branch, or of a tower without a grid.
+        DataError: an index without a cross branch, or of a tower without a grid; a hit of a modality that has no match
+            score with the query.
         ConfigError: as ``explain.relevance``.
     """
     first, second = index.modalities
-    target = index.target(modality, target)
-    if {modality, target} != {first, second}:
+    target = next((hit.modality for hit in hits if {modality, hit.modality} != {first, second}), None)
+    if target is not None:
         pair = f"one modality ({modality})" if target == modality else f"{modality} and {target}"
         raise DataError(
             f"a query and items of {pair} have no match score to explain",
@@ -77,7 +76,7 @@ def explain_hits(
             expected=f"a query by {second if target == first else first}",
         )
     aligner, towers, _ = index.model
-    if not all(side.has_tokens for side in index.sides.values()):
+    if not all(index.sides[hit.modality].has_tokens for hit in hits):
         raise DataError(
             "this index holds vectors only, no tokens to explain",
             where=index.manifest.path,
@@ -89,7 +88,7 @@ def explain_hits(
     weight = index.scorer.weight
     name = "" if isinstance(query, bytes) else str(query)
     for hit in hits:
-        item_tokens = index.sides[target].local_tokens([hit.row])
+        item_tokens = index.sides[hit.modality].local_tokens([hit.row])
         a, b = (query_tokens, item_tokens) if from_first else (item_tokens, query_tokens)
         # an index stores one frame of a video, which the video tower does not take
         stored = hit.item.get("thumbnail") if MODALITIES[first].picture_is_sample else None

@@ -37,6 +37,8 @@ SELECTIONS = 8
 REBUILD = "ccaco embed --run RUN --dataset NAME --index NAME.idx --rebuild"
 QUERY = "query"
 """Folder of the exported query side."""
+FOLDERS = "folders"
+"""Key in the manifest of an index of media files: modality -> folder of its files, and the settings of the command."""
 _COLUMNS = {("group", False): pa.int64(), ("thumbnail", False): pa.binary(), ("text", True): pa.list_(pa.string())}
 """(name, holds lists) -> type of a column of the items that is no Arrow array; all others are texts. The first part
 alone does not always tell."""
@@ -132,7 +134,7 @@ class IndexSide:
 
     def __init__(self, folder: Path, rows: int | None = None):
         self.folder, self.rows = folder, rows
-        self._selections: dict[str, Selection] = {}
+        self._selections: dict[tuple[str, ...], Selection] = {}
 
     @cached_property
     def vectors(self) -> Vectors:
@@ -183,17 +185,29 @@ class IndexSide:
         tokens, mask = map(torch.from_numpy, self.tokens.read(rows))
         return LocalTokens(tokens, mask)
 
-    def select(self, expression: str) -> Selection:
-        """The items that satisfy a condition on their columns; the rows of the last few conditions are remembered."""
+    def select(self, expression: str, columns: Mapping[str, pa.DataType] = {}) -> Selection:
+        """The items that satisfy a condition on their columns; the rows of the last few conditions are remembered.
+
+        Args:
+            columns: of other sides, which are null here unless this side has them.
+        """
         from ccaco_cli.core.retrieval import filters
 
-        selection = self._selections.get(expression)
+        key = (expression, *columns)
+        selection = self._selections.get(key)
         if selection is None:
-            selection = filters.Selection(expression, lambda: filters.rows_where(self.items, expression))
+            selection = filters.Selection(expression, lambda: filters.rows_where(self._with(columns), expression))
             if len(self._selections) >= SELECTIONS:
                 self._selections.clear()
-            self._selections[expression] = selection
+            self._selections[key] = selection
         return selection
+
+    def _with(self, columns: Mapping[str, pa.DataType]) -> pa.Table:
+        """The items, with null columns for those that they lack."""
+        table = self.items
+        for name in (name for name in columns if name not in table.column_names):
+            table = table.append_column(name, pa.nulls(len(table), columns[name]))
+        return table
 
     def item(self, row: int) -> dict[str, Any]:
         """All columns of one row."""
@@ -274,14 +288,15 @@ class Index:
         stored = dtypes.get(str(self.manifest.facts.get("precision")), torch.float32)
         return stored if stored == runtime.encoding_dtype("auto", torch.device("cpu")) else torch.float32
 
-    def target(self, query_modality: str, target: str = "") -> str:
-        """The modality of the items that a query searches.
+    def targets(self, query_modality: str, target: str = "") -> tuple[str, ...]:
+        """The modalities of the items that a query searches.
 
         Args:
             query_modality: one of the modalities that the model encodes.
-            target: the modality to search; "" = the first that the query is not of, or the only one that is stored.
+            target: modalities to search, separated by commas; "" = all in an index of media files, whose items do not
+                belong to each other; else the first that the query is not of, or the only one that is stored.
         Raises:
-            DataError: the model cannot encode the query, or no items of the target are stored.
+            DataError: the model cannot encode the query, or no items of a target are stored.
         """
         if query_modality not in self.queries:
             raise DataError(
@@ -289,16 +304,31 @@ class Index:
                 where=self.manifest.path,
                 expected=f"a query by {' or '.join(self.queries)}",
             )
-        if target and target not in self.sides:
-            raise DataError(
-                f"this index holds no items of the modality {target!r}",
-                where=self.manifest.path,
-                expected=f"one of {', '.join(self.sides)}",
-            )
-        if target:
-            return target
+        names = tuple(dict.fromkeys(name.strip() for name in target.split(","))) if target else ()
+        for name in names:
+            if name not in self.sides:
+                raise DataError(
+                    f"this index holds no items of the modality {name!r}",
+                    where=self.manifest.path,
+                    expected=f"one of {', '.join(self.sides)}",
+                )
+        if names or FOLDERS in self.manifest.facts:
+            return names or tuple(self.sides)
         others = [modality for modality in self.sides if modality != query_modality]
-        return next(iter(others or self.sides))
+        return (next(iter(others or self.sides)),)
+
+    def cosine_alone(self, modality: str, targets: Sequence[str]) -> str:
+        """Why the cosine alone ranks, in words; "" = the cross branch may score the items, or they are like the query.
+
+        Either the items are of several modalities, or query and items are of two sides that are no pair of the run:
+        they meet in the space of a third one.
+        """
+        if len(targets) > 1:
+            return f"{' and '.join(targets)} items are ranked in one list"
+        (target,) = targets
+        if modality != target and not {modality, target} <= {*self.modalities}:
+            return f"{modality} and {target} are no pair of this run"
+        return ""
 
 
 def model_identity(model: Manifest) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.retrieval.index import Index, IndexSide
 from ccaco_cli.core.retrieval.query import Query
 from ccaco_cli.core.retrieval.rerank import CROSS
+from ccaco_cli.core.retrieval.vector_duplicates import group_duplicates
 from ccaco_cli.core.types import EncodedSamples
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 CANDIDATES = 100
 """Fewest candidates among which near-duplicates are grouped."""
-_COSINE_ERROR = 1e-5  # cosine of equal vectors is 1 up to this
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Hit:
         match: match logit, or None where the cross branch did not score the item.
         item: columns of the index: id, group, text, thumbnail ...
         duplicates: further candidates that this hit stands for (``SearchOptions.dedup``).
+        modality: of the item.
     """
 
     rank: int
@@ -45,6 +46,7 @@ class Hit:
     match: float | None
     item: dict[str, Any]
     duplicates: int = 0
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class SearchOptions:
     Attributes:
         k: hits per query.
         rerank: candidates that the cross branch reorders; None = as many as in the evaluation of the run, 0 = none.
-        target: modality of the items that are searched; "" = as ``Index.target`` chooses.
+        target: modalities of the items that are searched, separated by commas; "" = as ``Index.targets`` chooses.
         where: a condition on the columns of the items (``filters``); "" = every item.
         dedup: candidates whose vectors have at least this cosine with a better hit are not hits of their own, but
             counted with it, 0..1; 0 = each item is a hit.
@@ -139,10 +141,10 @@ def similar_items(index: Index, modality: str, row: int, options: SearchOptions 
 def search(
     index: Index, modality: str, query: EncodedSamples | Query, options: SearchOptions = SearchOptions()
 ) -> list[list[Hit]]:
-    """Best k items for each query: of the other modality, or of the only one that the index stores.
+    """Best k items for each query, of the modalities that ``Index.targets`` names.
 
-    The cross branch scores pairs of its two modalities; items of the modality of the query, and all answers by or of a
-    further side, are ranked by the cosine.
+    The cross branch scores pairs of its two modalities; items of the modality of the query, all answers by or of a
+    further side, and items of several modalities in one list are ranked by the cosine.
 
     With ``options.plus`` and ``options.minus`` the query is a weighted sum of vectors, of unit norm again. Its match
     logit is the same weighted sum: that of the parts which the cross branch can score against the items.
@@ -152,33 +154,39 @@ def search(
     Returns:
         One list of hits for each query, best first. It is empty where no item satisfies ``options.where``.
     Raises:
-        ConfigError: ``options.rerank`` for a pair of sides that the cross branch does not score.
+        ConfigError: ``options.rerank`` for sides that the cross branch does not score, or for several at once.
         DataError: the index holds no items of the target, or the parts of a query cancel each other out.
         FilterError: ``options.where`` cannot be evaluated.
     """
     options.check()
-    target = index.target(modality, options.target)
-    if options.rerank and cosine_alone(index, modality, target):
+    targets = index.targets(modality, options.target)
+    if options.rerank and (reason := index.cosine_alone(modality, targets)):
+        scored = [m for m in targets if {modality, m} == {*index.modalities}]
         raise ConfigError(
-            f"{modality} and {target} are no pair of this run, so they have no match score",
+            f"{reason}, so they have no match score",
             where=f"--rerank {options.rerank}",
             expected=f"{' and '.join(index.modalities)}, or the cosine alone",
-            next="leave out --rerank",
+            next=f"--target {scored[0]}, or leave out --rerank" if scored else "leave out --rerank",
         )
     queries = query if isinstance(query, Query) else _arrays(query)
     parts = [_Part(modality, queries, 1.0)]
     texts = ((options.plus, options.mix_weight), (options.minus, -options.mix_weight))
     if options.plus or options.minus:
-        index.target("text", target)
+        index.targets("text", options.target)
         encoded = _encode(index, "text", [*options.plus, *options.minus])
         weights = [weight for names, weight in texts for _ in names]
         parts += [_Part("text", encoded[i : i + 1], weight) for i, weight in enumerate(weights)]
-    return _Search(index, target, options, parts).hits()
+    if len(targets) == 1:
+        return _Search(index, targets[0], options, parts).hits()
+    columns = {field.name: field.type for target in targets for field in index.sides[target].items.schema}
+    searches = [_Search(index, target, options, parts, columns, by_cosine=True) for target in targets]
+    return [_merged(answers, options.k) for answers in zip(*(search.hits() for search in searches), strict=True)]
 
 
-def cosine_alone(index: Index, modality: str, target: str) -> bool:
-    """Whether query and items are of two sides that are no pair of the run: they meet in the space of a third one."""
-    return modality != target and not {modality, target} <= {*index.modalities}
+def _merged(answers: Sequence[Sequence[Hit]], k: int) -> list[Hit]:
+    """The best k hits of several modalities by their cosines."""
+    hits = sorted((hit for hits in answers for hit in hits), key=lambda hit: -hit.cosine)
+    return [replace(hit, rank=rank) for rank, hit in enumerate(hits[:k], 1)]
 
 
 def _arrays(query: EncodedSamples) -> Query:
@@ -220,12 +228,19 @@ class _Candidates:
 
 @dataclass(frozen=True)
 class _Search:
-    """A search whose queries are encoded."""
+    """A search of one side, whose queries are encoded.
+
+    Attributes:
+        columns: that ``options.where`` may name although this side lacks them: they are null.
+        by_cosine: the cross branch scores nothing.
+    """
 
     index: Index
     target: str
     options: SearchOptions
     parts: Sequence[_Part]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    by_cosine: bool = False
 
     @cached_property
     def side(self) -> IndexSide:
@@ -234,7 +249,7 @@ class _Search:
     @cached_property
     def scored_parts(self) -> list[_Part]:
         """The parts that the cross branch can score against the items."""
-        weighted = self.side.has_tokens and self.index.scorer.weight
+        weighted = not self.by_cosine and self.side.has_tokens and self.index.scorer.weight
         scored = [p for p in self.parts if weighted and {p.modality, self.target} == {*self.index.modalities}]
         return [p for p in scored if p.query.tokens.shape[1]]
 
@@ -257,7 +272,7 @@ class _Search:
 
     @cached_property
     def selection(self) -> Selection | None:
-        return self.side.select(self.options.where) if self.options.where else None
+        return self.side.select(self.options.where, self.columns) if self.options.where else None
 
     @cached_property
     def norms(self) -> Array:
@@ -354,30 +369,10 @@ class _Search:
                 float(candidates.cosines[i]),
                 None if np.isnan(candidates.matches[i]) else float(candidates.matches[i]),
                 self.side.item(int(candidates.rows[i])),
+                modality=self.target,
             )
             for rank, i in enumerate(places, 1)
         ]
-
-
-def group_duplicates(z: Array, threshold: float, groups: int) -> Array:
-    """Groups vectors around the first ones: one joins the first group whose first vector is close enough.
-
-    Args:
-        z: [n, E] unit norm, best first.
-        threshold: cosine from which two are near-duplicates.
-        groups: how many groups are formed.
-    Returns:
-        [n] int64: group of each vector, numbered in the order of their first vectors; -1 for those of further groups.
-    """
-    group = np.full(len(z), -1, np.int64)
-    for number in range(groups):
-        waiting = np.flatnonzero(group < 0)
-        if not len(waiting):
-            break
-        near = z[waiting] @ z[waiting[0]] >= threshold - _COSINE_ERROR
-        near[0] = True
-        group[waiting[near]] = number
-    return group
 
 
 def _match(index: Index, modality: str, query: Query, side: IndexSide, rows: Array) -> Array:

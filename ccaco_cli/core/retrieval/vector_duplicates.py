@@ -23,6 +23,7 @@ MAX_PRODUCTS = 2 * 10**11
 """Multiplications of an exact comparison: about 4 s on one core."""
 MAX_PAIRS_PER_ROW = 32
 """With more pairs than this, the model sees no difference between the items, and groups would say nothing."""
+_COSINE_ERROR = 1e-5  # cosine of equal vectors is 1 up to this
 _BLOCK, _TILE = 256, 1 << 14
 _LISTS, _PROBES, _NEIGHBOURS = 256, 4, 8
 
@@ -109,6 +110,27 @@ def _groups(first: Array, second: Array, cosines: Array) -> list[list[tuple[int,
     return list(groups.values())
 
 
+def group_duplicates(z: Array, threshold: float, groups: int) -> Array:
+    """Groups vectors around the first ones: one joins the first group whose first vector is close enough.
+
+    Args:
+        z: [n, E] unit norm, best first.
+        threshold: cosine from which two are near-duplicates.
+        groups: how many groups are formed.
+    Returns:
+        [n] int64: group of each vector, numbered in the order of their first vectors; -1 for those of further groups.
+    """
+    group = np.full(len(z), -1, np.int64)
+    for number in range(groups):
+        waiting = np.flatnonzero(group < 0)
+        if not len(waiting):
+            break
+        near = z[waiting] @ z[waiting[0]] >= threshold - _COSINE_ERROR
+        near[0] = True
+        group[waiting[near]] = number
+    return group
+
+
 def csv_text(groups: Sequence[Sequence[tuple[int, float]]], ids: Sequence[str]) -> str:
     """The text of ``duplicates.csv``: one line for each item of a group."""
     out = io.StringIO()
@@ -119,10 +141,10 @@ def csv_text(groups: Sequence[Sequence[tuple[int, float]]], ids: Sequence[str]) 
     return out.getvalue()
 
 
-def listed_ids(generation: Path) -> set[str] | None:
-    """The items that ``duplicates.csv`` of a generation lists; None = there is no such file."""
+def listed_ids(side: Path) -> set[str] | None:
+    """The items that ``duplicates.csv`` of a side lists; None = there is no such file."""
     try:
-        with (generation / FILE).open(encoding="utf-8", newline="") as file:
+        with (side / FILE).open(encoding="utf-8", newline="") as file:
             return {line[1] for line in csv.reader(file)} - {HEADER[1]}
     except (OSError, IndexError, UnicodeDecodeError):
         return None

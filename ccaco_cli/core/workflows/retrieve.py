@@ -32,7 +32,7 @@ def by_text(
     Raises:
         DataError: every query is blank, or there is none.
     """
-    index.target("text", options.target)
+    index.targets("text", options.target)
     if index.exported is None:
         runtime.limit_threads()
     stripped = (query.strip() for query in queries if not is_blank(query))
@@ -51,7 +51,7 @@ def by_text(
 def by_file(index: Index, modality: str, file: Path, options: SearchOptions = SearchOptions()) -> list[Hit]:
     """The items that match a media file (image, audio or video)."""
     runtime.limit_threads()
-    index.target(modality, options.target)
+    index.targets(modality, options.target)
     return search(index, modality, encode_query(index, modality, [file]), options)[0]
 
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from ccaco_cli import __version__
 from ccaco_cli.core import runtime
 from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.retrieval.index import FOLDERS
 from ccaco_cli.core.retrieval.search import Hit, SearchOptions, ask, similar_items
 from ccaco_cli.view.serve import originals, parameters, uploads
 from ccaco_cli.view.serve.columns import FIXED, json_value
@@ -67,6 +68,7 @@ class Api:
         _values(request, ())
         opened = self.library.current()
         index = opened.index
+        files = [modality for modality in index.queries if MODALITIES[modality].query_help]
         return json_response(
             {
                 "program": f"ccaco {__version__}",
@@ -77,7 +79,9 @@ class Api:
                 "model": index.manifest.facts.get("run"),
                 "modalities": list(index.modalities),
                 "items": {modality: len(side.items) for modality, side in index.sides.items()},
-                "file_queries": [m for m in index.queries if MODALITIES[m].query_help],
+                "searches_all": FOLDERS in index.manifest.facts,
+                "file_queries": files,
+                "suffixes": {modality: list(MODALITIES[modality].suffixes) for modality in files},
                 "text_queries": "text" in index.queries,
                 "explains": opened.explains,
                 "filter_language": "milvus" if index.manifest.facts.get("database") else "sql",
@@ -96,10 +100,13 @@ class Api:
         """The columns of the items that can be filtered by."""
         values = _values(request, (parameters.TARGET,))
         opened = self.library.current()
-        target = values["target"] or next(iter(opened.index.sides))
-        opened.side(target)
-        described = await self._quick.run(lambda: opened.columns(target), self.limits.answer_seconds)
-        return json_response({"version": opened.version, "target": target, "columns": described})
+        sides = tuple(opened.index.sides)
+        default = sides if FOLDERS in opened.index.manifest.facts else sides[:1]
+        targets = tuple(values["target"].split(",")) if values["target"] else default
+        for target in targets:
+            opened.side(target)
+        described = await self._quick.run(lambda: opened.columns(targets), self.limits.answer_seconds)
+        return json_response({"version": opened.version, "target": ",".join(targets), "columns": described})
 
     async def search(self, request: Request) -> Response:
         """The best items for a text, or for an uploaded file."""
@@ -179,7 +186,8 @@ class Api:
         from ccaco_cli.view.serve import pictures  # imports torch, which a text search does without
 
         opened, modality, row = self._place(request)
-        hit = Hit(rank=1, row=row, score=0.0, cosine=0.0, match=None, item=opened.item(modality, row))
+        item = opened.item(modality, row)
+        hit = Hit(rank=1, row=row, score=0.0, cosine=0.0, match=None, item=item, modality=modality)
         call = functools.partial(pictures.explanation, opened.index, query_modality, query, hit, method)
         return json_response(_finite(await self._slow.run(_on_all_cores(call), self.limits.answer_seconds)))
 
@@ -205,14 +213,13 @@ class Api:
     def _answer(
         self, opened: OpenIndex, modality: str, options: SearchOptions, hits: Sequence[Hit], begun: float
     ) -> Response:
-        target = opened.index.target(modality, options.target)
         return json_response(
             {
                 "version": opened.version,
                 "modality": modality,
-                "target": target,
+                "target": ",".join(opened.index.targets(modality, options.target)),
                 "seconds": round(time.perf_counter() - begun, 4),
-                "hits": [_numbers(hit) | {"item": self._item(opened, target, hit.row, hit.item)} for hit in hits],
+                "hits": [_numbers(hit) | {"item": self._item(opened, hit.modality, hit.row, hit.item)} for hit in hits],
             }
         )
 
@@ -253,8 +260,10 @@ def _on_all_cores(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _numbers(hit: Hit) -> dict[str, Any]:
-    """The fields of a hit except its item."""
-    fields = {f.name: getattr(hit, f.name) for f in dataclasses.fields(hit) if f.name not in ("item", "row")}
+    """The fields of a hit except those of its item."""
+    fields = {
+        f.name: getattr(hit, f.name) for f in dataclasses.fields(hit) if f.name not in ("item", "row", "modality")
+    }
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in fields.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -35,18 +36,20 @@ def type_name(type: pa.DataType) -> str:
     return "date" if pa.types.is_temporal(type) else "text"
 
 
-def describe(items: pa.Table) -> list[dict[str, Any]]:
-    """Describes the typed columns of a side.
+def describe(sides: Sequence[pa.Table]) -> list[dict[str, Any]]:
+    """Describes the typed columns of the items of one side, or of several together.
 
     Returns:
         For each column its name, type, the number of items without a value, and a range (numbers and dates) or the
         values with their counts (booleans, and texts with few values; most frequent first).
     """
-    return [
-        _describe(field.name, items.column(field.name))
-        for field in items.schema
-        if field.name not in FIXED and not pa.types.is_nested(field.type) and not pa.types.is_binary(field.type)
-    ]
+    typed = [items.select([field.name for field in items.schema if _is_typed(field)]) for items in sides]
+    items = pa.concat_tables(typed, promote_options="permissive")
+    return [_describe(name, items.column(name)) for name in items.column_names]
+
+
+def _is_typed(field: pa.Field) -> bool:
+    return field.name not in FIXED and not pa.types.is_nested(field.type) and not pa.types.is_binary(field.type)
 
 
 def _describe(name: str, column: pa.ChunkedArray) -> dict[str, Any]:

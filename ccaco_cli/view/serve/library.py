@@ -32,12 +32,12 @@ class OpenIndex:
     def __init__(self, index: Index, stamp: tuple[int, int] | None):
         self.index, self.stamp = index, stamp
         self.version = index.manifest.sha256[:16]
-        self._columns: dict[str, list[dict[str, Any]]] = {}
+        self._columns: dict[tuple[str, ...], list[dict[str, Any]]] = {}
 
     def warm_up(self) -> None:
         """Loads what a query needs, so that a damaged index is refused now and the first query is not slow."""
         for modality, side in self.index.sides.items():
-            self.columns(modality)
+            self.columns((modality,))
             side.check(self.index.embedding_size)
         if self.index.exported is None:
             runtime.limit_threads()
@@ -64,11 +64,11 @@ class OpenIndex:
             raise HttpError(404, "no such item", where=f"{modality} {row}", expected=f"0 to {len(side.items) - 1}")
         return side.item(row)
 
-    def columns(self, modality: str) -> list[dict[str, Any]]:
-        """The typed columns of a side (``columns.describe``)."""
-        if modality not in self._columns:
-            self._columns[modality] = columns.describe(self.side(modality).items)
-        return self._columns[modality]
+    def columns(self, modalities: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The typed columns of some sides together (``columns.describe``)."""
+        if modalities not in self._columns:
+            self._columns[modalities] = columns.describe([self.side(modality).items for modality in modalities])
+        return self._columns[modalities]
 
     @cached_property
     def explains(self) -> bool:
@@ -76,7 +76,8 @@ class OpenIndex:
         index = self.index
         has_cross_branch = float(index.manifest.config["loss"]["beta"]) > 0
         has_grid = bool(index.manifest.facts.get("has_grid", True))  # an older index does not say it
-        return has_cross_branch and has_grid and all(side.has_tokens for side in index.sides.values())
+        scored = [side for modality, side in index.sides.items() if modality in index.modalities]
+        return has_cross_branch and has_grid and bool(scored) and all(side.has_tokens for side in scored)
 
 
 class ServedIndex:

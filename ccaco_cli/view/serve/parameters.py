@@ -83,7 +83,7 @@ class Parameter:
 
 TEXT = Parameter("text", str, "What to search for.", required=True, maximum=1000)
 MODALITY = Parameter("modality", str, "Modality of the uploaded file, such as image.", required=True, maximum=20)
-TARGET = Parameter("target", str, "Modality of the items that are searched.", "", maximum=20)
+TARGET = Parameter("target", str, "Modalities of the items that are searched, separated by commas.", "", maximum=80)
 WHERE = Parameter("where", str, "Filter of the items: an expression over their columns.", "", maximum=4000)
 PLUS = Parameter("plus", str, "A text that is added to the query with half its weight.", "", maximum=1000)
 MINUS = Parameter("minus", str, "A text that is taken away from the query with half its weight.", "", maximum=1000)

@@ -129,7 +129,7 @@ def test_a_folder_becomes_an_index_of_one_side(make: Any, photos: Path, tmp_path
     assert "taken" not in items and "camera" not in items, "null everywhere"
     vectors = side.vectors.rows  # type: ignore[attr-defined]
     assert vectors[3].tobytes() == vectors[6].tobytes() and (vectors[3] != vectors[4]).any()
-    rejects = (index.folder / "rejects.csv").read_text().splitlines()
+    rejects = (index.folder / "image/rejects.csv").read_text().splitlines()
     assert rejects == ["path,reason,where", "broken.jpg,not a picture,"]
     query = encode_query(index, "image", [photos / "p0.png", photos / "trip/day 1/p6.png"])
     assert np.array_equal(query.z.numpy().argmax(1), query.z.numpy().argmax(1))
@@ -270,7 +270,6 @@ def test_another_model_or_other_settings_are_refused_by_name(
         ({"store_grid": 2}, "--store-grid 0.*not --store-grid 2"),
         ({"precision": "bf16"}, "--precision fp32.*not --precision bf16"),
         ({"source": other}, f"--images {photos}.*not --images {other}"),
-        ({"modality": "audio", "source": photos}, "--images .*not --sounds "),
         ({"model": f"open_clip:{tmp_path / 'gone'}"}, "gone"),
         ({"index": index}, "made from a data set"),
         ({"index": photos}, "something else is there"),
@@ -442,7 +441,8 @@ def test_odd_files_are_rejected_with_a_reason_and_stop_nothing(
     }
     items = rows(tmp_path / "me.idx")
     assert {"inside.png", "new\nline.png"} < items.keys() and len(items) == 15
-    assert "caf\\udce9.png,name is not UTF-8," in (result.index.path / "generation-1/rejects.csv").read_text("utf-8")
+    rejects = (result.index.path / "generation-1/image/rejects.csv").read_text("utf-8")
+    assert "caf\\udce9.png,name is not UTF-8," in rejects
     assert not make(store_tokens="none").written
 
 
@@ -553,15 +553,15 @@ def test_what_was_encoded_before_an_interruption_is_not_encoded_again(
         make()
     assert not (tmp_path / "me.idx").exists()
     assert sum(encoded) == 12
-    assert len(list((tmp_path / ".me.idx.parts").glob("*/part-*"))) == 4
-    broken = next((tmp_path / ".me.idx.parts").glob("*/part-2-0/vectors.npy"))
+    assert len(list((tmp_path / ".me.idx.parts").glob("*/*/part-*"))) == 4
+    broken = next((tmp_path / ".me.idx.parts").glob("*/*/part-2-0/vectors.npy"))
     broken.write_bytes(broken.read_bytes()[:-8])  # as a power cut leaves it
     encoded.clear()
     picture(photos / "p0.png", 700)  # changed meanwhile
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr("ccaco_cli.core.retrieval.token_store.Writer.add", full)
         make()
-    assert len(list((tmp_path / ".me.idx.parts").glob("*/*"))) == 3, "nothing half-written"
+    assert len(list((tmp_path / ".me.idx.parts").glob("*/*/*"))) == 3, "nothing half-written"
     encoded.clear()
     assert make().counts["new"] == 13
     assert sum(encoded) == 3 + 1, "the broken part, and the changed file"

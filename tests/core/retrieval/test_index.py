@@ -89,13 +89,13 @@ def test_facts(index: Path) -> None:
     assert opened.manifest.facts["rows"] == {"image": 25, "text": 125}
     assert opened.manifest.facts["split"] == "test"
     assert opened.manifest.facts["protocol"].startswith("scenes: ")
-    assert opened.target("text") == "image"
-    assert opened.target("image") == "text"
-    assert opened.target("image", "image") == "image"
+    assert opened.targets("text") == ("image",)
+    assert opened.targets("image") == ("text",)
+    assert opened.targets("image", "image") == ("image",)
     with pytest.raises(DataError, match="cannot encode audio"):
-        opened.target("audio")
+        opened.targets("audio")
     with pytest.raises(DataError, match=r"no items of the modality 'audio'.*one of image, text"):
-        opened.target("image", "audio")
+        opened.targets("image", "audio")
     item = opened.sides["text"].item(7)
     picture = opened.sides["image"].item(1)
     assert item["text"] == picture["text"][2]

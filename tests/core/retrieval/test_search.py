@@ -145,7 +145,7 @@ def test_an_index_of_one_side_answers_queries_of_both_modalities(weighted: Path,
     rows = Index(weighted).manifest.facts["rows"][stored]
     opened = Index(changed(weighted, tmp_path / "x.idx", rows={stored: rows}))
     assert set(opened.sides) == {stored}
-    assert {opened.target(modality) for modality in ("image", "text")} == {stored}
+    assert {opened.targets(modality) for modality in ("image", "text")} == {(stored,)}
     picture = Image.open(io.BytesIO(Index(weighted).sides["image"].item(3)["thumbnail"]))
     samples = {"image": picture, "text": opened.sides["text"].item(3)["text"] if stored == "text" else "a red cat"}
     for modality, sample in samples.items():
@@ -157,7 +157,7 @@ def test_an_index_of_one_side_answers_queries_of_both_modalities(weighted: Path,
             assert hits[0].cosine == pytest.approx(1, abs=2e-2)
             assert [h.score for h in hits] == [h.cosine for h in hits] == sorted((h.cosine for h in hits), reverse=True)
     with pytest.raises(DataError, match="no items of the modality"):
-        opened.target(stored, "text" if stored == "image" else "image")
+        opened.targets(stored, "text" if stored == "image" else "image")
 
 
 def test_an_index_without_any_side_is_refused(index: Path, tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from ccaco_cli.core.retrieval.search import (
     SearchOptions,
     ask,
     encode_query,
-    group_duplicates,
     search,
     similar_items,
     stored_query,
 )
+from ccaco_cli.core.retrieval.vector_duplicates import group_duplicates
 from tests.manifests import edited
 
 TEXTS = ["an orange cat napping", "a dog"]
@@ -65,7 +65,7 @@ def test_a_condition_selects_before_the_ranking(
     weighted: Index, modality: str, where: str, column: str, rerank: int
 ) -> None:
     sample = TEXTS[0] if modality == "text" else picture(weighted, 3)
-    target = weighted.target(modality)
+    (target,) = weighted.targets(modality)
     items = weighted.sides[target].items.to_pylist()
     if column == "place":
         allowed = [i for i, item in enumerate(items) if item["place"] == "street" or item["things"] > 2]

@@ -130,6 +130,108 @@ def test_images_find_arrays_that_they_were_never_paired_with(
         assert done.code == 0 and len(done.out.splitlines()) == 3, done.err
 
 
+@pytest.fixture
+def media(place: Path, images: list[Path]) -> Path:
+    """A folder of three images, four arrays, and a file that is neither."""
+    folder = place / "media"
+    (folder / "deep").mkdir(parents=True)
+    for file in images:
+        (folder / file.name).write_bytes(file.read_bytes())
+    for i in range(4):
+        (folder / "deep" / f"{i}.npy").write_bytes(array_bytes(i))
+    (folder / "bad.npy").write_bytes(b"no array")
+    return folder
+
+
+def found(done: Any) -> list[dict[str, str]]:
+    assert done.code == 0, done.err
+    return list(csv.DictReader(io.StringIO(done.out)))
+
+
+def test_one_index_holds_two_modalities(joined: Path, media: Path, ccaco: Callable[..., Any], unexported: None) -> None:
+    folders = ("--images", "media", "--arrays", "media", "--index", "all.idx", "--device", "cpu")
+    done = ccaco("embed", "--run", joined, *folders)
+    assert done.code == 0 and "3 image: 3 new" in done.err and "4 array: 4 new" in done.err, done.err
+    assert "1 file is no item (bad.npy" in done.err
+    model = ccaco_cli.load(joined, "cpu")
+    ids = [f"{i}.png" for i in range(3)] + [f"deep/{i}.npy" for i in range(4)]
+    pictures = model.encode(images=[media / f"{i}.png" for i in range(3)])
+    arrays = model.encode(arrays=[media / "deep" / f"{i}.npy" for i in range(4)])
+    z = np.concatenate([pictures, arrays])
+    find = ("retrieve", "--index", "all.idx", "--format", "csv")
+    for query, vector in (
+        (("a red ball",), model.encode(texts=["a red ball"])[0]),
+        (("--image", media / "0.png"), pictures[0]),
+        (("--array", media / "deep/0.npy"), arrays[0]),
+    ):
+        done = ccaco(*find, *query)
+        hits = found(done)
+        assert "image items are ranked in one list: the cosine alone ranks" in done.err
+        assert [hit["id"] for hit in hits] == [ids[i] for i in np.argsort(-(z @ vector), kind="stable")]
+        assert all(hit["modality"] == ("image" if hit["id"].endswith("png") else "array") for hit in hits)
+    # whole modalities may lie nearer to a query than others: then each is searched by itself
+    for modality, count in (("image", 3), ("array", 4)):
+        of_one = found(ccaco(*find, *query, "--target", modality, "--rerank", 0))
+        assert [hit["id"] for hit in of_one] == [hit["id"] for hit in hits if hit["modality"] == modality]
+        assert len(of_one) == count and "modality" not in of_one[0]
+    by_python = model.search("all.idx", texts="a red ball", target="array,image", k=2)[0]
+    assert [hit.rank for hit in by_python] == [1, 2] and by_python[0].cosine >= by_python[1].cosine
+    hits = found(ccaco(*find, "a red ball", "--where", "width > 3", "--columns", "width"))
+    assert {hit["modality"] for hit in hits} == {"image"}, "a column that arrays lack is NULL for them"
+    done = ccaco(*find, "a red ball", "--rerank", 3)
+    assert (done.code, done.err.count("\n")) == (2, 1) and "ranked in one list, so they have no match score" in done.err
+    assert "next: --target array" in done.err
+    done = ccaco(*find, "a red ball", "--explain", "why")
+    assert done.code == 2 and "text and image have no match score: these hits are not explained" in done.err
+    done = ccaco(*find, "a red ball", "--target", "image,video")
+    assert done.code == 2 and "no items of the modality 'video'" in done.err
+
+    (media / "deep/3.npy").unlink()
+    (media / "deep/new.npy").write_bytes(array_bytes(9))
+    done = ccaco("embed", *folders)
+    assert "3 image: nothing has changed" in done.err and "4 array: 1 new, 3 unchanged, 1 removed" in done.err
+    done = ccaco("embed", "--index", "all.idx", "--remove", "1.png", "--remove", "deep/0.npy")
+    assert done.code == 0 and "2 image: 2 unchanged, 1 removed" in done.err, done.err
+    assert {hit["id"] for hit in found(ccaco(*find, "a ball"))} == {
+        "0.png",
+        "2.png",
+        *(f"deep/{i}.npy" for i in (1, 2, "new")),
+    }
+    done = ccaco("embed", "--index", "all.idx", "--remove", "nothing.png")
+    assert done.code == 2 and "no such item" in done.err
+    assert manifest.open(Path("all.idx"), kind="index", verify=manifest.FULL).facts["rows"] == {"image": 2, "array": 3}
+
+
+def test_a_modality_joins_an_index_later_and_one_that_cannot_leaves_nothing(
+    joined: Path, run: Path, media: Path, ccaco: Callable[..., Any], unexported: None
+) -> None:
+    assert ccaco("embed", "--run", joined, "--arrays", "media", "--index", "a.idx", "--device", "cpu").code == 0
+    done = ccaco("embed", "--images", "media", "--index", "a.idx", "--device", "cpu")
+    assert done.code == 0 and manifest.open(Path("a.idx"), kind="index").facts["rows"] == {"array": 4, "image": 3}
+    for model, folders, words in (
+        (run, ("--images", "media", "--arrays", "media"), "this model cannot encode array files"),
+        (joined, ("--images", "media", "--arrays", "nowhere"), "no such folder: --arrays"),
+        (joined, ("--images", "media", "--sounds", "media"), "no audio files in this folder"),
+    ):
+        done = ccaco("embed", "--run", model, *folders, "--index", "none.idx")
+        assert (done.code, done.err.count("\n")) == (2, 1) and words in done.err
+        assert not Path("none.idx").exists()
+
+
+def test_what_needs_the_pair_of_the_start_is_refused(
+    run: Path, joined: Path, pairs: Path, data_root: Path, ccaco: Callable[..., Any], place: Path
+) -> None:
+    new_pair = ("--model", run, "--dataset", pairs, "--name", "none", "--device", "cpu")
+    for arguments, words in (
+        (("train", "--arm", "zero-shot", *new_pair), "the model has no array side"),
+        (("report", joined, "--wise", "0,0.5"), "the start of this run has no array side"),
+        (("report", joined, "--on", data_root / "scenes"), "the model aligns other modalities: array and text"),
+    ):
+        done = ccaco(*arguments)
+        assert done.code == 2 and words in done.err.splitlines()[-1], done.err
+    assert not (place / "runs/none").exists() and not (joined / "results/wise").exists()
+
+
 def test_the_data_set_of_the_start_can_still_be_searched(
     joined: Path, data_root: Path, ccaco: Callable[..., Any], place: Path, unexported: None
 ) -> None:

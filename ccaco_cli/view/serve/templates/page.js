@@ -8,7 +8,7 @@
   };
   const STEP = 24, DEDUP = 0.97, PAUSE = 350;
   const HIDDEN_FILTERS = ["sha256"];
-  const PLURAL = { image: "images", text: "texts", audio: "sounds", video: "videos" };
+  const PLURAL = { image: "images", text: "texts", audio: "sounds", video: "videos", array: "arrays", array2: "arrays of the second side" };
   const NAME = { image: "picture", text: "text", audio: "sound", video: "video" };
   const EXAMPLE = { audio: "rain on a window", video: "a dog catches a ball" };
   const PLAYERS = ["audio", "video"];  // modalities that an element of this name plays
@@ -135,6 +135,7 @@
   const searched = () => {
     if (query?.kind === "similar") return query.modality;
     if ($("target").value) return $("target").value;
+    if (facts.searches_all) return "";
     const stored = Object.keys(facts.items), asked = query?.modality ?? "text";
     return stored.find(modality => modality !== asked) ?? stored[0];
   };
@@ -152,7 +153,8 @@
     $("hint").textContent = `${amounts.join(" and ")}. ${facts.text_queries ? "Type what you look for" : "Choose a file"}${media.length ? `, or drop or paste a ${media.join(" or a ")}` : ""}.`;
     $("text").hidden = !facts.text_queries;
     document.querySelector("button[type=submit]").hidden = !facts.text_queries;
-    $("file").accept = facts.file_queries.flatMap(modality => modality === "audio" ? ["audio/*", "video/*"] : [`${modality}/*`]).join(",");
+    // a browser knows no type of files of arrays
+    $("file").accept = facts.file_queries.flatMap(modality => modality === "audio" ? ["audio/*", "video/*"] : NAME[modality] ? [`${modality}/*`] : facts.suffixes[modality]).join(",");
     $("file").disabled = !media.length;
     $("file-label").hidden = !media.length;
     $("file-label").textContent = `Search by ${media.join(" or ")}`;
@@ -165,6 +167,8 @@
   const modalityOf = file => {
     const accepted = facts.file_queries, kind = file.type.split("/")[0];
     if (accepted.includes(kind)) return kind;
+    const named = accepted.filter(modality => !facts.suffixes[modality].length || facts.suffixes[modality].some(suffix => file.name.toLowerCase().endsWith(suffix)));
+    if (named.length === 1) return named[0];
     if (kind === "video" && accepted.includes("audio")) return "audio";
     return file.type === "" && accepted.length === 1 ? accepted[0] : "";
   };
@@ -238,7 +242,7 @@
     $("results").hidden = !amount;
     $("hits").className = target === "text" ? "hits texts" : "hits";
     const scores = hits.map(hit => hit.score), low = Math.min(...scores), high = Math.max(...scores);
-    $("hits").replaceChildren(...hits.map(hit => card(hit, target, (hit.score - low) / (high - low || 1), answer)));
+    $("hits").replaceChildren(...hits.map(hit => card(hit, hit.item.modality, (hit.score - low) / (high - low || 1), answer)));
     $("more").hidden = amount < count || count >= facts.limits.k;
   };
   const shownValue = (name, value) => typeof value === "number" && name === "size" ? `${value.toLocaleString("en")} bytes`
@@ -276,7 +280,7 @@
       actions.append(button);
     };
     action("More like this", () => begin({ kind: "similar", url: item.url, modality: target, name: label, thumbnail: item.thumbnail }));
-    if (facts.explains && answer.modality !== target && query.kind !== "similar") action("Heat map", () => explain(item, label));
+    if (facts.explains && answer.modality !== target && facts.modalities.includes(target) && facts.modalities.includes(answer.modality) && query.kind !== "similar") action("Heat map", () => explain(item, label));
     parts.push(actions);
     return make("li", {}, ...parts);
   };
