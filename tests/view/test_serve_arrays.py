@@ -29,7 +29,7 @@ def clouds(media_index: Callable[..., str]) -> Iterator[Served]:
 
 
 def test_words_and_arrays_are_queries(clouds: Served) -> None:
-    status, facts = clouds.get("api/index")
+    status, facts = clouds.get("/api/index")
     assert (status, facts["items"], facts["file_queries"], facts["searches_all"]) == (
         200,
         {"array": 3},
@@ -37,12 +37,12 @@ def test_words_and_arrays_are_queries(clouds: Served) -> None:
         True,
     )
     assert facts["suffixes"] == {"array": [".npy", ".npz"]}
-    status, answer = clouds.get("api/search", text="a red ball", k=2)
+    status, answer = clouds.get("/api/search", text="a red ball", k=2)
     assert status == 200 and answer["target"] == "array" and len(answer["hits"]) == 2
     item = answer["hits"][0]["item"]
     assert (item["modality"], item["id"]) == ("array", item["columns"]["path"].rpartition("/")[2])
     assert clouds.send("GET", item["thumbnail"])[0] == 200, "a cloud is drawn"
-    status, answer = clouds.send("POST", "api/search?modality=array&k=1", cloud(2))
+    status, answer = clouds.send("POST", "/api/search?modality=array&k=1", cloud(2))
     assert status == 200 and answer["hits"][0]["item"]["id"] == "2.npy"
 
 
@@ -50,5 +50,5 @@ def test_words_and_arrays_are_queries(clouds: Served) -> None:
     ("data", "words"), [(b"none", "not an array file"), (cloud(1, 5), "another shape"), (b"", "an empty upload")]
 )
 def test_files_that_are_no_arrays_of_the_model_are_refused(clouds: Served, data: bytes, words: str) -> None:
-    status, problem = clouds.send("POST", "api/search?modality=array", data)
+    status, problem = clouds.send("POST", "/api/search?modality=array", data)
     assert status == 400 and words in str(problem)

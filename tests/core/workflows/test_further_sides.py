@@ -143,7 +143,7 @@ def media(place: Path, images: list[Path]) -> Path:
     return folder
 
 
-def found(done: Any) -> list[dict[str, str]]:
+def csv_rows(done: Any) -> list[dict[str, str]]:
     assert done.code == 0, done.err
     return list(csv.DictReader(io.StringIO(done.out)))
 
@@ -165,18 +165,18 @@ def test_one_index_holds_two_modalities(joined: Path, media: Path, ccaco: Callab
         (("--array", media / "deep/0.npy"), arrays[0]),
     ):
         done = ccaco(*find, *query)
-        hits = found(done)
+        hits = csv_rows(done)
         assert "image items are ranked in one list: the cosine alone ranks" in done.err
         assert [hit["id"] for hit in hits] == [ids[i] for i in np.argsort(-(z @ vector), kind="stable")]
         assert all(hit["modality"] == ("image" if hit["id"].endswith("png") else "array") for hit in hits)
     # whole modalities may lie nearer to a query than others: then each is searched by itself
     for modality, count in (("image", 3), ("array", 4)):
-        of_one = found(ccaco(*find, *query, "--target", modality, "--rerank", 0))
+        of_one = csv_rows(ccaco(*find, *query, "--target", modality, "--rerank", 0))
         assert [hit["id"] for hit in of_one] == [hit["id"] for hit in hits if hit["modality"] == modality]
         assert len(of_one) == count and "modality" not in of_one[0]
     by_python = model.search("all.idx", texts="a red ball", target="array,image", k=2)[0]
     assert [hit.rank for hit in by_python] == [1, 2] and by_python[0].cosine >= by_python[1].cosine
-    hits = found(ccaco(*find, "a red ball", "--where", "width > 3", "--columns", "width"))
+    hits = csv_rows(ccaco(*find, "a red ball", "--where", "width > 3", "--columns", "width"))
     assert {hit["modality"] for hit in hits} == {"image"}, "a column that arrays lack is NULL for them"
     done = ccaco(*find, "a red ball", "--rerank", 3)
     assert (done.code, done.err.count("\n")) == (2, 1) and "ranked in one list, so they have no match score" in done.err
@@ -192,7 +192,7 @@ def test_one_index_holds_two_modalities(joined: Path, media: Path, ccaco: Callab
     assert "3 image: nothing has changed" in done.err and "4 array: 1 new, 3 unchanged, 1 removed" in done.err
     done = ccaco("embed", "--index", "all.idx", "--remove", "1.png", "--remove", "deep/0.npy")
     assert done.code == 0 and "2 image: 2 unchanged, 1 removed" in done.err, done.err
-    assert {hit["id"] for hit in found(ccaco(*find, "a ball"))} == {
+    assert {hit["id"] for hit in csv_rows(ccaco(*find, "a ball"))} == {
         "0.png",
         "2.png",
         *(f"deep/{i}.npy" for i in (1, 2, "new")),
