@@ -6,18 +6,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ccaco_cli.core.modalities import MODALITIES
+
+if TYPE_CHECKING:
+    from ccaco_cli.core.retrieval.describe import Describer
 
 Captions = Annotated[
     bool,
     typer.Option(
         "--caption",
         help="Write a caption of each file of --image, --audio or --video (further files follow it; - reads paths from "
-        "stdin), by the text decoder of --run or --index. Loads torch.",
+        "stdin), by the text decoder of --run or --index.",
     ),
 ]
 Ask = Annotated[
@@ -26,7 +29,7 @@ Ask = Annotated[
         "--ask",
         metavar="QUESTION",
         help="Answer this question (repeatable) about each file of --image, --audio or --video (further files and - as "
-        "for --caption), by the text decoder of --run or --index. Loads torch.",
+        "for --caption), by the text decoder of --run or --index.",
         show_default=False,
     ),
 ]
@@ -96,11 +99,8 @@ def write_captions(
         DataError: no file, or files that cannot be read; raised after the captions of the others.
     """
     from ccaco_cli.core.errors import ConfigError, DataError
-    from ccaco_cli.core.experiments.answering import answer_files
-    from ccaco_cli.core.experiments.captioning import caption_files
-    from ccaco_cli.core.experiments.pair_scores import index_pair_model, open_pair_model
     from ccaco_cli.core.model.generation import GenerationOptions
-    from ccaco_cli.core.retrieval.open_index import open_index
+    from ccaco_cli.core.retrieval.describe import answer_files, caption_files
     from ccaco_cli.core.scoring.captions import evaluated_beam
     from ccaco_cli.core.text_input import read_lines
     from ccaco_cli.view import caption_table, progress
@@ -128,8 +128,8 @@ def write_captions(
             expected="one of --run RUN and --index NAME.idx",
             next=request.example("image"),
         )
-    opened = open_pair_model(run, device) if run else index_pair_model(open_index(index))
-    described = opened.aligner.described
+    describer = _open_describer(index, run, device, scores=bool(request.rerank))
+    described = describer.modality
     if len(files) > 1 or any(modality != described for modality in files) or not (files or further):
         raise DataError(
             "captions and answers are about files of one modality" if files or further else "no file to describe",
@@ -146,7 +146,7 @@ def write_captions(
             lines = read_lines(sys.stdin.buffer, "stdin") if name == "-" else [name]
             yield from (Path(line) for line in lines if line)
 
-    beam = request.beam or evaluated_beam(opened.manifest.config)
+    beam = request.beam or evaluated_beam(describer.config)
     options = GenerationOptions(request.max_words, beam, request.sample, request.temperature, request.seed)
     listed: list[Path] = []
 
@@ -157,12 +157,26 @@ def write_captions(
 
     with progress.bar(request.flag.removeprefix("--")):
         if request.questions:
-            answers = answer_files(opened, remembered(), request.questions)
+            answers = answer_files(describer, remembered(), request.questions)
             problems = caption_table.show_answers(listed, request.questions, answers, output_format)
         else:
-            captions = caption_files(opened, remembered(), options, request.rerank or 0)
+            captions = caption_files(describer, remembered(), options, request.rerank or 0)
             problems = caption_table.show(listed, captions, output_format, scored=bool(request.rerank))
     if problems:
         path, problem = problems[0]
         more = f" ({len(problems):,} of {len(listed):,} files)" if len(problems) > 1 else ""
         raise DataError(f"{problem}{more}", where=path, expected=f"a readable {described} file")
+
+
+def _open_describer(index: str, run: str | None, device: str, *, scores: bool) -> Describer:
+    """The decoder of a run, or that of an index: where it was exported, torch is not loaded."""
+    from ccaco_cli.core.retrieval.exported_describer import exported_describer
+    from ccaco_cli.core.retrieval.open_index import open_index
+
+    opened = None if run else open_index(index)
+    if opened is not None and (exported := exported_describer(opened, scores=scores)):
+        return exported
+    from ccaco_cli.core.experiments.model_describer import ModelDescriber
+    from ccaco_cli.core.experiments.pair_scores import index_pair_model, open_pair_model
+
+    return ModelDescriber(index_pair_model(opened) if opened is not None else open_pair_model(str(run), device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -80,3 +81,8 @@ def normal_form(text: str) -> str:
 def is_blank(text: str) -> bool:
     """True for a text without any character that shows: spaces, control characters, zero-width characters."""
     return not any(character.isprintable() and not character.isspace() for character in text)
+
+
+def joined_punctuation(text: str) -> str:
+    """The text without spaces before punctuation marks, which tokenizers of whole words put there."""
+    return re.sub(r"\s+([,.!?;:])", r"\1", " ".join(text.split()))

@@ -11,8 +11,8 @@ from ccaco_cli.view import tables
 from ccaco_cli.view.streams import write_result
 
 if TYPE_CHECKING:
-    from ccaco_cli.core.encoding.answers import Answer
-    from ccaco_cli.core.experiments.captioning import Caption
+    from ccaco_cli.core.model.generation import Answer
+    from ccaco_cli.core.retrieval.describe import Caption
 
 ROWS_AT_ONCE = 64
 

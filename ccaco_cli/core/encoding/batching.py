@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccaco_cli.core.data.loader import Column
+if TYPE_CHECKING:  # captions by an exported decoder load no torch
+    from ccaco_cli.core.data.loader import Column
 
 BATCH_SIZE = {"cpu": 64, "cuda": 256}
 """Items that are encoded at a time. On a CPU the feature maps of 64 images still fit in cache: convolutions of 256 take

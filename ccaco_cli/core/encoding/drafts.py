@@ -12,7 +12,7 @@ from ccaco_cli.core.data.loader import Column
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model.aligner import Aligner
 from ccaco_cli.core.model.decoder import TextDecoder
-from ccaco_cli.core.model.generation import Draft, GenerationOptions, generate
+from ccaco_cli.core.model.generation import Draft, GenerationOptions
 from ccaco_cli.core.types import move
 
 
@@ -36,7 +36,7 @@ def write_drafts(
     options: GenerationOptions = GenerationOptions(),
     prefix_ids: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Draft]]:
-    """Writes texts about items of a column, in one batch; as ``generate`` returns them.
+    """Writes texts about items of a column, in one batch; as ``TextDecoder.write`` returns them.
 
     Args:
         aligner: with a decoder; it is set to evaluation mode.
@@ -48,4 +48,4 @@ def write_drafts(
     device = next(aligner.parameters()).device
     with runtime.tensor_float32(device):
         features = aligner.encoder(aligner.described).features(move(column.inputs(items), device))
-        return generate(decoder, aligner.memory(features), features.mask, prefix_ids, options)
+        return decoder.write(aligner.memory(features), features.mask, prefix_ids, options)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -16,10 +15,11 @@ from torch import Tensor
 from ccaco_cli.core import runtime
 from ccaco_cli.core.config import RunConfig
 from ccaco_cli.core.data import shards
-from ccaco_cli.core.data.checks import clean_caption, lenient, read_media
+from ccaco_cli.core.data.checks import clean_caption
 from ccaco_cli.core.data.split_shares import evaluation_split
 from ccaco_cli.core.encoding.batching import prefetch
 from ccaco_cli.core.encoding.encode import EncodeOptions, encode, reduce_precision
+from ccaco_cli.core.encoding.sample_sides import SampleSide, read_file, read_side
 from ccaco_cli.core.encoding.samples import PreprocessedColumn, decoded, sample_column
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.evaluation.calibration import EVEN, Calibration
@@ -153,8 +153,8 @@ class PairModel:
     def _read(self, batch: Sequence[Pair], folders: tuple[str, ...]) -> tuple[SampleSide, SampleSide]:
         first, second = self.modalities
         return (
-            read_side(self.towers[first], [pair.a for pair in batch], folders),
-            read_side(self.towers[second], [pair.b for pair in batch], folders),
+            read_samples(self.towers[first], [pair.a for pair in batch], folders),
+            read_samples(self.towers[second], [pair.b for pair in batch], folders),
         )
 
     def _encode(self, modality: str, side: SampleSide) -> EncodedSamples | None:
@@ -224,39 +224,10 @@ class PairModel:
         return missing
 
 
-@dataclass(frozen=True, eq=False)
-class SampleSide:
-    """The samples of one modality in a batch of pairs, as its tower takes them.
-
-    Attributes:
-        samples: the distinct ones that could be read.
-        places: for each pair, the place of its sample; -1 = it could not be read.
-        problems: for each pair, why; "" = it could.
-    """
-
-    samples: list[Any]
-    places: list[int]
-    problems: list[str]
-
-
-def read_side(tower: Tower, samples: Sequence[Any], folders: tuple[str, ...]) -> SampleSide:
-    distinct: dict[Hashable, Any] = {_key(sample): sample for sample in samples}
-    read = _read_text if MODALITIES[tower.modality].kind == "text" else partial(_read_file, tower, folders)
-    with lenient(), ThreadPoolExecutor(runtime.decoding_threads()) as pool:
-        results = dict(zip(distinct, pool.map(read, distinct.values()), strict=True))
-    readable = [key for key, (_, problem) in results.items() if not problem]
-    places = {key: place for place, key in enumerate(readable)}
-    keys = [_key(sample) for sample in samples]
-    return SampleSide(
-        [results[key][0] for key in readable],
-        [places.get(key, -1) for key in keys],
-        [results[key][1] for key in keys],
-    )
-
-
-def _key(sample: Any) -> Hashable:
-    """Equal for samples that are read once: the same text or path, or the same object."""
-    return sample if isinstance(sample, str | Path) else id(sample)
+def read_samples(tower: Tower, samples: Sequence[Any], folders: tuple[str, ...]) -> SampleSide:
+    """Reads and preprocesses the samples of one modality in a batch."""
+    read = _read_text if MODALITIES[tower.modality].kind == "text" else partial(_read_media, tower, folders)
+    return read_side(read, samples, runtime.decoding_threads())
 
 
 def _read_text(text: str) -> tuple[str, str]:
@@ -264,15 +235,11 @@ def _read_text(text: str) -> tuple[str, str]:
     return cleaned, "no caption" if is_blank(cleaned) else ""
 
 
-def _read_file(tower: Tower, folders: tuple[str, ...], media: Any) -> tuple[Any, str]:
-    """(what the tower takes, "") or (None, why it cannot be read)."""
-    try:
-        sample = decoded(tower.modality, read_media(media, folders), tower.preprocess)
-        return tower.preprocess(sample), ""
-    except DataError as error:
-        return None, error.what
-    except Exception:  # libraries raise many kinds of exceptions for a broken file
-        return None, f"broken {tower.modality}"
+def _read_media(tower: Tower, folders: tuple[str, ...], media: Any) -> tuple[Any, str]:
+    def preprocessed(data: bytes) -> Any:
+        return tower.preprocess(decoded(tower.modality, data, tower.preprocess))
+
+    return read_file(tower.modality, preprocessed, media, folders)
 
 
 def open_pair_model(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ccaco_cli.core.config import DecoderConfig
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.model.fusion import mlp, positions
+from ccaco_cli.core.model.generation import Draft, GenerationOptions, NextWord, generate
 from ccaco_cli.core.model.global_batch import GlobalDropout
 from ccaco_cli.core.model.layout import LINE, Layout
 from ccaco_cli.core.model.towers.tower import TextIds, Tower
@@ -268,26 +269,66 @@ class TextDecoder(nn.Module):
         embedded: Tensor = F.embedding(numbers.clamp_min(0), vectors) * vectors.shape[1] ** 0.5 * known
         return embedded
 
-    def step(self, numbers: Tensor, place: int, memory: Sequence[KeysValues], mask: Tensor, past: Any) -> Any:
+    def step(self, numbers: Tensor, place: Any, memory: Sequence[KeysValues], mask: Tensor, past: Any) -> Any:
         """Log-probabilities of the next word.
 
         Args:
             numbers: [B] the last word of each text.
-            place: its position.
+            place: its position, a number or [B] int64.
             memory: keys and values of each block.
             past: what the last step returned; None = this is the first one.
         Returns:
             (log-probabilities [B, U], states of the blocks for the next step).
         """
         vectors = self.embedding.weight[self.words]
-        x = self._embed(numbers[:, None], vectors) + self.positions[place]
+        x = self._embed(numbers[:, None], vectors) + self.positions[place].view(-1, 1, vectors.shape[1])
         state = []
         for block, keys_values, before in zip(self.blocks, memory, past or [None] * len(self.blocks), strict=True):
             x, block_state = block(x, keys_values, mask, before)
             state.append(block_state)
         logits = F.linear(self.head(x[:, -1]), vectors).float()
-        logits[:, self.number[self.start]] = -math.inf
-        return logits.log_softmax(-1), state
+        is_start = torch.arange(logits.shape[1], device=logits.device) == self.number[self.start]
+        return logits.masked_fill(is_start, -math.inf).log_softmax(-1), state
+
+    @torch.no_grad()
+    def write(
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        prefix_ids: Sequence[Sequence[int]] | None = None,
+        options: GenerationOptions = GenerationOptions(),
+    ) -> list[list[Draft]]:
+        """Writes texts about B samples, in evaluation mode (``generate``).
+
+        Args:
+            memory, mask: [B, N, D] and [B, N] bool, True = real token (``Aligner.memory``).
+        """
+        return generate(_TorchNextWord(self, memory, mask), prefix_ids, options)
+
+
+class _TorchNextWord(NextWord):
+    """A decoder with the samples that it describes."""
+
+    def __init__(self, decoder: TextDecoder, memory: Tensor, mask: Tensor):
+        self.decoder, self.count, self.max_words = decoder, len(memory), decoder.max_words
+        self.words = decoder.words.cpu().numpy()
+        self.start, self.end = (int(decoder.number[id]) for id in (decoder.start, decoder.end))
+        self.mask = mask
+        self.memory = [block.cross_attention.keys_values(memory) for block in decoder.blocks]  # type: ignore[operator, union-attr]
+        self.past: list[BlockState] | None = None
+
+    def step(self, numbers: Any, place: int, rows: Any) -> Any:
+        device = self.mask.device
+        if rows is None:
+            width = len(numbers) // self.count
+            self.mask = self.mask.repeat_interleave(width, 0)
+            self.memory = [tuple(t.repeat_interleave(width, 0) for t in part) for part in self.memory]  # type: ignore[misc]
+        elif self.past is not None:
+            order = torch.from_numpy(rows).to(device)
+            self.past = [tuple(t[order] for t in state) for state in self.past]  # type: ignore[misc]
+        last = torch.from_numpy(numbers).to(device)
+        log_probs, self.past = self.decoder.step(last, place, self.memory, self.mask, self.past)
+        return log_probs.cpu().numpy()
 
 
 def build_decoder(

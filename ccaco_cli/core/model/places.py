@@ -38,7 +38,7 @@ class Places(nn.Module):
             directions: Tensor = self.direction(unit)
             return directions
         positions = (grid_positions(grid, unit.shape[1], unit.device) * self.unit).to(unit.dtype)
-        expanded: Tensor = positions.expand(len(unit), -1, -1)
+        expanded: Tensor = positions.expand(unit.shape[0], -1, -1)
         return expanded
 
     def score(self, positions: Tensor, directions: Tensor, gate: Tensor) -> Tensor:

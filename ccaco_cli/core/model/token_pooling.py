@@ -24,7 +24,7 @@ def pool_grid(features: Features, grid: Grid | None, max_tokens: int) -> Feature
         return features
     patches = grid[0] * grid[1]
     special, patch = features.tokens[:, :-patches], features.tokens[:, -patches:]
-    maps = patch.transpose(1, 2).reshape(len(patch), -1, *grid)
+    maps = patch.transpose(1, 2).reshape(patch.shape[0], -1, *grid)
     pooled = torch.nn.functional.adaptive_avg_pool2d(maps.float(), small)
     tokens = torch.cat([special, pooled.flatten(2).transpose(1, 2)], 1)
     return Features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), features.pooled)

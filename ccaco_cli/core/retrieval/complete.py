@@ -64,10 +64,15 @@ class NewModel:
     def put(self, folder: IndexFolder) -> IndexModel:
         """Writes the model and the query side into the folder of a generation."""
         from ccaco_cli.core.retrieval.export import export
+        from ccaco_cli.core.retrieval.export_describer import export_describer
 
         aligner = self.aligner.to("cpu")
         indexes.save_model(folder.temp / MODEL, aligner, self.towers, self.config)
-        exported = export(folder.temp / indexes.QUERY, aligner, self.towers, self.captions, matcher=self.matcher)
+        query = folder.temp / indexes.QUERY
+        exported = export(query, aligner, self.towers, self.captions, matcher=self.matcher)
+        if aligner.decoder is not None and exported["exported"]:
+            how = (self.captions, self.store_grid)
+            exported["decoder"] = export_describer(query, aligner, self.towers, *how, matcher=self.matcher)
         scored = [key for key in ("calibration", "word_threshold") if key in self.run.facts]
         facts = {key: self.run.facts[key] for key in ("modalities", "weight", "headline", *scored)} | {
             "run": self.run.facts["name"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import io
 import logging
 import shutil
@@ -38,11 +39,12 @@ CLOSE = 1e-3
 """Largest difference of cosines between exported and trained model; of match logits, relative to the largest."""
 TRIED = 32
 MODALITY = "text"
-_NAMES = (
+SENTENCES = (
     "one caption of a few words",
     "two",
     "a third that is a little longer than the others are, to move the length",
 )
+"""Texts with which graphs are traced and compared, beside those of the data."""
 
 
 class _Encoder(nn.Module):
@@ -95,7 +97,7 @@ def export(
         manifest.write_bytes(folder / TOKENIZER, tokenizer.encode())
         manifest.write_json(folder / SETTINGS, {"modality": MODALITY, **settings})
         with torch.inference_mode(False), torch.no_grad(), quiet_exporter():
-            texts = tower.preprocess(list(_NAMES))
+            texts = tower.preprocess(list(SENTENCES))
             write_graph(
                 folder / ENCODER, _Encoder(aligner), (texts["ids"], texts["mask"]), ENCODER_INPUTS, ENCODER_OUTPUTS
             )
@@ -103,12 +105,11 @@ def export(
                 write_graph(
                     folder / MATCHER, _Matcher(aligner), _pairs(aligner, 3, 11, 6), MATCHER_INPUTS, ("match_logit",)
                 )
-        differences = _differences(Exported(folder), aligner, tower, [*_NAMES, *samples][:TRIED], matcher=matcher)
+        differences = _differences(Exported(folder), aligner, tower, [*SENTENCES, *samples][:TRIED], matcher=matcher)
     except Exception as error:  # the exporter raises many kinds of errors
         shutil.rmtree(folder)
-        cause = _first_error(error)
-        if getattr(cause, "errno", None) in _NO_SPACE:  # the index must not be completed without its query side
-            raise cause from None
+        if full := no_space_error(error):  # the index must not be completed without its query side
+            raise full from None
         return {"exported": False, "why": root_cause(error)}
     if max(differences.values()) > CLOSE:
         shutil.rmtree(folder)
@@ -122,6 +123,12 @@ def root_cause(error: Exception) -> str:
     return f"{type(cause).__name__}: {first_line(cause)}"
 
 
+def no_space_error(error: Exception) -> Exception | None:
+    """The first error of a chain, if it says that the disk is full."""
+    cause = _first_error(error)
+    return cause if getattr(cause, "errno", None) in _NO_SPACE else None
+
+
 def _first_error(error: Exception) -> Exception:
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
@@ -129,23 +136,35 @@ def _first_error(error: Exception) -> Exception:
 
 
 def write_graph(
-    path: Path, module: nn.Module, arguments: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+    path: Path,
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    varying: Sequence[int] = (0, 1),
 ) -> None:
-    """Writes a module as an ONNX graph and its weights beside it; the first two dimensions of each input may vary."""
+    """Writes a module as an ONNX graph and its weights beside it; the dimensions ``varying`` of each input may vary."""
     auto = torch.export.Dim.AUTO
-    shapes = {name: {0: auto, 1: auto} for name in inputs}
+    shapes = [{d: auto for d in varying if d < argument.dim()} for argument in arguments]
     program = torch.onnx.export(
         module.eval(),
         arguments,
         input_names=inputs,
         output_names=outputs,
-        dynamic_shapes=shapes,
+        dynamic_shapes=_like_parameters(module, shapes),
         dynamo=True,
         verbose=False,
     )
     if program is None:
         raise RuntimeError("no program came out")
     program.save(str(path), external_data=True)
+
+
+def _like_parameters(module: nn.Module, shapes: Sequence[Any]) -> tuple[Any, ...]:
+    """Shapes of the arguments as the exporter takes them: those of ``*parameters`` are one tuple."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    fixed = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    return (*shapes[:fixed], *([tuple(shapes[fixed:])] if fixed < len(shapes) else ()))
 
 
 def _pairs(aligner: Aligner, count: int, n_a: int, n_b: int) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ccaco_cli.core import runtime
-from ccaco_cli.core.text_input import normal_form
+from ccaco_cli.core.text_input import joined_punctuation, normal_form
 from ccaco_cli.core.truncation import whole_end
 
 Array = np.ndarray[Any, Any]
@@ -116,10 +116,18 @@ class Exported:
 
     def encode(self, texts: Sequence[str]) -> Query:
         """Encodes texts as one batch, padded to its longest text (or to the length that the tower was trained with)."""
-        clean, length = CLEAN[self.settings["clean"]], self.settings["pad_to"]
-        ids, mask = token_ids(self._tokenizer, [clean(text) for text in texts], self.settings["pad_id"], length)
+        ids, mask = self.token_ids(texts)
         z, tokens = self._encoder.run(list(ENCODER_OUTPUTS), dict(zip(ENCODER_INPUTS, (ids, mask), strict=True)))
         return Query(z, tokens.astype(np.float16).astype(np.float32), mask)  # rounded as the tokens of items are
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Array, Array]:
+        """(ids [n, L] int64, mask [n, L] bool) of texts, as ``token_ids``."""
+        clean, length = CLEAN[self.settings["clean"]], self.settings["pad_to"]
+        return token_ids(self._tokenizer, [clean(text) for text in texts], self.settings["pad_id"], length)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return joined_punctuation(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def match(self, tokens_a: Array, mask_a: Array, tokens_b: Array, mask_b: Array) -> Array:
         """Match logits [M] of row i of a with row i of b.

@@ -115,8 +115,8 @@ def _truth(meta: Mapping[str, Any], texts: Sequence[str]) -> tuple[int | None, b
 
 
 def evaluated_beam(config: Mapping[str, Any]) -> int:
-    """The beam with which the captions of a run were evaluated; ``config`` is that of its manifest."""
-    return int(config["eval"].get("beam", GREEDY))
+    """The beam of captions of a run as it is evaluated; ``config`` is that of its manifest, or of an older one."""
+    return int(config["eval"].get("beam", RunConfig().eval.beam))
 
 
 def store_captions(

@@ -16,7 +16,7 @@ from ccaco_cli.core.losses.caption import caption_loss
 from ccaco_cli.core.model import aligner as aligners
 from ccaco_cli.core.model import towers
 from ccaco_cli.core.model.decoder import IGNORED, TextDecoder
-from ccaco_cli.core.model.generation import GenerationOptions, generate
+from ccaco_cli.core.model.generation import GenerationOptions
 from ccaco_cli.core.model.layout import Layout
 from ccaco_cli.core.model.towers.tower import TextIds
 from ccaco_cli.core.types import Words
@@ -79,7 +79,7 @@ def test_padding_of_words_and_of_memory_changes_nothing() -> None:
     batched = built(*wider, texts([1, 2], [3, 4, 5, 6]))
     assert torch.allclose(batched.logits[:1, :3], alone.logits, atol=1e-5)
     assert batched.targets[0].tolist() == [1, 2, 11, IGNORED, IGNORED]
-    assert generate(built, *wider)[0][0].ids == generate(built, tokens[:1], mask[:1])[0][0].ids
+    assert built.write(*wider)[0][0].ids == built.write(tokens[:1], mask[:1])[0][0].ids
 
 
 def test_word_dropout_leaves_out_whole_words_but_no_prefix() -> None:
@@ -124,7 +124,7 @@ def test_words_that_no_training_caption_has_are_neither_scored_nor_written() -> 
     loaded.load_state_dict(built.state_dict())
     described = memory(1)
     assert torch.equal(loaded(*described, texts([2, 5])).logits, built(*described, texts([2, 5])).logits)
-    drafts = generate(built, *memory(3), options=GenerationOptions(sample=True, drafts=20))
+    drafts = built.write(*memory(3), options=GenerationOptions(sample=True, drafts=20))
     assert {word for draft in itertools.chain(*drafts) for word in draft.ids} <= {2, 5}
 
 
@@ -162,7 +162,7 @@ def test_generated_log_probabilities_equal_those_of_teacher_forcing() -> None:
     built = decoder()
     for options in (GenerationOptions(), GenerationOptions(beam=3, drafts=3), GenerationOptions(sample=True, drafts=4)):
         described = memory(1)
-        for draft in generate(built, *described, options=options)[0]:
+        for draft in built.write(*described, options=options)[0]:
             if len(draft.ids) < SMALL.max_words:
                 total = log_prob(built, described, list(draft.ids))
                 assert draft.log_prob == pytest.approx(total / (len(draft.ids) + 1), abs=1e-4)
@@ -182,7 +182,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts() -> None:
             every[text] = float(logits.log_softmax(-1).gather(2, predicted.targets[..., None]).mean())
     best = max(every, key=lambda text: every[text])
     options = GenerationOptions(beam=200, max_words=3, drafts=200)
-    drafts = [draft for draft in generate(built, *described, options=options)[0] if len(draft.ids) < 3]
+    drafts = [draft for draft in built.write(*described, options=options)[0] if len(draft.ids) < 3]
     assert drafts[0].ids == best
     assert {draft.ids for draft in drafts} == set(every)
 
@@ -190,28 +190,28 @@ def test_a_wide_beam_finds_the_best_of_all_texts() -> None:
 def test_generation_is_greedy_by_default_and_does_not_depend_on_the_batch() -> None:
     built, (tokens, mask) = decoder(), memory(4)
     for options in (GenerationOptions(), GenerationOptions(beam=3), GenerationOptions(sample=True, seed=5)):
-        batched = generate(built, tokens, mask, options=options)
-        alone = [generate(built, tokens[i : i + 1], mask[i : i + 1], options=options)[0] for i in range(4)]
+        batched = built.write(tokens, mask, options=options)
+        alone = [built.write(tokens[i : i + 1], mask[i : i + 1], options=options)[0] for i in range(4)]
         assert [[d.ids for d in drafts] for drafts in batched] == [[d.ids for d in drafts] for drafts in alone]
-    sampled = [
-        generate(built, tokens, mask, options=GenerationOptions(sample=True, drafts=3, seed=s)) for s in (0, 0, 1)
-    ]
+    sampled = [built.write(tokens, mask, options=GenerationOptions(sample=True, drafts=3, seed=s)) for s in (0, 0, 1)]
     assert sampled[0] == sampled[1] != sampled[2]
-    cold = generate(built, tokens, mask, options=GenerationOptions(sample=True, temperature=1e-4))
-    assert [d[0].ids for d in cold] == [d[0].ids for d in generate(built, tokens, mask)]
+    single = built.write(tokens, mask, options=GenerationOptions(sample=True))
+    assert all(draft[0] in drafts for draft, drafts in zip(single, sampled[0], strict=True))
+    cold = built.write(tokens, mask, options=GenerationOptions(sample=True, temperature=1e-4))
+    assert [d[0].ids for d in cold] == [d[0].ids for d in built.write(tokens, mask)]
 
 
 @pytest.mark.parametrize("options", [GenerationOptions(max_words=3), GenerationOptions(beam=4, max_words=3)])
 def test_prefixes_of_different_length_are_continued(options: GenerationOptions) -> None:
     built, (tokens, mask) = decoder(), memory(3)
     prefixes = [[1, 2, 3], [], [4]]
-    batched = generate(built, tokens, mask, prefixes, options)
+    batched = built.write(tokens, mask, prefixes, options)
     for i, prefix in enumerate(prefixes):
-        alone = generate(built, tokens[i : i + 1], mask[i : i + 1], [prefix], options)[0]
+        alone = built.write(tokens[i : i + 1], mask[i : i + 1], [prefix], options)[0]
         assert [d.ids for d in batched[i]] == [d.ids for d in alone]
         assert all(len(draft.ids) <= 3 for draft in alone)
     with pytest.raises(ConfigError, match=r"too long for the decoder.*at most 7"):
-        generate(built, tokens[:1], mask[:1], [list(range(8))])
+        built.write(tokens[:1], mask[:1], [list(range(8))])
 
 
 def model_of(gamma: float = 1.0, **text: Any) -> tuple[Any, Any]:
@@ -274,7 +274,7 @@ def test_eight_pictures_are_learned_by_heart_and_the_gradient_reaches_an_unlocke
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.stem.parameters())
     features = aligner.encoder("image").features({"pixels": pixels})
     for options in (GenerationOptions(), GenerationOptions(beam=4)):
-        drafts = generate(aligner.decoder.eval(), aligner.memory(features), features.mask, options=options)
+        drafts = aligner.decoder.eval().write(aligner.memory(features), features.mask, options=options)
         assert [tokenizer.decode(d[0].ids) for d in drafts] == CAPTIONS
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +21,18 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.errors import ConfigError, DataError
 from ccaco_cli.core.experiments import estimate
 from ccaco_cli.core.experiments.arms import CHANGES, apply
+from ccaco_cli.core.experiments.model_describer import ModelDescriber
+from ccaco_cli.core.experiments.pair_scores import index_pair_model
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
+from ccaco_cli.core.model.generation import GenerationOptions
 from ccaco_cli.core.reporting.report_tables import ReportRequest, table
 from ccaco_cli.core.reporting.training_log import read_log
+from ccaco_cli.core.retrieval.describe import answer_files, caption_files
+from ccaco_cli.core.retrieval.exported_describer import exported_describer
+from ccaco_cli.core.retrieval.open_index import open_index
+from ccaco_cli.core.retrieval.query import Exported
+from ccaco_cli.core.retrieval.rerank import Scorer
 from ccaco_cli.core.scoring.captions import load_captions
 from ccaco_cli.core.training.config_checks import check
 from ccaco_cli.core.workflows.embed import EmbedRequest, embed
@@ -117,20 +127,75 @@ def test_beam_sampling_length_and_the_choice_among_drafts(
     assert mean[1] >= mean[0] - 0.5
     sampled = [captions("--sample", "--seed", seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
-    assert captions("--sample", "--temperature", 0.01) == greedy
+    cold = captions("--sample", "--temperature", 0.01)
+    assert [float(row["log_prob"]) for row in cold] == pytest.approx([float(r["log_prob"]) for r in greedy], abs=0.3)
     assert all(len(row["caption"].split()) <= 3 for row in captions("--max-words", 3))
     single, best = ([float(row["score"]) for row in captions("--sample", "--rerank", n)] for n in (1, 8))
     assert all(b >= a - 1e-4 for a, b in zip(single, best, strict=True))
     assert any(b > a + 1e-3 for a, b in zip(single, best, strict=True))
 
 
-def test_an_index_carries_the_decoder(
-    captioned: Path, data_root: Path, ccaco: Callable[..., Any], pictures: list[Path], tmp_path: Path
-) -> None:
-    index = tmp_path / "words.idx"
-    request = EmbedRequest(captioned, "scenes", out=tmp_path / "test", index=index, device="cpu", precision="fp32")
+@pytest.fixture(scope="module")
+def caption_index(captioned: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("caption-index")
+    index = folder / "words.idx"
+    request = EmbedRequest(captioned, "scenes", out=folder / "test", index=index, device="cpu", precision="fp32")
     embed(request, data_root=data_root)
-    by_index = ccaco("retrieve", "--caption", "--image", *pictures, "--index", index)
+    assert manifest.open(index, kind="index").facts["query"]["decoder"]["exported"]
+    return index
+
+
+def test_the_exported_decoder_writes_what_the_model_writes(caption_index: Path, data_root: Path) -> None:
+    opened = open_index(caption_index)
+    exported, model = exported_describer(opened, scores=True), ModelDescriber(index_pair_model(opened))
+    assert exported is not None and exported.modality == model.modality == "image"
+    images = shards.open(data_root / "scenes").split("test").media("image", range(20))
+    for options, rerank in (
+        (GenerationOptions(), 0),
+        (GenerationOptions(beam=4), 0),
+        (GenerationOptions(sample=True, seed=3), 4),
+    ):
+        pairs = zip(*(list(caption_files(d, images, options, rerank)) for d in (exported, model)), strict=True)
+        for light, full in pairs:
+            assert light.text == full.text
+            assert light.log_prob == pytest.approx(full.log_prob, abs=1e-3)
+            assert (light.score, full.score) == (None, None) or light.score == pytest.approx(full.score, abs=1e-2)
+    questions = ["what colour is the cat?", "is there a dog?"]
+    answers = [[a.text for a in answer_files(d, images[:5], questions)] for d in (exported, model)]
+    assert answers[0] == answers[1] and len(answers[0]) == 10
+
+
+def test_captions_by_an_index_import_no_torch(caption_index: Path, pictures: list[Path]) -> None:
+    commands = (["--caption", "--rerank", "2"], ["--ask", "is there a dog?"])
+    lines = [["retrieve", *c, "--image", str(pictures[0]), "--index", str(caption_index)] for c in commands]
+    code = (
+        "import sys; from ccaco_cli.app import main\n"
+        f"for arguments in {lines!r}:\n"
+        "    sys.argv = ['ccaco', *arguments, '--format', 'csv']\n"
+        "    try: main()\n"
+        "    except SystemExit as e: assert not e.code, e.code\n"
+        "print('HEAVY', [m for m in ('torch', 'torchvision', 'transformers', 'open_clip') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout and done.stdout.count(str(pictures[0])) == 2
+
+
+def test_a_score_that_was_not_exported_needs_the_model(caption_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_index(caption_index)
+    monkeypatch.setattr(opened, "scorer", Scorer("two-stage", 1.0, 0.5), raising=False)
+    assert exported_describer(opened, scores=True) is not None
+    monkeypatch.setattr(Exported, "has_matcher", False)
+    assert exported_describer(opened, scores=True) is None
+    assert exported_describer(opened, scores=False) is not None
+    monkeypatch.setattr(opened, "scorer", Scorer("cosine"))
+    assert exported_describer(opened, scores=True) is not None
+
+
+def test_an_index_carries_the_decoder(
+    captioned: Path, caption_index: Path, ccaco: Callable[..., Any], pictures: list[Path]
+) -> None:
+    by_index = ccaco("retrieve", "--caption", "--image", *pictures, "--index", caption_index)
     by_run = ccaco("retrieve", "--caption", "--image", *pictures, "--run", captioned)
     assert by_index.code == 0, by_index.err
     rows, rows_of_run = rows_of(by_index.out), rows_of(by_run.out)

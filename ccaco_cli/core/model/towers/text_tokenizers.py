@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +12,11 @@ import numpy as np
 import open_clip
 import tokenizers
 import torch
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from ccaco_cli.core.model.towers.tower import TextIds, TokenSpans
-from ccaco_cli.core.text_input import normal_form
+from ccaco_cli.core.text_input import joined_punctuation, normal_form
 from ccaco_cli.core.truncation import whole_end
 
 CLEANING = {"_clean_lower": "clip", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
@@ -98,7 +97,7 @@ class ClipTokens:
 
     def decode(self, ids: Sequence[int]) -> str:
         if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
-            return _joined_punctuation(self.tokenizer.decode(list(ids)))
+            return joined_punctuation(self.tokenizer.decode(list(ids)))
         return _hf_decode(self.tokenizer.tokenizer, ids)
 
     def portable(self) -> tuple[str, dict[str, Any]] | None:
@@ -121,6 +120,7 @@ class ClipTokens:
         converted.add_special_tokens([start[0], end[0]])
         converted.post_processor = processors.TemplateProcessing(f"{start[0]} $A {end[0]}", special_tokens=[start, end])
         converted.enable_truncation(self.context_length)
+        converted.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
         return converted.to_str(), {"clean": "clip", "pad_id": 0, "pad_to": pad_to}
 
     def with_context_length(self, count: int) -> ClipTokens:
@@ -225,12 +225,7 @@ def _hf_text_ids(tokenizer: Any) -> TextIds:
 
 
 def _hf_decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return _joined_punctuation(tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _joined_punctuation(text: str) -> str:
-    """The text without spaces before punctuation marks, which tokenizers of whole words put there."""
-    return re.sub(r"\s+([,.!?;:])", r"\1", " ".join(text.split()))
+    return joined_punctuation(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _portable_json(tokenizer: Any, context_length: int) -> str:
