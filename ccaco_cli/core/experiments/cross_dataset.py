@@ -68,6 +68,10 @@ def score_on(
     job = open_scorer(dataset, options, data_root, on_progress, on_note)
     specs = [str(model) for model in models if not is_run(model)]
     runs = results.find_runs([Path(model) for model in models if is_run(model)])
+    ensembles = [run.name for run in runs if run.path.is_file()]
+    if ensembles and len(ensembles) < len(runs):
+        on_note(f"ensembles have no model of their own and are left out: {', '.join(ensembles)}")
+        runs = [run for run in runs if run.name not in ensembles]
     files: list[Path] = []
     for run in runs:
         described = manifest.open(run.path, kind="run")

@@ -11,6 +11,7 @@ from ccaco_cli.core.data import shards
 from ccaco_cli.core.encoding.columns import columns
 from ccaco_cli.core.errors import ConfigError
 from ccaco_cli.core.experiments import ensemble
+from ccaco_cli.core.experiments.cross_dataset import ScoreOptions, score_on
 from ccaco_cli.core.experiments.grid import AblationRequest
 from ccaco_cli.core.experiments.request import TrainRequest
 from ccaco_cli.core.experiments.run_folder import load_run
@@ -52,6 +53,10 @@ def test_cosines_of_two_models_are_added(small: dict[str, Any], data_root: Path,
         ensemble.facts["parameters"]
         == 2 * next(r for r in results.find_runs([folder]) if r.label == "clip").facts["parameters"]
     )
+    notes: list[str] = []
+    scored = score_on([folder], "scenes", ScoreOptions(device="cpu"), data_root=data_root, on_note=notes.append)
+    assert len(scored) == 4, "an ensemble cannot be scored on a data set, and does not keep its models from it"
+    assert notes == ["ensembles have no model of their own and are left out: clip,ensemble=2-s0"]
     before = ensemble.path.stat().st_mtime_ns
     turned = ablate(
         AblationRequest(request, ["ccaco", "clip"], 2, ensemble=2, reference="clip,ensemble=2"),
