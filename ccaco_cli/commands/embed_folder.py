@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccaco_cli.core.modalities import MODALITIES
+from ccaco_cli.core.modalities import MODALITIES, folder_flags
 
 if TYPE_CHECKING:
     from ccaco_cli.core.library.request import MediaResult
@@ -92,7 +92,7 @@ def refuse_other_options(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             "an index of media files has no such option",
             where=flag,
-            expected=f"{_flags()} or --remove without it",
+            expected=f"{folder_flags()} or --remove without it",
             next="two commands",
         )
 
@@ -105,8 +105,3 @@ def _rejects_text(rejects: Sequence[Reject]) -> str:
     if len(rejects) == 1:
         return f"1 file is no item ({printable(path)}: {reason})"
     return f"{len(rejects):,} files are no items (first {printable(path)}: {reason})"
-
-
-def _flags() -> str:
-    """The options that take a folder of media files."""
-    return ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)

@@ -296,3 +296,8 @@ def facts_of(name: str) -> Function:
 def picture_of(name: str) -> Any:
     """(bytes, pixels) -> PIL image of a modality, or None: it has no entry, or cannot be shown."""
     return MODALITIES[name].picture if name in MODALITIES else None
+
+
+def folder_flags() -> str:
+    """The options of ``ccaco embed`` that take a folder of media files, with commas between them."""
+    return ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)

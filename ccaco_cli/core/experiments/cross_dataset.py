@@ -71,7 +71,7 @@ def score_on(
     ensembles = [run.name for run in runs if run.path.is_file()]
     if ensembles and len(ensembles) < len(runs):
         on_note(f"ensembles have no model of their own and are left out: {', '.join(ensembles)}")
-        runs = [run for run in runs if run.name not in ensembles]
+        runs = [run for run in runs if not run.path.is_file()]
     files: list[Path] = []
     for run in runs:
         described = manifest.open(run.path, kind="run")

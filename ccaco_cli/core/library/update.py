@@ -28,7 +28,7 @@ from ccaco_cli.core.library.side_rows import SideRows
 from ccaco_cli.core.library.states import MediaLibrary, Update
 from ccaco_cli.core.library.writer import ModelSource, StoredModel
 from ccaco_cli.core.manifest import Manifest
-from ccaco_cli.core.modalities import MODALITIES, sides_of
+from ccaco_cli.core.modalities import MODALITIES, folder_flags, sides_of
 from ccaco_cli.core.retrieval import generations
 from ccaco_cli.core.retrieval import index as indexes
 from ccaco_cli.core.retrieval.complete import NewModel
@@ -193,11 +193,10 @@ def _open_index(index: Path, request: MediaRequest) -> Manifest | None:
             raise ConfigError("an index that is built anew needs a model", expected="--model RUN or SPEC")
         return None
     if indexes.FOLDERS not in old.facts:
-        flags = ", ".join(f"--{entry.folder_option}" for entry in MODALITIES.values() if entry.folder_option)
         raise DataError(
             "this index was made from a data set, or by an older version: files of a folder cannot be added or removed",
             where=index,
-            expected=f"an index made by one of {flags}",
+            expected=f"an index made by one of {folder_flags()}",
             next="another --index, or add --rebuild to replace it",
         )
     return old
